@@ -1,0 +1,1 @@
+"""The method contract, the trainer and its checkpoints: plain PyTorch, usable in a notebook without a cluster."""

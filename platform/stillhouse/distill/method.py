@@ -1,0 +1,302 @@
+"""The method contract: what one paper adds to supervised training.
+
+A method is a frozen, keyword-only dataclass of hyper-parameters with a card and as few hooks as it needs. The base class is
+plain supervised training, so a method overrides only what its paper changes; most stop at `knowledge` and `loss`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.data.hashing import derive_seed
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import Prior
+
+Family = Literal["control", "L", "F", "R", "M", "G", "A", "Q"]
+
+
+class MethodError(ValueError):
+    """A method that can not run as asked: a layer that is not there, a need that the teacher does not meet."""
+
+
+class Unsuitable(MethodError):
+    """This student and this method do not fit each other by their defaults; the plan skips the pair and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a reader should know of a method before using it.
+
+    Attributes:
+        family: control; L logits, F features, R relations, M several models, G generations, A own inputs, Q low precision.
+        equations: which equations of the paper the file implements.
+        deviations: where it departs from the paper, and why.
+        suggested: values that the paper or practice found useful.
+        interactions: what it is known to get on badly with.
+        baseline: whether gains are measured against this method; the sweep always runs it.
+    """
+
+    title: str
+    arxiv: str | None = None
+    family: Family = "L"
+    equations: str = ""
+    deviations: str = ""
+    suggested: str = ""
+    interactions: str = ""
+    baseline: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperParameter:
+    """The rule of one hyper-parameter and the prior that a search draws it from when the spec does not say."""
+
+    prior: Prior | None = None
+    above: float | None = None
+    minimum: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] | None = None
+    help: str = ""
+
+    def broken_by(self, value: Any) -> str | None:
+        """The rule that `value` breaks, as in "must be > 0"; None when it keeps them all."""
+        if self.choices is not None:
+            return None if value in self.choices else f"must be one of {', '.join(map(str, self.choices))}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                return "must be finite"
+            if self.above is not None and not value > self.above:
+                return f"must be > {self.above:g}"
+            if self.minimum is not None and not value >= self.minimum:
+                return f"must be >= {self.minimum:g}"
+            if self.below is not None and not value < self.below:
+                return f"must be < {self.below:g}"
+            if self.maximum is not None and not value <= self.maximum:
+                return f"must be <= {self.maximum:g}"
+        return None
+
+
+def hyperparameter(
+    default: Any,
+    *,
+    prior: Prior | None = None,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[Any] | None = None,
+    help: str = "",
+) -> Any:
+    """A dataclass field with its paper's default, its rule and its prior; a prior of None is not searched by default."""
+    rule = HyperParameter(
+        prior=prior,
+        above=above,
+        minimum=minimum,
+        below=below,
+        maximum=maximum,
+        choices=None if choices is None else tuple(choices),
+        help=help,
+    )
+    return field(default=default, metadata={"hyperparameter": rule})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with its own optimiser and its own schedule.
+
+    Attributes:
+        until: the student's layer behind which nothing is computed; `step.student_logits` is then None.
+        comparable: whether validation accuracy in this stage says anything about the student's end; early stopping
+            ignores the stage otherwise.
+    """
+
+    name: str = "train"
+    epochs: int
+    until: str | None = None
+    comparable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a method may look at when it makes its helpers.
+
+    Attributes:
+        teacher: None for a method that asks nothing of a teacher.
+        new_student: makes a student with a fresh initialisation; call number n is the same in every run of the trial.
+        num_samples: size of the training split.
+    """
+
+    teacher: Architecture | None
+    student: Architecture
+    new_student: Callable[[], nn.Module]
+    num_samples: int
+    epochs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Helper:
+    """A module that the method brings: trained with the student, not part of it, not counted in its size.
+
+    Attributes:
+        trainable: a frozen helper (an earlier generation, say) is kept in evaluation mode and has no optimiser.
+        training: fields of `Training` that differ from the student's (`{"optimizer": "adam", "learning_rate": 0.001}`).
+        evaluate: whether the helper is a classifier whose own accuracy is reported (a peer).
+    """
+
+    module: nn.Module
+    trainable: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStart:
+    """What `begin_stage` may change: the student's and the helpers' weights, in place."""
+
+    stage: Stage
+    index: int
+    student: nn.Module
+    modules: Mapping[str, nn.Module]
+    new_student: Callable[[], nn.Module]
+
+
+@dataclass(kw_only=True, slots=True)
+class Step:
+    """One batch as a loss sees it. B batch, C classes, K channels, H and W height and width.
+
+    Attributes:
+        images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too.
+        labels: [B] int64, the samples' own classes.
+        targets: what cross-entropy takes: `labels`, or probabilities [B, C] when the view mixes samples.
+        indices: [B] int64, the samples' places in the training split.
+        student_logits: [B, C]; None in a stage with `until`.
+        student_features: {layer: output} of the layers that `student_layers` named.
+        teacher: {name: [B, ...]} of what `knowledge` named.
+        modules: the helpers by name.
+        progress: fraction of the whole training that is done, in [0, 1).
+        seed: decides every random draw of this step; see `generator`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    indices: Tensor
+    student: nn.Module
+    student_logits: Tensor | None
+    student_features: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module]
+    stage: Stage
+    epoch: int
+    progress: float
+    seed: int
+    _generator: torch.Generator | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The student's logits [B, C], in a stage that computes them."""
+        assert self.student_logits is not None, f"stage '{self.stage.name}' ends at layer '{self.stage.until}'"
+        return self.student_logits
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A CPU generator for this step alone: equal draws in every run, on every device, after every resume."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.seed)
+        return self._generator
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal draws on the student's device."""
+        return torch.randn(*shape, generator=self.generator).to(self.images.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform draws on [0, 1) on the student's device."""
+        return torch.rand(*shape, generator=self.generator).to(self.images.device)
+
+
+class Update(Protocol):
+    """How a method's own `step` changes weights."""
+
+    def minimise(self, loss: Tensor, *groups: str) -> None:
+        """One optimiser step on `loss` for the named groups: `student` and helpers by name; all of them by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Plain supervised training; the base class of every method.
+
+    Raises:
+        ValueError: a hyper-parameter breaks its rule.
+    """
+
+    card: ClassVar[Card] = Card(title="Supervised training", family="control")
+
+    def __post_init__(self) -> None:
+        for name, rule in self.hyperparameters().items():
+            value = getattr(self, name)
+            broken = rule.broken_by(value)
+            if broken:
+                raise ValueError(f"{name} {broken}, got {value!r}")
+
+    @classmethod
+    def hyperparameters(cls) -> dict[str, HyperParameter]:
+        """The rule of every hyper-parameter, by name, in order."""
+        return {
+            item.name: item.metadata.get("hyperparameter", HyperParameter())
+            for item in dataclasses.fields(cls)
+            if item.init and not item.name.startswith("_")
+        }
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return {item.name: item.default for item in dataclasses.fields(cls) if item.name in cls.hyperparameters()}
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        """What the loss needs of the teacher, by the name under which `step.teacher` has it.
+
+        Raises:
+            MethodError: the teacher or the student lacks what the method needs.
+        """
+        return {}
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        """The student's layers that the loss reads; `step.student_features` has them."""
+        return ()
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        """The stretches of training; their epochs add up to `setup.epochs`."""
+        return (Stage(epochs=setup.epochs),)
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        """The helpers, made anew for each trial; called under the trial's own seed."""
+        return {}
+
+    def begin_stage(self, start: StageStart) -> None:
+        """Called in front of each stage, never on resume inside one."""
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """Named scalar terms whose sum is minimised; each is logged."""
+        return {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        """One training step; methods that alternate between networks override it. Returns the terms to log."""
+        terms = self.loss(step)
+        update.minimise(torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values())))
+        return terms
+
+
+def needs_teacher(method: Method, teacher: Architecture | None, student: Architecture) -> bool:
+    """Whether the method asks anything of a teacher for this student."""
+    return bool(teacher is not None and method.knowledge(teacher, student))
+
+
+def step_seed(trial_seed: int, global_step: int) -> int:
+    """The seed of everything random in one training step."""
+    return derive_seed(trial_seed, "step", global_step)

@@ -1,0 +1,90 @@
+"""Files that survive a crash: written beside, fsynced, renamed, and verified when read.
+
+A *checked* file begins with one line, `stillhouse1 <blake2b-128> <bytes>`, and the payload follows.
+Whatever is read back is the payload that was written, or `Damaged` is raised.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+_MAGIC = "stillhouse1"
+
+
+class Damaged(ValueError):
+    """A file that is truncated, garbled or not ours."""
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def content_hash(value: Any, *, digits: int = 32) -> str:
+    """Hex blake2b of the canonical JSON of `value`; equal content gives equal hashes on every machine."""
+    return bytes_hash(canonical_json(value).encode(), digits=digits)
+
+
+def bytes_hash(payload: bytes | memoryview, *, digits: int = 32) -> str:
+    return hashlib.blake2b(payload, digest_size=digits // 2).hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, payload: bytes) -> None:
+    """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_checked(path: Path, payload: bytes) -> None:
+    """Writes `payload` behind a line with its checksum and length; `read_checked` verifies both."""
+    header = f"{_MAGIC} {bytes_hash(payload)} {len(payload)}\n".encode()
+    write_atomic(path, header + payload)
+
+
+def read_checked(path: Path) -> bytes:
+    """The payload of a file that `write_checked` wrote.
+
+    Raises:
+        Damaged: the file is not exactly what was written.
+        FileNotFoundError: there is none.
+    """
+    header, separator, payload = path.read_bytes().partition(b"\n")
+    words = header.decode("ascii", "replace").split(" ")
+    if not separator or len(words) != 3 or words[0] != _MAGIC:
+        raise Damaged(f"{path} does not begin with a stillhouse header")
+    if words[2] != str(len(payload)):
+        raise Damaged(f"{path} holds {len(payload)} bytes of {words[2]}")
+    if words[1] != bytes_hash(payload):
+        raise Damaged(f"{path} does not match its checksum")
+    return payload
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, indented JSON for people and scripts to read."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,69 @@
+"""Knowledge: what a method asks of a teacher for each sample."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stillhouse.spec.priors import Scalar
+
+Reduction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """One tensor per sample: the logits, a layer's output, or a reduction of layers' outputs made at the teacher.
+
+    Build one with `logits()`, `feature(layer)` or `reduced(function, *layers, **options)`.
+
+    Attributes:
+        layers: the layers read, by module name; none means the logits.
+        reduction: a module-level function `reduction(*outputs, **options)` of tensors [B, ...] that returns [B, ...] and
+            treats samples independently. It travels to the teacher by its import path.
+        options: keyword arguments of the reduction.
+    """
+
+    layers: tuple[str, ...] = ()
+    reduction: Reduction | None = None
+    options: tuple[tuple[str, Scalar], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.reduction is not None and "<locals>" in getattr(self.reduction, "__qualname__", "<locals>"):
+            raise ValueError(f"a reduction must be a function of a module, so that workers can import it, got {self.reduction}")
+
+    def compute(self, logits: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+        """The knowledge [B, ...] from the teacher's logits [B, C] and its layers' outputs."""
+        outputs = [features[layer] for layer in self.layers] or [logits]
+        return outputs[0] if self.reduction is None else self.reduction(*outputs, **dict(self.options))
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that is equal if and only if the knowledge is; part of a sealed view's key."""
+        identity: dict[str, Any] = {"layers": list(self.layers)}
+        if self.reduction is not None:
+            source = inspect.getsource(self.reduction)
+            identity["reduction"] = f"{self.reduction.__module__}:{self.reduction.__qualname__}"
+            identity["source"] = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+            identity["options"] = dict(self.options)
+        return identity
+
+    def __str__(self) -> str:
+        what = ", ".join(self.layers) or "logits"
+        return what if self.reduction is None else f"{self.reduction.__name__}({what})"
+
+
+def logits() -> Knowledge:
+    """The teacher's logits [B, C], never probabilities, so that the temperature stays free."""
+    return Knowledge()
+
+
+def feature(layer: str) -> Knowledge:
+    """The output of `layer`, [B, K] or [B, K, H, W]."""
+    return Knowledge(layers=(layer,))
+
+
+def reduced(reduction: Reduction, *layers: str, **options: Scalar) -> Knowledge:
+    """`reduction(*outputs of layers, **options)`, computed at the teacher so that only the result travels."""
+    return Knowledge(layers=layers, reduction=reduction, options=tuple(sorted(options.items())))

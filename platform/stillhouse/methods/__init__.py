@@ -1,0 +1,99 @@
+"""Finds method files: the checkout's `methods/`, the installed wheel, users' folders, entry points.
+
+A method file is a module with one `Method` subclass; the method's name is the file's name. Files of every folder become
+`stillhouse.methods.<name>`, so that workers import them by the same path. An installed package offers its own through the
+entry point group `stillhouse.methods`, whose value names the class.
+"""
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+from stillhouse.distill.method import Method
+from stillhouse.errors import UsageError, did_you_mean
+
+_CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
+if _CHECKOUT.is_dir() and (_CHECKOUT.parent / "platform" / "stillhouse").is_dir():
+    __path__.append(str(_CHECKOUT))
+
+ENTRY_POINTS = "stillhouse.methods"
+FOLDERS_VARIABLE = "STILLHOUSE_METHODS"
+
+
+def add_folder(folder: str | Path) -> None:
+    """Makes the method files of `folder` known.
+
+    Raises:
+        UsageError: there is no such folder, or a file in it bears the name of a method that is known already.
+    """
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise UsageError(f"method folder {path} does not exist; name a folder that holds method files")
+    if str(path) in __path__:
+        return
+    known = {*_files(), *_entry_points()}
+    for name in _files([str(path)]):
+        if name in known:
+            raise UsageError(f"{path / name}.py bears the name of a method that exists; rename the file")
+    __path__.append(str(path))
+    importlib.invalidate_caches()
+    find.cache_clear()
+
+
+def names() -> list[str]:
+    """The names of all known methods, sorted."""
+    return sorted({*_files(), *_entry_points()})
+
+
+@cache
+def find(name: str) -> type[Method]:
+    """The class of the method called `name`.
+
+    Raises:
+        UsageError: there is none, or its file does not define exactly one method.
+    """
+    if name in _files():
+        module = importlib.import_module(f"{__name__}.{name}")
+        classes = [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+        ]
+        if len(classes) != 1:
+            raise UsageError(f"{module.__file__} must define one Method subclass, it defines {len(classes)}")
+        return classes[0]
+    if name in (entry_points := _entry_points()):
+        loaded = entry_points[name].load()
+        if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
+            raise UsageError(f"entry point {ENTRY_POINTS}:{name} must name a Method subclass, it names {loaded!r}")
+        return loaded
+    raise UsageError(f"no method '{name}'{did_you_mean(name, names())}")
+
+
+def baseline() -> str:
+    """The name of the control that gains are measured against.
+
+    Raises:
+        UsageError: not exactly one method's card says that it is the baseline.
+    """
+    found = [name for name in names() if find(name).card.baseline]
+    if len(found) != 1:
+        raise UsageError(f"exactly one method must be the baseline, found {', '.join(found) or 'none'}")
+    return found[0]
+
+
+def _files(paths: list[str] | None = None) -> list[str]:
+    searched = list(__path__) if paths is None else paths
+    return [module.name for module in pkgutil.iter_modules(searched) if not module.name.startswith("_")]
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+for _folder in filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)):
+    add_folder(_folder)

@@ -1,0 +1,1 @@
+"""Student and teacher architectures, access to their features, their size and cost."""

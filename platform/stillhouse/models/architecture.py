@@ -1,0 +1,100 @@
+"""What can be known of a network before it is trained: its layers, their shapes, which of them are useful."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stillhouse.errors import did_you_mean
+
+
+class UnknownLayer(ValueError):
+    """A layer name that the model does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A model's layers as a method sees them at plan time.
+
+    Attributes:
+        name: the model's name in the spec.
+        input_shape: (channels, height, width).
+        shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
+        stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution.
+        pooled: the layer that gives the embedding [K] in front of the classifier, if there is one.
+    """
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    stages: tuple[str, ...] = ()
+    pooled: str | None = None
+
+    def shape(self, layer: str) -> tuple[int, ...]:
+        """Output shape of `layer` without the batch dimension: (K,) or (K, H, W).
+
+        Raises:
+            UnknownLayer: the model has no such layer.
+        """
+        if layer not in self.shapes:
+            useful = {*self.stages, *([self.pooled] if self.pooled else [])}
+            raise UnknownLayer(f"{self.name} has no layer '{layer}'{did_you_mean(layer, useful or self.shapes)}")
+        return self.shapes[layer]
+
+
+def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
+    """Runs one empty batch through `model` and notes what every layer returns.
+
+    `stages` and `pooled` come from the model's own attributes `stage_layers` and `pooled_layer` where it has them.
+    Otherwise they are read off the shapes: the last map at each resolution, and the last vector before the output.
+
+    Args:
+        model: takes [B, C, H, W] and returns logits [B, num_classes]; may live on the meta device. Its mode is kept.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = []
+    for layer, module in model.named_modules():
+        if not layer:
+            continue
+
+        def note(_module: nn.Module, _inputs: object, output: object, layer: str = layer) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim >= 2:
+                shapes[layer] = tuple(output.shape[1:])
+
+        handles.append(module.register_forward_hook(note))
+    was_training = model.training
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, *input_shape, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    stages = getattr(model, "stage_layers", None)
+    pooled = getattr(model, "pooled_layer", None)
+    return Architecture(
+        name=name,
+        num_classes=int(logits.shape[1]),
+        input_shape=input_shape,
+        shapes=shapes,
+        stages=tuple(stages) if stages is not None else _stages(shapes),
+        pooled=pooled if pooled is not None else _pooled(shapes),
+    )
+
+
+def _stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The last layer at each resolution, in the order in which resolutions appear."""
+    last: dict[tuple[int, ...], str] = {}
+    for layer, shape in shapes.items():
+        if len(shape) == 3 and shape[1] * shape[2] > 1:
+            last[shape[1:]] = layer
+    return tuple(last.values())
+
+
+def _pooled(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    vectors = [layer for layer, shape in shapes.items() if len(shape) == 1]
+    return vectors[-2] if len(vectors) > 1 else None

@@ -1,0 +1,122 @@
+"""What is written down of a sweep: one record per trial, the facts of each teacher, the sweep's own facts.
+
+Plain data that every part may read. The ledger stores these, the report and MLflow are views of them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StudentChoice(_Record):
+    """One concrete student: a model with every option decided.
+
+    `name` is the label of the spec's entry (its model name, or the `name` the user gave it); entries whose
+    options are searched share it.
+    """
+
+    name: str
+    model: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Trial(_Record):
+    """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that decides its result."""
+
+    key: str
+    phase: Literal["search", "confirm"] = "search"
+    student: StudentChoice
+    method: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    teacher: str | None = None
+    seed: int = 0
+    epochs: int
+
+
+class TrialRecord(_Record):
+    """The durable record of one trial that will not run again.
+
+    Attributes:
+        status: `finished`; `stopped` early by the scheduler (no test accuracy: test data is read by finished
+            students only); `failed`, with the `reason`.
+        metrics: numbers of the end state: `validation_accuracy`, `test_accuracy` (fractions in [0, 1]), `parameters`,
+            `trainable_parameters`, `size_bytes`, `macs`, `latency_ms` (p50, batch 1), `latency_p95_ms`,
+            `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, and what the method adds.
+        curve: one entry per epoch: `epoch` (from 1), `stage`, `train_loss`, each loss term by name,
+            `validation_accuracy`, `learning_rate`, `seconds`.
+        teaching: how the teacher's knowledge came: `way`, `samples_gathered`, `bytes_gathered`, `wait_seconds`.
+        weights: the student's safetensors file, relative to the sweep's folder.
+    """
+
+    trial: Trial
+    status: Literal["finished", "stopped", "failed"]
+    reason: str | None = None
+    epochs_run: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict)
+    curve: list[dict[str, Any]] = Field(default_factory=list)
+    teaching: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    weights_hash: str | None = None
+    device: str = "cpu"
+    code: dict[str, str | None] = Field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
+
+
+class TeacherFacts(_Record):
+    """One teacher of a sweep: what it is, how good it is, what it cost.
+
+    Attributes:
+        way: how its knowledge reached the trials: `cached`, `served` or `inline`; `reason` says why.
+        samples_forwarded: samples that its forward pass computed for this run of the sweep.
+        samples_reused: samples whose knowledge trials read from a sealed view.
+        seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
+    """
+
+    name: str
+    model: str
+    key: str
+    parameters: int
+    size_bytes: int
+    macs: int
+    latency_ms: float | None = None
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    way: str = "cached"
+    reason: str = ""
+    samples_forwarded: int = 0
+    samples_reused: int = 0
+    bytes_written: int = 0
+    fill_seconds: float = 0.0
+    seconds_per_sample: float | None = None
+    train_seconds: float = 0.0
+    trained_now: bool = False
+
+
+class SweepFacts(_Record):
+    """What the report says of the sweep as a whole.
+
+    Attributes:
+        baseline: the control method that gains are measured against (`scratch`).
+        notes: sentences for the reader: pairs skipped and why, warnings.
+        tracking: `uri`, `experiment`, `run_id`.
+        environment: versions, hardware, commit.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    dataset: dict[str, Any]
+    baseline: str
+    planned: int
+    teachers: list[TeacherFacts] = Field(default_factory=list)
+    objectives: dict[str, Literal["max", "min"]] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    tracking: dict[str, str | None] = Field(default_factory=dict)
+    command: str = ""
+    started: str = ""
+    seconds: float = 0.0

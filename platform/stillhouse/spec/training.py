@@ -1,0 +1,41 @@
+"""How a network is trained: optimiser, schedule, precision. Plain data for students and teachers alike."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Training(BaseModel):
+    """The recipe of one training run.
+
+    Attributes:
+        learning_rate: the peak rate; null means 0.05 for sgd and 0.001 for adam and adamw.
+        milestones: fractions of the run after which the `step` schedule multiplies the rate by `gamma`.
+        warmup_epochs: linear warm-up before the schedule, in epochs.
+        gradient_clip: the largest global gradient norm of an optimiser's parameters; null does not clip.
+        mixed_precision: autocast type of the forward pass; float16 scales the loss and needs a GPU.
+        compile: whether the student's forward pass goes through torch.compile.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def peak_learning_rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.05 if self.optimizer == "sgd" else 0.001
