@@ -1,0 +1,271 @@
+"""The questions a sweep is run to answer: the best student of a size, how sure that is, what the teacher cost."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.report.pareto import pareto_front
+from stillhouse.report.statistics import Configuration, Estimate, compare, winners
+from stillhouse.report.table import reference_teacher
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+
+SIZES = ("parameters", "size_bytes", "macs", "latency_ms")
+_MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_BUDGET = re.compile(r"\s*([a-z_]+)\s*=\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)\s*", re.IGNORECASE)
+_MOST_KNEES = 2
+# Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.
+_KNEE_HEIGHT = 0.08
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A bound on one of `SIZES`."""
+
+    metric: str
+    limit: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in SIZES:
+            raise UsageError(f"budget: no size {self.metric!r}{did_you_mean(self.metric, SIZES)}")
+        if not (math.isfinite(self.limit) and self.limit > 0):
+            raise UsageError(f"budget {self.metric} must be a number > 0, got {self.limit}")
+
+
+def parse_budget(text: str) -> Budget:
+    """`parameters=100k` as a budget; the letters k, M, G and T are powers of 1000.
+
+    Raises:
+        UsageError: another form, an unknown size, a bound that is not positive.
+    """
+    found = _BUDGET.fullmatch(text)
+    if found is None:
+        raise UsageError(f"budget must look like parameters=100k, got {text!r}; sizes: {', '.join(SIZES)}")
+    metric, number, letter = found.groups()
+    try:
+        limit = float(number) * _MULTIPLES[letter.lower()]
+    except ValueError as error:
+        raise UsageError(f"budget {metric} must be a number, got {number!r}") from error
+    return Budget(metric, limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The student that validation data choose within a size, and what test data say of that choice.
+
+    Attributes:
+        title: what was asked: `most accurate`, `knee`, `smallest` or `budget`.
+        best: None when no finished student is small enough.
+        tied: other students and methods within the size whose difference from `best` has an interval that holds zero.
+        ahead: those whose whole interval lies above `best`: the choice by validation was unlucky.
+        unsure: those that share too few seeds with `best` for an interval.
+        behind: how many are surely worse.
+        gain: over the baseline on the same student, paired where they share seeds.
+    """
+
+    title: Literal["budget", "most accurate", "knee", "smallest"]
+    budget: Budget | None = None
+    best: Configuration | None = None
+    teacher: TeacherFacts | None = None
+    tied: tuple[Configuration, ...] = ()
+    ahead: tuple[Configuration, ...] = ()
+    unsure: tuple[Configuration, ...] = ()
+    behind: int = 0
+    gain: Estimate | None = None
+    gain_kind: Literal["paired", "unpaired"] = "paired"
+
+    @property
+    def compression(self) -> float | None:
+        """Parameters of the teacher over those of the student."""
+        parameters = self.best.metric("parameters") if self.best else None
+        return self.teacher.parameters / parameters if self.teacher and parameters else None
+
+    @property
+    def drop(self) -> Estimate | None:
+        """Test accuracy lost against the teacher, which is measured once and so adds no width."""
+        if self.best is None or self.teacher is None or self.teacher.test_accuracy is None:
+            return None
+        return Estimate(self.teacher.test_accuracy - self.best.test.mean, self.best.test.half_width, self.best.test.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as plain data; `trial` is null when nothing meets the budget."""
+        budget = {self.budget.metric: self.budget.limit} if self.budget else None
+        if self.best is None:
+            return {"question": self.title, "budget": budget, "trial": None}
+        return {
+            "question": self.title,
+            "budget": budget,
+            "trial": self.best.key,
+            "method": self.best.method,
+            "student": self.best.choice,
+            "hyperparameters": dict(self.best.hyperparameters),
+            **{name: self.best.metric(name) for name in SIZES},
+            "validation_accuracy": self.best.validation.mean,
+            "test_accuracy": self.best.test.mean,
+            "test_interval": [self.best.test.low, self.best.test.high] if self.best.test.half_width is not None else None,
+            "seeds": self.best.test.n,
+            "compression_ratio": self.compression,
+            "accuracy_drop": self.drop.mean if self.drop else None,
+            "tied_with": [each.key for each in (*self.ahead, *self.tied)],
+        }
+
+
+def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
+    """One answer per budget; without budgets the most accurate student, the knees of the front and its smallest student."""
+    best = winners(found)
+    asked = list(budgets)
+    if asked:
+        return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in asked]
+    size = next((name for name, way in facts.objectives.items() if way == "min" and name in SIZES), "parameters")
+    front = _front(best, size)
+    if not front:
+        return []
+    questions: list[tuple[Literal["most accurate", "knee", "smallest"], Configuration]] = [("most accurate", front[-1])]
+    questions += [("knee", front[position]) for position in _knees(front, size)]
+    if len(front) > 1:
+        questions.append(("smallest", front[0]))
+    return [_answer(facts, best, title, each, Budget(size, limit)) for title, each in questions if (limit := each.metric(size))]
+
+
+def _answer(
+    facts: SweepFacts,
+    best: Sequence[Configuration],
+    title: Literal["budget", "most accurate", "knee", "smallest"],
+    chosen: Configuration | None,
+    within: Budget,
+) -> Answer:
+    budget = within if title == "budget" else None
+    if chosen is None:
+        return Answer(title=title, budget=budget)
+    sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
+    for rival in sorted(_within(best, within), key=_rank):
+        if rival is not chosen:
+            sides[compare(chosen, rival)[0].sign()].append(rival)
+    control = next((each for each in best if each.method == facts.baseline and each.choice == chosen.choice), None)
+    gain, kind = compare(chosen, control) if control and control is not chosen else (None, "paired")
+    return Answer(
+        title=title,
+        budget=budget,
+        best=chosen,
+        teacher=reference_teacher(facts, chosen.teacher),
+        tied=tuple(sides[0]),
+        ahead=tuple(sides[-1]),
+        unsure=tuple(sides[None]),
+        behind=len(sides[1]),
+        gain=gain,
+        gain_kind=kind,
+    )
+
+
+def _rank(each: Configuration) -> tuple[float, float, str]:
+    return (-each.validation.mean, each.metric("parameters") or 0.0, each.key)
+
+
+def _within(best: Iterable[Configuration], budget: Budget) -> list[Configuration]:
+    return [each for each in best if (size := each.metric(budget.metric)) is not None and size <= budget.limit]
+
+
+def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | None:
+    return min(_within(best, budget), key=_rank, default=None)
+
+
+def _front(best: Sequence[Configuration], size: str) -> list[Configuration]:
+    """The non-dominated configurations by mean validation accuracy, smallest first."""
+    sized = [(each, value) for each in best if (value := each.metric(size)) is not None and value > 0]
+    table = pd.DataFrame(
+        {
+            "validation_accuracy": np.array([each.validation.mean for each, _ in sized], dtype=np.float64),
+            "size": np.array([value for _, value in sized], dtype=np.float64),
+            "trial": [each.key for each, _ in sized],
+        }
+    )
+    front = pareto_front(table, {"validation_accuracy": "max", "size": "min"})
+    return [sized[position][0] for position in reversed(front.index.tolist())]
+
+
+def _knees(front: Sequence[Configuration], size: str) -> list[int]:
+    """Where the front bends: the points highest above the chord of accuracy against log size, by halving (Douglas-Peucker)."""
+    if len(front) < 3:
+        return []
+    xs = _unit(np.log([each.metric(size) or 1.0 for each in front]))
+    ys = _unit(np.array([each.validation.mean for each in front]))
+    knees: list[int] = []
+    spans = [(0, len(front) - 1)]
+    while spans and len(knees) < _MOST_KNEES:
+        heights = [_highest(xs, ys, span) for span in spans]
+        index = max(range(len(spans)), key=lambda each: heights[each][1])
+        (knee, height), (start, stop) = heights[index], spans.pop(index)
+        if height < _KNEE_HEIGHT:
+            break
+        knees.append(knee)
+        spans += [(start, knee), (knee, stop)]
+    return sorted(knees, reverse=True)
+
+
+def _highest(xs: NDArray[np.float64], ys: NDArray[np.float64], span: tuple[int, int]) -> tuple[int, float]:
+    start, stop = span
+    inside = np.arange(start + 1, stop)
+    if inside.size == 0:
+        return start, -1.0
+    slope = (ys[stop] - ys[start]) / max(float(xs[stop] - xs[start]), 1e-12)
+    heights = ys[inside] - (ys[start] + slope * (xs[inside] - xs[start]))
+    return int(inside[int(np.argmax(heights))]), float(heights.max())
+
+
+def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    width = float(np.ptp(values))
+    return (values - values.min()) / width if width > 0 else np.zeros_like(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCost:
+    """What one teacher cost the sweep, and what it would have cost inside every trial.
+
+    Attributes:
+        trials: trials that used its knowledge.
+        samples_used: samples times epochs, summed over those trials.
+        forward_seconds: time of its forward passes in this run of the sweep.
+        inside_seconds: `samples_used` at its measured time per sample; None when that was not measured.
+    """
+
+    teacher: TeacherFacts
+    trials: int
+    samples_used: int
+    forward_seconds: float
+    inside_seconds: float | None = field(default=None)
+
+    @property
+    def saved_seconds(self) -> float | None:
+        return None if self.inside_seconds is None else self.inside_seconds - self.forward_seconds
+
+
+def teacher_costs(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[TeacherCost]:
+    """One entry per teacher of the sweep."""
+    per_epoch = facts.dataset.get("train_samples")
+    costs = []
+    for teacher in facts.teachers:
+        users = [record for record in records if record.trial.teacher == teacher.name]
+        used = [_samples_used(record, per_epoch if isinstance(per_epoch, int) else 0) for record in users]
+        inside = None if teacher.seconds_per_sample is None else teacher.seconds_per_sample * sum(used)
+        costs.append(
+            TeacherCost(
+                teacher=teacher,
+                trials=sum(samples > 0 for samples in used),
+                samples_used=sum(used),
+                forward_seconds=teacher.fill_seconds,
+                inside_seconds=inside,
+            )
+        )
+    return costs
+
+
+def _samples_used(record: TrialRecord, per_epoch: int) -> int:
+    """What the trial counted itself; failing that, its epochs over the training data."""
+    counted = record.teaching.get("samples_gathered")
+    return int(counted) if isinstance(counted, int | float) and math.isfinite(counted) else record.epochs_run * per_epoch

@@ -1,0 +1,112 @@
+"""How the report writes numbers, and what it must not write: secrets."""
+
+import math
+import re
+from typing import Any
+
+MISSING = "n/a"
+TIMES = "\N{MULTIPLICATION SIGN}"
+_PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"(password|passwd|secret|token|api_?key|access_?key|credential)", re.IGNORECASE)
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.9123 as "91.2%"."""
+    return MISSING if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.{digits}f}%"
+
+
+def points(fraction: float | None, digits: int = 1, *, signed: bool = False) -> str:
+    """A difference of accuracies in percentage points, without the word: 0.0123 as "1.2"."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    # Adding zero turns -0.0 into 0.0, which would print as "-0.0".
+    rounded = round(100 * fraction, digits) + 0.0
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """12345 as "12,345"."""
+    return MISSING if value is None or not math.isfinite(value) else f"{round(value):,}"
+
+
+def short(value: float | None) -> str:
+    """12345 as "12.3k", for where room is short."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: 12345 as "12.3 kB"."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if abs(value) < 1000:
+        return f"{round(value)} B"
+    text = short(value)
+    return f"{text[:-1]} {text[-1]}B"
+
+
+def milliseconds(value: float | None) -> str:
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3g} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the units that people read: 3700 as "1 h 2 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def ratio(value: float | None) -> str:
+    """12.34 as "12" and the multiplication sign."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return (f"{value:,.0f}" if value >= 10 else f"{value:.2g}") + TIMES
+
+
+def value_text(value: Any) -> str:
+    """A hyper-parameter's value; floats in four significant digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, float) and not isinstance(value, bool):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 as "1 trial", 2 as "2 trials"."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def listed(words: list[str], limit: int = 5) -> str:
+    """["a", "b", "c"] as "a, b and c"; the tail beyond `limit` is only counted."""
+    if len(words) > limit:
+        words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def redacted(text: str) -> str:
+    """`text` with the passwords of its URLs blotted out."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
+
+
+def redacted_tree(value: Any) -> Any:
+    """Plain data with passwords in URLs and the values of keys that name a secret blotted out."""
+    if isinstance(value, dict):
+        return {
+            redacted(str(key)): "***" if _SECRET_KEY.search(str(key)) and isinstance(each, str) else redacted_tree(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [redacted_tree(each) for each in value]
+    return redacted(value) if isinstance(value, str) else value
