@@ -42,7 +42,7 @@ class LogUniform:
             raise ValueError(f"loguniform must be [low, high] with 0 < low < high, got [{self.low}, {self.high}]")
 
     def at(self, quantile: float) -> float:
-        return self.low * (self.high / self.low) ** quantile
+        return self.low * math.pow(self.high / self.low, quantile)
 
     def ends(self) -> tuple[Scalar, ...]:
         return self.low, self.high

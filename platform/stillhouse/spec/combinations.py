@@ -1,0 +1,142 @@
+"""Rules that span several keys of a spec, each of which is fine alone."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from stillhouse.errors import Problem, did_you_mean
+from stillhouse.spec.schema import SearchSpec, SweepSpec
+from stillhouse.spec.training import Training
+
+OBJECTIVES = {
+    "validation_accuracy": "max",
+    "parameters": "min",
+    "size_bytes": "min",
+    "macs": "min",
+    "latency_ms": "min",
+}
+
+
+def combination_problems(
+    spec: SweepSpec, *, broken: Collection[str] = (), student_places: Sequence[int] | None = None
+) -> list[Problem]:
+    """What is impossible about the spec's keys taken together.
+
+    Sections and entries that are `broken` by problems of their own are passed over. `student_places` are the places of the
+    spec's students in the list as the user wrote it.
+    """
+    sound = Soundness(broken)
+    problems: list[Problem] = []
+    if not (spec.methods is not None or spec.teachers or sound.touched("methods") or sound.touched("teachers")):
+        problems.append(
+            Problem("methods", "or teachers must be given; list the methods to compare, such as methods: [scratch]")
+        )
+    problems += _labels(spec, student_places or range(len(spec.students)))
+    if sound("objectives"):
+        problems += _objectives(spec, empty=not sound.touched("objectives"))
+    if sound("search.scheduler", "search.grace_epochs", "search.max_epochs"):
+        problems += _search(spec.search)
+    problems += _training("training", spec.training, "trial_resources.gpu", spec.trial_resources.gpu, sound)
+    if sound("training.warmup_epochs", "search.max_epochs"):
+        problems += _warmup("training", spec.training, spec.search.max_epochs)
+    for name, teacher in spec.teachers.items():
+        if teacher.weights is None:
+            key = f"teachers.{name}"
+            problems += _training(f"{key}.train", teacher.train, f"{key}.resources.gpu", teacher.resources.gpu, sound)
+            problems += _warmup(f"{key}.train", teacher.train, teacher.train.epochs)
+    shares = [("trial_resources.gpu", spec.trial_resources.gpu)]
+    shares += [(f"teachers.{name}.resources.gpu", teacher.resources.gpu) for name, teacher in spec.teachers.items()]
+    for key, gpu in shares:
+        if gpu > 1 and gpu != int(gpu):
+            problems.append(Problem(key, f"must be a fraction of one GPU or a whole number of them, got {gpu:g}"))
+    return problems
+
+
+class Soundness:
+    """Which keys of a spec can be relied on, given the sections and entries that have problems."""
+
+    def __init__(self, broken: Collection[str]) -> None:
+        self._broken = frozenset(broken)
+
+    def __call__(self, *keys: str) -> bool:
+        """Whether neither the keys nor the sections around them have problems."""
+        return not any(key in self._broken or key.split(".")[0].split("[")[0] in self._broken for key in keys)
+
+    def touched(self, section: str) -> bool:
+        """Whether the section or any of its entries has problems."""
+        return any(key == section or key.startswith((f"{section}.", f"{section}[")) for key in self._broken)
+
+
+def idle_settings(spec: SweepSpec) -> list[str]:
+    """One sentence for each setting that has no effect."""
+    default = SearchSpec()
+    notes: list[str] = []
+    if spec.search.scheduler == "none":
+        notes += [
+            f"search.{key} has no effect without search.scheduler: asha"
+            for key in ("grace_epochs", "reduction_factor")
+            if getattr(spec.search, key) != getattr(default, key)
+        ]
+    if spec.search.algorithm == "grid" and spec.search.trials_per_method != default.trials_per_method:
+        notes.append("search.trials_per_method has no effect with search.algorithm: grid, which runs every combination")
+    if spec.views.count > 1 and not spec.views.policy:
+        notes.append("views.count has no effect with an empty views.policy: all views are the images as they are")
+    notes += _idle_training("training", spec.training)
+    for name, teacher in spec.teachers.items():
+        if teacher.weights is None:
+            notes += _idle_training(f"teachers.{name}.train", teacher.train)
+        elif teacher.train != type(teacher.train)():
+            notes.append(f"teachers.{name}.train has no effect beside teachers.{name}.weights")
+    return notes
+
+
+def _labels(spec: SweepSpec, places: Sequence[int]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for place, student in zip(places, spec.students, strict=True):
+        if student.name in first:
+            yield Problem(
+                f"students[{place}].name",
+                f"must be unique, '{student.name}' is the name of students[{first[student.name]}] too; give the entry a name:",
+            )
+        first.setdefault(student.name, place)
+
+
+def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:
+    if empty and not spec.objectives:
+        yield Problem("objectives", "must name at least one objective, such as {validation_accuracy: max, parameters: min}")
+    for name, direction in spec.objectives.items():
+        if name == "test_accuracy":
+            yield Problem(
+                f"objectives.{name}", "must not be searched: the test split is read once, at the end; use validation_accuracy"
+            )
+        elif name not in OBJECTIVES:
+            yield Problem(f"objectives.{name}", f"is not an objective{did_you_mean(name, OBJECTIVES)}")
+        elif direction != OBJECTIVES[name]:
+            yield Problem(f"objectives.{name}", f"must be {OBJECTIVES[name]}, got {direction}")
+
+
+def _search(search: SearchSpec) -> Iterator[Problem]:
+    if search.scheduler == "asha" and search.grace_epochs > search.max_epochs:
+        yield Problem("search.grace_epochs", f"must be <= search.max_epochs = {search.max_epochs}, got {search.grace_epochs}")
+
+
+def _training(key: str, training: Training, gpu_key: str, gpu: float, sound: Soundness) -> Iterator[Problem]:
+    if sound(f"{key}.mixed_precision", gpu_key) and training.mixed_precision == "float16" and not gpu:
+        yield Problem(f"{key}.mixed_precision", f"must be off or bfloat16 without a GPU, got float16; or set {gpu_key}")
+    if training.nesterov and training.optimizer == "sgd" and not training.momentum:
+        yield Problem(f"{key}.nesterov", "must be false without momentum, got true; set momentum > 0")
+
+
+def _warmup(key: str, training: Training, epochs: int) -> Iterator[Problem]:
+    if training.warmup_epochs >= epochs:
+        yield Problem(f"{key}.warmup_epochs", f"must be < the {epochs} epochs of the training, got {training.warmup_epochs:g}")
+
+
+def _idle_training(key: str, training: Training) -> Iterator[str]:
+    default = Training()
+    if training.optimizer != "sgd":
+        for field in ("momentum", "nesterov"):
+            if getattr(training, field) != getattr(default, field):
+                yield f"{key}.{field} has no effect with optimizer: {training.optimizer}"
+    if training.schedule != "step":
+        for field in ("milestones", "gamma"):
+            if getattr(training, field) != getattr(default, field):
+                yield f"{key}.{field} has no effect with schedule: {training.schedule}"

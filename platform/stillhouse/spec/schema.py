@@ -1,0 +1,322 @@
+"""The sweep spec as types: what each key may hold and what it is when the spec does not say.
+
+Validate through `stillhouse.spec.load`, which reports all problems in the user's words.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
+from stillhouse.spec.training import Training
+from stillhouse.spec.wording import show
+
+PRIORS = ("uniform", "loguniform", "integers", "choice")
+FIXED = "defaults"
+
+
+class Section(BaseModel):
+    """A mapping of the spec; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _problem(message: str, *, below: str | None = None) -> PydanticCustomError:
+    """A problem in our own words; `below` is the key inside the value that it is about."""
+    # Pydantic would read braces in the message itself as a template.
+    return PydanticCustomError("stillhouse", "{message}", {"message": message, "below": below})
+
+
+def _name(pattern: str, rule: str) -> PlainValidator:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise _problem(f"{rule}, got {show(value)}")
+        return value
+
+    return PlainValidator(check)
+
+
+SweepName = Annotated[
+    str,
+    _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "must be a folder name of letters, digits, '.', '_' and '-', not led by a sign"),
+]
+TeacherName = Annotated[str, _name(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", "must be a name of letters, digits, '_' and '-'")]
+StudentName = Annotated[
+    str, _name(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}", "must be a name of letters, digits, '.', '_', ':' and '-'")
+]
+
+
+def _parse_validation(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or (isinstance(value, float) and value >= 1):
+        raise _problem(f"must be a number of samples >= 1 or a fraction between 0 and 1, got {show(value)}")
+    return value
+
+
+def parse_setting(value: Any) -> Any:
+    """A value of a hyper-parameter or model option: a scalar, a list, null, or a mapping that spells a prior.
+
+    Raises:
+        PydanticCustomError: neither.
+    """
+    if isinstance(value, Prior):
+        return value
+    if isinstance(value, dict):
+        return _parse_prior(value)
+    if isinstance(value, list | tuple):
+        return [parse_plain(item) for item in value]
+    return parse_plain(value)
+
+
+def parse_plain(value: Any) -> Any:
+    """A value that stands for itself: a scalar, null, or a list of those."""
+    if isinstance(value, list | tuple):
+        return [parse_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise _problem(f"must be a plain value, got {show(value)}")
+
+
+def _parse_prior(value: Mapping[str, Any]) -> Prior:
+    if len(value) != 1 or next(iter(value)) not in PRIORS:
+        raise _problem(
+            f"must be a value or one prior: {{uniform: [low, high]}}, {{loguniform: [low, high]}}, {{integers: [low, high]}} "
+            f"or {{choice: [...]}}, got {show(value)}"
+        )
+    kind, ends = next(iter(value.items()))
+    if not isinstance(ends, list | tuple):
+        raise _problem(f"must be a list, got {show(ends)}", below=kind)
+    if kind == "choice":
+        choices = tuple(parse_plain(item) for item in ends)
+        if not choices:
+            raise _problem("must list at least one value, got []", below=kind)
+        return Choice(choices)
+    number = int if kind == "integers" else int | float
+    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, number) for end in ends):
+        what = "whole numbers" if kind == "integers" else "numbers"
+        raise _problem(f"must be two {what} [low, high], got {show(ends)}", below=kind)
+    low, high = ends
+    if kind == "integers" or kind == "uniform":
+        if not low < high:
+            raise _problem(f"must be [low, high] with low < high, got {show(ends)}", below=kind)
+        return Integers(low, high) if kind == "integers" else Uniform(float(low), float(high))
+    if not 0 < low < high:
+        raise _problem(f"must be [low, high] with 0 < low < high, got {show(ends)}", below=kind)
+    return LogUniform(float(low), float(high))
+
+
+Setting = Annotated[Any, PlainValidator(parse_setting)]
+_SETTINGS = TypeAdapter(dict[str, Setting])
+
+
+def _parse_method(value: Any) -> Any:
+    if value is None:
+        return {}
+    if value == FIXED:
+        return FIXED
+    if not isinstance(value, Mapping):
+        raise _problem(f"must be a mapping of hyper-parameters, {{}} for its own priors, or '{FIXED}', got {show(value)}")
+    return _SETTINGS.validate_python(dict(value))
+
+
+MethodSettings = Annotated[dict[str, Any] | Literal["defaults"], PlainValidator(_parse_method)]
+
+
+def _parse_policy_entry(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        if options is None or isinstance(options, Mapping):
+            return {name: {key: parse_plain(item) for key, item in (options or {}).items()}}
+    raise _problem(f"must be a name such as crop or a one-key mapping such as {{crop: {{padding: 4}}}}, got {show(value)}")
+
+
+def gather_options(entry: Any, own: frozenset[str]) -> Any:
+    """An entry as the user writes it with the keys that are not its `own` moved into `options`."""
+    if isinstance(entry, str):
+        entry = {"model": entry}
+    if not isinstance(entry, Mapping):
+        return entry
+    gathered = {key: value for key, value in entry.items() if key in own}
+    return {**gathered, "options": {key: value for key, value in entry.items() if key not in own}}
+
+
+class DatasetSpec(Section):
+    """The data set.
+
+    Attributes:
+        root: the folder that holds its files; relative to the spec file's folder.
+        validation: samples, or a fraction, of the training split that validation gets.
+        download: whether files that are missing may be fetched.
+        size: height and width that the images are resized to.
+        options: what a user's own data set takes besides.
+    """
+
+    name: str
+    root: str | None = None
+    validation: Annotated[int | float, PlainValidator(_parse_validation)] = 0.1
+    download: bool = False
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    options: dict[str, Annotated[Any, PlainValidator(parse_plain)]] = Field(default_factory=dict)
+
+
+class ViewsSpec(Section):
+    """How images are augmented, and how many distinct augmentations of the whole data set the trials share."""
+
+    policy: tuple[Annotated[Any, PlainValidator(_parse_policy_entry)], ...] = ()
+    count: Annotated[int, Field(ge=1, le=100_000)] = 1
+
+    @property
+    def distinct(self) -> int:
+        """The views that differ: one where nothing augments them."""
+        return self.count if self.policy else 1
+
+
+class Resources(Section):
+    """What a teacher holds of the cluster."""
+
+    cpu: Annotated[float, Field(ge=0)] = 0.0
+    gpu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrialResources(Section):
+    """What one trial holds of the cluster while it runs."""
+
+    cpu: Annotated[float, Field(gt=0)] = 1.0
+    gpu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TeacherTraining(Training):
+    """The recipe of a teacher that the sweep trains, once."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TeacherSpec(Section):
+    """One teacher; keys that are not listed here are options of its model.
+
+    Attributes:
+        weights: a checkpoint file (relative to the spec file's folder), `torchvision:<weights enum>` or
+            `mlflow:models:/name/1`; null trains the teacher by the recipe `train`.
+        num_classes: a promise that is checked against the data set.
+    """
+
+    model: str
+    options: dict[str, Annotated[Any, PlainValidator(parse_plain)]] = Field(default_factory=dict)
+    weights: str | None = None
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    train: TeacherTraining = Field(default_factory=TeacherTraining)
+    resources: Resources = Field(default_factory=Resources)
+
+    @classmethod
+    def from_entry(cls, entry: Any) -> Any:
+        """The spec's entry in the layout of the fields."""
+        return gather_options(entry, frozenset(cls.model_fields) - {"options"})
+
+
+class StudentSpec(Section):
+    """One entry of `students`; keys other than `model` and `name` are options of its model, or priors of them.
+
+    Attributes:
+        name: the label in every table; the model's name unless given.
+    """
+
+    model: str
+    name: StudentName = ""
+    options: dict[str, Setting] = Field(default_factory=dict)
+
+    @classmethod
+    def from_entry(cls, entry: Any) -> Any:
+        """The spec's entry in the layout of the fields: a bare name is a model, its label is the model's name."""
+        entry = gather_options(entry, frozenset(cls.model_fields) - {"options"})
+        if isinstance(entry, Mapping) and isinstance(entry.get("model"), str) and "name" not in entry:
+            return {**entry, "name": re.sub(r"[^A-Za-z0-9._:-]", "-", entry["model"]).lstrip("._:-") or "student"}
+        return entry
+
+
+class SearchSpec(Section):
+    """How trials are chosen and how long they run.
+
+    Attributes:
+        algorithm: `random` draws `trials_per_method` stratified samples of the priors, the same students for every method;
+            `grid` runs every combination of the choices that the spec lists, other hyper-parameters at their defaults.
+        scheduler: `none` runs every trial to its end. `asha` stops trials that lag behind others of their size; what it
+            stops depends on which trial reports first, so two runs of the same spec may stop different trials.
+        max_epochs: length of a trial.
+        confirm_seeds: fresh seeds on which each method's best trial per student is run again.
+        seed: decides every draw of the sweep.
+        grace_epochs: epochs that asha gives every trial.
+        reduction_factor: asha keeps one in this many at each rung.
+    """
+
+    algorithm: Literal["random", "grid"] = "random"
+    trials_per_method: Annotated[int, Field(ge=1, le=100_000)] = 8
+    scheduler: Literal["none", "asha"] = "none"
+    max_epochs: Annotated[int, Field(ge=1)] = 20
+    confirm_seeds: Annotated[int, Field(ge=0, le=1000)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    grace_epochs: Annotated[int, Field(ge=1)] = 1
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+
+
+class KnowledgeSpec(Section):
+    """How the teacher's knowledge reaches the trials, and the number format it is kept in."""
+
+    way: Literal["auto", "cached", "served", "inline"] = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class TrackingSpec(Section):
+    """Where MLflow records go; a null `uri` is an embedded SQLite store under the sweep's home."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+def _methods(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        if unfit := [item for item in value if not isinstance(item, str)]:
+            raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got the entry {show(unfit[0])}")
+        if twice := [item for number, item in enumerate(value) if item in value[:number]]:
+            raise _problem(f"must name each method once, '{twice[0]}' is there twice")
+        value = {item: {} for item in value}
+    if not isinstance(value, Mapping):
+        raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got {show(value)}")
+    return _METHODS.validate_python(dict(value))
+
+
+_METHODS = TypeAdapter(dict[str, MethodSettings])
+
+
+def _default_objectives() -> dict[str, Literal["max", "min"]]:
+    return {"validation_accuracy": "max", "parameters": "min"}
+
+
+class SweepSpec(Section):
+    """One sweep: data set x teachers x students x methods x priors x seeds, with one budget.
+
+    Attributes:
+        methods: hyper-parameters by method; null means every known method that the teachers allow.
+        method_paths: folders with a user's own method files; relative to the spec file's folder.
+    """
+
+    name: SweepName
+    dataset: DatasetSpec
+    views: ViewsSpec = Field(default_factory=ViewsSpec)
+    teachers: dict[TeacherName, TeacherSpec] = Field(default_factory=dict)
+    students: Annotated[tuple[StudentSpec, ...], Field(min_length=1)]
+    methods: Annotated[dict[str, Any] | None, PlainValidator(_methods)] = None
+    search: SearchSpec = Field(default_factory=SearchSpec)
+    training: Training = Field(default_factory=Training)
+    objectives: dict[str, Literal["max", "min"]] = Field(default_factory=_default_objectives)
+    trial_resources: TrialResources = Field(default_factory=TrialResources)
+    max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
+    knowledge: KnowledgeSpec = Field(default_factory=KnowledgeSpec)
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    method_paths: tuple[str, ...] = ()
