@@ -1,0 +1,237 @@
+"""What a run in the store holds, made from records by pure functions; no MLflow here."""
+
+import json
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from stillhouse.durable import content_hash
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.tracking.locations import mask_secrets, mask_uri
+
+# mlflow.utils.validation: MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
+_MAX_NAME = 250
+_MAX_PARAM = 6000
+_MAX_TAG = 8000
+
+CURVE_PREFIX = "epoch_"
+COMPARISON = ("compression_ratio", "accuracy_drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value of a metric."""
+
+    name: str
+    value: float
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEntry:
+    """One child run, ready to be written.
+
+    Attributes:
+        digest: hash of the record it was made from: equal digests need no writing.
+        started_ms, finished_ms: Unix time; also the time of every point, so that writing twice changes nothing.
+    """
+
+    key: str
+    name: str
+    status: str
+    digest: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    points: list[Point] = field(default_factory=list)
+    started_ms: int
+    finished_ms: int
+
+
+def record_digest(record: TrialRecord) -> str:
+    """Content hash of a record, the same for one just made and one read back from a file."""
+    return content_hash(json.loads(record.model_dump_json()))
+
+
+def trial_entry(record: TrialRecord, *, sweep: str, teachers: Sequence[TeacherFacts] = ()) -> RunEntry:
+    """The child run of one trial."""
+    trial = record.trial
+    tags = {
+        "sweep": sweep,
+        "role": "trial",
+        "trial_key": trial.key,
+        "method": trial.method,
+        "student": trial.student.name,
+        "model": trial.student.model,
+        "teacher": trial.teacher,
+        "seed": trial.seed,
+        "phase": trial.phase,
+        "status": record.status,
+        "reason": record.reason,
+        "device": record.device,
+        "way": record.teaching.get("way"),
+        "weights": record.weights,
+        "weights_hash": record.weights_hash,
+        "mlflow.source.name": "stillhouse",
+        "mlflow.source.git.commit": record.code.get("commit"),
+    }
+    params: dict[str, Any] = {f"student.{name}": value for name, value in trial.student.options.items()}
+    own = {"student": trial.student.name, "method": trial.method, "seed": trial.seed, "epochs": trial.epochs}
+    if trial.teacher is not None:
+        own["teacher"] = trial.teacher
+    for name, value in trial.hyperparameters.items():
+        params[f"{trial.method}.{name}" if name in own else name] = value
+    finished_ms = milliseconds(record.finished)
+    return RunEntry(
+        key=trial.key,
+        name=f"{trial.method} {trial.student.name} seed {trial.seed} {trial.key[:8]}",
+        status="FAILED" if record.status == "failed" else "FINISHED",
+        digest=record_digest(record),
+        tags=clean_tags(tags),
+        params=clean_params(own | params),
+        points=list(_points(record, teachers)),
+        started_ms=milliseconds(record.started) or finished_ms,
+        finished_ms=finished_ms,
+    )
+
+
+def _points(record: TrialRecord, teachers: Sequence[TeacherFacts]) -> Iterator[Point]:
+    yield from _numbers(record.metrics)
+    yield Point(name="epochs_run", value=float(record.epochs_run))
+    yield from _numbers({f"teaching_{name}": value for name, value in record.teaching.items()})
+    for name, value in comparison(record.metrics, record.trial.teacher, teachers).items():
+        yield Point(name=name, value=value)
+    for step, entry in zip(_steps(record.curve), record.curve, strict=True):
+        named = {f"{CURVE_PREFIX}{name}": value for name, value in entry.items() if name != "epoch"}
+        yield from _numbers(named, step=step)
+
+
+def _steps(curve: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+    """The epochs, or the positions where a method counts its epochs from 1 in every stage."""
+    epochs = [entry.get("epoch") for entry in curve]
+    whole = [epoch for epoch in epochs if isinstance(epoch, int) and epoch > 0]
+    if len(whole) == len(epochs) and all(before < after for before, after in pairwise(whole)):
+        return whole
+    return range(1, len(curve) + 1)
+
+
+def _numbers(values: Mapping[str, Any], *, step: int = 0) -> Iterator[Point]:
+    for name, value in values.items():
+        if isinstance(value, bool | int | float):
+            yield Point(name=clean_name(name), value=float(value), step=step)
+
+
+def reference_teacher(teachers: Sequence[TeacherFacts]) -> TeacherFacts | None:
+    """The most accurate teacher: what a student without a teacher of its own is compared with."""
+
+    def accuracy(teacher: TeacherFacts) -> float:
+        known = [value for value in (teacher.test_accuracy, teacher.validation_accuracy) if value is not None]
+        return known[0] if known else -1.0
+
+    return max(teachers, key=accuracy, default=None)
+
+
+def comparison(metrics: Mapping[str, float], teacher: str | None, teachers: Sequence[TeacherFacts]) -> dict[str, float]:
+    """`compression_ratio` (teacher's parameters / student's) and `accuracy_drop` (teacher's test accuracy - student's).
+
+    Against the trial's own teacher, or the sweep's most accurate one where the trial has none (`scratch`). Only
+    what is known: a teacher's test accuracy may be read at the end of the sweep.
+    """
+    own = next((facts for facts in teachers if facts.name == teacher), None) or reference_teacher(teachers)
+    if own is None:
+        return {}
+    found = {}
+    if metrics.get("parameters", 0) > 0:
+        found["compression_ratio"] = own.parameters / metrics["parameters"]
+    if own.test_accuracy is not None and "test_accuracy" in metrics:
+        found["accuracy_drop"] = own.test_accuracy - metrics["test_accuracy"]
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
+    """Tags of the parent run. Not params: those can't change, and a sweep may be extended."""
+    return clean_tags(
+        {
+            "sweep": facts.name,
+            "role": "sweep",
+            "home_id": home_id,
+            "dataset": facts.dataset.get("name"),
+            "baseline": facts.baseline,
+            "planned": facts.planned,
+            "objectives": ", ".join(f"{name}: {goal}" for name, goal in facts.objectives.items()) or None,
+            "command": facts.command or None,
+            "mlflow.source.name": "stillhouse",
+            "mlflow.source.git.commit": facts.environment.get("commit"),
+        }
+    )
+
+
+def sweep_points(facts: SweepFacts, trials: Sequence[Mapping[str, float]], statuses: Sequence[str]) -> list[Point]:
+    """Summary of a sweep: counts, the student chosen on validation data, the teachers' numbers and cost.
+
+    `trials` are the end-state metrics of each trial, `statuses` stand beside them.
+    """
+    values: dict[str, float] = {"trials_planned": facts.planned, "seconds": facts.seconds}
+    for status in ("finished", "stopped", "failed"):
+        values[f"trials_{status}"] = statuses.count(status)
+    measured = [metrics for metrics in trials if "validation_accuracy" in metrics and "test_accuracy" in metrics]
+    if measured:
+        best = max(measured, key=lambda metrics: metrics["validation_accuracy"])
+        for name in ("validation_accuracy", "test_accuracy", "parameters", "size_bytes"):
+            if name in best:
+                values[f"best_{name}"] = best[name]
+    for name in ("samples_forwarded", "samples_reused", "fill_seconds", "train_seconds"):
+        values[f"teachers_{name}"] = sum(getattr(teacher, name) for teacher in facts.teachers)
+    for teacher in facts.teachers:
+        for name in ("parameters", "size_bytes", "macs", "latency_ms", "validation_accuracy", "test_accuracy"):
+            if (value := getattr(teacher, name)) is not None:
+                values[f"teacher_{teacher.name}_{name}"] = value
+    return list(_numbers(values))
+
+
+def sweep_note(facts: SweepFacts) -> str:
+    """Markdown shown on the parent run's page."""
+    lines = [f"Sweep **{facts.name}** on {facts.dataset.get('name', 'its data set')}: {facts.planned} trials planned."]
+    lines += [
+        f"- teacher **{teacher.name}** ({teacher.model}): {teacher.parameters:,} parameters, knowledge {teacher.way}"
+        for teacher in facts.teachers
+    ]
+    lines += [f"- {note}" for note in facts.notes]
+    return clip(mask_uri("\n".join(lines)), _MAX_TAG)
+
+
+def clean_name(name: str) -> str:
+    """`name` as MLflow allows it. A slash would put the chart into a section of its own, so it becomes a dot."""
+    name = re.sub(r"[^\w.\- :]", "_", name.replace("/", "."))[:_MAX_NAME]
+    return name if name and posixpath.normpath(name) == name and name not in {".", ".."} else f"_{name}"[:_MAX_NAME]
+
+
+def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as text, masked and clipped; those without a value are left out."""
+    return {clean_name(name): clip(_text(value), _MAX_TAG) for name, value in tags.items() if value is not None}
+
+
+def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
+    return {clean_name(name): clip(_text(value), _MAX_PARAM) for name, value in mask_secrets(params).items()}
+
+
+def _text(value: Any) -> str:
+    """Text as it is, other values as JSON: `0.1`, `true`, `[1, 2]`."""
+    return mask_uri(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def milliseconds(moment: str) -> int:
+    """Unix time of an ISO 8601 moment (UTC unless it says otherwise); 0 when there is none."""
+    try:
+        when = datetime.fromisoformat(moment)
+    except ValueError:
+        return 0
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)

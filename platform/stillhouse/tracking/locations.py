@@ -1,0 +1,101 @@
+"""Where tracking data goes, and how an address is shown without its secrets."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+_HIDDEN = "***"
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"<>]*@")
+_HIDDEN_WORD = r"(?:password|passwd|passfile|sslpassword|secret|token|api_?key|access_?key|credentials?|signature|sig)"
+_SECRET_QUERY = re.compile(rf"(?P<key>[?&;][\w.-]*{_HIDDEN_WORD}[\w.-]*=)[^&;\s'\"<>#]+", re.IGNORECASE)
+_SECRET_KEY = re.compile(rf"(?:^|[_.-]){_HIDDEN_WORD}$", re.IGNORECASE)
+
+_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}
+
+
+def mask_uri(text: str) -> str:
+    """`text` with the user information and the secret query values of every address in it replaced by `***`."""
+    return _SECRET_QUERY.sub(rf"\g<key>{_HIDDEN}", _USERINFO.sub(rf"\g<scheme>{_HIDDEN}@", text))
+
+
+def mask_secrets(value: Any) -> Any:
+    """`value` (plain data) with addresses masked and the values of secret keys (`password`, `token`, ...) replaced."""
+    if isinstance(value, str):
+        return mask_uri(value)
+    if isinstance(value, Mapping):
+        return {
+            key: _HIDDEN if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) else mask_secrets(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask_secrets(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A tracking store.
+
+    Attributes:
+        uri: the address as MLflow takes it, absolute; may hold credentials, so it is never printed.
+        shown: the address for logs, facts and reports.
+        artifacts: where a new experiment keeps its artifacts; None lets the server decide.
+        home: the folder of the embedded store and of the identity of this home's sweeps.
+    """
+
+    uri: str
+    shown: str
+    artifacts: str | None
+    home: Path
+
+    @property
+    def is_server(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def is_database(self) -> bool:
+        return self.uri.partition(":")[0].partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of a store behind a socket; None for a file or an address that names no host."""
+        scheme = self.uri.partition(":")[0].partition("+")[0]
+        if scheme not in _DEFAULT_PORTS:
+            return None
+        try:
+            parts = urlsplit(self.uri)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            return None
+        return (host, port or _DEFAULT_PORTS[scheme]) if host else None
+
+
+def locate(uri: str | None, home: Path) -> Location:
+    """The store that `uri` names; None is the SQLite file `home/mlflow.db` with artifacts in `home/mlartifacts`.
+
+    A relative SQLite path is made absolute here, since the working directory of whoever opens it next may differ.
+    """
+    home = home.expanduser().absolute()
+    uri = uri.strip() if uri else f"sqlite:///{home / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
+        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    location = Location(uri=uri, shown=mask_uri(uri), artifacts=None, home=home)
+    if location.is_database:
+        return Location(uri=uri, shown=location.shown, artifacts=(home / "mlartifacts").as_uri(), home=home)
+    return location
+
+
+def home_identity(home: Path) -> str:
+    """A random name of this home, made once: two people's sweeps of one name stay apart on a shared server."""
+    path = home / "mlflow-home-id"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(secrets.token_hex(8) + "\n")
+    except FileExistsError:
+        pass
+    return path.read_text().strip()

@@ -1,0 +1,64 @@
+"""Writes the ledger into MLflow after an outage."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.errors import InfrastructureError
+from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.tracking.locations import locate
+from stillhouse.tracking.store import RejectedError, UnreachableError, settings
+from stillhouse.tracking.writer import SweepWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncResult:
+    """What `sync` did.
+
+    Attributes:
+        created: runs written, those completed or replaced because their record differs included.
+        skipped: runs that stood there already.
+        failed: records that are still not in the store; `reasons` says why.
+        run_id: the parent run.
+    """
+
+    created: int
+    skipped: int
+    failed: int
+    reasons: tuple[str, ...] = ()
+    run_id: str | None = None
+
+
+def sync(
+    uri: str | None,
+    home: Path,
+    experiment: str,
+    facts: SweepFacts,
+    records: Iterable[TrialRecord],
+    artifacts: Mapping[str, Path],
+) -> SyncResult:
+    """Brings the store to what `records` say; a second time changes nothing.
+
+    Raises:
+        InfrastructureError: the store can not be opened.
+    """
+    location = locate(uri, home)
+    records = list(records)
+    counts = {"created": 0, "skipped": 0}
+    reasons: list[str] = []
+    with settings():
+        try:
+            writer = SweepWriter(location, experiment, facts)
+        except (UnreachableError, RejectedError) as error:
+            raise InfrastructureError(f"can't write to the tracking store {location.shown}: {error}") from error
+        try:
+            for record in records:
+                try:
+                    counts[writer.write_trial(record)] += 1
+                except RejectedError as error:
+                    reasons.append(f"trial {record.trial.key}: {error}")
+            reasons += writer.finish(facts, artifacts)
+        except (UnreachableError, RejectedError) as error:
+            reasons.append(str(error))
+    failed = len(records) - sum(counts.values())
+    return SyncResult(**counts, failed=failed, reasons=tuple(reasons), run_id=writer.run_id)

@@ -1,0 +1,188 @@
+"""Opening an MLflow store: patient settings, quiet logs, a schema made once, and errors sorted into two kinds."""
+
+import fcntl
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+from stillhouse.tracking.locations import Location, mask_uri
+
+_T = TypeVar("_T")
+
+PROBE_TIMEOUT_S = 3.0
+
+# MLflow retries for about 4 minutes on its own defaults. Repeating is the caller's work here: it looks first whether
+# a run was created by a request whose answer got lost.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+_CHATTY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.tracking", "urllib3.connectionpool")
+
+
+class UnreachableError(Exception):
+    """The store did not answer, or could not do its work now: the same request may succeed later."""
+
+
+class RejectedError(Exception):
+    """The store refused: the same request would be refused again."""
+
+
+class Settings:
+    """MLflow's environment variables for as long as somebody writes; those that the user set are left as they are."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _users: ClassVar[int] = 0
+    _ours: ClassVar[set[str]] = set()
+
+    @classmethod
+    def apply(cls) -> None:
+        with cls._lock:
+            cls._users += 1
+            for name, value in _SETTINGS.items():
+                if name not in os.environ:
+                    os.environ[name] = value
+                    cls._ours.add(name)
+
+    @classmethod
+    def release(cls) -> None:
+        with cls._lock:
+            cls._users -= 1
+            if cls._users == 0:
+                for name in cls._ours:
+                    os.environ.pop(name, None)
+                cls._ours.clear()
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    Settings.apply()
+    try:
+        yield
+    finally:
+        Settings.release()
+
+
+def open_client(location: Location) -> Any:
+    """An `MlflowClient` for `location`, with the schema of a database in place.
+
+    Raises:
+        UnreachableError, RejectedError: with one sentence.
+    """
+    probe(location)
+    quieten()
+    from mlflow.tracking import MlflowClient
+
+    def connect() -> Any:
+        if location.is_database and location.address is not None:
+            _log_in(location)
+        client = MlflowClient(location.uri)
+        client.search_experiments(max_results=1)
+        return client
+
+    if not location.is_database:
+        return attempt(connect)
+    with _schema_lock(location):
+        return attempt(connect)
+
+
+def probe(location: Location) -> None:
+    """Knocks before MLflow does, which tries a dead database for more than a minute.
+
+    Raises:
+        UnreachableError: nobody listens.
+    """
+    if (address := location.address) is None:
+        return
+    try:
+        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        raise UnreachableError(f"nothing answers at {location.shown} ({error.strerror or error})") from error
+
+
+def _log_in(location: Location) -> None:
+    """Connects once, so that a wrong password fails now and not after MLflow's ten attempts."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(location.uri, poolclass=sqlalchemy.NullPool)
+    engine.connect().close()
+    engine.dispose()
+
+
+@contextmanager
+def _schema_lock(location: Location) -> Iterator[None]:
+    """One process at a time: a cold database opened by several at once is left with a broken schema."""
+    location.home.mkdir(parents=True, exist_ok=True)
+    with (location.home / ".mlflow-schema.lock").open("w") as file:
+        for _ in range(600):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise UnreachableError(f"another process has been opening {location.shown} for a minute")
+        yield
+
+
+def quieten() -> None:
+    """Keeps migrations and connection retries out of the sweep's log; a level that the user chose stays."""
+    for name in _CHATTY_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
+    # mlflow 3.17 on SQLAlchemy 2.1. A filter of this one message stays in place, because catch_warnings would swap
+    # the filters of every thread.
+    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
+
+
+def attempt(request: Callable[[], _T]) -> _T:
+    """The result of `request`, its errors sorted into `UnreachableError` and `RejectedError`.
+
+    Raises:
+        UnreachableError: connection trouble, a full disk, a locked database, an HTTP status of 408, 429 or 5xx.
+        RejectedError: everything else.
+    """
+    try:
+        return request()
+    except (UnreachableError, RejectedError):
+        raise
+    except Exception as error:
+        sentence = _sentence(error)
+        raise (UnreachableError(sentence) if _may_pass(error) else RejectedError(sentence)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
+
+    if isinstance(error, requests.RequestException):
+        return _is_passing_status(503 if error.response is None else error.response.status_code)
+    if isinstance(error, MlflowException):
+        # A database of another MLflow is an INTERNAL_ERROR to MLflow, but waiting does not mend it.
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        return _is_passing_status(status) and "out-of-date database schema" not in str(error)
+    return isinstance(error, OSError | DBAPIError)
+
+
+def _is_passing_status(status: int) -> bool:
+    return status in {408, 429} or status >= 500
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, without secrets."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; install the driver of the database (pip install psycopg2-binary for PostgreSQL)"
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return mask_uri(first.strip())[:500]

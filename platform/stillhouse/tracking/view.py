@@ -1,0 +1,122 @@
+"""The saved view of MLflow's run page: accuracy against size as scatter charts, and parallel coordinates.
+
+MLflow keeps a saved view as an experiment tag `mlflow.sharedViewState.<id>`, opened by `?viewStateShareKey=<id>`. Its
+JSON is not documented; this is what mlflow 3.17's own page reads: an envelope with `name`, `createdAt`, `updatedAt`
+and the `state` as text.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.durable import bytes_hash
+
+_PREFIX = "mlflow.sharedViewState."
+_SECTION = "stillhouse-trade-off"
+# The page shows a saved view's age; a fixed moment keeps the tag the same each time it is written.
+_CREATED_MS = 1735689600000
+
+_SIZES = {"parameters": "Parameters", "size_bytes": "Bytes", "macs": "MACs", "latency_ms": "Latency (ms)"}
+
+
+@dataclass(frozen=True)
+class View:
+    """A saved view: its id, and the tag that holds it."""
+
+    id: str
+    value: str
+
+    @property
+    def tag(self) -> str:
+        return f"{_PREFIX}{self.id}"
+
+
+def experiment_view() -> View:
+    """All trials of an experiment."""
+    return _view("stillhouse", "Accuracy against size", "tags.role = 'trial'")
+
+
+def sweep_view(sweep: str, teachers: Sequence[str] = ()) -> View:
+    """The trials of one sweep."""
+    quote = '"' if "'" in sweep else "'"
+    return _view(
+        sweep_view_id(sweep), f"{sweep}: accuracy against size", f"tags.role = 'trial' and tags.sweep = {quote}{sweep}{quote}"
+    )
+
+
+def sweep_view_id(sweep: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9-]+", "-", sweep)[:60]
+    return f"stillhouse-{plain}" if plain == sweep else f"stillhouse-{plain}-{bytes_hash(sweep.encode(), digits=8)}"
+
+
+def view_address(server: str, experiment_id: str, view_id: str) -> str:
+    """The page of a running server that opens with the view."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={view_id}"
+
+
+def _view(view_id: str, name: str, search: str) -> View:
+    charts: list[Mapping[str, Any]] = [
+        _chart(
+            f"scatter-{metric}",
+            "SCATTER",
+            f"Test accuracy against {title.lower()}" if title != "MACs" else "Test accuracy against MACs",
+        )
+        | {"xaxis": _axis(metric), "yaxis": _axis("test_accuracy"), "runsCountToCompare": 100}
+        for metric, title in _SIZES.items()
+    ]
+    charts.append(
+        _chart("parallel", "PARALLEL", "Method, student, size and accuracy")
+        | {
+            "selectedParams": ["method", "student"],
+            "selectedMetrics": ["parameters", "latency_ms", "validation_accuracy"],
+            "showAllRuns": True,
+        }
+    )
+    state = {
+        "searchFilter": search,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            *(f"tags.`{name}`" for name in ("method", "student", "status")),
+            *(f"metrics.`{name}`" for name in ("test_accuracy", "validation_accuracy", "parameters", "latency_ms")),
+        ],
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [_section(_SECTION, "Accuracy against size"), _section("stillhouse-metrics", "Model metrics")],
+        "isAccordionReordered": True,
+        "viewMaximized": False,
+        "runListHidden": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+    text = json.dumps(state, separators=(",", ":"))
+    envelope = {"name": name, "createdAt": _CREATED_MS, "updatedAt": _CREATED_MS, "state": text}
+    return View(view_id, json.dumps(envelope, separators=(",", ":")))
+
+
+def _chart(name: str, kind: str, title: str) -> dict[str, Any]:
+    return {
+        "uuid": f"stillhouse-{name}",
+        "type": kind,
+        "runsCountToCompare": 10,
+        "metricSectionId": _SECTION,
+        "deleted": False,
+        "isGenerated": False,
+        "displayName": title,
+    }
+
+
+def _axis(metric: str) -> dict[str, str]:
+    return {"key": metric, "type": "METRIC"}
+
+
+def _section(uuid: str, name: str) -> dict[str, Any]:
+    return {"uuid": uuid, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}

@@ -1,0 +1,316 @@
+"""Writes one sweep into an MLflow store, idempotently: what stands there already is found, not written again."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.tracking.entries import (
+    COMPARISON,
+    Point,
+    RunEntry,
+    clip,
+    comparison,
+    milliseconds,
+    sweep_note,
+    sweep_points,
+    sweep_tags,
+    trial_entry,
+)
+from stillhouse.tracking.locations import Location, home_identity, mask_secrets, mask_uri
+from stillhouse.tracking.store import RejectedError, attempt, open_client
+from stillhouse.tracking.view import experiment_view, sweep_view
+
+# MLflow takes 1000 metrics, 100 params and 1 MB in a batch; 25 params of 6000 characters in UTF-8 stay under it.
+_METRICS_PER_BATCH = 500
+_PARAMS_PER_BATCH = 25
+_RUNS_PER_PAGE = 1000
+
+_TEXT_FILES = {".csv", ".html", ".json", ".md", ".txt", ".yaml", ".yml"}
+
+Outcome = Literal["created", "skipped"]
+
+
+@dataclass
+class _Child:
+    """What is known of a child run that stands in the store."""
+
+    run_id: str
+    digest: str | None
+    teacher: str | None
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class SweepWriter:
+    """The parent run of one sweep and its children. Not for several threads at once.
+
+    Every method raises `UnreachableError` (try again later) or `RejectedError` (don't).
+    """
+
+    def __init__(self, location: Location, experiment: str, facts: SweepFacts) -> None:
+        """Opens the store and finds or makes the experiment, its saved views, the parent run; reads its children."""
+        self.location = location
+        self._facts = facts
+        self._client = open_client(location)
+        self._children: dict[str, _Child] = {}
+        self._uncertain: str | None = None
+        home_id = attempt(lambda: home_identity(location.home))
+        self.experiment_id = attempt(lambda: self._experiment(experiment))
+        self.run_id = attempt(lambda: self._parent(home_id))
+        attempt(self._read_children)
+        self._save_views()
+
+    def write_trial(self, record: TrialRecord) -> Outcome:
+        """Writes the child run of `record`, unless it stands there with the same content."""
+        entry = trial_entry(record, sweep=self._facts.name, teachers=self._facts.teachers)
+        if self._uncertain == entry.key:
+            # The answer to its creation got lost on the way: it may exist.
+            attempt(lambda: self._read_children(entry.key))
+        child = self._children.get(entry.key)
+        if child is not None and child.digest == entry.digest:
+            return "skipped"
+        if child is not None and child.digest is not None:
+            # Params can't be changed, and two attempts in one curve would mislead: the new record gets a new run.
+            stale = child.run_id
+            attempt(lambda: self._client.delete_run(stale))
+            del self._children[entry.key]
+            child = None
+        attempt(lambda: self._write_entry(entry, child))
+        return "created"
+
+    def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
+        """Completes comparisons, logs the summary, the spec and the files, and ends the parent run.
+
+        Args:
+            facts: as they are at the end.
+            artifacts: files or folders by name. A name with a suffix or a slash is the place under which the file
+                is kept; any other is a label, and the file keeps its own name.
+
+        Returns:
+            sentences on files that are missing.
+        """
+        self._facts = facts
+        for child in self._children.values():
+            attempt(partial(self._compare, child))
+        self._save_views()
+        children = list(self._children.values())
+        points = sweep_points(facts, [child.metrics for child in children], [child.status for child in children])
+        attempt(lambda: self._log(self.run_id, points, {}, _now()))
+        attempt(lambda: self._tag_parent(facts))
+        missing = self._log_files(facts, artifacts)
+        self.end("FINISHED")
+        return missing
+
+    def end(self, status: Literal["FINISHED", "KILLED"]) -> None:
+        attempt(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (found := self._client.get_experiment_by_name(name)) is None:
+            try:
+                created = self._client.create_experiment(name, artifact_location=self.location.artifacts)
+            except MlflowException as error:
+                # Another driver made it in the same moment.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or not self._client.get_experiment_by_name(name):
+                    raise
+                created = self._client.get_experiment_by_name(name).experiment_id
+            self._client.set_experiment_tag(created, "mlflow.experimentKind", "custom_model_development")
+            return str(created)
+        if found.lifecycle_stage != "active":
+            raise RejectedError(f"experiment {name!r} was deleted: restore it (mlflow experiments restore) or name another")
+        return str(found.experiment_id)
+
+    def _parent(self, home_id: str) -> str:
+        tags = sweep_tags(self._facts, home_id=home_id)
+        condition = _all_equal({name: tags[name] for name in ("sweep", "role", "home_id")})
+        if found := self._search(condition):
+            run_id = str(found[0].info.run_id)
+            self._client.update_run(run_id, status="RUNNING")
+        else:
+            started = milliseconds(self._facts.started) or None
+            name = self._facts.name
+            run_id = str(self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name).info.run_id)
+        self._client.log_inputs(run_id, self._dataset_inputs())
+        self._tag_parent(self._facts, run_id)
+        return run_id
+
+    def _tag_parent(self, facts: SweepFacts, run_id: str | None = None) -> None:
+        from mlflow.entities import RunTag
+
+        tags = sweep_tags(facts, home_id=home_identity(self.location.home)) | {"mlflow.note.content": sweep_note(facts)}
+        listed = [RunTag(name, value) for name, value in tags.items()]
+        self._client.log_batch(run_id or self.run_id, tags=listed)
+
+    def _read_children(self, key: str | None = None) -> None:
+        """Reads what stands in the store; of several runs of one trial the first complete one stays."""
+        wanted = {"mlflow.parentRunId": self.run_id} | ({"trial_key": key} if key else {})
+        for run in self._search(_all_equal(wanted)):
+            tags = run.data.tags
+            if "trial_key" not in tags:
+                continue
+            child = _Child(
+                run_id=run.info.run_id,
+                digest=tags.get("record_digest"),
+                teacher=tags.get("teacher"),
+                status=tags.get("status", "failed"),
+                metrics=dict(run.data.metrics),
+            )
+            known = self._children.get(tags["trial_key"])
+            if known is not None and known.run_id != child.run_id:
+                keep, drop = (known, child) if known.digest is not None or child.digest is None else (child, known)
+                self._client.delete_run(drop.run_id)
+                child = keep
+            self._children[tags["trial_key"]] = child
+
+    def _search(self, condition: str) -> list[Any]:
+        runs: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment_id],
+                filter_string=condition,
+                max_results=_RUNS_PER_PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            runs += page
+            if not (token := page.token):
+                return runs
+
+    def _write_entry(self, entry: RunEntry, child: _Child | None) -> None:
+        """Creates, fills and ends a run. `record_digest` comes with the last batch and says that all of it is there.
+
+        A run that was left half-written is filled again: every point has the record's own time, so a second
+        writing of it changes nothing.
+        """
+        if child is None:
+            self._uncertain = entry.key
+            run = self._client.create_run(
+                self.experiment_id,
+                start_time=entry.started_ms or None,
+                tags=entry.tags | {"mlflow.parentRunId": self.run_id},
+                run_name=clip(entry.name, 250),
+            )
+            teacher, status = entry.tags.get("teacher"), entry.tags["status"]
+            child = _Child(run_id=run.info.run_id, digest=None, teacher=teacher, status=status)
+            self._children[entry.key] = child
+            self._uncertain = None
+            self._client.log_inputs(child.run_id, self._dataset_inputs())
+        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, {"record_digest": entry.digest})
+        self._client.set_terminated(child.run_id, entry.status, end_time=entry.finished_ms or None)
+        child.digest = entry.digest
+        child.metrics = {point.name: point.value for point in entry.points if point.step == 0}
+
+    def _log(
+        self,
+        run_id: str,
+        points: Sequence[Point],
+        params: Mapping[str, str],
+        when_ms: int,
+        last_tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Metrics and params in as few batches as the limits allow, `last_tags` with the last of them."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(point.name, point.value, when_ms, point.step) for point in points]
+        listed = [Param(name, value) for name, value in params.items()]
+        tags = [RunTag(name, value) for name, value in (last_tags or {}).items()]
+        count = max(_pieces(metrics, _METRICS_PER_BATCH), _pieces(listed, _PARAMS_PER_BATCH), 1)
+        for number in range(count):
+            self._client.log_batch(
+                run_id,
+                metrics=metrics[number * _METRICS_PER_BATCH :][:_METRICS_PER_BATCH],
+                params=listed[number * _PARAMS_PER_BATCH :][:_PARAMS_PER_BATCH],
+                tags=tags if number == count - 1 else [],
+            )
+
+    def _compare(self, child: _Child) -> None:
+        """Logs `compression_ratio` and `accuracy_drop` where the teacher's numbers became known after the trial."""
+        wanted = comparison(child.metrics, child.teacher, self._facts.teachers)
+        changed = [Point(name=name, value=wanted[name]) for name in COMPARISON if name in wanted]
+        changed = [point for point in changed if child.metrics.get(point.name) != point.value]
+        if changed:
+            self._log(child.run_id, changed, {}, _now())
+            child.metrics |= {point.name: point.value for point in changed}
+
+    def _dataset_inputs(self) -> list[Any]:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        facts = mask_secrets(self._facts.dataset)
+        digest = str(facts.get("fingerprint") or "")[:36]
+        if not facts.get("name") or not digest:
+            return []
+        source = json.dumps({name: facts[name] for name in ("name", "root") if facts.get(name)}, default=str)
+        profile = json.dumps(facts, default=str)
+        dataset = Dataset(name=str(facts["name"])[:500], digest=digest, source_type="local", source=source, profile=profile)
+        return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+
+    def _save_views(self) -> None:
+        teachers = [teacher.name for teacher in self._facts.teachers]
+        for view in (experiment_view(), sweep_view(self._facts.name, teachers)):
+            attempt(partial(self._client.set_experiment_tag, self.experiment_id, view.tag, view.value))
+
+    def _log_files(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
+        missing = []
+        with tempfile.TemporaryDirectory(prefix="stillhouse-tracking-") as folder:
+            staging = Path(folder)
+            (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_secrets(facts.spec)), sort_keys=False))
+            for name, path in artifacts.items():
+                if not path.exists():
+                    missing.append(f"no artifact {name!r} at {path}")
+                    continue
+                attempt(partial(_stage, path, staging / _destination(name, path)))
+            attempt(lambda: self._client.log_artifacts(self.run_id, str(staging)))
+        return missing
+
+
+def _destination(name: str, path: Path) -> Path:
+    named = Path(name)
+    inside = not named.is_absolute() and ".." not in named.parts
+    return named if inside and (named.suffix or len(named.parts) > 1) else Path(path.name)
+
+
+def _stage(path: Path, destination: Path) -> None:
+    """Copies a file or folder to where it is uploaded from; addresses in text files are masked on the way."""
+    if path.is_dir():
+        for item in sorted(path.rglob("*")):
+            if item.is_file():
+                _stage(item, destination / item.relative_to(path))
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in _TEXT_FILES:
+        text = path.read_bytes().decode(errors="surrogateescape")
+        destination.write_bytes(mask_uri(text).encode(errors="surrogateescape"))
+    else:
+        shutil.copyfile(path, destination)
+
+
+def _all_equal(tags: Mapping[str, str]) -> str:
+    """A search condition. MLflow knows no escape inside quotes, so a name with both kinds can't be asked for."""
+    parts = []
+    for name, value in tags.items():
+        quote = '"' if "'" in value else "'"
+        parts.append(f"tags.`{name}` = {quote}{value}{quote}")
+    return " and ".join(parts)
+
+
+def _pieces(items: Sequence[Any], size: int) -> int:
+    return -(-len(items) // size)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
