@@ -1,0 +1,133 @@
+"""Paying More Attention to Attention (Zagoruyko, Komodakis 2017, arXiv 1612.03928): activation-based attention transfer.
+
+    Q = vec(sum_c |A_c|^p)  or  vec(max_c |A_c|^p),  q = Q / |Q|_2
+    paper:  L = CE + sum_j beta_j / 2 sum_n |q_student - q_teacher|_2        (equation 2)
+    code:   L = CE + beta sum_j mean_{n, hw} (q_student - q_teacher)^2       (the authors' repository)
+
+Section 4.1 sets beta_j to 10^3 over the number of elements of the map and over the batch size, so `attention_weight`
+means the same in both forms: it is that 10^3. The map is made at the teacher; only H x W numbers per sample travel.
+
+Deviations: stages are paired from the last backwards where teacher and student have different numbers of them; where a
+pair's sizes differ, the larger map is average-pooled to the smaller and normalised again. `kd_weight` > 0 adds the
+soft targets of `kd`, as the paper does in its tables "AT+KD".
+
+Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and the maps' formulas.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.method import Card, Method, MethodError, Step, Unsuitable, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, logits, reduced
+from stillhouse.methods.kd import kd_loss
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import LogUniform
+
+
+def attention_map(features: Tensor, *, power: float, pooling: str) -> Tensor:
+    """sum_c |A_c|^p or max_c |A_c|^p over the channels of [B, K, H, W], divided by its L2 norm: [B, H, W].
+
+    Normalised where it is made, so that no power of an activation overflows float16 on its way. A map of zeros stays one.
+    """
+    merged = torch.pow(features.abs(), power)
+    merged = merged.amax(dim=1) if pooling == "max" else merged.sum(dim=1)
+    return F.normalize(merged.flatten(1)).reshape(merged.shape)
+
+
+def resize_attention(attention: Tensor, height: int, width: int) -> Tensor:
+    """Averages a map [B, H, W] down to [B, height, width] and normalises it again."""
+    if attention.shape[1:] == (height, width):
+        return attention
+    small = F.adaptive_avg_pool2d(attention.unsqueeze(1), (height, width)).squeeze(1)
+    return F.normalize(small.flatten(1)).reshape(small.shape)
+
+
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """|q_s - q_t|_2 per sample, the mean over the batch; both are normalised maps [B, H, W]. Between 0 and sqrt(2)."""
+    return torch.linalg.vector_norm((student - teacher).flatten(1), dim=1).mean()
+
+
+def squared_attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """(q_s - q_t)^2, the mean over the batch and the map; both are normalised maps [B, H, W]."""
+    return (student - teacher).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTransfer(Method):
+    """The student's feature maps attend to the places that the teacher's attend to."""
+
+    card: ClassVar[Card] = Card(
+        title="Paying More Attention to Attention: Improving the Performance of CNNs via Attention Transfer",
+        arxiv="1612.03928",
+        family="F",
+        equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is not here",
+        deviations="stages paired from the last; larger maps average-pooled to the smaller",
+        suggested="attention_weight 1000, power 2",
+        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",
+    )
+
+    attention_weight: float = hyperparameter(
+        1000.0, minimum=0, prior=LogUniform(10, 3000), help="beta times the elements of a map and of the batch"
+    )
+    form: Literal["paper", "code"] = hyperparameter(
+        "paper", choices=("paper", "code"), help="paper: beta/2 times the norm; code: beta times the mean square"
+    )
+    power: float = hyperparameter(2.0, minimum=1, help="p; each value asks the teacher for maps of its own")
+    pooling: Literal["sum", "max"] = hyperparameter("sum", choices=("sum", "max"), help="how channels are merged into one map")
+    kd_weight: float = hyperparameter(0.0, minimum=0, maximum=1, help="share of the soft targets against the labels; 0: none")
+    temperature: float = hyperparameter(4.0, above=0, help="temperature of the soft targets, when kd_weight > 0")
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        asked = {
+            f"attention.{layer}": reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
+            for layer, of_teacher in paired_stages(teacher, student).items()
+        }
+        return asked | ({"logits": logits()} if self.kd_weight else {})
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        assert teacher is not None, "attention transfer has a teacher"
+        return list(paired_stages(teacher, student))
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
+        if self.kd_weight:
+            terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
+        attention = torch.stack(
+            [self._distance(features, step.teacher[f"attention.{layer}"]) for layer, features in step.student_features.items()]
+        )
+        return terms | {"attention": self.attention_weight * attention.sum()}
+
+    def _distance(self, features: Tensor, teacher: Tensor) -> Tensor:
+        student = attention_map(features, power=self.power, pooling=self.pooling)
+        height, width = (min(sizes) for sizes in zip(student.shape[1:], teacher.shape[1:], strict=True))
+        student, teacher = resize_attention(student, height, width), resize_attention(teacher, height, width)
+        if self.form == "code":
+            return squared_attention_distance(student, teacher)
+        return attention_distance(student, teacher) / (2 * height * width)
+
+
+def paired_stages(teacher: Architecture, student: Architecture) -> Mapping[str, str]:
+    """{student's layer: teacher's layer}, paired from the last stage backwards.
+
+    Stages of one pixel are left out: all their normalised maps are equal.
+
+    Raises:
+        Unsuitable: the student has no feature maps.
+        MethodError: the teacher has none.
+    """
+    of_student, of_teacher = _maps(student), _maps(teacher)
+    if not of_student:
+        raise Unsuitable(f"needs feature maps, student {student.name} has none; use a convolutional student")
+    if not of_teacher:
+        raise MethodError(f"needs feature maps, teacher {teacher.name} has none; use a convolutional teacher")
+    return dict(zip(reversed(of_student), reversed(of_teacher), strict=False))
+
+
+def _maps(architecture: Architecture) -> list[str]:
+    shapes = {layer: architecture.shape(layer) for layer in architecture.stages}
+    return [layer for layer, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]

@@ -1,0 +1,142 @@
+"""Born-Again Neural Networks (Furlanello, Lipton, Tschannen, Itti, Anandkumar 2018, arXiv 1805.04770).
+
+    p = softmax(teacher), q = softmax(student), y the label; B samples
+    kd              L = 1/B sum_n -sum_c p_nc log q_nc
+    kd_with_labels  L = CE(y, q) + the above
+    cwtm            L = sum_n w_n CE(y_n, q_n),  w_n = max_c p_nc / sum_m max_c p_mc     (confidence-weighted)
+    dkpp            L = 1/B sum_n -sum_c p'_nc log q_nc,  p' = p with all but its argmax permuted, sample by sample
+
+Generation 1 learns from the sweep's teacher, each later one, freshly initialised, from the generation before it. The last
+generation is the student that counts.
+
+Deviations: the paper's generations have the teacher's size and a full training each; here all have the student's size
+and share the trial's epochs evenly, so that every method has the same budget. The ensemble of generations is not formed.
+
+Verified against the formulas of section 3 in float64 on recorded permutations; the authors published no code.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.method import (
+    Card,
+    Helper,
+    Method,
+    MethodError,
+    Setup,
+    Stage,
+    StageStart,
+    Step,
+    hyperparameter,
+)
+from stillhouse.knowledge.kinds import Knowledge, logits
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import Choice, Integers
+
+_VARIANTS = ("kd", "kd_with_labels", "cwtm", "dkpp")
+
+
+def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, permutations: Tensor | None = None) -> Tensor:
+    """-sum_c p_c log q_c with the teacher's probabilities, the mean over the batch.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        permutations: where given, p is permuted as in `permute_non_argmax`.
+    """
+    probabilities = F.softmax(teacher_logits, dim=1)
+    if permutations is not None:
+        probabilities = permute_non_argmax(probabilities, permutations)
+    return F.cross_entropy(student_logits, probabilities)
+
+
+def confidence_weighted_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """sum_n w_n CE_n with the teacher's confidence as weights that sum to 1 over the batch.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C]; its maximum counts even where it is wrong.
+        targets: [B] classes or [B, C] probabilities.
+    """
+    confidence = F.softmax(teacher_logits, dim=1).amax(dim=1)
+    losses = F.cross_entropy(student_logits, targets, reduction="none")
+    return (confidence / confidence.sum() * losses).sum()
+
+
+def permute_non_argmax(probabilities: Tensor, permutations: Tensor) -> Tensor:
+    """Keeps each row's maximum in its place and permutes the rest.
+
+    Args:
+        probabilities: [B, C].
+        permutations: [B, C - 1] int64, each row a permutation of 0 .. C-2, over the other classes in ascending order.
+    """
+    is_top = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
+    rest = probabilities[~is_top].view_as(permutations)
+    permuted = probabilities.clone()
+    permuted[~is_top] = rest.gather(1, permutations).flatten()
+    return permuted
+
+
+@dataclass(frozen=True, kw_only=True)
+class BornAgain(Method):
+    """Generations of one architecture, each taught by the one before."""
+
+    card: ClassVar[Card] = Card(
+        title="Born-Again Neural Networks",
+        arxiv="1805.04770",
+        family="G",
+        equations="section 3: KD, confidence-weighted by teacher max (CWTM), dark knowledge with permuted predictions (DKPP)",
+        deviations="all generations have the student's size and share the trial's epochs",
+        suggested="2 or 3 generations; gains fade after the third",
+        interactions="short trainings leave each generation few epochs",
+    )
+
+    generations: int = hyperparameter(2, minimum=1, prior=Integers(1, 3), help="students trained one after the other")
+    variant: Literal["kd", "kd_with_labels", "cwtm", "dkpp"] = hyperparameter(
+        "kd_with_labels", choices=_VARIANTS, prior=Choice(_VARIANTS), help="what a generation learns from the one before"
+    )
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        return {"logits": logits()}
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        """Equal shares of the epochs; what is left over goes to the last generation."""
+        if setup.epochs < self.generations:
+            raise MethodError(f"needs at least one epoch for each of its {self.generations} generations, has {setup.epochs}")
+        share, rest = divmod(setup.epochs, self.generations)
+        last = self.generations
+        return [
+            Stage(name=f"generation_{number}", epochs=share + (rest if number == last else 0), comparable=number == last)
+            for number in range(1, last + 1)
+        ]
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        return {"previous": Helper(module=setup.new_student(), trainable=False)} if self.generations > 1 else {}
+
+    def begin_stage(self, start: StageStart) -> None:
+        if start.index:
+            start.modules["previous"].load_state_dict(start.student.state_dict())
+            start.student.load_state_dict(start.new_student().state_dict())
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        if step.stage.name == "generation_1":
+            teacher_logits = step.teacher["logits"]
+        else:
+            with torch.no_grad():
+                teacher_logits = step.modules["previous"](step.images)
+        match self.variant:
+            case "cwtm":
+                return {"weighted_cross_entropy": confidence_weighted_loss(step.logits, teacher_logits, step.targets)}
+            case "dkpp":
+                permutations = step.uniform(len(teacher_logits), teacher_logits.shape[1] - 1).argsort(dim=1, stable=True)
+                return {"soft_cross_entropy": soft_cross_entropy(step.logits, teacher_logits, permutations)}
+            case "kd":
+                return {"soft_cross_entropy": soft_cross_entropy(step.logits, teacher_logits)}
+            case _:
+                labels = F.cross_entropy(step.logits, step.targets)
+                return {"cross_entropy": labels, "soft_cross_entropy": soft_cross_entropy(step.logits, teacher_logits)}

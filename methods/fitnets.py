@@ -1,0 +1,169 @@
+"""FitNets: Hints for Thin Deep Nets (Romero, Ballas, Kahou, Chassang, Gatta, Bengio 2015, arXiv 1412.6550).
+
+    stage "hint"     L = 1/2 |hint - r(guided)|^2                           (equation 3), up to the guided layer only
+    stage "distill"  L = CE(y, p_1(s)) + lambda CE(p_T(z), p_T(s))          (equation 2), lambda falls linearly
+
+r is a convolution without padding whose kernel brings the guided map to the hint's size (section 2.2), a transposed one
+where the guided map is the smaller, a fully connected layer between vectors.
+
+Reduction: the authors' code sums the squares over channels and takes the mean over batch and positions; this is the
+default, since their numbers were made with it. Equation 3 read literally also sums over positions: `positions="sum"`.
+Deviations: r is linear whatever the hint's non-linearity, which is not known at plan time. By default the hint is the
+teacher's middle stage and the guided layer the student's stage nearest to it in size.
+
+Verified against the formulas of the authors' code (hint cost, softened cost) in float64.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.method import (
+    Card,
+    Helper,
+    Method,
+    MethodError,
+    Setup,
+    Stage,
+    Step,
+    Unsuitable,
+    hyperparameter,
+)
+from stillhouse.knowledge.kinds import Knowledge, feature, logits
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import LogUniform, Uniform
+
+
+def hint_loss(regressed: Tensor, hint: Tensor, positions: str = "mean") -> Tensor:
+    """1/2 |hint - regressed|^2 summed over channels; mean or sum over positions, mean over the batch.
+
+    Args:
+        regressed: r(guided), [B, K] or [B, K, H, W].
+        hint: of the same shape.
+        positions: "mean" or "sum"; vectors have one position.
+    """
+    squares = 0.5 * (hint - regressed).square().sum(dim=1)
+    return squares.mean() if positions == "mean" else squares.sum() / len(hint)
+
+
+def softened_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """-sum_c softmax(teacher / T)_c log softmax(student / T)_c, the mean over the batch; both are [B, C].
+
+    Without the factor T^2, as in the paper and in the authors' code.
+    """
+    return F.cross_entropy(student_logits / temperature, F.softmax(teacher_logits / temperature, dim=1))
+
+
+def make_regressor(guided: tuple[int, ...], hint: tuple[int, ...]) -> nn.Module:
+    """The layer that brings the guided output (K,) or (K, H, W) to the hint's shape.
+
+    Raises:
+        Unsuitable: one is a map and the other a vector, or the guided map is wider and lower than the hint.
+    """
+    if len(guided) == len(hint) == 1:
+        return nn.Linear(guided[0], hint[0])
+    if len(guided) != 3 or len(hint) != 3:
+        raise Unsuitable(f"needs two maps or two vectors, got guided layer {guided} and hint {hint}; name other layers")
+    differences = [of_guided - of_hint for of_guided, of_hint in zip(guided[1:], hint[1:], strict=True)]
+    kernel = (1 + abs(differences[0]), 1 + abs(differences[1]))
+    if min(differences) >= 0:
+        return nn.Conv2d(guided[0], hint[0], kernel)
+    if max(differences) <= 0:
+        return nn.ConvTranspose2d(guided[0], hint[0], kernel)
+    raise Unsuitable(f"guided layer {guided} is larger than hint {hint} in one direction only; name other layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNets(Method):
+    """The student's lower half first learns to predict a hidden layer of the teacher."""
+
+    card: ClassVar[Card] = Card(
+        title="FitNets: Hints for Thin Deep Nets",
+        arxiv="1412.6550",
+        family="F",
+        equations="equations 2 and 3; the two stages of algorithm 1",
+        deviations="linear regressor; squares averaged over positions, as in the authors' code",
+        suggested="temperature 3, kd_weight falling from 4 to 1",
+        interactions="hints close to the output over-regularise a small student (section 2.2 of the paper)",
+    )
+
+    hint_fraction: float = hyperparameter(0.3, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1")
+    hint_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.1, 10), help="scale of the hint loss")
+    temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs in stage 2")
+    kd_weight: float = hyperparameter(4.0, minimum=0, prior=Uniform(1, 8), help="lambda at the start of stage 2")
+    final_kd_weight: float = hyperparameter(1.0, minimum=0, help="lambda at the end of stage 2")
+    hint_layer: str | None = hyperparameter(None, help="the teacher's layer; by default its middle stage")
+    guided_layer: str | None = hyperparameter(
+        None, help="the student's layer; by default the stage nearest to the hint in size"
+    )
+    positions: Literal["mean", "sum"] = hyperparameter(
+        "mean", choices=("mean", "sum"), help="how the hint loss treats positions"
+    )
+
+    def layers(self, teacher: Architecture, student: Architecture) -> tuple[str, str]:
+        """The hint and the guided layer.
+
+        Raises:
+            Unsuitable: no layer of the student is comparable with the teacher's.
+            MethodError: the teacher has no layer to take a hint from.
+        """
+        has_maps = bool(student.stages) if self.guided_layer is None else len(student.shape(self.guided_layer)) == 3
+        hint = self.hint_layer or _middle(teacher, of_maps=has_maps)
+        guided = self.guided_layer or _nearest(student, teacher.shape(hint))
+        make_regressor(student.shape(guided), teacher.shape(hint))
+        return hint, guided
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        return {"logits": logits(), "hint": feature(self.layers(teacher, student)[0])}
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        assert teacher is not None, "hints come from a teacher"
+        return [self.layers(teacher, student)[1]]
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        if setup.epochs < 2:
+            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
+        assert setup.teacher is not None, "hints come from a teacher"
+        hint_epochs = min(max(round(self.hint_fraction * setup.epochs), 1), setup.epochs - 1)
+        return [
+            Stage(name="hint", epochs=hint_epochs, until=self.layers(setup.teacher, setup.student)[1], comparable=False),
+            Stage(name="distill", epochs=setup.epochs - hint_epochs),
+        ]
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        assert setup.teacher is not None, "hints come from a teacher"
+        hint, guided = self.layers(setup.teacher, setup.student)
+        return {"regressor": Helper(module=make_regressor(setup.student.shape(guided), setup.teacher.shape(hint)))}
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        if step.stage.name == "hint":
+            (guided,) = step.student_features.values()
+            regressed = step.modules["regressor"](guided)
+            return {"hint": self.hint_weight * hint_loss(regressed, step.teacher["hint"], self.positions)}
+        weight = self.kd_weight + (self.final_kd_weight - self.kd_weight) * step.stage_progress
+        soft = softened_cross_entropy(step.logits, step.teacher["logits"], self.temperature)
+        return {"cross_entropy": F.cross_entropy(step.logits, step.targets), "soft_cross_entropy": weight * soft}
+
+
+def _middle(teacher: Architecture, *, of_maps: bool) -> str:
+    """The teacher's middle stage; for a student without maps, the teacher's embedding."""
+    if of_maps and teacher.stages:
+        return teacher.stages[(len(teacher.stages) - 1) // 2]
+    if not of_maps and teacher.pooled:
+        return teacher.pooled
+    raise MethodError(f"needs a {'feature map' if of_maps else 'vector'} of teacher {teacher.name}; set hint_layer")
+
+
+def _nearest(student: Architecture, hint: tuple[int, ...]) -> str:
+    """The stage whose map is nearest to the hint's in height times width, the larger of two; the embedding for a vector."""
+    if len(hint) == 1 and student.pooled:
+        return student.pooled
+    stages = [layer for layer in student.stages if len(student.shape(layer)) == len(hint)]
+    if not stages:
+        raise Unsuitable(f"needs a layer of student {student.name} like the hint {hint}; set guided_layer")
+    pixels = {layer: math.prod(student.shape(layer)[1:]) for layer in stages}
+    return min(stages, key=lambda layer: (abs(math.log(pixels[layer] / math.prod(hint[1:]))), -pixels[layer]))

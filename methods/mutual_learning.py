@@ -1,0 +1,76 @@
+"""Deep Mutual Learning (Zhang, Xiang, Hospedales, Lu 2018, arXiv 1706.00384).
+
+    L_k = CE(y, p_k) + 1 / (K - 1) sum_{l != k} KL(p_l || p_k)        (equations 6 to 10)
+
+K networks start from different weights and are updated in turn; after each update the network's predictions of the batch
+are computed anew, so that the next one learns from them (algorithm 1). No gradient flows into p_l.
+
+Deviations: all peers have the student's architecture. The renewed predictions leave the BatchNorm statistics alone, which
+would otherwise count every batch twice. The authors' code omits 1 / (K - 1), which is 1 for two peers.
+
+Verified against the numbers of Knowledge-Distillation-Zoo and the paper's form for three peers in float64.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.method import Card, Helper, Method, Setup, Step, Update, hyperparameter
+from stillhouse.spec.priors import Integers
+
+
+def mimicry_loss(own_logits: Tensor, others_logits: Sequence[Tensor]) -> Tensor:
+    """1 / (K - 1) sum_l KL(p_l || p_own), the mean over the batch; all are [B, C], the others are constants."""
+    own = F.log_softmax(own_logits, dim=1)
+    divergences = [
+        F.kl_div(own, F.log_softmax(other.detach(), dim=1), reduction="batchmean", log_target=True) for other in others_logits
+    ]
+    return torch.stack(divergences).mean()
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """The logits of a network in training mode; its buffers (BatchNorm's running statistics) stay as they are."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    logits: Tensor = torch.func.functional_call(network, buffers, (images,))
+    return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class MutualLearning(Method):
+    """Peers that learn from the labels and from one another; the student is the first of them."""
+
+    card: ClassVar[Card] = Card(
+        title="Deep Mutual Learning",
+        arxiv="1706.00384",
+        family="M",
+        equations="equations 6 to 10 and algorithm 1",
+        deviations="peers of one architecture; predictions renewed without touching BatchNorm's statistics",
+        suggested="2 peers; more help a little more",
+        interactions="costs num_peers times the training of one student; needs no teacher",
+    )
+
+    num_peers: int = hyperparameter(2, minimum=2, prior=Integers(2, 4), help="K, the student included")
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        return {f"peer_{number}": Helper(module=setup.new_student(), evaluate=True) for number in range(2, self.num_peers + 1)}
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        networks: dict[str, nn.Module] = {"student": step.student, **step.modules}
+        logits = {"student": step.logits} | {name: peer(step.images) for name, peer in step.modules.items()}
+        known, last = dict(logits), [*networks][-1]
+        terms: dict[str, Tensor] = {}
+        for name, network in networks.items():
+            mine = {
+                "cross_entropy": F.cross_entropy(logits[name], step.targets),
+                "mimicry": mimicry_loss(logits[name], [other for peer, other in known.items() if peer != name]),
+            }
+            update.minimise(mine["cross_entropy"] + mine["mimicry"], name)
+            terms = terms or mine
+            if name != last:
+                known[name] = predict(network, step.images)
+        return terms

@@ -1,0 +1,173 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stillhouse.distill.method import MethodError, Unsuitable
+from stillhouse.methods.attention_transfer import (
+    AttentionTransfer,
+    attention_distance,
+    attention_map,
+    paired_stages,
+    resize_attention,
+    squared_attention_distance,
+)
+from stillhouse.models.architecture import Architecture
+from stillhouse.testing import ReferenceCase, make_step
+
+Open = Callable[[str], ReferenceCase]
+
+
+def architecture(*shapes: tuple[int, ...]) -> Architecture:
+    layers = {f"stage{number}": shape for number, shape in enumerate(shapes)}
+    return Architecture(name="net", num_classes=10, input_shape=(3, 32, 32), shapes=layers, stages=tuple(layers))
+
+
+@pytest.mark.parametrize("name", ["at-zagoruyko", "at-repdistiller-p4"])
+def test_the_code_form_equals_published_implementations(open_case: Open, name: str) -> None:
+    case = open_case(name)
+    power = case.number("p")
+    student, teacher = (attention_map(case[f"in.{who}_feat"], power=power, pooling="sum") for who in "st")
+    loss = squared_attention_distance(student, teacher)
+    case.check(loss)
+    case.check_gradients(loss, "s_feat")
+
+
+def test_the_code_form_of_several_layers_equals_a_published_implementation(open_case: Open) -> None:
+    case = open_case("at-repdistiller")
+    step = make_step(
+        student_logits=torch.zeros(3, 10),
+        student_features={"a": case["in.s_feat0"], "b": case["in.s_feat1"]},
+        teacher={
+            "attention.a": attention_map(case["in.t_feat0"], power=2, pooling="sum"),
+            "attention.b": attention_map(case["in.t_feat1"], power=2, pooling="sum"),
+        },
+    )
+    loss = AttentionTransfer(form="code", attention_weight=1.0).loss(step)["attention"]
+    case.check(loss)
+    case.check_gradients(loss, "s_feat0", "s_feat1")
+
+
+def test_the_papers_form_equals_a_published_implementation(open_case: Open) -> None:
+    case = open_case("at-torchdistill-paper")
+    student, teacher = (attention_map(case[f"in.{who}_feat"], power=2, pooling="sum") for who in "st")
+    loss = attention_distance(student, teacher)
+    case.check(loss)
+    case.check_gradients(loss, "s_feat")
+
+
+@pytest.mark.parametrize(
+    ("name", "power", "pooling"), [("sum1", 1, "sum"), ("sum2", 2, "sum"), ("sum4", 4, "sum"), ("max2", 2, "max")]
+)
+def test_every_map_equals_the_papers_formula(open_case: Open, name: str, power: float, pooling: str) -> None:
+    case = open_case("at-maps-formula")
+    student, teacher = (attention_map(case[f"in.{who}_feat"], power=power, pooling=pooling) for who in "st")
+    suffix = "f64" if student.dtype == torch.float64 else "f32"
+    raw = case[f"aux.map_{name}.{suffix}"].to(student.dtype)
+    torch.testing.assert_close(student.detach(), raw / raw.flatten(1).norm(dim=1)[:, None, None])
+    case.check(len(student) * attention_distance(student, teacher), f"out.loss_{name}")
+
+
+def test_the_gradient_of_all_maps_together_equals_the_papers_formula(open_case: Open) -> None:
+    case = open_case("at-maps-formula")
+    loss = torch.zeros((), dtype=case["in.s_feat"].dtype)
+    for power, pooling in ((1, "sum"), (2, "sum"), (4, "sum"), (2, "max")):
+        student, teacher = (attention_map(case[f"in.{who}_feat"], power=power, pooling=pooling) for who in "st")
+        loss = loss + len(student) * attention_distance(student, teacher)
+    case.check(loss)
+    case.check_gradients(loss, "s_feat")
+
+
+def test_a_map_has_length_one_whatever_the_scale_of_the_features() -> None:
+    features = torch.randn(3, 5, 4, 6)
+    attention = attention_map(features, power=2, pooling="sum")
+    torch.testing.assert_close(attention.flatten(1).norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(attention_map(100 * features, power=2, pooling="sum"), attention)
+
+
+def test_the_order_of_channels_and_their_signs_do_not_matter() -> None:
+    features = torch.randn(3, 5, 4, 6)
+    attention = attention_map(features, power=1, pooling="sum")
+    torch.testing.assert_close(attention_map(-features.flip(1), power=1, pooling="sum"), attention)
+
+
+def test_features_of_zeros_have_finite_gradients() -> None:
+    features = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    teacher = attention_map(torch.randn(2, 3, 4, 4), power=2, pooling="sum")
+    (gradient,) = torch.autograd.grad(attention_distance(attention_map(features, power=2, pooling="sum"), teacher), features)
+    assert bool(gradient.isfinite().all())
+
+
+def test_equal_maps_lose_nothing_and_maps_without_overlap_lose_most() -> None:
+    left, right = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+    left[0, 0, 0] = right[0, 1, 1] = 1.0
+    assert float(attention_distance(left, left)) == 0.0
+    assert float(attention_distance(left, right)) == pytest.approx(math.sqrt(2))
+    assert float(squared_attention_distance(left, right)) == pytest.approx(2 / 4)
+
+
+def test_a_larger_map_is_averaged_down_and_normalised_again() -> None:
+    attention = torch.zeros(1, 4, 4)
+    attention[0, :2, :2] = 0.5
+    assert resize_attention(attention, 2, 2).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize(("student_size", "teacher_size"), [(4, 8), (8, 4), (4, 4)])
+def test_maps_of_different_sizes_meet_at_the_smaller(student_size: int, teacher_size: int) -> None:
+    attention = torch.zeros(1, teacher_size, teacher_size)
+    attention[0, 0, 0] = 1.0
+    features = torch.zeros(1, 1, student_size, student_size)
+    features[0, 0, -1, -1] = 1.0
+    step = make_step(student_logits=torch.zeros(1, 10), student_features={"a": features}, teacher={"attention.a": attention})
+    # paper's form: beta / 2 with beta = 1000 / (16 elements), times sqrt(2) for maps without overlap
+    assert float(AttentionTransfer().loss(step)["attention"]) == pytest.approx(1000 / 16 / 2 * math.sqrt(2))
+
+
+def test_without_weight_only_the_labels_count() -> None:
+    step = make_step(
+        student_logits=torch.randn(2, 10),
+        student_features={"a": torch.randn(2, 3, 4, 4)},
+        teacher={"attention.a": attention_map(torch.randn(2, 5, 4, 4), power=2, pooling="sum")},
+    )
+    terms = AttentionTransfer(attention_weight=0.0).loss(step)
+    assert float(terms["attention"]) == 0.0
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(step.logits, step.labels))
+
+
+def test_stages_are_paired_from_the_last_backwards() -> None:
+    teacher = architecture((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))
+    student = architecture((6, 14, 14), (16, 5, 5))
+    assert paired_stages(teacher, student) == {"stage1": "stage3", "stage0": "stage2"}
+
+
+def test_the_teacher_is_asked_for_maps_not_for_features() -> None:
+    teacher, student = architecture((64, 8, 8)), architecture((16, 8, 8))
+    asked = AttentionTransfer(power=4.0).knowledge(teacher, student)
+    assert list(asked) == ["attention.stage0"]
+    features = torch.randn(2, 64, 8, 8)
+    made = asked["attention.stage0"].compute(torch.zeros(2, 10), {"stage0": features})
+    assert made.shape == (2, 8, 8)
+    torch.testing.assert_close(made, attention_map(features, power=4.0, pooling="sum"))
+
+
+def test_soft_targets_are_asked_for_only_when_they_have_a_weight() -> None:
+    maps = architecture((16, 8, 8))
+    assert "logits" not in AttentionTransfer().knowledge(maps, maps)
+    assert "logits" in AttentionTransfer(kd_weight=0.5).knowledge(maps, maps)
+
+
+def test_a_student_without_maps_does_not_suit() -> None:
+    with pytest.raises(Unsuitable, match="needs feature maps, student net has none"):
+        AttentionTransfer().knowledge(architecture((16, 8, 8)), architecture())
+
+
+def test_maps_of_one_pixel_are_no_maps() -> None:
+    with pytest.raises(Unsuitable, match="needs feature maps"):
+        AttentionTransfer().knowledge(architecture((16, 8, 8)), architecture((16, 1, 1)))
+
+
+def test_a_teacher_without_maps_is_refused() -> None:
+    with pytest.raises(MethodError, match="teacher net has none; use a convolutional teacher"):
+        AttentionTransfer().knowledge(architecture(), architecture((16, 8, 8)))
