@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from stillhouse.errors import did_you_mean
+from stillhouse.models.modes import evaluating
 
 
 class UnknownLayer(ValueError):
@@ -47,11 +48,17 @@ class Architecture:
 def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
     """Runs one empty batch through `model` and notes what every layer returns.
 
-    `stages` and `pooled` come from the model's own attributes `stage_layers` and `pooled_layer` where it has them.
-    Otherwise they are read off the shapes: the last map at each resolution, and the last vector before the output.
+    `stages` and `pooled` come from the model's own attributes `stage_layers` and `pooled_layer` where it has them; stages whose
+    map is 1x1 on these images are left out, since nothing spatial is left in them. Otherwise both are read off the shapes: the
+    last map at each resolution, and the last vector before the output.
 
     Args:
         model: takes [B, C, H, W] and returns logits [B, num_classes]; may live on the meta device. Its mode is kept.
+        name: what messages call the model.
+        input_shape: (channels, height, width).
+
+    Raises:
+        ValueError: the model does not return one tensor [B, num_classes].
     """
     shapes: dict[str, tuple[int, ...]] = {}
     handles = []
@@ -64,16 +71,16 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
                 shapes[layer] = tuple(output.shape[1:])
 
         handles.append(module.register_forward_hook(note))
-    was_training = model.training
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    parameter = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *input_shape, device=device))
+        with evaluating(model), torch.no_grad():
+            logits = model(torch.zeros(2, *input_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"{name} must return logits [batch, classes], got {got} for a batch of 2")
     stages = getattr(model, "stage_layers", None)
     pooled = getattr(model, "pooled_layer", None)
     return Architecture(
@@ -81,16 +88,20 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
         num_classes=int(logits.shape[1]),
         input_shape=input_shape,
         shapes=shapes,
-        stages=tuple(stages) if stages is not None else _stages(shapes),
+        stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
         pooled=pooled if pooled is not None else _pooled(shapes),
     )
+
+
+def _is_point(shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and len(shape) == 3 and shape[1] * shape[2] == 1
 
 
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """The last layer at each resolution, in the order in which resolutions appear."""
     last: dict[tuple[int, ...], str] = {}
     for layer, shape in shapes.items():
-        if len(shape) == 3 and shape[1] * shape[2] > 1:
+        if len(shape) == 3 and not _is_point(shape):
             last[shape[1:]] = layer
     return tuple(last.values())
 

@@ -1,13 +1,20 @@
 """Reading layers' outputs by name, through forward hooks that leave the model as it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from stillhouse.errors import did_you_mean
 from stillhouse.models.architecture import UnknownLayer
+
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], Any], None]
+
+
+class UnreadableLayer(ValueError):
+    """A layer whose output can not be kept: not one tensor, or overwritten in place behind the layer."""
 
 
 class _Reached(Exception):
@@ -17,7 +24,8 @@ class _Reached(Exception):
 class FeatureReader:
     """Runs a model and returns its logits with the outputs of the named layers.
 
-    Use as a context manager or call `close()`: the hooks live on the model until then.
+    Use as a context manager or call `close()`: the hooks live on the model until then. Of a layer that the model calls several
+    times, the last output counts.
 
     Args:
         model: the model; neither its mode nor its weights change.
@@ -31,31 +39,44 @@ class FeatureReader:
     def __init__(self, model: nn.Module, layers: Iterable[str] = (), *, until: str | None = None) -> None:
         self._model = model
         self._outputs: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        modules = dict(model.named_modules())
+        modules = {name: module for name, module in model.named_modules() if name}
         names = [*dict.fromkeys(layers)]
-        for layer in [*names, *([until] if until else [])]:
+        for layer in [*names, *([until] if until is not None else [])]:
             if layer not in modules:
-                raise UnknownLayer(f"the model has no layer '{layer}'")
+                raise UnknownLayer(f"the model has no layer '{layer}'{did_you_mean(layer, modules)}")
         for layer in names:
             self._handles.append(modules[layer].register_forward_hook(self._keeper(layer)))
         if until is not None:
             self._handles.append(modules[until].register_forward_hook(_stop))
 
-    def _keeper(self, layer: str):  # type: ignore[no-untyped-def]  # torch's hook type is private
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def _keeper(self, layer: str) -> ForwardHook:
+        def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise UnreadableLayer(f"layer '{layer}' must return one tensor, got {type(output).__name__}")
             self._outputs[layer] = output
+            if _has_version(output):
+                self._versions[layer] = output._version
 
         return keep
 
     def __call__(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Logits [B, C] (None with `until`) and {layer: output} for normalised images [B, C, H, W]."""
-        self._outputs = {}
+        """Logits [B, C] (None with `until`) and {layer: output} for normalised images [B, C, H, W].
+
+        Raises:
+            UnreadableLayer: a named layer does not return one tensor, or a later layer overwrites it in place.
+        """
+        self._outputs, self._versions = {}, {}
+        logits: Tensor | None
         try:
             logits = self._model(images)
         except _Reached:
             logits = None
         outputs, self._outputs = self._outputs, {}
+        for layer, version in self._versions.items():
+            if outputs[layer]._version != version:
+                raise UnreadableLayer(f"layer '{layer}' is overwritten in place by a later layer; name the later one instead")
         return logits, outputs
 
     def close(self) -> None:
@@ -70,5 +91,10 @@ class FeatureReader:
         self.close()
 
 
-def _stop(_module: nn.Module, _inputs: object, _output: object) -> None:
+def _has_version(output: Tensor) -> bool:
+    """Inference tensors count no versions, and a compiler need not trace the counting."""
+    return not torch.compiler.is_compiling() and not output.is_inference()
+
+
+def _stop(_module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
     raise _Reached

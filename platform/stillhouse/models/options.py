@@ -1,0 +1,44 @@
+"""The rules of the options that models share."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _width(value: Any) -> str | None:
+    return None if _is_number(value) and value > 0 else "must be a number > 0"
+
+
+def _dropout(value: Any) -> str | None:
+    return None if _is_number(value) and 0 <= value < 1 else "must be a number >= 0 and < 1"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _hidden(value: Any) -> str | None:
+    good = isinstance(value, list | tuple) and len(value) > 0 and all(_positive(size) for size in value)
+    return None if good else "must be a list of layer sizes >= 1, as in [256, 128]"
+
+
+def _resize(value: Any) -> str | None:
+    return None if value is None or _positive(value) else "must be an image side >= 1 or null"
+
+
+RULES: Mapping[str, Callable[[Any], str | None]] = {
+    "width": _width,
+    "dropout": _dropout,
+    "hidden": _hidden,
+    "resize": _resize,
+}
+
+
+def broken_rule(option: str, value: Any) -> str | None:
+    """The sentence about an option's value that breaks its rule, `width must be a number > 0, got 0`; None when it is good."""
+    rule = RULES[option](value) if option in RULES else None
+    return rule and f"{option} {rule}, got {value!r}"

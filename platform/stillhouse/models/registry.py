@@ -1,0 +1,177 @@
+"""Models by name: the shipped ones, torchvision's, and a user's own function."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.errors import StillhouseError, UsageError, did_you_mean
+from stillhouse.models import (
+    lenet,
+    mlp,
+    mobilenet_v2,
+    nin,
+    resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+    torchvision_models,
+    vgg,
+    wide_resnet,
+)
+from stillhouse.models.architecture import describe
+from stillhouse.models.layers import Shape
+from stillhouse.models.options import broken_rule
+
+Builder = Callable[..., nn.Module]
+
+_FAMILIES = (mlp, lenet, nin, resnet, wide_resnet, vgg, mobilenet_v2, shufflenet_v1, shufflenet_v2)
+_SHIPPED: dict[str, Builder] = {name: builder for family in _FAMILIES for name, builder in family.MODELS.items()}
+_TORCHVISION = "torchvision"
+_GIVEN = ("num_classes", "input_shape")
+
+
+def model_names() -> list[str]:
+    """The names of the shipped models, family by family."""
+    return list(_SHIPPED)
+
+
+def model_options(model: str) -> dict[str, Any]:
+    """The options of `model` with their defaults, `inspect.Parameter.empty` for one that must be given.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    return {name: item.default for name, item in _parameters(_builder(model)).items() if item.kind is not item.VAR_KEYWORD}
+
+
+def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
+    """A model with fresh weights from torch's global generator, which the caller seeds; its `forward` returns logits.
+
+    Args:
+        model: a shipped name, `torchvision:<name>` (or the bare name where no shipped model has it), or
+            `package.module:function` of a user's own, called with `num_classes`, `input_shape` and the options.
+        num_classes: number of logits.
+        input_shape: (channels, height, width).
+        options: those of `model_options(model)`.
+
+    Raises:
+        UsageError: there is no such model, an option is unknown or breaks its rule, or the model can not be built.
+    """
+    builder = _builder(model)
+    problems = _option_problems(model, builder, options)
+    if problems:
+        raise UsageError("; ".join(problems))
+    try:
+        built = builder(num_classes=num_classes, input_shape=input_shape, **options)
+    except StillhouseError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{model} can not be built for {_images(input_shape)}: {_sentence(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise UsageError(f"{model} must return a torch.nn.Module, got {type(built).__name__}")
+    return built
+
+
+def sketch_model(model: str, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
+    """The model without storage, on the meta device; a user's model that can not be built there is built on the CPU.
+
+    torch's global generator stays as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+        except UsageError:
+            return build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+
+
+def model_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> list[str]:
+    """Everything that stands in the way of this model on these images, a sentence each; [] when it can be built and run."""
+    try:
+        builder = _builder(model)
+        problems = _option_problems(model, builder, options)
+        if problems:
+            return problems
+        sketch = sketch_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+    except UsageError as error:
+        return [str(error)]
+    try:
+        architecture = describe(sketch, name=model, input_shape=input_shape)
+    except Exception as error:
+        return [f"{model} does not take {_images(input_shape)}: {_sentence(error)}"]
+    if architecture.num_classes != num_classes:
+        return [f"{model} must return one logit for each of {num_classes} classes, got {architecture.num_classes}"]
+    return [
+        f"{model} names '{layer}' as a useful layer, but has no layer of that name"
+        for layer in (*architecture.stages, *([architecture.pooled] if architecture.pooled else ()))
+        if layer not in architecture.shapes
+    ]
+
+
+def _builder(model: str) -> Builder:
+    if model in _SHIPPED:
+        return _SHIPPED[model]
+    prefix, colon, rest = model.partition(":")
+    if colon and prefix != _TORCHVISION:
+        return _imported(model, prefix, rest)
+    name = rest if colon else model
+    known = torchvision_models.torchvision_names()
+    if name in known:
+        return partial(torchvision_models.build_torchvision, name)
+    if colon:
+        raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, known)}")
+    hint = did_you_mean(model, _SHIPPED)
+    raise UsageError(f"no model '{model}'{hint}; or torchvision:<name>, or package.module:function of your own")
+
+
+def _imported(model: str, module_name: str, function_name: str) -> Builder:
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UsageError(f"module '{module_name}' of model '{model}' can not be imported: {_sentence(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UsageError(f"module '{module_name}' has no function '{function_name}'{did_you_mean(function_name, functions)}")
+    builder: Builder = function
+    return builder
+
+
+def _parameters(builder: Builder) -> dict[str, inspect.Parameter]:
+    """What a builder takes besides `num_classes` and `input_shape`, by name."""
+    parameters = inspect.signature(builder).parameters
+    return {name: item for name, item in parameters.items() if name not in _GIVEN and item.kind is not item.VAR_POSITIONAL}
+
+
+def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -> list[str]:
+    parameters = _parameters(builder)
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    named = {name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD}
+    problems = []
+    for option, value in options.items():
+        if option not in named and not takes_any:
+            problems.append(f"{model} has no option '{option}'{did_you_mean(option, named)}")
+        elif broken := _broken_rule(builder, option, value):
+            problems.append(broken)
+    missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in options]
+    return problems + [f"{model} needs the option '{name}'" for name in sorted(missing)]
+
+
+def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
+    """The rules are those of our own models: a user's `width` may mean something else."""
+    ours = builder in _SHIPPED.values() or isinstance(builder, partial)
+    return broken_rule(option, value) if ours else None
+
+
+def _images(input_shape: Shape) -> str:
+    return f"{'x'.join(map(str, input_shape))} images"
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error behind its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,111 @@
+"""What a model costs: parameters, stored bytes, multiply-accumulates, latency."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillhouse.models.layers import Shape
+from stillhouse.models.modes import evaluating
+from stillhouse.models.weights import stored_bytes
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Attributes:
+    parameters: all of them, also frozen ones.
+    size_bytes: length of the safetensors file of the weights, without metadata.
+    macs: multiply-accumulates of convolutions and matrix products for one sample.
+    """
+
+    parameters: int
+    trainable_parameters: int
+    size_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median and 95th percentile of the time of one forward pass of a batch."""
+
+    batch_size: int
+    p50_ms: float
+    p95_ms: float
+
+
+def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
+    """The size of `model` for one sample of `input_shape`; the model may live on the meta device and stays as it is."""
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(_zeros(model, 1, input_shape))
+    parameters = list(model.parameters())
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        size_bytes=stored_bytes(model),
+        macs=counter.get_total_flops() // 2,
+    )
+
+
+def measure_latency(
+    model: nn.Module,
+    input_shape: Shape,
+    *,
+    device: str | torch.device = "cpu",
+    batch_sizes: Sequence[int] = (1, 64),
+    warmup: int = 5,
+    repeats: int = 30,
+    budget_s: float = 5.0,
+) -> dict[int, Latency]:
+    """Times forward passes of a copy of `model` in evaluation mode on `device`, by batch size.
+
+    Args:
+        model: not changed, wherever it lives; its copy needs real weights.
+        input_shape: (channels, height, width).
+        device: where the copy runs.
+        batch_sizes: one result for each.
+        warmup: passes that are not timed.
+        repeats: passes that are timed.
+        budget_s: for each batch size, after which no further pass is timed; three passes always are.
+    """
+    device = torch.device(device)
+    probe = copy.deepcopy(model).to(device).eval()
+    latencies = {}
+    with torch.no_grad():
+        for batch_size in batch_sizes:
+            images = _zeros(probe, batch_size, input_shape)
+            for _ in range(warmup):
+                probe(images)
+            times_ms = _timed_ms(probe, images, repeats=repeats, budget_s=budget_s)
+            p50, p95 = np.percentile(times_ms, (50, 95))
+            latencies[batch_size] = Latency(batch_size, float(p50), float(p95))
+    return latencies
+
+
+def _timed_ms(model: nn.Module, images: Tensor, *, repeats: int, budget_s: float) -> list[float]:
+    times_ms: list[float] = []
+    _synchronise(images.device)
+    end = time.perf_counter() + budget_s
+    while len(times_ms) < repeats and (len(times_ms) < 3 or time.perf_counter() < end):
+        start = time.perf_counter()
+        model(images)
+        _synchronise(images.device)
+        times_ms.append(1000 * (time.perf_counter() - start))
+    return times_ms
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _zeros(model: nn.Module, batch_size: int, input_shape: Shape) -> Tensor:
+    """A batch of zeros on the model's device and in its floating dtype."""
+    parameter = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if parameter is None:
+        return torch.zeros(batch_size, *input_shape)
+    return torch.zeros(batch_size, *input_shape, device=parameter.device, dtype=parameter.dtype)

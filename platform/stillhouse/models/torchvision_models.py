@@ -1,0 +1,106 @@
+"""Torchvision's classification models by name, and their published weights.
+
+They are taken as they are, but for four things: the first convolution takes the data's channels; in-place activations are made
+ordinary, because they overwrite what a hook keeps; the pooling of models with `avgpool` and `fc` returns [B, K], so that the
+embedding has a layer name; and `resize` scales images to the side that an architecture insists on (224 for the transformers).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+import torchvision.models
+from torch import Tensor, nn
+
+from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
+from stillhouse.models.layers import Shape
+
+# Models whose auxiliary classifiers would return more than logits in training.
+_AUXILIARY = {"googlenet", "inception_v3"}
+# Models that are built for one image size.
+_SIZED = ("vit_",)
+
+
+def torchvision_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+class Resize:
+    """A forward pre-hook that scales images to `side` x `side`, bilinearly."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, _model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images, *rest = inputs
+        scaled = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        return (scaled, *rest)
+
+
+def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize: int | None = None) -> nn.Module:
+    """Torchvision's model `name` with random weights.
+
+    Args:
+        name: one of `torchvision_names()`.
+        num_classes: number of logits.
+        input_shape: (channels, height, width).
+        resize: side to which images are scaled inside the model; None takes them as they come.
+    """
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if name in _AUXILIARY:
+        options |= {"aux_logits": False, "init_weights": False}
+    if name.startswith(_SIZED):
+        options["image_size"] = resize or input_shape[1]
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    if input_shape[0] != 3:
+        _change_input_channels(model, input_shape[0])
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]  # nn.Module types its attributes as Tensor | Module
+    pool = getattr(model, "avgpool", None)
+    if isinstance(pool, nn.Module) and hasattr(model, "fc"):
+        model.avgpool = nn.Sequential(pool, nn.Flatten())
+        model.pooled_layer = "avgpool"  # type: ignore[assignment]
+    if resize is not None:
+        model.register_forward_pre_hook(Resize(resize))
+    return model
+
+
+def _change_input_channels(model: nn.Module, channels: int) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.in_channels == 3, f"the first convolution takes {module.in_channels} channels"
+            replacement = nn.Conv2d(
+                channels,
+                module.out_channels,
+                kernel_size=module.kernel_size,  # type: ignore[arg-type]  # torch types it as tuple[int, ...]
+                stride=module.stride,  # type: ignore[arg-type]
+                padding=module.padding,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, replacement)
+            return
+
+
+def torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
+    """The published weights `weights` (an enum member as in torchvision's documentation, `IMAGENET1K_V2`) of model `name`.
+
+    They are downloaded once, into torch's own cache, and checked against their hash.
+
+    Raises:
+        UsageError: torchvision has no such model or no such weights for it.
+        InfrastructureError: the download fails.
+    """
+    if name not in torchvision_names():
+        raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, torchvision_names())}")
+    members = torchvision.models.get_model_weights(name).__members__
+    member = weights.rpartition(".")[2]
+    if member not in members:
+        raise UsageError(f"torchvision has no weights '{weights}' for {name}{did_you_mean(member, members)}")
+    try:
+        state: Mapping[str, Tensor] = members[member].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise InfrastructureError(f"the weights {member} of {name} could not be downloaded: {error}") from error
+    return state
