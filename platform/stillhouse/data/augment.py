@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -316,6 +317,7 @@ class Cutmix(Mixing):
         return 1 - pasted.to(torch.float32) / (shape[1] * shape[2])
 
 
+@cache
 def beta_quantiles(alpha: float) -> NDArray[np.int64]:
     """Quantiles of Beta(alpha, alpha) at the middles of 4096 equal steps, in 1/256."""
     from scipy.special import betaincinv  # type: ignore[import-untyped]

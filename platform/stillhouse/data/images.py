@@ -156,7 +156,9 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
     """
     means, deviations = [], []
     for channel in range(images.shape[1]):
-        histogram = np.bincount(images[:, channel].ravel(), minlength=256)
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, len(images), 1024):  # in parts, since bincount makes its input 8 times as large
+            histogram += np.bincount(images[start : start + 1024, channel].ravel(), minlength=256)
         total = int(histogram.sum())
         first = sum(value * int(count) for value, count in enumerate(histogram))
         second = sum(value * value * int(count) for value, count in enumerate(histogram))

@@ -28,8 +28,8 @@ class Views:
     The pixels of a sample are a pure function of (policy, seed, view, sample index). An empty policy has one view, the
     images as they are.
 
-    Parameters are derived for a whole view when it is first used, and gathered from then on: 0.13 us per sample for crop
-    and flip with the gather included, on one core.
+    Parameters are derived for a whole view when it is first used, and gathered from then on: together 0.2 us per
+    sample for crop and flip, 0.5 us with cutmix, in batches of 128 on one busy core.
 
     Attributes:
         policy: names of operations, or {name: options}, in the order in which they are applied.

@@ -1,0 +1,242 @@
+"""Finds a data set by name, splits it, and gives it one size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.data.folders import ImageFolder
+from stillhouse.data.hashing import derive_key
+from stillhouse.data.images import Arrays, ImageData, Split, channel_statistics, split_of
+from stillhouse.data.published import TORCHVISION, Published, digits, user_function
+from stillhouse.data.splits import stratified_split
+from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.errors import UsageError, did_you_mean
+
+__all__ = ["DatasetFacts", "ImageData", "Split", "dataset_facts", "dataset_names", "dataset_problems", "load_dataset"]
+
+_LIMITS = ("limit", "limit_test")
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What is known of a data set before it is read; None where only its files can tell."""
+
+    num_classes: int | None
+    input_shape: tuple[int, int, int] | None
+
+
+_FACTS = {
+    "digits": DatasetFacts(10, (1, 8, 8)),
+    "mnist": DatasetFacts(10, (1, 28, 28)),
+    "fashion_mnist": DatasetFacts(10, (1, 28, 28)),
+    "cifar10": DatasetFacts(10, (3, 32, 32)),
+    "cifar100": DatasetFacts(100, (3, 32, 32)),
+    "svhn": DatasetFacts(10, (3, 32, 32)),
+    "stl10": DatasetFacts(10, (3, 96, 96)),
+    "image_folder": DatasetFacts(None, None),
+}
+_OPTIONS: dict[str, tuple[str, ...]] = {"image_folder": (*_LIMITS, "grey", "test_share")}
+
+
+def dataset_names() -> list[str]:
+    """The names of the shipped data sets; any "module:function" names a user's own."""
+    return list(_FACTS)
+
+
+def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, Any] | None = None) -> DatasetFacts:
+    """What is known of data set `name` without reading it, after resizing to `size`.
+
+    Raises:
+        UsageError: there is no data set of that name.
+    """
+    if ":" in name:
+        return DatasetFacts(None, None)
+    if name not in _FACTS:
+        raise UsageError(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for your own")
+    facts = _FACTS[name]
+    if size is None:
+        return facts
+    if name == "image_folder":
+        return DatasetFacts(None, (1 if (options or {}).get("grey") else 3, size, size))
+    return DatasetFacts(facts.num_classes, (facts.input_shape[0], size, size) if facts.input_shape else None)
+
+
+def dataset_problems(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float = 0.1,
+    download: bool = False,
+    size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """One sentence for each thing that is wrong with the arguments of `load_dataset`, as far as can be seen without reading."""
+    options = dict(options or {})
+    problems: list[str] = []
+    known = name in _FACTS
+    if not known and ":" not in name:
+        problems.append(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for your own")
+    if known and name != "digits":
+        if root is None:
+            problems.append(f"dataset.root must name the folder that holds {name}, got none")
+        elif not download and not Path(root).expanduser().is_dir():
+            problems.append(f"dataset.root {root} does not exist; name the folder that holds {name}")
+    fraction = isinstance(validation, float)
+    if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 1):
+        problems.append(f"dataset.validation must be a count >= 1 or a share in (0, 1), got {validation!r}")
+    if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
+        problems.append(f"dataset.size must be a whole number of pixels >= 1, got {size!r}")
+    for option, value in options.items():
+        if option in _LIMITS:
+            if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+                problems.append(f"dataset.options.{option} must be a whole number >= 1, got {value!r}")
+        elif known and option not in _OPTIONS.get(name, _LIMITS):
+            problems.append(f"{name} has no option '{option}'{did_you_mean(option, _OPTIONS.get(name, _LIMITS))}")
+        elif known and option == "grey" and not isinstance(value, bool):
+            problems.append(f"dataset.options.grey must be true or false, got {value!r}")
+        elif known and option == "test_share" and not (isinstance(value, float) and 0 < value < 1):
+            problems.append(f"dataset.options.test_share must be in (0, 1), got {value!r}")
+    return problems
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    download: bool = False,
+    size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+) -> ImageData:
+    """Reads a data set's training images and takes the validation split off them; the test split is read when it is used.
+
+    Args:
+        name: one of `dataset_names()`, or "module:function" for a user's own, see `user_function`.
+        root: the folder that holds the data; torchvision's root, or that of an image folder.
+        validation: how many training samples to take off, or their share; stratified, and chosen by `seed`.
+        seed: decides nothing but the validation split.
+        download: whether torchvision may fetch what is missing.
+        size: height and width to resize to (antialiased, in integer arithmetic).
+        options: `limit` and `limit_test` take so many samples of the published training (validation included) and test split,
+            stratified, the same ones for every seed. `grey` and `test_share` are options of `ImageFolder`. A user's function
+            gets the others.
+        cache: a folder for decoded image files.
+
+    Raises:
+        UsageError: data is missing, damaged or too small, or an argument is wrong.
+    """
+    options = dict(options or {})
+    if problems := dataset_problems(name, root=root, validation=validation, download=download, size=size, options=options):
+        raise UsageError("\n".join(problems))
+    limit, limit_test = options.pop("limit", None), options.pop("limit_test", None)
+    folder = None if root is None else Path(root).expanduser().resolve()
+    published = _find(name, folder, download=download, size=size, options=options, cache=cache)
+
+    def read_test() -> Arrays:
+        images, labels = published.test(limit_test)
+        images = _resized(images, size)
+        if images.shape[1:] != input_shape:
+            raise UsageError(
+                f"test images of {where} are {_by(images)} and training images {_by(train_images)}; set dataset.size"
+            )
+        _check_labels(labels, published, f"{where}, test split,")
+        return images, labels
+
+    where = name if folder is None else f"{name} in {folder}"
+    images, labels = published.train(limit)
+    _check_labels(labels, published, where)
+    images = _resized(images, size)
+    rest, taken = _validation_split(labels, validation, seed, published, where)
+    train_images, train_labels = images[rest], labels[rest]
+    validation_images, validation_labels = images[taken], labels[taken]
+    channels, height, width = input_shape = train_images.shape[1:]
+    mean, std = channel_statistics(train_images)
+    return ImageData(
+        name=name,
+        num_classes=published.num_classes,
+        input_shape=(channels, height, width),
+        class_names=published.class_names,
+        fingerprint=content_hash(
+            {
+                "num_classes": published.num_classes,
+                "input_shape": [channels, height, width],
+                "arrays": [_hash(array) for array in (train_images, train_labels, validation_images, validation_labels)],
+            }
+        ),
+        mean=mean,
+        std=std,
+        train=split_of((train_images, train_labels)),
+        validation=split_of((validation_images, validation_labels)),
+        read_test=read_test,
+    )
+
+
+def _find(
+    name: str, root: Path | None, *, download: bool, size: int | None, options: Mapping[str, Any], cache: Path | None
+) -> Published:
+    if name == "digits":
+        return digits()
+    if root is not None and name in TORCHVISION:
+        return TORCHVISION[name].find(name, root, download)
+    if root is not None and name == "image_folder":
+        return ImageFolder(root=root, size=size, cache=cache, **options).find()
+    return user_function(name, root, options)
+
+
+def _validation_split(
+    labels: NDArray[np.int64], validation: float, seed: int, published: Published, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    wanted = round(validation * len(labels)) if isinstance(validation, float) else validation
+    if not 1 <= wanted < len(labels):
+        raise UsageError(
+            f"dataset.validation asks for {wanted} of the {len(labels)} training images of {where}; "
+            f"it must be at least 1 and leave some for training"
+        )
+    rest, taken = stratified_split(labels, wanted, derive_key("validation", seed))
+    left = np.bincount(labels[rest], minlength=published.num_classes)
+    if not left.all():
+        missing = published.class_names[int(np.argmin(left))]
+        raise UsageError(
+            f"class '{missing}' of {where} has no training image besides the {wanted} for validation; "
+            f"add some, or lower dataset.validation"
+        )
+    return rest, taken
+
+
+def _check_labels(labels: NDArray[np.int64], published: Published, where: str) -> None:
+    if published.num_classes < 2:
+        raise UsageError(f"{where} must have at least two classes, it has {published.num_classes}")
+    if len(published.class_names) != published.num_classes:
+        raise UsageError(f"{where} has {published.num_classes} classes and {len(published.class_names)} names for them")
+    if not len(labels):
+        raise UsageError(f"{where} holds no images; name another dataset.root")
+    if labels.min() < 0 or labels.max() >= published.num_classes:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise UsageError(f"labels of {where} must be in 0..{published.num_classes - 1}, got {wrong}; correct the labels")
+
+
+def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """[N, C, H, W] resized to `size` x `size`; what is not square loses its longer side's ends."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    from PIL import Image, ImageOps
+
+    resized = np.empty((*images.shape[:2], size, size), np.uint8)
+    for place in np.ndindex(*images.shape[:2]):
+        image = Image.fromarray(np.ascontiguousarray(images[place]))
+        resized[place] = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return resized
+
+
+def _by(images: NDArray[np.uint8]) -> str:
+    return "x".join(str(length) for length in images.shape[1:])
+
+
+def _hash(array: NDArray[Any]) -> str:
+    return bytes_hash(np.ascontiguousarray(array).data.cast("B"))

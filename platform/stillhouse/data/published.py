@@ -1,0 +1,207 @@
+"""Data sets as they are published: training and test images as arrays, before any split of ours.
+
+A *reader* takes the number of samples wanted (None for all) and returns uint8 [N, C, H, W] and int64 [N]; fewer samples are
+the beginning of a stratified order that never changes.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.data.hashing import derive_key
+from stillhouse.data.images import Arrays
+from stillhouse.data.splits import stratified_order, stratified_split
+from stillhouse.errors import UsageError
+
+Reader = Callable[[int | None], Arrays]
+_DIGITS_TEST_SIZE = 360
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A data set that is found but not read yet."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    train: Reader
+    test: Reader
+
+
+def limited(labels: NDArray[Any], limit: int | None) -> NDArray[np.int64]:
+    """The indices of the first `limit` samples of the fixed stratified order, ascending."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    return np.sort(stratified_order(labels, derive_key("limit"))[:limit])
+
+
+def reader(read: Callable[[], Arrays]) -> Reader:
+    """A `Reader` over something that gives all samples at once."""
+
+    def read_limited(limit: int | None) -> Arrays:
+        images, labels = read()
+        if limit is None or limit >= len(labels):
+            return images, labels
+        chosen = limited(labels, limit)
+        return images[chosen], labels[chosen]
+
+    return read_limited
+
+
+def digits() -> Published:
+    """scikit-learn's bundled handwritten digits, 8x8, with 360 of the 1797 as a fixed test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    train, test = stratified_split(labels, _DIGITS_TEST_SIZE, derive_key("digits", "test"))
+    return Published(
+        num_classes=10,
+        class_names=tuple(str(digit) for digit in range(10)),
+        train=reader(lambda: (images[train], labels[train])),
+        test=reader(lambda: (images[test], labels[test])),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionSource:
+    """How torchvision offers a data set.
+
+    Attributes:
+        folder: where its files lie below the root.
+        splits: the keyword arguments of the training and of the test split.
+    """
+
+    class_name: str
+    folder: str
+    num_classes: int
+    splits: tuple[Mapping[str, Any], Mapping[str, Any]]
+
+    def find(self, name: str, root: Path, download: bool) -> Published:
+        train = self._open(name, root, self.splits[0], download)
+        names = getattr(train, "classes", None) or range(self.num_classes)
+        return Published(
+            num_classes=self.num_classes,
+            class_names=tuple(str(label) for label in names),
+            train=reader(lambda: self._arrays(train)),
+            test=reader(lambda: self._arrays(self._open(name, root, self.splits[1], download))),
+        )
+
+    def _open(self, name: str, root: Path, split: Mapping[str, Any], download: bool) -> Any:
+        import torchvision
+
+        try:
+            return getattr(torchvision.datasets, self.class_name)(str(root), download=download, **split)
+        except Exception as error:  # each of torchvision's classes fails in its own way on a damaged file
+            what = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+            raise UsageError(
+                f"{name} can not be read from {root / self.folder} ({what}); "
+                f"name another dataset.root, or set dataset.download to true"
+            ) from error
+
+    def _arrays(self, data: Any) -> Arrays:
+        labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels, dtype=np.int64)
+        return channels_first(np.asarray(data.data)), labels
+
+
+_BY_TRAIN: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"train": True}, {"train": False})
+_BY_SPLIT: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"split": "train"}, {"split": "test"})
+
+TORCHVISION = {
+    "mnist": TorchvisionSource(class_name="MNIST", folder="MNIST/raw", num_classes=10, splits=_BY_TRAIN),
+    "fashion_mnist": TorchvisionSource(class_name="FashionMNIST", folder="FashionMNIST/raw", num_classes=10, splits=_BY_TRAIN),
+    "cifar10": TorchvisionSource(class_name="CIFAR10", folder="cifar-10-batches-py", num_classes=10, splits=_BY_TRAIN),
+    "cifar100": TorchvisionSource(class_name="CIFAR100", folder="cifar-100-python", num_classes=100, splits=_BY_TRAIN),
+    "svhn": TorchvisionSource(class_name="SVHN", folder="", num_classes=10, splits=_BY_SPLIT),
+    "stl10": TorchvisionSource(class_name="STL10", folder="stl10_binary", num_classes=10, splits=_BY_SPLIT),
+}
+
+
+def user_function(path: str, root: Path | None, options: Mapping[str, Any]) -> Published:
+    """A user's own data set: `path` is "module:function".
+
+    The function is called with `options` (and `root`, where one is given) and returns
+    `((train_images, train_labels), (test_images, test_labels))`, where the second pair may be a function that returns it, or a
+    mapping with the keys `train` and `test` and, if wanted, `class_names` and `num_classes`.
+    Images are uint8 [N, H, W], [N, C, H, W] or [N, H, W, C], labels whole numbers from 0.
+
+    Raises:
+        UsageError: it can not be imported, it raises, or what it returns is something else.
+    """
+    function = _import(path)
+    try:
+        given = function(**options, **({} if root is None else {"root": root}))
+    except Exception as error:
+        raise UsageError(f"data set function {path} raised {type(error).__name__}: {error}") from error
+    if isinstance(given, Mapping):
+        missing = [key for key in ("train", "test") if key not in given]
+        unknown = [str(key) for key in given if key not in ("train", "test", "class_names", "num_classes")]
+        if missing or unknown:
+            raise UsageError(
+                f"data set function {path} must return the keys train and test, and may return class_names and num_classes; "
+                f"it returned {', '.join(map(str, given)) or 'none'}"
+            )
+        facts, train, test = given, given["train"], given["test"]
+    elif isinstance(given, Sequence) and len(given) == 2:
+        facts, (train, test) = {}, given
+    else:
+        raise UsageError(f"data set function {path} must return (train, test) or a mapping, it returned {type(given).__name__}")
+    arrays = _checked(path, "train", train)
+    names = tuple(str(name) for name in facts.get("class_names", ()))
+    num_classes = int(facts.get("num_classes", len(names) or int(arrays[1].max(initial=0)) + 1))
+    return Published(
+        num_classes=num_classes,
+        class_names=names or tuple(str(place) for place in range(num_classes)),
+        train=reader(lambda: arrays),
+        test=reader(lambda: _checked(path, "test", test() if callable(test) else test)),
+    )
+
+
+def channels_first(images: NDArray[Any]) -> NDArray[Any]:
+    """[N, H, W], [N, C, H, W] or [N, H, W, C] as [N, C, H, W]; C is 1 to 4, and first where both would do."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim != 4 or not (1 <= images.shape[1] <= 4 or 1 <= images.shape[3] <= 4):
+        raise ValueError(
+            f"images must be [N, H, W], [N, C, H, W] or [N, H, W, C] with 1 to 4 channels, got {list(images.shape)}"
+        )
+    return images if 1 <= images.shape[1] <= 4 else images.transpose(0, 3, 1, 2)
+
+
+def _checked(path: str, split: str, given: Any) -> Arrays:
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise UsageError(
+            f"data set function {path} must return (images, labels) for {split}, it returned {type(given).__name__}"
+        )
+    images, labels = np.asarray(given[0]), np.asarray(given[1])
+    if images.dtype != np.uint8:
+        raise UsageError(f"{split} images of {path} must be uint8 in 0..255, got {images.dtype}; scale and round them")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(f"{split} labels of {path} must be whole numbers [N], got {labels.dtype} {list(labels.shape)}")
+    if len(images) != len(labels):
+        raise UsageError(
+            f"{path} returned {len(images)} {split} images and {len(labels)} labels; there must be one label for each"
+        )
+    try:
+        return channels_first(images), labels.astype(np.int64)
+    except ValueError as error:
+        raise UsageError(f"{split} {error}, from {path}") from error
+
+
+def _import(path: str) -> Callable[..., Any]:
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"data set {path} can not be imported ({error}); put the folder of its file on PYTHONPATH") from error
+    except AttributeError as error:
+        raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name") from error
+    if not callable(found):
+        raise UsageError(f"data set {path} must be a function, it is {type(found).__name__}")
+    function: Callable[..., Any] = found
+    return function
