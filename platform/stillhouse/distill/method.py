@@ -181,6 +181,7 @@ class Step:
         teacher: {name: [B, ...]} of what `knowledge` named.
         modules: the helpers by name.
         progress: fraction of the whole training that is done, in [0, 1).
+        stage_progress: fraction of the stage that is done, in [0, 1).
         seed: decides every random draw of this step; see `generator`.
     """
 
@@ -197,6 +198,7 @@ class Step:
     epoch: int
     progress: float
     seed: int
+    stage_progress: float = 0.0
     _generator: torch.Generator | None = None
 
     @property

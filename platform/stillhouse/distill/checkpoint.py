@@ -1,0 +1,38 @@
+"""Checkpoints: nested plain data and tensors in one checked file, loaded without executing code."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.durable import Damaged, read_checked, write_checked
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (dicts, lists, numbers, strings, tensors) atomically and durably.
+
+    Raises:
+        OSError: the disk is full; an earlier checkpoint at `path` is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_checked(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: the file is truncated, garbled or holds more than plain data.
+    """
+    payload = read_checked(path)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Damaged(f"{path} is not a checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{path} is not a checkpoint: it holds a {type(state).__name__}")
+    return state

@@ -1,0 +1,81 @@
+"""Optimisers of the student and of a method's helpers, one for each, so that a method may step them apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.distill.schedule import learning_rate
+from stillhouse.spec.training import Training
+
+
+def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimiser that `training` names over all parameters of `module` that want gradients."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    rate, decay = training.peak_learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=rate, momentum=training.momentum, weight_decay=decay, nesterov=training.nesterov and training.momentum > 0
+        )
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+class Optimisers:
+    """The trainable groups of one stage: `student` and the helpers by name. Implements the contract's `Update`.
+
+    Args:
+        modules: trainable modules by group name; a module without trainable parameters is left out.
+        training: the recipe of each group.
+        total_steps: length of the stage.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], training: Mapping[str, Training], *, steps_per_epoch: int, total_steps: int, device: str
+    ) -> None:
+        self._training = training
+        self._steps_per_epoch = steps_per_epoch
+        self._total_steps = total_steps
+        self._groups = {
+            name: make_optimizer(module, training[name])
+            for name, module in modules.items()
+            if any(parameter.requires_grad for parameter in module.parameters())
+        }
+        scaled = any(recipe.mixed_precision == "float16" for recipe in training.values())
+        self._scaler = torch.amp.GradScaler(torch.device(device).type, enabled=scaled)
+
+    def set_step(self, step: int) -> float:
+        """Sets every group's learning rate for step `step` of the stage; returns the student's."""
+        student_rate = 0.0
+        for name, optimizer in self._groups.items():
+            rate = learning_rate(self._training[name], step, self._steps_per_epoch, self._total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if name == "student":
+                student_rate = rate
+        return student_rate
+
+    def minimise(self, loss: Tensor, *groups: str) -> None:
+        """One optimiser step on `loss` for the named groups, all of them by default."""
+        chosen = {name: self._groups[name] for name in groups} if groups else self._groups
+        for optimizer in chosen.values():
+            optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        for name, optimizer in chosen.items():
+            clip = self._training[name].gradient_clip
+            if clip is not None:
+                self._scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+            self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": {name: group.state_dict() for name, group in self._groups.items()}, "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, group in self._groups.items():
+            group.load_state_dict(state["groups"][name])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])

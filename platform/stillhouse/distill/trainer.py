@@ -1,0 +1,393 @@
+"""The trainer: one student, one method, plain PyTorch. Everything random is a function of the seed and a counter."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillhouse.data.datasets import ImageData, Split
+from stillhouse.data.hashing import derive_key, derive_seed, permutation
+from stillhouse.data.views import Views
+from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
+from stillhouse.distill.method import Helper, Method, Setup, Stage, StageStart, Step, step_seed
+from stillhouse.distill.optimiser import Optimisers
+from stillhouse.distill.sources import KnowledgeSource
+from stillhouse.durable import Damaged
+from stillhouse.errors import TrialError
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.features import FeatureReader
+from stillhouse.spec.training import Training
+
+_EVALUATION_BATCH = 512
+_CHECKPOINT_VERSION = 1
+
+
+class Trainer:
+    """Trains one student with one method, an epoch at a time.
+
+    Two runs with equal arguments give bitwise equal weights on the same CPU, also when one of them was saved, killed and
+    loaded in between.
+
+    Args:
+        new_student: builds the student; called under the trial's seed, and again by methods that train several.
+        method: what the loss is; `Method()` is plain supervised training.
+        views: the augmented views; epoch e sees view `order(seed)[e mod count]`.
+        epochs: length of the whole training, over all stages of the method.
+        teacher: gives the knowledge that the method asked of the teacher; None for methods that ask nothing.
+        teacher_architecture: what the method may know of the teacher.
+        student_name: the name used in messages.
+
+    Raises:
+        MethodError: the method can not work with this teacher or student.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_student: Callable[[], nn.Module],
+        method: Method,
+        data: ImageData,
+        views: Views,
+        training: Training,
+        epochs: int,
+        seed: int = 0,
+        teacher: KnowledgeSource | None = None,
+        teacher_architecture: Architecture | None = None,
+        student_name: str = "student",
+        device: str = "cpu",
+    ) -> None:
+        self.method = method
+        self.device = device
+        self.epoch = 0
+        self.curve: list[dict[str, Any]] = []
+        self.train_seconds = 0.0
+        self.wait_seconds = 0.0
+        self._data = data
+        self._views = views
+        self._training = training
+        self._seed = seed
+        self._teacher = teacher
+        self._build_student = new_student
+        self._students_made = 0
+        self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
+        self._images = data.train.images.to(device)
+        self._labels = data.train.labels.to(device)
+        self._batches_per_epoch = sum(1 for _ in self._batches(0))
+        self.student = self._new_student()
+        architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
+        self._layers = list(method.student_layers(teacher_architecture, architecture))
+        self._setup = Setup(
+            teacher=teacher_architecture,
+            student=architecture,
+            new_student=self._new_student,
+            num_samples=len(self._labels),
+            epochs=epochs,
+        )
+        self.stages: Sequence[Stage] = check_stages(method, self._setup)
+        self._helpers = self._make_helpers()
+        self._modules = {name: helper.module for name, helper in self._helpers.items()}
+        self._stage_index = -1
+        self._optimisers: Optimisers | None = None
+        self._reader: FeatureReader | None = None
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def epochs(self) -> int:
+        return self._setup.epochs
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.epochs
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the coming epoch; the last one when training is over."""
+        return self.stages[self._stage_at(min(self.epoch, self.epochs - 1))[0]]
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Runs all epochs that are left; returns the curve."""
+        while not self.finished:
+            self.run_epoch()
+        return self.curve
+
+    def run_epoch(self) -> dict[str, Any]:
+        """One pass over the training split in the epoch's view, then the validation accuracy.
+
+        Returns:
+            The curve's entry: `epoch` from 1, `stage`, `train_loss`, each loss term, `learning_rate`,
+            `validation_accuracy` (and `validation_accuracy_<helper>`), `seconds`.
+
+        Raises:
+            TrialError: the loss is no longer finite.
+        """
+        assert not self.finished, "training is over"
+        started = time.perf_counter()
+        stage_index, stage_epoch = self._stage_at(self.epoch)
+        if stage_index != self._stage_index:
+            self._enter_stage(stage_index)
+        optimisers = self._optimisers
+        assert optimisers is not None
+        stage = self.stages[stage_index]
+        view = int(self._views.order(self._seed)[self.epoch % self._views.count])
+        if self._teacher is not None:
+            waited = time.perf_counter()
+            self._teacher.begin_epoch(view)
+            self.wait_seconds += time.perf_counter() - waited
+        self._set_mode(training=True)
+        totals: dict[str, Tensor] = {}
+        samples = 0
+        rate = 0.0
+        with torch.random.fork_rng(devices=self._rng_devices()):
+            torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch))
+            for number, indices in enumerate(self._batches(self.epoch)):
+                rate = optimisers.set_step(stage_epoch * self._batches_per_epoch + number)
+                terms = self.method.step(self._make_step(indices, view, stage, number), optimisers)
+                samples += len(indices)
+                for name, term in terms.items():
+                    weighted = term.detach() * len(indices)
+                    totals[name] = totals[name] + weighted if name in totals else weighted
+        entry = self._entry(stage, totals, samples, rate)
+        self.epoch += 1
+        entry["validation_accuracy"] = self.evaluate(self._data.validation)
+        for name, helper in self._helpers.items():
+            if helper.evaluate:
+                entry[f"validation_accuracy_{name}"] = self.evaluate(self._data.validation, helper.module)
+        entry["seconds"] = time.perf_counter() - started
+        self.train_seconds += entry["seconds"]
+        self.curve.append(entry)
+        return entry
+
+    def evaluate(self, split: Split, model: nn.Module | None = None) -> float:
+        """Top-1 accuracy in [0, 1] of the student, or of `model`, on the split's images as they are."""
+        model = self.student if model is None else model
+        correct = count_correct(model, self._data, split, self.device, self._memory_format)
+        return correct / len(split.labels)
+
+    def peers(self) -> dict[str, nn.Module]:
+        """The helpers that are classifiers of their own, by name."""
+        return {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
+
+    def save(self, path: Path) -> None:
+        """Writes everything that the rest of the training depends on, between two epochs."""
+        save_checkpoint(
+            path,
+            {
+                "version": _CHECKPOINT_VERSION,
+                "epochs": self.epochs,
+                "seed": self._seed,
+                "epoch": self.epoch,
+                "stage": self._stage_index,
+                "students_made": self._students_made,
+                "student": self.student.state_dict(),
+                "helpers": {name: module.state_dict() for name, module in self._modules.items()},
+                "optimisers": None if self._optimisers is None else self._optimisers.state_dict(),
+                "curve": self.curve,
+                "train_seconds": self.train_seconds,
+                "wait_seconds": self.wait_seconds,
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        """Goes on where `save` stopped.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            Damaged: it is not a whole checkpoint of this training; the trainer is then not usable.
+        """
+        state = load_checkpoint(path, device=self.device)
+        ours = (_CHECKPOINT_VERSION, self.epochs, self._seed)
+        theirs = tuple(state.get(key) for key in ("version", "epochs", "seed"))
+        if theirs != ours:
+            raise Damaged(f"{path} belongs to another training: version, epochs, seed are {theirs}, not {ours}")
+        try:
+            self.student.load_state_dict(state["student"])
+            for name, module in self._modules.items():
+                module.load_state_dict(state["helpers"][name])
+            if state["stage"] >= 0:
+                self._prepare_stage(state["stage"])
+                assert self._optimisers is not None
+                self._optimisers.load_state_dict(state["optimisers"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise Damaged(f"{path} does not fit this training: {error}") from error
+        self.epoch = state["epoch"]
+        self.curve = state["curve"]
+        self.train_seconds = state["train_seconds"]
+        self.wait_seconds = state["wait_seconds"]
+        self._students_made = state["students_made"]
+
+    def _new_student(self) -> nn.Module:
+        with torch.random.fork_rng(devices=self._rng_devices()):
+            torch.manual_seed(derive_seed(self._seed, "student", self._students_made))
+            student = self._build_student()
+        self._students_made += 1
+        return student.to(self.device, memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def _make_helpers(self) -> dict[str, Helper]:
+        with torch.random.fork_rng(devices=self._rng_devices()):
+            torch.manual_seed(derive_seed(self._seed, "helpers"))
+            helpers = dict(self.method.modules(self._setup))
+        for helper in helpers.values():
+            helper.module.to(self.device)
+            helper.module.requires_grad_(helper.trainable)
+        return helpers
+
+    def _batches(self, epoch: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """The epoch's batches; a last batch of one is left out, since BatchNorm can not train on it."""
+        order = permutation(derive_key(self._seed, "batches", epoch), len(self._labels))
+        size = self._training.batch_size
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            if len(batch) > 1 or len(order) == 1:
+                yield batch
+
+    def _make_step(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]], view: int, stage: Stage, number: int) -> Step:
+        on_cpu = torch.from_numpy(indices)
+        places = on_cpu.to(self.device, non_blocking=True)
+        images = self._data.normalise(self._views.augment(self._images, places, view))
+        images = images.contiguous(memory_format=self._memory_format)
+        labels = self._labels[places]
+        targets = labels
+        mixing = self._views.mixing(on_cpu, view)
+        if mixing is not None:
+            targets = mix_targets(labels, self._labels, *mixing, num_classes=self._data.num_classes)
+        knowledge = self._teacher.gather(on_cpu, images) if self._teacher is not None else {}
+        logits, features = self._forward(images)
+        global_step = self.epoch * self._batches_per_epoch + number
+        return Step(
+            images=images,
+            labels=labels,
+            targets=targets,
+            indices=places,
+            student=self.student,
+            student_logits=logits,
+            student_features=features,
+            teacher=knowledge,
+            modules=self._modules,
+            stage=stage,
+            epoch=self.epoch,
+            progress=global_step / (self.epochs * self._batches_per_epoch),
+            seed=step_seed(self._seed, global_step),
+        )
+
+    def _forward(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        kind = self._training.mixed_precision
+        half = torch.bfloat16 if kind == "bfloat16" else torch.float16
+        with nullcontext() if kind == "off" else torch.autocast(torch.device(self.device).type, dtype=half):
+            if self._compiled is not None:
+                logits, features = self._compiled(images), {}
+            else:
+                assert self._reader is not None
+                logits, features = self._reader(images)  # type: ignore[assignment]
+        if kind == "off":
+            return logits, features
+        return None if logits is None else logits.float(), {name: output.float() for name, output in features.items()}
+
+    def _entry(self, stage: Stage, totals: dict[str, Tensor], samples: int, rate: float) -> dict[str, Any]:
+        means = {name: float(total) / samples for name, total in totals.items()}
+        loss = sum(means.values())
+        if not math.isfinite(loss):
+            culprits = ", ".join(f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
+            raise TrialError(
+                f"diverged in epoch {self.epoch + 1} of {self.epochs} (stage '{stage.name}'): {culprits}; "
+                f"lower training.learning_rate (the last was {rate:.3g}) or the method's loss weights"
+            )
+        return {"epoch": self.epoch + 1, "stage": stage.name, "train_loss": loss, **means, "learning_rate": rate}
+
+    def _stage_at(self, epoch: int) -> tuple[int, int]:
+        """Stage number, and epoch within it."""
+        for index, stage in enumerate(self.stages):
+            if epoch < stage.epochs:
+                return index, epoch
+            epoch -= stage.epochs
+        raise AssertionError("epoch lies behind the last stage")
+
+    def _enter_stage(self, index: int) -> None:
+        with torch.random.fork_rng(devices=self._rng_devices()):
+            torch.manual_seed(derive_seed(self._seed, "stage", index))
+            self.method.begin_stage(
+                StageStart(
+                    stage=self.stages[index],
+                    index=index,
+                    student=self.student,
+                    modules=self._modules,
+                    new_student=self._new_student,
+                )
+            )
+        self._prepare_stage(index)
+
+    def _prepare_stage(self, index: int) -> None:
+        stage = self.stages[index]
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = FeatureReader(self.student, self._layers, until=stage.until)
+        if self._training.compile and not self._layers and stage.until is None:
+            self._compiled = torch.compile(self.student)
+        groups: dict[str, nn.Module] = {"student": self.student}
+        recipes = {"student": self._training}
+        for name, helper in self._helpers.items():
+            if helper.trainable:
+                groups[name] = helper.module
+                recipes[name] = Training.model_validate(self._training.model_dump() | dict(helper.training))
+        self._optimisers = Optimisers(
+            groups,
+            recipes,
+            steps_per_epoch=self._batches_per_epoch,
+            total_steps=stage.epochs * self._batches_per_epoch,
+            device=self.device,
+        )
+        self._stage_index = index
+
+    def _set_mode(self, *, training: bool) -> None:
+        self.student.train(training)
+        for helper in self._helpers.values():
+            helper.module.train(training and helper.trainable)
+
+    def _rng_devices(self) -> list[torch.device]:
+        device = torch.device(self.device)
+        return [device] if device.type == "cuda" else []
+
+
+def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
+    """The method's stages, whose epochs must add up to the training's.
+
+    Raises:
+        ValueError: they do not, or a stage has no epoch.
+    """
+    stages = list(method.stages(setup))
+    if any(stage.epochs < 1 for stage in stages):
+        raise ValueError(f"needs at least one epoch for each of its {len(stages)} stages, has {setup.epochs} in all")
+    total = sum(stage.epochs for stage in stages)
+    if total != setup.epochs:
+        raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
+    return stages
+
+
+def mix_targets(labels: Tensor, all_labels: Tensor, partners: Tensor, weights: Tensor, *, num_classes: int) -> Tensor:
+    """Class probabilities [B, C] of mixed samples: `weights` of the own class, the rest of the partner's."""
+    own = nn.functional.one_hot(labels, num_classes).float()
+    other = nn.functional.one_hot(all_labels[partners.to(labels.device)], num_classes).float()
+    share = weights.to(labels.device).unsqueeze(1)
+    return share * own + (1 - share) * other
+
+
+def count_correct(
+    model: nn.Module, data: ImageData, split: Split, device: str, memory_format: torch.memory_format = torch.contiguous_format
+) -> int:
+    """How many samples of the split `model` classifies correctly, in evaluation mode; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        for start in range(0, len(split.labels), _EVALUATION_BATCH):
+            images = split.images[start : start + _EVALUATION_BATCH].to(device)
+            labels = split.labels[start : start + _EVALUATION_BATCH].to(device)
+            logits = model(data.normalise(images).contiguous(memory_format=memory_format))
+            correct += (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    return int(correct)

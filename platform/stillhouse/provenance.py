@@ -1,0 +1,60 @@
+"""Where a result came from: code, versions, hardware."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import stillhouse
+
+_PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy")
+
+
+@functools.cache
+def code_facts() -> dict[str, str | None]:
+    """`version`, `commit` (of a checkout; None for an installed package) and `package_path` of the running code."""
+    package = Path(stillhouse.__file__).resolve().parent
+    root = package.parents[1]
+    commit = None
+    if (root / ".git").exists():
+        try:
+            commit = subprocess.run(  # noqa: S603
+                ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            commit = None
+    return {"version": stillhouse.__version__, "commit": commit, "package_path": str(package)}
+
+
+def environment_facts() -> dict[str, str | int | None]:
+    """Versions and hardware of this machine, for the report."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "stillhouse": stillhouse.__version__,
+        "commit": code_facts()["commit"],
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,39 @@
+"""Latency of every distinct network, measured once on a quiet worker with a trial's share of the machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+
+from stillhouse.models.registry import build_model
+from stillhouse.models.size import measure_latency
+from stillhouse.workers import prepare_worker
+
+
+def measure_models(
+    models: Mapping[str, tuple[str, Mapping[str, Any]]],
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    threads: int,
+    import_paths: list[str],
+) -> dict[str, dict[str, float]]:
+    """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker."""
+    prepare_worker(import_paths, threads)
+    device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    return {
+        name: latency_metrics(model, options, num_classes, input_shape, device) for name, (model, options) in models.items()
+    }
+
+
+def latency_metrics(
+    model: str, options: Mapping[str, Any], num_classes: int, input_shape: tuple[int, int, int], device: str
+) -> dict[str, float]:
+    """p50 and p95 of one image, p50 of a batch of 64, in milliseconds."""
+    built = build_model(model, num_classes=num_classes, input_shape=input_shape, **options).to(device)
+    measured = measure_latency(built, input_shape, device=device)
+    return {
+        "latency_ms": measured[1].p50_ms,
+        "latency_p95_ms": measured[1].p95_ms,
+        "latency_batch64_ms": measured[64].p50_ms,
+    }

@@ -1,0 +1,60 @@
+"""The ledger: one durable, checked file per finished trial. The report and MLflow are views of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stillhouse.durable import Damaged, read_checked, write_checked
+from stillhouse.spec.records import TrialRecord
+
+_SUFFIX = ".record"
+
+
+class Ledger:
+    """The records under one folder, by trial key.
+
+    Args:
+        folder: an absolute path that every worker can reach.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, record: TrialRecord) -> None:
+        """Writes the record durably; from here on the trial never runs again.
+
+        Raises:
+            OSError: the disk is full; nothing was written.
+        """
+        write_checked(self._path(record.trial.key), record.model_dump_json().encode())
+
+    def read(self, key: str) -> TrialRecord | None:
+        """The record of the trial; None when there is none, or none that is whole."""
+        try:
+            return TrialRecord.model_validate_json(read_checked(self._path(key)))
+        except (FileNotFoundError, Damaged, ValidationError):
+            return None
+
+    def remove(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all records, whole or not, sorted."""
+        if self.folder.is_dir():
+            yield from sorted(path.stem for path in self.folder.glob(f"*{_SUFFIX}"))
+
+    def read_all(self) -> tuple[dict[str, TrialRecord], list[str]]:
+        """All whole records by key, and the keys of those that are damaged: their trials run again."""
+        whole: dict[str, TrialRecord] = {}
+        damaged: list[str] = []
+        for key in self.keys():
+            record = self.read(key)
+            if record is None or record.trial.key != key:
+                damaged.append(key)
+            else:
+                whole[key] = record
+        return whole, damaged
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"

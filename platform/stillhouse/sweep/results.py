@@ -1,0 +1,108 @@
+"""What a sweep gives back: the same object for the command line and for Python."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stillhouse.report import ReportFiles, pareto_front, trials_table, write_report
+from stillhouse.spec.records import SweepFacts, TrialRecord
+
+_TEST_OBJECTIVES = {"validation_accuracy": "test_accuracy"}
+_FRONT_KEYS = (
+    "trial",
+    "method",
+    "student",
+    "seed",
+    "parameters",
+    "size_bytes",
+    "macs",
+    "latency_ms",
+    "validation_accuracy",
+    "test_accuracy",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A finished sweep.
+
+    Attributes:
+        reused: trials whose records an earlier run had written.
+        forwarded: samples that each teacher forwarded in this run, by name.
+        gathered: samples whose knowledge this run's trials read back, by teacher.
+        files: the report; None before it is written.
+    """
+
+    facts: SweepFacts
+    records: Sequence[TrialRecord]
+    home: Path
+    planned: int
+    reused: int = 0
+    forwarded: Mapping[str, int] = field(default_factory=dict)
+    gathered: Mapping[str, int] = field(default_factory=dict)
+    files: ReportFiles | None = None
+    tracking: Mapping[str, str | None] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        return [record for record in self.records if record.status == "failed"]
+
+    def table(self) -> pd.DataFrame:
+        """One row per trial."""
+        return trials_table(self.facts, self.records)
+
+    def pareto(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
+        """The rows of finished trials that no other trial beats in every objective.
+
+        Args:
+            objectives: `max` or `min` by column; the spec's own by default.
+        """
+        table = self.table()
+        finished = table[table["status"] == "finished"]
+        return pareto_front(finished, objectives=dict(objectives or self.facts.objectives))
+
+    def report(self, folder: str | Path) -> ReportFiles:
+        """Writes page, picture and tables into `folder`."""
+        return write_report(self.facts, self.records, Path(folder).expanduser().resolve())
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `stillhouse sweep --json` ends with."""
+        statuses = [record.status for record in self.records]
+        return {
+            "sweep": self.facts.name,
+            "home": str(self.home),
+            "status": "failures" if "failed" in statuses else "finished",
+            "trials": {
+                "planned": self.planned,
+                "finished": len(statuses) - statuses.count("failed"),
+                "failed": statuses.count("failed"),
+                "reused": self.reused,
+            },
+            "teachers": [
+                {
+                    "name": teacher.name,
+                    "accuracy": teacher.test_accuracy,
+                    "way": teacher.way,
+                    "samples_forwarded": self.forwarded.get(teacher.name, 0),
+                    "samples_reused": self.gathered.get(teacher.name, 0),
+                }
+                for teacher in self.facts.teachers
+            ],
+            "pareto": [
+                {key: _plain(row[key]) for key in _FRONT_KEYS if key in row} for row in self.pareto().to_dict(orient="records")
+            ],
+            "report": {name: str(getattr(self.files, name)) for name in ("page", "table", "figure")} if self.files else None,
+            "tracking": dict(self.tracking),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: NumPy scalars unwrapped, missing numbers as null."""
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,284 @@
+"""One trial from its first step to its record in the ledger. Knows nothing of Tune, so it runs in a test or a notebook."""
+
+import contextlib
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.distill.method import Method
+from stillhouse.distill.trainer import Trainer
+from stillhouse.durable import Damaged
+from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.registry import build_model
+from stillhouse.models.size import ModelSize, measure_size
+from stillhouse.models.weights import save_weights
+from stillhouse.provenance import code_facts
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
+from stillhouse.spec.training import Training
+from stillhouse.sweep.ledger import Ledger
+from stillhouse.teachers.client import TrialTeacher
+from stillhouse.teachers.definition import TeacherTicket
+
+CHECKPOINT_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherScore:
+    """What a student is compared with."""
+
+    parameters: int
+    test_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnvironment:
+    """What all trials of a sweep share. Plain data, sent to each worker once.
+
+    Attributes:
+        folder: the sweep's absolute folder.
+        latencies: what `latency` measured, by `student_key`.
+        checkpoint_interval_s: the least time between two checkpoints of a trial.
+        code: version, commit and package path of the driver; each worker records its own.
+    """
+
+    folder: str
+    views: Views
+    training: Training
+    tickets: Mapping[str, TeacherTicket] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
+    latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    threads: int = 1
+    import_paths: tuple[str, ...] = ()
+    method_folders: tuple[str, ...] = ()
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+
+
+class TrialRunner:
+    """Runs one trial: builds, resumes, trains, evaluates once on the test split, writes the record.
+
+    Raises:
+        InfrastructureError: the teacher is gone or the disk is full; the trial may run again.
+    """
+
+    def __init__(self, trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> None:
+        self.trial = trial
+        self._environment = environment
+        self._data = data
+        self._device = device
+        self._started = now()
+        self._folder = Path(environment.folder) / "trials" / trial.key
+        self._saved = time.monotonic()
+        self._teacher: TrialTeacher | None = None
+        self._trainer = self._make_trainer()
+        try:
+            self._trainer.load(self._checkpoint)
+        except FileNotFoundError:
+            pass
+        except Damaged:
+            # A fresh trainer: a half-loaded one is not usable, and the checkpoint is no loss but time.
+            self._trainer = self._make_trainer()
+
+    @property
+    def finished(self) -> bool:
+        return self._trainer.finished
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        return self._trainer.curve
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the accuracy of the epoch just run says anything about the student's end."""
+        ran = {stage.name: stage.comparable for stage in self._trainer.stages}
+        return not self.curve or ran.get(self.curve[-1]["stage"], True)
+
+    def run_epoch(self) -> dict[str, Any]:
+        """One epoch and, when it is time, a checkpoint. Returns the curve's entry.
+
+        Raises:
+            TrialError: the loss is no longer finite.
+        """
+        entry = self._trainer.run_epoch()
+        due = time.monotonic() - self._saved >= self._environment.checkpoint_interval_s
+        if due and not self._trainer.finished:
+            self.save()
+        return entry
+
+    def save(self) -> None:
+        """Writes a checkpoint; a full disk costs the checkpoint, not the trial."""
+        with contextlib.suppress(OSError):
+            self._trainer.save(self._checkpoint)
+        self._saved = time.monotonic()
+
+    def finish(self) -> TrialRecord:
+        """Reads the test split, stores the student's weights, writes the record, drops the checkpoint."""
+        student = self._trainer.student
+        metrics = {
+            **size_metrics(measure_size(student, self._data.input_shape)),
+            **self._environment.latencies.get(student_key(self.trial.student), {}),
+            "validation_accuracy": self._trainer.curve[-1]["validation_accuracy"],
+            "test_accuracy": self._trainer.evaluate(self._data.test),
+            "train_seconds": self._trainer.train_seconds,
+        }
+        for name, peer in self._trainer.peers().items():
+            metrics[f"test_accuracy_{name}"] = self._trainer.evaluate(self._data.test, peer)
+        score = self._environment.teachers.get(self.trial.teacher or "")
+        if score is not None:
+            metrics["compression_ratio"] = score.parameters / metrics["parameters"]
+            metrics["accuracy_drop"] = score.test_accuracy - metrics["test_accuracy"]
+        weights = Path("students") / f"{self.trial.key}.safetensors"
+        digest = save_weights(
+            student,
+            Path(self._environment.folder) / weights,
+            {"trial": self.trial.key, "model": self.trial.student.model},
+        )
+        return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest)
+
+    def fail(self, reason: str) -> TrialRecord:
+        """Writes the record of a trial that can not go on."""
+        return self._write("failed", reason=reason)
+
+    def _write(self, status: str, **fields: Any) -> TrialRecord:
+        teaching: dict[str, Any] = {}
+        if self._teacher is not None:
+            teaching = {**self._teacher.counters(), "wait_seconds": self._trainer.wait_seconds}
+        record = TrialRecord.model_validate(
+            {
+                "trial": self.trial,
+                "status": status,
+                "epochs_run": self._trainer.epoch,
+                "curve": self._trainer.curve,
+                "teaching": teaching,
+                "device": self._device,
+                "code": code_facts(),
+                "started": self._started,
+                "finished": now(),
+                **fields,
+            }
+        )
+        Ledger(Path(self._environment.folder) / "ledger").write(record)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return record
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self._folder / "checkpoint"
+
+    def _make_trainer(self) -> Trainer:
+        trial = self.trial
+        method = make_method(trial)
+        ticket = self._environment.tickets.get(trial.teacher or "")
+        teacher_architecture = None
+        self._teacher = None
+        if ticket is not None:
+            teacher_architecture = describe_model(
+                ticket.definition.model, ticket.definition.options, ticket.definition.num_classes, self._data.input_shape
+            )
+            student = describe_model(
+                trial.student.model, trial.student.options, self._data.num_classes, self._data.input_shape
+            )
+            knowledge = method.knowledge(teacher_architecture, student)
+            if knowledge:
+                self._teacher = TrialTeacher(ticket, knowledge, device=self._device)
+        return Trainer(
+            new_student=lambda: build_student(trial.student, self._data),
+            method=method,
+            data=self._data,
+            views=self._environment.views,
+            training=self._environment.training,
+            epochs=trial.epochs,
+            seed=trial.seed,
+            teacher=self._teacher.source if self._teacher is not None else None,
+            teacher_architecture=teacher_architecture,
+            student_name=trial.student.name,
+            device=self._device,
+        )
+
+
+def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> TrialRecord:
+    """Runs a whole trial in this process; a trial that fails has its reason in the record."""
+    runner = TrialRunner(trial, environment, data, device=device)
+    try:
+        while not runner.finished:
+            runner.run_epoch()
+        return runner.finish()
+    except InfrastructureError:
+        raise
+    except Exception as error:
+        return runner.fail(failure_reason(error))
+
+
+def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseException, *, device: str) -> TrialRecord:
+    """Writes the record of a trial that failed before it had a runner."""
+    record = TrialRecord(
+        trial=trial,
+        status="failed",
+        reason=failure_reason(error),
+        device=device,
+        code=code_facts(),
+        started=now(),
+        finished=now(),
+    )
+    Ledger(Path(environment.folder) / "ledger").write(record)
+    return record
+
+
+def failure_reason(error: BaseException) -> str:
+    """One sentence for the ledger: what happened, where in the code, and what to do about it where that is known."""
+    if isinstance(error, TrialError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}; lower training.batch_size"
+    frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def make_method(trial: Trial) -> Method:
+    """The trial's method with its hyper-parameters."""
+    return methods.find(trial.method)(**trial.hyperparameters)
+
+
+def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
+    return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
+
+
+def describe_model(
+    model: str, options: Mapping[str, Any], num_classes: int, input_shape: tuple[int, int, int]
+) -> Architecture:
+    """The architecture without its weights: built on the meta device, so it costs nothing."""
+    with torch.device("meta"):
+        module = build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+    return describe(module, name=model, input_shape=input_shape)
+
+
+def student_key(student: StudentChoice) -> str:
+    """Equal for equal architectures, whatever their label."""
+    options = ",".join(f"{name}={student.options[name]!r}" for name in sorted(student.options))
+    return f"{student.model}({options})"
+
+
+def size_metrics(size: ModelSize) -> dict[str, float]:
+    return {
+        "parameters": size.parameters,
+        "trainable_parameters": size.trainable_parameters,
+        "size_bytes": size.size_bytes,
+        "macs": size.macs,
+    }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+

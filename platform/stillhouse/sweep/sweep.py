@@ -1,0 +1,466 @@
+"""A sweep from its spec to its results."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.errors import InfrastructureError, Interrupted
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.architecture import Architecture
+from stillhouse.models.size import measure_size
+from stillhouse.provenance import environment_facts
+from stillhouse.report import ReportFiles, write_report
+from stillhouse.spec.load import load_spec, spec_to_dict, validate
+from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.training import Training
+from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
+from stillhouse.sweep.home import SweepHome, find_sweep, resolve_home
+from stillhouse.sweep.plan import Plan, confirm_trials, make_plan
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.results import Results
+from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, build_student, describe_model, make_method, now, student_key
+from stillhouse.teachers.actor import make_ticket
+from stillhouse.teachers.choice import Choice, choose_way
+from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.service import count_fills, fill_log, kind_id
+from stillhouse.tracking import Tracker, fetch_weights
+
+_TRACKING_TIMEOUT_S = 120.0
+_MLFLOW = "mlflow:"
+
+
+class Sweep:
+    """One sweep.
+
+    Args:
+        spec: a validated spec.
+        home: where sweeps, teachers and knowledge are kept; see `resolve_home`.
+        address: of a Ray cluster; None starts Ray on this machine.
+        command: how the sweep was called, for the report.
+        progress: shows events; by default nothing is shown.
+    """
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        *,
+        home: str | Path | None = None,
+        address: str | None = None,
+        command: str = "",
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec = spec
+        self.place = SweepHome(resolve_home(home), spec.name)
+        self._address = address
+        self._command = command
+        self._progress = Progress(spec.name, quiet=True) if progress is None else progress
+        self._data: ImageData | None = None
+        self._plan: Plan | None = None
+        self._architectures: dict[str, Architecture] = {}
+        self._sizes: dict[str, int] = {}
+        for folder in spec.method_paths:
+            methods.add_folder(folder)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), **options: Any) -> Self:
+        """The sweep that a YAML file describes, with `key=value` overrides; options as for `Sweep`.
+
+        Raises:
+            SpecError: with every problem of the spec.
+        """
+        return cls(load_spec(path, overrides), **options)
+
+    @classmethod
+    def named(cls, name: str, *, home: str | Path | None = None, **options: Any) -> Self:
+        """The sweep that was started before under this name.
+
+        Raises:
+            UsageError: there is none.
+        """
+        place = find_sweep(resolve_home(home), name)
+        kept = place.read_spec()
+        assert kept is not None
+        return cls(validate(kept), home=place.home, **options)
+
+    def data(self) -> ImageData:
+        """The data set, loaded once.
+
+        Raises:
+            UsageError: its files are missing or damaged.
+        """
+        if self._data is None:
+            wanted = self.spec.dataset
+            self._data = load_dataset(
+                wanted.name,
+                root=wanted.root,
+                validation=wanted.validation,
+                seed=self.spec.search.seed,
+                download=wanted.download,
+                size=wanted.size,
+                options=wanted.options,
+                cache=self.place.home / "data",
+            )
+        return self._data
+
+    def plan(self) -> Plan:
+        """The trials that the spec implies.
+
+        Raises:
+            SpecError: with everything that can not work.
+        """
+        if self._plan is None:
+            self._plan = make_plan(self.spec, self.data())
+        return self._plan
+
+    def run(self) -> Results:
+        """Runs what the ledger lacks, writes report and tracking, and gives the results.
+
+        Raises:
+            SpecError, UsageError: before anything starts.
+            InfrastructureError: the cluster, the disk or a teacher failed; what is finished is kept.
+            Interrupted: by Ctrl-C; what is finished is kept.
+        """
+        started = time.perf_counter()
+        plan = self.plan()
+        with self.place.locked():
+            self.place.keep_spec(spec_to_dict(self.spec))
+            try:
+                return self._run(plan, started)
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(
+                    f"interrupted; finished trials are kept. Go on with: {self.resume_command}"
+                ) from interrupt
+            except OSError as error:
+                raise InfrastructureError(f"{error.strerror or error} ({error.filename or self.place.folder})") from error
+
+    @property
+    def resume_command(self) -> str:
+        return f"stillhouse resume {self.spec.name} --home {self.place.home}"
+
+    def _run(self, plan: Plan, started: float) -> Results:
+        records = self._read_ledger()
+        before = set(records)
+        earlier = self.place.read_facts()
+        facts = self._first_facts(plan, earlier)
+        self._progress.plan(len(plan.trials), [records[trial.key] for trial in plan.trials if trial.key in records])
+        fills = fill_log(self.place.home / "knowledge")
+        fills_before = fills.stat().st_size if fills.exists() else 0
+        tracker = Tracker(self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name)
+        try:
+            facts = facts.model_copy(
+                update={"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.start_sweep(facts)}}
+            )
+            for record in records.values():
+                tracker.log_trial(record)
+            crew = self._run_missing(plan, records, tracker)
+            wanted = {trial.key for trial in [*plan.trials, *confirm_trials(self.spec, plan, list(records.values()))]}
+            kept = [records[key] for key in sorted(records) if key in wanted]
+            new = [record for record in kept if record.trial.key not in before]
+            teachers = [member.facts for member in crew.values()] or facts.teachers
+            spent = {teacher.name: self._spent(teacher, new, fills_before) for teacher in teachers}
+            facts = facts.model_copy(
+                update={
+                    "teachers": [_add_up(teacher, spent[teacher.name], earlier) for teacher in teachers],
+                    "notes": [*facts.notes, *_warnings(teachers, kept)],
+                    "tracking": {**facts.tracking, "run_id": tracker.run_id},
+                    "seconds": (earlier.seconds if earlier else 0.0) + time.perf_counter() - started,
+                }
+            )
+            self.place.write_facts(facts)
+            files = write_report(facts, kept, self.place.report)
+            self._track(tracker, facts, files)
+        finally:
+            tracker.close()
+        return Results(
+            facts=facts,
+            records=kept,
+            home=self.place.home,
+            planned=len(wanted),
+            reused=len(kept) - len(new),
+            forwarded={name: one.forwarded for name, one in spent.items()},
+            gathered={name: one.gathered for name, one in spent.items()},
+            files=files,
+            tracking=facts.tracking,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _read_ledger(self) -> dict[str, TrialRecord]:
+        records, damaged = self.place.ledger.read_all()
+        for key in damaged:
+            self._progress.note(f"the record of trial {key} is damaged; the trial runs again")
+            self.place.ledger.remove(key)
+        return records
+
+    def _run_missing(self, plan: Plan, records: dict[str, TrialRecord], tracker: Tracker) -> dict[str, "_ReadyTeacher"]:
+        """Runs what `records` lacks and adds it there. Gives the teachers it started: none when nothing was missing."""
+
+        def missing(trials: Sequence[Trial]) -> list[Trial]:
+            return [trial for trial in trials if trial.key not in records]
+
+        def confirming() -> list[Trial]:
+            return confirm_trials(self.spec, plan, list(records.values()))
+
+        if not missing(plan.trials) and not missing(confirming()):
+            return {}
+        with Cluster(self.spec, address=self._address, progress=self._progress) as cluster:
+            cluster.share(self.data())
+            crew = self._start_teachers(cluster, plan)
+            environment = self._environment(cluster, plan, crew)
+
+            def keep(record: TrialRecord) -> None:
+                records[record.trial.key] = record
+                tracker.log_trial(record)
+
+            for batch in (lambda: list(plan.trials), confirming):
+                todo = missing(batch())
+                if not todo:
+                    continue
+                self._progress.plan(len({trial.key for trial in [*plan.trials, *todo]}))
+                lost = cluster.run(
+                    todo,
+                    environment,
+                    parameters={trial.key: self._parameters(trial) for trial in todo},
+                    history=list(records.values()),
+                    on_record=keep,
+                )
+                if lost:
+                    raise InfrastructureError(
+                        f"{len(lost)} of {len(todo)} trials did not finish, the first is {lost[0]}; "
+                        f"the others are kept. Go on with: {self.resume_command}"
+                    )
+        return crew
+
+    def _views(self) -> Views:
+        data = self.data()
+        return Views(self.spec.views.policy, self.spec.views.count, data.input_shape, len(data.train.labels))
+
+    def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
+        """Starts every teacher that a trial asks, decides the ways, and sends each ahead to fill what is cached."""
+        data, views = self.data(), self._views()
+        kinds = self._asked_knowledge(plan.trials)
+        definitions = [self._definition(name) for name in self.spec.teachers if name in kinds]
+        crew = {}
+        for running in cluster.start_teachers(definitions, data, views, home=self.place.home):
+            name = running.definition.name
+            choices = self._choose(running, kinds[name], views)
+            for text, choice in choices.items():
+                self._progress.note(f"teacher {name}: {kinds[name][text]} {choice.way}: {choice.reason}")
+            cached = [kind for text, kind in kinds[name].items() if choices[text].way == "cached"]
+            if cached:
+                request_ahead(running, self._planned_views(plan.trials, views), cached)
+            crew[name] = _ReadyTeacher(
+                running,
+                make_ticket(
+                    running.definition,
+                    running.facts,
+                    home=self.place.home,
+                    dtype=self.spec.knowledge.dtype,
+                    actor=running.actor,
+                    ways={text: choice.way for text, choice in choices.items()},
+                ),
+                self._teacher_facts(running, {str(kinds[name][text]): choice for text, choice in choices.items()}),
+            )
+        return crew
+
+    def _definition(self, name: str) -> TeacherDefinition:
+        teacher, data = self.spec.teachers[name], self.data()
+        weights = teacher.weights
+        if weights is not None and weights.startswith(_MLFLOW):
+            weights = str(fetch_weights(weights.removeprefix(_MLFLOW), self.spec.tracking.uri, home=self.place.home))
+        recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
+        return TeacherDefinition(
+            name=name,
+            model=teacher.model,
+            options=teacher.options,
+            weights=weights,
+            training=Training.model_validate(recipe),
+            epochs=teacher.train.epochs,
+            seed=teacher.train.seed,
+            num_classes=data.num_classes,
+            input_shape=data.input_shape,
+        )
+
+    def _asked_knowledge(self, trials: Sequence[Trial]) -> dict[str, dict[str, Knowledge]]:
+        """All that the trials ask of each teacher, each kind once: one forward pass gives them all."""
+        asked_of: dict[str, dict[str, Knowledge]] = {}
+        for trial in trials:
+            if trial.teacher is not None:
+                teacher = self._describe(self.spec.teachers[trial.teacher].model, self.spec.teachers[trial.teacher].options)
+                student = self._describe(trial.student.model, trial.student.options)
+                for kind in make_method(trial).knowledge(teacher, student).values():
+                    asked_of.setdefault(trial.teacher, {}).setdefault(kind_id(kind), kind)
+        return asked_of
+
+    def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
+        key = student_key(StudentChoice(name=model, model=model, options=dict(options)))
+        if key not in self._architectures:
+            data = self.data()
+            self._architectures[key] = describe_model(model, options, data.num_classes, data.input_shape)
+        return self._architectures[key]
+
+    def _planned_views(self, trials: Sequence[Trial], views: Views) -> list[int]:
+        """The views that trials will see, in the order in which they will."""
+        seen: dict[int, None] = {}
+        for seed, epochs in dict.fromkeys((trial.seed, trial.epochs) for trial in trials):
+            seen |= dict.fromkeys(int(view) for view in views.order(seed)[:epochs])
+        return list(seen)
+
+    def _choose(self, running: Teacher, kinds: Mapping[str, Knowledge], views: Views) -> dict[str, Choice]:
+        measured = asked(running.handle, "measure", list(kinds.values()))
+        free = shutil.disk_usage(self.place.home).free
+        return {
+            text: choose_way(
+                asked=self.spec.knowledge.way,
+                seconds_per_sample=measured["seconds_per_sample"],
+                bytes_per_sample=measured["bytes_per_sample"][text],
+                num_samples=len(self.data().train.labels),
+                num_views=views.count,
+                free_bytes=free,
+            )
+            for text in kinds
+        }
+
+    def _teacher_facts(self, running: Teacher, choices: Mapping[str, Choice]) -> TeacherFacts:
+        definition = running.definition
+        size = measure_size(definition.build(), definition.input_shape)
+        return TeacherFacts(
+            name=definition.name,
+            model=definition.model,
+            key=running.facts["weights_hash"],
+            parameters=size.parameters,
+            size_bytes=size.size_bytes,
+            macs=size.macs,
+            validation_accuracy=running.facts["validation_accuracy"],
+            # A fixed network: nothing is chosen by it.
+            test_accuracy=asked(running.handle, "evaluate", "test"),
+            way="+".join(sorted({choice.way for choice in choices.values()})),
+            reason="; ".join(f"{kind} {choice.way}: {choice.reason}" for kind, choice in choices.items()),
+            seconds_per_sample=running.facts["seconds_per_sample"],
+            train_seconds=running.facts["train_seconds"],
+            trained_now=running.facts["trained_now"],
+        )
+
+    def _environment(self, cluster: Cluster, plan: Plan, crew: Mapping[str, "_ReadyTeacher"]) -> TrialEnvironment:
+        students = {student_key(trial.student): (trial.student.model, trial.student.options) for trial in plan.trials}
+        teachers = {_teacher_key(name): (member.facts.model, member.ticket.definition.options) for name, member in crew.items()}
+        self._progress.note(f"measuring the latency of {len(students)} students")
+        latencies = cluster.measure_latency({**students, **teachers}, self.data())
+        for name, member in crew.items():
+            member.facts = member.facts.model_copy(update={"latency_ms": latencies[_teacher_key(name)]["latency_ms"]})
+        return TrialEnvironment(
+            folder=str(self.place.folder),
+            views=self._views(),
+            training=self.spec.training,
+            tickets={name: member.ticket for name, member in crew.items()},
+            teachers={
+                name: TeacherScore(parameters=member.facts.parameters, test_accuracy=member.facts.test_accuracy or 0.0)
+                for name, member in crew.items()
+            },
+            latencies=latencies,
+            threads=cluster.threads,
+            import_paths=cluster.import_paths,
+            method_folders=tuple(self.spec.method_paths),
+        )
+
+    def _parameters(self, trial: Trial) -> int:
+        key = student_key(trial.student)
+        if key not in self._sizes:
+            with torch.device("meta"):
+                student = build_student(trial.student, self.data())
+            self._sizes[key] = measure_size(student, self.data().input_shape).parameters
+        return self._sizes[key]
+
+    def _first_facts(self, plan: Plan, earlier: SweepFacts | None) -> SweepFacts:
+        data = self.data()
+        return SweepFacts(
+            name=self.spec.name,
+            spec=spec_to_dict(self.spec),
+            dataset={
+                "name": data.name,
+                "num_classes": data.num_classes,
+                "input_shape": list(data.input_shape),
+                "train": len(data.train.labels),
+                "validation": len(data.validation.labels),
+                "fingerprint": data.fingerprint,
+            },
+            baseline=methods.baseline(),
+            planned=len(plan.trials),
+            teachers=earlier.teachers if earlier else [],
+            objectives=self.spec.objectives,
+            notes=[*plan.notes],
+            environment=environment_facts(),
+            command=self._command,
+            started=earlier.started if earlier else now(),
+        )
+
+    def _spent(self, teacher: TeacherFacts, new: Sequence[TrialRecord], fills_before: int) -> "_Spent":
+        fills = count_fills(self.place.home / "knowledge", teacher.key, since_byte=fills_before)
+        own = [record.teaching for record in new if record.trial.teacher == teacher.name]
+        return _Spent(
+            forwarded=int(fills["samples"]) + sum(teaching.get("samples_forwarded", 0) for teaching in own),
+            gathered=sum(teaching.get("samples_gathered", 0) for teaching in own),
+            written=int(fills["bytes"]),
+            seconds=fills["seconds"],
+        )
+
+    def _track(self, tracker: Tracker, facts: SweepFacts, files: ReportFiles) -> None:
+        artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
+        if not tracker.finish(facts, artifacts, _TRACKING_TIMEOUT_S):
+            self._progress.note(f"tracking is not complete; later: stillhouse sync {facts.name} --home {self.place.home}")
+
+
+@dataclass
+class _ReadyTeacher:
+    """A loaded teacher with everything that trials and the report need of it."""
+
+    running: Teacher
+    ticket: TeacherTicket
+    facts: TeacherFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spent:
+    """What one run of the sweep took of a teacher: samples forwarded, samples read back, bytes and seconds of filling."""
+
+    forwarded: int
+    gathered: int
+    written: int
+    seconds: float
+
+
+def _teacher_key(name: str) -> str:
+    return f"teacher {name}"
+
+
+def _add_up(teacher: TeacherFacts, spent: _Spent, earlier: SweepFacts | None) -> TeacherFacts:
+    """The teacher's facts over the whole life of the sweep: what earlier runs took, and this one."""
+    before = next((known for known in (earlier.teachers if earlier else []) if known.name == teacher.name), None)
+    return teacher.model_copy(
+        update={
+            "samples_forwarded": spent.forwarded + (before.samples_forwarded if before else 0),
+            "samples_reused": spent.gathered + (before.samples_reused if before else 0),
+            "bytes_written": spent.written + (before.bytes_written if before else 0),
+            "fill_seconds": spent.seconds + (before.fill_seconds if before else 0.0),
+            "trained_now": teacher.trained_now or bool(before and before.trained_now),
+        }
+    )
+
+
+def _warnings(teachers: Sequence[TeacherFacts], records: Sequence[TrialRecord]) -> list[str]:
+    """What a reader should be told about teachers that are no better than their students."""
+    best = max((record.metrics["validation_accuracy"] for record in records if record.status == "finished"), default=0.0)
+    return [
+        f"teacher {teacher.name} is worse than the best student on the validation split "
+        f"({teacher.validation_accuracy:.4f} against {best:.4f}): train it longer, or choose a larger one"
+        for teacher in teachers
+        if teacher.validation_accuracy is not None and teacher.validation_accuracy < best
+    ]

@@ -1,0 +1,88 @@
+"""A trial as Ray Tune sees it: a class Trainable whose process is used again for the next trial."""
+
+import gc
+import json
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.errors import InfrastructureError
+from stillhouse.spec.records import Trial
+from stillhouse.sweep.runner import TrialEnvironment, TrialRunner, failed_record, failure_reason
+from stillhouse.workers import prepare_worker
+
+TRIAL_KEY = "trial"
+
+
+class DistillTrial(tune.Trainable):
+    """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
+
+    Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
+    """
+
+    def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[ray.ObjectRef]) -> None:
+        prepare_worker(environment.import_paths, environment.threads, environment.method_folders)
+        self._environment = environment
+        self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._runner: TrialRunner | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._release()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._runner is None:
+            return self._report(None, status="failed")
+        first = not self._reported
+        try:
+            entry = None
+            if not self._runner.finished:
+                entry = self._runner.run_epoch()
+            if self._runner.finished:
+                self._runner.finish()
+        except (InfrastructureError, OSError):
+            raise
+        except Exception as error:  # the trial fails alone, with its reason in the ledger
+            self._runner.fail(failure_reason(error))
+            return self._report(None, status="failed")
+        status = "finished" if self._runner.finished else "running"
+        return self._report(entry, status=status, curve=self._runner.curve if first else None)
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._trial = Trial.model_validate_json(config[TRIAL_KEY])
+        self._reported = False
+        device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        try:
+            self._runner = TrialRunner(self._trial, self._environment, self._data, device=device)
+        except (InfrastructureError, OSError):
+            raise
+        except Exception as error:
+            failed_record(self._trial, self._environment, error, device=device)
+
+    def _report(
+        self, entry: dict[str, Any] | None, *, status: str, curve: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        self._reported = True
+        runner = self._runner
+        result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
+        if entry is not None and runner is not None:
+            result |= {"epoch": entry["epoch"], "validation_accuracy": entry["validation_accuracy"]}
+            result |= {"comparable": runner.comparable, "entry": json.dumps(entry)}
+        if curve is not None:
+            result["curve"] = json.dumps(curve)
+        return result
+
+    def _release(self) -> None:
+        """A process that is used again must not keep the last trial's memory."""
+        self._runner = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

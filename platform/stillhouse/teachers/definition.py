@@ -1,0 +1,104 @@
+"""What a teacher is before it is loaded: plain data that travels to every process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.registry import build_model
+from stillhouse.spec.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherDefinition:
+    """A teacher as the spec describes it.
+
+    Attributes:
+        weights: an absolute file path or `torchvision:<weights enum>`; None trains the teacher.
+        training: the recipe when it is trained.
+    """
+
+    name: str
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    training: Training = field(default_factory=Training)
+    epochs: int = 30
+    seed: int = 0
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+    def build(self) -> nn.Module:
+        """The untrained model; the caller seeds."""
+        return build_model(self.model, num_classes=self.num_classes, input_shape=self.input_shape, **self.options)
+
+    def key(self, data: ImageData, views: Views) -> str:
+        """The address of the trained teacher: equal for equal model, recipe, data and view policy, whatever its name."""
+        identity: dict[str, Any] = {
+            "model": self.model,
+            "options": dict(self.options),
+            "num_classes": self.num_classes,
+            "input_shape": list(self.input_shape),
+            "data": data.fingerprint,
+        }
+        if self.weights is not None:
+            path = Path(self.weights)
+            identity["weights"] = bytes_hash(path.read_bytes()) if path.is_file() else self.weights
+        else:
+            identity |= {
+                "training": self.training.model_dump(mode="json"),
+                "epochs": self.epochs,
+                "seed": self.seed,
+                "views": views.identity(),
+            }
+        return content_hash(identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTicket:
+    """What a trial must know of a loaded teacher to find its knowledge, or to run it itself.
+
+    Attributes:
+        weights_path: safetensors file of the loaded weights.
+        base: the part of every sealed view's identity that does not depend on the kind of knowledge or the view.
+        ways: `cached`, `served` or `inline`, by the text of each kind of knowledge.
+        actor: the name of the shared actor.
+    """
+
+    definition: TeacherDefinition
+    weights_path: str
+    weights_hash: str
+    base: Mapping[str, Any]
+    dtype: str
+    store: str
+    actor: str
+    namespace: str
+    ways: Mapping[str, str] = field(default_factory=dict)
+
+
+def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[str, Any]:
+    """All that decides the content of a sealed view."""
+    return {**base, "knowledge": kind.identity(), "view": view}
+
+
+def base_identity(*, weights_hash: str, definition: TeacherDefinition, data: ImageData, views: Views, dtype: str) -> dict[str, Any]:
+    """Teacher, data, normalisation, view policy and number format: the fixed part of `view_identity`."""
+    return {
+        "teacher": {
+            "weights": weights_hash,
+            "model": definition.model,
+            "options": dict(definition.options),
+            "num_classes": definition.num_classes,
+            "input_shape": list(definition.input_shape),
+        },
+        "normalisation": {"mean": list(data.mean), "std": list(data.std)},
+        "data": data.fingerprint,
+        "views": views.identity(),
+        "dtype": dtype,
+    }

@@ -1,0 +1,225 @@
+"""The library of teachers: trained once, then found by their content; or loaded from weights."""
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.hashing import derive_seed
+from stillhouse.data.views import Views
+from stillhouse.distill.method import Method
+from stillhouse.distill.trainer import Trainer, count_correct
+from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
+from stillhouse.errors import UsageError
+from stillhouse.models.weights import load_weights, read_checkpoint, save_weights, weights_hash
+from stillhouse.teachers.definition import TeacherDefinition
+
+CHECKPOINT_INTERVAL_S = 10.0
+_TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTeacher:
+    """A teacher in evaluation mode.
+
+    Attributes:
+        path: its weights in the library.
+        validation_accuracy: top-1 accuracy in [0, 1], measured on this data set's validation split.
+        train_seconds: what its training took, whenever that was; 0 for weights that were given.
+        trained_now: whether this call trained it.
+    """
+
+    definition: TeacherDefinition
+    model: nn.Module
+    key: str
+    path: Path
+    weights_hash: str
+    validation_accuracy: float
+    train_seconds: float
+    trained_now: bool
+
+
+class TeacherLibrary:
+    """Teachers under one folder: `<root>/<key>/weights.safetensors` and `card`, written last.
+
+    Args:
+        root: an absolute path that every node can reach.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def obtain(
+        self,
+        definition: TeacherDefinition,
+        data: ImageData,
+        views: Views,
+        *,
+        device: str = "cpu",
+        progress: Callable[[str], None] = lambda _text: None,
+    ) -> LoadedTeacher:
+        """Finds, loads or trains the teacher. Training that was interrupted goes on at its checkpoint.
+
+        Args:
+            views: the sweep's policy; the teacher is trained on as many views of it as it has epochs.
+
+        Raises:
+            UsageError: weights that can not be read or do not fit the model.
+        """
+        key = definition.key(data, views)
+        folder = self.root / key
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            card = _read_card(folder)
+            model = _build(definition)
+            trained_now = False
+            if card is not None:
+                load_weights(model, folder / "weights.safetensors")
+            elif definition.weights is not None:
+                _load_given(model, definition)
+            else:
+                progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
+                model, seconds = self._train(definition, data, views, folder, device, progress)
+                trained_now = True
+            model = model.to(device).eval().requires_grad_(False)
+            if card is None:
+                # The hash comes last: a card without whole weights is never written.
+                digest = weights_hash(model)
+                save_weights(model, folder / "weights.safetensors", {"model": definition.model})
+                card = {
+                    "model": definition.model,
+                    "options": dict(definition.options),
+                    "weights_hash": digest,
+                    "validation_accuracy": accuracy(model, data, "validation", device),
+                    "train_seconds": seconds if trained_now else 0.0,
+                    "made": time.time(),
+                }
+                write_checked(folder / "card", canonical_json(card).encode())
+                (folder / "checkpoint").unlink(missing_ok=True)
+        progress(f"teacher {definition.name}: validation accuracy {card['validation_accuracy']:.4f}")
+        return LoadedTeacher(
+            definition=definition,
+            model=model,
+            key=key,
+            path=folder / "weights.safetensors",
+            weights_hash=card["weights_hash"],
+            validation_accuracy=card["validation_accuracy"],
+            train_seconds=card["train_seconds"],
+            trained_now=trained_now,
+        )
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The cards of all teachers that are kept, with their `key` and `bytes`."""
+        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+            card = _read_card(folder)
+            if card is not None:
+                yield {"key": folder.name, "bytes": (folder / "weights.safetensors").stat().st_size, **card}
+
+    def _train(
+        self,
+        definition: TeacherDefinition,
+        data: ImageData,
+        views: Views,
+        folder: Path,
+        device: str,
+        progress: Callable[[str], None],
+    ) -> tuple[nn.Module, float]:
+        def make() -> Trainer:
+            return Trainer(
+                new_student=definition.build,
+                method=Method(),
+                data=data,
+                views=Views(views.policy, definition.epochs, views.input_shape, views.num_samples, views.seed),
+                training=definition.training,
+                epochs=definition.epochs,
+                seed=definition.seed,
+                student_name=definition.model,
+                device=device,
+            )
+
+        trainer = make()
+        checkpoint = folder / "checkpoint"
+        try:
+            trainer.load(checkpoint)
+        except FileNotFoundError:
+            pass
+        except Damaged:
+            trainer = make()
+        saved = time.monotonic()
+        while not trainer.finished:
+            entry = trainer.run_epoch()
+            progress(
+                f"teacher {definition.name}: epoch {entry['epoch']}/{definition.epochs}, "
+                f"loss {entry['train_loss']:.3f}, validation accuracy {entry['validation_accuracy']:.4f}"
+            )
+            if time.monotonic() - saved > CHECKPOINT_INTERVAL_S and not trainer.finished:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
+        return trainer.student, trainer.train_seconds
+
+
+def accuracy(model: nn.Module, data: ImageData, split: str, device: str) -> float:
+    """Top-1 accuracy in [0, 1] on `validation` or `test`."""
+    samples = data.validation if split == "validation" else data.test
+    return count_correct(model, data, samples, device) / len(samples.labels)
+
+
+def _build(definition: TeacherDefinition) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(definition.seed, "teacher"))
+        return definition.build()
+
+
+def _load_given(model: nn.Module, definition: TeacherDefinition) -> None:
+    weights = definition.weights
+    assert weights is not None
+    if weights.startswith(_TORCHVISION):
+        state = _torchvision_state(weights.removeprefix(_TORCHVISION))
+    else:
+        state = read_checkpoint(Path(weights))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UsageError(
+            f"teachers.{definition.name}.weights {weights} does not fit model {definition.model} "
+            f"with {definition.num_classes} classes: {first}"
+        ) from error
+
+
+def _torchvision_state(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_weight
+
+    try:
+        state: dict[str, Tensor] = get_weight(name).get_state_dict(progress=False, check_hash=True)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"torchvision has no weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
+    except OSError as error:
+        raise UsageError(f"torchvision could not fetch the weights '{name}': {error}") from error
+    return state
+
+
+def _read_card(folder: Path) -> dict[str, Any] | None:
+    try:
+        card: dict[str, Any] = json.loads(read_checked(folder / "card"))
+        if not (folder / "weights.safetensors").exists():
+            return None
+    except (FileNotFoundError, NotADirectoryError, Damaged):
+        return None
+    return card
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock of one teacher, so that two sweeps do not train it twice."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
