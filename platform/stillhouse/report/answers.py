@@ -123,7 +123,7 @@ def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable
     if asked:
         return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in asked]
     size = next((name for name, way in facts.objectives.items() if way == "min" and name in SIZES), "parameters")
-    front = _front(best, size)
+    front = configuration_front(best, size)
     if not front:
         return []
     questions: list[tuple[Literal["most accurate", "knee", "smallest"], Configuration]] = [("most accurate", front[-1])]
@@ -148,7 +148,7 @@ def _answer(
         if rival is not chosen:
             sides[compare(chosen, rival)[0].sign()].append(rival)
     control = next((each for each in best if each.method == facts.baseline and each.choice == chosen.choice), None)
-    gain, kind = compare(chosen, control) if control and control is not chosen else (None, "paired")
+    against = compare(chosen, control) if control and control is not chosen else None
     return Answer(
         title=title,
         budget=budget,
@@ -158,8 +158,8 @@ def _answer(
         ahead=tuple(sides[-1]),
         unsure=tuple(sides[None]),
         behind=len(sides[1]),
-        gain=gain,
-        gain_kind=kind,
+        gain=against[0] if against else None,
+        gain_kind=against[1] if against else "paired",
     )
 
 
@@ -175,7 +175,7 @@ def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | No
     return min(_within(best, budget), key=_rank, default=None)
 
 
-def _front(best: Sequence[Configuration], size: str) -> list[Configuration]:
+def configuration_front(best: Sequence[Configuration], size: str) -> list[Configuration]:
     """The non-dominated configurations by mean validation accuracy, smallest first."""
     sized = [(each, value) for each in best if (value := each.metric(size)) is not None and value > 0]
     table = pd.DataFrame(

@@ -241,10 +241,10 @@ def _typed(values: Sequence[Any], dtype: Literal["str", "Int64", "float64", "boo
             return pd.array([None if value is None else str(value) for value in values], dtype="str")
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: float | None) -> int | None:
     if value is None or not math.isfinite(value) or abs(value) > _LARGEST_INTEGER:
         return None
-    return int(round(value))
+    return round(value)
 
 
 def _finite_or_nan(value: Any) -> float:

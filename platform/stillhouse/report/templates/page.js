@@ -1,0 +1,141 @@
+"use strict";
+(async () => {
+  const byId = (id) => document.getElementById(id);
+  const darkScheme = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 760px)");
+  const page = document.documentElement;
+  let printing = false;
+
+  // Tables first: they work even where the figures can not be drawn.
+  for (const table of document.querySelectorAll("table[data-sortable]")) {
+    table.querySelectorAll("thead th").forEach((head, column) => {
+      const button = head.querySelector("button");
+      if (!button) return;
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const numeric = head.classList.contains("n");
+        const keyOf = (row) => {
+          const cell = row.cells[column];
+          return numeric ? Number.parseFloat(cell.dataset.v ?? "NaN") : cell.textContent.trim();
+        };
+        const order = (a, b) => {
+          if (!numeric) return up ? a[0].localeCompare(b[0]) : b[0].localeCompare(a[0]);
+          if (Number.isNaN(a[0]) || Number.isNaN(b[0])) return Number.isNaN(a[0]) - Number.isNaN(b[0]);
+          return up ? a[0] - b[0] : b[0] - a[0];
+        };
+        const body = table.tBodies[0];
+        body.append(...[...body.rows].map((row) => [keyOf(row), row]).sort(order).map(([, row]) => row));
+      });
+    });
+  }
+  const filter = byId("filter");
+  filter?.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let left = 0;
+    for (const row of byId("trials-table").tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+      left += !row.hidden;
+    }
+    byId("filter-count").textContent = words.length ? `${left} shown` : "";
+  });
+
+  let redraw = () => {};
+  byId("theme").addEventListener("click", () => {
+    const dark = page.dataset.theme ? page.dataset.theme === "dark" : darkScheme.matches;
+    page.dataset.theme = dark ? "light" : "dark";
+    redraw();
+  });
+
+  const library = byId("plotly");
+  if (!library) {
+    page.dataset.ready = "yes";
+    return;
+  }
+  try {
+    const bytes = Uint8Array.from(atob(library.textContent.trim()), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    if (!window.Plotly) throw new Error("the figure library did not start");
+  } catch (error) {
+    for (const node of document.querySelectorAll(".needs-script")) node.hidden = true;
+    for (const node of document.querySelectorAll(".without-script")) node.hidden = false;
+    console.warn(`figures are shown as a still picture: ${error.message}`);
+    return;
+  }
+
+  const data = JSON.parse(byId("figures").textContent);
+  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const theme = () => {
+    const forced = page.dataset.theme;
+    return data.themes[!printing && (forced ? forced === "dark" : darkScheme.matches) ? "dark" : "light"];
+  };
+  const drawn = new Map();
+  const draw = (node, figure) => {
+    drawn.set(node, figure);
+    const layout = { ...figure.layout, ...(narrow.matches ? figure.narrow : {}), template: theme(), autosize: true };
+    return Plotly.react(node, figure.data, layout, config);
+  };
+  redraw = () => Promise.all([...drawn].map(([node, figure]) => draw(node, figure)));
+
+  const scatter = byId("tradeoff");
+  if (scatter && data.tradeoff) {
+    const { figure, narrow: narrowLayout, switch: options } = data.tradeoff;
+    const picked = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
+    const show = () => {
+      const axis = picked("size-axis");
+      const accuracy = options.accuracies[picked("accuracy-axis")];
+      const student = byId("student").value;
+      const traces = figure.data.map((trace, index) => ({
+        ...trace,
+        x: options.axes[axis].x[index],
+        y: accuracy.y[index],
+        ...(trace.error_y ? { error_y: { ...trace.error_y, array: accuracy.errors[index] } } : {}),
+        visible: options.fronts[index]
+          ? options.fronts[index] === axis
+          : !student || options.students[index] === null || options.students[index] === student,
+      }));
+      const layout = {
+        ...figure.layout,
+        xaxis: { ...figure.layout.xaxis, type: byId("log").checked ? "log" : "linear", title: { text: options.axes[axis].title } },
+        yaxis: { ...figure.layout.yaxis, title: { text: accuracy.title } },
+        shapes: accuracy.lines.flatMap((line, index) =>
+          line === null ? [] : [{ ...options.line, y0: line, y1: line, name: `teacher ${index}` }],
+        ),
+      };
+      return draw(scatter, { data: traces, layout, narrow: narrowLayout });
+    };
+    for (const input of document.querySelectorAll("#tradeoff-controls input, #tradeoff-controls select")) {
+      input.addEventListener("change", show);
+    }
+    await show();
+  }
+
+  for (const select of document.querySelectorAll("select[data-figures]")) {
+    const panels = byId(select.dataset.into);
+    const show = () => {
+      for (const old of panels.children) {
+        drawn.delete(old);
+        Plotly.purge(old);
+      }
+      panels.replaceChildren();
+      for (const figure of data[select.dataset.figures][select.value] ?? []) {
+        const node = document.createElement("div");
+        panels.append(node);
+        draw(node, figure);
+      }
+    };
+    select.addEventListener("change", show);
+    show();
+  }
+
+  darkScheme.addEventListener("change", redraw);
+  narrow.addEventListener("change", redraw);
+  addEventListener("beforeprint", () => { printing = true; redraw(); });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
+  page.dataset.ready = "yes";
+})();
