@@ -66,7 +66,7 @@ def key_of(place: Sequence[str | int]) -> str:
 
 
 def _problem(error: ErrorDetails) -> Problem:
-    place, kind, value = error["loc"], error["type"], error["input"]
+    place, kind = error["loc"], error["type"]
     context = error.get("ctx", {})
     key = key_of(place)
     if kind == "stillhouse":
@@ -80,19 +80,25 @@ def _problem(error: ErrorDetails) -> Problem:
         known = _keys_at(place[:-1])
         where = f"a key of {section}" if section else "a key of a spec"
         return Problem(key, f"is not {where}{did_you_mean(str(place[-1]), known)}")
+    return Problem(key, sentence(error))
+
+
+def sentence(error: ErrorDetails) -> str:
+    """Rule and value of one of pydantic's errors about a value: `must be > 0, got 0`."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
         near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return Problem(key, f"must be one of {', '.join(allowed)}, got {show(value)}{hint}")
+        return f"must be one of {', '.join(allowed)}, got {show(value)}{hint}"
     if kind in _BOUNDS:
         sign, name = _BOUNDS[kind]
-        return Problem(key, f"must be {sign} {context[name]:g}, got {show(value)}")
+        return f"must be {sign} {context[name]:g}, got {show(value)}"
     if kind == "too_short":
-        return Problem(key, f"must list at least {context['min_length']}, got {show(value)}")
+        return f"must list at least {context['min_length']}, got {show(value)}"
     if kind in _TYPES:
-        return Problem(key, f"must be {_TYPES[kind]}, got {show(value)}")
-    return Problem(key, f"is not valid: {error['msg'][:1].lower()}{error['msg'][1:]}, got {show(value)}")
+        return f"must be {_TYPES[kind]}, got {show(value)}"
+    return f"is not valid: {error['msg'][:1].lower()}{error['msg'][1:]}, got {show(value)}"
 
 
 def _keys_at(place: Sequence[str | int]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Sweeps: the plan, the trials, the ledger, Ray Tune."""

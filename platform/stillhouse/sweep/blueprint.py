@@ -1,0 +1,56 @@
+"""What can be known of a model before it is trained: its size and its layers, without storage for its weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from stillhouse.durable import canonical_json
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.registry import model_problems, sketch_model
+from stillhouse.models.size import ModelSize, measure_size
+
+_KEPT = 20_000
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model's size and layers."""
+
+    size: ModelSize
+    architecture: Architecture
+
+
+def blueprint(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> Blueprint:
+    """Size and layers of a model; remembered, since a sweep asks for the same few thousands of times.
+
+    Raises:
+        UsageError: the model can not be built.
+    """
+    return _blueprint(model, canonical_json(dict(options)), num_classes, input_shape)
+
+
+def sketch(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> nn.Module:
+    """A new model without storage."""
+    return sketch_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+
+
+def build_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> tuple[str, ...]:
+    """Why the model can not be built and run on such images, a sentence each; remembered."""
+    return _problems(model, canonical_json(dict(options)), num_classes, input_shape)
+
+
+@lru_cache(maxsize=_KEPT)
+def _blueprint(model: str, options: str, num_classes: int, input_shape: Shape) -> Blueprint:
+    module = sketch(model, json.loads(options), num_classes, input_shape)
+    return Blueprint(measure_size(module, input_shape), describe(module, name=model, input_shape=input_shape))
+
+
+@lru_cache(maxsize=_KEPT)
+def _problems(model: str, options: str, num_classes: int, input_shape: Shape) -> tuple[str, ...]:
+    return tuple(model_problems(model, json.loads(options), num_classes, input_shape))

@@ -1,0 +1,130 @@
+"""Draws of the search: which students and hyper-parameters each trial gets. All of them functions of seed and counter.
+
+A longer search begins with the trials of a shorter one: nothing drawn depends on the number of trials.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.data.hashing import derive_key, permutation, uniform
+from stillhouse.spec.priors import Choice, Integers, Prior
+from stillhouse.spec.records import StudentChoice
+from stillhouse.spec.schema import StudentSpec, SweepSpec
+
+MAX_TRIALS = 100_000
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One trial before anything is known of its cost or its key."""
+
+    method: str
+    student: StudentChoice
+    teacher: str | None
+    hyperparameters: Mapping[str, Any]
+
+
+def stratified(key: int, count: int) -> NDArray[np.float64]:
+    """`count` quantiles in [0, 1): the first 2^n of them lie in different strata of width 2^-n, in random order."""
+    # 24 bits of each draw, so that stratum + draw is exact and never reaches the next stratum.
+    points = np.floor(uniform(key, np.arange(1)) * 2.0**24) / 2.0**24
+    while len(points) < count:
+        size = len(points)
+        empty = np.setdiff1d(np.arange(2 * size), (points * 2 * size).astype(np.int64))
+        inside = np.floor(uniform(key, np.arange(size, 2 * size)) * 2.0**24) / 2.0**24
+        points = np.concatenate([points, (empty[permutation(key ^ size, size)] + inside) / (2 * size)])
+    return points[:count]
+
+
+def value_at(prior: Prior, quantile: float) -> Any:
+    """The prior's value, floats at 6 significant digits so that they read the same everywhere."""
+    value = prior.at(quantile)
+    if isinstance(prior, Choice) or not isinstance(value, float):
+        return value
+    low, high = prior.ends()
+    return min(max(float(f"{value:.{_DIGITS}g}"), float(low)), float(high))
+
+
+def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
+    """The trials of a spec whose methods have all their hyper-parameters, method by method.
+
+    Random search gives trial i of every method the same student, student options and teacher, so that methods are
+    compared in pairs: student i mod S, teacher (i // S) mod T.
+    """
+    assert spec.methods is not None, "resolve the spec first"
+    teachers: Sequence[str | None] = [*spec.teachers] or [None]
+    if spec.search.algorithm == "grid":
+        yield from _grid(spec, teachers)
+        return
+    count = spec.search.trials_per_method
+    students = spec.students
+    rounds = -(-count // len(students)) if students else 0
+    choices = [_student_column(spec.search.seed, student, rounds) for student in students]
+    for method, settings in spec.methods.items():
+        columns = [_setting_column(spec.search.seed, method, student.name, settings, rounds) for student in students]
+        for number in range(count if students else 0):
+            turn, place = divmod(number, len(students))
+            yield Draw(method, choices[place][turn], teachers[turn % len(teachers)], columns[place][turn])
+
+
+def grid_size(spec: SweepSpec) -> int:
+    """The number of combinations of a grid, duplicates counted."""
+    students = sum(math.prod(len(_values(option)) for option in student.options.values()) for student in spec.students)
+    settings = sum(math.prod(len(_values(value)) for value in settings.values()) for settings in (spec.methods or {}).values())
+    return students * settings * max(1, len(spec.teachers))
+
+
+def enumerable(setting: Any) -> bool:
+    """Whether a grid can run every value of it."""
+    return not isinstance(setting, Prior) or isinstance(setting, Choice | Integers)
+
+
+def _grid(spec: SweepSpec, teachers: Sequence[str | None]) -> Iterator[Draw]:
+    assert spec.methods is not None
+    for method, settings in spec.methods.items():
+        for student in spec.students:
+            for options in _product(student.options):
+                choice = StudentChoice(name=student.name, model=student.model, options=options)
+                for teacher in teachers:
+                    for hyperparameters in _product(settings):
+                        yield Draw(method, choice, teacher, hyperparameters)
+
+
+def _product(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*(_values(setting) for setting in settings.values())):
+        yield dict(zip(settings, values, strict=True))
+
+
+def _values(setting: Any) -> Sequence[Any]:
+    if isinstance(setting, Integers):
+        return range(setting.low, setting.high + 1)
+    return setting.values if isinstance(setting, Choice) else (setting,)
+
+
+def _student_column(seed: int, student: StudentSpec, count: int) -> list[StudentChoice]:
+    rows = _rows(student.options, count, "student", seed, student.name)
+    return [StudentChoice(name=student.name, model=student.model, options=options) for options in rows]
+
+
+def _setting_column(seed: int, method: str, student: str, settings: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    return _rows(settings, count, "method", seed, method, student)
+
+
+def _rows(settings: Mapping[str, Any], count: int, *stream: str | int) -> list[dict[str, Any]]:
+    columns = {
+        name: stratified(derive_key(*stream, name), count) for name, setting in settings.items() if isinstance(setting, Prior)
+    }
+    return [
+        {
+            name: value_at(setting, float(columns[name][row])) if isinstance(setting, Prior) else setting
+            for name, setting in settings.items()
+        }
+        for row in range(count)
+    ]
