@@ -272,6 +272,7 @@ class Trainer:
             stage=stage,
             epoch=self.epoch,
             progress=global_step / (self.epochs * self._batches_per_epoch),
+            stage_progress=(self._stage_at(self.epoch)[1] + number / self._batches_per_epoch) / stage.epochs,
             seed=step_seed(self._seed, global_step),
         )
 
