@@ -24,8 +24,8 @@ class _Reached(Exception):
 class FeatureReader:
     """Runs a model and returns its logits with the outputs of the named layers.
 
-    Use as a context manager or call `close()`: the hooks live on the model until then. Of a layer that the model calls several
-    times, the last output counts.
+    Use as a context manager or call `close()`: the hooks live on the model until then, and do nothing while the model is called
+    by others. Of a layer that the model calls several times, the last output counts.
 
     Args:
         model: the model; neither its mode nor its weights change.
@@ -38,6 +38,7 @@ class FeatureReader:
 
     def __init__(self, model: nn.Module, layers: Iterable[str] = (), *, until: str | None = None) -> None:
         self._model = model
+        self._reading = False
         self._outputs: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -49,10 +50,12 @@ class FeatureReader:
         for layer in names:
             self._handles.append(modules[layer].register_forward_hook(self._keeper(layer)))
         if until is not None:
-            self._handles.append(modules[until].register_forward_hook(_stop))
+            self._handles.append(modules[until].register_forward_hook(self._stop))
 
     def _keeper(self, layer: str) -> ForwardHook:
         def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+            if not self._reading:
+                return
             if not isinstance(output, Tensor):
                 raise UnreadableLayer(f"layer '{layer}' must return one tensor, got {type(output).__name__}")
             self._outputs[layer] = output
@@ -60,6 +63,10 @@ class FeatureReader:
                 self._versions[layer] = output._version
 
         return keep
+
+    def _stop(self, _module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
+        if self._reading:
+            raise _Reached
 
     def __call__(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits [B, C] (None with `until`) and {layer: output} for normalised images [B, C, H, W].
@@ -69,10 +76,13 @@ class FeatureReader:
         """
         self._outputs, self._versions = {}, {}
         logits: Tensor | None
+        self._reading = True
         try:
             logits = self._model(images)
         except _Reached:
             logits = None
+        finally:
+            self._reading = False
         outputs, self._outputs = self._outputs, {}
         for layer, version in self._versions.items():
             if outputs[layer]._version != version:
@@ -94,7 +104,3 @@ class FeatureReader:
 def _has_version(output: Tensor) -> bool:
     """Inference tensors count no versions, and a compiler need not trace the counting."""
     return not torch.compiler.is_compiling() and not output.is_inference()
-
-
-def _stop(_module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
-    raise _Reached

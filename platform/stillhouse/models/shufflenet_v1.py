@@ -1,8 +1,8 @@
 """ShuffleNet (Zhang et al., arXiv 1707.01083) with 3 groups, for small images.
 
 As in RepDistiller, from which the parameter count, MACs and names of the weights come: a 1x1 stem of 24 channels with stride 1
-and no max-pooling; stages of 240, 480 and 960 channels with 4, 8 and 4 units. `width` scales the stages in steps of 12 channels,
-the least that three groups and a four-times bottleneck allow; the stem stays.
+and no max-pooling; stages of 240, 480 and 960 channels with 4, 8 and 4 units. `width` scales the stages in steps of 12
+channels, the least that three groups and a four-times bottleneck allow; the stem stays.
 """
 
 import torch

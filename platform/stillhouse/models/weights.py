@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -208,10 +209,11 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_PLAIN):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):
+            warnings.simplefilter("ignore")  # advice on old formats, for whoever wrote the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UsageError(
                 f"the checkpoint {path} holds more than tensors and would run code when it is read; "
                 "save model.state_dict() alone, best as safetensors"

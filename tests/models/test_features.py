@@ -1,0 +1,83 @@
+"""Feature access by layer name."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillhouse.models.architecture import UnknownLayer
+from stillhouse.models.features import FeatureReader, UnreadableLayer
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Linear(3, 2)
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.relu(self.first(inputs))
+        self.calls += 1
+        logits: Tensor = self.second(hidden)
+        return logits
+
+
+class Pair(nn.Module):
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, inputs
+
+
+def test_outputs_are_those_of_the_layers_and_carry_gradients() -> None:
+    torch.manual_seed(0)
+    net, inputs = Net(), torch.randn(5, 4)
+    with FeatureReader(net, ["relu", "second"]) as read:
+        logits, features = read(inputs)
+    assert logits is not None
+    torch.testing.assert_close(features["relu"], torch.relu(inputs @ net.first.weight.T + net.first.bias))
+    torch.testing.assert_close(features["second"], logits)
+    torch.autograd.backward(features["relu"].sum())
+    assert net.first.weight.grad is not None
+    assert net.second.weight.grad is None
+
+
+def test_nothing_is_computed_behind_the_last_layer_asked_for() -> None:
+    net = Net()
+    with FeatureReader(net, ["relu"], until="relu") as read:
+        logits, features = read(torch.randn(5, 4))
+    assert logits is None
+    assert features["relu"].shape == (5, 3)
+    assert net.calls == 0
+
+
+def test_closing_removes_the_hooks() -> None:
+    net = Net()
+    reader = FeatureReader(net, ["relu"], until="second")
+    reader.close()
+    assert net(torch.randn(5, 4)).shape == (5, 2)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_layer_that_is_overwritten_in_place_is_refused() -> None:
+    with FeatureReader(Net(), ["first"]) as read, pytest.raises(UnreadableLayer, match="layer 'first' is overwritten in place"):
+        read(torch.randn(5, 4))
+
+
+def test_a_layer_that_returns_two_tensors_is_refused() -> None:
+    net = nn.Sequential(Pair())
+    with FeatureReader(net, ["0"]) as read, pytest.raises(UnreadableLayer, match="layer '0' must return one tensor, got tuple"):
+        read(torch.randn(5, 4))
+
+
+def test_features_are_read_in_inference_mode_too() -> None:
+    with torch.inference_mode(), FeatureReader(Net(), ["relu"]) as read:
+        _, features = read(torch.randn(5, 4))
+    assert features["relu"].is_inference()
+
+
+@pytest.mark.parametrize("layer", ["relu1", "", "second.weight"])
+def test_an_unknown_layer_is_named_with_a_suggestion(layer: str) -> None:
+    with pytest.raises(UnknownLayer, match=f"no layer '{layer}'.*available: first, relu, second"):
+        FeatureReader(Net(), [layer])
+    with pytest.raises(UnknownLayer):
+        FeatureReader(Net(), until=layer)

@@ -1,0 +1,63 @@
+"""Torchvision's models by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.errors import UsageError
+from stillhouse.models.architecture import describe
+from stillhouse.models.features import FeatureReader
+from stillhouse.models.registry import build_model, model_problems, sketch_model
+from stillhouse.models.size import measure_size
+from stillhouse.models.torchvision_models import torchvision_weights
+
+
+def test_resnet18_has_its_published_size() -> None:
+    # torchvision's model card: 11,689,512 parameters, 1.814 GMACs at 224x224.
+    size = measure_size(sketch_model("torchvision:resnet18", num_classes=1000, input_shape=(3, 224, 224)), (3, 224, 224))
+    assert size.parameters == 11_689_512
+    assert round(size.macs / 1e9, 3) == 1.814
+
+
+def test_a_bare_name_means_torchvision_unless_we_ship_one() -> None:
+    bare = sketch_model("resnet18", num_classes=10, input_shape=(3, 32, 32))
+    assert type(bare).__module__.startswith("torchvision")
+    shipped = sketch_model("resnet50", num_classes=10, input_shape=(3, 32, 32))
+    assert type(shipped).__module__.startswith("stillhouse")
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "torchvision:shufflenet_v2_x0_5"]
+)
+def test_torchvisions_models_take_grey_images(model: str) -> None:
+    assert model_problems(model, {}, 10, (1, 28, 28)) == []
+
+
+@pytest.mark.parametrize("model", ["googlenet", "inception_v3", "vit_b_16", "alexnet"])
+def test_models_that_insist_on_large_images_take_small_ones_resized(model: str) -> None:
+    side = 299 if model == "inception_v3" else 224
+    assert model_problems(model, {"resize": side}, 10, (1, 8, 8)) == []
+
+
+def test_nothing_works_in_place() -> None:
+    sketch = sketch_model("resnet18", num_classes=10, input_shape=(3, 32, 32))
+    assert [name for name, module in sketch.named_modules() if getattr(module, "inplace", False)] == []
+
+
+def test_the_embedding_of_a_resnet_has_a_layer_name() -> None:
+    torch.manual_seed(0)
+    net = build_model("resnet18", num_classes=10, input_shape=(3, 32, 32)).eval()
+    architecture = describe(net, name="resnet18", input_shape=(3, 32, 32))
+    assert architecture.pooled == "avgpool"
+    assert architecture.shape("avgpool") == (512,)
+    with FeatureReader(net, ["avgpool"]) as read:
+        logits, features = read(torch.randn(2, 3, 32, 32))
+    assert isinstance(net.fc, nn.Linear)
+    torch.testing.assert_close(net.fc(features["avgpool"]), logits)
+
+
+def test_unknown_weights_are_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no weights 'IMAGENET1K_V3' for resnet18; did you mean 'IMAGENET1K_V1'"):
+        torchvision_weights("resnet18", "IMAGENET1K_V3")
+    with pytest.raises(UsageError, match="torchvision has no model 'resnet17'; did you mean 'resnet18'"):
+        torchvision_weights("resnet17", "DEFAULT")
