@@ -7,7 +7,8 @@
 Section 4.1 sets beta_j to 10^3 over the number of elements of the map and over the batch size, so `attention_weight`
 means the same in both forms: it is that 10^3. The map is made at the teacher; only H x W numbers per sample travel.
 
-Deviations: stages are paired from the last backwards where teacher and student have different numbers of them; where a
+Deviations: a map of fewer than 49 elements is weighted as if it had 49, the fewest in the paper's experiments: divided
+by the 4 elements of a 2 x 2 map, the weight drowns the cross-entropy. Stages are paired from the last backwards where teacher and student have different numbers of them; where a
 pair's sizes differ, the larger map is average-pooled to the smaller and normalised again. `kd_weight` > 0 adds the
 soft targets of `kd`, as the paper does in its tables "AT+KD".
 
@@ -27,6 +28,9 @@ from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.kd import kd_loss
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
+
+_FEWEST_ELEMENTS = 49
+"""7 x 7, the last stage of the ImageNet networks of section 4.2."""
 
 
 def attention_map(features: Tensor, *, power: float, pooling: str) -> Tensor:
@@ -49,7 +53,8 @@ def resize_attention(attention: Tensor, height: int, width: int) -> Tensor:
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """|q_s - q_t|_2 per sample, the mean over the batch; both are normalised maps [B, H, W]. Between 0 and sqrt(2)."""
-    return torch.linalg.vector_norm((student - teacher).flatten(1), dim=1).mean()
+    distances: Tensor = torch.linalg.vector_norm((student - teacher).flatten(1), dim=1)
+    return distances.mean()
 
 
 def squared_attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ class AttentionTransfer(Method):
         arxiv="1612.03928",
         family="F",
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is not here",
-        deviations="stages paired from the last; larger maps average-pooled to the smaller",
+        deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
         suggested="attention_weight 1000, power 2",
         interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",
     )
@@ -106,9 +111,10 @@ class AttentionTransfer(Method):
         student = attention_map(features, power=self.power, pooling=self.pooling)
         height, width = (min(sizes) for sizes in zip(student.shape[1:], teacher.shape[1:], strict=True))
         student, teacher = resize_attention(student, height, width), resize_attention(teacher, height, width)
+        elements = max(height * width, _FEWEST_ELEMENTS)
         if self.form == "code":
-            return squared_attention_distance(student, teacher)
-        return attention_distance(student, teacher) / (2 * height * width)
+            return squared_attention_distance(student, teacher) * height * width / elements
+        return attention_distance(student, teacher) / (2 * elements)
 
 
 def paired_stages(teacher: Architecture, student: Architecture) -> Mapping[str, str]:

@@ -6,7 +6,7 @@
 The student regresses the teacher's logits and sees no labels. Each sample of a batch is chosen with probability alpha.
 sigma = 0 or alpha = 0 is plain logit regression (Ba, Caruana 2014, arXiv 1312.6184).
 
-Deviations: none. Verified against the formula in float64 on recorded draws; no code of the authors exists, and the
+Deviations: `logit_weight` scales the loss, 1 in the paper. Verified against the formula in float64 on recorded draws; no code of the authors exists, and the
 third-party ones differ (noise without the 1, or one draw per class).
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.models.architecture import Architecture
-from stillhouse.spec.priors import Uniform
+from stillhouse.spec.priors import LogUniform, Uniform
 
 
 def logit_regression_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
@@ -55,6 +55,13 @@ class NoisyTeacher(Method):
         0.5, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="probability that a sample's logits are made noisy"
     )
 
+    logit_weight: float = hyperparameter(
+        1.0,
+        above=0,
+        prior=LogUniform(0.01, 1),
+        help="scale of the loss; SGD at a rate made for cross-entropy wants less than 1",
+    )
+
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()}
 
@@ -63,4 +70,4 @@ class NoisyTeacher(Method):
         noise = self.sigma * step.normal(batch, 1)
         chosen = step.uniform(batch, 1) < self.alpha
         target = noisy_logits(step.teacher["logits"], noise, chosen)
-        return {"logit_regression": logit_regression_loss(step.logits, target)}
+        return {"logit_regression": self.logit_weight * logit_regression_loss(step.logits, target)}

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -37,17 +38,28 @@ def test_the_code_form_equals_published_implementations(open_case: Open, name: s
 
 def test_the_code_form_of_several_layers_equals_a_published_implementation(open_case: Open) -> None:
     case = open_case("at-repdistiller")
+    losses = []
+    for layer in range(2):
+        student, teacher = (attention_map(case[f"in.{who}_feat{layer}"], power=2, pooling="sum") for who in "st")
+        losses.append(squared_attention_distance(student, teacher))
+        case.check(losses[-1], f"out.layer{layer}")
+    case.check_gradients(torch.stack(losses).sum(), "s_feat0", "s_feat1")
+
+
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_the_weight_is_shared_by_the_elements_of_a_map_and_layers_add_up(form: Literal["paper", "code"]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in ("a", "b", "teacher")}
+    maps = {name: attention_map(tensor, power=2, pooling="sum") for name, tensor in features.items()}
+    distances = torch.stack([(maps[name] - maps["teacher"]).flatten(1).norm(dim=1) for name in ("a", "b")])
+    # beta = 1000 / (64 elements x 3 samples): beta / 2 times the sum of norms, or beta times the sum of squares
+    expected = 1000 / (64 * 3) * (distances.sum() / 2 if form == "paper" else distances.square().sum())
     step = make_step(
         student_logits=torch.zeros(3, 10),
-        student_features={"a": case["in.s_feat0"], "b": case["in.s_feat1"]},
-        teacher={
-            "attention.a": attention_map(case["in.t_feat0"], power=2, pooling="sum"),
-            "attention.b": attention_map(case["in.t_feat1"], power=2, pooling="sum"),
-        },
+        student_features={"a": features["a"], "b": features["b"]},
+        teacher={"attention.a": maps["teacher"], "attention.b": maps["teacher"]},
     )
-    loss = AttentionTransfer(form="code", attention_weight=1.0).loss(step)["attention"]
-    case.check(loss)
-    case.check_gradients(loss, "s_feat0", "s_feat1")
+    torch.testing.assert_close(AttentionTransfer(form=form).loss(step)["attention"], expected)
 
 
 def test_the_papers_form_equals_a_published_implementation(open_case: Open) -> None:
@@ -121,8 +133,8 @@ def test_maps_of_different_sizes_meet_at_the_smaller(student_size: int, teacher_
     features = torch.zeros(1, 1, student_size, student_size)
     features[0, 0, -1, -1] = 1.0
     step = make_step(student_logits=torch.zeros(1, 10), student_features={"a": features}, teacher={"attention.a": attention})
-    # paper's form: beta / 2 with beta = 1000 / (16 elements), times sqrt(2) for maps without overlap
-    assert float(AttentionTransfer().loss(step)["attention"]) == pytest.approx(1000 / 16 / 2 * math.sqrt(2))
+    # beta / 2 times sqrt(2) for maps without overlap; 16 elements are weighted as 49
+    assert float(AttentionTransfer().loss(step)["attention"]) == pytest.approx(1000 / 49 / 2 * math.sqrt(2))
 
 
 def test_without_weight_only_the_labels_count() -> None:

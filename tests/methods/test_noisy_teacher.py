@@ -53,3 +53,9 @@ def test_equal_seeds_draw_equal_noise_and_others_do_not() -> None:
         for seed in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_weight_scales_the_loss() -> None:
+    step = make_step(student_logits=torch.zeros(1, 2), teacher={"logits": torch.tensor([[3.0, 4.0]])})
+    terms = NoisyTeacher(logit_weight=0.1, sigma=0.0).loss(step)
+    assert float(terms["logit_regression"]) == pytest.approx(0.1 * 12.5)
