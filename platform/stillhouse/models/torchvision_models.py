@@ -5,11 +5,12 @@ ordinary, because they overwrite what a hook keeps; the pooling of models with `
 embedding has a layer name; and `resize` scales images to the side that an architecture insists on (224 for the transformers).
 """
 
+import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import torch.nn.functional as F
-import torchvision.models
 from torch import Tensor, nn
 
 from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
@@ -21,8 +22,13 @@ _AUXILIARY = {"googlenet", "inception_v3"}
 _SIZED = ("vit_",)
 
 
+def _library() -> ModuleType:
+    """`torchvision.models`, imported when it is needed: it doubles the start-up time of every worker."""
+    return importlib.import_module("torchvision.models")
+
+
 def torchvision_names() -> list[str]:
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = _library().list_models(module=_library())
     return names
 
 
@@ -52,7 +58,7 @@ def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize
         options |= {"aux_logits": False, "init_weights": False}
     if name.startswith(_SIZED):
         options["image_size"] = resize or input_shape[1]
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    model: nn.Module = _library().get_model(name, weights=None, **options)
     if input_shape[0] != 3:
         _change_input_channels(model, input_shape[0])
     for module in model.modules():
@@ -95,7 +101,7 @@ def torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
     """
     if name not in torchvision_names():
         raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, torchvision_names())}")
-    members = torchvision.models.get_model_weights(name).__members__
+    members = _library().get_model_weights(name).__members__
     member = weights.rpartition(".")[2]
     if member not in members:
         raise UsageError(f"torchvision has no weights '{weights}' for {name}{did_you_mean(member, members)}")
