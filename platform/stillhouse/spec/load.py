@@ -328,7 +328,7 @@ def _plain(value: Any, place: Place, problems: list[Problem], seen: list[int], a
     if isinstance(value, Mapping):
         copy = {}
         for key, item in value.items():
-            if isinstance(key, str) and not (complaint := _complaint(key)):
+            if isinstance(key, str) and "\n" not in key and not _complaint(key):
                 copy[key] = _plain(item, (*place, key), problems, seen, above)
             else:
                 problems.append(Problem(key_of(place), f"has the key {ascii(key)[:80]}, which is not a word"))
