@@ -46,6 +46,10 @@ def raises():
 def nothing():
     return None
 
+def many_classes():
+    train, test = pairs()
+    return {"train": train, "test": test, "num_classes": "three"}
+
 number = 3
 """
 
@@ -157,6 +161,7 @@ def test_images_with_channels_last_are_turned(module: str) -> None:
         ("raises", "raised RuntimeError: no such patient"),
         ("nothing", r"must return \(train, test\) or a mapping, it returned NoneType"),
         ("number", "must be a function, it is int"),
+        ("many_classes", "num_classes of .* must be a whole number, got 'three'"),
         ("pears", "has no function 'pears'"),
     ],
 )
@@ -174,6 +179,13 @@ def test_test_labels_that_training_lacks_are_refused_when_they_are_read(module: 
 def test_a_module_that_is_not_there_is_named_with_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"no_such_module_anywhere:f can not be imported .*; put the folder .* on PYTHONPATH"):
         load_dataset("no_such_module_anywhere:f")
+
+
+def test_a_module_that_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "misspelt_data.py").write_text("def load(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="misspelt_data:load can not be imported: SyntaxError"):
+        load_dataset("misspelt_data:load")
 
 
 def test_a_validation_share_that_leaves_a_class_without_training_images_is_refused() -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]
 
@@ -45,6 +45,7 @@ def test_neighbouring_keys_give_unrelated_draws() -> None:
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(10_000)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 200))
 def test_a_permutation_holds_every_place_once(key: int, length: int) -> None:
     assert sorted(permutation(key, length)) == list(range(length))

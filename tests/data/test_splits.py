@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.data.splits import stratified_order, stratified_split
@@ -9,11 +9,13 @@ from stillhouse.data.splits import stratified_order, stratified_split
 KEYS = st.integers(0, 2**64 - 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=120), KEYS)
 def test_the_order_holds_every_sample_once(labels: Sequence[int], key: int) -> None:
     assert sorted(stratified_order(np.array(labels), key)) == list(range(len(labels)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 20), st.data(), KEYS)
 def test_every_beginning_of_the_order_is_balanced_when_the_classes_are(
     num_classes: int, per_class: int, data: st.DataObject, key: int
@@ -30,6 +32,7 @@ def test_unequal_classes_keep_their_proportions() -> None:
     assert np.abs(np.bincount(labels[taken]) - [70, 20, 10]).max() <= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.data(), KEYS)
 def test_a_split_loses_nothing_and_shares_nothing(labels: Sequence[int], data: st.DataObject, key: int) -> None:
     size = data.draw(st.integers(0, len(labels)))

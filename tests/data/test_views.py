@@ -1,5 +1,6 @@
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,14 @@ def test_more_views_than_are_remembered_still_give_the_same_pixels() -> None:
     views, images, some = Views(GEOMETRY, 9, (1, 8, 8), 40), images_of((1, 8, 8)), torch.tensor([3, 1, 4])
     first = [views.augment(images, some, view) for view in range(9)]
     assert all(torch.equal(views.augment(images, some, view), first[view]) for view in range(9))
+
+
+def test_threads_may_share_views() -> None:
+    views, images, some = Views(GEOMETRY, 30, (1, 8, 8), 40), images_of((1, 8, 8)), torch.tensor([3, 1, 4])
+    alone = Views(GEOMETRY, 30, (1, 8, 8), 40)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda view: views.augment(images, some, view % 30), range(120)))
+    assert all(torch.equal(pixels, alone.augment(images, some, view % 30)) for view, pixels in enumerate(together))
 
 
 def test_an_empty_policy_has_one_view_of_the_images_as_they_are() -> None:

@@ -1,6 +1,7 @@
 """Finds a data set by name, splits it, and gives it one size."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def load_dataset(
     download: bool = False,
     size: int | None = None,
     options: Mapping[str, Any] | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> ImageData:
     """Reads a data set's training images and takes the validation split off them; the test split is read when it is used.
 
@@ -134,12 +135,13 @@ def load_dataset(
     options = dict(options or {})
     if problems := dataset_problems(name, root=root, validation=validation, download=download, size=size, options=options):
         raise UsageError("\n".join(problems))
+    cache = None if cache is None else Path(cache)
     limit, limit_test = options.pop("limit", None), options.pop("limit_test", None)
     folder = None if root is None else Path(root).expanduser().resolve()
-    published = _find(name, folder, download=download, size=size, options=options, cache=cache)
 
     def read_test() -> Arrays:
-        images, labels = published.test(limit_test)
+        with _readable(where):
+            images, labels = published.test(limit_test)
         images = _resized(images, size)
         if images.shape[1:] != input_shape:
             raise UsageError(
@@ -149,7 +151,9 @@ def load_dataset(
         return images, labels
 
     where = name if folder is None else f"{name} in {folder}"
-    images, labels = published.train(limit)
+    with _readable(where):
+        published = _find(name, folder, download=download, size=size, options=options, cache=cache)
+        images, labels = published.train(limit)
     _check_labels(labels, published, where)
     images = _resized(images, size)
     rest, taken = _validation_split(labels, validation, seed, published, where)
@@ -175,6 +179,14 @@ def load_dataset(
         validation=split_of((validation_images, validation_labels)),
         read_test=read_test,
     )
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{where} can not be read ({error}); repair it, or name another dataset.root") from error
 
 
 def _find(

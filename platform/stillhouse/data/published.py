@@ -137,7 +137,7 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any]) -> P
     try:
         given = function(**options, **({} if root is None else {"root": root}))
     except Exception as error:
-        raise UsageError(f"data set function {path} raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"data set function {path} raised {_said(error)}") from error
     if isinstance(given, Mapping):
         missing = [key for key in ("train", "test") if key not in given]
         unknown = [str(key) for key in given if key not in ("train", "test", "class_names", "num_classes")]
@@ -153,7 +153,9 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any]) -> P
         raise UsageError(f"data set function {path} must return (train, test) or a mapping, it returned {type(given).__name__}")
     arrays = _checked(path, "train", train)
     names = tuple(str(name) for name in facts.get("class_names", ()))
-    num_classes = int(facts.get("num_classes", len(names) or int(arrays[1].max(initial=0)) + 1))
+    num_classes = facts.get("num_classes", len(names) or int(arrays[1].max(initial=0)) + 1)
+    if not isinstance(num_classes, int):
+        raise UsageError(f"num_classes of {path} must be a whole number, got {num_classes!r}")
     return Published(
         num_classes=num_classes,
         class_names=names or tuple(str(place) for place in range(num_classes)),
@@ -196,12 +198,20 @@ def _checked(path: str, split: str, given: Any) -> Arrays:
 def _import(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"data set {path} can not be imported ({error}); put the folder of its file on PYTHONPATH") from error
-    except AttributeError as error:
-        raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name") from error
+    except Exception as error:
+        raise UsageError(f"data set {path} can not be imported: {_said(error)}; correct its file") from error
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name")
     if not callable(found):
         raise UsageError(f"data set {path} must be a function, it is {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
+
+
+def _said(error: Exception) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

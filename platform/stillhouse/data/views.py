@@ -1,6 +1,7 @@
 """Views: deterministic augmentations of a whole data set that students and teachers share."""
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ POLICY_VERSION = 1
 """Raised whenever the same policy would give other pixels than before."""
 
 PolicyEntry = str | Mapping[str, Mapping[str, Any] | None]
-_TABLES_KEPT = 4
+_TABLES_KEPT = 8
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Views:
     num_samples: int
     seed: int = 0
     _operations: tuple[Operation, ...] = field(init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(init=False, repr=False, compare=False)
     _tables: dict[tuple[int, torch.device], "_Table"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +59,7 @@ class Views:
         object.__setattr__(self, "policy", tuple(self.policy))
         object.__setattr__(self, "count", self.count if operations else 1)
         object.__setattr__(self, "_operations", operations)
+        object.__setattr__(self, "_lock", threading.Lock())
         object.__setattr__(self, "_tables", {})
 
     @property
@@ -131,27 +135,35 @@ class Views:
 
     def _table(self, view: int, device: torch.device) -> "_Table":
         """The parameters of all samples, kept for the views used last."""
-        if (view, device) not in self._tables:
-            if not 0 <= view < self.count:
-                raise ValueError(f"view must be in 0..{self.count - 1}, got {view}")
-            names: list[tuple[int, str]] = []
-            columns: list[NDArray[np.int64]] = []
-            for position, operation in enumerate(self._operations):
-                key = ("view", POLICY_VERSION, self.seed, position, operation.name, view)
-                for name, values in operation.draw(Draws(key, self.num_samples), self.input_shape).items():
-                    names.append((position, name))
-                    columns.append(values)
-            stacked = np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((self.num_samples, 0), np.int32)
-            while len(self._tables) >= _TABLES_KEPT:
-                self._tables.pop(next(iter(self._tables)), None)
-            self._tables[view, device] = names, torch.from_numpy(stacked).to(device)
-        return self._tables[view, device]
+        with self._lock:
+            table = self._tables.get((view, device))
+            if table is None:
+                names, values = self._tables.get((view, _CPU)) or self._derived(view)
+                table = names, values.to(device)
+                while len(self._tables) >= _TABLES_KEPT:
+                    del self._tables[next(iter(self._tables))]
+                self._tables[view, device] = table
+            return table
+
+    def _derived(self, view: int) -> "_Table":
+        if not 0 <= view < self.count:
+            raise ValueError(f"view must be in 0..{self.count - 1}, got {view}")
+        names: list[tuple[int, str]] = []
+        columns: list[NDArray[np.int64]] = []
+        for position, operation in enumerate(self._operations):
+            key = ("view", POLICY_VERSION, self.seed, position, operation.name, view)
+            for name, values in operation.draw(Draws(key, self.num_samples), self.input_shape).items():
+                names.append((position, name))
+                columns.append(values)
+        stacked = np.stack(columns, axis=1).astype(np.int32) if columns else np.empty((self.num_samples, 0), np.int32)
+        return names, torch.from_numpy(stacked)
 
     def __reduce__(self) -> tuple[type["Views"], tuple[Any, ...]]:
         return Views, (self.policy, self.count, self.input_shape, self.num_samples, self.seed)
 
 
 _Table = tuple[list[tuple[int, str]], Tensor]
+"""(operation's place, parameter's name) of each column, and the parameters int32 [N, columns]."""
 
 
 def policy_problems(policy: Sequence[PolicyEntry], input_shape: Shape | None = None) -> list[str]:
