@@ -86,7 +86,7 @@ def make_facts(**changes: Any) -> SweepFacts:
             },
             "dataset": {"name": "made_up_images", "train_samples": 55_000, "num_classes": 10, "fingerprint": "5f0c"},
             "baseline": BASELINE,
-            "planned": 40,
+            "planned": 224,
             "teachers": [
                 TeacherFacts(
                     name="large",

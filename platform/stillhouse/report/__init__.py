@@ -1,0 +1,7 @@
+"""The trade-off report: table, Pareto front, figures and the page, all views of the ledger."""
+
+from stillhouse.report.page import ReportFiles, write_report
+from stillhouse.report.pareto import pareto_front
+from stillhouse.report.table import trials_table
+
+__all__ = ["ReportFiles", "pareto_front", "trials_table", "write_report"]

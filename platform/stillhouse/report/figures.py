@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import AXES, FRONT_COLOUR, GREY, TEACHER_COLOUR, Looks, baseline_first
+from stillhouse.report.looks import AXES, FRONT_COLOUR, GREY, TEACHER_COLOUR, Looks, Spread, axis_value, baseline_first
 from stillhouse.report.statistics import (
     Configuration,
     Sensitivity,
@@ -37,12 +37,12 @@ _LONGEST_VALUE = 80
 def themes() -> dict[str, Any]:
     """The plotly templates of the light and the dark page."""
     return {
-        "light": _theme(ink="#1c2530", soft="#d9dee5", ground="#ffffff", outline="rgba(20,26,34,0.65)"),
-        "dark": _theme(ink="#e6e9ee", soft="#333c48", ground="#171d25", outline="rgba(235,240,246,0.55)"),
+        "light": _theme(ink="#1c2530", quiet="#8a94a1", soft="#d9dee5", ground="#ffffff", outline="rgba(20,26,34,0.65)"),
+        "dark": _theme(ink="#e6e9ee", quiet="#7b8693", soft="#333c48", ground="#171d25", outline="rgba(235,240,246,0.55)"),
     }
 
 
-def _theme(*, ink: str, soft: str, ground: str, outline: str) -> dict[str, Any]:
+def _theme(*, ink: str, quiet: str, soft: str, ground: str, outline: str) -> dict[str, Any]:
     axis = {"gridcolor": soft, "linecolor": soft, "zerolinecolor": soft, "automargin": True, "title": {"standoff": 12}}
     return {
         "layout": {
@@ -53,6 +53,7 @@ def _theme(*, ink: str, soft: str, ground: str, outline: str) -> dict[str, Any]:
             "yaxis": axis,
             "hoverlabel": {"bgcolor": ground, "bordercolor": soft, "font": {"color": ink}, "align": "left"},
             "legend": {"bgcolor": "rgba(0,0,0,0)"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": quiet, "activecolor": ink},
         },
         "data": {"scatter": [{"marker": {"line": {"color": outline, "width": 1}}}]},
     }
@@ -77,22 +78,23 @@ def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord]) -> Tradeo
     fronts = {axis: configuration_front(best, axis) for axis in AXES if axis != "train_hours"}
     chosen = _thinned(best, [each for front in fronts.values() for each in front])
     others = _thinned([each for each in found if each not in set(best)], [])
+    methods = baseline_first(facts, {each.method for each in found})
+    spreads = {axis: Spread(best, axis, methods) for axis in AXES}
     traces: list[dict[str, Any]] = []
     for large, group in ((False, others), (True, chosen)):
         for (method, student), points in grouped(group, lambda each: (each.method, each.student)).items():
-            traces.append(_point_trace(method, student, points, looks, large=large))
-    traces += [_front_trace(axis, front) for axis, front in fronts.items()]
+            traces.append(_point_trace(method, student, points, looks, spreads, large=large))
+    traces += [_front_trace(axis, front, spreads[axis]) for axis, front in fronts.items()]
     traces += [_teacher_trace(teacher) for teacher in facts.teachers]
-    traces += [
-        _legend_trace(method, "legend", color=looks.colours[method])
-        for method in baseline_first(facts, {each.method for each in found})
-    ]
-    traces += [
-        _legend_trace(student, "legend2", color=GREY, symbol=looks.shapes[student][0])
-        for student in dict.fromkeys(each.student for each in found)
-    ]
     switch = {
-        "axes": {axis: {"title": title, "x": [trace["x"][axis] for trace in traces]} for axis, title in AXES.items()},
+        "axes": {
+            axis: {
+                "title": title,
+                "x": [trace["x"][axis] for trace in traces],
+                "spread": [trace.get("spread", trace["x"])[axis] for trace in traces],
+            }
+            for axis, title in AXES.items()
+        },
         "accuracies": {
             name: {
                 "title": title,
@@ -102,6 +104,7 @@ def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord]) -> Tradeo
             }
             for name, title in _ACCURACIES.items()
         },
+        "methods": [trace["method"] for trace in traces],
         "students": [trace["student"] for trace in traces],
         "fronts": [trace["front"] for trace in traces],
         "line": _TEACHER_LINE,
@@ -112,30 +115,17 @@ def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord]) -> Tradeo
 
 _TRADEOFF_LAYOUT = {
     "height": 560,
-    "margin": {"l": 64, "r": 16, "t": 16, "b": 56},
+    "margin": {"l": 64, "r": 16, "t": 34, "b": 56},
     "hovermode": "closest",
     "xaxis": {"type": "log", "title": {"text": AXES["parameters"]}},
     "yaxis": {"tickformat": ".1%", "title": {"text": _ACCURACIES["test_accuracy"]}},
-    "legend": {"title": {"text": "Method (click to hide)"}, "x": 1.01, "y": 1, "groupclick": "togglegroup"},
-    "legend2": {
-        "title": {"text": "Student"},
-        "x": 1.01,
-        "y": 0,
-        "yanchor": "bottom",
-        "itemclick": False,
-        "itemdoubleclick": False,
-    },
+    "showlegend": False,
 }
-# On a phone the legends go below the figure, which fills the width.
-_NARROW_TRADEOFF = {
-    "height": 720,
-    "margin": {"l": 48, "r": 8, "t": 8, "b": 330},
-    "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "groupclick": "togglegroup"},
-    "legend2": {"orientation": "h", "x": 0, "y": -0.62, "yanchor": "top", "itemclick": False, "itemdoubleclick": False},
-}
+_NARROW_TRADEOFF = {"height": 420, "margin": {"l": 48, "r": 8, "t": 34, "b": 48}}
+# On a phone the legend goes below the figure, which fills the width.
 _NARROW_CURVES = {
     "height": 500,
-    "margin": {"l": 48, "r": 8, "t": 8, "b": 170},
+    "margin": {"l": 48, "r": 8, "t": 34, "b": 170},
     "legend": {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top", "groupclick": "togglegroup"},
 }
 _TEACHER_LINE = {
@@ -159,14 +149,9 @@ def _thinned(found: Sequence[Configuration], keep: Sequence[Configuration]) -> l
     return kept + [rest[pick] for pick in picks]
 
 
-def _axis_value(each: Configuration, axis: str) -> float | None:
-    if axis == "train_hours":
-        seconds = each.metric("train_seconds")
-        return None if seconds is None else seconds / 3600
-    return each.metric(axis)
-
-
-def _point_trace(method: str, student: str, points: Sequence[Configuration], looks: Looks, *, large: bool) -> dict[str, Any]:
+def _point_trace(
+    method: str, student: str, points: Sequence[Configuration], looks: Looks, spreads: Mapping[str, Spread], *, large: bool
+) -> dict[str, Any]:
     errors = {
         "test_accuracy": [each.test.half_width for each in points] if large else None,
         "validation_accuracy": [each.validation.half_width for each in points] if large else None,
@@ -175,15 +160,14 @@ def _point_trace(method: str, student: str, points: Sequence[Configuration], loo
         "test_accuracy": [each.test.mean for each in points],
         "validation_accuracy": [each.validation.mean for each in points],
     }
-    xs = {axis: [_axis_value(each, axis) for each in points] for axis in AXES}
+    xs = {axis: [axis_value(each, axis) for each in points] for axis in AXES}
+    spread = {axis: [spreads[axis](each) for each in points] for axis in AXES}
     colour = looks.colours.get(method, GREY)
     trace = {
         "x": xs["parameters"],
         "y": ys["test_accuracy"],
         "mode": "markers",
         "name": _text(f"{method}, {student}"),
-        "legendgroup": _text(method),
-        "showlegend": False,
         "marker": {"color": colour, "symbol": looks.shapes[student][0], "size": 12 if large else 6},
         "opacity": 0.95 if large else 0.4,
         "customdata": [_hover(each) for each in points],
@@ -191,15 +175,25 @@ def _point_trace(method: str, student: str, points: Sequence[Configuration], loo
     }
     if large:
         trace["error_y"] = {"array": errors["test_accuracy"], "color": colour, "thickness": 1.2, "width": 3}
-    return {"trace": trace, "x": xs, "y": ys, "errors": errors, "student": student, "front": None}
+    return {
+        "trace": trace,
+        "x": xs,
+        "spread": spread,
+        "y": ys,
+        "errors": errors,
+        "method": method,
+        "student": student,
+        "front": None,
+    }
 
 
-def _front_trace(axis: str, front: Sequence[Configuration]) -> dict[str, Any]:
+def _front_trace(axis: str, front: Sequence[Configuration], spread: Spread) -> dict[str, Any]:
     ys = {
         "test_accuracy": [each.test.mean for each in front],
         "validation_accuracy": [each.validation.mean for each in front],
     }
-    xs = [_axis_value(each, axis) for each in front]
+    xs = [axis_value(each, axis) for each in front]
+    spread_xs = [spread(each) for each in front]
     trace = {
         "x": xs,
         "y": ys["test_accuracy"],
@@ -213,8 +207,10 @@ def _front_trace(axis: str, front: Sequence[Configuration]) -> dict[str, Any]:
     return {
         "trace": trace,
         "x": dict.fromkeys(AXES, xs),
+        "spread": dict.fromkeys(AXES, spread_xs),
         "y": ys,
         "errors": dict.fromkeys(_ACCURACIES),
+        "method": None,
         "student": None,
         "front": axis,
     }
@@ -247,28 +243,12 @@ def _teacher_trace(teacher: TeacherFacts) -> dict[str, Any]:
         "customdata": ["<br>".join(lines)],
         "hovertemplate": "%{customdata}<extra></extra>",
     }
-    return {"trace": trace, "x": xs, "y": ys, "errors": dict.fromkeys(_ACCURACIES), "student": None, "front": None}
-
-
-def _legend_trace(name: str, legend: str, *, color: str, symbol: str = "circle") -> dict[str, Any]:
-    """An entry of a legend with no points of its own, so that hiding a student does not take its method's entry away."""
-    nothing: list[float | None] = [None]
-    trace = {
-        "x": nothing,
-        "y": nothing,
-        "mode": "markers",
-        "name": _text(name),
-        "legend": legend,
-        "marker": {"color": color, "symbol": symbol, "size": 11},
-        "hoverinfo": "skip",
-    }
-    if legend == "legend":
-        trace["legendgroup"] = _text(name)
     return {
         "trace": trace,
-        "x": dict.fromkeys(AXES, nothing),
-        "y": dict.fromkeys(_ACCURACIES, nothing),
+        "x": xs,
+        "y": ys,
         "errors": dict.fromkeys(_ACCURACIES),
+        "method": None,
         "student": None,
         "front": None,
     }
@@ -301,6 +281,7 @@ def curve_figures(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
     with_curves = [record for record in records if len(_curve(record)[0]) > 0]
     for student, group in list(grouped(with_curves, lambda record: record.trial.student.name).items())[:_MOST_FIGURES]:
         traces = []
+        late: list[float] = []
         methods = grouped(group, lambda record: record.trial.method)
         for method in baseline_first(facts, set(methods)):
             winner = best.get((method, student))
@@ -308,17 +289,27 @@ def curve_figures(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             known = {id(record) for record in (winner.records if winner else ())}
             rest = [record for record in methods[method] if id(record) not in known]
             traces += [_faint_curve(record, method, looks) for record in rest[:_MOST_FAINT_CURVES]]
-            traces.append(_bold_curve(reported or methods[method][:1], method, looks))
+            bold = _bold_curve(reported or methods[method][:1], method, looks)
+            traces.append(bold)
+            late += bold["y"][len(bold["y"]) // 3 :]
         layout = {
             "height": 420,
-            "margin": {"l": 64, "r": 16, "t": 16, "b": 56},
+            "margin": {"l": 64, "r": 16, "t": 34, "b": 56},
             "hovermode": "closest",
             "xaxis": {"title": {"text": "Epoch"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "Validation accuracy"}, "tickformat": ".0%"},
+            "yaxis": {"title": {"text": "Validation accuracy"}, "tickformat": ".1%", "range": _range(late)},
             "legend": {"groupclick": "togglegroup"},
         }
         figures[student] = [{**_plain(traces, layout), "narrow": _NARROW_CURVES}]
     return figures
+
+
+def _range(values: Sequence[float]) -> list[float] | None:
+    """Where the curves end up, with room; the steep beginning would press their differences flat."""
+    if not values or max(values) <= min(values):
+        return None
+    room = 0.08 * (max(values) - min(values))
+    return [min(values) - room, max(values) + room]
 
 
 def _curve(record: TrialRecord) -> tuple[list[float], list[float]]:
@@ -402,7 +393,7 @@ def _sensitivity_figure(each: Sensitivity, looks: Looks) -> dict[str, Any]:
     axis = {"type": "log" if log else "linear"} if each.numeric else {"type": "category"}
     layout = {
         "height": 270,
-        "margin": {"l": 56, "r": 12, "t": 12, "b": 48},
+        "margin": {"l": 56, "r": 12, "t": 30, "b": 48},
         "hovermode": "closest",
         "xaxis": {**axis, "title": {"text": _text(each.hyperparameter)}},
         "yaxis": {"tickformat": "+.1%", "zeroline": True, "nticks": 5},

@@ -4,9 +4,12 @@ The colours are Okabe and Ito's, made for colour-blind readers, with grey kept f
 repeat, lighter.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stillhouse.report.statistics import Configuration
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 # Okabe and Ito 2008, "Color Universal Design", without black (the page may be dark); yellow darkened for a white ground.
@@ -14,16 +17,17 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 GREY = "#8A8F98"
 TEACHER_COLOUR = "#E3B505"
 FRONT_COLOUR = "#7C8698"
+# Each for plotly, for matplotlib, and as a letter.
 _SHAPES = (
-    ("circle", "o"),
-    ("square", "s"),
-    ("diamond", "D"),
-    ("triangle-up", "^"),
-    ("triangle-down", "v"),
-    ("pentagon", "p"),
-    ("hexagon", "h"),
-    ("cross", "P"),
-    ("x", "X"),
+    ("circle", "o", "\N{WHITE CIRCLE}"),
+    ("square", "s", "\N{WHITE SQUARE}"),
+    ("diamond", "D", "\N{WHITE DIAMOND}"),
+    ("triangle-up", "^", "\N{WHITE UP-POINTING TRIANGLE}"),
+    ("triangle-down", "v", "\N{WHITE DOWN-POINTING TRIANGLE}"),
+    ("pentagon", "p", "\N{WHITE PENTAGON}"),
+    ("hexagon", "h", "\N{WHITE HEXAGON}"),
+    ("cross", "P", "\N{HEAVY GREEK CROSS}"),
+    ("x", "X", "\N{MULTIPLICATION X}"),
 )
 AXES: Mapping[str, str] = {
     "parameters": "Parameters",
@@ -39,7 +43,7 @@ class Looks:
     """The colour of each method and the shape of each student; equal sweeps look alike."""
 
     colours: Mapping[str, str]
-    shapes: Mapping[str, tuple[str, str]]
+    shapes: Mapping[str, tuple[str, str, str]]
 
     @classmethod
     def of(cls, facts: SweepFacts, records: Sequence[TrialRecord]) -> "Looks":
@@ -58,3 +62,36 @@ def _colour(index: int) -> str:
 
 def baseline_first(facts: SweepFacts, methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: (method != facts.baseline, method))
+
+
+def axis_value(each: Configuration, axis: str) -> float | None:
+    """Where the configuration lies on one of `AXES`."""
+    if axis == "train_hours":
+        seconds = each.metric("train_seconds")
+        return None if seconds is None else seconds / 3600
+    return each.metric(axis)
+
+
+class Spread:
+    """Moves the methods of one student a little apart on a log axis, where equal sizes would hide one behind the other.
+
+    The whole fan is at most 5% of the axis wide and never reaches the next student.
+    """
+
+    def __init__(self, found: Sequence[Configuration], axis: str, methods: Sequence[str]) -> None:
+        values = [value for each in found if (value := axis_value(each, axis)) is not None and value > 0]
+        centres = sorted({round(math.log(value), 2) for value in values})
+        gaps = [later - earlier for earlier, later in itertools.pairwise(centres)]
+        widest = 0.05 * (centres[-1] - centres[0] if len(centres) > 1 else 1.0)
+        self._axis = axis
+        # Sizes that nearly all differ, as of a searched width, hide nothing.
+        self._width = min([widest, *(0.6 * gap for gap in gaps)]) if len(centres) * 2 <= len(values) else 0.0
+        self._places = {
+            method: place / max(1, len(methods) - 1) - 0.5 if len(methods) > 1 else 0.0 for place, method in enumerate(methods)
+        }
+
+    def __call__(self, each: Configuration) -> float | None:
+        value = axis_value(each, self._axis)
+        if value is None or value <= 0:
+            return value
+        return float(f"{value * math.exp(self._width * self._places.get(each.method, 0.0)):.6g}")

@@ -25,6 +25,7 @@ from stillhouse.durable import write_atomic
 from stillhouse.report import sentences, wording
 from stillhouse.report.answers import Answer, Budget, answers, teacher_costs
 from stillhouse.report.figures import curve_figures, sensitivity_figures, themes, tradeoff_figure
+from stillhouse.report.looks import Looks, baseline_first
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import (
     Gain,
@@ -102,6 +103,7 @@ def render_page(
     found = configurations(records)
     gained = gains(found, facts.baseline)
     costs = teacher_costs(facts, records)
+    looks = Looks.of(facts, records)
     tradeoff = tradeoff_figure(facts, records)
     curves = curve_figures(facts, records) if tradeoff else {}
     sensitivity = sensitivities(records)
@@ -128,10 +130,12 @@ def render_page(
             tradeoff_caption=_caption(tradeoff.shown, tradeoff.total) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
             axes=list(_SHORT_AXES.items()),
-            students=list(dict.fromkeys(each.student for each in found)),
+            methods=[(name, looks.colours[name]) for name in baseline_first(facts, {each.method for each in found})],
+            students=[(name, looks.shapes[name][2]) for name in dict.fromkeys(each.student for each in found)],
             heat=_heat(facts, records, gained),
             curves=list(curves),
             sensitivity=sensitivity[:500],
+            words_searched=any(not each.numeric for each in sensitivity),
             sensitivity_methods=list(dict.fromkeys(each.method for each in sensitivity)),
             trials=_trials(facts, records, table),
             failed=_reasons([record for record in records if record.status == "failed"]),
@@ -180,7 +184,10 @@ def _environment() -> jinja2.Environment:
 def _policy(script: str) -> str:
     """No network, and only the page's own two scripts: whatever else should get into it does not run."""
     hashes = " ".join(f"'{_script_hash(text)}'" for text in (script, _packed_plotly()[1]) if text)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+        "form-action 'none'; base-uri 'none'"
+    )
 
 
 def _script_hash(text: str) -> str:
@@ -216,7 +223,7 @@ def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
     dataset = facts.dataset.get("name", "unnamed data")
     parts = [f"Distillation on {dataset}", wording.counted(students, "student"), wording.counted(methods, "method")]
     parts.append(wording.counted(len(records), "trial"))
-    return ", ".join(parts) + (f", started {facts.started}" if facts.started else "")
+    return ", ".join(parts) + (f", started {wording.moment(facts.started)}" if facts.started else "")
 
 
 def _card(facts: SweepFacts, answer: Answer) -> dict[str, Any]:
@@ -248,7 +255,8 @@ def _alternative(facts: SweepFacts, answered: Sequence[Answer], number: int) -> 
 def _caption(shown: int, total: int) -> str:
     words = (
         "A large point is the winner of a method on a student, with the mean and 95% interval over its reported seeds; a small "
-        "one is another setting that finished. Rings and the dashed line mark the Pareto front: chosen on validation data, so "
+        "one is another setting that finished. On the log scale the methods of one student are moved slightly apart; the exact "
+        "sizes are in the hover and the table. Rings and the dashed line mark the Pareto front: chosen on validation data, so "
         "on test data a point may lie above it. The star and the dotted line are the teacher."
     )
     return (
@@ -320,8 +328,8 @@ def _heat_cell(gain: Gain | None, largest: float) -> dict[str, Any]:
     if difference.half_width is None:
         words = {"seeds": "one seed", "students": "one student"}[gain.over]
     else:
-        counted = "n" if gain.over == "seeds" else "students"
-        words = f"± {wording.points(difference.half_width)}, {counted} = {difference.n}"
+        counted = f"n = {difference.n}" if gain.over == "seeds" else wording.counted(difference.n, "student")
+        words = f"± {wording.points(difference.half_width, 1 if difference.half_width >= 0.0005 else 2)}, {counted}"
     if gain.kind == "unpaired":
         words += ", unpaired"
     return {
@@ -354,7 +362,8 @@ _TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 def _trials(facts: SweepFacts, records: Sequence[TrialRecord], table: pd.DataFrame) -> dict[str, Any]:
-    front = set(pareto_front(table).index.tolist()) if len(table) else set()
+    objectives = {name: way for name, way in facts.objectives.items() if name in table} or None
+    front = set(pareto_front(table, objectives).index.tolist())
     labels = choice_labels(records)
     order = sorted(
         range(len(records)),

@@ -64,10 +64,11 @@ def _best_sentence(answer: Answer) -> str:
     best = answer.best
     if best is None:
         return ""
-    where = f"with at most {budget_words(answer.budget)}" if answer.budget else "of all sizes"
+    where = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
     # Only a winner that its rivals do not reach is called the best.
-    name = "The best student" if verdict_state(answer) == "clear" else "The student that validation data choose"
-    return f"{name} {where} is {best.choice} taught with {best.method}: {_accuracy(best.test)} on test data{_against(answer)}."
+    name = "the best student is" if verdict_state(answer) == "clear" else "validation data choose"
+    taught = f"{where} {name} {best.choice} taught with {best.method}"
+    return f"{taught}: {_accuracy(best.test)} on test data{_against(answer)}."
 
 
 def _against(answer: Answer) -> str:
@@ -102,7 +103,8 @@ def verdict_tag(answer: Answer) -> str:
 
 
 def _certainty(answer: Answer) -> str:
-    return verdict(answer) if verdict_state(answer) == "clear" else f"No winner is named: {verdict(answer)}"
+    said = verdict(answer)
+    return said if verdict_state(answer) == "clear" else f"No winner is named: {said[0].lower()}{said[1:]}"
 
 
 def verdict(answer: Answer) -> str:
@@ -133,7 +135,7 @@ def verdict(answer: Answer) -> str:
             return "It ran with one seed and has no rival of its size."
         return "It has no rival of its size."
     text = "; ".join(parts)
-    return text[0].upper() + text[1:] + "." if answer else text
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _names(others: Sequence[Configuration]) -> str:
@@ -168,19 +170,23 @@ def card_facts(facts: SweepFacts, answer: Answer) -> list[tuple[str, str]]:
     if answer.drop is not None and answer.teacher is not None:
         spread = "" if answer.drop.half_width is None else f" ± {points(answer.drop.half_width)}"
         side = "drop" if answer.drop.mean >= 0 else "gain"
-        rows.append((f"Accuracy {side}", f"{points(abs(answer.drop.mean))}{spread} points against {answer.teacher.name}"))
+        rows.append((f"Accuracy {side}", f"{points(abs(answer.drop.mean))}{spread} points from {answer.teacher.name}"))
     if answer.compression is not None:
         rows.append(("Compression", f"{ratio(answer.compression)} fewer parameters"))
     if answer.gain is not None:
-        rows.append((f"Over {facts.baseline}", f"{gain_words(answer.gain, signed=True)} points ({answer.gain_kind})"))
+        rows.append((f"Over {facts.baseline}", _gain_words(answer)))
     if answer.best is not None:
         rows.append(("Chosen from", counted(answer.best.considered, "trial")))
     return rows
 
 
-def gain_words(estimate: Estimate, *, signed: bool) -> str:
-    spread = ", one seed" if estimate.half_width is None else f" ± {points(estimate.half_width)}, n = {estimate.n}"
-    return f"{points(estimate.mean, signed=signed)}{spread}"
+def _gain_words(answer: Answer) -> str:
+    gain = answer.gain
+    if gain is None:
+        return ""
+    spread = "" if gain.half_width is None else f" ± {points(gain.half_width)}"
+    seeds = "one seed" if gain.half_width is None else f"n = {gain.n}"
+    return f"{points(gain.mean, signed=True)}{spread} points ({answer.gain_kind}, {seeds})"
 
 
 def card_settings(best: Configuration) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import AXES, FRONT_COLOUR, GREY, TEACHER_COLOUR, Looks, baseline_first
+from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread, baseline_first
 from stillhouse.report.statistics import Configuration, configurations, grouped, winners
 from stillhouse.report.wording import percent, short
 from stillhouse.spec.records import SweepFacts, TrialRecord
@@ -54,11 +54,12 @@ def _draw_panel(
     looks: Looks,
 ) -> None:
     large = set(best)
+    spread = Spread(best, axis, baseline_first(facts, {each.method for each in found}))
     for (method, student), group in grouped(found, lambda each: (each.method, each.student)).items():
         colour, marker = looks.colours[method], looks.shapes[student][1]
         faint = [each for each in group if each not in large and each.metric(axis)]
         panel.plot(
-            [each.metric(axis) or math.nan for each in faint],
+            [spread(each) or math.nan for each in faint],
             [each.test.mean for each in faint],
             linestyle="none",
             marker=marker,
@@ -68,7 +69,7 @@ def _draw_panel(
         )
         bold = [each for each in group if each in large and each.metric(axis)]
         panel.errorbar(
-            [each.metric(axis) or math.nan for each in bold],
+            [spread(each) or math.nan for each in bold],
             [each.test.mean for each in bold],
             yerr=[each.test.half_width or 0.0 for each in bold],
             linestyle="none",
@@ -82,7 +83,7 @@ def _draw_panel(
         )
     front = configuration_front(best, axis)
     panel.plot(
-        [each.metric(axis) or math.nan for each in front],
+        [spread(each) or math.nan for each in front],
         [each.test.mean for each in front],
         linestyle="--",
         color=FRONT_COLOUR,
@@ -115,7 +116,9 @@ def _legend_handles(facts: SweepFacts, found: Sequence[Configuration], looks: Lo
         for method in baseline_first(facts, {each.method for each in found})
     ]
     handles += [
-        Line2D([], [], linestyle="none", marker=looks.shapes[student][1], color=GREY, label=_still(student))
+        Line2D(
+            [], [], linestyle="none", marker=looks.shapes[student][1], color="#1c2530", fillstyle="none", label=_still(student)
+        )
         for student in dict.fromkeys(each.student for each in found)
     ]
     handles += [

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import datetime
 from typing import Any
 
 MISSING = "n/a"
@@ -64,6 +65,15 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min"
+
+
+def moment(text: str) -> str:
+    """An ISO time as people read it, "2026-01-05 10:00 UTC"; any other text as it is."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{when:%Y-%m-%d %H:%M} {when:%Z}".strip()
 
 
 def ratio(value: float | None) -> str:

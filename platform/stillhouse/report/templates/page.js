@@ -69,7 +69,13 @@
   }
 
   const data = JSON.parse(byId("figures").textContent);
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    // Plotly would offer to send the data of the figure to its makers' server.
+    showSendToCloud: false,
+    modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "lasso2d", "select2d", "autoScale2d"],
+  };
   const theme = () => {
     const forced = page.dataset.theme;
     return data.themes[!printing && (forced ? forced === "dark" : darkScheme.matches) ? "dark" : "light"];
@@ -89,15 +95,17 @@
     const show = () => {
       const axis = picked("size-axis");
       const accuracy = options.accuracies[picked("accuracy-axis")];
-      const student = byId("student").value;
+      const hidden = (kind) =>
+        new Set([...document.querySelectorAll(`input[data-${kind}]:not(:checked)`)].map((input) => input.dataset[kind]));
+      const [methods, students] = [hidden("method"), hidden("student")];
       const traces = figure.data.map((trace, index) => ({
         ...trace,
-        x: options.axes[axis].x[index],
+        x: options.axes[axis][byId("log").checked ? "spread" : "x"][index],
         y: accuracy.y[index],
         ...(trace.error_y ? { error_y: { ...trace.error_y, array: accuracy.errors[index] } } : {}),
         visible: options.fronts[index]
           ? options.fronts[index] === axis
-          : !student || options.students[index] === null || options.students[index] === student,
+          : !methods.has(options.methods[index]) && !students.has(options.students[index]),
       }));
       const layout = {
         ...figure.layout,
@@ -109,7 +117,7 @@
       };
       return draw(scatter, { data: traces, layout, narrow: narrowLayout });
     };
-    for (const input of document.querySelectorAll("#tradeoff-controls input, #tradeoff-controls select")) {
+    for (const input of document.querySelectorAll("#tradeoff-controls input")) {
       input.addEventListener("change", show);
     }
     await show();
