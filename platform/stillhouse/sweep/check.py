@@ -369,6 +369,7 @@ class _Surveyor:
 
     def _try(self, draw: Draw, teacher: Architecture | None, student: Architecture, spec: SweepSpec) -> Draw | Problem | str:
         """The trial as it can run, what is wrong with it, or why it is passed over."""
+        taught = teacher is not None
         try:
             method = make_method(draw.method, draw.hyperparameters)
             try:
@@ -379,7 +380,7 @@ class _Surveyor:
                     return _NEEDS_TEACHER
                 raise
             if not knowledge:
-                teacher = None
+                teacher, taught = None, False
             elif teacher is None:
                 return _NEEDS_TEACHER
             for kind in knowledge.values():
@@ -393,7 +394,7 @@ class _Surveyor:
         except Unsuitable as error:
             return str(error)
         except Exception as error:  # a user's method can raise anything
-            return self._method_problem(draw, error)
+            return self._method_problem(draw, error, taught=taught)
         hyperparameters = {name: plain(getattr(method, name)) for name in draw.hyperparameters}
         return Draw(draw.method, draw.student, draw.teacher if teacher is not None else None, hyperparameters)
 
@@ -430,7 +431,7 @@ class _Surveyor:
             self._modules_checked.add(seen)
             method.modules(setup)
 
-    def _method_problem(self, draw: Draw, error: Exception) -> Problem:
+    def _method_problem(self, draw: Draw, error: Exception, *, taught: bool) -> Problem:
         """Under the key of the hyper-parameter that the error quotes, if the user gave it."""
         given = (self._spec.methods or {}).get(draw.method, {})
         message = str(error) if isinstance(error, ValueError) else _sentence(error)
@@ -439,7 +440,7 @@ class _Surveyor:
             for name, value in draw.hyperparameters.items()
             if isinstance(given, Mapping) and name in given and isinstance(value, str) and f"'{value}'" in message
         ]
-        pair = f"{draw.student.name} with {draw.teacher}" if draw.teacher else draw.student.name
+        pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
         if isinstance(error, _TooShortError):
             return Problem("search.max_epochs", f"must be larger: {message}")
         key = f"methods.{draw.method}" + (f".{quoted[0]}" if quoted else "")
