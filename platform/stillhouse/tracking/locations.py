@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _HIDDEN = "***"
-_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"<>]*@")
+# Every repetition is bounded: these run over whole reports, and an unbounded one takes quadratic time on long words.
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"<>]{0,1000}@")
 _HIDDEN_WORD = r"(?:password|passwd|passfile|sslpassword|secret|token|api_?key|access_?key|credentials?|signature|sig)"
-_SECRET_QUERY = re.compile(rf"(?P<key>[?&;][\w.-]*{_HIDDEN_WORD}[\w.-]*=)[^&;\s'\"<>#]+", re.IGNORECASE)
+_SECRET_QUERY = re.compile(rf"(?P<key>[?&;][\w.-]{{0,40}}{_HIDDEN_WORD}[\w.-]{{0,40}}=)[^&;\s'\"<>#]{{1,4000}}", re.IGNORECASE)
 _SECRET_KEY = re.compile(rf"(?:^|[_.-]){_HIDDEN_WORD}$", re.IGNORECASE)
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}
@@ -59,6 +60,12 @@ class Location:
     @property
     def is_database(self) -> bool:
         return self.uri.partition(":")[0].partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
+
+    def hide(self, text: str) -> str:
+        """`text` without this store's own credentials, and otherwise as it is: a page may hold code that looks like one."""
+        found = _USERINFO.search(self.uri)
+        hidden = text.replace(self.uri, self.shown)
+        return hidden.replace(found.group().removeprefix(found.group("scheme")), f"{_HIDDEN}@") if found else hidden
 
     @property
     def address(self) -> tuple[str, int] | None:

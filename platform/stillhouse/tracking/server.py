@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from stillhouse.errors import InfrastructureError, UsageError
@@ -54,18 +55,26 @@ def ui(uri: str | None, home: Path, port: int = 5000, open_view: str | None = No
         except OSError as error:
             raise UsageError(f"port {port} is taken ({error.strerror}); choose another with --port") from error
     server = start_server(location, port)
+    # A background job of a shell ignores Ctrl-C's signal, and a terminated parent must not leave the server behind.
+    handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        wait_until_healthy(server, port)
+        wait_until_healthy(server, port, log_file(location))
         _announce(view_address(f"http://{_HOST}:{port}", experiment_id, view_id), browse=browse)
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
         stop_server(server)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def start_server(location: Location, port: int) -> "subprocess.Popen[bytes]":
-    """`mlflow server` on loopback as a process group of its own, its log on stderr."""
+    """`mlflow server` on loopback as a process group of its own, its log in `mlflow-server.log` of the home."""
     environment = os.environ | {
         # In the environment, not on the command line: every user of the machine can read that.
         "MLFLOW_BACKEND_STORE_URI": location.uri,
@@ -77,13 +86,24 @@ def start_server(location: Location, port: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", artifacts, "--uvicorn-opts", "--log-level warning"]
     location.home.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(  # noqa: S603
-        command, env=environment, cwd=location.home, stdout=sys.stderr, start_new_session=True
-    )
+    with log_file(location).open("wb") as log:
+        return subprocess.Popen(  # noqa: S603
+            command,
+            env=environment,
+            cwd=location.home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
-def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Returns when the server answers.
+def log_file(location: Location) -> Path:
+    return location.home / "mlflow-server.log"
+
+
+def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: Path, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Returns when the server answers; `log` is named when it does not.
 
     Raises:
         InfrastructureError: it ended, or does not answer in time.
@@ -91,13 +111,13 @@ def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, timeout_s: 
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise InfrastructureError(f"mlflow server ended with code {server.returncode}; its log is above")
+            raise InfrastructureError(f"mlflow server ended with code {server.returncode}; see {log}")
         try:
             with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise InfrastructureError(f"mlflow server does not answer on port {port} after {timeout_s:.0f} s")
+    raise InfrastructureError(f"mlflow server does not answer on port {port} after {timeout_s:.0f} s; see {log}")
 
 
 def stop_server(server: "subprocess.Popen[bytes]") -> None:

@@ -18,7 +18,7 @@ _SECTION = "stillhouse-trade-off"
 # The page shows a saved view's age; a fixed moment keeps the tag the same each time it is written.
 _CREATED_MS = 1735689600000
 
-_SIZES = {"parameters": "Parameters", "size_bytes": "Bytes", "macs": "MACs", "latency_ms": "Latency (ms)"}
+_SIZES = ("parameters", "size_bytes", "macs", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,18 @@ def sweep_view_id(sweep: str) -> str:
 
 def view_address(server: str, experiment_id: str, view_id: str) -> str:
     """The page of a running server that opens with the view."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART&viewStateShareKey={view_id}"
+    query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view_id}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def _view(view_id: str, name: str, search: str) -> View:
     charts: list[Mapping[str, Any]] = [
-        _chart(
-            f"scatter-{metric}",
-            "SCATTER",
-            f"Test accuracy against {title.lower()}" if title != "MACs" else "Test accuracy against MACs",
-        )
+        _chart(f"scatter-{metric}", "SCATTER")
         | {"xaxis": _axis(metric), "yaxis": _axis("test_accuracy"), "runsCountToCompare": 100}
-        for metric, title in _SIZES.items()
+        for metric in _SIZES
     ]
     charts.append(
-        _chart("parallel", "PARALLEL", "Method, student, size and accuracy")
+        _chart("parallel", "PARALLEL")
         | {
             "selectedParams": ["method", "student"],
             "selectedMetrics": ["parameters", "latency_ms", "validation_accuracy"],
@@ -76,7 +73,8 @@ def _view(view_id: str, name: str, search: str) -> View:
     )
     state = {
         "searchFilter": search,
-        "orderByKey": "attributes.start_time",
+        # Sorted by date the page folds children under their parent, and charts leave out what is folded.
+        "orderByKey": "metrics.`test_accuracy`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -88,7 +86,11 @@ def _view(view_id: str, name: str, search: str) -> View:
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
-        "compareRunSections": [_section(_SECTION, "Accuracy against size"), _section("stillhouse-metrics", "Model metrics")],
+        # The charts that the page makes of every metric stay folded: each reads its curves from the server.
+        "compareRunSections": [
+            _section(_SECTION, "Accuracy against size", unfolded=True),
+            _section("stillhouse-metrics", "Model metrics", unfolded=False),
+        ],
         "isAccordionReordered": True,
         "viewMaximized": False,
         "runListHidden": False,
@@ -102,7 +104,7 @@ def _view(view_id: str, name: str, search: str) -> View:
     return View(view_id, json.dumps(envelope, separators=(",", ":")))
 
 
-def _chart(name: str, kind: str, title: str) -> dict[str, Any]:
+def _chart(name: str, kind: str) -> dict[str, Any]:
     return {
         "uuid": f"stillhouse-{name}",
         "type": kind,
@@ -110,7 +112,6 @@ def _chart(name: str, kind: str, title: str) -> dict[str, Any]:
         "metricSectionId": _SECTION,
         "deleted": False,
         "isGenerated": False,
-        "displayName": title,
     }
 
 
@@ -118,5 +119,5 @@ def _axis(metric: str) -> dict[str, str]:
     return {"key": metric, "type": "METRIC"}
 
 
-def _section(uuid: str, name: str) -> dict[str, Any]:
-    return {"uuid": uuid, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+def _section(uuid: str, name: str, *, unfolded: bool) -> dict[str, Any]:
+    return {"uuid": uuid, "name": name, "display": unfolded, "isReordered": True, "deleted": False, "isGenerated": False}

@@ -34,7 +34,8 @@ _METRICS_PER_BATCH = 500
 _PARAMS_PER_BATCH = 25
 _RUNS_PER_PAGE = 1000
 
-_TEXT_FILES = {".csv", ".html", ".json", ".md", ".txt", ".yaml", ".yml"}
+_DATA_FILES = {".csv", ".json", ".md", ".txt", ".yaml", ".yml"}
+_PAGES = {".html"}
 
 Outcome = Literal["created", "skipped"]
 
@@ -269,7 +270,7 @@ class SweepWriter:
                 if not path.exists():
                     missing.append(f"no artifact {name!r} at {path}")
                     continue
-                attempt(partial(_stage, path, staging / _destination(name, path)))
+                attempt(partial(_stage, path, staging / _destination(name, path), self.location))
             attempt(lambda: self._client.log_artifacts(self.run_id, str(staging)))
         return missing
 
@@ -280,19 +281,20 @@ def _destination(name: str, path: Path) -> Path:
     return named if inside and (named.suffix or len(named.parts) > 1) else Path(path.name)
 
 
-def _stage(path: Path, destination: Path) -> None:
-    """Copies a file or folder to where it is uploaded from; addresses in text files are masked on the way."""
+def _stage(path: Path, destination: Path, location: Location) -> None:
+    """Copies a file or folder to where it is uploaded from, credentials left out of the texts on the way."""
     if path.is_dir():
         for item in sorted(path.rglob("*")):
             if item.is_file():
-                _stage(item, destination / item.relative_to(path))
+                _stage(item, destination / item.relative_to(path), location)
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in _TEXT_FILES:
-        text = path.read_bytes().decode(errors="surrogateescape")
-        destination.write_bytes(mask_uri(text).encode(errors="surrogateescape"))
-    else:
+    if path.suffix not in _DATA_FILES | _PAGES:
         shutil.copyfile(path, destination)
+        return
+    text = path.read_bytes().decode(errors="surrogateescape")
+    hidden = location.hide(text) if path.suffix in _PAGES else mask_uri(text)
+    destination.write_bytes(hidden.encode(errors="surrogateescape"))
 
 
 def _all_equal(tags: Mapping[str, str]) -> str:

@@ -1,0 +1,155 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.tracking.entries import (
+    clean_name,
+    clean_params,
+    comparison,
+    milliseconds,
+    record_digest,
+    sweep_points,
+    sweep_tags,
+    trial_entry,
+)
+
+RecordMaker = Callable[..., TrialRecord]
+FactsMaker = Callable[..., SweepFacts]
+
+
+def test_the_end_state_and_the_curve_have_names_of_their_own(make_record: RecordMaker) -> None:
+    points = trial_entry(make_record(epochs=3), sweep="s").points
+    end = {point.name: point.value for point in points if point.step == 0}
+    curves = {point.name for point in points if point.step > 0}
+    assert end["validation_accuracy"] == 0.5
+    assert [(p.step, p.value) for p in points if p.name == "epoch_validation_accuracy"] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert not curves & set(end)
+
+
+def test_stages_that_count_their_epochs_again_do_not_write_over_each_other(make_record: RecordMaker) -> None:
+    curve = [{"epoch": epoch, "stage": stage, "train_loss": 1.0} for stage in ("hint", "distil") for epoch in (1, 2)]
+    points = trial_entry(make_record(curve=curve), sweep="s").points
+    assert [point.step for point in points if point.name == "epoch_train_loss"] == [1, 2, 3, 4]
+
+
+def test_tags_say_what_a_trial_is(make_record: RecordMaker) -> None:
+    tags = trial_entry(make_record(7), sweep="tiny").tags
+    expected = {
+        "sweep": "tiny",
+        "role": "trial",
+        "trial_key": "00000007cafe",
+        "method": "kd",
+        "student": "small",
+        "teacher": "big",
+        "seed": "7",
+        "phase": "search",
+        "status": "finished",
+    }
+    assert expected.items() <= tags.items()
+
+
+def test_a_failed_trial_is_a_failed_run_with_its_reason(make_record: RecordMaker) -> None:
+    entry = trial_entry(make_record(status="failed", reason="the loss became NaN in epoch 2"), sweep="s")
+    assert (entry.status, entry.tags["reason"]) == ("FAILED", "the loss became NaN in epoch 2")
+
+
+def test_a_trial_stopped_by_the_scheduler_did_not_fail(make_record: RecordMaker) -> None:
+    assert trial_entry(make_record(status="stopped"), sweep="s").status == "FINISHED"
+
+
+def test_params_are_hyperparameters_and_student_options(make_record: RecordMaker) -> None:
+    params = trial_entry(make_record(2), sweep="s").params
+    assert params == {
+        "temperature": "4.0",
+        "kd_weight": "0.9",
+        "student.width": "0.5",
+        "student": "small",
+        "method": "kd",
+        "teacher": "big",
+        "seed": "2",
+        "epochs": "3",
+    }
+
+
+def test_a_hyperparameter_named_like_one_of_ours_keeps_its_value(make_record: RecordMaker) -> None:
+    record = make_record()
+    trial = record.trial.model_copy(update={"hyperparameters": {"seed": 99}})
+    params = trial_entry(record.model_copy(update={"trial": trial}), sweep="s").params
+    assert (params["seed"], params["kd.seed"]) == ("0", "99")
+
+
+def test_a_record_read_back_has_the_same_digest(make_record: RecordMaker) -> None:
+    record = make_record(teaching={"way": "inline", "shape": (1, 2), "ratio": math.inf})
+    assert record_digest(TrialRecord.model_validate_json(record.model_dump_json())) == record_digest(record)
+
+
+def test_any_change_of_a_record_changes_its_digest(make_record: RecordMaker) -> None:
+    assert record_digest(make_record()) != record_digest(make_record(device="cuda"))
+
+
+def test_long_values_are_clipped_to_what_mlflow_takes() -> None:
+    assert len(clean_params({"text": "x" * 7000})["text"]) == 6000
+
+
+def test_secrets_in_hyperparameters_are_masked() -> None:
+    assert clean_params({"url": "s3://me:hush@bucket/x"}) == {"url": "s3://***@bucket/x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"), [("a/b", "a.b"), ("a=b", "a_b"), ("..", "_.."), ("", "_"), ("loss (hint)", "loss _hint_")]
+)
+def test_names_are_made_such_that_mlflow_takes_them(name: str, clean: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert clean_name(name) == clean
+    _validate_metric_name(clean)  # type: ignore[no-untyped-call]
+
+
+def _teacher(name: str, parameters: int, test_accuracy: float | None) -> TeacherFacts:
+    return TeacherFacts(
+        name=name, model="m", key=name, parameters=parameters, size_bytes=1, macs=1, test_accuracy=test_accuracy
+    )
+
+
+def test_a_student_is_compared_with_its_own_teacher() -> None:
+    teachers = [_teacher("a", 1000, 0.5), _teacher("b", 4000, 0.75)]
+    metrics = {"parameters": 100.0, "test_accuracy": 0.25}
+    assert comparison(metrics, "a", teachers) == {"compression_ratio": 10.0, "accuracy_drop": 0.25}
+
+
+def test_a_student_without_a_teacher_is_compared_with_the_best_one() -> None:
+    teachers = [_teacher("a", 1000, 0.5), _teacher("b", 4000, 0.75)]
+    assert comparison({"parameters": 100.0}, None, teachers) == {"compression_ratio": 40.0}
+
+
+def test_nothing_is_compared_before_the_teacher_is_known() -> None:
+    assert comparison({"parameters": 100.0, "test_accuracy": 0.5}, "a", []) == {}
+
+
+def test_the_best_student_of_the_summary_is_chosen_on_validation_data(make_facts: FactsMaker) -> None:
+    trials = [{"validation_accuracy": 0.9, "test_accuracy": 0.5}, {"validation_accuracy": 0.8, "test_accuracy": 0.75}, {}]
+    points = {point.name: point.value for point in sweep_points(make_facts(), trials, ["finished", "finished", "failed"])}
+    assert (points["best_test_accuracy"], points["trials_finished"], points["trials_failed"]) == (0.5, 2, 1)
+    assert points["teacher_big_test_accuracy"] == 0.875
+
+
+def test_a_command_with_credentials_is_tagged_without_them(make_facts: FactsMaker) -> None:
+    facts = make_facts(command="stillhouse sweep a.yaml --set tracking.uri=http://me:hush@host")
+    assert "hush" not in str(sweep_tags(facts, home_id="h"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [
+        ("1970-01-01T00:00:01+00:00", 1000),
+        ("1970-01-01T01:00:01+01:00", 1000),
+        ("1970-01-01T00:00:01", 1000),
+        ("", 0),
+        ("noon", 0),
+    ],
+)
+def test_moments_become_unix_time(moment: str, expected: Any) -> None:
+    assert milliseconds(moment) == expected

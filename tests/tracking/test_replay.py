@@ -1,0 +1,68 @@
+"""`sync` on the embedded store."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import InfrastructureError
+from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.tracking import Tracker, locate, sync
+
+RecordMaker = Callable[..., TrialRecord]
+FactsMaker = Callable[..., SweepFacts]
+RunReader = Callable[..., list[Any]]
+
+
+def test_twice_the_same_ledger_gives_the_same_runs(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    records = [make_record(0), make_record(1, status="failed", reason="x"), make_record(2, status="stopped")]
+    first = sync(None, home, "tests", make_facts(), records, {})
+    runs = {run.info.run_id: (run.data.metrics, run.data.params) for run in runs_in(locate(None, home))}
+    second = sync(None, home, "tests", make_facts(), records, {})
+    assert (first.created, first.skipped, first.failed) == (3, 0, 0)
+    assert (second.created, second.skipped, second.failed) == (0, 3, 0)
+    assert {run.info.run_id: (run.data.metrics, run.data.params) for run in runs_in(locate(None, home))} == runs
+
+
+def test_what_the_tracker_wrote_is_not_written_again(home: Path, make_record: RecordMaker, make_facts: FactsMaker) -> None:
+    tracker = Tracker(None, home=home, experiment="tests")
+    run_id = tracker.start_sweep(make_facts())
+    tracker.log_trial(make_record(0))
+    assert tracker.finish(make_facts(), {})
+    tracker.close()
+    result = sync(None, home, "tests", make_facts(), [make_record(0), make_record(1)], {})
+    assert (result.created, result.skipped, result.run_id) == (1, 1, run_id)
+
+
+def test_runs_of_one_trial_that_two_requests_made_become_one(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    sync(None, home, "tests", make_facts(), [make_record(0)], {})
+    (run,) = runs_in(locate(None, home))
+    from stillhouse.tracking.store import open_client, settings
+
+    with settings():
+        tags = {name: run.data.tags[name] for name in ("trial_key", "role", "mlflow.parentRunId")}
+        open_client(locate(None, home)).create_run(run.info.experiment_id, tags=tags)
+    result = sync(None, home, "tests", make_facts(), [make_record(0)], {})
+    assert [run.info.run_id for run in runs_in(locate(None, home))] == [run.info.run_id]
+    assert result.skipped == 1
+
+
+def test_a_store_that_can_not_be_opened_is_an_infrastructure_error(
+    tmp_path: Path, free_port: int, make_facts: FactsMaker
+) -> None:
+    with pytest.raises(InfrastructureError, match="nothing answers") as caught:
+        sync(f"http://me:hush@127.0.0.1:{free_port}", tmp_path, "tests", make_facts(), [], {})
+    assert "hush" not in str(caught.value)
+
+
+def test_a_missing_report_is_a_reason_and_costs_no_trial(
+    home: Path, tmp_path: Path, make_record: RecordMaker, make_facts: FactsMaker
+) -> None:
+    result = sync(None, home, "tests", make_facts(), [make_record(0)], {"page": tmp_path / "none.html"})
+    assert (result.created, result.failed) == (1, 0)
+    assert "none.html" in result.reasons[0]
