@@ -73,6 +73,27 @@ def test_a_spec_without_methods_sweeps_all_of_them() -> None:
     assert set(spec.methods) == set(methods.names())
 
 
+@pytest.mark.parametrize("teacher", ["mlp", "lenet"])
+def test_the_spec_that_comes_back_stays_sound_whatever_was_left_out_of_it(teacher: str) -> None:
+    raw = {**SPEC, "teachers": {"big": {"model": teacher}}, "students": ["mlp", "resnet8"]}
+    del raw["methods"]
+    first = survey(raw)
+    assert first.spec is not None
+    second = survey(first.spec)
+    assert not second.problems
+    assert (second.spec, second.draws) == (first.spec, first.draws)
+
+
+def test_all_methods_are_left_to_the_plan_where_the_images_are_not_known() -> None:
+    raw = {**SPEC, "dataset": {"name": "os.path:join"}}
+    del raw["methods"]
+    assert check(raw).methods is None
+    found = survey(check(raw), load_dataset("digits"))
+    assert found.spec is not None
+    assert found.spec.methods
+    assert not found.problems
+
+
 def test_without_teachers_a_method_that_needs_one_is_a_problem_with_a_remedy() -> None:
     found = problems_with(teachers=None, methods=["kd", "mutual_learning"])
     assert found == {"methods.kd": "needs a teacher, and the spec has none; add one under teachers or remove kd"}

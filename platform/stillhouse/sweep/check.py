@@ -17,11 +17,11 @@ from torch import nn
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_problems
-from stillhouse.distill.method import Method, Setup, Unsuitable
+from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.trainer import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, SpecError, UsageError, did_you_mean
-from stillhouse.models.architecture import Architecture
+from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.registry import model_options
 from stillhouse.models.weights import load_state, read_checkpoint
 from stillhouse.spec.combinations import Soundness, combination_problems, idle_settings
@@ -135,9 +135,11 @@ class _Surveyor:
             if self._check_model(f"students[{place}]", student.model, student.options)
         ]
         settings = self._resolve_methods()
-        resolved = self._spec.model_copy(update={"methods": settings})
+        known = self._num_classes is not None and self._input_shape is not None
+        # Which of all methods suit is only known with the images' shape.
+        resolved = self._spec.model_copy(update={"methods": settings if known or self._asked_methods else None})
         # The trials of what is sound, so that one bad student does not hide a method's problem with another.
-        partial = resolved.model_copy(update={"students": tuple(students), "teachers": teachers})
+        partial = resolved.model_copy(update={"methods": settings, "students": tuple(students), "teachers": teachers})
         if self._check_grid(partial) and self._num_classes is not None and self._input_shape is not None:
             left_out = self._check_draws(partial, self._num_classes, self._input_shape)
             resolved = resolved.model_copy(
@@ -336,10 +338,7 @@ class _Surveyor:
             if isinstance(outcome, Draw):
                 self._survey.draws.append(outcome)
             elif isinstance(outcome, Problem):
-                if not self._asked_methods and outcome.key.startswith("methods."):
-                    where = (draw.method, draw.student.name, draw.teacher, outcome.message)
-                    skipped[where] = skipped.get(where, 0) + 1
-                elif (pair := (outcome.key, draw.method, draw.student.name, draw.teacher)) not in told:
+                if (pair := (outcome.key, draw.method, draw.student.name, draw.teacher)) not in told:
                     told.add(pair)
                     self._survey.problems.append(outcome)
             elif outcome == _NEEDS_TEACHER:
@@ -394,7 +393,10 @@ class _Surveyor:
         except Unsuitable as error:
             return str(error)
         except Exception as error:  # a user's method can raise anything
-            return self._method_problem(draw, error, taught=taught)
+            named = self._named_by(draw, str(error))
+            if isinstance(error, MethodError | UnknownLayer) and named is None:
+                return str(error)
+            return self._method_problem(draw, error, named, taught=taught)
         hyperparameters = {name: plain(getattr(method, name)) for name in draw.hyperparameters}
         return Draw(draw.method, draw.student, draw.teacher if teacher is not None else None, hyperparameters)
 
@@ -431,19 +433,21 @@ class _Surveyor:
             self._modules_checked.add(seen)
             method.modules(setup)
 
-    def _method_problem(self, draw: Draw, error: Exception, *, taught: bool) -> Problem:
-        """Under the key of the hyper-parameter that the error quotes, if the user gave it."""
-        given = (self._spec.methods or {}).get(draw.method, {})
+    def _named_by(self, draw: Draw, message: str) -> str | None:
+        """The hyper-parameter whose value an error quotes: what the user named, not what the method chose, is wrong."""
+        defaults = methods.find(draw.method).defaults()
+        for name, value in draw.hyperparameters.items():
+            for word in value if isinstance(value, list) else [value]:
+                if isinstance(word, str) and value != plain(defaults[name]) and f"'{word}'" in message:
+                    return name
+        return None
+
+    def _method_problem(self, draw: Draw, error: Exception, named: str | None, *, taught: bool) -> Problem:
         message = str(error) if isinstance(error, ValueError) else _sentence(error)
-        quoted = [
-            name
-            for name, value in draw.hyperparameters.items()
-            if isinstance(given, Mapping) and name in given and isinstance(value, str) and f"'{value}'" in message
-        ]
-        pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
         if isinstance(error, _TooShortError):
             return Problem("search.max_epochs", f"must be larger: {message}")
-        key = f"methods.{draw.method}" + (f".{quoted[0]}" if quoted else "")
+        pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
+        key = f"methods.{draw.method}" + (f".{named}" if named else "")
         return Problem(key, f"can not run on {pair}: {message}")
 
     def _note(self, *notes: str) -> None:
