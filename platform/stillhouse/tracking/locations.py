@@ -3,7 +3,8 @@
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,10 +91,16 @@ def locate(uri: str | None, home: Path) -> Location:
     uri = uri.strip() if uri else f"sqlite:///{home / 'mlflow.db'}"
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
         uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    location = Location(uri=uri, shown=mask_uri(uri), artifacts=None, home=home)
-    if location.is_database:
-        return Location(uri=uri, shown=location.shown, artifacts=(home / "mlartifacts").as_uri(), home=home)
-    return location
+    location = Location(uri=_with_driver(uri), shown=mask_uri(uri), artifacts=None, home=home)
+    return replace(location, artifacts=(home / "mlartifacts").as_uri()) if location.is_database else location
+
+
+def _with_driver(uri: str) -> str:
+    """SQLAlchemy 2.1 takes psycopg for PostgreSQL, and fails where only psycopg2 is installed, MLflow's usual driver."""
+    scheme, _, rest = uri.partition("://")
+    if scheme in {"postgresql", "postgres"} and find_spec("psycopg") is None:
+        return f"postgresql+psycopg2://{rest}"
+    return uri
 
 
 def home_identity(home: Path) -> str:
