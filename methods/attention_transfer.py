@@ -8,9 +8,9 @@ Section 4.1 sets beta_j to 10^3 over the number of elements of the map and over 
 means the same in both forms: it is that 10^3. The map is made at the teacher; only H x W numbers per sample travel.
 
 Deviations: a map of fewer than 49 elements is weighted as if it had 49, the fewest in the paper's experiments: divided
-by the 4 elements of a 2 x 2 map, the weight drowns the cross-entropy. Stages are paired from the last backwards where teacher and student have different numbers of them; where a
-pair's sizes differ, the larger map is average-pooled to the smaller and normalised again. `kd_weight` > 0 adds the
-soft targets of `kd`, as the paper does in its tables "AT+KD".
+by the 4 elements of a 2 x 2 map, the weight drowns the cross-entropy. Stages are paired from the last backwards where
+teacher and student have different numbers of them; where a pair's sizes differ, the larger map is average-pooled to the
+smaller and normalised again. `kd_weight` > 0 adds the soft targets of `kd`, as the paper does in its tables "AT+KD".
 
 Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and the maps' formulas.
 """

@@ -6,8 +6,8 @@
 The student regresses the teacher's logits and sees no labels. Each sample of a batch is chosen with probability alpha.
 sigma = 0 or alpha = 0 is plain logit regression (Ba, Caruana 2014, arXiv 1312.6184).
 
-Deviations: `logit_weight` scales the loss, 1 in the paper. Verified against the formula in float64 on recorded draws; no code of the authors exists, and the
-third-party ones differ (noise without the 1, or one draw per class).
+Deviations: `logit_weight` scales the loss, 1 in the paper. Verified against the formula in float64 on recorded draws; no
+code of the authors exists, and the third-party ones differ (noise without the 1, or one draw per class).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,24 @@
-"""For authors of methods: a step to call a loss with, reference numbers to check it against, and the conformance suite."""
+"""For authors of methods: the conformance suite, reference numbers to check a loss against, a step to call it with.
 
-from collections.abc import Mapping
+A method's own test checks its loss against numbers that do not come from its code; `check_method` checks what is promised of
+every method, on real images and shipped models:
+
+    from stillhouse.testing import check_method
+
+    def test_it_keeps_what_is_promised_of_every_method() -> None:
+        check_method(MyMethod())
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import pickle
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Stage, Step
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.distill.checkpoint import load_checkpoint
+from stillhouse.distill.method import HyperParameter, Method, Setup, Stage, StageStart, Step, Unsuitable, Update
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, layers_of
+from stillhouse.distill.trainer import Trainer
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.features import FeatureReader
+from stillhouse.models.registry import build_model
+from stillhouse.spec.training import Training
 
 # Relative tolerance, and absolute tolerance as a share of the largest reference value, by precision.
 _TOLERANCES = {torch.float64: (1e-9, 1e-12), torch.float32: (2e-5, 1e-6)}
@@ -96,3 +125,371 @@ class ReferenceCase:
         gradients = torch.autograd.grad(loss, [self[f"in.{name}"] for name in names], retain_graph=True)
         for name, gradient in zip(names, gradients, strict=True):
             self.check(gradient, f"grad.{name}")
+
+
+_TRAINING = Training(batch_size=64, learning_rate=0.01)
+_NUM_TRAINING, _NUM_VALIDATION = 256, 64
+"""Whole batches of 64, so that every forward pass has one shape and gives one result, bit for bit."""
+
+
+@functools.cache
+def _digits() -> ImageData:
+    return load_dataset("digits", validation=_NUM_VALIDATION, options={"limit": _NUM_TRAINING + _NUM_VALIDATION})
+
+
+@functools.cache
+def _teacher(model: str) -> nn.Module:
+    """A teacher after two epochs of training, for all methods alike."""
+    data = _digits()
+    trainer = Trainer(
+        new_student=functools.partial(_build, model),
+        method=Method(),
+        data=data,
+        views=Views((), 1, data.input_shape, _NUM_TRAINING),
+        training=_TRAINING,
+        epochs=2,
+    )
+    trainer.fit()
+    trainer.student.zero_grad()
+    return trainer.student.eval().requires_grad_(False)
+
+
+def _build(model: str) -> nn.Module:
+    data = _digits()
+    return build_model(model, num_classes=data.num_classes, input_shape=data.input_shape)
+
+
+@dataclass(frozen=True)
+class MethodTrial:
+    """A method with the images, the teacher and the student that it is tried on.
+
+    Attributes:
+        method: with the hyper-parameters to try; its class is imported by name elsewhere, as on a worker.
+        teacher: name of a shipped model.
+        student: name of a shipped model that suits the method.
+        epochs: at least one for each of the method's stages.
+    """
+
+    method: Method
+    teacher: str = "resnet8"
+    student: str = "lenet"
+    epochs: int = 4
+
+    @property
+    def teacher_architecture(self) -> Architecture:
+        return describe(_teacher(self.teacher), name=self.teacher, input_shape=_digits().input_shape)
+
+    @property
+    def student_architecture(self) -> Architecture:
+        return describe(_build(self.student), name=self.student, input_shape=_digits().input_shape)
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        return dict(self.method.knowledge(self.teacher_architecture, self.student_architecture))
+
+    def trainer(self, *, policy: Sequence[Any] = ({"crop": {"padding": 1}},), cached_in: Path | None = None) -> Trainer:
+        """A trainer at its first epoch; the teacher is inline, or cached under a folder."""
+        data = _digits()
+        views = Views(tuple(policy), 2, data.input_shape, _NUM_TRAINING)
+        knowledge = self.knowledge()
+        source: KnowledgeSource | None = None
+        if knowledge and cached_in is None:
+            source = InlineKnowledge(_teacher(self.teacher), knowledge)
+        elif knowledge and cached_in is not None:
+            source = CachedKnowledge(
+                functools.partial(_sealed, KnowledgeStore(cached_in), _teacher(self.teacher), knowledge, views)
+            )
+        return Trainer(
+            new_student=functools.partial(_build, self.student),
+            method=self.method,
+            data=data,
+            views=views,
+            training=_TRAINING,
+            epochs=self.epochs,
+            seed=1,
+            teacher=source,
+            teacher_architecture=self.teacher_architecture,
+            student_name=self.student,
+        )
+
+
+def check_method(method: Method, *, teacher: str = "resnet8", student: str = "lenet", epochs: int = 4) -> None:
+    """Runs every check of `CHECKS`.
+
+    Args:
+        method: an instance with the hyper-parameters to try.
+        teacher: name of a shipped model.
+        student: name of a shipped model that suits the method.
+        epochs: at least one for each of the method's stages.
+
+    Raises:
+        AssertionError: the method breaks a promise; the message says which.
+    """
+    trial = MethodTrial(method, teacher, student, epochs)
+    for check in CHECKS.values():
+        check(trial)
+
+
+def check_card(trial: MethodTrial) -> None:
+    """The card has a title and says what is implemented; a paper's number is given and stands in the file's docstring."""
+    card = type(trial.method).card
+    assert card is not Method.card, "a method needs a card of its own"
+    assert card.title, "card.title must say which paper, or what the method is"
+    assert card.equations, "card.equations must say what the file implements"
+    if card.arxiv is not None:
+        assert re.fullmatch(r"\d{4}\.\d{4,5}", card.arxiv), f"card.arxiv must look like 1503.02531, got {card.arxiv!r}"
+        document = sys.modules[type(trial.method).__module__].__doc__ or ""
+        assert card.arxiv in document, f"the file's docstring must name arXiv {card.arxiv}"
+
+
+def check_hyperparameters(trial: MethodTrial) -> None:
+    """Defaults and priors keep their rules, values that break one are refused by name, all of it is plain data."""
+    cls = type(trial.method)
+    defaults = cls.defaults()
+    json.dumps(defaults)
+    assert cls(**defaults) == cls(), "the defaults must make the method that no arguments make"
+    for name, rule in cls.hyperparameters().items():
+        for value in rule.prior.ends() if rule.prior is not None else ():
+            assert rule.broken_by(value) is None, f"the prior of {name} reaches {value!r}, which {rule.broken_by(value)}"
+        for value in [rule.prior.at(quantile) for quantile in (0.0, 0.5, 0.999)] if rule.prior is not None else []:
+            cls(**{name: value})
+        for value in _values_that_break(rule):
+            refusal = _refusal(cls, {name: value})
+            assert refusal is not None, f"{name}={value!r} breaks its rule and is not refused"
+            assert name in refusal, f"the error for {name}={value!r} must name it: {refusal}"
+
+
+def check_pickles(trial: MethodTrial) -> None:
+    """Method and knowledge reach a worker as they left: equal after pickling, with an identity of plain data."""
+    assert pickle.loads(pickle.dumps(trial.method)) == trial.method  # noqa: S301
+    knowledge = trial.knowledge()
+    assert pickle.loads(pickle.dumps(knowledge)) == knowledge  # noqa: S301
+    for kind in knowledge.values():
+        json.dumps(kind.identity())
+
+
+def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
+    """One finite row per sample, the same whichever samples share its batch: what a sealed view rests on."""
+    knowledge, data = trial.knowledge(), _digits()
+    images = data.normalise(data.train.images[:128])
+    shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    with FeatureReader(_teacher(trial.teacher), layers_of(knowledge)) as reader:
+        in_order = _computed(reader, knowledge, images)
+        mixed = _computed(reader, knowledge, images[shuffled])
+    for name, rows in in_order.items():
+        assert len(rows) == len(images), f"knowledge '{name}' must have one row per sample, got {tuple(rows.shape)}"
+        assert bool(rows.isfinite().all()), f"knowledge '{name}' is not finite"
+        size = float(rows.abs().max())
+        torch.testing.assert_close(
+            mixed[name], rows[shuffled], rtol=1e-4, atol=1e-5 * size, msg=f"'{name}' depends on the batch"
+        )
+
+
+def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
+    """Through all stages, with whole and with mixed labels; what the trainer hands over is not written to."""
+    for policy in ((), ("mixup",)):
+        MethodTrial(_Watched(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer(policy=policy).fit()
+
+
+def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
+    """Weights, buffers and mode of the teacher are the same after a training, and it has collected no gradient."""
+    teacher = _teacher(trial.teacher)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    trial.trainer().fit()
+    assert not any(module.training for module in teacher.modules()), "the teacher has left evaluation mode"
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"the teacher's {name} has changed"
+    assert all(parameter.grad is None for parameter in teacher.parameters()), "gradients have reached the teacher"
+
+
+def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
+    """After a training the student has the parameters of a fresh one, and shares none with a helper."""
+    trainer = trial.trainer()
+    trainer.fit()
+    fresh = {name: tensor.shape for name, tensor in _build(trial.student).state_dict().items()}
+    trained = {name: tensor.shape for name, tensor in trainer.student.state_dict().items()}
+    assert trained == fresh, f"the student has other weights than a fresh one: {sorted(trained.keys() ^ fresh.keys())}"
+    setup = Setup(
+        teacher=trial.teacher_architecture,
+        student=trial.student_architecture,
+        new_student=functools.partial(_build, trial.student),
+        num_samples=_NUM_TRAINING,
+        epochs=trial.epochs,
+    )
+    first, second = trial.method.modules(setup), trial.method.modules(setup)
+    for name, helper in first.items():
+        assert name != "student", "a helper may not be called 'student'"
+        shared = {id(weight) for weight in helper.module.parameters()} & {id(w) for w in second[name].module.parameters()}
+        assert not shared, f"helper '{name}' must be made anew for each trial"
+
+
+def check_a_resumed_training_ends_with_the_same_weights(trial: MethodTrial) -> None:
+    """Bit for bit: student, helpers and optimisers of a training that was saved and loaded after every epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        straight, broken = Path(folder) / "straight", Path(folder) / "broken"
+        trainer = trial.trainer()
+        trainer.fit()
+        trainer.save(straight)
+        trainer = trial.trainer()
+        while not trainer.finished:
+            trainer.run_epoch()
+            trainer.save(broken)
+            trainer = trial.trainer()
+            trainer.load(broken)
+        states = load_checkpoint(straight), load_checkpoint(broken)
+    for part in ("student", "helpers", "optimisers"):
+        _assert_same(states[0][part], states[1][part], part)
+
+
+def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial) -> None:
+    """Bit for bit: a student taught from sealed views and one whose teacher runs beside it."""
+    if not trial.knowledge():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        inline, cached = trial.trainer(), trial.trainer(cached_in=Path(folder))
+        inline.fit()
+        cached.fit()
+    _assert_same(inline.student.state_dict(), cached.student.state_dict(), "student")
+
+
+def check_a_student_without_feature_maps_works_or_does_not_suit(trial: MethodTrial) -> None:
+    """A multilayer perceptron is trained, or the method says that it is `Unsuitable`."""
+    with contextlib.suppress(Unsuitable):
+        MethodTrial(_Watched(inner=trial.method), trial.teacher, "mlp", trial.epochs).trainer(policy=()).fit()
+
+
+Check = Callable[[MethodTrial], None]
+CHECKS: dict[str, Check] = {
+    check.__name__.removeprefix("check_"): check
+    for check in (
+        check_card,
+        check_hyperparameters,
+        check_pickles,
+        check_knowledge_of_a_sample_depends_on_it_alone,
+        check_losses_and_gradients_are_finite,
+        check_the_teacher_stays_untouched,
+        check_helpers_are_not_part_of_the_student,
+        check_a_resumed_training_ends_with_the_same_weights,
+        check_inline_and_cached_knowledge_train_the_same_student,
+        check_a_student_without_feature_maps_works_or_does_not_suit,
+    )
+}
+"""What is promised of every method, by name; tests may be parametrised over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watched(Method):
+    """A method whose every step is watched; trains as the one inside does."""
+
+    inner: Method
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        return self.inner.knowledge(teacher, student)
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        return self.inner.student_layers(teacher, student)
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return self.inner.stages(setup)
+
+    def modules(self, setup: Setup) -> Mapping[str, Any]:
+        return self.inner.modules(setup)
+
+    def begin_stage(self, start: StageStart) -> None:
+        self.inner.begin_stage(start)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return self.inner.loss(step)
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        given = {"images": step.images, "labels": step.labels, "targets": step.targets, **step.teacher}
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        watched = _WatchedUpdate(step, update)
+        terms = self.inner.step(step, watched)
+        assert watched.updates, "a step must minimise something"
+        assert terms, "a step must return terms to log"
+        for name, term in terms.items():
+            assert term.ndim == 0, f"term '{name}' must be a scalar, got shape {tuple(term.shape)}"
+            assert bool(term.isfinite()), f"term '{name}' is {float(term)} in stage '{step.stage.name}'"
+        for name, tensor in given.items():
+            assert torch.equal(tensor, before[name]), f"the method has written to '{name}'"
+        return terms
+
+
+class _WatchedUpdate:
+    """Hands losses on, and looks at them and at the gradients they leave."""
+
+    def __init__(self, step: Step, update: Update) -> None:
+        self._networks = {"student": step.student, **step.modules}
+        self._stage = step.stage.name
+        self._update = update
+        self.updates = 0
+
+    def minimise(self, loss: Tensor, *groups: str) -> None:
+        assert loss.ndim == 0, f"a loss must be a scalar, got shape {tuple(loss.shape)}"
+        assert bool(loss.isfinite()), f"the loss is {float(loss)} in stage '{self._stage}'"
+        self._update.minimise(loss, *groups)
+        self.updates += 1
+        for group in groups or self._networks:
+            gradients = {name: p.grad for name, p in self._networks[group].named_parameters() if p.grad is not None}
+            assert gradients or not groups, f"the loss for '{group}' does not depend on it, in stage '{self._stage}'"
+            for name, gradient in gradients.items():
+                assert bool(gradient.isfinite().all()), (
+                    f"the gradient of {group}.{name} is not finite, in stage '{self._stage}'"
+                )
+
+
+def _refusal(cls: type[Method], hyperparameters: Mapping[str, Any]) -> str | None:
+    try:
+        cls(**hyperparameters)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _values_that_break(rule: HyperParameter) -> list[Any]:
+    """A value just outside each bound of the rule."""
+    bounds = (rule.above, rule.below)
+    outside = [bound for bound in bounds if bound is not None]
+    outside += [rule.minimum - 1] if rule.minimum is not None else []
+    outside += [rule.maximum + 1] if rule.maximum is not None else []
+    return [*outside, *(["no such choice"] if rule.choices is not None else [])]
+
+
+def _computed(reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor) -> dict[str, Tensor]:
+    """The knowledge of all images, in batches of the size that trials use."""
+    batches = [compute_knowledge(reader, knowledge, batch) for batch in torch.split(images, _TRAINING.batch_size)]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in knowledge}
+
+
+def _sealed(
+    store: KnowledgeStore, teacher: nn.Module, knowledge: Mapping[str, Knowledge], views: Views, view: int
+) -> dict[str, SealedView]:
+    """Opens a view's knowledge, filling what is not there."""
+    data = _digits()
+    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in knowledge.items()}
+    missing = {name: knowledge[name] for name, identity in identities.items() if not store.is_sealed(identity)}
+    if missing:
+        images = data.normalise(views.augment(data.train.images, torch.arange(_NUM_TRAINING), view))
+        with FeatureReader(teacher, layers_of(missing)) as reader:
+            computed = _computed(reader, missing, images)
+        for name, rows in computed.items():
+            writer = store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32")
+            for first, last in list(writer.missing()):
+                writer.write(first, rows[first:last].numpy())
+            writer.seal()
+    return {name: store.open(identity) for name, identity in identities.items()}
+
+
+def _assert_same(one: Any, other: Any, where: str) -> None:
+    """Nested plain data and tensors, equal bit for bit."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), f"{where} differs by up to {float((one - other).abs().max()):.3g}"
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys(), f"{where} has other entries: {sorted(map(str, one.keys() ^ other.keys()))}"
+        for key in one:
+            _assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        for number, (left, right) in enumerate(itertools.zip_longest(one, other)):
+            _assert_same(left, right, f"{where}.{number}")
+    else:
+        assert one == other, f"{where} is {other!r} instead of {one!r}"

@@ -290,7 +290,7 @@ def _heat(facts: SweepFacts, records: Sequence[TrialRecord], gained: Sequence[Ga
         f"Percentage points of test accuracy over {facts.baseline} on the same student, each side the winner by validation "
         "accuracy. ± is the 95% interval, n the seeds that both sides share; bold where the interval leaves out zero. "
     )
-    if single == len(with_value):
+    if with_value and single == len(with_value):
         words += "Here every gain rests on a single seed and has no interval: read no order into it."
     elif single:
         words += f"{wording.counted(single, 'gain')} rest on a single seed."
@@ -432,14 +432,14 @@ def _reasons(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                 ],
                 6,
             ),
-            "keys": wording.listed([record.trial.key[:16] for record in group], 4),
+            "trials": wording.listed([record.trial.key[:16] for record in group], 4),
         }
         for reason, group in ordered[:_MOST_REASONS]
     ]
     if len(ordered) > _MOST_REASONS:
         rest = sum(len(group) for _, group in ordered[_MOST_REASONS:])
         words = f"{len(ordered) - _MOST_REASONS:,} more reasons, in tradeoff.csv"
-        rows.append({"count": f"{rest:,}", "reason": words, "where": "", "keys": ""})
+        rows.append({"count": f"{rest:,}", "reason": words, "where": "", "trials": ""})
     return rows
 
 

@@ -157,8 +157,8 @@ def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:
         return f"{text}; with one seed each, none of these gains has an interval."
     pairs = "pair" if len(differences) == 1 else "pairs"
     worse = len(sure) - better
-    text += f": surely better in {better} of {len(differences)} {pairs} of method and student"
-    return f"{text}{f', surely worse in {worse}' if worse else ''}."
+    text += f"; the 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
+    return f"{text}{f', below zero for {worse}' if worse else ''}."
 
 
 def card_title(answer: Answer) -> str:
@@ -251,7 +251,8 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
     )
     if cost.saved_seconds is not None and cost.saved_seconds > 0:
         inside += f" Sharing saved {duration(cost.saved_seconds)} of device time"
-        inside += f", {ratio(cost.inside_seconds / cost.forward_seconds)} less." if cost.forward_seconds > 0 else "."
+        less = f": the shared teacher worked {ratio(cost.inside_seconds / cost.forward_seconds)} less"
+        inside += f"{less if cost.forward_seconds > 0 else ''}."
     elif cost.saved_seconds is not None and cost.samples_used:
         inside += " Sharing it saved nothing here."
     return [spent, inside]

@@ -169,6 +169,8 @@ class Cluster:
                 storage_path=str(folder / "tune"),
                 verbose=0,
                 callbacks=[watch],
+                # Trials keep their own checkpoints, found by their keys in any later run.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS_OF_A_TRIAL),
             ),
         )

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
+from stillhouse.errors import UsageError
 from stillhouse.report import ReportFiles, pareto_front, trials_table, write_report
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.sweep.home import SweepHome, find_sweep
 
-_TEST_OBJECTIVES = {"validation_accuracy": "test_accuracy"}
 _FRONT_KEYS = (
     "trial",
     "method",
@@ -38,7 +39,7 @@ class Results:
 
     facts: SweepFacts
     records: Sequence[TrialRecord]
-    home: Path
+    place: SweepHome
     planned: int
     reused: int = 0
     forwarded: Mapping[str, int] = field(default_factory=dict)
@@ -46,6 +47,24 @@ class Results:
     files: ReportFiles | None = None
     tracking: Mapping[str, str | None] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @classmethod
+    def read(cls, home: Path, name: str) -> Self:
+        """The results of a sweep as they stand on disk.
+
+        Raises:
+            UsageError: there is no such sweep, or it has no facts yet.
+        """
+        place = find_sweep(home, name)
+        facts = place.read_facts()
+        if facts is None:
+            raise UsageError(f"sweep '{name}' has no results yet; go on with: stillhouse resume {name} --home {home}")
+        records = place.read_records()
+        return cls(facts=facts, records=records, place=place, planned=len(records), reused=len(records), tracking=facts.tracking)
+
+    @property
+    def home(self) -> Path:
+        return self.place.home
 
     @property
     def failed(self) -> list[TrialRecord]:

@@ -20,13 +20,13 @@ from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
-from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import ModelSize, measure_size
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.training import Training
+from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.teachers.client import TrialTeacher
 from stillhouse.teachers.definition import TeacherTicket
@@ -183,12 +183,11 @@ class TrialRunner:
         teacher_architecture = None
         self._teacher = None
         if ticket is not None:
-            teacher_architecture = describe_model(
-                ticket.definition.model, ticket.definition.options, ticket.definition.num_classes, self._data.input_shape
-            )
-            student = describe_model(
-                trial.student.model, trial.student.options, self._data.num_classes, self._data.input_shape
-            )
+            definition, data = ticket.definition, self._data
+            teacher_architecture = blueprint(
+                definition.model, definition.options, definition.num_classes, definition.input_shape
+            ).architecture
+            student = blueprint(trial.student.model, trial.student.options, data.num_classes, data.input_shape).architecture
             knowledge = method.knowledge(teacher_architecture, student)
             if knowledge:
                 self._teacher = TrialTeacher(ticket, knowledge, device=self._device)
@@ -253,15 +252,6 @@ def make_method(trial: Trial) -> Method:
 
 def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
     return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
-
-
-def describe_model(
-    model: str, options: Mapping[str, Any], num_classes: int, input_shape: tuple[int, int, int]
-) -> Architecture:
-    """The architecture without its weights: built on the meta device, so it costs nothing."""
-    with torch.device("meta"):
-        module = build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
-    return describe(module, name=model, input_shape=input_shape)
 
 
 def student_key(student: StudentChoice) -> str:

@@ -7,27 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.errors import InfrastructureError, Interrupted
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.size import measure_size
 from stillhouse.provenance import environment_facts
 from stillhouse.report import ReportFiles, write_report
-from stillhouse.spec.load import load_spec, spec_to_dict, validate
-from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
+from stillhouse.spec.load import spec_to_dict
+from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
+from stillhouse.sweep.blueprint import blueprint
+from stillhouse.sweep.check import check, check_file
 from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
 from stillhouse.sweep.home import SweepHome, find_sweep, resolve_home
-from stillhouse.sweep.plan import Plan, confirm_trials, make_plan
+from stillhouse.sweep.plan import Plan, confirm_trials, make_plan, make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, build_student, describe_model, make_method, now, student_key
+from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, make_method, now, student_key
 from stillhouse.teachers.actor import make_ticket
 from stillhouse.teachers.choice import Choice, choose_way
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
@@ -65,10 +64,6 @@ class Sweep:
         self._progress = Progress(spec.name, quiet=True) if progress is None else progress
         self._data: ImageData | None = None
         self._plan: Plan | None = None
-        self._architectures: dict[str, Architecture] = {}
-        self._sizes: dict[str, int] = {}
-        for folder in spec.method_paths:
-            methods.add_folder(folder)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), **options: Any) -> Self:
@@ -77,7 +72,7 @@ class Sweep:
         Raises:
             SpecError: with every problem of the spec.
         """
-        return cls(load_spec(path, overrides), **options)
+        return cls(check_file(path, overrides), **options)
 
     @classmethod
     def named(cls, name: str, *, home: str | Path | None = None, **options: Any) -> Self:
@@ -89,7 +84,7 @@ class Sweep:
         place = find_sweep(resolve_home(home), name)
         kept = place.read_spec()
         assert kept is not None
-        return cls(validate(kept), home=place.home, **options)
+        return cls(check(kept), home=place.home, **options)
 
     def data(self) -> ImageData:
         """The data set, loaded once.
@@ -119,6 +114,7 @@ class Sweep:
         """
         if self._plan is None:
             self._plan = make_plan(self.spec, self.data())
+            self.spec = self._plan.spec
         return self._plan
 
     def run(self) -> Results:
@@ -183,7 +179,7 @@ class Sweep:
         return Results(
             facts=facts,
             records=kept,
-            home=self.place.home,
+            place=self.place,
             planned=len(wanted),
             reused=len(kept) - len(new),
             forwarded={name: one.forwarded for name, one in spent.items()},
@@ -228,7 +224,7 @@ class Sweep:
                 lost = cluster.run(
                     todo,
                     environment,
-                    parameters={trial.key: self._parameters(trial) for trial in todo},
+                    parameters={trial.key: plan.size_of(trial).parameters for trial in todo},
                     history=list(records.values()),
                     on_record=keep,
                 )
@@ -240,8 +236,7 @@ class Sweep:
         return crew
 
     def _views(self) -> Views:
-        data = self.data()
-        return Views(self.spec.views.policy, self.spec.views.count, data.input_shape, len(data.train.labels))
+        return make_views(self.spec, self.data())
 
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
         """Starts every teacher that a trial asks, decides the ways, and sends each ahead to fill what is cached."""
@@ -301,11 +296,8 @@ class Sweep:
         return asked_of
 
     def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
-        key = student_key(StudentChoice(name=model, model=model, options=dict(options)))
-        if key not in self._architectures:
-            data = self.data()
-            self._architectures[key] = describe_model(model, options, data.num_classes, data.input_shape)
-        return self._architectures[key]
+        data = self.data()
+        return blueprint(model, options, data.num_classes, data.input_shape).architecture
 
     def _planned_views(self, trials: Sequence[Trial], views: Views) -> list[int]:
         """The views that trials will see, in the order in which they will."""
@@ -331,7 +323,7 @@ class Sweep:
 
     def _teacher_facts(self, running: Teacher, choices: Mapping[str, Choice]) -> TeacherFacts:
         definition = running.definition
-        size = measure_size(definition.build(), definition.input_shape)
+        size = blueprint(definition.model, definition.options, definition.num_classes, definition.input_shape).size
         return TeacherFacts(
             name=definition.name,
             model=definition.model,
@@ -370,14 +362,6 @@ class Sweep:
             import_paths=cluster.import_paths,
             method_folders=tuple(self.spec.method_paths),
         )
-
-    def _parameters(self, trial: Trial) -> int:
-        key = student_key(trial.student)
-        if key not in self._sizes:
-            with torch.device("meta"):
-                student = build_student(trial.student, self.data())
-            self._sizes[key] = measure_size(student, self.data().input_shape).parameters
-        return self._sizes[key]
 
     def _first_facts(self, plan: Plan, earlier: SweepFacts | None) -> SweepFacts:
         data = self.data()

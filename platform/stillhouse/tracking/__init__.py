@@ -16,5 +16,6 @@ from stillhouse.tracking.locations import Location, locate, mask_secrets, mask_u
 from stillhouse.tracking.replay import SyncResult, sync
 from stillhouse.tracking.server import ui
 from stillhouse.tracking.tracker import Tracker
+from stillhouse.tracking.weights import fetch_weights
 
-__all__ = ["Location", "SyncResult", "Tracker", "locate", "mask_secrets", "mask_uri", "sync", "ui"]
+__all__ = ["Location", "SyncResult", "Tracker", "fetch_weights", "locate", "mask_secrets", "mask_uri", "sync", "ui"]

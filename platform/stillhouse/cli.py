@@ -1,0 +1,482 @@
+"""The command line: the face of Stillhouse. Facts go to stdout, everything else to stderr."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse import __version__
+from stillhouse.errors import Interrupted, SpecError, StillhouseError, UsageError
+
+OK, USAGE, TRIALS_FAILED, INTERRUPTED = 0, 2, 3, 130
+_CATALOGUE_CLASSES = 100
+_CATALOGUE_SHAPE = (3, 32, 32)
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Sweep knowledge distillation: shared teachers, small students, honest trade-offs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+teachers_app = typer.Typer(name="teachers", help="Teachers and the knowledge that is kept of them.", no_args_is_help=True)
+app.add_typer(teachers_app)
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="DIR", help="Where everything is kept; else STILLHOUSE_HOME, else ~/.stillhouse."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec, as in search.max_epochs=5.")
+]
+Address = Annotated[str | None, typer.Option("--address", help="A running Ray cluster; by default Ray starts on this machine.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="A sweep's name.")]
+
+P = ParamSpec("P")
+
+
+def _told(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turns errors into one sentence on stderr and the exit code of DESIGN; a traceback only with --debug."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except StillhouseError as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            _complain(error)
+        except KeyboardInterrupt:
+            _complain(Interrupted("interrupted"))
+        except BrokenPipeError:
+            # The reader of our stdout is gone (`| head`): nothing is left to say, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OK) from None
+        else:
+            raise typer.Exit(code or OK)
+
+    return run
+
+
+def _complain(error: StillhouseError) -> NoReturn:
+    if isinstance(error, SpecError) and len(error.problems) > 1:
+        print(f"error: the spec has {len(error.problems)} problems:", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+    else:
+        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code) from error
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@_told
+def sweep(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")],
+    overrides: Overrides = None,
+    home: Home = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Run a sweep. The same command again runs only what is missing."""
+    from stillhouse.sweep.check import check_file
+
+    checked = check_file(spec, overrides or ())
+    if print_config:
+        return _print_config(checked, as_json)
+    from stillhouse.sweep.sweep import Sweep
+
+    if dry_run:
+        return _print_plan(Sweep(checked, home=home), as_json)
+    return _run(lambda progress: Sweep(checked, home=home, address=address, command=_command_line(), progress=progress), checked.name, as_json)
+
+
+@app.command()
+@_told
+def resume(
+    name: SweepArgument,
+    home: Home = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Go on with a sweep that was started before."""
+    from stillhouse.sweep.sweep import Sweep
+
+    return _run(
+        lambda progress: Sweep.named(name, home=home, address=address, command=_command_line(), progress=progress), name, as_json
+    )
+
+
+@app.command()
+@_told
+def report(
+    name: SweepArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else the sweep's own folder.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Write the trade-off report of a sweep again, from its ledger."""
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.results import Results
+
+    results = Results.read(resolve_home(home), name)
+    files = results.report(out or results.place.report)
+    document = {"page": str(files.page), "table": str(files.table), "figure": str(files.figure)}
+    if as_json:
+        _print_json(document)
+    else:
+        for what, path in document.items():
+            print(f"{what:<7} {path}")
+    return OK
+
+
+@app.command(name="methods")
+@_told
+def list_methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
+    folders: Annotated[list[Path] | None, typer.Option("--folder", help="A folder with your own method files.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the distillation methods, or show one."""
+    from stillhouse import methods
+
+    for folder in folders or ():
+        methods.add_folder(folder)
+    facts = [_method_facts(each) for each in ([name] if name else methods.names())]
+    if as_json:
+        _print_json(facts[0] if name else facts)
+    elif name:
+        _show_method(facts[0])
+    else:
+        table = _table("method", "family", "arXiv", "asks", "title")
+        for each in facts:
+            table.add_row(each["name"], each["family"], each["arxiv"] or "", ", ".join(each["knowledge"]) or "nothing", each["title"])
+        Console().print(table)
+    return OK
+
+
+@app.command(name="models")
+@_told
+def list_models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model, with its layers and options.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the models with their size for 100 classes on 3x32x32 images, or show one."""
+    from stillhouse.models.registry import model_names
+
+    facts = [_model_facts(each, full=name is not None) for each in ([name] if name else model_names())]
+    if as_json:
+        _print_json(facts[0] if name else facts)
+        return OK
+    if name:
+        for key, value in facts[0].items():
+            print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
+        return OK
+    table = _table("model", "parameters", "MACs", "bytes", right=("parameters", "MACs", "bytes"))
+    for each in facts:
+        table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
+    Console().print(table)
+    return OK
+
+
+@teachers_app.command(name="ls")
+@_told
+def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+    """List the teachers that are kept, and how much sealed knowledge there is of each."""
+    from stillhouse.knowledge.store import KnowledgeStore
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.teachers.library import TeacherLibrary
+
+    root = resolve_home(home)
+    kept: dict[str, dict[str, int]] = {}
+    for entry in KnowledgeStore(root / "knowledge").entries():
+        weights = entry["identity"].get("teacher", {}).get("weights", "unfinished")
+        of_teacher = kept.setdefault(weights, {"views": 0, "bytes": 0})
+        of_teacher["views"] += entry["sealed"]
+        of_teacher["bytes"] += entry["bytes"]
+    facts = [
+        {**teacher, "knowledge": kept.get(teacher["weights_hash"], {"views": 0, "bytes": 0})}
+        for teacher in TeacherLibrary(root / "teachers").entries()
+    ]
+    if as_json:
+        _print_json(facts)
+        return OK
+    table = _table("key", "model", "validation", "bytes", "sealed views", "their bytes", right=("bytes", "sealed views", "their bytes"))
+    for each in facts:
+        sealed = each["knowledge"]
+        accuracy = f"{each['validation_accuracy']:.4f}"
+        table.add_row(each["key"][:12], each["model"], accuracy, f"{each['bytes']:,}", str(sealed["views"]), f"{sealed['bytes']:,}")
+    Console().print(table)
+    return OK
+
+
+@app.command()
+@_told
+def ui(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The sweep whose view is opened.")] = None,
+    home: Home = None,
+    port: Annotated[int, typer.Option(help="The port on the loopback interface.")] = 5000,
+    browse: Annotated[bool, typer.Option("--browse", help="Open a browser as well.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Serve MLflow for this home on the loopback interface, opened on the saved view."""
+    from stillhouse.sweep.home import find_sweep, resolve_home
+    from stillhouse.tracking import ui as serve
+
+    root = resolve_home(home)
+    uri = None
+    if name is not None:
+        kept = find_sweep(root, name).read_spec() or {}
+        uri = kept.get("tracking", {}).get("uri")
+    return serve(uri, root, port, name, browse=browse)
+
+
+@app.command()
+@_told
+def sync(name: SweepArgument, home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+    """Write a sweep's ledger into MLflow; what stands there already is left as it is."""
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.results import Results
+    from stillhouse.tracking import sync as replay
+
+    results = Results.read(resolve_home(home), name)
+    files = results.report(results.place.report)
+    tracking = results.facts.spec.get("tracking", {})
+    artifacts = {what: getattr(files, what) for what in ("page", "table", "figure", "csv")}
+    done = replay(
+        tracking.get("uri"), results.home, tracking.get("experiment") or name, results.facts, results.records, artifacts
+    )
+    if as_json:
+        _print_json({"created": done.created, "skipped": done.skipped, "failed": done.failed, "run_id": done.run_id})
+    else:
+        print(f"{done.created} runs written, {done.skipped} stood there already, {done.failed} failed")
+        for reason in done.reasons:
+            print(reason, file=sys.stderr)
+    return OK if not done.failed else 4
+
+
+@app.command()
+@_told
+def doctor(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+    """Check what a sweep stands on: packages, cores, GPUs, room and rights in the home, MLflow's store."""
+    from stillhouse.doctor import examine
+    from stillhouse.sweep.home import resolve_home
+
+    findings = examine(resolve_home(home))
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.fact}")
+    return OK if all(finding.good for finding in findings) else 4
+
+
+def main() -> None:
+    """The console script."""
+    with _sigterm_as_interrupt():
+        app()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A polite kill ends a sweep as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(make: Callable[[Any], Any], name: str, as_json: bool) -> int:
+    from stillhouse.sweep.progress import Progress
+
+    with Progress(name) as progress:
+        results = make(progress).run()
+    if as_json:
+        _print_json(results.to_json())
+    else:
+        _print_results(results)
+    return TRIALS_FAILED if results.failed else OK
+
+
+def _print_results(results: Any) -> None:
+    console = Console()
+    table = results.table()
+    shown = table[table["status"] == "finished"].sort_values(["parameters", "validation_accuracy"], ascending=[True, False])
+    front = set(results.pareto()["trial"])
+    picture = _table(
+        "trial", "method", "student", "parameters", "latency ms", "validation", "test", "", right=("parameters", "latency ms", "validation", "test")
+    )
+    for row in shown.to_dict(orient="records"):
+        latency = row["latency_ms"]
+        picture.add_row(
+            row["trial"],
+            row["method"],
+            row["student"],
+            f"{row['parameters']:,.0f}",
+            f"{latency:.3f}" if latency == latency else "",
+            f"{row['validation_accuracy']:.4f}",
+            f"{row['test_accuracy']:.4f}",
+            "pareto" if row["trial"] in front else "",
+        )
+    console.print(picture)
+    document = results.to_json()
+    trials = document["trials"]
+    for teacher in document["teachers"]:
+        accuracy = "" if teacher["accuracy"] is None else f"test accuracy {teacher['accuracy']:.4f}, "
+        print(
+            f"teacher {teacher['name']}: {accuracy}{teacher['way']}, "
+            f"{teacher['samples_forwarded']:,} samples forwarded, {teacher['samples_reused']:,} read back"
+        )
+    for note in results.facts.notes:
+        print(f"note: {note}")
+    for record in results.failed:
+        print(f"failed: {record.trial.key} {record.trial.method} {record.trial.student.name}: {record.reason}")
+    print(
+        f"{trials['planned']} trials: {trials['finished']} finished, {trials['failed']} failed, "
+        f"{trials['reused']} of them from earlier runs; {document['seconds']:.0f} s"
+    )
+    print(f"report  {results.files.page}")
+    print(f"table   {results.files.table}")
+    print(f"figure  {results.files.figure}")
+    print(f"mlflow  stillhouse ui {results.facts.name} --home {shlex.quote(str(results.home))}")
+
+
+def _print_config(spec: Any, as_json: bool) -> int:
+    import yaml
+
+    from stillhouse.spec.load import spec_to_dict
+
+    config = spec_to_dict(spec)
+    if as_json:
+        _print_json(config)
+    else:
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+    return OK
+
+
+def _print_plan(sweep: Any, as_json: bool) -> int:
+    plan = sweep.plan()
+    if as_json:
+        _print_json(plan.to_dict())
+        return OK
+    from stillhouse.sweep.show import show_plan
+
+    show_plan(plan, Console())
+    return OK
+
+
+def _method_facts(name: str) -> dict[str, Any]:
+    from stillhouse import methods
+    from stillhouse.sweep.catalogue import asked_by_default
+
+    kind = methods.find(name)
+    defaults = kind.defaults()
+    return {
+        "name": name,
+        "title": kind.card.title,
+        "arxiv": kind.card.arxiv,
+        "family": kind.card.family,
+        "knowledge": asked_by_default(kind),
+        "hyperparameters": [
+            {"name": key, "default": defaults[key], "prior": rule.prior.to_json() if rule.prior else None, "help": rule.help}
+            for key, rule in kind.hyperparameters().items()
+        ],
+        "equations": kind.card.equations,
+        "deviations": kind.card.deviations,
+        "suggested": kind.card.suggested,
+        "interactions": kind.card.interactions,
+    }
+
+
+def _show_method(facts: dict[str, Any]) -> None:
+    print(f"{facts['name']}: {facts['title']}" + (f" (arXiv {facts['arxiv']})" if facts["arxiv"] else ""))
+    print(f"asks of the teacher: {', '.join(facts['knowledge']) or 'nothing'}")
+    for key in ("equations", "deviations", "suggested", "interactions"):
+        if facts[key]:
+            print(f"{key}: {facts[key]}")
+    table = _table("hyper-parameter", "default", "prior", "")
+    for each in facts["hyperparameters"]:
+        prior = "" if each["prior"] is None else json.dumps(each["prior"]).strip("{}").replace('"', "")
+        table.add_row(each["name"], str(each["default"]), prior, each["help"])
+    Console().print(table)
+
+
+def _model_facts(name: str, *, full: bool) -> dict[str, Any]:
+    import torch
+
+    from stillhouse.models.architecture import describe
+    from stillhouse.models.registry import build_model, model_options, model_problems
+    from stillhouse.models.size import measure_size
+
+    problems = model_problems(name, {}, _CATALOGUE_CLASSES, _CATALOGUE_SHAPE)
+    if problems:
+        raise UsageError(problems[0])
+    with torch.device("meta"):
+        model = build_model(name, num_classes=_CATALOGUE_CLASSES, input_shape=_CATALOGUE_SHAPE)
+    size = measure_size(model, _CATALOGUE_SHAPE)
+    facts: dict[str, Any] = {
+        "name": name,
+        "parameters": size.parameters,
+        "macs": size.macs,
+        "size_bytes": size.size_bytes,
+    }
+    if full:
+        architecture = describe(model, name=name, input_shape=_CATALOGUE_SHAPE)
+        facts |= {
+            "options": dict(model_options(name)),
+            "stages": {layer: list(architecture.shapes[layer]) for layer in architecture.stages},
+            "pooled": architecture.pooled,
+            "layers": {layer: list(shape) for layer, shape in architecture.shapes.items()},
+        }
+    return facts
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Weights of a teacher from MLflow, fetched as plain tensors: no model is unpickled."""
+
+from pathlib import Path
+
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.tracking.locations import locate
+from stillhouse.tracking.store import settings
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
+    """Downloads an MLflow artifact and gives the weights file in it.
+
+    Args:
+        reference: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH`: an artifact that is, or holds, one file of
+            weights (safetensors, or a state dict saved by torch).
+        uri: of the tracking store; None is the embedded one under `home`.
+
+    Raises:
+        UsageError: there is no such artifact, or not exactly one file of weights in it.
+        InfrastructureError: the store can not be reached.
+    """
+    location = locate(uri, home)
+    folder = home / "downloads" / reference.replace(":", "").replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    with settings():
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        try:
+            fetched = mlflow.artifacts.download_artifacts(
+                artifact_uri=reference, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
+            )
+        except MlflowException as error:
+            first = str(error).splitlines()[0]
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise UsageError(f"MLflow has no '{reference}' in {location.shown}: {first}") from error
+            raise InfrastructureError(f"can not fetch '{reference}' from {location.shown}: {first}") from error
+    path = Path(fetched)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise UsageError(f"'{reference}' must hold one file of weights ({', '.join(_SUFFIXES)}), found {found}")
+    return files[0].resolve()

@@ -1,0 +1,10 @@
+import pytest
+
+from stillhouse import methods
+from stillhouse.testing import CHECKS, MethodTrial
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_keeps_the_promises(name: str, check: str) -> None:
+    CHECKS[check](MethodTrial(methods.find(name)()))

@@ -1,0 +1,98 @@
+from collections.abc import Callable
+
+import pytest
+
+from stillhouse.errors import UsageError
+from stillhouse.report.answers import Budget, answers, parse_budget, teacher_costs
+from stillhouse.report.sentences import verdict_state
+from stillhouse.report.statistics import configurations
+from stillhouse.spec.records import SweepFacts, TrialRecord
+
+Make = Callable[..., TrialRecord]
+Facts = Callable[..., SweepFacts]
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "limit"),
+    [("parameters=100k", "parameters", 1e5), ("size_bytes=1.5M", "size_bytes", 1.5e6), (" latency_ms = 2 ", "latency_ms", 2.0)],
+)
+def test_budgets_are_read_with_their_letters(text: str, metric: str, limit: float) -> None:
+    assert parse_budget(text) == Budget(metric, limit)
+
+
+@pytest.mark.parametrize("text", ["parameters", "weight=3", "parameters=-1", "parameters=0", "parameters=1..2", "macs=1x"])
+def test_a_budget_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="budget"):
+        parse_budget(text)
+
+
+def test_a_budget_picks_the_best_validation_accuracy_that_fits(facts: Facts, record: Make) -> None:
+    records = [
+        record(student="tiny", parameters=10, validation=0.70, test=0.99),
+        record(student="small", parameters=90, validation=0.80, test=0.80),
+        record(student="big", parameters=200, validation=0.95, test=0.95),
+    ]
+    (answer,) = answers(facts(), configurations(records), [Budget("parameters", 100)])
+    assert answer.best is not None
+    assert answer.best.student == "small"
+
+
+def test_a_budget_that_nothing_meets_has_no_trial(facts: Facts, record: Make) -> None:
+    (answer,) = answers(facts(), configurations([record()]), [Budget("parameters", 5)])
+    assert answer.to_json() == {"question": "budget", "budget": {"parameters": 5}, "trial": None}
+
+
+def test_a_winner_ahead_of_every_rival_in_every_pair_is_clear(facts: Facts, record: Make) -> None:
+    records = [record("a", seed=seed, test=0.90 + seed / 1000) for seed in range(3)]
+    records += [record("b", seed=seed, test=0.80 + seed / 1000 + seed**2 / 5000) for seed in range(3)]
+    (answer,) = answers(facts(), configurations(records))
+    assert verdict_state(answer) == "clear"
+    assert answer.behind == 1
+
+
+def test_no_winner_is_named_when_the_interval_of_the_difference_holds_zero(facts: Facts, record: Make) -> None:
+    records = [record("a", seed=seed, test=0.90 + sign * 0.01) for seed, sign in enumerate((-1, 0, 1.1))]
+    records += [record("b", seed=seed, test=0.90) for seed in range(3)]
+    (answer,) = answers(facts(), configurations(records))
+    assert verdict_state(answer) == "tied"
+    assert [each.method for each in answer.tied] == ["b"]
+
+
+def test_single_seeds_name_no_winner(facts: Facts, record: Make) -> None:
+    (answer,) = answers(facts(), configurations([record("a", test=0.95), record("b", test=0.80)]))
+    assert verdict_state(answer) == "single"
+
+
+def test_a_rival_that_is_better_on_test_data_is_said_to_be_ahead(facts: Facts, record: Make) -> None:
+    records = [record("a", seed=seed, validation=0.95, test=0.80 + seed / 1000) for seed in range(3)]
+    records += [record("b", seed=seed, validation=0.94, test=0.90 + seed**2 / 1000) for seed in range(3)]
+    (answer,) = answers(facts(), configurations(records))
+    assert answer.best is not None
+    assert answer.best.method == "a"
+    assert [each.method for each in answer.ahead] == ["b"]
+
+
+def test_the_knee_is_the_corner_of_an_angled_front(facts: Facts, record: Make) -> None:
+    corner = {1: 0.5, 10: 0.7, 100: 0.9, 1_000: 0.91, 10_000: 0.92}
+    records = [record(student=f"s{size}", parameters=size, test=accuracy) for size, accuracy in corner.items()]
+    found = {answer.title: answer.best.student for answer in answers(facts(), configurations(records)) if answer.best}
+    assert found == {"most accurate": "s10000", "knee": "s100", "smallest": "s1"}
+
+
+def test_a_straight_front_has_no_knee(facts: Facts, record: Make) -> None:
+    records = [record(student=f"s{step}", parameters=10**step, test=0.5 + step / 10) for step in range(4)]
+    assert [answer.title for answer in answers(facts(), configurations(records))] == ["most accurate", "smallest"]
+
+
+def test_nothing_finished_gives_no_answers(facts: Facts) -> None:
+    assert answers(facts(), []) == []
+
+
+def test_a_teacher_inside_every_trial_costs_its_time_per_sample_times_all_samples(facts: Facts, record: Make) -> None:
+    records = [record("a", teaching={"samples_gathered": 1_000}), record("b"), record("control")]
+    (cost,) = teacher_costs(facts(), records)
+    # The second trial counted nothing itself: 10 epochs of 55,000 samples; the control has no teacher.
+    assert cost.samples_used == 1_000 + 550_000
+    assert cost.trials == 2
+    assert cost.inside_seconds == pytest.approx(551_000 * 0.00138)
+    assert cost.saved_seconds == pytest.approx(551_000 * 0.00138 - 610.0)
