@@ -409,7 +409,7 @@ class _Watched(Method):
         assert terms, "a step must return terms to log"
         for name, term in terms.items():
             assert term.ndim == 0, f"term '{name}' must be a scalar, got shape {tuple(term.shape)}"
-            assert bool(term.isfinite()), f"term '{name}' is {float(term)} in stage '{step.stage.name}'"
+            assert bool(term.isfinite()), f"term '{name}' is {term.item()} in stage '{step.stage.name}'"
         for name, tensor in given.items():
             assert torch.equal(tensor, before[name]), f"the method has written to '{name}'"
         return terms
@@ -426,7 +426,7 @@ class _WatchedUpdate:
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
         assert loss.ndim == 0, f"a loss must be a scalar, got shape {tuple(loss.shape)}"
-        assert bool(loss.isfinite()), f"the loss is {float(loss)} in stage '{self._stage}'"
+        assert bool(loss.isfinite()), f"the loss is {loss.item()} in stage '{self._stage}'"
         self._update.minimise(loss, *groups)
         self.updates += 1
         for group in groups or self._networks:

@@ -1,14 +1,16 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.method import MethodError, Setup, Stage, StageStart
 from stillhouse.methods.born_again import BornAgain, confidence_weighted_loss, permute_non_argmax, soft_cross_entropy
 from stillhouse.models.architecture import Architecture
-from stillhouse.testing import ReferenceCase, make_step
+from stillhouse.testing import MethodTrial, ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
 NET = Architecture(name="net", num_classes=3, input_shape=(1, 2, 2), shapes={})
@@ -136,3 +138,15 @@ def test_a_new_generation_starts_afresh_and_the_old_one_is_kept() -> None:
 
 def test_one_generation_keeps_no_copy() -> None:
     assert BornAgain(generations=1).modules(setup(2)) == {}
+
+
+def test_the_second_generation_is_taught_by_the_first_as_it_was_at_its_end(tmp_path: Path) -> None:
+    trainer = MethodTrial(BornAgain(), epochs=4).trainer()
+    trainer.run_epoch()
+    trainer.run_epoch()
+    taught = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    trainer.fit()
+    trainer.save(tmp_path / "checkpoint")
+    kept = load_checkpoint(tmp_path / "checkpoint")["helpers"]["previous"]
+    assert kept.keys() == taught.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in taught.items())

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stillhouse.distill.method import MethodError, Setup, Stage, Unsuitable
+from stillhouse.distill.method import MethodError, Setup, Stage, Step, Unsuitable
 from stillhouse.methods.fitnets import FitNets, hint_loss, make_regressor, softened_cross_entropy
 from stillhouse.models.architecture import Architecture, UnknownLayer
-from stillhouse.testing import ReferenceCase, make_step
+from stillhouse.testing import MethodTrial, ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
 
@@ -169,3 +169,18 @@ def test_the_hint_stage_trains_on_the_regressed_features_alone() -> None:
     assert list(terms) == ["hint"]
     expected = 2.0 * 0.5 * F.mse_loss(regressor(guided), hint) * 3
     torch.testing.assert_close(terms["hint"], expected)
+
+
+def test_each_stage_goes_from_its_beginning_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float]] = []
+    loss = FitNets.loss
+
+    def note(self: FitNets, step: Step) -> dict[str, torch.Tensor]:
+        seen.append((step.stage.name, step.stage_progress))
+        terms: dict[str, torch.Tensor] = loss(self, step)
+        return terms
+
+    monkeypatch.setattr(FitNets, "loss", note)
+    MethodTrial(FitNets(hint_fraction=0.5), epochs=4).trainer().fit()
+    eighths = [number / 8 for number in range(8)]
+    assert seen == [(stage, progress) for stage in ("hint", "distill") for progress in eighths]

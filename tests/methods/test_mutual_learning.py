@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stillhouse.distill.method import Setup
 from stillhouse.methods.mutual_learning import MutualLearning, mimicry_loss, predict
 from stillhouse.models.architecture import Architecture
-from stillhouse.testing import ReferenceCase, make_step
+from stillhouse.testing import MethodTrial, ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
 
@@ -111,3 +111,8 @@ def test_it_asks_nothing_of_a_teacher() -> None:
 def test_a_peer_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="num_peers must be >= 2, got 1"):
         MutualLearning(num_peers=1)
+
+
+def test_every_peer_is_reported() -> None:
+    (entry,) = MethodTrial(MutualLearning(num_peers=3), epochs=1).trainer().fit()
+    assert {"validation_accuracy", "validation_accuracy_peer_2", "validation_accuracy_peer_3"} <= entry.keys()
