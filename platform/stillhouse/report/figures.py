@@ -16,9 +16,7 @@ from stillhouse.report.looks import AXES, FRONT_COLOUR, GREY, TEACHER_COLOUR, Lo
 from stillhouse.report.statistics import (
     Configuration,
     Sensitivity,
-    configurations,
     grouped,
-    sensitivities,
     winners,
 )
 from stillhouse.report.wording import duration, milliseconds, percent, short, size, value_text, whole
@@ -68,22 +66,22 @@ class Tradeoff:
     total: int
 
 
-def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord]) -> Tradeoff | None:
+def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]) -> Tradeoff | None:
     """Accuracy against size: a point per configuration, winners large with 95% intervals; None without results."""
-    found = configurations(records)
     if not found:
         return None
     looks = Looks.of(facts, records)
     best = winners(found)
     fronts = {axis: configuration_front(best, axis) for axis in AXES if axis != "train_hours"}
+    large = set(best)
     chosen = _thinned(best, [each for front in fronts.values() for each in front])
-    others = _thinned([each for each in found if each not in set(best)], [])
+    others = _thinned([each for each in found if each not in large], [])
     methods = baseline_first(facts, {each.method for each in found})
     spreads = {axis: Spread(best, axis, methods) for axis in AXES}
     traces: list[dict[str, Any]] = []
-    for large, group in ((False, others), (True, chosen)):
+    for is_large, group in ((False, others), (True, chosen)):
         for (method, student), points in grouped(group, lambda each: (each.method, each.student)).items():
-            traces.append(_point_trace(method, student, points, looks, spreads, large=large))
+            traces.append(_point_trace(method, student, points, looks, spreads, large=is_large))
     traces += [_front_trace(axis, front, spreads[axis]) for axis, front in fronts.items()]
     traces += [_teacher_trace(teacher) for teacher in facts.teachers]
     switch = {
@@ -272,10 +270,11 @@ def _hover(each: Configuration) -> str:
     return "<br>".join(lines)
 
 
-def curve_figures(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str, list[dict[str, Any]]]:
+def curve_figures(
+    facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]
+) -> dict[str, list[dict[str, Any]]]:
     """Validation accuracy by epoch, one figure per student: each method's winner in bold, its other trials faint."""
     looks = Looks.of(facts, records)
-    found = configurations(records)
     best = {(each.method, each.student): each for each in winners(found, lambda each: (each.method, each.student))}
     figures: dict[str, list[dict[str, Any]]] = {}
     with_curves = [record for record in records if len(_curve(record)[0]) > 0]
@@ -359,12 +358,14 @@ def _bold_curve(records: Sequence[TrialRecord], method: str, looks: Looks) -> di
     }
 
 
-def sensitivity_figures(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str, list[dict[str, Any]]]:
+def sensitivity_figures(
+    facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Sensitivity]
+) -> dict[str, list[dict[str, Any]]]:
     """For each method a small figure per hyper-parameter: validation accuracy against its value, sizes taken out."""
     looks = Looks.of(facts, records)
     return {
         method: [_sensitivity_figure(each, looks) for each in group[:12]]
-        for method, group in list(grouped(sensitivities(records), lambda each: each.method).items())[:_MOST_FIGURES]
+        for method, group in list(grouped(found, lambda each: each.method).items())[:_MOST_FIGURES]
     }
 
 

@@ -28,6 +28,7 @@ from stillhouse.report.figures import curve_figures, sensitivity_figures, themes
 from stillhouse.report.looks import Looks, baseline_first
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import (
+    Configuration,
     Gain,
     choice_labels,
     configurations,
@@ -75,7 +76,7 @@ def write_report(
     table = trials_table(facts, records)
     found = configurations(records)
     answered = answers(facts, found, budgets)
-    still = tradeoff_png(facts, records)
+    still = tradeoff_png(facts, records, found)
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
     files = ReportFiles(
         page=folder / "report.html",
@@ -85,7 +86,7 @@ def write_report(
         best=tuple(answer.to_json() for answer in answered),
     )
     parquet = parquet_bytes(table, table_columns(facts, records), wording.redacted_tree(json.loads(_json(about))))
-    page = render_page(facts, records, table, answered, still)
+    page = render_page(facts, records, table, found, answered, still)
     for path, payload in (
         (files.table, parquet),
         (files.csv, csv_bytes(table)),
@@ -97,22 +98,26 @@ def write_report(
 
 
 def render_page(
-    facts: SweepFacts, records: Sequence[TrialRecord], table: pd.DataFrame, answered: Sequence[Answer], still: bytes
+    facts: SweepFacts,
+    records: Sequence[TrialRecord],
+    table: pd.DataFrame,
+    found: Sequence[Configuration],
+    answered: Sequence[Answer],
+    still: bytes,
 ) -> str:
     """The page as HTML."""
-    found = configurations(records)
     gained = gains(found, facts.baseline)
     costs = teacher_costs(facts, records)
     looks = Looks.of(facts, records)
-    tradeoff = tradeoff_figure(facts, records)
-    curves = curve_figures(facts, records) if tradeoff else {}
+    tradeoff = tradeoff_figure(facts, records, found)
+    curves = curve_figures(facts, records, found) if tradeoff else {}
     sensitivity = sensitivities(records)
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     figures = {
         "themes": themes(),
         "tradeoff": tradeoff.figure if tradeoff else None,
         "curves": curves,
-        "sensitivity": sensitivity_figures(facts, records) if tradeoff else {},
+        "sensitivity": sensitivity_figures(facts, records, sensitivity) if tradeoff else {},
     }
     alternative = _alternative(facts, answered, len(found))
     return (

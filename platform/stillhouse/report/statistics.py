@@ -10,11 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from statistics import fmean, median, stdev
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from stillhouse.spec.records import StudentChoice, TrialRecord
 
@@ -53,13 +54,13 @@ def mean_with_interval(values: Iterable[float]) -> Estimate:
     Raises:
         ValueError: no values.
     """
-    sample = np.asarray(list(values), dtype=np.float64)
-    if sample.size == 0:
+    sample = [float(value) for value in values]
+    if not sample:
         raise ValueError("a mean needs at least one value, got none")
     half_width = None
-    if sample.size > 1:
-        half_width = _t_quantile(sample.size - 1) * float(sample.std(ddof=1)) / math.sqrt(sample.size)
-    return Estimate(float(sample.mean()), half_width, int(sample.size))
+    if len(sample) > 1:
+        half_width = _t_quantile(len(sample) - 1) * stdev(sample) / math.sqrt(len(sample))
+    return Estimate(fmean(sample), half_width, len(sample))
 
 
 def difference_of_means(left: Sequence[float], right: Sequence[float]) -> Estimate:
@@ -75,6 +76,7 @@ def difference_of_means(left: Sequence[float], right: Sequence[float]) -> Estima
     return Estimate(mean, _t_quantile(freedom) * math.sqrt(of_a + of_b), n)
 
 
+@cache
 def _t_quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
@@ -118,7 +120,7 @@ class Configuration:
     def search_validation(self) -> float:
         """The validation accuracy that the search saw: what this configuration won or lost its place by."""
         seen = [record for record in self.records if record.trial.phase == "search"] or self.records
-        return float(np.mean([record.metrics["validation_accuracy"] for record in seen]))
+        return fmean(record.metrics["validation_accuracy"] for record in seen)
 
     @property
     def key(self) -> str:
@@ -128,7 +130,7 @@ class Configuration:
     def metric(self, name: str) -> float | None:
         """The median over the reported seeds; None where none has it."""
         values = [record.metrics[name] for record in self.reported if math.isfinite(record.metrics.get(name, math.nan))]
-        return float(np.median(values)) if values else None
+        return float(median(values)) if values else None
 
     def by_seed(self, *, every: bool = False) -> dict[int, float]:
         """Test accuracy by seed, of the reported seeds or of every one."""
@@ -329,7 +331,7 @@ def _centred(records: Sequence[TrialRecord]) -> list[float]:
 
 
 def _mean_validation(records: Sequence[TrialRecord]) -> float:
-    return float(np.mean([record.metrics["validation_accuracy"] for record in records]))
+    return fmean(record.metrics["validation_accuracy"] for record in records)
 
 
 def _validated(record: TrialRecord) -> bool:

@@ -13,15 +13,14 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from stillhouse.report.answers import configuration_front
 from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread, baseline_first
-from stillhouse.report.statistics import Configuration, configurations, grouped, winners
+from stillhouse.report.statistics import Configuration, grouped, winners
 from stillhouse.report.wording import percent, short
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 
-def tradeoff_png(facts: SweepFacts, records: Sequence[TrialRecord]) -> bytes:
+def tradeoff_png(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]) -> bytes:
     """Test accuracy against each size, winners of every method and student with their 95% intervals, as a PNG."""
     looks = Looks.of(facts, records)
-    found = configurations(records)
     best = winners(found)
     axes_with_data = [
         axis for axis in AXES if axis != "train_hours" and any((each.metric(axis) or 0) > 0 for each in best)
