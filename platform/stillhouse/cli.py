@@ -22,6 +22,7 @@ from stillhouse.errors import Interrupted, SpecError, StillhouseError, UsageErro
 OK, USAGE, TRIALS_FAILED, INTERRUPTED = 0, 2, 3, 130
 _CATALOGUE_CLASSES = 100
 _CATALOGUE_SHAPE = (3, 32, 32)
+_WIDE = 160
 
 app = typer.Typer(
     name="stillhouse",
@@ -87,7 +88,9 @@ def _print_json(document: Any) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
@@ -115,7 +118,11 @@ def sweep(
 
     if dry_run:
         return _print_plan(Sweep(checked, home=home), as_json)
-    return _run(lambda progress: Sweep(checked, home=home, address=address, command=_command_line(), progress=progress), checked.name, as_json)
+    return _run(
+        lambda progress: Sweep(checked, home=home, address=address, command=_command_line(), progress=progress),
+        checked.name,
+        as_json,
+    )
 
 
 @app.command()
@@ -131,7 +138,9 @@ def resume(
     from stillhouse.sweep.sweep import Sweep
 
     return _run(
-        lambda progress: Sweep.named(name, home=home, address=address, command=_command_line(), progress=progress), name, as_json
+        lambda progress: Sweep.named(name, home=home, address=address, command=_command_line(), progress=progress),
+        name,
+        as_json,
     )
 
 
@@ -139,7 +148,9 @@ def resume(
 @_told
 def report(
     name: SweepArgument,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else the sweep's own folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else the sweep's own folder.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -180,8 +191,10 @@ def list_methods(
     else:
         table = _table("method", "family", "arXiv", "asks", "title")
         for each in facts:
-            table.add_row(each["name"], each["family"], each["arxiv"] or "", ", ".join(each["knowledge"]) or "nothing", each["title"])
-        Console().print(table)
+            table.add_row(
+                each["name"], each["family"], each["arxiv"] or "", ", ".join(each["knowledge"]) or "nothing", each["title"]
+            )
+        _console().print(table)
     return OK
 
 
@@ -206,7 +219,7 @@ def list_models(
     table = _table("model", "parameters", "MACs", "bytes", right=("parameters", "MACs", "bytes"))
     for each in facts:
         table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
-    Console().print(table)
+    _console().print(table)
     return OK
 
 
@@ -232,12 +245,16 @@ def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) 
     if as_json:
         _print_json(facts)
         return OK
-    table = _table("key", "model", "validation", "bytes", "sealed views", "their bytes", right=("bytes", "sealed views", "their bytes"))
+    table = _table(
+        "key", "model", "validation", "bytes", "sealed views", "their bytes", right=("bytes", "sealed views", "their bytes")
+    )
     for each in facts:
         sealed = each["knowledge"]
         accuracy = f"{each['validation_accuracy']:.4f}"
-        table.add_row(each["key"][:12], each["model"], accuracy, f"{each['bytes']:,}", str(sealed["views"]), f"{sealed['bytes']:,}")
-    Console().print(table)
+        table.add_row(
+            each["key"][:12], each["model"], accuracy, f"{each['bytes']:,}", str(sealed["views"]), f"{sealed['bytes']:,}"
+        )
+    _console().print(table)
     return OK
 
 
@@ -335,12 +352,20 @@ def _run(make: Callable[[Any], Any], name: str, as_json: bool) -> int:
 
 
 def _print_results(results: Any) -> None:
-    console = Console()
+    console = _console()
     table = results.table()
     shown = table[table["status"] == "finished"].sort_values(["parameters", "validation_accuracy"], ascending=[True, False])
     front = set(results.pareto()["trial"])
     picture = _table(
-        "trial", "method", "student", "parameters", "latency ms", "validation", "test", "", right=("parameters", "latency ms", "validation", "test")
+        "trial",
+        "method",
+        "student",
+        "parameters",
+        "latency ms",
+        "validation",
+        "test",
+        "",
+        right=("parameters", "latency ms", "validation", "test"),
     )
     for row in shown.to_dict(orient="records"):
         latency = row["latency_ms"]
@@ -378,15 +403,12 @@ def _print_results(results: Any) -> None:
 
 
 def _print_config(spec: Any, as_json: bool) -> int:
-    import yaml
+    from stillhouse.spec.load import spec_to_dict, spec_to_yaml
 
-    from stillhouse.spec.load import spec_to_dict
-
-    config = spec_to_dict(spec)
     if as_json:
-        _print_json(config)
+        _print_json(spec_to_dict(spec))
     else:
-        print(yaml.safe_dump(config, sort_keys=False), end="")
+        print(spec_to_yaml(spec), end="")
     return OK
 
 
@@ -397,7 +419,7 @@ def _print_plan(sweep: Any, as_json: bool) -> int:
         return OK
     from stillhouse.sweep.show import show_plan
 
-    show_plan(plan, Console())
+    show_plan(plan, _console())
     return OK
 
 
@@ -434,7 +456,7 @@ def _show_method(facts: dict[str, Any]) -> None:
     for each in facts["hyperparameters"]:
         prior = "" if each["prior"] is None else json.dumps(each["prior"]).strip("{}").replace('"', "")
         table.add_row(each["name"], str(each["default"]), prior, each["help"])
-    Console().print(table)
+    _console().print(table)
 
 
 def _model_facts(name: str, *, full: bool) -> dict[str, Any]:
@@ -472,6 +494,11 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
+
+
+def _console() -> Console:
+    """The terminal; a pipe or a file gets lines as long as they need to be."""
+    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
 
 
 def _command_line() -> str:

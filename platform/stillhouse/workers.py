@@ -16,6 +16,7 @@ def prepare_worker(import_paths: Iterable[str], threads: int, method_folders: It
     """Makes this process find the driver's code and use its share of the machine.
 
     Args:
+        import_paths: folders to append to `sys.path`.
         threads: of torch's operators; 0 leaves all cores.
         method_folders: folders with users' method files.
     """

@@ -36,6 +36,11 @@ def values(**parameters: int | list[int]) -> dict[str, Tensor]:
     return {name: torch.tensor([value] if isinstance(value, int) else value) for name, value in parameters.items()}
 
 
+@pytest.mark.parametrize(("side", "padding"), [(8, 1), (28, 3), (32, 4), (96, 12)])
+def test_crop_pads_an_eighth_of_the_image_by_default(side: int, padding: int) -> None:
+    assert Crop().options((3, side, side))["padding"] == padding
+
+
 def test_a_crop_at_0_0_moves_the_image_down_and_right_into_black() -> None:
     cropped = Crop(padding=1).apply(image([1, 2, 3], [4, 5, 6], [7, 8, 9]), values(top=0, left=0))
     assert cropped[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]

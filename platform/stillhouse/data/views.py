@@ -109,7 +109,7 @@ class Views:
             return {"version": POLICY_VERSION, "policy": [], "seed": 0, "input_shape": list(self.input_shape)}
         return {
             "version": POLICY_VERSION,
-            "policy": [{operation.name: operation.options()} for operation in self._operations],
+            "policy": [{operation.name: operation.options(self.input_shape)} for operation in self._operations],
             "seed": self.seed,
             "input_shape": list(self.input_shape),
             **({"num_samples": self.num_samples} if self.changes_labels else {}),

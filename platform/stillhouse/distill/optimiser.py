@@ -16,7 +16,11 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
     rate, decay = training.peak_learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=rate, momentum=training.momentum, weight_decay=decay, nesterov=training.nesterov and training.momentum > 0
+            parameters,
+            lr=rate,
+            momentum=training.momentum,
+            weight_decay=decay,
+            nesterov=training.nesterov and training.momentum > 0,
         )
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
@@ -33,7 +37,13 @@ class Optimisers:
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], training: Mapping[str, Training], *, steps_per_epoch: int, total_steps: int, device: str
+        self,
+        modules: Mapping[str, nn.Module],
+        training: Mapping[str, Training],
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+        device: str,
     ) -> None:
         self._training = training
         self._steps_per_epoch = steps_per_epoch
@@ -72,7 +82,10 @@ class Optimisers:
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"groups": {name: group.state_dict() for name, group in self._groups.items()}, "scaler": self._scaler.state_dict()}
+        return {
+            "groups": {name: group.state_dict() for name, group in self._groups.items()},
+            "scaler": self._scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, group in self._groups.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, Split
@@ -237,7 +238,7 @@ class Trainer:
             helper.module.requires_grad_(helper.trainable)
         return helpers
 
-    def _batches(self, epoch: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         """The epoch's batches; a last batch of one is left out, since BatchNorm can not train on it."""
         order = permutation(derive_key(self._seed, "batches", epoch), len(self._labels))
         size = self._training.batch_size
@@ -246,7 +247,7 @@ class Trainer:
             if len(batch) > 1 or len(order) == 1:
                 yield batch
 
-    def _make_step(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]], view: int, stage: Stage, number: int) -> Step:
+    def _make_step(self, indices: NDArray[np.int64], view: int, stage: Stage, number: int) -> Step:
         on_cpu = torch.from_numpy(indices)
         places = on_cpu.to(self.device, non_blocking=True)
         images = self._data.normalise(self._views.augment(self._images, places, view))
@@ -280,11 +281,13 @@ class Trainer:
         kind = self._training.mixed_precision
         half = torch.bfloat16 if kind == "bfloat16" else torch.float16
         with nullcontext() if kind == "off" else torch.autocast(torch.device(self.device).type, dtype=half):
+            logits: Tensor | None
+            features: dict[str, Tensor]
             if self._compiled is not None:
                 logits, features = self._compiled(images), {}
             else:
                 assert self._reader is not None
-                logits, features = self._reader(images)  # type: ignore[assignment]
+                logits, features = self._reader(images)
         if kind == "off":
             return logits, features
         return None if logits is None else logits.float(), {name: output.float() for name, output in features.items()}

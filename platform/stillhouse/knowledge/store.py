@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class SealedView:
 
     @property
     def bytes_per_sample(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
+        return int(self.dtype.itemsize) * math.prod(self.shape)
 
     def gather(self, indices: Tensor) -> Tensor:
         """The rows [B, ...] of the samples `indices` [B] (int64, on the CPU), copied out of the map."""
@@ -97,13 +97,11 @@ class ViewWriter:
         self, folder: Path, *, identity: Mapping[str, Any], rows: int, shape: Sequence[int], dtype: str, shard_rows: int
     ) -> None:
         self._folder = folder
-        self._plan = {
-            "identity": dict(identity),
-            "rows": rows,
-            "shape": list(shape),
-            "dtype": np.dtype(dtype).name,
-            "shard_rows": shard_rows,
-        }
+        self._identity = dict(identity)
+        self._rows = rows
+        self._shape = tuple(shape)
+        self._dtype = np.dtype(dtype)
+        self._shard_rows = shard_rows
         self._whole: dict[int, Shard] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("shard-*.arrow")):
@@ -121,9 +119,9 @@ class ViewWriter:
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """The (first, last + 1) rows of the shards that are still to be written, in order."""
-        for first in range(0, self._plan["rows"], self._plan["shard_rows"]):
+        for first in range(0, self._rows, self._shard_rows):
             if first not in self._whole:
-                yield first, min(first + self._plan["shard_rows"], self._plan["rows"])
+                yield first, min(first + self._shard_rows, self._rows)
 
     def write(self, first: int, rows: NDArray[Any]) -> int:
         """Writes the shard that begins at row `first`; returns the bytes written.
@@ -131,8 +129,8 @@ class ViewWriter:
         Raises:
             InfrastructureError: the disk is full.
         """
-        rows = np.ascontiguousarray(rows, dtype=self._plan["dtype"])
-        if rows.shape[1:] != tuple(self._plan["shape"]):
+        rows = np.ascontiguousarray(rows, dtype=self._dtype)
+        if rows.shape[1:] != self._shape:
             raise ValueError(f"a row must have shape {tuple(self._plan['shape'])}, got {rows.shape[1:]}")
         payload = _to_ipc(rows)
         checksum = bytes_hash(payload)
@@ -146,7 +144,16 @@ class ViewWriter:
         """Publishes the view; all shards must be written."""
         assert not any(True for _ in self.missing()), "a view is sealed when all of its shards are written"
         shards = [vars(self._whole[first]) for first in sorted(self._whole)]
-        payload = canonical_json({"version": STORE_VERSION, **self._plan, "shards": shards}).encode()
+        manifest = {
+            "version": STORE_VERSION,
+            "identity": self._identity,
+            "rows": self._rows,
+            "shape": list(self._shape),
+            "dtype": self._dtype.name,
+            "shard_rows": self._shard_rows,
+            "shards": shards,
+        }
+        payload = canonical_json(manifest).encode()
         with _room_for(len(payload), self._folder):
             write_checked(self._folder / "manifest", payload)
 
@@ -216,10 +223,8 @@ class KnowledgeStore:
                 "sealed": False,
                 "identity": {},
             }
-            try:
+            with suppress(FileNotFoundError, Damaged):
                 entry |= {"identity": _read_manifest(folder)["identity"], "sealed": True}
-            except (FileNotFoundError, Damaged):
-                pass
             yield entry
 
 
@@ -253,7 +258,7 @@ def _to_ipc(rows: NDArray[Any]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _map_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
@@ -264,7 +269,8 @@ def _map_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: np.dtype[An
         raise Damaged(f"{path} is not a shard: {error}") from error
     if len(values) != rows * math.prod(shape) or values.type != pa.from_numpy_dtype(dtype):
         raise Damaged(f"{path} holds {len(values)} values of {values.type}, not {rows} rows of {shape} {dtype}")
-    return torch.from_dlpack(values).view(rows, *shape)
+    tensor: Tensor = torch.utils.dlpack.from_dlpack(values)
+    return tensor.view(rows, *shape)
 
 
 @contextmanager

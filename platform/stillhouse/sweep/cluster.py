@@ -24,7 +24,7 @@ from stillhouse.data.views import Views
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.spec.schema import SearchSpec, SweepSpec
+from stillhouse.spec.schema import Resources, SearchSpec, SweepSpec, TrialResources
 from stillhouse.sweep.latency import measure_models
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.progress import Progress
@@ -119,7 +119,9 @@ class Cluster:
             for definition, (name, handle) in zip(definitions, started, strict=True)
         ]
 
-    def measure_latency(self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData) -> dict[str, dict[str, float]]:
+    def measure_latency(
+        self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData
+    ) -> dict[str, dict[str, float]]:
         """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources."""
         resources = self._spec.trial_resources
         task = ray.remote(measure_models).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
@@ -213,7 +215,7 @@ class Cluster:
         if not self._local:
             return
         there = ray.cluster_resources()
-        claims = [("trial_resources", self._spec.trial_resources)]
+        claims: list[tuple[str, TrialResources | Resources]] = [("trial_resources", self._spec.trial_resources)]
         claims += [(f"teachers.{name}.resources", teacher.resources) for name, teacher in self._spec.teachers.items()]
         for key, claim in claims:
             for kind, share in (("CPU", claim.cpu), ("GPU", claim.gpu)):
@@ -232,7 +234,9 @@ class Cluster:
                 self._progress.teacher(name, ray.get(handle.status.remote()))
             except RayActorError as error:
                 if attempt == _RESTARTS_OF_A_TEACHER:
-                    raise InfrastructureError(f"teacher '{name}' died {attempt + 1} times while it was made ready: {error}") from error
+                    raise InfrastructureError(
+                        f"teacher '{name}' died {attempt + 1} times while it was made ready: {error}"
+                    ) from error
                 time.sleep(1)
                 continue
             if "error" in facts:
@@ -374,4 +378,3 @@ def _trial_name(trial: Any) -> str:
 def _last_sentence(error: str) -> str:
     lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "its worker died"
-

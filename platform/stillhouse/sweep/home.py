@@ -81,6 +81,8 @@ class SweepHome:
                     f"give this one another name (--set name=...), or undo the change to go on with the old one"
                 )
         write_json(path, spec)
+        # A tracking address may hold a password.
+        path.chmod(0o600)
 
     def read_spec(self) -> dict[str, Any] | None:
         """The spec as noted; None when the sweep never started.
@@ -94,7 +96,9 @@ class SweepHome:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UsageError(f"{path} is damaged ({error}); run the sweep with its YAML file again after removing it") from error
+            raise UsageError(
+                f"{path} is damaged ({error}); run the sweep with its YAML file again after removing it"
+            ) from error
         return spec
 
     def write_facts(self, facts: SweepFacts) -> None:

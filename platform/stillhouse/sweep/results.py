@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pandas as pd
 
@@ -60,7 +60,9 @@ class Results:
         if facts is None:
             raise UsageError(f"sweep '{name}' has no results yet; go on with: stillhouse resume {name} --home {home}")
         records = place.read_records()
-        return cls(facts=facts, records=records, place=place, planned=len(records), reused=len(records), tracking=facts.tracking)
+        return cls(
+            facts=facts, records=records, place=place, planned=len(records), reused=len(records), tracking=facts.tracking
+        )
 
     @property
     def home(self) -> Path:
@@ -74,7 +76,7 @@ class Results:
         """One row per trial."""
         return trials_table(self.facts, self.records)
 
-    def pareto(self, objectives: Mapping[str, str] | None = None) -> pd.DataFrame:
+    def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
         """The rows of finished trials that no other trial beats in every objective.
 
         Args:

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillhouse import methods
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
@@ -27,6 +25,7 @@ from stillhouse.provenance import code_facts
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
+from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.teachers.client import TrialTeacher
 from stillhouse.teachers.definition import TeacherTicket
@@ -178,7 +177,7 @@ class TrialRunner:
 
     def _make_trainer(self) -> Trainer:
         trial = self.trial
-        method = make_method(trial)
+        method = make_method(trial.method, trial.hyperparameters)
         ticket = self._environment.tickets.get(trial.teacher or "")
         teacher_architecture = None
         self._teacher = None
@@ -245,11 +244,6 @@ def failure_reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def make_method(trial: Trial) -> Method:
-    """The trial's method with its hyper-parameters."""
-    return methods.find(trial.method)(**trial.hyperparameters)
-
-
 def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
     return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
 
@@ -271,4 +265,3 @@ def size_metrics(size: ModelSize) -> dict[str, float]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-

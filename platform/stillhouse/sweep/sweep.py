@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,10 +23,11 @@ from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import check, check_file
 from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
 from stillhouse.sweep.home import SweepHome, find_sweep, resolve_home
+from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.plan import Plan, confirm_trials, make_plan, make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, make_method, now, student_key
+from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, now, student_key
 from stillhouse.teachers.actor import make_ticket
 from stillhouse.teachers.choice import Choice, choose_way
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
@@ -128,13 +129,11 @@ class Sweep:
         started = time.perf_counter()
         plan = self.plan()
         with self.place.locked():
-            self.place.keep_spec(spec_to_dict(self.spec))
+            self.place.keep_spec(spec_to_dict(self.spec, secrets=True))
             try:
                 return self._run(plan, started)
             except KeyboardInterrupt as interrupt:
-                raise Interrupted(
-                    f"interrupted; finished trials are kept. Go on with: {self.resume_command}"
-                ) from interrupt
+                raise Interrupted(f"interrupted; finished trials are kept. Go on with: {self.resume_command}") from interrupt
             except OSError as error:
                 raise InfrastructureError(f"{error.strerror or error} ({error.filename or self.place.folder})") from error
 
@@ -150,10 +149,14 @@ class Sweep:
         self._progress.plan(len(plan.trials), [records[trial.key] for trial in plan.trials if trial.key in records])
         fills = fill_log(self.place.home / "knowledge")
         fills_before = fills.stat().st_size if fills.exists() else 0
-        tracker = Tracker(self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name)
+        tracker = Tracker(
+            self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name
+        )
         try:
             facts = facts.model_copy(
-                update={"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.start_sweep(facts)}}
+                update={
+                    "tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.start_sweep(facts)}
+                }
             )
             for record in records.values():
                 tracker.log_trial(record)
@@ -216,8 +219,10 @@ class Sweep:
                 records[record.trial.key] = record
                 tracker.log_trial(record)
 
-            for batch in (lambda: list(plan.trials), confirming):
-                todo = missing(batch())
+            # The confirm phase depends on what the search found, so its trials are known only behind it.
+            phases: tuple[Callable[[], Sequence[Trial]], ...] = (lambda: plan.trials, confirming)
+            for phase in phases:
+                todo = missing(phase())
                 if not todo:
                     continue
                 self._progress.plan(len({trial.key for trial in [*plan.trials, *todo]}))
@@ -291,7 +296,7 @@ class Sweep:
             if trial.teacher is not None:
                 teacher = self._describe(self.spec.teachers[trial.teacher].model, self.spec.teachers[trial.teacher].options)
                 student = self._describe(trial.student.model, trial.student.options)
-                for kind in make_method(trial).knowledge(teacher, student).values():
+                for kind in make_method(trial.method, trial.hyperparameters).knowledge(teacher, student).values():
                     asked_of.setdefault(trial.teacher, {}).setdefault(kind_id(kind), kind)
         return asked_of
 

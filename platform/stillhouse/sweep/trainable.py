@@ -17,13 +17,14 @@ from stillhouse.workers import prepare_worker
 TRIAL_KEY = "trial"
 
 
-class DistillTrial(tune.Trainable):
+class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
     """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
 
+    `data` holds the reference of the data set in the object store, so that a node has one copy.
     Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
     """
 
-    def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[ray.ObjectRef]) -> None:
+    def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[Any]) -> None:
         prepare_worker(environment.import_paths, environment.threads, environment.method_folders)
         self._environment = environment
         self._data = ImageData.from_arrays(*ray.get(data[0]))

@@ -33,7 +33,15 @@ class TeacherActor:
     """
 
     def __init__(
-        self, definition: TeacherDefinition, data: tuple[Mapping[str, Any], ImageDataFacts], views: Views, home: str, dtype: str, threads: int, import_paths: list[str], method_folders: list[str]
+        self,
+        definition: TeacherDefinition,
+        data: tuple[Mapping[str, Any], ImageDataFacts],
+        views: Views,
+        home: str,
+        dtype: str,
+        threads: int,
+        import_paths: list[str],
+        method_folders: list[str],
     ) -> None:
         from stillhouse.workers import prepare_worker
 
@@ -111,7 +119,13 @@ def actor_name(definition: TeacherDefinition, data: ImageData, views: Views, *, 
     """Equal for sweeps that can share the actor: the same teacher, data, views, number format, home and code."""
     from stillhouse import __version__
 
-    parts = {"teacher": definition.key(data, views), "views": views.identity(), "home": str(home), "dtype": dtype, "code": __version__}
+    parts = {
+        "teacher": definition.key(data, views),
+        "views": views.identity(),
+        "home": str(home),
+        "dtype": dtype,
+        "code": __version__,
+    }
     return f"teacher-{content_hash(parts, digits=16)}"
 
 

@@ -40,5 +40,7 @@ def choose_way(
     if read > seconds_per_sample:
         return Choice("inline", f"{facts}; recomputing is quicker")
     if total > DISK_SHARE * free_bytes:
-        return Choice("inline", f"{num_views} views take {total / 1e9:.2f} GB, more than half of the {free_bytes / 1e9:.2f} GB free")
+        return Choice(
+            "inline", f"{num_views} views take {total / 1e9:.2f} GB, more than half of the {free_bytes / 1e9:.2f} GB free"
+        )
     return Choice("cached", f"{facts}; {num_views} views take {total / 1e6:.1f} MB")

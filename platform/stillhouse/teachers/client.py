@@ -82,7 +82,8 @@ class ViewOpener:
         while True:
             try:
                 return {
-                    name: self._store.open(view_identity(self._ticket.base, kind, view)) for name, kind in self._knowledge.items()
+                    name: self._store.open(view_identity(self._ticket.base, kind, view))
+                    for name, kind in self._knowledge.items()
                 }
             except (FileNotFoundError, Damaged):
                 # A damaged view is unsealed and made again by the actor, which checks before it believes.

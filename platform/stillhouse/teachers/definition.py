@@ -87,7 +87,9 @@ def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[s
     return {**base, "knowledge": kind.identity(), "view": view}
 
 
-def base_identity(*, weights_hash: str, definition: TeacherDefinition, data: ImageData, views: Views, dtype: str) -> dict[str, Any]:
+def base_identity(
+    *, weights_hash: str, definition: TeacherDefinition, data: ImageData, views: Views, dtype: str
+) -> dict[str, Any]:
     """Teacher, data, normalisation, view policy and number format: the fixed part of `view_identity`."""
     return {
         "teacher": {

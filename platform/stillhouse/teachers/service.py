@@ -44,7 +44,14 @@ class TeacherService:
     """
 
     def __init__(
-        self, teacher: LoadedTeacher, data: ImageData, views: Views, store: KnowledgeStore, *, dtype: str = "float32", device: str = "cpu"
+        self,
+        teacher: LoadedTeacher,
+        data: ImageData,
+        views: Views,
+        store: KnowledgeStore,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
     ) -> None:
         self.teacher = teacher
         self._data = data
@@ -69,11 +76,11 @@ class TeacherService:
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
         """What a forward pass costs and what each kind weighs: `seconds_per_sample`, `bytes_per_sample` by kind."""
-        kinds = {kind_id(kind): kind for kind in kinds}
+        wanted = {kind_id(kind): kind for kind in kinds}
         count = min(256, len(self._images))
         images = self._view_images(0, np.arange(count))
-        with self._model_lock, FeatureReader(self.teacher.model, layers_of(kinds)) as reader:
-            sample = compute_knowledge(reader, kinds, images[:2])
+        with self._model_lock, FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
+            sample = compute_knowledge(reader, wanted, images[:2])
             times = []
             for _ in range(3):
                 started = time.perf_counter()
@@ -143,8 +150,9 @@ class TeacherService:
             open_writers = {name: writer for name, writer in writers.items() if (first, last) in set(writer.missing())}
             if not open_writers:
                 continue
+            still = {name: missing[name] for name in open_writers}
             parts = [
-                self._forward(reader, {name: missing[name] for name in open_writers}, view, np.arange(start, min(start + FILL_BATCH, last)))
+                self._forward(reader, still, view, np.arange(start, min(start + FILL_BATCH, last)))
                 for start in range(first, last, FILL_BATCH)
             ]
             written = 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stillhouse.errors import InfrastructureError, UsageError
-from stillhouse.tracking.locations import locate
+from stillhouse.tracking.locations import locate, mask_uri
 from stillhouse.tracking.store import settings
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -16,6 +16,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
         reference: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH`: an artifact that is, or holds, one file of
             weights (safetensors, or a state dict saved by torch).
         uri: of the tracking store; None is the embedded one under `home`.
+        home: where the file is put, under `downloads`.
 
     Raises:
         UsageError: there is no such artifact, or not exactly one file of weights in it.
@@ -33,7 +34,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
                 artifact_uri=reference, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
             )
         except MlflowException as error:
-            first = str(error).splitlines()[0]
+            first = mask_uri(str(error).splitlines()[0])
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise UsageError(f"MLflow has no '{reference}' in {location.shown}: {first}") from error
             raise InfrastructureError(f"can not fetch '{reference}' from {location.shown}: {first}") from error
