@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypat
     fsync, replace = os.fsync, Path.replace
 
     def noted_fsync(descriptor: int) -> None:
-        events.append("sync folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        events.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
         fsync(descriptor)
 
     def noted_replace(self: Path, target: Path) -> Path:

@@ -11,6 +11,7 @@ A shard's name carries its checksum, so a filling that was interrupted goes on w
 import errno
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -105,13 +106,8 @@ class ViewWriter:
         self._whole: dict[int, Shard] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("shard-*.arrow")):
-            _, first, checksum = path.stem.split("-")
-            shard = Shard(path.name, int(first), min(shard_rows, rows - int(first)), checksum)
             try:
-                if shard.first % shard_rows:
-                    raise Damaged(f"{path} begins at row {first}, shards have {shard_rows} rows")
-                _verify_shard(folder, shard)
-                _map_shard(path, shard.rows, tuple(shape), np.dtype(dtype))
+                shard = self._whole_shard(path)
             except Damaged:
                 path.unlink()
             else:
@@ -131,7 +127,7 @@ class ViewWriter:
         """
         rows = np.ascontiguousarray(rows, dtype=self._dtype)
         if rows.shape[1:] != self._shape:
-            raise ValueError(f"a row must have shape {tuple(self._plan['shape'])}, got {rows.shape[1:]}")
+            raise ValueError(f"a row must have shape {self._shape}, got {rows.shape[1:]}")
         payload = _to_ipc(rows)
         checksum = bytes_hash(payload)
         name = f"shard-{first:09d}-{checksum}.arrow"
@@ -156,6 +152,23 @@ class ViewWriter:
         payload = canonical_json(manifest).encode()
         with _room_for(len(payload), self._folder):
             write_checked(self._folder / "manifest", payload)
+
+    def _whole_shard(self, path: Path) -> Shard:
+        """The shard in the file `path` that an earlier attempt left.
+
+        Raises:
+            Damaged: it is not a whole shard of this view.
+        """
+        name = re.fullmatch(r"shard-(\d{9,})-([0-9a-f]+)\.arrow", path.name)
+        if name is None:
+            raise Damaged(f"{path} does not bear the name of a shard")
+        first = int(name[1])
+        if first % self._shard_rows or first >= self._rows:
+            raise Damaged(f"{path} begins at row {first} of {self._rows}, shards have {self._shard_rows} rows")
+        shard = Shard(path.name, first, min(self._shard_rows, self._rows - first), name[2])
+        _verify_shard(self._folder, shard)
+        _map_shard(path, shard.rows, self._shape, self._dtype)
+        return shard
 
 
 class KnowledgeStore:
