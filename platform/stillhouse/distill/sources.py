@@ -33,7 +33,10 @@ def compute_knowledge(reader: FeatureReader, knowledge: Mapping[str, Knowledge],
     with torch.no_grad():
         logits, features = reader(images)
         assert logits is not None
-        return {name: kind.compute(logits, features) for name, kind in knowledge.items()}
+        return {
+            name: kind.compute(logits, features, [reader.weight(weight) for weight in kind.weights])
+            for name, kind in knowledge.items()
+        }
 
 
 def layers_of(knowledge: Mapping[str, Knowledge]) -> list[str]:

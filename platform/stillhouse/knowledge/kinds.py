@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,23 +21,25 @@ class Knowledge:
 
     Attributes:
         layers: the layers read, by module name; none means the logits.
-        reduction: a module-level function `reduction(*outputs, **options)` of tensors [B, ...] that returns [B, ...] and
-            treats samples independently. It travels to the teacher by its import path.
+        reduction: a module-level function `reduction(*outputs, *weights, **options)` of tensors [B, ...] that returns [B, ...]
+            and treats samples independently. It travels to the teacher by its import path.
         options: keyword arguments of the reduction.
+        weights: names of the teacher's parameters and buffers that the reduction reads (a BatchNorm's, say).
     """
 
     layers: tuple[str, ...] = ()
     reduction: Reduction | None = None
     options: tuple[tuple[str, Scalar], ...] = ()
+    weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reduction is not None and "<locals>" in getattr(self.reduction, "__qualname__", "<locals>"):
             raise ValueError(f"a reduction must be a function of a module, so that workers can import it, got {self.reduction}")
 
-    def compute(self, logits: Tensor, features: Mapping[str, Tensor]) -> Tensor:
-        """The knowledge [B, ...] from the teacher's logits [B, C] and its layers' outputs."""
+    def compute(self, logits: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = ()) -> Tensor:
+        """The knowledge [B, ...] from the teacher's logits [B, C], its layers' outputs and the named weights."""
         outputs = [features[layer] for layer in self.layers] or [logits]
-        return outputs[0] if self.reduction is None else self.reduction(*outputs, **dict(self.options))
+        return outputs[0] if self.reduction is None else self.reduction(*outputs, *weights, **dict(self.options))
 
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal if and only if the knowledge is; part of a sealed view's key."""
@@ -47,6 +49,8 @@ class Knowledge:
             identity["reduction"] = f"{self.reduction.__module__}:{self.reduction.__qualname__}"
             identity["source"] = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
             identity["options"] = dict(self.options)
+            if self.weights:
+                identity["weights"] = list(self.weights)
         return identity
 
     def __str__(self) -> str:
@@ -64,6 +68,6 @@ def feature(layer: str) -> Knowledge:
     return Knowledge(layers=(layer,))
 
 
-def reduced(reduction: Reduction, *layers: str, **options: Scalar) -> Knowledge:
-    """`reduction(*outputs of layers, **options)`, computed at the teacher so that only the result travels."""
-    return Knowledge(layers=layers, reduction=reduction, options=tuple(sorted(options.items())))
+def reduced(reduction: Reduction, *layers: str, weights: Sequence[str] = (), **options: Scalar) -> Knowledge:
+    """`reduction(*outputs of layers, *weights, **options)`, computed at the teacher so that only the result travels."""
+    return Knowledge(layers=layers, reduction=reduction, options=tuple(sorted(options.items())), weights=tuple(weights))

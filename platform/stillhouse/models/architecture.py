@@ -24,6 +24,8 @@ class Architecture:
         shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
         stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution.
         pooled: the layer that gives the embedding [K] in front of the classifier, if there is one.
+        preactivations: the stages' maps in front of their last ReLU, where layers give them.
+        batch_norms: the BatchNorm layers, in the order in which they run.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Architecture:
     shapes: Mapping[str, tuple[int, ...]]
     stages: tuple[str, ...] = ()
     pooled: str | None = None
+    preactivations: tuple[str, ...] = ()
+    batch_norms: tuple[str, ...] = ()
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """Output shape of `layer` without the batch dimension: (K,) or (K, H, W).
@@ -43,6 +47,19 @@ class Architecture:
             useful = {*self.stages, *([self.pooled] if self.pooled else [])}
             raise UnknownLayer(f"{self.name} has no layer '{layer}'{did_you_mean(layer, useful or self.shapes)}")
         return self.shapes[layer]
+
+    def normalisation(self, layer: str) -> str | None:
+        """The BatchNorm whose output `layer` passes on, alone or summed with a shortcut; None where there is none.
+
+        It is `layer` itself, or the last BatchNorm that runs inside `layer` or, before it, beside it in the same block.
+        """
+        order = list(self.shapes)
+        block = layer.rpartition(".")[0]
+        for norm in reversed(self.batch_norms):
+            beside = norm.rpartition(".")[0] == block and order.index(norm) < order.index(layer)
+            if norm == layer or norm.startswith(f"{layer}.") or beside:
+                return norm if self.shapes[norm][0] == self.shape(layer)[0] else None
+        return None
 
 
 def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
@@ -61,8 +78,9 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
         ValueError: the model does not return one tensor [B, num_classes].
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    modules = dict(model.named_modules())
     handles = []
-    for layer, module in model.named_modules():
+    for layer, module in modules.items():
         if not layer:
             continue
 
@@ -82,6 +100,7 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{name} must return logits [batch, classes], got {got} for a batch of 2")
     stages = getattr(model, "stage_layers", None)
+    preactivations = getattr(model, "preactivation_layers", ())
     pooled = getattr(model, "pooled_layer", None)
     return Architecture(
         name=name,
@@ -90,6 +109,8 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
         shapes=shapes,
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
         pooled=pooled if pooled is not None else _pooled(shapes),
+        preactivations=tuple(layer for layer in preactivations if not _is_point(shapes.get(layer))),
+        batch_norms=tuple(layer for layer in shapes if isinstance(modules[layer], nn.modules.batchnorm._BatchNorm)),
     )
 
 

@@ -89,6 +89,21 @@ class FeatureReader:
                 raise UnreadableLayer(f"layer '{layer}' is overwritten in place by a later layer; name the later one instead")
         return logits, outputs
 
+    def weight(self, name: str) -> Tensor:
+        """The model's parameter or buffer `name`, as in its `state_dict`, detached.
+
+        Raises:
+            UnknownLayer: the model has none of that name.
+        """
+        layer, _, attribute = name.rpartition(".")
+        try:
+            weight = getattr(self._model.get_submodule(layer), attribute)
+        except AttributeError:
+            weight = None
+        if not isinstance(weight, Tensor):
+            raise UnknownLayer(f"the model has no weight '{name}'")
+        return weight.detach()
+
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()

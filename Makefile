@@ -1,0 +1,59 @@
+# make demo: set up and run the quickstart sweep.  make test: set up and run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HOME_DIR ?= .stillhouse
+WHEEL_ENV ?= $(shell mktemp -d -u -t stillhouse-wheel-XXXXXX)
+
+.PHONY: help setup demo ui test lint types imports check wheel wheel-test bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        set up, then run the quickstart sweep (about 4 minutes after the installation)"
+	@echo "make ui          open MLflow on what the demo recorded"
+	@echo "make test        set up, then run the tests"
+	@echo "make check       linters, types, import contract"
+	@echo "make wheel-test  build the wheel, install it in a fresh environment, run a sweep with it"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stillhouse needs Python 3.11 or later; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/stillhouse sweep search_spaces/quickstart.yaml --home $(HOME_DIR)
+
+ui: setup
+	$(BIN)/stillhouse ui quickstart --home $(HOME_DIR)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+check: lint types imports
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist >/dev/null
+
+wheel-test: wheel
+	trap 'rm -rf $(WHEEL_ENV)' EXIT; sh tests/wheel.sh "$(PYTHON)" $(WHEEL_ENV) dist/*.whl constraints.txt
+
+bench: setup
+	for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
