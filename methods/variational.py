@@ -19,6 +19,7 @@ Verified against the numbers of RepDistiller and Knowledge-Distillation-Zoo, gra
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -68,7 +69,7 @@ class GaussianRegressor(nn.Module):
         super().__init__()
         sizes = (num_inputs, num_hidden or num_outputs, num_hidden or num_outputs, num_outputs)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             linear = nn.Conv2d(before, after, 1, bias=False) if num_dimensions == 3 else nn.Linear(before, after, bias=False)
             layers += [linear, nn.ReLU()]
         self.mean = nn.Sequential(*layers[:-1])
@@ -170,7 +171,8 @@ class Variational(Method):
     def _loss(self, regressor: nn.Module, features: Tensor, hint: Tensor) -> Tensor:
         if features.ndim == 4:
             features = average_pool(features, height=hint.shape[2], width=hint.shape[3])
-        return variational_loss(*regressor(features), hint)
+        mean, variance = regressor(features)
+        return variational_loss(mean, variance, hint)
 
 
 def hint_at_size(layer: str, hint: tuple[int, ...], guided: tuple[int, ...]) -> Knowledge:
