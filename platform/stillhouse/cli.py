@@ -111,6 +111,7 @@ def sweep(
     """Run a sweep. The same command again runs only what is missing."""
     from stillhouse.sweep.check import check_file
 
+    _find_users_code(spec.expanduser().absolute().parent)
     checked = check_file(spec, overrides or ())
     if print_config:
         return _print_config(checked, as_json)
@@ -321,8 +322,15 @@ def doctor(home: Home = None, as_json: Json = False, debug: Debug = False) -> in
 
 def main() -> None:
     """The console script."""
+    _find_users_code(Path.cwd())
     with _sigterm_as_interrupt():
         app()
+
+
+def _find_users_code(folder: Path) -> None:
+    """Lets `module:function` name code that lies beside the spec or in the working folder; installed packages go first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 @contextmanager

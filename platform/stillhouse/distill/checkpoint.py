@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ def load_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
         FileNotFoundError: there is none.
         Damaged: the file is truncated, garbled or holds more than plain data.
     """
-    payload = read_checked(path)
+    content = io.BytesIO(read_checked(path))
+    # Only torch's older formats are no zip files; its reader of those fails in many ways.
+    if not zipfile.is_zipfile(content):
+        raise Damaged(f"{path} is not a checkpoint: it is no zip file")
+    content.seek(0)
     try:
-        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        state = torch.load(content, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise Damaged(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(state, dict):

@@ -25,7 +25,7 @@ class Architecture:
         stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution.
         pooled: the layer that gives the embedding [K] in front of the classifier, if there is one.
         preactivations: the stages' maps in front of their last ReLU, where layers give them.
-        batch_norms: the BatchNorm layers, in the order in which they run.
+        batch_norms: the BatchNorm layers with weights, in the order in which they run.
     """
 
     name: str
@@ -110,8 +110,12 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
         pooled=pooled if pooled is not None else _pooled(shapes),
         preactivations=tuple(layer for layer in preactivations if not _is_point(shapes.get(layer))),
-        batch_norms=tuple(layer for layer in shapes if isinstance(modules[layer], nn.modules.batchnorm._BatchNorm)),
+        batch_norms=tuple(layer for layer in shapes if _is_affine_norm(modules[layer])),
     )
+
+
+def _is_affine_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) and module.affine
 
 
 def _is_point(shape: tuple[int, ...] | None) -> bool:

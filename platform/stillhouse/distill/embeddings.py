@@ -1,0 +1,74 @@
+"""Methods that compare how a batch's samples lie to one another, whatever space they lie in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.method import Method, MethodError, Step, Unsuitable, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, feature
+from stillhouse.models.architecture import Architecture, UnknownLayer
+
+Relation = Callable[[Tensor, Tensor], Tensor]
+"""A scalar from the student's outputs [B, K] and the teacher's [B, K']; a batch of one must have a value too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingMethod(Method):
+    """Cross-entropy plus relations between the outputs of one layer of the student and one of the teacher.
+
+    Relations of weight 0 are not computed; without any other, nothing is asked of the teacher.
+    """
+
+    student_layer: str | None = hyperparameter(None, help="the student's layer; by default its embedding")
+    teacher_layer: str | None = hyperparameter(None, help="the teacher's layer; by default its embedding")
+
+    def relations(self) -> Mapping[str, tuple[float, Relation]]:
+        """{term: (its weight, its value)}."""
+        raise NotImplementedError
+
+    def default_layer(self, architecture: Architecture) -> str | None:
+        """The layer read where none is named; None where the network has nothing to offer."""
+        return architecture.pooled if architecture.pooled in architecture.shapes else None
+
+    def layer(self, architecture: Architecture, *, whose: Literal["student", "teacher"]) -> str:
+        """The layer that the method reads.
+
+        Raises:
+            MethodError: the named layer is not there, or the teacher has no default one.
+            Unsuitable: the student has no default one.
+        """
+        named = self.student_layer if whose == "student" else self.teacher_layer
+        if named is not None:
+            try:
+                architecture.shape(named)
+            except UnknownLayer as error:
+                raise MethodError(f"{whose}_layer: {error}") from error
+            return named
+        default = self.default_layer(architecture)
+        if default is None:
+            kind = Unsuitable if whose == "student" else MethodError
+            raise kind(f"needs a layer in front of the classifier, {whose} {architecture.name} has none; name a {whose}_layer")
+        return default
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        if not self._wanted():
+            return {}
+        self.layer(student, whose="student")
+        return {"embedding": feature(self.layer(teacher, whose="teacher"))}
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        return [self.layer(student, whose="student")] if self._wanted() else []
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        if wanted := self._wanted():
+            (student,) = step.student_features.values()
+            embeddings = student.flatten(1), step.teacher["embedding"].flatten(1)
+            terms |= {name: weight * relation(*embeddings) for name, (weight, relation) in wanted.items()}
+        return terms
+
+    def _wanted(self) -> dict[str, tuple[float, Relation]]:
+        return {name: (weight, relation) for name, (weight, relation) in self.relations().items() if weight}
