@@ -208,6 +208,7 @@ class MethodTrial:
             seed=1,
             teacher=source,
             teacher_architecture=self.teacher_architecture,
+            teacher_weights=_teacher(self.teacher).state_dict,
             student_name=self.student,
         )
 
@@ -393,6 +394,9 @@ class _Watched(Method):
 
     def modules(self, setup: Setup) -> Mapping[str, Any]:
         return self.inner.modules(setup)
+
+    def classifiers(self, student: nn.Module, modules: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        return self.inner.classifiers(student, modules)
 
     def begin_stage(self, start: StageStart) -> None:
         self.inner.begin_stage(start)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stillhouse.data.hashing import derive_seed
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
+from stillhouse.models.registry import build_model, model_problems
 from stillhouse.spec.priors import Prior
 
 Family = Literal["control", "L", "F", "R", "M", "G", "A", "Q"]
@@ -131,6 +132,8 @@ class Setup:
         teacher: None for a method that asks nothing of a teacher.
         new_student: makes a student with a fresh initialisation; call number n is the same in every run of the trial.
         num_samples: size of the training split.
+        teacher_weights: gives the teacher's weights by name, to a method that reuses a part of it; None at plan time,
+            when only shapes matter.
     """
 
     teacher: Architecture | None
@@ -138,6 +141,22 @@ class Setup:
     new_student: Callable[[], nn.Module]
     num_samples: int
     epochs: int
+    teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None
+
+    def new_model(self, model: str, **options: Any) -> nn.Module:
+        """A model of another architecture for the student's images and classes, with fresh weights.
+
+        Args:
+            model: a shipped name, or `package.module:function`, as in the spec.
+            options: the model's, such as `width`.
+
+        Raises:
+            MethodError: there is no such model, or it does not take the options or the images.
+        """
+        problems = model_problems(model, options, self.student.num_classes, self.student.input_shape)
+        if problems:
+            raise MethodError(f"model '{model}' can not be used: {'; '.join(problems)}")
+        return build_model(model, num_classes=self.student.num_classes, input_shape=self.student.input_shape, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +298,14 @@ class Method:
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         """The helpers, made anew for each trial; called under the trial's own seed."""
         return {}
+
+    def classifiers(self, student: nn.Module, modules: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """What answers in the end, by name; each takes images and returns logits, and shares the weights that are trained.
+
+        `student` is what is evaluated, measured and stored: the student itself, or its layers together with helpers that it
+        can not do without. The accuracy of any other is reported beside it.
+        """
+        return {"student": student}
 
     def begin_stage(self, start: StageStart) -> None:
         """Called in front of each stage, never on resume inside one."""

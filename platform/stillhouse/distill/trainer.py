@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import derive_key, derive_seed, permutation
 from stillhouse.data.views import Views
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
-from stillhouse.distill.method import Helper, Method, Setup, Stage, StageStart, Step, step_seed
+from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed
 from stillhouse.distill.optimiser import Optimisers
 from stillhouse.distill.sources import KnowledgeSource
 from stillhouse.durable import Damaged
@@ -42,6 +42,7 @@ class Trainer:
         epochs: length of the whole training, over all stages of the method.
         teacher: gives the knowledge that the method asked of the teacher; None for methods that ask nothing.
         teacher_architecture: what the method may know of the teacher.
+        teacher_weights: gives the teacher's weights by name; asked only for methods that reuse a part of the teacher.
         student_name: the name used in messages.
 
     Raises:
@@ -60,6 +61,7 @@ class Trainer:
         seed: int = 0,
         teacher: KnowledgeSource | None = None,
         teacher_architecture: Architecture | None = None,
+        teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None,
         student_name: str = "student",
         device: str = "cpu",
     ) -> None:
@@ -89,10 +91,13 @@ class Trainer:
             new_student=self._new_student,
             num_samples=len(self._labels),
             epochs=epochs,
+            teacher_weights=teacher_weights or _no_weights,
         )
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
         self._helpers = self._make_helpers()
         self._modules = {name: helper.module for name, helper in self._helpers.items()}
+        self._classifiers = dict(method.classifiers(self.student, self._modules))
+        self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
         self._stage_index = -1
         self._optimisers: Optimisers | None = None
         self._reader: FeatureReader | None = None
@@ -101,6 +106,11 @@ class Trainer:
     @property
     def epochs(self) -> int:
         return self._setup.epochs
+
+    @property
+    def classifier(self) -> nn.Module:
+        """What the training is for: the student, with whatever its method says that it can not do without."""
+        return self._classifiers["student"]
 
     @property
     def finished(self) -> bool:
@@ -156,23 +166,22 @@ class Trainer:
         entry = self._entry(stage, totals, samples, rate)
         self.epoch += 1
         entry["validation_accuracy"] = self.evaluate(self._data.validation)
-        for name, helper in self._helpers.items():
-            if helper.evaluate:
-                entry[f"validation_accuracy_{name}"] = self.evaluate(self._data.validation, helper.module)
+        for name, peer in self.peers().items():
+            entry[f"validation_accuracy_{name}"] = self.evaluate(self._data.validation, peer)
         entry["seconds"] = time.perf_counter() - started
         self.train_seconds += entry["seconds"]
         self.curve.append(entry)
         return entry
 
     def evaluate(self, split: Split, model: nn.Module | None = None) -> float:
-        """Top-1 accuracy in [0, 1] of the student, or of `model`, on the split's images as they are."""
-        model = self.student if model is None else model
+        """Top-1 accuracy in [0, 1] of what counts as the student, or of `model`, on the split's images as they are."""
+        model = self.classifier if model is None else model
         correct = count_correct(model, self._data, split, self.device, self._memory_format)
         return correct / len(split.labels)
 
     def peers(self) -> dict[str, nn.Module]:
-        """The helpers that are classifiers of their own, by name."""
-        return {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
+        """What is evaluated beside the student, by name."""
+        return {name: model for name, model in self._classifiers.items() if name != "student"}
 
     def save(self, path: Path) -> None:
         """Writes everything that the rest of the training depends on, between two epochs."""
@@ -355,6 +364,10 @@ class Trainer:
     def _rng_devices(self) -> list[torch.device]:
         device = torch.device(self.device)
         return [device] if device.type == "cuda" else []
+
+
+def _no_weights() -> Mapping[str, Tensor]:
+    raise MethodError("reuses a part of the teacher, but this trainer was given no teacher_weights")
 
 
 def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
