@@ -66,7 +66,8 @@ def paired_maps(
         UnknownLayer: a network has no layer of that name.
     """
     of_student, of_teacher = (
-        _chosen(network, named, before_relu=before_relu) for network, named in ((student, student_maps), (teacher, teacher_maps))
+        _chosen(network, named, before_relu=before_relu)
+        for network, named in ((student, student_maps), (teacher, teacher_maps))
     )
     if not of_student:
         raise Unsuitable(f"needs feature maps, student {student.name} has none; use a convolutional student")

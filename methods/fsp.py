@@ -1,0 +1,119 @@
+"""A Gift from Knowledge Distillation (Yim, Joo, Bae, Kim, CVPR 2017): the flow of solution procedure. No arXiv number.
+
+    G_{ij} = sum_{hw} F1_{i,hw} F2_{j,hw} / (h w)                                      (equation 1)
+    stage "flow"      L = weight * 1/N sum_n sum_pairs |G_teacher - G_student|_F^2     (equation 2, lambda_i = 1)
+    stage "classify"  L = CE
+
+F1 and F2 are maps of successive stages; the larger is max-pooled to the smaller. G is made at the teacher: K1 x K2 numbers
+per sample travel, whatever the size of the maps. The student runs only up to its last map in the first stage.
+
+Deviations: the paper's pairs are the first and last map of each residual stage, which unlike architectures do not share;
+here a pair is two successive stages. It needs equal channels; where they differ, a 1x1 convolution brings the student's map
+to the teacher's channels. The paper trains the first stage at a hundredth of the second's learning rate; here `flow_weight`
+is 0.01 instead, since both stages have the trial's rate. Variant `mean`: the mean over the entries of G instead of their
+sum, as in RepDistiller.
+
+Verified against the paper's formula and, for the mean, RepDistiller and Knowledge-Distillation-Zoo; a TensorFlow
+implementation differs by its factor of 1/2 alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.maps import Connectors, MapMethod
+from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, Unsuitable, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, reduced
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import LogUniform, Uniform
+
+
+def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """G = F1 F2^T / (h w), [B, K1, K2], of maps [B, K1, H1, W1] and [B, K2, H2, W2]; the larger is max-pooled."""
+    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    first, second = (maps if maps.shape[2:] == size else F.adaptive_max_pool2d(maps, size) for maps in (first, second))
+    flow: Tensor = first.flatten(2) @ second.flatten(2).transpose(1, 2)
+    return flow / (size[0] * size[1])
+
+
+def flow_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """|G_teacher - G_student|_F^2, the mean over the batch; both are [B, K1, K2]."""
+    return (teacher - student).square().sum() / len(student)
+
+
+def mean_flow_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """(G_teacher - G_student)^2, the mean over all entries [B, K1, K2]."""
+    return (teacher - student).square().mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSP(MapMethod):
+    """The student first learns how the teacher's features flow from stage to stage."""
+
+    card: ClassVar[Card] = Card(
+        title="A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+        family="F",
+        equations="equations 1 and 2, the two stages of algorithm 1",
+        deviations="pairs of successive stages; 1x1 convolutions where channels differ; weight 0.01 for a lower rate",
+        suggested="flow_weight 0.01; 50 with form mean (RepDistiller, in one stage with the labels)",
+        interactions="made for networks of one family: with unlike channels the convolutions learn part of the flow",
+    )
+
+    flow_fraction: float = hyperparameter(
+        0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1"
+    )
+    flow_weight: float = hyperparameter(
+        0.01, above=0, prior=LogUniform(0.001, 0.1), help="lambda, scale of the first stage's loss"
+    )
+    form: Literal["paper", "mean"] = hyperparameter(
+        "paper", choices=("paper", "mean"), help="paper: squared Frobenius norm; mean: over the entries"
+    )
+
+    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
+        """{student's layer: teacher's layer}, at least two.
+
+        Raises:
+            Unsuitable: there is only one.
+        """
+        pairs = super().pairs(teacher, student)
+        if len(pairs) < 2:
+            raise Unsuitable(
+                f"needs two feature maps each of {teacher.name} and {student.name}; name them or use larger images"
+            )
+        return pairs
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        layers = pairwise(self.pairs(teacher, student).values())
+        return {f"flow.{number}": reduced(flow_matrix, *ends) for number, ends in enumerate(layers)}
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        if setup.epochs < 2:
+            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
+        flow_epochs = min(max(round(self.flow_fraction * setup.epochs), 1), setup.epochs - 1)
+        last = self.student_layers(setup.teacher, setup.student)[-1]
+        return [
+            Stage(name="flow", epochs=flow_epochs, until=last, comparable=False),
+            Stage(name="classify", epochs=setup.epochs - flow_epochs),
+        ]
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        assert setup.teacher is not None, "flows come from a teacher"
+        channels = [
+            (setup.student.shape(of_student)[0], setup.teacher.shape(of_teacher)[0])
+            for of_student, of_teacher in self.pairs(setup.teacher, setup.student).items()
+        ]
+        layers = (nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
+        return {"connectors": Helper(module=Connectors(layers))}
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        if step.stage.name == "classify":
+            return {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        maps = step.modules["connectors"](list(step.student_features.values()))
+        distance = flow_loss if self.form == "paper" else mean_flow_loss
+        losses = [distance(flow_matrix(*ends), step.teacher[f"flow.{number}"]) for number, ends in enumerate(pairwise(maps))]
+        return {"flow": self.flow_weight * torch.stack(losses).sum()}
