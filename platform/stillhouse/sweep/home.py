@@ -17,7 +17,7 @@ from stillhouse.sweep.ledger import Ledger
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
 
-_FREE_TO_CHANGE = frozenset({"tracking", "trial_resources", "max_concurrent_trials"})
+_FREE_TO_CHANGE = frozenset({"tracking", "report", "trial_resources", "max_concurrent_trials"})
 """Sections of a spec that do not decide any result."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from stillhouse.data.datasets import ImageData
@@ -123,7 +124,7 @@ class TrialRunner:
 
     def finish(self) -> TrialRecord:
         """Reads the test split, stores the student's weights, writes the record, drops the checkpoint."""
-        student = self._trainer.student
+        student = self._trainer.classifier
         metrics = {
             **size_metrics(measure_size(student, self._data.input_shape)),
             **self._environment.latencies.get(student_key(self.trial.student), {}),
@@ -200,6 +201,7 @@ class TrialRunner:
             seed=trial.seed,
             teacher=self._teacher.source if self._teacher is not None else None,
             teacher_architecture=teacher_architecture,
+            teacher_weights=None if ticket is None else lambda: load_file(ticket.weights_path),
             student_name=trial.student.name,
             device=self._device,
         )

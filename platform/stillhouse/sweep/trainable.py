@@ -40,17 +40,18 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         if self._runner is None:
             return self._report(None, status="failed")
         first = not self._reported
+        entry = None
         try:
-            entry = None
             if not self._runner.finished:
                 entry = self._runner.run_epoch()
-            if self._runner.finished:
-                self._runner.finish()
-        except (InfrastructureError, OSError):
+        except InfrastructureError:
             raise
         except Exception as error:  # the trial fails alone, with its reason in the ledger
             self._runner.fail(failure_reason(error))
             return self._report(None, status="failed")
+        # Behind the last epoch only the disk can fail, which is no fault of the trial.
+        if self._runner.finished:
+            self._runner.finish()
         status = "finished" if self._runner.finished else "running"
         return self._report(entry, status=status, curve=self._runner.curve if first else None)
 
