@@ -2,28 +2,14 @@ from collections.abc import Callable
 
 import pytest
 
-from stillhouse.errors import UsageError
-from stillhouse.report.answers import Budget, answers, parse_budget, teacher_costs
+from stillhouse.report.answers import answers, teacher_costs
 from stillhouse.report.sentences import verdict_state
 from stillhouse.report.statistics import configurations
+from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]
 Facts = Callable[..., SweepFacts]
-
-
-@pytest.mark.parametrize(
-    ("text", "metric", "limit"),
-    [("parameters=100k", "parameters", 1e5), ("size_bytes=1.5M", "size_bytes", 1.5e6), (" latency_ms = 2 ", "latency_ms", 2.0)],
-)
-def test_budgets_are_read_with_their_letters(text: str, metric: str, limit: float) -> None:
-    assert parse_budget(text) == Budget(metric, limit)
-
-
-@pytest.mark.parametrize("text", ["parameters", "weight=3", "parameters=-1", "parameters=0", "parameters=1..2", "macs=1x"])
-def test_a_budget_that_makes_no_sense_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="budget"):
-        parse_budget(text)
 
 
 def test_a_budget_picks_the_best_validation_accuracy_that_fits(facts: Facts, record: Make) -> None:

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.report.answers import Budget
 from stillhouse.report.page import ReportFiles, write_report
+from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]

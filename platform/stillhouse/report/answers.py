@@ -1,7 +1,6 @@
 """The questions a sweep is run to answer: the best student of a size, how sure that is, what the teacher cost."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,49 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stillhouse.errors import UsageError, did_you_mean
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import Configuration, Estimate, compare, winners
 from stillhouse.report.table import reference_teacher
+from stillhouse.spec.budget import SIZES, Budget
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 
-SIZES = ("parameters", "size_bytes", "macs", "latency_ms")
-_MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_BUDGET = re.compile(r"\s*([a-z_]+)\s*=\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)\s*", re.IGNORECASE)
 _MOST_KNEES = 2
 # Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.
 _KNEE_HEIGHT = 0.08
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A bound on one of `SIZES`."""
-
-    metric: str
-    limit: float
-
-    def __post_init__(self) -> None:
-        if self.metric not in SIZES:
-            raise UsageError(f"budget: no size {self.metric!r}{did_you_mean(self.metric, SIZES)}")
-        if not (math.isfinite(self.limit) and self.limit > 0):
-            raise UsageError(f"budget {self.metric} must be a number > 0, got {self.limit}")
-
-
-def parse_budget(text: str) -> Budget:
-    """`parameters=100k` as a budget; the letters k, M, G and T are powers of 1000.
-
-    Raises:
-        UsageError: another form, an unknown size, a bound that is not positive.
-    """
-    found = _BUDGET.fullmatch(text)
-    if found is None:
-        raise UsageError(f"budget must look like parameters=100k, got {text!r}; sizes: {', '.join(SIZES)}")
-    metric, number, letter = found.groups()
-    try:
-        limit = float(number) * _MULTIPLES[letter.lower()]
-    except ValueError as error:
-        raise UsageError(f"budget {metric} must be a number, got {number!r}") from error
-    return Budget(metric, limit)
 
 
 @dataclass(frozen=True, kw_only=True)

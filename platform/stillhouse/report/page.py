@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 
 from stillhouse.durable import write_atomic
 from stillhouse.report import sentences, wording
-from stillhouse.report.answers import Answer, Budget, answers, teacher_costs
+from stillhouse.report.answers import Answer, answers, teacher_costs
 from stillhouse.report.figures import curve_figures, sensitivity_figures, themes, tradeoff_figure
 from stillhouse.report.looks import Looks, baseline_first
 from stillhouse.report.pareto import pareto_front
@@ -40,6 +40,7 @@ from stillhouse.report.statistics import (
 )
 from stillhouse.report.still import tradeoff_png
 from stillhouse.report.table import csv_bytes, parquet_bytes, table_columns, trials_table
+from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"

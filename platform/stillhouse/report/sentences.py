@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.report.answers import Answer, Budget, TeacherCost
+from stillhouse.report.answers import Answer, TeacherCost
 from stillhouse.report.statistics import Configuration, Estimate, Gain, mean_with_interval
 from stillhouse.report.wording import (
     counted,
@@ -21,6 +21,7 @@ from stillhouse.report.wording import (
     value_text,
     whole,
 )
+from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 _MOST_NAMES = 4

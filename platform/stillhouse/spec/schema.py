@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 from pydantic_core import PydanticCustomError
 
+from stillhouse.errors import UsageError
+from stillhouse.spec.budget import parse_budget
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.training import Training
 from stillhouse.spec.wording import show
@@ -277,6 +279,22 @@ class TrackingSpec(Section):
     experiment: str | None = None
 
 
+def _parse_budget(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _problem(f"must look like parameters=100k, got {show(value)}")
+    try:
+        parse_budget(value)
+    except UsageError as error:
+        raise _problem(str(error)) from error
+    return value.strip()
+
+
+class ReportSpec(Section):
+    """What the report answers first: the best student within each of `budgets`, such as `parameters=100k`."""
+
+    budgets: tuple[Annotated[str, PlainValidator(_parse_budget)], ...] = ()
+
+
 def _methods(value: Any) -> Any:
     if value is None:
         return None
@@ -319,4 +337,5 @@ class SweepSpec(Section):
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     knowledge: KnowledgeSpec = Field(default_factory=KnowledgeSpec)
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    report: ReportSpec = Field(default_factory=ReportSpec)
     method_paths: tuple[str, ...] = ()
