@@ -10,7 +10,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from stillhouse.data.images import ImageData, ImageDataFacts
+from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import content_hash
 from stillhouse.errors import StillhouseError
@@ -28,14 +28,14 @@ class TeacherActor:
     """Runs a `TeacherService` in an actor. `prepare` loads or trains; all else needs it, and a restarted actor redoes it.
 
     Args:
-        data: what `ImageData.to_arrays` gave, by reference, so that a node holds one copy.
+        data: the reference of what `ImageData.to_arrays` gave, in a list, so that a node holds one copy and a restart reads it.
         home: the absolute folder of teachers and knowledge.
     """
 
     def __init__(
         self,
         definition: TeacherDefinition,
-        data: tuple[Mapping[str, Any], ImageDataFacts],
+        data: list[Any],
         views: Views,
         home: str,
         dtype: str,
@@ -47,7 +47,7 @@ class TeacherActor:
 
         prepare_worker(import_paths, threads, method_folders)
         self._definition = definition
-        self._data = ImageData.from_arrays(*data)
+        self._data = ImageData.from_arrays(*ray.get(data[0]))
         self._views = views
         self._home = Path(home)
         self._dtype = dtype
@@ -156,7 +156,7 @@ def start_actor(
             max_task_retries=0,
             max_concurrency=_THREADS,
         )
-        .remote(definition, data_reference, views, str(home), dtype, int(cpus), import_paths, method_folders)
+        .remote(definition, [data_reference], views, str(home), dtype, int(cpus), import_paths, method_folders)
     )
     return name, handle
 
