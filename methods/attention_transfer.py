@@ -73,11 +73,12 @@ class AttentionTransfer(Method):
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is not here",
         deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
         suggested="attention_weight 1000, power 2",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",
+        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); "
+        "a student without BatchNorm wants a weight below 200",
     )
 
     attention_weight: float = hyperparameter(
-        1000.0, minimum=0, prior=LogUniform(10, 3000), help="beta times the elements of a map and of the batch"
+        1000.0, minimum=0, prior=LogUniform(3, 1000), help="beta times the elements of a map and of the batch"
     )
     form: Literal["paper", "code"] = hyperparameter(
         "paper", choices=("paper", "code"), help="paper: beta/2 times the norm; code: beta times the mean square"

@@ -93,7 +93,7 @@ class BornAgain(Method):
         equations="section 3: KD, confidence-weighted by teacher max (CWTM), dark knowledge with permuted predictions (DKPP)",
         deviations="all generations have the student's size and share the trial's epochs",
         suggested="2 or 3 generations; gains fade after the third",
-        interactions="short trainings leave each generation few epochs",
+        interactions="a generation with too few epochs to converge teaches nearly uniform outputs, worst in kd and dkpp",
     )
 
     generations: int = hyperparameter(2, minimum=1, prior=Integers(1, 3), help="students trained one after the other")

@@ -93,7 +93,7 @@ class FitNets(Method):
     )
 
     hint_fraction: float = hyperparameter(0.3, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1")
-    hint_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.1, 10), help="scale of the hint loss")
+    hint_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.03, 3), help="scale of the hint loss")
     temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs in stage 2")
     kd_weight: float = hyperparameter(4.0, minimum=0, prior=Uniform(1, 8), help="lambda at the start of stage 2")
     final_kd_weight: float = hyperparameter(1.0, minimum=0, help="lambda at the end of stage 2")

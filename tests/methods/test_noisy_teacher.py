@@ -40,7 +40,7 @@ def test_the_expected_loss_of_a_perfect_student_grows_with_alpha_and_the_square_
     logits = torch.ones(200_000, 4)
     for sigma, alpha in ((0.5, 0.5), (1.0, 0.25)):
         step = make_step(student_logits=logits, teacher={"logits": logits}, seed=7)
-        loss = float(NoisyTeacher(sigma=sigma, alpha=alpha).loss(step)["logit_regression"])
+        loss = float(NoisyTeacher(sigma=sigma, alpha=alpha, logit_weight=1.0).loss(step)["logit_regression"])
         assert loss == pytest.approx(alpha * sigma**2 * 2, rel=0.02)
 
 
@@ -57,5 +57,5 @@ def test_equal_seeds_draw_equal_noise_and_others_do_not() -> None:
 
 def test_the_weight_scales_the_loss() -> None:
     step = make_step(student_logits=torch.zeros(1, 2), teacher={"logits": torch.tensor([[3.0, 4.0]])})
-    terms = NoisyTeacher(logit_weight=0.1, sigma=0.0).loss(step)
-    assert float(terms["logit_regression"]) == pytest.approx(0.1 * 12.5)
+    terms = NoisyTeacher(logit_weight=0.3, sigma=0.0).loss(step)
+    assert float(terms["logit_regression"]) == pytest.approx(0.3 * 12.5)
