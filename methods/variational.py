@@ -17,7 +17,7 @@ Verified against the numbers of RepDistiller and Knowledge-Distillation-Zoo, gra
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -26,10 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Card, Helper, Method, MethodError, Setup, Step, hyperparameter
+from stillhouse.distill.maps import MapMethod, meeting_size, shrink
+from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature, reduced
-from stillhouse.knowledge.reductions import average_pool
-from stillhouse.methods.attention_transfer import paired_stages
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
@@ -86,7 +85,7 @@ class GaussianRegressor(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variational(Method):
+class Variational(MapMethod):
     """The student's layers keep as much information on the teacher's as a Gaussian can read off them."""
 
     card: ClassVar[Card] = Card(
@@ -104,54 +103,36 @@ class Variational(Method):
     )
     initial_variance: float = hyperparameter(5.0, above=1e-3, help="sigma^2 at the start of training")
     epsilon: float = hyperparameter(1e-5, above=0, below=1e-3, help="the least variance")
-    hint_layers: tuple[str, ...] = hyperparameter((), help="the teacher's layers; by default its stages, paired from the last")
-    guided_layers: tuple[str, ...] = hyperparameter((), help="the student's layer for each of hint_layers")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.hint_layers) != len(self.guided_layers):
-            raise ValueError(
-                f"guided_layers must name one layer for each of hint_layers, "
-                f"got {len(self.guided_layers)} for {len(self.hint_layers)}"
-            )
+    @property
+    def active(self) -> bool:
+        return self.information_weight > 0
 
-    def pairs(self, teacher: Architecture | None, student: Architecture) -> Mapping[str, str]:
-        """{student's layer: teacher's layer}; none with a weight of 0.
+    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
+        """{student's layer: teacher's layer}: the stages, or the embeddings where the student has no maps.
 
         Raises:
             Unsuitable: the student has neither maps nor an embedding.
-            MethodError: a named pair joins a map to a vector.
         """
-        if not self.information_weight:
-            return {}
-        assert teacher is not None, "variational distillation has a teacher"
-        if self.hint_layers:
-            pairs = dict(zip(self.guided_layers, self.hint_layers, strict=True))
-        elif not student.stages and student.pooled and teacher.pooled:
-            pairs = {student.pooled: teacher.pooled}
-        else:
-            pairs = dict(paired_stages(teacher, student))
-        for guided, hint in pairs.items():
-            if len(student.shape(guided)) != len(teacher.shape(hint)):
-                raise MethodError(
-                    f"guided layer '{guided}' {student.shape(guided)} and hint layer '{hint}' {teacher.shape(hint)} "
-                    "must be two maps or two vectors"
-                )
-        return pairs
+        named = self.teacher_maps or self.student_maps
+        if not named and not student.stages and student.pooled and teacher.pooled:
+            return {student.pooled: teacher.pooled}
+        return super().pairs(teacher, student)
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        if not self.active:
+            return {}
         return {
             f"hint.{guided}": hint_at_size(hint, teacher.shape(hint), student.shape(guided))
             for guided, hint in self.pairs(teacher, student).items()
         }
 
-    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
-        return list(self.pairs(teacher, student))
-
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        if not self.active:
+            return {}
+        assert setup.teacher is not None, "variational distillation has a teacher"
         helpers = {}
         for guided, hint in self.pairs(setup.teacher, setup.student).items():
-            assert setup.teacher is not None
             inputs, outputs = setup.student.shape(guided), setup.teacher.shape(hint)
             helpers[f"regressor.{guided}"] = Helper(
                 module=GaussianRegressor(
@@ -170,7 +151,7 @@ class Variational(Method):
 
     def _loss(self, regressor: nn.Module, features: Tensor, hint: Tensor) -> Tensor:
         if features.ndim == 4:
-            features = average_pool(features, height=hint.shape[2], width=hint.shape[3])
+            features = shrink(features, *hint.shape[2:])
         mean, variance = regressor(features)
         return variational_loss(mean, variance, hint)
 
@@ -182,5 +163,7 @@ def hint_at_size(layer: str, hint: tuple[int, ...], guided: tuple[int, ...]) -> 
         hint: shape of the teacher's layer, (K,) or (K, H, W).
         guided: shape of the student's.
     """
-    size = tuple(min(sizes) for sizes in zip(hint[1:], guided[1:], strict=True))
-    return feature(layer) if size == hint[1:] else reduced(average_pool, layer, height=size[0], width=size[1])
+    if len(hint) == 1:
+        return feature(layer)
+    height, width = meeting_size(guided, hint)
+    return reduced(shrink, layer, height=height, width=width)

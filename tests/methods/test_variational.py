@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from stillhouse.distill.maps import shrink
 from stillhouse.distill.method import MethodError, Setup, Unsuitable
 from stillhouse.knowledge.kinds import feature, reduced
-from stillhouse.knowledge.reductions import average_pool
 from stillhouse.methods.variational import GaussianRegressor, Variational, variational_loss
 from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.testing import MethodTrial, ReferenceCase, make_step
@@ -66,14 +66,15 @@ def test_maps_are_paired_from_the_last_and_the_teachers_are_pooled_where_they_ar
     method = Variational()
     assert method.pairs(teacher, student) == {"stage1": "stage2", "stage0": "stage1"}
     asked = method.knowledge(teacher, student)
-    assert asked["hint.stage1"] == feature("stage2")
-    assert asked["hint.stage0"] == reduced(average_pool, "stage1", height=14, width=14)
+    assert asked["hint.stage1"] == reduced(shrink, "stage2", height=8, width=8)
+    assert asked["hint.stage0"] == reduced(shrink, "stage1", height=14, width=14)
 
 
 def test_a_student_without_maps_is_taught_by_the_embedding() -> None:
     teacher, student = architecture((16, 32, 32), pooled=64), architecture(pooled=30)
     method = Variational()
     assert method.pairs(teacher, student) == {"pool": "pool"}
+    assert method.knowledge(teacher, student) == {"hint.pool": feature("pool")}
     setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=10, epochs=1)
     mean, variance = method.modules(setup)["regressor.pool"].module(torch.randn(2, 30))
     assert mean.shape == (2, 64)
@@ -87,19 +88,17 @@ def test_a_student_with_neither_maps_nor_embedding_does_not_suit() -> None:
 
 def test_named_layers_are_used_and_wrong_ones_refused() -> None:
     teacher = architecture((16, 32, 32), (32, 16, 16), pooled=64)
-    assert Variational(hint_layers=("stage0",), guided_layers=("stage1",)).pairs(teacher, teacher) == {"stage1": "stage0"}
+    assert Variational(teacher_maps="stage0", student_maps="stage1").pairs(teacher, teacher) == {"stage1": "stage0"}
     with pytest.raises(UnknownLayer, match="no layer 'stage9'"):
-        Variational(hint_layers=("stage9",), guided_layers=("stage1",)).pairs(teacher, teacher)
-    with pytest.raises(MethodError, match="two maps or two vectors"):
-        Variational(hint_layers=("pool",), guided_layers=("stage1",)).pairs(teacher, teacher)
-    with pytest.raises(ValueError, match="one layer for each of hint_layers, got 0 for 1"):
-        Variational(hint_layers=("stage0",))
+        Variational(teacher_maps="stage9").pairs(teacher, teacher)
+    with pytest.raises(MethodError, match="layer 'pool' of net returns"):
+        Variational(teacher_maps="pool", student_maps="stage1").pairs(teacher, teacher)
 
 
 def test_a_weight_of_0_asks_for_nothing_and_changes_nothing() -> None:
     method, maps = Variational(information_weight=0.0), architecture((16, 8, 8))
     assert method.knowledge(maps, maps) == {}
-    assert method.student_layers(None, maps) == []
+    assert not method.student_layers(None, maps)
     setup = Setup(teacher=None, student=maps, new_student=nn.Identity, num_samples=10, epochs=1)
     assert method.modules(setup) == {}
     assert list(method.loss(make_step(student_logits=torch.randn(4, 10)))) == ["cross_entropy"]
