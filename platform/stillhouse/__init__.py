@@ -1,9 +1,9 @@
 """Stillhouse: knowledge distillation swept over a Ray cluster.
 
-    from stillhouse import Sweep
+from stillhouse import Sweep
 
-    results = Sweep.from_yaml("spec.yaml").run()
-    results.table(), results.pareto()
+results = Sweep.from_yaml("spec.yaml").run()
+results.table(), results.pareto()
 """
 
 from typing import TYPE_CHECKING, Any

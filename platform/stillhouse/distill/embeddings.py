@@ -1,9 +1,11 @@
-"""Methods that compare how a batch's samples lie to one another, whatever space they lie in."""
+"""What methods share that compare how a batch's samples lie to one another, whatever space they lie in."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +15,22 @@ from stillhouse.models.architecture import Architecture, UnknownLayer
 
 Relation = Callable[[Tensor, Tensor], Tensor]
 """A scalar from the student's outputs [B, K] and the teacher's [B, K']; a batch of one must have a value too."""
+
+_SHORTEST = 1e-12
+
+
+def unit_rows(vectors: Tensor, epsilon: float = 0.0) -> Tensor:
+    """[..., K] divided by its length plus epsilon; a vector of zeros stays one, with a gradient of 0.
+
+    Dividing by a clamped length instead multiplies the gradient of such a vector by 1e12.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / (lengths.masked_fill(lengths <= _SHORTEST, math.inf) + epsilon)
+
+
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """|x - y|^2 of every row x [B, K] with every row y [N, K]: [B, N], at least up to rounding 0."""
+    return left.square().sum(dim=1).unsqueeze(1) + right.square().sum(dim=1) - 2 * left @ right.T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +46,11 @@ class EmbeddingMethod(Method):
     def relations(self) -> Mapping[str, tuple[float, Relation]]:
         """{term: (its weight, its value)}."""
         raise NotImplementedError
+
+    @property
+    def active(self) -> bool:
+        """False when weights of 0 switch the method off: nothing is asked of the teacher then."""
+        return any(weight for weight, _ in self.relations().values())
 
     def default_layer(self, architecture: Architecture) -> str | None:
         """The layer read where none is named; None where the network has nothing to offer."""
@@ -54,21 +77,24 @@ class EmbeddingMethod(Method):
         return default
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
-        if not self._wanted():
+        if not self.active:
             return {}
         self.layer(student, whose="student")
         return {"embedding": feature(self.layer(teacher, whose="teacher"))}
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
-        return [self.layer(student, whose="student")] if self._wanted() else []
+        return [self.layer(student, whose="student")] if self.active else []
+
+    def embeddings(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The student's outputs [B, K] and the teacher's [B, K'], flattened."""
+        (student,) = step.student_features.values()
+        return student.flatten(1), step.teacher["embedding"].flatten(1)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
-        if wanted := self._wanted():
-            (student,) = step.student_features.values()
-            embeddings = student.flatten(1), step.teacher["embedding"].flatten(1)
-            terms |= {name: weight * relation(*embeddings) for name, (weight, relation) in wanted.items()}
+        if self.active:
+            student, teacher = self.embeddings(step)
+            for name, (weight, relation) in self.relations().items():
+                if weight:
+                    terms[name] = weight * relation(student, teacher)
         return terms
-
-    def _wanted(self) -> dict[str, tuple[float, Relation]]:
-        return {name: (weight, relation) for name, (weight, relation) in self.relations().items() if weight}

@@ -226,6 +226,10 @@ class Step:
         assert self.student_logits is not None, f"stage '{self.stage.name}' ends at layer '{self.stage.until}'"
         return self.student_logits
 
+    def from_each(self, name: str) -> list[Tensor]:
+        """The knowledge called `name` of every teacher of this trial, in the sweep's order of teachers."""
+        return [value for key, value in self.teacher.items() if key == name or key.endswith(f"/{name}")]
+
     @property
     def generator(self) -> torch.Generator:
         """A CPU generator for this step alone: equal draws in every run, on every device, after every resume."""
@@ -258,6 +262,9 @@ class Method:
     """
 
     card: ClassVar[Card] = Card(title="Supervised training", family="control")
+    every_teacher: ClassVar[bool] = False
+    """Whether a trial learns from all teachers of the sweep together. `knowledge` is then asked of each of them, and with more
+    than one `step.teacher` has `<teacher>/<name>`; `step.from_each(name)` gives them in order."""
 
     def __post_init__(self) -> None:
         for name, rule in self.hyperparameters().items():

@@ -191,6 +191,7 @@ class Trainer:
                 "version": _CHECKPOINT_VERSION,
                 "epochs": self.epochs,
                 "seed": self._seed,
+                "stages": self._stage_plan(),
                 "epoch": self.epoch,
                 "stage": self._stage_index,
                 "students_made": self._students_made,
@@ -211,10 +212,10 @@ class Trainer:
             Damaged: it is not a whole checkpoint of this training; the trainer is then not usable.
         """
         state = load_checkpoint(path, device=self.device)
-        ours = (_CHECKPOINT_VERSION, self.epochs, self._seed)
-        theirs = tuple(state.get(key) for key in ("version", "epochs", "seed"))
+        ours = [_CHECKPOINT_VERSION, self.epochs, self._seed, self._stage_plan()]
+        theirs = [state.get(key) for key in ("version", "epochs", "seed", "stages")]
         if theirs != ours:
-            raise Damaged(f"{path} belongs to another training: version, epochs, seed are {theirs}, not {ours}")
+            raise Damaged(f"{path} belongs to another training: version, epochs, seed, stages are {theirs}, not {ours}")
         try:
             self.student.load_state_dict(state["student"])
             for name, module in self._modules.items():
@@ -223,13 +224,16 @@ class Trainer:
                 self._prepare_stage(state["stage"])
                 assert self._optimisers is not None
                 self._optimisers.load_state_dict(state["optimisers"])
-        except (RuntimeError, KeyError, ValueError) as error:
+            self.epoch = state["epoch"]
+            self.curve = state["curve"]
+            self.train_seconds = state["train_seconds"]
+            self.wait_seconds = state["wait_seconds"]
+            self._students_made = state["students_made"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{path} does not fit this training: {error}") from error
-        self.epoch = state["epoch"]
-        self.curve = state["curve"]
-        self.train_seconds = state["train_seconds"]
-        self.wait_seconds = state["wait_seconds"]
-        self._students_made = state["students_made"]
+
+    def _stage_plan(self) -> list[list[Any]]:
+        return [[stage.name, stage.epochs] for stage in self.stages]
 
     def _new_student(self) -> nn.Module:
         with torch.random.fork_rng(devices=self._rng_devices()):

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+TEACHER_JOINT = "+"
+"""Stands between the names of teachers that teach one trial together; no teacher's own name has it."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,7 +28,10 @@ class StudentChoice(_Record):
 
 
 class Trial(_Record):
-    """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that decides its result."""
+    """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that decides its result.
+
+    `teacher` joins the names of several by `+`.
+    """
 
     key: str
     phase: Literal["search", "confirm"] = "search"
@@ -35,6 +41,11 @@ class Trial(_Record):
     teacher: str | None = None
     seed: int = 0
     epochs: int
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers' names: none, one, or several that teach the trial together."""
+        return tuple(self.teacher.split(TEACHER_JOINT)) if self.teacher else ()
 
 
 class TrialRecord(_Record):

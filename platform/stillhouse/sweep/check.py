@@ -27,6 +27,7 @@ from stillhouse.models.weights import load_state, read_checkpoint
 from stillhouse.spec.combinations import Soundness, combination_problems, idle_settings
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.priors import Prior
+from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec
 from stillhouse.spec.wording import show
 from stillhouse.sweep.blueprint import Shape, blueprint, build_problems, sketch
@@ -333,7 +334,9 @@ class _Surveyor:
                 continue
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                outcome = self._try(draw, teachers.get(draw.teacher or ""), student, spec)
+                asked = [teachers.get(name) for name in draw.teacher.split(TEACHER_JOINT)] if draw.teacher else [None]
+                tried = [self._try(draw, teacher, student, spec) for teacher in asked]
+                outcome = next((each for each in tried if not isinstance(each, Draw)), tried[0])
             self._note(*(f"methods.{draw.method}: {warning.message}" for warning in caught))
             if isinstance(outcome, Draw):
                 self._survey.draws.append(outcome)
@@ -460,7 +463,7 @@ class _Surveyor:
                 f"search.trials_per_method = {spec.search.trials_per_method} is less than the {cells} pairs of students and "
                 "teachers: some are never tried"
             )
-        asked = {draw.teacher for draw in self._survey.draws}
+        asked = {name for draw in self._survey.draws for name in (draw.teacher or "").split(TEACHER_JOINT)}
         for name in spec.teachers:
             if self._survey.draws and name not in asked and not self._survey.problems:
                 self._note(f"no trial asks anything of teacher {name}")

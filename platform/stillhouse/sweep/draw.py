@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse import methods
 from stillhouse.data.hashing import derive_key, permutation, uniform
 from stillhouse.spec.priors import Choice, Integers, Prior
-from stillhouse.spec.records import StudentChoice
+from stillhouse.spec.records import TEACHER_JOINT, StudentChoice
 from stillhouse.spec.schema import StudentSpec, SweepSpec
 
 MAX_TRIALS = 100_000
@@ -59,15 +60,15 @@ def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
     compared in pairs: student i mod S, teacher (i // S) mod T.
     """
     assert spec.methods is not None, "resolve the spec first"
-    teachers: Sequence[str | None] = [*spec.teachers] or [None]
     if spec.search.algorithm == "grid":
-        yield from _grid(spec, teachers)
+        yield from _grid(spec)
         return
     count = spec.search.trials_per_method
     students = spec.students
     rounds = -(-count // len(students)) if students else 0
     choices = [_student_column(spec.search.seed, student, rounds) for student in students]
     for method, settings in spec.methods.items():
+        teachers = _teachers_of(method, spec)
         columns = [_setting_column(spec.search.seed, method, student.name, settings, rounds) for student in students]
         for number in range(count if students else 0):
             turn, place = divmod(number, len(students))
@@ -86,9 +87,17 @@ def enumerable(setting: Any) -> bool:
     return not isinstance(setting, Prior) or isinstance(setting, Choice | Integers)
 
 
-def _grid(spec: SweepSpec, teachers: Sequence[str | None]) -> Iterator[Draw]:
+def _teachers_of(method: str, spec: SweepSpec) -> Sequence[str | None]:
+    """The teachers that take turns with this method, or all of them as one."""
+    if spec.teachers and methods.find(method).every_teacher:
+        return [TEACHER_JOINT.join(spec.teachers)]
+    return [*spec.teachers] or [None]
+
+
+def _grid(spec: SweepSpec) -> Iterator[Draw]:
     assert spec.methods is not None
     for method, settings in spec.methods.items():
+        teachers = _teachers_of(method, spec)
         for student in spec.students:
             for options in _product(student.options):
                 choice = StudentChoice(name=student.name, model=student.model, options=options)

@@ -30,7 +30,7 @@ class SweepHome:
     """The folder of one sweep under the home.
 
     Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `students/*.safetensors`, `trials/` with checkpoints
-    of trials under way, `report/`.
+    of trials under way, `runs.json` (the pages of MLflow), `report/`.
     """
 
     def __init__(self, home: Path, name: str) -> None:
@@ -110,6 +110,18 @@ class SweepHome:
             return SweepFacts.model_validate_json(read_checked(self.folder / "facts"))
         except (FileNotFoundError, Damaged, ValidationError):
             return None
+
+    def write_addresses(self, addresses: Mapping[str, str]) -> None:
+        """Notes where MLflow shows each trial, by trial key, and the sweep, by the empty key."""
+        write_json(self.folder / "runs.json", {**self.read_addresses(), **addresses})
+
+    def read_addresses(self) -> dict[str, str]:
+        """What `write_addresses` noted last; empty when nothing was tracked."""
+        try:
+            addresses = json.loads((self.folder / "runs.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(address) for key, address in addresses.items()} if isinstance(addresses, dict) else {}
 
     def read_records(self) -> list[TrialRecord]:
         return list(self.ledger.read_all()[0].values())

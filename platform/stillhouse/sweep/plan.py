@@ -14,7 +14,7 @@ from stillhouse.errors import SpecError
 from stillhouse.models.registry import model_options
 from stillhouse.models.size import ModelSize
 from stillhouse.spec.priors import Prior
-from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
+from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import MLFLOW, TORCHVISION, Skipped, survey
@@ -166,7 +166,8 @@ class TrialKeys:
             "epochs": epochs,
         }
         if draw.teacher is not None:
-            identity["teacher"] = self._teachers[draw.teacher]
+            teachers = [self._teachers[name] for name in draw.teacher.split(TEACHER_JOINT)]
+            identity["teacher"] = teachers[0] if len(teachers) == 1 else teachers
             identity["dtype"] = self._dtype
         return Trial(
             key=content_hash(identity, digits=KEY_DIGITS),
@@ -312,7 +313,7 @@ def _planned_students(trials: Iterable[Trial], data: ImageData) -> tuple[Planned
 
 
 def _planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) -> tuple[PlannedTeacher, ...]:
-    counts = Counter(trial.teacher for trial in trials)
+    counts = Counter(name for trial in trials for name in trial.teachers)
     return tuple(
         PlannedTeacher(
             name=name,

@@ -19,6 +19,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import ModelSize, measure_size
 from stillhouse.models.weights import save_weights
@@ -28,7 +29,7 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.ledger import Ledger
-from stillhouse.teachers.client import TrialTeacher
+from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources
 from stillhouse.teachers.definition import TeacherTicket
 
 CHECKPOINT_INTERVAL_S = 5.0
@@ -80,7 +81,7 @@ class TrialRunner:
         self._started = now()
         self._folder = Path(environment.folder) / "trials" / trial.key
         self._saved = time.monotonic()
-        self._teacher: TrialTeacher | None = None
+        self._teachers: list[TrialTeacher] = []
         self._trainer = self._make_trainer()
         try:
             self._trainer.load(self._checkpoint)
@@ -134,8 +135,9 @@ class TrialRunner:
         }
         for name, peer in self._trainer.peers().items():
             metrics[f"test_accuracy_{name}"] = self._trainer.evaluate(self._data.test, peer)
-        score = self._environment.teachers.get(self.trial.teacher or "")
-        if score is not None:
+        scores = [self._environment.teachers[name] for name in self.trial.teachers]
+        if scores:
+            score = max(scores, key=lambda each: each.test_accuracy)
             metrics["compression_ratio"] = score.parameters / metrics["parameters"]
             metrics["accuracy_drop"] = score.test_accuracy - metrics["test_accuracy"]
         weights = Path("students") / f"{self.trial.key}.safetensors"
@@ -152,8 +154,8 @@ class TrialRunner:
 
     def _write(self, status: str, **fields: Any) -> TrialRecord:
         teaching: dict[str, Any] = {}
-        if self._teacher is not None:
-            teaching = {**self._teacher.counters(), "wait_seconds": self._trainer.wait_seconds}
+        if self._teachers:
+            teaching = {**add_counters(self._teachers), "wait_seconds": self._trainer.wait_seconds}
         record = TrialRecord.model_validate(
             {
                 "trial": self.trial,
@@ -179,18 +181,14 @@ class TrialRunner:
     def _make_trainer(self) -> Trainer:
         trial = self.trial
         method = make_method(trial.method, trial.hyperparameters)
-        ticket = self._environment.tickets.get(trial.teacher or "")
-        teacher_architecture = None
-        self._teacher = None
-        if ticket is not None:
-            definition, data = ticket.definition, self._data
-            teacher_architecture = blueprint(
-                definition.model, definition.options, definition.num_classes, definition.input_shape
-            ).architecture
-            student = blueprint(trial.student.model, trial.student.options, data.num_classes, data.input_shape).architecture
-            knowledge = method.knowledge(teacher_architecture, student)
-            if knowledge:
-                self._teacher = TrialTeacher(ticket, knowledge, device=self._device)
+        tickets = [self._environment.tickets[name] for name in trial.teachers]
+        architectures = [self._describe(each.definition.model, each.definition.options) for each in tickets]
+        student = self._describe(trial.student.model, trial.student.options)
+        self._teachers = []
+        for ticket, architecture in zip(tickets, architectures, strict=True):
+            prefix = f"{ticket.definition.name}/" if len(tickets) > 1 else ""
+            asked = {f"{prefix}{name}": kind for name, kind in method.knowledge(architecture, student).items()}
+            self._teachers.append(TrialTeacher(ticket, asked, device=self._device))
         return Trainer(
             new_student=lambda: build_student(trial.student, self._data),
             method=method,
@@ -199,12 +197,15 @@ class TrialRunner:
             training=self._environment.training,
             epochs=trial.epochs,
             seed=trial.seed,
-            teacher=self._teacher.source if self._teacher is not None else None,
-            teacher_architecture=teacher_architecture,
-            teacher_weights=None if ticket is None else lambda: load_file(ticket.weights_path),
+            teacher=join_sources([teacher.source for teacher in self._teachers]),
+            teacher_architecture=architectures[0] if architectures else None,
+            teacher_weights=(lambda: load_file(tickets[0].weights_path)) if tickets else None,
             student_name=trial.student.name,
             device=self._device,
         )
+
+    def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
+        return blueprint(model, options, self._data.num_classes, self._data.input_shape).architecture
 
 
 def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> TrialRecord:

@@ -293,11 +293,11 @@ class Sweep:
         """All that the trials ask of each teacher, each kind once: one forward pass gives them all."""
         asked_of: dict[str, dict[str, Knowledge]] = {}
         for trial in trials:
-            if trial.teacher is not None:
-                teacher = self._describe(self.spec.teachers[trial.teacher].model, self.spec.teachers[trial.teacher].options)
+            for name in trial.teachers:
+                teacher = self._describe(self.spec.teachers[name].model, self.spec.teachers[name].options)
                 student = self._describe(trial.student.model, trial.student.options)
                 for kind in make_method(trial.method, trial.hyperparameters).knowledge(teacher, student).values():
-                    asked_of.setdefault(trial.teacher, {}).setdefault(kind_id(kind), kind)
+                    asked_of.setdefault(name, {}).setdefault(kind_id(kind), kind)
         return asked_of
 
     def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
@@ -393,7 +393,12 @@ class Sweep:
 
     def _spent(self, teacher: TeacherFacts, new: Sequence[TrialRecord], fills_before: int) -> "_Spent":
         fills = count_fills(self.place.home / "knowledge", teacher.key, since_byte=fills_before)
-        own = [record.teaching for record in new if record.trial.teacher == teacher.name]
+        # Several teachers of one trial are asked equally often.
+        own = [
+            {name: count // len(record.trial.teachers) for name, count in record.teaching.items() if isinstance(count, int)}
+            for record in new
+            if teacher.name in record.trial.teachers
+        ]
         return _Spent(
             forwarded=int(fills["samples"]) + sum(teaching.get("samples_forwarded", 0) for teaching in own),
             gathered=sum(teaching.get("samples_gathered", 0) for teaching in own),

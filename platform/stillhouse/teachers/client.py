@@ -120,7 +120,7 @@ class MixedKnowledge:
 
     def __init__(self, sources: Sequence[KnowledgeSource]) -> None:
         self._sources = sources
-        self.way = "+".join(source.way for source in sources)
+        self.way = "+".join(dict.fromkeys(source.way for source in sources))
 
     def begin_epoch(self, view: int) -> None:
         for source in self._sources:
@@ -158,7 +158,9 @@ class TrialTeacher:
             load_weights(teacher, Path(ticket.weights_path))
             self._inline = InlineKnowledge(teacher.to(device), by_way["inline"])
             sources.append(self._inline)
-        self.source: KnowledgeSource = sources[0] if len(sources) == 1 else MixedKnowledge(sources)
+        joined = join_sources(sources)
+        assert joined is not None, "a trial with a teacher asks something of it"
+        self.source: KnowledgeSource = joined
 
     def counters(self) -> dict[str, Any]:
         """`way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline) and `remote_calls` of this trial."""
@@ -169,3 +171,15 @@ class TrialTeacher:
             "samples_forwarded": self._inline.samples_forwarded if self._inline else 0,
             "remote_calls": self.link.calls,
         }
+
+
+def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:
+    """One source for all of them; None for none."""
+    return MixedKnowledge(sources) if len(sources) > 1 else sources[0] if sources else None
+
+
+def add_counters(teachers: Sequence[TrialTeacher]) -> dict[str, Any]:
+    """The counters of a trial that learns from several teachers: sums, and the ways that were gone."""
+    counted = [teacher.counters() for teacher in teachers]
+    sums = {name: sum(each[name] for each in counted) for name in counted[0] if name != "way"}
+    return {"way": "+".join(dict.fromkeys(each["way"] for each in counted)), **sums}

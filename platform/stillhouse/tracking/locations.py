@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 _HIDDEN = "***"
 # Every repetition is bounded: these run over whole reports, and an unbounded one takes quadratic time on long words.
@@ -16,6 +16,7 @@ _HIDDEN_WORD = r"(?:password|passwd|passfile|sslpassword|secret|token|api_?key|a
 _SECRET_QUERY = re.compile(rf"(?P<key>[?&;][\w.-]{{0,40}}{_HIDDEN_WORD}[\w.-]{{0,40}}=)[^&;\s'\"<>#]{{1,4000}}", re.IGNORECASE)
 _SECRET_KEY = re.compile(rf"(?:^|[_.-]){_HIDDEN_WORD}$", re.IGNORECASE)
 
+UI_PORT = 5000
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}
 
 
@@ -61,6 +62,14 @@ class Location:
     @property
     def is_database(self) -> bool:
         return self.uri.partition(":")[0].partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
+
+    @property
+    def pages(self) -> str | None:
+        """Where a browser finds this store: the server, or where `stillhouse ui` serves a database; None for others."""
+        if not self.is_server:
+            return f"http://127.0.0.1:{UI_PORT}" if self.is_database else None
+        parts = urlsplit(self.uri)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def hide(self, text: str) -> str:
         """`text` without this store's own credentials, and otherwise as it is: a page may hold code that looks like one."""

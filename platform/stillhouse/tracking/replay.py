@@ -1,7 +1,7 @@
 """Writes the ledger into MLflow after an outage."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stillhouse.errors import InfrastructureError
@@ -20,6 +20,7 @@ class SyncResult:
         skipped: runs that stood there already.
         failed: records that are still not in the store; `reasons` says why.
         run_id: the parent run.
+        addresses: the page of each run, by trial key, and of the parent by the empty key.
     """
 
     created: int
@@ -27,6 +28,7 @@ class SyncResult:
     failed: int
     reasons: tuple[str, ...] = ()
     run_id: str | None = None
+    addresses: Mapping[str, str] = field(default_factory=dict)
 
 
 def sync(
@@ -61,4 +63,4 @@ def sync(
         except (UnreachableError, RejectedError) as error:
             reasons.append(str(error))
     failed = len(records) - sum(counts.values())
-    return SyncResult(**counts, failed=failed, reasons=tuple(reasons), run_id=writer.run_id)
+    return SyncResult(**counts, failed=failed, reasons=tuple(reasons), run_id=writer.run_id, addresses=writer.addresses())

@@ -18,6 +18,7 @@ START_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_LOOK_S = 0.02
 
 
 @dataclass
@@ -98,6 +99,19 @@ class Tracker:
             if not self._disabled and not self._stopping:
                 self._pending.append(record)
                 self._changed.notify()
+
+    def drain(self, timeout_s: float = 60) -> dict[str, str]:
+        """Waits until what is queued stands in the store, unless the store is down.
+
+        Returns:
+            the address of each run that stands there, by trial key, and of the parent by the empty key.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (
+            self._pending and self._thread is not None and not (self._disabled or self._outages) and time.monotonic() < deadline
+        ):
+            time.sleep(_LOOK_S)
+        return self._writer.addresses() if self._writer is not None else {}
 
     def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path], timeout_s: float = 60) -> bool:
         """Writes what is queued, then summary, spec and files, and ends the parent run.

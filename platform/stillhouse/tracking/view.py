@@ -57,6 +57,11 @@ def view_address(server: str, experiment_id: str, view_id: str) -> str:
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
+def run_address(server: str, experiment_id: str, run_id: str) -> str:
+    """The page of one run."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
 def _view(view_id: str, name: str, search: str) -> View:
     charts: list[Mapping[str, Any]] = [
         _chart(f"scatter-{metric}", "SCATTER")

@@ -27,7 +27,7 @@ from stillhouse.tracking.entries import (
 )
 from stillhouse.tracking.locations import Location, home_identity, mask_secrets, mask_uri
 from stillhouse.tracking.store import RejectedError, attempt, open_client
-from stillhouse.tracking.view import experiment_view, sweep_view
+from stillhouse.tracking.view import experiment_view, run_address, sweep_view
 
 # MLflow takes 1000 metrics, 100 params and 1 MB in a batch; 25 params of 6000 characters in UTF-8 stay under it.
 _METRICS_PER_BATCH = 500
@@ -110,6 +110,14 @@ class SweepWriter:
         missing = self._log_files(facts, artifacts)
         self.end("FINISHED")
         return missing
+
+    def addresses(self) -> dict[str, str]:
+        """The page of each complete child run by trial key, and of the parent by the empty key."""
+        server = self.location.pages
+        if server is None:
+            return {}
+        runs = {key: child.run_id for key, child in sorted(self._children.items()) if child.digest is not None}
+        return {key: run_address(server, self.experiment_id, run_id) for key, run_id in {"": self.run_id, **runs}.items()}
 
     def end(self, status: Literal["FINISHED", "KILLED"]) -> None:
         attempt(lambda: self._client.set_terminated(self.run_id, status))

@@ -1,0 +1,11 @@
+"""A student as others run it: weights, a `torch.export` program, ONNX, preprocessing facts, a model card with its numbers.
+
+Everything that is written is loaded again and compared with the student on real validation images before it gets its place.
+Needs the packages of the extra `export`; they are imported when something is exported, not before.
+"""
+
+from stillhouse.export.export import FILES, Student, export_student
+from stillhouse.export.folder import check_target
+from stillhouse.export.onnx import require_packages
+
+__all__ = ["FILES", "Student", "check_target", "export_student", "require_packages"]

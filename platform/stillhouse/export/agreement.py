@@ -1,0 +1,89 @@
+"""Whether what was exported answers as the student does, and how fast it is beside it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.errors import UsageError
+from stillhouse.models.layers import Shape
+from stillhouse.models.size import Latency, measure_latency
+
+Answer = Callable[[Tensor], Tensor]
+"""Logits [B, classes] for images [B, C, H, W]."""
+
+BATCH_SIZES = (1, 64)
+# float32 has 7 digits; kernels that add in another order lose one or two of them in a deep network.
+_TOLERANCE = 1e-4
+_BUDGET_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Two networks on the same images.
+
+    Attributes:
+        largest_difference: of any two logits.
+        largest_logit: by magnitude, of the student: what the difference is to be seen against.
+        same_class: images that both put into the same class.
+    """
+
+    images: int
+    largest_difference: float
+    largest_logit: float
+    same_class: int
+
+
+def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) -> Agreement:
+    """Compares on `images` [N, C, H, W], one of them alone, the others in batches.
+
+    Raises:
+        UsageError: they differ by more than rounding, or the logits are not finite.
+    """
+    difference, logit, same = 0.0, 0.0, 0
+    for batch in _batches(images):
+        with torch.no_grad():
+            expected = student(batch)
+        got = answer(batch)
+        if got.shape != expected.shape:
+            raise UsageError(f"{what} answers {list(got.shape)} where the student answers {list(expected.shape)}")
+        difference = max(difference, _largest(got - expected))
+        logit = max(logit, _largest(expected))
+        same += int((got.argmax(dim=1) == expected.argmax(dim=1)).sum())
+    if not math.isfinite(logit):
+        raise UsageError("the student's logits are not finite on validation images; choose another trial")
+    if not difference <= _TOLERANCE * max(1.0, logit):
+        raise UsageError(
+            f"{what} does not answer as the student does: logits differ by {difference:.3g}; "
+            "does its forward pass depend on more than the image?"
+        )
+    return Agreement(images=len(images), largest_difference=difference, largest_logit=logit, same_class=same)
+
+
+def latency_of(answer: Answer, input_shape: Shape) -> dict[int, Latency]:
+    """Times an answer on the CPU, at the batch sizes of the card."""
+    return measure_latency(_Answering(answer), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
+
+
+class _Answering(nn.Module):
+    """What is measured must be a module, and a loaded program refuses `eval()`."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._answer(images)
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    yield images[:1]
+    for start in range(1, len(images), BATCH_SIZES[-1]):
+        yield images[start : start + BATCH_SIZES[-1]]
+
+
+def _largest(values: Tensor) -> float:
+    """The largest magnitude; NaN counts as infinite, which a maximum would hide."""
+    return float(values.abs().nan_to_num(nan=math.inf).max())

@@ -1,0 +1,77 @@
+"""A student as an ONNX file, checked and run by onnxruntime."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from stillhouse.errors import UsageError
+from stillhouse.export.agreement import Answer
+from stillhouse.export.program import first_line
+
+INPUT, OUTPUT = "images", "logits"
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def require_packages() -> None:
+    """Looks for the packages of the extra without importing them.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"exporting needs {' and '.join(missing)}, not installed here: pip install 'stillhouse[export]'")
+
+
+def save_onnx(program: ExportedProgram, path: Path) -> None:
+    """Writes one self-contained file with the input `images` [batch, C, H, W] and the output `logits` [batch, classes].
+
+    Raises:
+        UsageError: the program uses an operation that ONNX lacks.
+    """
+    try:
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+            verbose=False,
+        )
+    except Exception as error:
+        raise UsageError(f"the student can not be written as ONNX: {first_line(error)}") from error
+    assert converted is not None
+    converted.save(path)
+
+
+def check_onnx(path: Path) -> None:
+    """Holds the file to the standard, shapes included.
+
+    Raises:
+        UsageError: it is not valid.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:
+        raise UsageError(f"the ONNX file is not valid: {first_line(error)}") from error
+
+
+def load_answer(path: Path) -> Answer:
+    """What onnxruntime answers on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    return answer

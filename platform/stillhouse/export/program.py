@@ -1,0 +1,51 @@
+"""A student as a `torch.export` program, which runs without the code of its model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from stillhouse.errors import UsageError
+from stillhouse.export.agreement import Answer
+from stillhouse.models.layers import Shape
+
+# torch.export takes a size of 0 or 1 for a constant.
+_EXAMPLE_BATCH = 2
+
+
+def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
+    """The program of a model in evaluation mode on the CPU, for batches of any size.
+
+    Raises:
+        UsageError: torch can not trace the model, as when its control flow depends on the pixels.
+    """
+    example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
+    except Exception as error:
+        raise UsageError(
+            f"torch.export can not trace {type(model).__name__} with a batch of any size: {first_line(error)}; "
+            "its forward must not decide by the values or the number of its images"
+        ) from error
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def load_answer(path: Path) -> Answer:
+    """What the program in a file of our own answers; torch unpickles parts of such a file, so never load a stranger's."""
+    module = torch.export.load(path).module()
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(images)
+        return logits
+
+    return answer
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
