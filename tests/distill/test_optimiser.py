@@ -1,0 +1,113 @@
+"""Optimisers: one step against the closed form, groups that are stepped apart, clipping."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.distill.optimiser import Optimisers, make_optimizer
+from stillhouse.spec.training import Training
+
+
+class Weight(nn.Module):
+    """One number."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+def optimisers(recipes: dict[str, dict[str, Any]], modules: dict[str, nn.Module]) -> Optimisers:
+    training = {
+        name: Training.model_validate({"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0, **recipe})
+        for name, recipe in recipes.items()
+    }
+    found = Optimisers(modules, training, steps_per_epoch=10, total_steps=100, device="cpu")
+    found.set_step(0)
+    return found
+
+
+def test_sgd_with_momentum_and_decay_follows_its_recursion() -> None:
+    weight = Weight()
+    update = optimisers({"student": {"momentum": 0.9, "weight_decay": 0.5}}, {"student": weight})
+    expected, velocity = 1.0, 0.0
+    for _ in range(5):
+        update.minimise(3 * weight.value)
+        velocity = 0.9 * velocity + 3 + 0.5 * expected
+        expected -= 0.1 * velocity
+        assert weight.value.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_first_step_of_adam_is_the_rate_itself() -> None:
+    """With bias correction m/sqrt(v) is the gradient's sign, whatever its size."""
+    for gradient in (1e-3, 7.0):
+        weight = Weight()
+        optimisers({"student": {"optimizer": "adam"}}, {"student": weight}).minimise(gradient * weight.value)
+        assert weight.value.item() == pytest.approx(1 - 0.1, rel=1e-4)
+
+
+def test_adamw_decays_apart_from_the_gradient() -> None:
+    weight = Weight()
+    recipe = {"optimizer": "adamw", "weight_decay": 0.5}
+    optimisers({"student": recipe}, {"student": weight}).minimise(2 * weight.value)
+    assert weight.value.item() == pytest.approx(1 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
+
+
+def test_a_named_group_is_stepped_alone() -> None:
+    student, helper = Weight(), Weight()
+    update = optimisers({"student": {}, "helper": {}}, {"student": student, "helper": helper})
+    update.minimise(student.value * helper.value, "helper")
+    assert [student.value.item(), helper.value.item()] == pytest.approx([1.0, 0.9])
+    update.minimise(student.value * helper.value.detach(), "student")
+    # A gradient left over from the first loss would give 1 - 0.1 * 1.9.
+    assert student.value.item() == pytest.approx(1 - 0.1 * 0.9)
+    assert helper.value.item() == pytest.approx(0.9)
+
+
+def test_all_groups_are_stepped_by_default_each_by_its_own_recipe() -> None:
+    student, helper = Weight(), Weight()
+    update = optimisers({"student": {}, "helper": {"learning_rate": 0.01}}, {"student": student, "helper": helper})
+    update.minimise(student.value + helper.value)
+    assert student.value.item() == pytest.approx(0.9)
+    assert helper.value.item() == pytest.approx(0.99)
+
+
+def test_the_rate_that_is_told_is_the_students() -> None:
+    update = optimisers({"student": {}, "helper": {"learning_rate": 0.01}}, {"student": Weight(), "helper": Weight()})
+    assert update.set_step(5) == pytest.approx(0.1)
+
+
+def test_clipping_bounds_the_norm_of_a_group_and_keeps_its_direction() -> None:
+    module = nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+    update = optimisers({"student": {"gradient_clip": 1.0, "momentum": 0.0}}, {"student": module})
+    update.minimise(30 * module[0].sum() + 40 * module[1].sum())
+    # The gradient (30, 40) has norm 50, and becomes (0.6, 0.8).
+    assert [value.item() for value in module] == pytest.approx([-0.06, -0.08], rel=1e-4)
+
+
+def test_gradients_within_the_bound_are_not_touched() -> None:
+    weight = Weight()
+    optimisers({"student": {"gradient_clip": 100.0}}, {"student": weight}).minimise(3 * weight.value)
+    assert weight.value.item() == pytest.approx(0.7)
+
+
+def test_frozen_parameters_have_no_optimiser() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    optimizer = make_optimizer(module, Training())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_a_module_without_trainable_parameters_is_left_out() -> None:
+    weight = Weight()
+    update = optimisers({"student": {}, "helper": {}}, {"student": weight, "helper": nn.ReLU()})
+    update.minimise(weight.value)
+    assert set(update.state_dict()["groups"]) == {"student"}
+
+
+def test_nesterov_without_momentum_is_plain_descent() -> None:
+    weight = Weight()
+    optimisers({"student": {"nesterov": True, "momentum": 0.0}}, {"student": weight}).minimise(weight.value)
+    assert math.isclose(weight.value.item(), 0.9)

@@ -1,0 +1,66 @@
+"""Ways to the same knowledge that need no cluster."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, layers_of
+from stillhouse.knowledge import feature, logits, reduced
+from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.models.features import UnreadableLayer
+
+IMAGES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+def teacher() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+def test_an_inline_teacher_answers_in_evaluation_mode_without_gradients() -> None:
+    model = teacher().train()
+    knowledge = InlineKnowledge(model, {"logits": logits(), "hidden": feature("0"), "squared": reduced(torch.square)})
+    gathered = knowledge.gather(torch.arange(6), IMAGES)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(gathered["logits"], model.eval()(IMAGES))
+    assert torch.equal(gathered["hidden"], model[0](IMAGES))
+    assert torch.equal(gathered["squared"], gathered["logits"].square())
+    assert not any(value.requires_grad for value in gathered.values())
+    assert torch.equal(model.state_dict()["1.running_mean"], torch.zeros(4))
+    assert knowledge.samples_forwarded == 6
+
+
+def test_the_layers_of_several_kinds_are_read_once_each() -> None:
+    kinds = {"a": feature("0"), "b": reduced(torch.maximum, "0", "1"), "c": logits()}
+    assert layers_of(kinds) == ["0", "1"]
+
+
+def test_a_layer_that_is_overwritten_behind_itself_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
+    with pytest.raises(UnreadableLayer):
+        InlineKnowledge(model, {"hidden": feature("0")}).gather(torch.arange(6), IMAGES)
+
+
+def sealed(store: KnowledgeStore, view: int, dtype: str) -> SealedView:
+    rows = torch.arange(12.0).view(6, 2) + 100 * view
+    identity = {"view": view, "dtype": dtype}
+    writer = store.writer(identity, rows=6, shape=(2,), dtype=dtype)
+    writer.write(0, rows.numpy())
+    writer.seal()
+    return store.open(identity)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("float16", 2)])
+def test_cached_knowledge_is_float32_of_the_epochs_view_and_is_counted(tmp_path: Path, dtype: str, width: int) -> None:
+    store = KnowledgeStore(tmp_path)
+    knowledge = CachedKnowledge(lambda view: {"logits": sealed(store, view, dtype)})
+    for view in (1, 0):
+        knowledge.begin_epoch(view)
+        rows = knowledge.gather(torch.tensor([4, 0, 4]), IMAGES)["logits"]
+        assert rows.dtype == torch.float32
+        assert (rows - 100 * view).tolist() == [[8, 9], [0, 1], [8, 9]]
+    assert knowledge.samples_gathered == 6
+    assert knowledge.bytes_gathered == 6 * 2 * width
