@@ -1,0 +1,113 @@
+"""Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons (Heo et al. 2019, arXiv 1811.03233).
+
+    s = r(student's map in front of its ReLU), r a 1x1 convolution and a BatchNorm
+    l(s, t) = sum |[t > 0] max(0, m - s)^2 + [t <= 0] max(0, m + s)^2|              (equation 5), margin m = 1
+    stage "boundaries"  L = weight * sum_i 2^(i - n + 1) l(s_i, t_i) / N            i = 0 .. n-1, the deepest weighs 1
+    stage "distill"     L = w T^2 KL(p_T(teacher) || p_T(student)) + (1 - w) CE     as in `kd`
+
+Only the sign of the teacher's pre-activations is asked for, 0 or 1. The student runs only up to its last map in stage 1.
+
+Deviations: the authors' code sums over channels and positions and multiplies by 3/1000 on CIFAR; so does the default here.
+Its second stage is KL at T = 3 without T^2 and without labels: `kd_weight` 1 is that, times T^2. Where maps differ in size,
+the larger is average-pooled. Networks without a layer in front of their ReLU give the stage itself: for the teacher that is
+the same, since a ReLU keeps the sign.
+
+Verified against the authors' code and RepDistiller; Knowledge-Distillation-Zoo takes the mean over all elements instead.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.maps import Connectors, MapMethod, make_connector, meeting_size, shrink
+from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, logits, reduced
+from stillhouse.methods.kd import kd_loss
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import LogUniform, Uniform
+
+
+def activated(maps: Tensor, *, height: int, width: int) -> Tensor:
+    """1 where a map [B, K, H, W], averaged down to height x width, is positive, else 0."""
+    return (shrink(maps, height, width) > 0).to(maps.dtype)
+
+
+def boundary_loss(student: Tensor, active: Tensor, margin: float = 1.0) -> Tensor:
+    """Squared hinge at `margin` on the side of 0 where the teacher's neuron is, summed, over the batch size.
+
+    Args:
+        student: pre-activations [B, K, H, W].
+        active: whether the teacher's are positive, of the same shape, 0 or 1.
+        margin: at least this far from 0 a neuron costs nothing.
+    """
+    sides = 2 * active - 1
+    return F.relu(margin - sides * student).square().sum() / len(student)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationBoundaries(MapMethod):
+    """The student's neurons first learn when the teacher's are active."""
+
+    card: ClassVar[Card] = Card(
+        title="Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+        arxiv="1811.03233",
+        family="F",
+        equations="equation 5 with connectors (section 3.2) as first stage, soft targets as second",
+        deviations="larger maps average-pooled to the smaller; T^2 in the second stage",
+        suggested="boundary_weight 0.003, temperature 3, kd_weight 1",
+        interactions="the loss is a sum over positions: larger images want a smaller boundary_weight (0.001 on 224x224)",
+    )
+    before_relu: ClassVar[bool] = True
+
+    boundary_fraction: float = hyperparameter(
+        0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1; the paper's differ by experiment"
+    )
+    boundary_weight: float = hyperparameter(0.003, above=0, prior=LogUniform(0.0003, 0.03), help="scale of stage 1's loss")
+    margin: float = hyperparameter(1.0, above=0, help="m, how far from 0 a neuron must be")
+    temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T of stage 2")
+    kd_weight: float = hyperparameter(
+        1.0, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="w, share of the soft targets in stage 2"
+    )
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        asked = {"logits": logits()} if self.kd_weight else {}
+        for of_student, of_teacher in self.pairs(teacher, student).items():
+            height, width = meeting_size(student.shape(of_student), teacher.shape(of_teacher))
+            asked[f"active.{of_student}"] = reduced(activated, of_teacher, height=height, width=width)
+        return asked
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        if setup.epochs < 2:
+            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
+        boundary_epochs = min(max(round(self.boundary_fraction * setup.epochs), 1), setup.epochs - 1)
+        last = self.student_layers(setup.teacher, setup.student)[-1]
+        return [
+            Stage(name="boundaries", epochs=boundary_epochs, until=last, comparable=False),
+            Stage(name="distill", epochs=setup.epochs - boundary_epochs),
+        ]
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        assert setup.teacher is not None, "activation boundaries come from a teacher"
+        pairs = self.pairs(setup.teacher, setup.student).items()
+        connectors = (make_connector(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
+        return {"connectors": Helper(module=Connectors(connectors))}
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        if step.stage.name == "distill":
+            terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
+            if self.kd_weight:
+                terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
+            return terms
+        active = [step.teacher[f"active.{layer}"] for layer in step.student_features]
+        maps = [
+            shrink(features, *theirs.shape[2:]) for features, theirs in zip(step.student_features.values(), active, strict=True)
+        ]
+        losses = [
+            boundary_loss(ours, theirs, self.margin) / 2 ** (len(active) - 1 - depth)
+            for depth, (ours, theirs) in enumerate(zip(step.modules["connectors"](maps), active, strict=True))
+        ]
+        return {"boundaries": self.boundary_weight * torch.stack(losses).sum()}
