@@ -176,6 +176,7 @@ def report(
 def list_methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
     folders: Annotated[list[Path] | None, typer.Option("--folder", help="A folder with your own method files.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the list as a page, as in methods/README.md.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -187,6 +188,8 @@ def list_methods(
     facts = [_method_facts(each) for each in ([name] if name else methods.names())]
     if as_json:
         _print_json(facts[0] if name else facts)
+    elif markdown:
+        print(_methods_page(facts), end="")
     elif name:
         _show_method(facts[0])
     else:
@@ -452,6 +455,57 @@ def _method_facts(name: str) -> dict[str, Any]:
         "suggested": kind.card.suggested,
         "interactions": kind.card.interactions,
     }
+
+
+_FAMILIES = {
+    "control": "Controls",
+    "L": "Logits",
+    "F": "Features",
+    "R": "Relations between samples or layers",
+    "M": "Several models train",
+    "G": "Generations",
+    "A": "Methods that make their own inputs",
+    "Q": "Low precision",
+}
+
+
+def _methods_page(facts: Sequence[dict[str, Any]]) -> str:
+    """The catalogue of methods in Markdown, by family, made from their cards."""
+    lines = [
+        "# Methods",
+        "",
+        "Made from the methods' cards by `stillhouse methods --markdown`. Defaults are the papers' where the card does not say",
+        "otherwise; hyper-parameters with a prior are searched when the spec does not name them.",
+    ]
+    for family, heading in _FAMILIES.items():
+        members = [each for each in facts if each["family"] == family]
+        if not members:
+            continue
+        lines += [
+            "",
+            f"## {heading}",
+            "",
+            "| method | paper | asks of the teacher | hyper-parameters (default; prior) | deviations |",
+        ]
+        lines.append("|---|---|---|---|---|")
+        lines += [_methods_row(each) for each in members]
+    return "\n".join(lines) + "\n"
+
+
+def _methods_row(facts: dict[str, Any]) -> str:
+    paper = facts["title"] + (f" ([{facts['arxiv']}](https://arxiv.org/abs/{facts['arxiv']}))" if facts["arxiv"] else "")
+    settings = []
+    for each in facts["hyperparameters"]:
+        prior = "" if each["prior"] is None else "; " + json.dumps(each["prior"]).strip("{}").replace('"', "")
+        settings.append(f"`{each['name']}` ({each['default']}{prior})")
+    cells = (
+        f"`{facts['name']}`",
+        paper,
+        ", ".join(facts["knowledge"]) or "nothing",
+        ", ".join(settings) or "none",
+        facts["deviations"],
+    )
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
 def _show_method(facts: dict[str, Any]) -> None:
