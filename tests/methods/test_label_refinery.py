@@ -1,0 +1,77 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stillhouse.distill.method import MethodError, Setup, Stage
+from stillhouse.methods.born_again import soft_cross_entropy
+from stillhouse.methods.label_refinery import LabelRefinery, refinery_loss
+from stillhouse.models.architecture import Architecture
+from stillhouse.testing import MethodTrial, ReferenceCase, make_step
+
+Open = Callable[[str], ReferenceCase]
+NET = Architecture(name="net", num_classes=3, input_shape=(1, 2, 2), shapes={})
+
+
+def setup(epochs: int) -> Setup:
+    return Setup(teacher=NET, student=NET, new_student=lambda: nn.Linear(4, 3), num_samples=10, epochs=epochs)
+
+
+def test_value_and_gradient_equal_the_formula_of_the_authors_code(open_case: Open) -> None:
+    case = open_case("label-refinery-formula")
+    loss = refinery_loss(case["in.s_logits"], case["in.t_logits"])
+    case.check(loss, "aux.kl_mean")
+    case.check_gradients(loss, "s_logits")
+    case.check(soft_cross_entropy(case["in.s_logits"], case["in.t_logits"]))
+
+
+def test_labels_that_are_met_cost_nothing() -> None:
+    logits = torch.randn(4, 10, dtype=torch.float64)
+    assert float(refinery_loss(logits, logits)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_each_generation_learns_from_the_one_before_on_the_same_crop() -> None:
+    refinery = nn.Linear(4, 3)
+    images, teacher, student = torch.randn(5, 4), torch.randn(5, 3), torch.randn(5, 3)
+    for number, refined in ((1, teacher), (2, refinery(images).detach())):
+        step = make_step(
+            student_logits=student,
+            images=images,
+            teacher={"logits": teacher},
+            modules={"refinery": refinery},
+            stage=Stage(name=f"generation_{number}", epochs=1),
+        )
+        terms = LabelRefinery().loss(step)
+        assert list(terms) == ["refined_labels"]
+        torch.testing.assert_close(terms["refined_labels"], refinery_loss(student, refined))
+
+
+def test_a_network_that_refines_its_own_labels_begins_with_those_of_the_data_and_needs_no_teacher() -> None:
+    method = LabelRefinery(first="labels")
+    assert method.knowledge(NET, NET) == {}
+    step = make_step(student_logits=torch.randn(5, 3), stage=Stage(name="generation_1", epochs=1))
+    terms = method.loss(step)
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(step.logits, step.labels))
+
+
+def test_generations_share_the_epochs_and_only_the_last_is_compared() -> None:
+    stages = LabelRefinery(generations=3).stages(setup(7))
+    assert [(stage.epochs, stage.comparable) for stage in stages] == [(2, False), (2, False), (3, True)]
+    with pytest.raises(MethodError, match="each of its 3 generations, has 2"):
+        LabelRefinery(generations=3).stages(setup(2))
+
+
+def test_one_generation_keeps_no_copy() -> None:
+    assert LabelRefinery(generations=1).modules(setup(2)) == {}
+
+
+def test_the_refinery_is_the_generation_before_as_it_was_at_its_end() -> None:
+    trainer = MethodTrial(LabelRefinery(), epochs=2).trainer()
+    trainer.run_epoch()
+    taught = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
+    trainer.run_epoch()
+    kept = trainer._modules["refinery"].state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in taught.items())
+    assert not all(torch.equal(tensor, taught[name]) for name, tensor in trainer.student.state_dict().items())
