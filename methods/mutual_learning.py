@@ -5,12 +5,15 @@
 K networks start from different weights and are updated in turn; after each update the network's predictions of the batch
 are computed anew, so that the next one learns from them (algorithm 1). No gradient flows into p_l.
 
-Deviations: all peers have the student's architecture. The renewed predictions leave the BatchNorm statistics alone, which
-would otherwise count every batch twice. The authors' code omits 1 / (K - 1), which is 1 for two peers.
+The peers have the student's architecture, or others by name (section 3.3 of the paper).
+
+Deviations: the renewed predictions leave the BatchNorm statistics alone, which would otherwise count every batch twice. The
+authors' code omits 1 / (K - 1), which is 1 for two peers.
 
 Verified against the numbers of Knowledge-Distillation-Zoo and the paper's form for three peers in float64.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -49,15 +52,27 @@ class MutualLearning(Method):
         arxiv="1706.00384",
         family="M",
         equations="equations 6 to 10 and algorithm 1",
-        deviations="peers of one architecture; predictions renewed without touching BatchNorm's statistics",
+        deviations="predictions renewed without touching BatchNorm's statistics",
         suggested="2 peers; more help a little more",
-        interactions="costs num_peers times the training of one student; needs no teacher",
+        interactions="costs the training of every peer; a large peer gains less than a small one; needs no teacher",
     )
 
     num_peers: int = hyperparameter(2, minimum=2, prior=Integers(2, 4), help="K, the student included")
+    peer_models: tuple[str, ...] = hyperparameter((), help="models of the other peers, in order; the rest are like the student")
+    peer_width: float | None = hyperparameter(None, above=0, help="width of the peers named in peer_models, if not their own")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.peer_models) > self.num_peers - 1:
+            raise ValueError(f"peer_models must name at most num_peers - 1 = {self.num_peers - 1}, got {len(self.peer_models)}")
+        if self.peer_width is not None and not self.peer_models:
+            warnings.warn("peer_width has no effect without peer_models", stacklevel=3)
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        return {f"peer_{number}": Helper(module=setup.new_student(), evaluate=True) for number in range(2, self.num_peers + 1)}
+        width = {} if self.peer_width is None else {"width": self.peer_width}
+        named = [setup.new_model(model, **width) for model in self.peer_models]
+        peers = named + [setup.new_student() for _ in range(self.num_peers - 1 - len(named))]
+        return {f"peer_{number}": Helper(module=peer, evaluate=True) for number, peer in enumerate(peers, start=2)}
 
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:
         networks: dict[str, nn.Module] = {"student": step.student, **step.modules}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Setup
+from stillhouse.distill.method import MethodError, Setup
 from stillhouse.methods.mutual_learning import MutualLearning, mimicry_loss, predict
 from stillhouse.models.architecture import Architecture
 from stillhouse.testing import MethodTrial, ReferenceCase, make_step
@@ -101,6 +101,38 @@ def test_peers_start_from_weights_of_their_own_and_are_evaluated() -> None:
     assert all(helper.evaluate and helper.trainable for helper in helpers.values())
     first, second = (helper.module.get_parameter("weight") for helper in helpers.values())
     assert not torch.equal(first, second)
+
+
+def test_peers_may_be_of_other_architectures() -> None:
+    architecture = Architecture(name="net", num_classes=3, input_shape=(1, 8, 8), shapes={})
+    setup = Setup(teacher=None, student=architecture, new_student=lambda: nn.Linear(4, 3), num_samples=10, epochs=1)
+    helpers = MutualLearning(num_peers=4, peer_models=("mlp", "lenet"), peer_width=0.5).modules(setup)
+    assert list(helpers) == ["peer_2", "peer_3", "peer_4"]
+    mlp, lenet, like_student = (helper.module for helper in helpers.values())
+    assert mlp.get_parameter("classifier.weight").shape == (3, 64)
+    assert lenet.get_parameter("conv1.weight").shape[0] == 3
+    assert like_student.get_parameter("weight").shape == (3, 4)
+
+
+def test_peers_of_unlike_architectures_all_learn() -> None:
+    trainer = MethodTrial(MutualLearning(num_peers=3, peer_models=("mlp", "resnet8")), epochs=1).trainer()
+    before = {name: nn.utils.parameters_to_vector(peer.parameters()).detach() for name, peer in trainer.peers().items()}
+    (entry,) = trainer.fit()
+    assert {"validation_accuracy_peer_2", "validation_accuracy_peer_3"} <= entry.keys()
+    for name, peer in trainer.peers().items():
+        assert not torch.equal(nn.utils.parameters_to_vector(peer.parameters()).detach(), before[name])
+
+
+def test_a_peer_that_can_not_be_built_is_named() -> None:
+    with pytest.raises(MethodError, match="model 'resnet9' can not be used"):
+        MethodTrial(MutualLearning(peer_models=("resnet9",))).trainer()
+
+
+def test_more_models_than_peers_and_a_width_of_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most num_peers - 1 = 1, got 2"):
+        MutualLearning(peer_models=("mlp", "lenet"))
+    with pytest.warns(UserWarning, match="peer_width has no effect without peer_models"):
+        MutualLearning(peer_width=2.0)
 
 
 def test_it_asks_nothing_of_a_teacher() -> None:
