@@ -5,12 +5,13 @@
     kd_with_labels  L = CE(y, q) + the above
     cwtm            L = sum_n w_n CE(y_n, q_n),  w_n = max_c p_nc / sum_m max_c p_mc     (confidence-weighted)
     dkpp            L = 1/B sum_n -sum_c p'_nc log q_nc,  p' = p with all but its argmax permuted, sample by sample
+    ensemble        p(x) = 1/K sum_k q_k(x) over the K generations                                    (BAN + E)
 
 Generation 1 learns from the sweep's teacher, each later one, freshly initialised, from the generation before it. The last
-generation is the student that counts.
+generation is the student that counts; the ensemble of all generations so far is evaluated beside it.
 
 Deviations: the paper's generations have the teacher's size and a full training each; here all have the student's size
-and share the trial's epochs evenly, so that every method has the same budget. The ensemble of generations is not formed.
+and share the trial's epochs evenly, so that every method has the same budget.
 
 Verified against the formulas of section 3 in float64 on recorded permutations; the authors published no code.
 """
@@ -21,7 +22,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillhouse.distill.method import (
     Card,
@@ -82,6 +83,48 @@ def permute_non_argmax(probabilities: Tensor, permutations: Tensor) -> Tensor:
     return permuted
 
 
+class Generations(nn.Module):
+    """The generations that are complete, in order; places for those to come.
+
+    Args:
+        members: networks of the student's architecture, one for each generation but the last.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("num_complete", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def complete(self) -> list[nn.Module]:
+        return list(self.members)[: int(self.get_buffer("num_complete"))]
+
+    def add(self, student: nn.Module) -> None:
+        """Keeps a copy of the student as the next generation."""
+        number = len(self.complete)
+        self.members[number].load_state_dict(student.state_dict())
+        self.get_buffer("num_complete").fill_(number + 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of the last complete generation."""
+        logits: Tensor = self.complete[-1](images)
+        return logits
+
+
+class Ensemble(nn.Module):
+    """The mean of the probabilities of the complete generations and of the student that is being trained."""
+
+    def __init__(self, student: nn.Module, generations: Generations) -> None:
+        super().__init__()
+        self.student = student
+        self.generations = generations
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]."""
+        networks = [*self.generations.complete, self.student]
+        return torch.stack([F.softmax(network(images), dim=1) for network in networks]).mean(dim=0).log()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BornAgain(Method):
     """Generations of one architecture, each taught by the one before."""
@@ -90,7 +133,8 @@ class BornAgain(Method):
         title="Born-Again Neural Networks",
         arxiv="1805.04770",
         family="G",
-        equations="section 3: KD, confidence-weighted by teacher max (CWTM), dark knowledge with permuted predictions (DKPP)",
+        equations="section 3: KD, confidence-weighted by teacher max (CWTM), dark knowledge with permuted predictions (DKPP), "
+        "ensemble of generations (BAN+E)",
         deviations="all generations have the student's size and share the trial's epochs",
         suggested="2 or 3 generations; gains fade after the third",
         interactions="a generation with too few epochs to converge teaches nearly uniform outputs, worst in kd and dkpp",
@@ -116,11 +160,20 @@ class BornAgain(Method):
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        return {"previous": Helper(module=setup.new_student(), trainable=False)} if self.generations > 1 else {}
+        members = [setup.new_student() for _ in range(self.generations - 1)]
+        return {"generations": Helper(module=Generations(members), trainable=False)} if members else {}
+
+    def classifiers(self, student: nn.Module, modules: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        generations = modules.get("generations")
+        return {"student": student} | (
+            {"ensemble": Ensemble(student, generations)} if isinstance(generations, Generations) else {}
+        )
 
     def begin_stage(self, start: StageStart) -> None:
         if start.index:
-            start.modules["previous"].load_state_dict(start.student.state_dict())
+            generations = start.modules["generations"]
+            assert isinstance(generations, Generations)
+            generations.add(start.student)
             start.student.load_state_dict(start.new_student().state_dict())
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -128,7 +181,7 @@ class BornAgain(Method):
             teacher_logits = step.teacher["logits"]
         else:
             with torch.no_grad():
-                teacher_logits = step.modules["previous"](step.images)
+                teacher_logits = step.modules["generations"](step.images)
         match self.variant:
             case "cwtm":
                 return {"weighted_cross_entropy": confidence_weighted_loss(step.logits, teacher_logits, step.targets)}

@@ -8,7 +8,14 @@ from torch import nn
 
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.method import MethodError, Setup, Stage, StageStart
-from stillhouse.methods.born_again import BornAgain, confidence_weighted_loss, permute_non_argmax, soft_cross_entropy
+from stillhouse.methods.born_again import (
+    BornAgain,
+    Ensemble,
+    Generations,
+    confidence_weighted_loss,
+    permute_non_argmax,
+    soft_cross_entropy,
+)
 from stillhouse.models.architecture import Architecture
 from stillhouse.testing import MethodTrial, ReferenceCase, make_step
 
@@ -90,13 +97,15 @@ def test_permutations_come_from_the_steps_seed() -> None:
 
 def test_the_first_generation_learns_from_the_teacher_and_the_second_from_the_first() -> None:
     previous = nn.Linear(4, 3)
+    generations = Generations([nn.Linear(4, 3)])
+    generations.add(previous)
     images, teacher, student = torch.randn(5, 4), torch.randn(5, 3), torch.randn(5, 3)
     for number, taught_by in ((1, teacher), (2, previous(images).detach())):
         step = make_step(
             student_logits=student,
             images=images,
             teacher={"logits": teacher},
-            modules={"previous": previous},
+            modules={"generations": generations},
             stage=Stage(name=f"generation_{number}", epochs=1),
         )
         terms = BornAgain().loss(step)
@@ -120,19 +129,19 @@ def test_fewer_epochs_than_generations_are_too_few() -> None:
 
 def test_a_new_generation_starts_afresh_and_the_old_one_is_kept() -> None:
     method = BornAgain()
-    student, helper = nn.Linear(4, 3), method.modules(setup(2))["previous"]
+    student, helper = nn.Linear(4, 3), method.modules(setup(2))["generations"]
     assert not helper.trainable
     taught = student.weight.detach().clone()
     fresh = nn.Linear(4, 3)
     for index, stage in enumerate(method.stages(setup(2))):
         method.begin_stage(
             StageStart(
-                stage=stage, index=index, student=student, modules={"previous": helper.module}, new_student=lambda: fresh
+                stage=stage, index=index, student=student, modules={"generations": helper.module}, new_student=lambda: fresh
             )
         )
         if index == 0:
             assert torch.equal(student.weight, taught)
-    assert torch.equal(helper.module.get_parameter("weight"), taught)
+    assert torch.equal(helper.module.get_parameter("members.0.weight"), taught)
     assert torch.equal(student.weight, fresh.weight)
 
 
@@ -147,6 +156,33 @@ def test_the_second_generation_is_taught_by_the_first_as_it_was_at_its_end(tmp_p
     taught = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}
     trainer.fit()
     trainer.save(tmp_path / "checkpoint")
-    kept = load_checkpoint(tmp_path / "checkpoint")["helpers"]["previous"]
-    assert kept.keys() == taught.keys()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in taught.items())
+    kept = load_checkpoint(tmp_path / "checkpoint")["helpers"]["generations"]
+    assert kept.keys() == {f"members.0.{name}" for name in taught} | {"num_complete"}
+    assert all(torch.equal(kept[f"members.0.{name}"], tensor) for name, tensor in taught.items())
+
+
+def test_the_ensemble_averages_the_probabilities_of_the_generations_that_are_there() -> None:
+    networks = [nn.Linear(4, 3, dtype=torch.float64) for _ in range(3)]
+    generations = Generations([nn.Linear(4, 3, dtype=torch.float64) for _ in range(2)])
+    images = torch.randn(5, 4, dtype=torch.float64)
+    ensemble = Ensemble(networks[2], generations)
+    torch.testing.assert_close(ensemble(images), networks[2](images).log_softmax(1))
+    generations.add(networks[0])
+    generations.add(networks[1])
+    expected = sum(network(images).softmax(1) for network in networks) / 3
+    torch.testing.assert_close(ensemble(images).exp(), expected)
+    torch.testing.assert_close(generations(images), networks[1](images))
+
+
+def test_the_ensemble_is_reported_and_leaves_the_student_as_it_is() -> None:
+    trainer = MethodTrial(BornAgain(generations=3), epochs=3).trainer()
+    curve = trainer.fit()
+    assert curve[0]["validation_accuracy_ensemble"] == curve[0]["validation_accuracy"]
+    assert list(trainer.peers()) == ["ensemble"]
+    assert all(weight.requires_grad for weight in trainer.student.parameters())
+    assert not any(weight.requires_grad for weight in trainer._modules["generations"].parameters())
+
+
+def test_one_generation_has_no_ensemble() -> None:
+    (entry,) = MethodTrial(BornAgain(generations=1), epochs=1).trainer().fit()
+    assert "validation_accuracy_ensemble" not in entry
