@@ -35,5 +35,6 @@ def environment_of_workers() -> Mapping[str, str]:
     return {
         # Fractional and zero shares must hide the other GPUs (ray 2.60).
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        # Threads that wait must not spin: a teacher that fills views shares the cores with the trials.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }

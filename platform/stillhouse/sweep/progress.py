@@ -116,7 +116,9 @@ class Progress:
                 f"  {format_seconds(elapsed)}",
                 f"  {self._eta()}",
             )
-            parts: list[RenderableType] = [head, ProgressBar(total=max(1, self._planned), completed=len(statuses), width=60)]
+            bar = Table.grid()
+            bar.add_row(ProgressBar(total=max(1, self._planned), completed=len(statuses), width=60))
+            parts: list[RenderableType] = [head, bar]
             if len(statuses) < max(1, self._planned):
                 parts += [Text(text, style="dim") for text in self._teachers.values()]
             parts += [table for table in (self._running_table(), self._best_table()) if table is not None]
