@@ -26,6 +26,7 @@ _ACCURACIES: Mapping[str, str] = {
     "test_accuracy": "Test accuracy (reported)",
     "validation_accuracy": "Validation accuracy (chosen by)",
 }
+_KINDS = ("sweep", "method", "student")
 _MOST_POINTS = 1_500
 _MOST_FAINT_CURVES = 8
 _MOST_FIGURES = 60
@@ -66,24 +67,24 @@ class Tradeoff:
     total: int
 
 
-def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]) -> Tradeoff | None:
+def tradeoff_figure(
+    found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: Looks, addresses: Mapping[str, str]
+) -> Tradeoff | None:
     """Accuracy against size: a point per configuration, winners large with 95% intervals; None without results."""
     if not found:
         return None
-    looks = Looks.of(facts, records)
     best = winners(found)
     fronts = {axis: configuration_front(best, axis) for axis in AXES if axis != "train_hours"}
     large = set(best)
     chosen = _thinned(best, [each for front in fronts.values() for each in front])
     others = _thinned([each for each in found if each not in large], [])
-    methods = baseline_first(facts, {each.method for each in found})
-    spreads = {axis: Spread(best, axis, methods) for axis in AXES}
+    spreads = {axis: Spread(best, axis, looks) for axis in AXES}
     traces: list[dict[str, Any]] = []
     for is_large, group in ((False, others), (True, chosen)):
-        for (method, student), points in grouped(group, lambda each: (each.method, each.student)).items():
-            traces.append(_point_trace(method, student, points, looks, spreads, large=is_large))
+        parts = grouped(group, lambda each: (each.sweep, each.method, each.student)).values()
+        traces += [_point_trace(points, looks, spreads, addresses, large=is_large) for points in parts]
     traces += [_front_trace(axis, front, spreads[axis]) for axis, front in fronts.items()]
-    traces += [_teacher_trace(teacher) for teacher in facts.teachers]
+    traces += [_teacher_trace(teacher) for teacher in teachers]
     switch = {
         "axes": {
             axis: {
@@ -98,12 +99,12 @@ def tradeoff_figure(facts: SweepFacts, records: Sequence[TrialRecord], found: Se
                 "title": title,
                 "y": [trace["y"][name] for trace in traces],
                 "errors": [trace["errors"][name] for trace in traces],
-                "lines": [getattr(teacher, name) for teacher in facts.teachers],
+                "lines": [getattr(teacher, name) for teacher in teachers],
             }
             for name, title in _ACCURACIES.items()
         },
-        "methods": [trace["method"] for trace in traces],
-        "students": [trace["student"] for trace in traces],
+        "kinds": {kind: [trace[kind] for trace in traces] for kind in _KINDS},
+        "links": [trace.get("links") for trace in traces],
         "fronts": [trace["front"] for trace in traces],
         "line": _TEACHER_LINE,
     }
@@ -148,8 +149,15 @@ def _thinned(found: Sequence[Configuration], keep: Sequence[Configuration]) -> l
 
 
 def _point_trace(
-    method: str, student: str, points: Sequence[Configuration], looks: Looks, spreads: Mapping[str, Spread], *, large: bool
+    points: Sequence[Configuration],
+    looks: Looks,
+    spreads: Mapping[str, Spread],
+    addresses: Mapping[str, str],
+    *,
+    large: bool,
 ) -> dict[str, Any]:
+    """The points of one sweep, method and student label."""
+    first = points[0]
     errors = {
         "test_accuracy": [each.test.half_width for each in points] if large else None,
         "validation_accuracy": [each.validation.half_width for each in points] if large else None,
@@ -160,13 +168,14 @@ def _point_trace(
     }
     xs = {axis: [axis_value(each, axis) for each in points] for axis in AXES}
     spread = {axis: [spreads[axis](each) for each in points] for axis in AXES}
-    colour = looks.colours.get(method, GREY)
+    colour = looks.colours.get(looks.group(first), GREY)
+    links = [addresses.get(each.key) for each in points]
     trace = {
         "x": xs["parameters"],
         "y": ys["test_accuracy"],
         "mode": "markers",
-        "name": _text(f"{method}, {student}"),
-        "marker": {"color": colour, "symbol": looks.shapes[student][0], "size": 12 if large else 6},
+        "name": _text(f"{first.method}, {first.student}"),
+        "marker": {"color": colour, "symbol": looks.shapes[first.student][0], "size": 12 if large else 6},
         "opacity": 0.95 if large else 0.4,
         "customdata": [_hover(each) for each in points],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -179,8 +188,10 @@ def _point_trace(
         "spread": spread,
         "y": ys,
         "errors": errors,
-        "method": method,
-        "student": student,
+        "sweep": first.sweep,
+        "method": first.method,
+        "student": first.student,
+        "links": links if any(links) else None,
         "front": None,
     }
 
@@ -208,8 +219,7 @@ def _front_trace(axis: str, front: Sequence[Configuration], spread: Spread) -> d
         "spread": dict.fromkeys(AXES, spread_xs),
         "y": ys,
         "errors": dict.fromkeys(_ACCURACIES),
-        "method": None,
-        "student": None,
+        **dict.fromkeys(_KINDS),
         "front": axis,
     }
 
@@ -246,8 +256,7 @@ def _teacher_trace(teacher: TeacherFacts) -> dict[str, Any]:
         "x": xs,
         "y": ys,
         "errors": dict.fromkeys(_ACCURACIES),
-        "method": None,
-        "student": None,
+        **dict.fromkeys(_KINDS),
         "front": None,
     }
 
@@ -260,7 +269,7 @@ def _hover(each: Configuration) -> str:
 
     seeds = f"n = {each.test.n} " + ("fresh seeds" if each.confirmed else "seed" if each.test.n == 1 else "seeds")
     lines = [
-        f"<b>{_text(each.method)}</b> on {_text(each.choice)}",
+        f"<b>{_text(each.method)}</b> on {_text(each.choice)}" + (f", sweep {_text(each.sweep)}" if each.sweep else ""),
         f"{accuracy('test')}, {accuracy('validation')}, {seeds}",
         f"{whole(each.metric('parameters'))} parameters, {size(each.metric('size_bytes'))}, {short(each.metric('macs'))} MACs, "
         f"{milliseconds(each.metric('latency_ms'))}",

@@ -1,4 +1,4 @@
-"""What every figure shares: colour says the method, shape says the student.
+"""What every figure shares: colour says the method (or the sweep, where several are compared), shape says the student.
 
 The colours are Okabe and Ito's, made for colour-blind readers, with grey kept for the baseline; beyond them they
 repeat, lighter.
@@ -40,17 +40,35 @@ AXES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Looks:
-    """The colour of each method and the shape of each student; equal sweeps look alike."""
+    """The colour of each method, or of each sweep, and the shape of each student; equal sweeps look alike."""
 
     colours: Mapping[str, str]
     shapes: Mapping[str, tuple[str, str, str]]
+    by_sweep: bool = False
 
     @classmethod
     def of(cls, facts: SweepFacts, records: Sequence[TrialRecord]) -> "Looks":
         methods = sorted({record.trial.method for record in records} - {facts.baseline})
-        students = dict.fromkeys(record.trial.student.name for record in records)
         colours = {method: _colour(index) for index, method in enumerate(methods)}
-        return cls({facts.baseline: GREY} | colours, {name: _SHAPES[i % len(_SHAPES)] for i, name in enumerate(students)})
+        return cls({facts.baseline: GREY} | colours, _shapes(records))
+
+    @classmethod
+    def of_sweeps(cls, names: Sequence[str], records: Sequence[TrialRecord]) -> "Looks":
+        return cls({name: _colour(index) for index, name in enumerate(names)}, _shapes(records), by_sweep=True)
+
+    def group(self, each: Configuration) -> str:
+        """What the colour of the configuration says."""
+        return each.sweep if self.by_sweep else each.method
+
+    def groups(self, found: Iterable[Configuration]) -> list[str]:
+        """All that is there to be coloured, in the order of the legend."""
+        present = {self.group(each) for each in found}
+        return [name for name in self.colours if name in present]
+
+
+def _shapes(records: Iterable[TrialRecord]) -> dict[str, tuple[str, str, str]]:
+    students = dict.fromkeys(record.trial.student.name for record in records)
+    return {name: _SHAPES[index % len(_SHAPES)] for index, name in enumerate(students)}
 
 
 def _colour(index: int) -> str:
@@ -73,12 +91,12 @@ def axis_value(each: Configuration, axis: str) -> float | None:
 
 
 class Spread:
-    """Moves the methods of one student a little apart on a log axis, where equal sizes would hide one behind the other.
+    """Moves the colours of one student a little apart on a log axis, where equal sizes would hide one behind the other.
 
     The whole fan is at most 5% of the axis wide and never reaches the next student.
     """
 
-    def __init__(self, found: Sequence[Configuration], axis: str, methods: Sequence[str]) -> None:
+    def __init__(self, found: Sequence[Configuration], axis: str, looks: Looks) -> None:
         values = [value for each in found if (value := axis_value(each, axis)) is not None and value > 0]
         centres = sorted({round(math.log(value), 2) for value in values})
         gaps = [later - earlier for earlier, later in itertools.pairwise(centres)]
@@ -86,12 +104,14 @@ class Spread:
         self._axis = axis
         # Sizes that nearly all differ, as of a searched width, hide nothing.
         self._width = min([widest, *(0.6 * gap for gap in gaps)]) if len(centres) * 2 <= len(values) else 0.0
+        groups = looks.groups(found)
+        self._looks = looks
         self._places = {
-            method: place / max(1, len(methods) - 1) - 0.5 if len(methods) > 1 else 0.0 for place, method in enumerate(methods)
+            name: place / max(1, len(groups) - 1) - 0.5 if len(groups) > 1 else 0.0 for place, name in enumerate(groups)
         }
 
     def __call__(self, each: Configuration) -> float | None:
         value = axis_value(each, self._axis)
         if value is None or value <= 0:
             return value
-        return float(f"{value * math.exp(self._width * self._places.get(each.method, 0.0)):.6g}")
+        return float(f"{value * math.exp(self._width * self._places.get(self._looks.group(each), 0.0)):.6g}")

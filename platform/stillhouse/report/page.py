@@ -9,7 +9,7 @@ import functools
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stillhouse.durable import write_atomic
 from stillhouse.report import sentences, wording
 from stillhouse.report.answers import Answer, answers, teacher_costs
 from stillhouse.report.figures import curve_figures, sensitivity_figures, themes, tradeoff_figure
-from stillhouse.report.looks import Looks, baseline_first
+from stillhouse.report.looks import Looks
 from stillhouse.report.statistics import (
     Configuration,
     configurations,
@@ -59,9 +59,18 @@ class ReportFiles:
 
 
 def write_report(
-    facts: SweepFacts, records: Sequence[TrialRecord], folder: Path, budgets: Sequence[Budget] = ()
+    facts: SweepFacts,
+    records: Sequence[TrialRecord],
+    folder: Path,
+    budgets: Sequence[Budget] = (),
+    addresses: Mapping[str, str] | None = None,
 ) -> ReportFiles:
     """Writes `report.html`, `tradeoff.parquet`, `tradeoff.csv` and `tradeoff.png` into `folder`, each whole or not at all.
+
+    Args:
+        budgets: what is answered; see `answers`.
+        addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key; rows and points link
+            there.
 
     Raises:
         OSError: the disk is full or the folder is not writable; what lay there before is as it was.
@@ -69,7 +78,7 @@ def write_report(
     table = trials_table(facts, records)
     found = configurations(records)
     answered = answers(facts, found, budgets)
-    still = tradeoff_png(facts, records, found)
+    still = tradeoff_png(facts.name, found, facts.teachers, Looks.of(facts, records))
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
     files = ReportFiles(
         page=folder / "report.html",
@@ -79,7 +88,7 @@ def write_report(
         best=tuple(answer.to_json() for answer in answered),
     )
     parquet = parquet_bytes(table, table_columns(facts, records), wording.redacted_tree(json.loads(_json(about))))
-    page = render_page(facts, records, table, found, answered, still)
+    page = render_page(facts, records, table, found, answered, still, addresses or {})
     for path, payload in (
         (files.table, parquet),
         (files.csv, csv_bytes(table)),
@@ -97,12 +106,13 @@ def render_page(
     found: Sequence[Configuration],
     answered: Sequence[Answer],
     still: bytes,
+    addresses: Mapping[str, str],
 ) -> str:
     """The page as HTML."""
     gained = gains(found, facts.baseline)
     costs = teacher_costs(facts, records)
     looks = Looks.of(facts, records)
-    tradeoff = tradeoff_figure(facts, records, found)
+    tradeoff = tradeoff_figure(found, facts.teachers, looks, addresses)
     curves = curve_figures(facts, records, found) if tradeoff else {}
     sensitivity = sensitivities(records)
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -117,10 +127,11 @@ def render_page(
         _environment()
         .get_template("page.html.j2")
         .render(
+            title=facts.name,
             facts=facts,
             subtitle=_subtitle(facts, records),
             lead=[wording.redacted(sentence) for sentence in sentences.lead(facts, records, answered, gained)],
-            cards=[_card(facts, answer) for answer in answered],
+            cards=[card(facts, answer, addresses) for answer in answered],
             strip=sentences.strip(facts, records, costs),
             trust=sentences.trust(facts, found, gained),
             tradeoff=tradeoff,
@@ -128,14 +139,13 @@ def render_page(
             tradeoff_caption=_caption(tradeoff.shown, tradeoff.total) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
             axes=list(_SHORT_AXES.items()),
-            methods=[(name, looks.colours[name]) for name in baseline_first(facts, {each.method for each in found})],
-            students=[(name, looks.shapes[name][2]) for name in dict.fromkeys(each.student for each in found)],
+            chips=chips(looks, found),
             heat=heat(facts, records, gained),
             curves=list(curves),
             sensitivity=sensitivity[:500],
             words_searched=any(not each.numeric for each in sensitivity),
             sensitivity_methods=list(dict.fromkeys(each.method for each in sensitivity)),
-            trials=trial_rows(facts, records, table),
+            trials=trial_rows(facts, records, table, addresses),
             failed=reasons([record for record in records if record.status == "failed"]),
             failed_words="A failed trial stands alone; the other trials went on.",
             stopped=reasons([record for record in records if record.status == "stopped"]),
@@ -151,6 +161,8 @@ def render_page(
                 for cost in costs
             ],
             provenance=sentences.provenance(facts),
+            tracked=sentences.tracked(facts, addresses),
+            tracked_at=addresses.get(""),
             spec=_spec(facts),
             figures=_script_json(figures),
             plotly=_packed_plotly()[0],
@@ -159,6 +171,16 @@ def render_page(
             policy=_policy(script),
         )
     )
+
+
+def chips(looks: Looks, found: Sequence[Configuration]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """The legend as check boxes: for each kind the names, each with its colour or its shape."""
+    coloured = [(name, looks.colours[name], "") for name in looks.groups(found)]
+    shaped = [(name, "", looks.shapes[name][2]) for name in dict.fromkeys(each.student for each in found)]
+    if not looks.by_sweep:
+        return [("method", coloured), ("student", shaped)]
+    methods = [(name, "", "") for name in sorted({each.method for each in found})]
+    return [("sweep", coloured), ("student", shaped), ("method", methods)]
 
 
 def _environment() -> jinja2.Environment:
@@ -224,11 +246,12 @@ def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
     return ", ".join(parts) + (f", started {wording.moment(facts.started)}" if facts.started else "")
 
 
-def _card(facts: SweepFacts, answer: Answer) -> dict[str, Any]:
+def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dict[str, Any]:
     smallest = "every finished student is larger" if answer.best is None else ""
     return {
         "asked": sentences.card_title(answer),
         "best": answer.best,
+        "link": addresses.get(answer.best.key) if answer.best else None,
         "nothing": f"No finished student fits: {smallest}." if smallest else "",
         "facts": sentences.card_facts(facts, answer),
         "state": sentences.verdict_state(answer),

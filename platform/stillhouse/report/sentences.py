@@ -1,7 +1,8 @@
 """What the page says in words: the answer, how sure it is, what the teacher cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -306,6 +307,15 @@ def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
     if any(facts.tracking.values()):
         rows.append(("Open tracking", "stillhouse ui"))
     return [(name, redacted(text)) for name, text in rows]
+
+
+def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:
+    """Where links to MLflow lead, and what must run for them; nothing without links."""
+    if not addresses:
+        return ""
+    served = any(urlsplit(address).hostname == "127.0.0.1" for address in addresses.values())
+    how = f"; they open while `stillhouse ui {facts.name}` runs on this machine" if served else ""
+    return f"Links of trials lead to their runs in MLflow{how}."
 
 
 def _flat(value: Any) -> str:

@@ -88,6 +88,7 @@ class Configuration:
     Attributes:
         choice: the student's label, with the options in which students of that label differ.
         considered: finished and stopped trials that the search tried for this method and student label.
+        sweep: its sweep's name where several are compared.
     """
 
     method: str
@@ -97,6 +98,7 @@ class Configuration:
     hyperparameters: Mapping[str, Any]
     records: tuple[TrialRecord, ...]
     considered: int = 1
+    sweep: str = ""
 
     @cached_property
     def reported(self) -> tuple[TrialRecord, ...]:
@@ -138,9 +140,16 @@ class Configuration:
         return {record.trial.seed: record.metrics["test_accuracy"] for record in records}
 
 
-def configurations(records: Sequence[TrialRecord]) -> list[Configuration]:
-    """The finished trials with both accuracies, gathered over their seeds; in order of their first record."""
-    labels = choice_labels(records)
+def configurations(
+    records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None
+) -> list[Configuration]:
+    """The finished trials with both accuracies, gathered over their seeds; in order of their first record.
+
+    Args:
+        sweep: noted with each of them.
+        labels: of the concrete students by `student_key`; by default those that `records` need.
+    """
+    labels = choice_labels(records) if labels is None else labels
     considered: dict[tuple[str, str], int] = defaultdict(int)
     for record in records:
         if record.trial.phase == "search" and record.status != "failed":
@@ -155,6 +164,7 @@ def configurations(records: Sequence[TrialRecord]) -> list[Configuration]:
             hyperparameters=first.trial.hyperparameters,
             records=tuple(sorted(group, key=lambda record: (record.trial.phase, record.trial.seed, record.trial.key))),
             considered=max(1, considered[first.trial.method, first.trial.student.name]),
+            sweep=sweep,
         )
         for group in groups.values()
         for first in group[:1]
@@ -168,7 +178,8 @@ def has_result(record: TrialRecord) -> bool:
 
 
 def winners(
-    candidates: Iterable[Configuration], by: Callable[[Configuration], Hashable] = lambda each: (each.method, each.choice)
+    candidates: Iterable[Configuration],
+    by: Callable[[Configuration], Hashable] = lambda each: (each.sweep, each.method, each.choice),
 ) -> list[Configuration]:
     """Of each group the configuration with the best validation accuracy of the search."""
     return [

@@ -12,15 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread, baseline_first
+from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread
 from stillhouse.report.statistics import Configuration, grouped, winners
 from stillhouse.report.wording import percent, short
-from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.records import TeacherFacts
 
 
-def tradeoff_png(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]) -> bytes:
+def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: Looks) -> bytes:
     """Test accuracy against each size, winners of every method and student with their 95% intervals, as a PNG."""
-    looks = Looks.of(facts, records)
     best = winners(found)
     axes_with_data = [
         axis for axis in AXES if axis != "train_hours" and any((each.metric(axis) or 0) > 0 for each in best)
@@ -30,12 +29,12 @@ def tradeoff_png(facts: SweepFacts, records: Sequence[TrialRecord], found: Seque
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
     for panel, axis in zip(panels, axes_with_data, strict=False):
-        _draw_panel(panel, axis, facts, best, found, looks)
+        _draw_panel(panel, axis, teachers, best, found, looks)
     for panel in panels[len(axes_with_data) :]:
         panel.set_visible(False)
-    if handles := _legend_handles(facts, found, looks):
+    if handles := _legend_handles(teachers, found, looks):
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(_still(f"{facts.name}: accuracy against size"), fontsize=13)
+    figure.suptitle(_still(f"{name}: accuracy against size"), fontsize=13)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A name may use letters that the bundled font lacks; they show as boxes.
@@ -47,15 +46,15 @@ def tradeoff_png(facts: SweepFacts, records: Sequence[TrialRecord], found: Seque
 def _draw_panel(
     panel: Axes,
     axis: str,
-    facts: SweepFacts,
+    teachers: Sequence[TeacherFacts],
     best: Sequence[Configuration],
     found: Sequence[Configuration],
     looks: Looks,
 ) -> None:
     large = set(best)
-    spread = Spread(best, axis, baseline_first(facts, {each.method for each in found}))
-    for (method, student), group in grouped(found, lambda each: (each.method, each.student)).items():
-        colour, marker = looks.colours[method], looks.shapes[student][1]
+    spread = Spread(best, axis, looks)
+    for (name, student), group in grouped(found, lambda each: (looks.group(each), each.student)).items():
+        colour, marker = looks.colours[name], looks.shapes[student][1]
         faint = [each for each in group if each not in large and each.metric(axis)]
         panel.plot(
             [spread(each) or math.nan for each in faint],
@@ -89,7 +88,7 @@ def _draw_panel(
         linewidth=1.5,
         zorder=0.5,
     )
-    for teacher in facts.teachers:
+    for teacher in teachers:
         place = getattr(teacher, axis)
         if place and teacher.test_accuracy is not None:
             panel.plot(
@@ -109,10 +108,10 @@ def _draw_panel(
         panel.text(0.5, 0.5, "no finished trials", transform=panel.transAxes, ha="center", va="center", color="#5b6675")
 
 
-def _legend_handles(facts: SweepFacts, found: Sequence[Configuration], looks: Looks) -> list[Line2D]:
+def _legend_handles(teachers: Sequence[TeacherFacts], found: Sequence[Configuration], looks: Looks) -> list[Line2D]:
     handles = [
-        Line2D([], [], linestyle="none", marker="o", color=looks.colours[method], label=_still(method))
-        for method in baseline_first(facts, {each.method for each in found})
+        Line2D([], [], linestyle="none", marker="o", color=looks.colours[name], label=_still(name))
+        for name in looks.groups(found)
     ]
     handles += [
         Line2D(
@@ -124,7 +123,7 @@ def _legend_handles(facts: SweepFacts, found: Sequence[Configuration], looks: Lo
         Line2D(
             [], [], linestyle="none", marker="*", markersize=11, color=TEACHER_COLOUR, label=_still(f"teacher {teacher.name}")
         )
-        for teacher in facts.teachers
+        for teacher in teachers
     ]
     if found:
         handles.append(Line2D([], [], linestyle="--", color=FRONT_COLOUR, label="front (validation)"))

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -113,7 +113,9 @@ _TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
 )
 
 
-def trial_rows(facts: SweepFacts, records: Sequence[TrialRecord], table: pd.DataFrame) -> dict[str, Any]:
+def trial_rows(
+    facts: SweepFacts, records: Sequence[TrialRecord], table: pd.DataFrame, addresses: Mapping[str, str]
+) -> dict[str, Any]:
     objectives = {name: way for name, way in facts.objectives.items() if name in table} or None
     front = set(pareto_front(table, objectives).index.tolist())
     labels = choice_labels(records)
@@ -123,7 +125,13 @@ def trial_rows(facts: SweepFacts, records: Sequence[TrialRecord], table: pd.Data
     )[:_MOST_ROWS]
     drops = table["accuracy_drop"].tolist()
     ratios = table["compression_ratio"].tolist()
-    rows = [{"front": row in front, "cells": _trial_cells(records[row], labels, drops[row], ratios[row])} for row in order]
+    rows = [
+        {
+            "front": row in front,
+            "cells": _trial_cells(records[row], labels, drops[row], ratios[row], addresses.get(records[row].trial.key)),
+        }
+        for row in order
+    ]
     words = (
         f"{wording.counted(len(records), 'trial')}, the Pareto front of single trials first (marked), then by "
         "validation accuracy. "
@@ -134,20 +142,22 @@ def trial_rows(facts: SweepFacts, records: Sequence[TrialRecord], table: pd.Data
     return {"rows": rows, "columns": _TABLE_COLUMNS, "words": words if records else "There are no trials."}
 
 
-def _trial_cells(record: TrialRecord, labels: dict[str, str], drop: float, ratio: float) -> list[dict[str, Any]]:
+def _trial_cells(
+    record: TrialRecord, labels: dict[str, str], drop: float, ratio: float, address: str | None
+) -> list[dict[str, Any]]:
     trial, metrics = record.trial, record.metrics
 
     def number(value: float | None, text: str) -> dict[str, Any]:
         shown = value is not None and math.isfinite(value)
-        return {"kind": "n", "value": f"{value:.8g}" if shown else None, "text": text}
+        return {"kind": "n", "link": None, "value": f"{value:.8g}" if shown else None, "text": text}
 
     def word(text: str, kind: str = "") -> dict[str, Any]:
-        return {"kind": kind, "value": None, "text": text}
+        return {"kind": kind, "link": None, "value": None, "text": text}
 
     settings = ", ".join(f"{name} {wording.value_text(value)}" for name, value in sorted(trial.hyperparameters.items()))
     test, validation = metrics.get("test_accuracy"), metrics.get("validation_accuracy")
     return [
-        word(trial.key[:16], "k"),
+        {**word(trial.key[:16], "k"), "link": address},
         word(trial.method),
         word(labels[student_key(trial.student)]),
         word(record.status),

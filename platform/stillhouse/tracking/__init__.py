@@ -13,9 +13,24 @@ MLflow is imported when a store is opened, not before: the import takes seconds.
 """
 
 from stillhouse.tracking.locations import Location, locate, mask_secrets, mask_uri
+from stillhouse.tracking.models import ModelAlias, RegisteredStudent, parse_registration, register_student
 from stillhouse.tracking.replay import SyncResult, sync
 from stillhouse.tracking.server import ui
 from stillhouse.tracking.tracker import Tracker
 from stillhouse.tracking.weights import fetch_weights
 
-__all__ = ["Location", "SyncResult", "Tracker", "fetch_weights", "locate", "mask_secrets", "mask_uri", "sync", "ui"]
+__all__ = [
+    "Location",
+    "ModelAlias",
+    "RegisteredStudent",
+    "SyncResult",
+    "Tracker",
+    "fetch_weights",
+    "locate",
+    "mask_secrets",
+    "mask_uri",
+    "parse_registration",
+    "register_student",
+    "sync",
+    "ui",
+]

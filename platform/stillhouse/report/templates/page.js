@@ -95,9 +95,9 @@
     const show = () => {
       const axis = picked("size-axis");
       const accuracy = options.accuracies[picked("accuracy-axis")];
-      const hidden = (kind) =>
-        new Set([...document.querySelectorAll(`input[data-${kind}]:not(:checked)`)].map((input) => input.dataset[kind]));
-      const [methods, students] = [hidden("method"), hidden("student")];
+      const unchecked = [...document.querySelectorAll("input[data-kind]:not(:checked)")];
+      const hidden = new Set(unchecked.map((input) => JSON.stringify([input.dataset.kind, input.value])));
+      const kinds = Object.entries(options.kinds);
       const traces = figure.data.map((trace, index) => ({
         ...trace,
         x: options.axes[axis][byId("log").checked ? "spread" : "x"][index],
@@ -105,7 +105,7 @@
         ...(trace.error_y ? { error_y: { ...trace.error_y, array: accuracy.errors[index] } } : {}),
         visible: options.fronts[index]
           ? options.fronts[index] === axis
-          : !methods.has(options.methods[index]) && !students.has(options.students[index]),
+          : !kinds.some(([kind, names]) => hidden.has(JSON.stringify([kind, names[index]]))),
       }));
       const layout = {
         ...figure.layout,
@@ -121,6 +121,34 @@
       input.addEventListener("change", show);
     }
     await show();
+    const open = (point) => {
+      const address = options.links[point.curveNumber]?.[point.pointNumber];
+      if (address) window.open(address, "_blank", "noopener");
+    };
+    scatter.on("plotly_click", (event) => open(event.points[0]));
+    // Arrow keys walk the winners and the teachers from left to right; the faint points are in the table.
+    const walk = () => {
+      const shown = scatter.data.flatMap((trace, curveNumber) =>
+        trace.visible === false || trace.hoverinfo === "skip" || trace.opacity < 0.5
+          ? []
+          : [...trace.x].map((x, pointNumber) => ({ x, curveNumber, pointNumber })).filter((point) => point.x !== null),
+      );
+      return shown.sort((a, b) => a.x - b.x || a.curveNumber - b.curveNumber);
+    };
+    let place = -1;
+    scatter.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      const points = walk();
+      if (event.key === "Enter" && points[place]) open(points[place]);
+      if (event.key === "Escape") Plotly.Fx.unhover(scatter);
+      if (!step || !points.length) return;
+      event.preventDefault();
+      place = place < 0 ? (step > 0 ? 0 : points.length - 1) : (place + step + points.length) % points.length;
+      const { curveNumber, pointNumber } = points[place];
+      Plotly.Fx.hover(scatter, [{ curveNumber, pointNumber }]);
+      const words = scatter.data[curveNumber].customdata[pointNumber];
+      byId("tradeoff-said").textContent = words.replace(/<br>/g, ", ").replace(/<\/?b>/g, "");
+    });
   }
 
   for (const select of document.querySelectorAll("select[data-figures]")) {

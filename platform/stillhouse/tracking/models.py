@@ -1,0 +1,281 @@
+"""Students in MLflow's registry: logged with signature and input example, so that a server can answer with them.
+
+The model is kept as a `torch.export` program, never as a pickle of our classes: a server needs torch, not this package.
+"""
+
+import importlib.metadata
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.spec.records import TrialRecord
+from stillhouse.tracking.entries import clean_params, clean_tags
+from stillhouse.tracking.locations import Location, home_identity, locate
+from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, open_client, settings
+
+_REQUIRED = ("mlflow", "torch", "numpy")
+_MODEL_TYPE = "student"
+
+
+@dataclass(frozen=True)
+class ModelAlias:
+    """A registered model's name and the alias that its version gets."""
+
+    name: str
+    alias: str
+
+    @property
+    def uri(self) -> str:
+        """The address under which MLflow finds the version."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredStudent:
+    """A version in the registry.
+
+    Attributes:
+        uri: `models:/NAME@ALIAS`.
+        store: the tracking store, without credentials.
+        reused: whether a version with these weights stood there already.
+    """
+
+    name: str
+    alias: str
+    version: str
+    uri: str
+    model_id: str
+    run_id: str
+    store: str
+    reused: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_registration(text: str) -> ModelAlias:
+    """`MODEL@ALIAS` by MLflow's rules for both.
+
+    Raises:
+        UsageError: it breaks one.
+    """
+    name, at, alias = text.rpartition("@")
+    if not at or not name.strip() or not alias:
+        raise UsageError(f"--register must be MODEL@ALIAS, as in digits@pareto, got '{text}'")
+    if name != name.strip() or name in (".", "..") or re.search(r"[/:\\\"'@]", name):
+        raise UsageError(f"--register: a model's name can not hold / : \\ @ or quotes, got '{name}'")
+    if not re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UsageError(
+            f"--register: an alias is made of letters, digits, _ and -, and is neither 'latest' nor like 'v1', got '{alias}'"
+        )
+    return ModelAlias(name, alias)
+
+
+def register_student(
+    wanted: ModelAlias,
+    uri: str | None,
+    *,
+    home: Path,
+    experiment: str,
+    sweep: str,
+    record: TrialRecord,
+    student: nn.Module,
+    example: NDArray[np.float32],
+    files: Iterable[Path] = (),
+) -> RegisteredStudent:
+    """Logs the student with its trial's run, registers it, and moves the alias to it.
+
+    Args:
+        uri: what `tracking.uri` says; None is the embedded store under `home`.
+        student: on the CPU, in evaluation mode.
+        example: [B, C, H, W] with B > 1, as the student takes it.
+        files: kept with the model, as its card.
+
+    Raises:
+        UsageError: the trial has no run in the store, or the store refuses.
+        InfrastructureError: the store can not be reached.
+    """
+    location = locate(uri, home)
+    with settings():
+        try:
+            open_client(location)
+            return _Registry(location).register(wanted, experiment, sweep, record, student, example, list(files))
+        except UnreachableError as error:
+            raise InfrastructureError(f"can't register {wanted.name} in {location.shown}: {error}") from error
+        except RejectedError as error:
+            raise UsageError(f"the store {location.shown} does not take {wanted.name}: {error}") from error
+
+
+class _Registry:
+    """One store and the registry in it, whatever MLflow's global settings say."""
+
+    def __init__(self, location: Location) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._location = location
+        self._client: Any = MlflowClient(location.uri, registry_uri=location.uri)
+
+    def register(
+        self,
+        wanted: ModelAlias,
+        experiment: str,
+        sweep: str,
+        record: TrialRecord,
+        student: nn.Module,
+        example: NDArray[np.float32],
+        files: list[Path],
+    ) -> RegisteredStudent:
+        run = attempt(lambda: self._run_of(experiment, sweep, record.trial.key))
+        tags = _tags(sweep, record)
+        version = attempt(lambda: self._known_version(wanted.name, tags))
+        reused = version is not None
+        if version is None:
+            model_id = attempt(lambda: self._log(run, record, tags, student, example, files))
+            version = attempt(lambda: self._add_version(wanted.name, model_id, run, tags))
+        number = version.version
+        attempt(lambda: self._client.set_registered_model_alias(wanted.name, wanted.alias, number))
+        return RegisteredStudent(
+            name=wanted.name,
+            alias=wanted.alias,
+            version=str(number),
+            uri=wanted.uri,
+            model_id=str(version.model_id),
+            run_id=run.info.run_id,
+            store=self._location.shown,
+            reused=reused,
+        )
+
+    def _run_of(self, experiment: str, sweep: str, key: str) -> Any:
+        """The trial's own run under this home's sweep."""
+        found = self._client.get_experiment_by_name(experiment)
+        if found is not None:
+            parents = self._search(found, {"role": "sweep", "sweep": sweep, "home_id": home_identity(self._location.home)})
+            for parent in parents:
+                if runs := self._search(found, {"mlflow.parentRunId": parent.info.run_id, "trial_key": key}):
+                    return runs[0]
+        raise RejectedError(
+            f"trial {key} has no run there yet; write it with: stillhouse sync {sweep} --home {self._location.home}"
+        )
+
+    def _search(self, experiment: Any, tags: Mapping[str, str]) -> list[Any]:
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return list(self._client.search_runs([experiment.experiment_id], filter_string=condition))
+
+    def _known_version(self, name: str, tags: Mapping[str, str]) -> Any:
+        """The newest version with these weights of this trial."""
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        same = [each for each in versions if all(each.tags.get(key) == tags[key] for key in ("trial_key", "weights_hash"))]
+        return max(same, key=lambda each: int(each.version), default=None)
+
+    def _log(
+        self,
+        run: Any,
+        record: TrialRecord,
+        tags: Mapping[str, str],
+        student: nn.Module,
+        example: NDArray[np.float32],
+        files: list[Path],
+    ) -> str:
+        """Logs the model with its trial's run, which stays as it is: `mlflow.pytorch.log_model` would open and end it again."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        trial = record.trial
+        model = self._client.create_logged_model(
+            run.info.experiment_id,
+            name=re.sub(r"[^\w-]", "-", f"{trial.student.name}-{trial.key}"),
+            source_run_id=run.info.run_id,
+            tags=dict(tags),
+            params=clean_params(
+                {f"student.{key}": value for key, value in trial.student.options.items()} | trial.hyperparameters
+            ),
+            model_type=_MODEL_TYPE,
+        )
+        try:
+            with tempfile.TemporaryDirectory(prefix="stillhouse-model-") as folder:
+                path = Path(folder) / "model"
+                _save(model, path, run.info.run_id, student, example, files)
+                self._client.log_model_artifacts(model.model_id, str(path))
+        except BaseException:
+            attempt(partial(self._client.finalize_logged_model, model.model_id, "FAILED"))
+            raise
+        self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        when = run.info.end_time or run.info.start_time or 0
+        numbers = [
+            Metric(key, value, when, 0, model_id=model.model_id, run_id=run.info.run_id)
+            for key, value in record.metrics.items()
+            if run.data.metrics.get(key) == value
+        ]
+        self._client.log_batch(run.info.run_id, metrics=numbers)
+        return str(model.model_id)
+
+    def _add_version(self, name: str, model_id: str, run: Any, tags: Mapping[str, str]) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return self._client.create_model_version(
+            name, source=f"models:/{model_id}", run_id=run.info.run_id, tags=dict(tags), model_id=model_id
+        )
+
+
+def _save(
+    logged: Any, path: Path, run_id: str, student: nn.Module, example: NDArray[np.float32], files: Iterable[Path]
+) -> None:
+    """An MLflow model on disk, in its pt2 format."""
+    import mlflow
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    kind = np.dtype(np.float32)
+    classes = _answer(student, example).shape[1]
+    mlflow.pytorch.save_model(
+        student,
+        str(path),
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
+        ),
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(kind, (-1, *example.shape[1:]))]), outputs=Schema([TensorSpec(kind, (-1, classes))])
+        ),
+        input_example=example,
+        pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _REQUIRED],
+        extra_files=[str(file) for file in files],
+        serialization_format="pt2",
+    )
+
+
+def _answer(student: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    import torch
+
+    with torch.no_grad():
+        logits: NDArray[np.float32] = student(torch.from_numpy(images)).numpy()
+    return logits
+
+
+def _tags(sweep: str, record: TrialRecord) -> dict[str, str]:
+    trial = record.trial
+    return clean_tags(
+        {
+            "sweep": sweep,
+            "trial_key": trial.key,
+            "student": trial.student.name,
+            "model": trial.student.model,
+            "method": trial.method,
+            "teacher": trial.teacher,
+            "seed": trial.seed,
+            "weights_hash": record.weights_hash,
+        }
+    )
