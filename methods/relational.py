@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.embeddings import EmbeddingMethod, Relation, squared_distances, unit_rows
+from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
 from stillhouse.distill.method import Card, hyperparameter
 from stillhouse.spec.priors import LogUniform
 
@@ -42,7 +42,9 @@ def relative_distances(embeddings: Tensor) -> Tensor:
     """psi_D, [B, B] with zeros on the diagonal and a mean of 1 beside it; invariant to scale and offset of [B, K]."""
     batch = len(embeddings)
     own = torch.eye(batch, dtype=torch.bool, device=embeddings.device)
-    distances = squared_distances(embeddings, embeddings).clamp(min=_SMALLEST_SQUARE).sqrt().masked_fill(own, 0)
+    lengths = embeddings.square().sum(dim=1)
+    squares = lengths.unsqueeze(1) + lengths - 2 * embeddings @ embeddings.T
+    distances = squares.clamp(min=_SMALLEST_SQUARE).sqrt().masked_fill(own, 0)
     return distances * (batch * (batch - 1)) / distances.sum() if batch > 1 else distances
 
 

@@ -28,11 +28,6 @@ def unit_rows(vectors: Tensor, epsilon: float = 0.0) -> Tensor:
     return vectors / (lengths.masked_fill(lengths <= _SHORTEST, math.inf) + epsilon)
 
 
-def squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """|x - y|^2 of every row x [B, K] with every row y [N, K]: [B, N], at least up to rounding 0."""
-    return left.square().sum(dim=1).unsqueeze(1) + right.square().sum(dim=1) - 2 * left @ right.T
-
-
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingMethod(Method):
     """Cross-entropy plus relations between the outputs of one layer of the student and one of the teacher.
