@@ -1,0 +1,122 @@
+"""DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities Transfer (Chen et al. 2018, arXiv 1707.01220).
+
+    S(x) = -alpha |q - x|^beta,  q a query, both embeddings of length 1                          (equation 3)
+    P(pi) = prod_i exp S(x_pi(i)) / sum_{k >= i} exp S(x_pi(k))                                  (equation 1)
+    hard    L = CE - w mean_q log P_student(pi_q),  pi_q the teacher's order                      (equation 5)
+    soft    L = CE + w mean_q KL(P_teacher || P_student) over all orders of the list              (equation 4)
+
+Every sample of the batch is a query once; its list is the `list_length` samples that the teacher finds nearest to it.
+
+The soft loss is the authors' code's, which weights by the teacher's probabilities, less the teacher's entropy, so that it is
+0 for equal embeddings. Deviations: the authors' code takes beta 4, queries half of the batch, treats the query as a constant
+in the backward pass, and guards the logarithm by 1e-12, which caps the hard loss at 27.6 and leaves wrong orders without
+gradient; here gradients flow through the query as well, and nothing is capped.
+
+Verified against the numbers of the authors' code (soft: value and gradient; hard: value and gradient of its exact form) and
+of RKD's authors (hard, list of 4).
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
+from stillhouse.distill.method import Card, hyperparameter
+from stillhouse.spec.priors import Choice, LogUniform
+
+_SMALLEST_DISTANCE = 1e-6
+"""A distance of 0 would have an infinite gradient under a power below 1."""
+_LONGEST_SOFT_LIST = 6
+"""720 orders; 7 would have 5040."""
+
+
+def similarity_scores(queries: Tensor, candidates: Tensor, alpha: float, beta: float) -> Tensor:
+    """S, [Q, N], at most 0, of queries [Q, K] and candidates [N, K]."""
+    # Distances off a matrix product are too coarse in float32: scores of -200 are wrong in their first decimals.
+    distances = torch.cdist(queries, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    return -alpha * distances.clamp(min=_SMALLEST_DISTANCE) ** beta
+
+
+def nearest(scores: Tensor, length: int) -> Tensor:
+    """The candidates with the highest scores but query i's own, candidate i: [Q, L] int64, the nearest first.
+
+    Args:
+        scores: [Q, N], the first Q candidates being the queries.
+        length: the longest list; 0 or more than N - 1 stands for all the others.
+    """
+    queries, candidates = scores.shape
+    own = torch.eye(queries, candidates, dtype=torch.bool, device=scores.device)
+    order = scores.masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, : min(length or candidates, candidates - 1)]
+
+
+def order_log_probabilities(scores: Tensor) -> Tensor:
+    """The logarithm of P for taking the last axis of [..., L] as it stands: [...]; 0 for a list of one or none."""
+    length = scores.shape[-1]
+    taken = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril(-1)
+    left = scores.unsqueeze(-2).masked_fill(taken, -torch.inf).logsumexp(dim=-1)
+    return (scores - left).sum(dim=-1)
+
+
+def hard_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
+    """-log P_student of the teacher's order, the mean over queries; scores are [Q, N] as in `nearest`."""
+    likelihoods = order_log_probabilities(student.gather(1, nearest(teacher, length)))
+    # An order can be had of what is not a number, too, and would hide it.
+    return -likelihoods.mean() + 0 * teacher.sum()
+
+
+def soft_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
+    """KL(P_teacher || P_student) over all orders of the teacher's nearest, the mean over queries; scores are [Q, N]."""
+    listed = nearest(teacher, length)
+    orders = torch.tensor([*itertools.permutations(range(listed.shape[1]))], dtype=torch.int64, device=student.device)
+    ours, theirs = (order_log_probabilities(scores.gather(1, listed)[:, orders]) for scores in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def darkrank_loss(student: Tensor, teacher: Tensor, variant: str, alpha: float, beta: float, length: int) -> Tensor:
+    """The loss of embeddings [B, K] and [B, K'], brought to length 1, every sample a query; 0 for a batch of one."""
+    ours, theirs = (similarity_scores(unit, unit, alpha, beta) for unit in (unit_rows(student), unit_rows(teacher)))
+    return (hard_loss if variant == "hard" else soft_loss)(ours, theirs, length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarkRank(EmbeddingMethod):
+    """The student ranks the samples of a batch by their likeness to each of them as the teacher does."""
+
+    card: ClassVar[Card] = Card(
+        title="DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities Transfer",
+        arxiv="1707.01220",
+        family="R",
+        equations="equations 1 and 3 to 5, soft and hard",
+        deviations="all samples are queries; gradients flow through the query; no cap on the hard loss",
+        suggested="alpha 3, beta 3, rank_weight 2, lists of 4",
+        interactions="a hard loss starts near log L!, 201 for all others of a batch of 64, and takes B L^2 numbers",
+    )
+
+    variant: Literal["soft", "hard"] = hyperparameter(
+        "soft", choices=("soft", "hard"), prior=Choice(("soft", "hard")), help="all orders of a list, or the teacher's alone"
+    )
+    rank_weight: float = hyperparameter(2.0, minimum=0, prior=LogUniform(0.1, 10), help="w")
+    alpha: float = hyperparameter(3.0, above=0, help="how much distance counts")
+    beta: float = hyperparameter(3.0, above=0, help="contrast, the power of the distance")
+    list_length: int = hyperparameter(
+        4, minimum=0, help="samples in a list; 0: all others of the batch, with variant hard only"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant == "soft" and not 2 <= self.list_length <= _LONGEST_SOFT_LIST:
+            raise ValueError(
+                f"list_length must be 2 to {_LONGEST_SOFT_LIST} with variant='soft', which takes every order of the list, "
+                f"got {self.list_length}; variant='hard' takes longer lists"
+            )
+
+    def relations(self) -> Mapping[str, tuple[float, Relation]]:
+        relation = partial(darkrank_loss, variant=self.variant, alpha=self.alpha, beta=self.beta, length=self.list_length)
+        return {"rank": (self.rank_weight, relation)}
