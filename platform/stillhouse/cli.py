@@ -148,26 +148,39 @@ def resume(
 @app.command()
 @_told
 def report(
-    name: SweepArgument,
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="A sweep's name; several are compared in one page.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else the sweep's own folder.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget", metavar="SIZE=LIMIT", help="Answer for students within it, as in parameters=100k; else the spec's own."
+        ),
     ] = None,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Write the trade-off report of a sweep again, from its ledger."""
+    """Write the trade-off report of a sweep again, from its ledger, or one page that compares several."""
+    from stillhouse.report import parse_budget
     from stillhouse.sweep.home import resolve_home
-    from stillhouse.sweep.results import Results
+    from stillhouse.sweep.results import Results, compare
 
-    results = Results.read(resolve_home(home), name)
-    files = results.report(out or results.place.report)
+    names = list(dict.fromkeys(names))
+    if len(names) > 1 and out is None:
+        raise UsageError("several sweeps need a folder for the page that compares them: give --out DIR")
+    budgets = [parse_budget(text) for text in budget] if budget else None
+    sweeps = [Results.read(resolve_home(home), name) for name in names]
+    files = compare(sweeps, out or sweeps[0].place.report, budgets)
     document = {"page": str(files.page), "table": str(files.table), "figure": str(files.figure)}
     if as_json:
-        _print_json(document)
-    else:
-        for what, path in document.items():
-            print(f"{what:<7} {path}")
+        _print_json(document | {"best": files.best})
+        return OK
+    for what, path in document.items():
+        print(f"{what:<7} {path}")
+    for answer in files.best:
+        print(_answer_line(answer))
     return OK
 
 
@@ -298,6 +311,9 @@ def sync(name: SweepArgument, home: Home = None, as_json: Json = False, debug: D
     done = replay(
         tracking.get("uri"), results.home, tracking.get("experiment") or name, results.facts, results.records, artifacts
     )
+    if done.addresses and done.addresses != results.place.read_addresses():
+        results.place.write_addresses(done.addresses)
+        results.report(results.place.report)
     if as_json:
         _print_json({"created": done.created, "skipped": done.skipped, "failed": done.failed, "run_id": done.run_id})
     else:
@@ -411,6 +427,21 @@ def _print_results(results: Any) -> None:
     print(f"table   {results.files.table}")
     print(f"figure  {results.files.figure}")
     print(f"mlflow  stillhouse ui {results.facts.name} --home {shlex.quote(str(results.home))}")
+
+
+def _answer_line(answer: dict[str, Any]) -> str:
+    asked = answer["question"] if answer["budget"] is None else " ".join(f"{k} <= {v:g}" for k, v in answer["budget"].items())
+    if answer["trial"] is None:
+        return f"{asked}: no finished student fits"
+    interval = answer["test_interval"]
+    spread = "one seed" if interval is None else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {answer['seeds']}"
+    where = f" of {answer['sweep']}" if "sweep" in answer else ""
+    ties = len(answer["tied_with"])
+    tied = f"; not told apart from {ties} other{'s' * (ties > 1)}" if ties else ""
+    return (
+        f"{asked}: {answer['student']} with {answer['method']}{where}, {answer['parameters']:,.0f} parameters, "
+        f"test {answer['test_accuracy']:.4f} ({spread}), trial {answer['trial']}{tied}"
+    )
 
 
 def _print_config(spec: Any, as_json: bool) -> int:

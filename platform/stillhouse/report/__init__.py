@@ -1,8 +1,18 @@
 """The trade-off report: table, Pareto front, figures and the page, all views of the ledger."""
 
+from stillhouse.report.comparison import Source, write_comparison
 from stillhouse.report.page import ReportFiles, write_report
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.table import trials_table
 from stillhouse.spec.budget import Budget, parse_budget
 
-__all__ = ["Budget", "ReportFiles", "pareto_front", "parse_budget", "trials_table", "write_report"]
+__all__ = [
+    "Budget",
+    "ReportFiles",
+    "Source",
+    "pareto_front",
+    "parse_budget",
+    "trials_table",
+    "write_comparison",
+    "write_report",
+]

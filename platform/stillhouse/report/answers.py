@@ -1,7 +1,7 @@
 """The questions a sweep is run to answer: the best student of a size, how sure that is, what the teacher cost."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,6 +67,7 @@ class Answer:
             "question": self.title,
             "budget": budget,
             "trial": self.best.key,
+            **({"sweep": self.best.sweep} if self.best.sweep else {}),
             "method": self.best.method,
             "student": self.best.choice,
             "hyperparameters": dict(self.best.hyperparameters),
@@ -83,11 +84,19 @@ class Answer:
 
 def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
     """One answer per budget; without budgets the most accurate student, the knees of the front and its smallest student."""
+    return pooled_answers({each.sweep: facts for each in found} or {"": facts}, found, budgets)
+
+
+def pooled_answers(
+    facts: Mapping[str, SweepFacts], found: Sequence[Configuration], budgets: Iterable[Budget] = ()
+) -> list[Answer]:
+    """`answers` over several sweeps of the same data, whose facts stand by their names."""
     best = winners(found)
     asked = list(budgets)
     if asked:
         return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in asked]
-    size = next((name for name, way in facts.objectives.items() if way == "min" and name in SIZES), "parameters")
+    objectives = next(iter(facts.values())).objectives
+    size = next((name for name, way in objectives.items() if way == "min" and name in SIZES), "parameters")
     front = configuration_front(best, size)
     if not front:
         return []
@@ -99,7 +108,7 @@ def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable
 
 
 def _answer(
-    facts: SweepFacts,
+    sweeps: Mapping[str, SweepFacts],
     best: Sequence[Configuration],
     title: Literal["budget", "most accurate", "knee", "smallest"],
     chosen: Configuration | None,
@@ -110,9 +119,12 @@ def _answer(
         return Answer(title=title, budget=budget)
     sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
     for rival in sorted(_within(best, within), key=_rank):
-        if rival is not chosen:
+        # Sweeps may share a trial: it is no rival of itself.
+        if rival.key != chosen.key:
             sides[compare(chosen, rival)[0].sign()].append(rival)
-    control = next((each for each in best if each.method == facts.baseline and each.choice == chosen.choice), None)
+    facts = sweeps[chosen.sweep]
+    place = (facts.baseline, chosen.choice, chosen.sweep)
+    control = next((each for each in best if (each.method, each.choice, each.sweep) == place), None)
     against = compare(chosen, control) if control and control is not chosen else None
     return Answer(
         title=title,

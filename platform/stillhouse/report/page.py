@@ -32,10 +32,10 @@ from stillhouse.report.statistics import (
     student_key,
 )
 from stillhouse.report.still import tradeoff_png
-from stillhouse.report.table import csv_bytes, parquet_bytes, table_columns, trials_table
+from stillhouse.report.table import Column, csv_bytes, parquet_bytes, table_columns, trials_table
 from stillhouse.report.tables import MOST_REASONS, heat, reasons, trial_rows
 from stillhouse.spec.budget import Budget
-from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHORT_AXES = {
@@ -80,15 +80,33 @@ def write_report(
     answered = answers(facts, found, budgets)
     still = tradeoff_png(facts.name, found, facts.teachers, Looks.of(facts, records))
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
+    page = render_page(facts, records, table, found, answered, still, addresses or {})
+    best = [answer.to_json() for answer in answered]
+    return write_files(folder, table, table_columns(facts, records), about, still, page, best)
+
+
+def write_files(
+    folder: Path,
+    table: pd.DataFrame,
+    columns: Sequence[Column],
+    about: Mapping[str, Any],
+    still: bytes,
+    page: str,
+    best: Sequence[dict[str, Any]],
+) -> ReportFiles:
+    """Writes the four files, the page last; `about` goes into the schema of the Parquet file.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; what lay there before is as it was.
+    """
     files = ReportFiles(
         page=folder / "report.html",
         table=folder / "tradeoff.parquet",
         figure=folder / "tradeoff.png",
         csv=folder / "tradeoff.csv",
-        best=tuple(answer.to_json() for answer in answered),
+        best=tuple(best),
     )
-    parquet = parquet_bytes(table, table_columns(facts, records), wording.redacted_tree(json.loads(_json(about))))
-    page = render_page(facts, records, table, found, answered, still, addresses or {})
+    parquet = parquet_bytes(table, columns, wording.redacted_tree(json.loads(_json(about))))
     for path, payload in (
         (files.table, parquet),
         (files.csv, csv_bytes(table)),
@@ -115,60 +133,34 @@ def render_page(
     tradeoff = tradeoff_figure(found, facts.teachers, looks, addresses)
     curves = curve_figures(facts, records, found) if tradeoff else {}
     sensitivity = sensitivities(records)
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     figures = {
         "themes": themes(),
         "tradeoff": tradeoff.figure if tradeoff else None,
         "curves": curves,
         "sensitivity": sensitivity_figures(facts, records, sensitivity) if tradeoff else {},
     }
-    alternative = _alternative(facts, answered, len(found))
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             title=facts.name,
-            facts=facts,
             subtitle=_subtitle(facts, records),
             lead=[wording.redacted(sentence) for sentence in sentences.lead(facts, records, answered, gained)],
             cards=[card(facts, answer, addresses) for answer in answered],
             strip=sentences.strip(facts, records, costs),
             trust=sentences.trust(facts, found, gained),
             tradeoff=tradeoff,
-            tradeoff_alt=alternative,
-            tradeoff_caption=_caption(tradeoff.shown, tradeoff.total) if tradeoff else "",
+            tradeoff_alt=alternative(facts.teachers, answered, len(found)),
+            tradeoff_caption=caption(tradeoff.shown, tradeoff.total) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
-            axes=list(_SHORT_AXES.items()),
             chips=chips(looks, found),
-            heat=heat(facts, records, gained),
             curves=list(curves),
             sensitivity=sensitivity[:500],
             words_searched=any(not each.numeric for each in sensitivity),
             sensitivity_methods=list(dict.fromkeys(each.method for each in sensitivity)),
             trials=trial_rows(facts, records, table, addresses),
-            failed=reasons([record for record in records if record.status == "failed"]),
-            failed_words="A failed trial stands alone; the other trials went on.",
-            stopped=reasons([record for record in records if record.status == "stopped"]),
-            stopped_words="The scheduler stopped these on validation data; without a test accuracy they are in no comparison.",
-            notes=[wording.redacted(note) for note in facts.notes[:MOST_REASONS]]
-            + ([f"and {len(facts.notes) - MOST_REASONS:,} more notes"] if len(facts.notes) > MOST_REASONS else []),
-            costs=[
-                {
-                    "teacher": cost.teacher,
-                    "sentences": sentences.teacher_sentences(cost),
-                    "facts": sentences.teacher_facts(cost),
-                }
-                for cost in costs
-            ],
-            provenance=sentences.provenance(facts),
-            tracked=sentences.tracked(facts, addresses),
-            tracked_at=addresses.get(""),
-            spec=_spec(facts),
-            figures=_script_json(figures),
-            plotly=_packed_plotly()[0],
-            js=script,
-            css=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-            policy=_policy(script),
+            **section_context(facts, records, found, addresses),
+            **shared_context(figures),
         )
     )
 
@@ -183,7 +175,46 @@ def chips(looks: Looks, found: Sequence[Configuration]) -> list[tuple[str, list[
     return [("sweep", coloured), ("student", shaped), ("method", methods)]
 
 
-def _environment() -> jinja2.Environment:
+def shared_context(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What every page of the report needs beside its content: its script and policy, its style, plotly, the figures."""
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return {
+        "figures": _script_json(figures),
+        "plotly": _packed_plotly()[0],
+        "js": script,
+        "css": (_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        "policy": _policy(script),
+        "axes": list(_SHORT_AXES.items()),
+    }
+
+
+def section_context(
+    facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration], addresses: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a page says of one sweep beside its answers and trials: gains, failures, teachers, provenance."""
+    notes = [wording.redacted(note) for note in facts.notes[:MOST_REASONS]]
+    if len(facts.notes) > MOST_REASONS:
+        notes.append(f"and {len(facts.notes) - MOST_REASONS:,} more notes")
+    return {
+        "facts": facts,
+        "heat": heat(facts, records, gains(found, facts.baseline)),
+        "failed": reasons([record for record in records if record.status == "failed"]),
+        "failed_words": "A failed trial stands alone; the other trials went on.",
+        "stopped": reasons([record for record in records if record.status == "stopped"]),
+        "stopped_words": "The scheduler stopped these on validation data; without a test accuracy they are in no comparison.",
+        "notes": notes,
+        "costs": [
+            {"teacher": cost.teacher, "sentences": sentences.teacher_sentences(cost), "facts": sentences.teacher_facts(cost)}
+            for cost in teacher_costs(facts, records)
+        ],
+        "provenance": sentences.provenance(facts),
+        "tracked": sentences.tracked(facts, addresses),
+        "tracked_at": addresses.get(""),
+        "spec": _spec(facts),
+    }
+
+
+def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -261,22 +292,22 @@ def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dic
     }
 
 
-def _alternative(facts: SweepFacts, answered: Sequence[Answer], number: int) -> str:
+def alternative(teachers: Sequence[TeacherFacts], answered: Sequence[Answer], number: int) -> str:
     words = [
         f"{each.best.choice} with {each.best.method}: {wording.short(each.best.metric('parameters'))} parameters, "
         f"{wording.percent(each.best.test.mean)}"
         for each in answered
         if each.best
     ]
-    teachers = [f"teacher {each.name} {wording.percent(each.test_accuracy)}" for each in facts.teachers]
+    known = [f"teacher {each.name} {wording.percent(each.test_accuracy)}" for each in teachers]
     shown = f"Scatter of test accuracy against size, {wording.counted(number, 'configuration')}. "
-    return shown + "; ".join([*words, *teachers])
+    return shown + "; ".join([*words, *known])
 
 
-def _caption(shown: int, total: int) -> str:
+def caption(shown: int, total: int, of: str = "of a method on a student", apart: str = "methods") -> str:
     words = (
-        "A large point is the winner of a method on a student, with the mean and 95% interval over its reported seeds; a small "
-        "one is another setting that finished. On the log scale the methods of one student are moved slightly apart; the exact "
+        f"A large point is the winner {of}, with the mean and 95% interval over its reported seeds; a small one "
+        f"is another setting that finished. On the log scale the {apart} of one student are moved slightly apart; the exact "
         "sizes are in the hover and the table. Rings and the dashed line mark the Pareto front: chosen on validation data, so "
         "on test data a point may lie above it. The star and the dotted line are the teacher."
     )

@@ -62,6 +62,28 @@ def lead(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Answ
     return [_best_sentence(first), _certainty(first), _added(facts, gained)]
 
 
+def compared_lead(
+    names: Sequence[str], found: Sequence[Answer], apart: Sequence[str], budgets: Sequence[tuple[str, int]]
+) -> list[str]:
+    """The first sentences of a comparison.
+
+    Args:
+        found: answers over all sweeps; empty where their data differ.
+        apart: what keeps the sweeps from being compared, as sentences.
+        budgets: trials of each sweep by its name.
+    """
+    if apart:
+        return [*apart, "So no winner is named over them; each sweep has its own answers below."]
+    answered = [answer for answer in found if answer.best is not None]
+    if not answered:
+        if asked := [budget_words(each.budget) for each in found if each.budget]:
+            return [f"In none of {listed(list(names))} does a finished student fit {listed(asked)}."]
+        return [f"No trial of {listed(list(names))} finished with a test accuracy, so there is no answer."]
+    tried = listed([f"{name} {counted(count, 'trial')}" for name, count in budgets])
+    fair = "" if len({count for _, count in budgets}) == 1 else ": the sweep with more has more luck to choose from"
+    return [_best_sentence(answered[0]), _certainty(answered[0]), f"What the sweeps tried: {tried}{fair}."]
+
+
 def _best_sentence(answer: Answer) -> str:
     best = answer.best
     if best is None:
@@ -69,7 +91,7 @@ def _best_sentence(answer: Answer) -> str:
     where = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
     # Only a winner that its rivals do not reach is called the best.
     name = "the best student is" if verdict_state(answer) == "clear" else "validation data choose"
-    taught = f"{where} {name} {best.choice} taught with {best.method}"
+    taught = f"{where} {name} {best.choice} taught with {best.method}{_of_sweep(best)}"
     return f"{taught}: {_accuracy(best.test)} on test data{_against(answer)}."
 
 
@@ -141,7 +163,11 @@ def verdict(answer: Answer) -> str:
 
 
 def _names(others: Sequence[Configuration]) -> str:
-    return listed([f"{each.method} on {each.choice}" for each in others], _MOST_NAMES)
+    return listed([f"{each.method} on {each.choice}{_of_sweep(each)}" for each in others], _MOST_NAMES)
+
+
+def _of_sweep(each: Configuration) -> str:
+    return f" of {each.sweep}" if each.sweep else ""
 
 
 def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:

@@ -12,7 +12,7 @@ from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import Gain, choice_labels, grouped, mean_with_interval, student_key
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
-_MOST_ROWS = 1_000
+MOST_ROWS = 1_000
 MOST_REASONS = 100
 
 
@@ -114,15 +114,21 @@ _TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 def trial_rows(
-    facts: SweepFacts, records: Sequence[TrialRecord], table: pd.DataFrame, addresses: Mapping[str, str]
+    facts: SweepFacts,
+    records: Sequence[TrialRecord],
+    table: pd.DataFrame,
+    addresses: Mapping[str, str],
+    *,
+    most: int = MOST_ROWS,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     objectives = {name: way for name, way in facts.objectives.items() if name in table} or None
     front = set(pareto_front(table, objectives).index.tolist())
-    labels = choice_labels(records)
+    labels = choice_labels(records) if labels is None else labels
     order = sorted(
         range(len(records)),
         key=lambda row: (row not in front, -_number(records[row].metrics.get("validation_accuracy"), -1.0), row),
-    )[:_MOST_ROWS]
+    )[:most]
     drops = table["accuracy_drop"].tolist()
     ratios = table["compression_ratio"].tolist()
     rows = [
@@ -137,13 +143,13 @@ def trial_rows(
         "validation accuracy. "
         "Click a heading to sort. All columns are in tradeoff.csv and tradeoff.parquet."
     )
-    if len(records) > _MOST_ROWS:
-        words += f" The page shows {_MOST_ROWS:,} of {len(records):,} rows; those files have all."
+    if len(records) > MOST_ROWS:
+        words += f" The page shows {MOST_ROWS:,} of {len(records):,} rows; those files have all."
     return {"rows": rows, "columns": _TABLE_COLUMNS, "words": words if records else "There are no trials."}
 
 
 def _trial_cells(
-    record: TrialRecord, labels: dict[str, str], drop: float, ratio: float, address: str | None
+    record: TrialRecord, labels: Mapping[str, str], drop: float, ratio: float, address: str | None
 ) -> list[dict[str, Any]]:
     trial, metrics = record.trial, record.metrics
 

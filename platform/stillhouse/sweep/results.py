@@ -1,14 +1,24 @@
 """What a sweep gives back: the same object for the command line and for Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pandas as pd
 
-from stillhouse.errors import UsageError
-from stillhouse.report import ReportFiles, pareto_front, trials_table, write_report
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.report import (
+    Budget,
+    ReportFiles,
+    Source,
+    pareto_front,
+    parse_budget,
+    trials_table,
+    write_comparison,
+    write_report,
+)
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home import SweepHome, find_sweep
 
@@ -86,9 +96,23 @@ class Results:
         finished = table[table["status"] == "finished"]
         return pareto_front(finished, objectives=dict(objectives or self.facts.objectives))
 
-    def report(self, folder: str | Path) -> ReportFiles:
-        """Writes page, picture and tables into `folder`."""
-        return write_report(self.facts, self.records, Path(folder).expanduser().resolve())
+    def report(self, folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
+        """Writes page, picture and tables into `folder`.
+
+        Args:
+            budgets: what is answered; those of the spec by default.
+
+        Raises:
+            InfrastructureError: `folder` can not be written.
+        """
+        folder = Path(folder).expanduser().resolve()
+        budgets = self.budgets() if budgets is None else budgets
+        with _writing(folder):
+            return write_report(self.facts, self.records, folder, budgets, self.place.read_addresses())
+
+    def budgets(self) -> list[Budget]:
+        """The budgets that the spec names."""
+        return [parse_budget(text) for text in self.facts.spec.get("report", {}).get("budgets", ())]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `stillhouse sweep --json` ends with."""
@@ -120,6 +144,38 @@ class Results:
             "tracking": dict(self.tracking),
             "seconds": round(self.seconds, 3),
         }
+
+
+def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
+    """Writes the report of several sweeps in one page; of a single one, its own report.
+
+    Args:
+        budgets: what is answered; by default those that the specs name, each once.
+
+    Raises:
+        UsageError: no sweep.
+        InfrastructureError: `folder` can not be written.
+    """
+    if not sweeps:
+        raise UsageError("a report needs at least one sweep")
+    if len(sweeps) == 1:
+        return sweeps[0].report(folder, budgets)
+    folder = Path(folder).expanduser().resolve()
+    if budgets is None:
+        budgets = list(dict.fromkeys(budget for each in sweeps for budget in each.budgets()))
+    sources = [Source(facts=each.facts, records=each.records, addresses=each.place.read_addresses()) for each in sweeps]
+    with _writing(folder):
+        return write_comparison(sources, folder, budgets)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InfrastructureError(
+            f"can not write the report into {folder}: {error.strerror or error}; choose another folder with --out"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from stillhouse.errors import InfrastructureError, Interrupted
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.provenance import environment_facts
-from stillhouse.report import ReportFiles, write_report
+from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
@@ -175,7 +175,10 @@ class Sweep:
                 }
             )
             self.place.write_facts(facts)
-            files = write_report(facts, kept, self.place.report)
+            if addresses := tracker.drain(_TRACKING_TIMEOUT_S):
+                self.place.write_addresses(addresses)
+            budgets = [parse_budget(text) for text in self.spec.report.budgets]
+            files = write_report(facts, kept, self.place.report, budgets, self.place.read_addresses())
             self._track(tracker, facts, files)
         finally:
             tracker.close()

@@ -147,7 +147,8 @@
       const { curveNumber, pointNumber } = points[place];
       Plotly.Fx.hover(scatter, [{ curveNumber, pointNumber }]);
       const words = scatter.data[curveNumber].customdata[pointNumber];
-      byId("tradeoff-said").textContent = words.replace(/<br>/g, ", ").replace(/<\/?b>/g, "");
+      const parsed = new DOMParser().parseFromString(words.replace(/<br>/g, ", "), "text/html");
+      byId("tradeoff-said").textContent = parsed.body.textContent;
     });
   }
 
