@@ -19,7 +19,7 @@ from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
 from stillhouse.errors import UsageError
-from stillhouse.models.weights import load_weights, read_checkpoint, save_weights, weights_hash
+from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
 from stillhouse.teachers.definition import TeacherDefinition
 
 CHECKPOINT_INTERVAL_S = 10.0
@@ -81,11 +81,12 @@ class TeacherLibrary:
             card = _read_card(folder)
             model = _build(definition)
             trained_now = False
-            if card is not None:
-                load_weights(model, folder / "weights.safetensors")
-            elif definition.weights is not None:
+            if card is not None and not _restore(model, folder / "weights.safetensors", card["weights_hash"]):
+                # Damaged since: knowledge sealed under the card's hash must not come from other weights.
+                card = None
+            if card is None and definition.weights is not None:
                 _load_given(model, definition)
-            else:
+            elif card is None:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
                 model, seconds = self._train(definition, data, views, folder, device, progress)
                 trained_now = True
@@ -178,21 +179,26 @@ def _build(definition: TeacherDefinition) -> nn.Module:
         return definition.build()
 
 
+def _restore(model: nn.Module, path: Path, digest: str) -> bool:
+    """Whether the file at `path` holds the weights with the hash `digest`; they are the model's then."""
+    try:
+        load_weights(model, path)
+    except UsageError:
+        return False
+    return weights_hash(model) == digest
+
+
 def _load_given(model: nn.Module, definition: TeacherDefinition) -> None:
     weights = definition.weights
     assert weights is not None
-    if weights.startswith(_TORCHVISION):
-        state = _torchvision_state(weights.removeprefix(_TORCHVISION))
-    else:
-        state = read_checkpoint(Path(weights))
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UsageError(
-            f"teachers.{definition.name}.weights {weights} does not fit model {definition.model} "
-            f"with {definition.num_classes} classes: {first}"
-        ) from error
+        if weights.startswith(_TORCHVISION):
+            state = _torchvision_state(weights.removeprefix(_TORCHVISION))
+        else:
+            state = read_checkpoint(Path(weights))
+        load_state(model, state, source=weights)
+    except UsageError as error:
+        raise UsageError(f"teachers.{definition.name}.weights can not be used: {error}") from error
 
 
 def _torchvision_state(name: str) -> dict[str, Tensor]:

@@ -1,0 +1,462 @@
+"""Whole sweeps on a real cluster: undisturbed, run again, and with everything killed that can be."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from stillhouse import methods
+from stillhouse.cli import app
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.results import Results
+from stillhouse.sweep.sweep import Sweep
+from stillhouse.workers import environment_of_workers
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TRAIN, VIEWS, EPOCHS = 320, 2, 2
+SPEC: dict[str, Any] = {
+    "name": "tiny",
+    "dataset": {"name": "digits", "validation": 80, "options": {"limit": TRAIN + 80}},
+    "views": {"policy": [{"crop": {"padding": 1}}], "count": VIEWS},
+    "teachers": {"big": {"model": "lenet", "train": {"epochs": 2}}},
+    "students": [{"model": "mlp", "hidden": [16]}, "lenet"],
+    "methods": {"scratch": {}, "kd": {"temperature": 4.0}, "fitnets": {}},
+    "search": {"trials_per_method": 4, "max_epochs": EPOCHS},
+    # Two a time as on two cores, so that a teacher has room on any machine.
+    "max_concurrent_trials": 2,
+}
+TAUGHT = 8  # four trials of each of two methods that ask a teacher
+
+
+def write_spec(path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump(SPEC | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for every sweep that is driven from this process."""
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        namespace="stillhouse",
+        runtime_env={"env_vars": dict(environment_of_workers())},
+    )
+    yield
+    ray.shutdown()
+
+
+@dataclass
+class Undisturbed:
+    """A sweep that nothing happened to."""
+
+    spec: Path
+    home: Path
+    results: Results
+    notes: str
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_spec(folder / "tiny.yaml")
+    console = Console(record=True, file=Path(os.devnull).open("w"), width=200)
+    results = Sweep.from_yaml(spec, home=folder / "home", progress=Progress("tiny", console=console)).run()
+    console.file.close()
+    return Undisturbed(spec, folder / "home", results, console.export_text())
+
+
+def weights_of(records: Any) -> dict[str, str | None]:
+    return {record.trial.key: record.weights_hash for record in records}
+
+
+def stamps(place: SweepHome) -> dict[str, tuple[int, int]]:
+    """Inode and time of every record: writing one again changes both."""
+    return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in place.ledger.folder.glob("*.record")}
+
+
+# Nothing happens
+
+
+def test_every_planned_trial_finishes_with_its_weights_and_its_record(undisturbed: Undisturbed) -> None:
+    results = undisturbed.results
+    assert len(results.records) == results.planned == 10
+    assert {record.status for record in results.records} == {"finished"}
+    for record in results.records:
+        assert (results.place.folder / str(record.weights)).is_file()
+        assert [entry["epoch"] for entry in record.curve] == [1, 2]
+        assert {"test_accuracy", "parameters", "size_bytes", "macs", "latency_ms"} <= record.metrics.keys()
+        assert record.code["package_path"]
+    assert not any((results.place.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
+
+
+def test_the_teacher_forwards_each_view_once_for_all_trials_and_kinds(undisturbed: Undisturbed) -> None:
+    (teacher,) = undisturbed.results.facts.teachers
+    assert teacher.way == "cached"
+    assert teacher.samples_forwarded == VIEWS * TRAIN
+    assert teacher.samples_reused == TAUGHT * EPOCHS * TRAIN
+    for record in undisturbed.results.records:
+        if record.trial.teacher:
+            assert record.teaching["samples_forwarded"] == 0
+            assert record.teaching["remote_calls"] <= 2 * EPOCHS, "no call per batch"
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed) -> None:
+    document = json.loads(json.dumps(undisturbed.results.to_json(), allow_nan=False))
+    assert set(document) == {
+        *("sweep", "home", "status", "trials", "teachers", "pareto", "report", "tracking", "seconds"),
+    }
+    assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 0}
+    assert set(document["teachers"][0]) == {"name", "accuracy", "way", "samples_forwarded", "samples_reused"}
+    assert set(document["pareto"][0]) == {
+        *("trial", "method", "student", "seed", "parameters", "size_bytes", "macs", "latency_ms"),
+        *("validation_accuracy", "test_accuracy"),
+    }
+    assert all(Path(document["report"][name]).is_file() for name in ("page", "table", "figure"))
+    assert set(document["tracking"]) == {"uri", "experiment", "run_id"}
+
+
+def test_the_table_has_one_row_per_trial_and_the_promised_columns(undisturbed: Undisturbed) -> None:
+    table = undisturbed.results.table()
+    assert len(table) == 10
+    assert {
+        *("trial", "method", "student", "teacher", "seed", "parameters", "size_bytes", "macs", "latency_ms"),
+        *("validation_accuracy", "test_accuracy", "temperature", "hint_weight"),
+    } <= set(table.columns)
+
+
+def test_all_trials_stand_in_mlflow_under_the_sweep(undisturbed: Undisturbed) -> None:
+    from stillhouse.tracking.locations import locate
+    from stillhouse.tracking.store import open_client
+
+    tracking = undisturbed.results.tracking
+    client = open_client(locate(tracking["uri"], undisturbed.home))
+    experiment = client.get_experiment_by_name(str(tracking["experiment"]))
+    runs = client.search_runs([experiment.experiment_id])
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == tracking["run_id"]]
+    assert len(children) == 10
+    assert len(runs) == 11
+
+
+def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_cluster(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr("stillhouse.sweep.sweep.Cluster", no_cluster)
+    before = stamps(undisturbed.results.place)
+    again = Sweep.from_yaml(undisturbed.spec, home=undisturbed.home).run()
+    assert stamps(again.place) == before
+    document = again.to_json()
+    assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 10}
+    assert document["teachers"][0]["samples_forwarded"] == document["teachers"][0]["samples_reused"] == 0
+    assert document["pareto"] == undisturbed.results.to_json()["pareto"]
+
+
+def test_another_sweep_of_the_same_teacher_finds_it_and_all_it_knows(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    changes = {"name": "later", "students": [{"model": "mlp", "hidden": [8]}], "methods": {"scratch": {}, "kd": {}}}
+    spec = write_spec(tmp_path / "later.yaml", **changes)
+    results = Sweep.from_yaml(spec, home=undisturbed.home).run()
+    (teacher,) = results.facts.teachers
+    assert not teacher.trained_now
+    assert teacher.key == undisturbed.results.facts.teachers[0].key
+    assert teacher.samples_forwarded == 0
+    assert teacher.samples_reused == 4 * EPOCHS * TRAIN
+
+
+# Processes die
+
+
+def descendants(root: int) -> dict[int, str]:
+    """Command lines of all processes below `root`, by process id."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found: dict[int, str] = {}
+    for process in parents:
+        ancestor = process
+        while ancestor > 1 and ancestor != root:
+            ancestor = parents.get(ancestor, 0)
+        if ancestor == root and process != root:
+            try:
+                found[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+    return found
+
+
+def kill_worker(name: str) -> int:
+    """Kills a worker of this process's cluster that runs `name`; gives how many there were."""
+    workers = [process for process, command in descendants(os.getpid()).items() if command.startswith(f"ray::{name}")]
+    if workers:
+        os.kill(workers[0], signal.SIGKILL)
+    return len(workers)
+
+
+@dataclass
+class Killer(Progress):
+    """Kills the teacher while it is trained and again when trials start, and the worker of a trial under way."""
+
+    killed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__("tiny", quiet=True)
+
+    def teacher(self, name: str, text: str) -> None:
+        if "training" in text:
+            self._once("teacher in training", "TeacherActor")
+
+    def trial_started(self, trial: Trial) -> None:
+        super().trial_started(trial)
+        self._once("teacher", "TeacherActor")
+
+    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+        super().trial_epoch(key, epoch, accuracy)
+        if epoch == 1:
+            self._once("trial", "DistillTrial")
+
+    def _once(self, what: str, worker: str) -> None:
+        if what not in self.killed and kill_worker(worker):
+            self.killed.append(what)
+
+
+def test_a_sweep_whose_teacher_and_trials_are_killed_ends_as_an_undisturbed_one(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    killer = Killer()
+    results = Sweep.from_yaml(undisturbed.spec, home=tmp_path / "home", progress=killer).run()
+    assert killer.killed == ["teacher in training", "teacher", "trial"]
+    assert weights_of(results.records) == weights_of(undisturbed.results.records)
+    assert {record.status for record in results.records} == {"finished"}
+
+
+# Trials fail
+
+FAILING = '''
+"""A method that can not go on in its second epoch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stillhouse.distill.method import Card, Method, hyperparameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failing(Method):
+    """Raises."""
+
+    card: ClassVar[Card] = Card(title="Failing", equations="none")
+    loss_weight: float = hyperparameter(1.0)
+
+    def loss(self, step):
+        if step.epoch == 1:
+            raise ArithmeticError(f"no loss for the weight {self.loss_weight:g}")
+        return super().loss(step)
+'''
+
+
+@pytest.fixture
+def users_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "failing.py").write_text(FAILING)
+    monkeypatch.setattr(methods, "__path__", list(methods.__path__))
+    yield folder
+    methods.find.cache_clear()
+    sys.modules.pop("stillhouse.methods.failing", None)
+
+
+def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
+    cluster: None, users_method: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "teachers": {},
+        "methods": {"scratch": {}, "failing": {"loss_weight": 3.0}},
+        "students": [{"model": "mlp", "hidden": [16]}],
+        "search": {"max_epochs": EPOCHS, "trials_per_method": 1},
+        "method_paths": [str(users_method)],
+    }
+    spec = write_spec(tmp_path / "tiny.yaml", **changes)
+    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(tmp_path / "home"), "--json"])
+    assert answer.exit_code == 3, answer.stderr
+    document = json.loads(answer.stdout)
+    assert document["status"] == "failures"
+    assert document["trials"] == {"planned": 2, "finished": 1, "failed": 1, "reused": 0}
+    records = {record.trial.method: record for record in SweepHome(tmp_path / "home", "tiny").read_records()}
+    assert records["scratch"].status == "finished"
+    failed = records["failing"]
+    assert failed.status == "failed"
+    assert failed.reason == "ArithmeticError: no loss for the weight 3 (failing.py:19)"
+    assert len(failed.curve) == failed.epochs_run == 1
+    assert failed.reason in answer.stderr
+
+
+# The driver dies
+
+
+def start(spec: Path, home: Path) -> "subprocess.Popen[str]":
+    """The command line in a process group of its own, as a shell starts it."""
+    import stillhouse
+
+    package = Path(stillhouse.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-m", "stillhouse.cli", "sweep", str(spec), "--home", str(home), "--json"],
+        env={**os.environ, "PYTHONPATH": str(package)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, f"the sweep ended early: {process.communicate()[1]}"
+        assert time.monotonic() < deadline, "the sweep takes too long"
+        time.sleep(0.01)
+
+
+@dataclass
+class Troubled:
+    """A sweep that was interrupted, damaged, killed and ended at last; and what was seen on the way."""
+
+    place: SweepHome
+    interrupted: tuple[int, str, str]
+    kept: dict[str, tuple[int, int]]
+    garbled: str
+    second_driver: tuple[int, str, str]
+    kept_by_the_killed: dict[str, tuple[int, int]]
+    survivors: list[str]
+    last: tuple[int, str, str]
+    records: dict[str, TrialRecord]
+    stamps: dict[str, tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
+    folder = tmp_path_factory.mktemp("trou bled")
+    spec, place = write_spec(folder / "tiny.yaml"), SweepHome(folder / "home", "tiny")
+
+    def records() -> int:
+        return len(list(place.ledger.folder.glob("*.record")))
+
+    process = start(spec, place.home)
+    wait_until(lambda: records() >= 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    interrupted = process.returncode, output, errors
+    kept = stamps(place)
+
+    garbled = min(kept)
+    path = place.ledger.folder / f"{garbled}.record"
+    path.write_bytes(path.read_bytes()[:-9])
+    process = start(spec, place.home)
+    wait_until(lambda: records() >= len(kept) + 2, process)
+    runner = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(place.home), "--json"])
+    second_driver = runner.exit_code, runner.stdout, runner.stderr
+    below = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    kept_by_the_killed = {key: stamp for key, stamp in stamps(place).items() if key != garbled}
+    deadline = time.monotonic() + 30
+    while (survivors := [below[child] for child in below if is_running(child)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    process = start(spec, place.home)
+    output, errors = process.communicate(timeout=150)
+    last = process.returncode, output, errors
+    return Troubled(
+        place, interrupted, kept, garbled, second_driver, kept_by_the_killed, survivors, last,
+        place.ledger.read_all()[0], stamps(place),
+    )  # fmt: skip
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_ends_with_130_and_the_command_to_go_on(troubled: Troubled) -> None:
+    code, output, errors = troubled.interrupted
+    assert code == 130
+    assert output == ""
+    command = f"stillhouse resume tiny --home {shlex.quote(str(troubled.place.home))}"
+    assert errors.rstrip().endswith(f"interrupted; finished trials are kept. Go on with: {command}")
+    assert "Traceback" not in errors
+
+
+def test_a_sweep_in_the_middle_was_hit(troubled: Troubled) -> None:
+    """What the tests below rest on: trials were finished and others were not, each time."""
+    assert 1 <= len(troubled.kept) < 10
+    assert len(troubled.kept) < len(troubled.kept_by_the_killed) + 1 < 10
+
+
+def test_a_second_driver_is_refused_in_one_sentence(troubled: Troubled) -> None:
+    code, output, errors = troubled.second_driver
+    assert code == 4
+    assert output == ""
+    assert errors.count("\n") == 1
+    assert "sweep 'tiny' is already run by another process" in errors
+
+
+def test_a_killed_driver_takes_its_cluster_with_it(troubled: Troubled) -> None:
+    assert troubled.survivors == []
+
+
+def test_no_finished_trial_is_run_again(troubled: Troubled) -> None:
+    before = troubled.kept | troubled.kept_by_the_killed
+    del before[troubled.garbled]
+    assert {key: troubled.stamps[key] for key in before} == before
+
+
+def test_a_trial_with_a_garbled_record_is_run_again(troubled: Troubled) -> None:
+    assert troubled.stamps[troubled.garbled] != troubled.kept[troubled.garbled]
+    assert troubled.records[troubled.garbled].status == "finished"
+
+
+def test_the_same_command_ends_the_sweep_and_says_what_it_reused(troubled: Troubled) -> None:
+    code, output, errors = troubled.last
+    assert code == 0, errors
+    document = json.loads(output)
+    assert document["trials"] | {"reused": None} == {"planned": 10, "finished": 10, "failed": 0, "reused": None}
+    assert document["trials"]["reused"] >= len(troubled.kept_by_the_killed)
+
+
+def test_a_troubled_sweep_has_the_results_of_an_undisturbed_one(troubled: Troubled, undisturbed: Undisturbed) -> None:
+    assert weights_of(troubled.records.values()) == weights_of(undisturbed.results.records)
+    for record in undisturbed.results.records:
+        metrics = {name: record.metrics[name] for name in ("validation_accuracy", "test_accuracy", "parameters")}
+        assert troubled.records[record.trial.key].metrics.items() >= metrics.items()
+
+
+def test_what_was_forwarded_is_counted_over_all_runs_of_the_sweep(troubled: Troubled) -> None:
+    """The log of filled shards outlives a killed driver, so nothing is counted twice and nothing is lost."""
+    from stillhouse.teachers.service import count_fills
+
+    key = json.loads((troubled.place.folder / "facts").read_bytes().partition(b"\n")[2])["teachers"][0]["key"]
+    assert count_fills(troubled.place.home / "knowledge", key)["samples"] == VIEWS * TRAIN
