@@ -1,0 +1,163 @@
+"""Several methods at once: cross-entropy once, and what each of them adds to it, with a weight each.
+
+    L = CE(y, p_1(student)) + sum_m w_m (L_m - the part of L_m called cross_entropy)
+
+Most papers add `kd` to their own loss; this is how. A term counts as the labels' own if its method calls it `cross_entropy`.
+A method whose training is more than a loss (stages, a step or classifiers of its own) can not be a part.
+
+Methods:
+      combine: {methods: [kd, attention_transfer], weights: [1.0, 0.5], settings: [kd.temperature=2]}
+
+Verified by composition: every part is verified in its own file.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.data.hashing import derive_seed
+from stillhouse.distill.method import Card, Helper, Method, MethodError, Setup, Stage, Step, hyperparameter
+from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.methods import find
+from stillhouse.models.architecture import Architecture
+
+_LABELS_TERM = "cross_entropy"
+_HOOKS_OF_MORE_THAN_A_LOSS = ("step", "begin_stage", "classifiers")
+
+
+class Layers(nn.Module):
+    """Which of the student's layers each part reads; has no weights."""
+
+    def __init__(self, of_parts: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.of_parts = {name: tuple(layers) for name, layers in of_parts.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(Method):
+    """The sum of what several methods add to cross-entropy."""
+
+    card: ClassVar[Card] = Card(
+        title="Several methods at once",
+        family="L",
+        equations="cross-entropy plus the weighted sum of the parts' own terms",
+        suggested="kd beside a method on feature maps, as most papers of those report",
+        interactions="the parts' own weights stay in force; methods with stages or a step of their own can not be parts",
+    )
+
+    methods: tuple[str, ...] = hyperparameter(("kd", "attention_transfer"), help="the parts")
+    weights: tuple[float, ...] = hyperparameter((), help="of each part's terms, >= 0; by default 1 each")
+    settings: tuple[str, ...] = hyperparameter((), help="hyper-parameters of the parts, as in 'kd.temperature=2'")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name at least one method and none twice, got {list(self.methods)}")
+        if self.weights and len(self.weights) != len(self.methods):
+            raise ValueError(f"weights must be one for each of {len(self.methods)} methods, got {len(self.weights)}")
+        for weight in self.weights:
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"weights must be >= 0, got {weight!r}")
+        _ = self.parts
+
+    @cached_property
+    def parts(self) -> Mapping[str, Method]:
+        """The parts by name; one of weight 0 is left out.
+
+        Raises:
+            MethodError: one can not be a part.
+            ValueError: a setting of one breaks its rule.
+        """
+        settings = _read_settings(self.settings, self.methods)
+        parts = {name: _make_part(name, settings.get(name, {})) for name in self.methods}
+        return {name: part for name, part in parts.items() if self.weight(name)}
+
+    def weight(self, name: str) -> float:
+        return self.weights[self.methods.index(name)] if self.weights else 1.0
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        return {
+            f"{name}.{key}": kind for name, part in self.parts.items() for key, kind in part.knowledge(teacher, student).items()
+        }
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        return list(dict.fromkeys(layer for part in self.parts.values() for layer in part.student_layers(teacher, student)))
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        for name, part in self.parts.items():
+            stages = part.stages(setup)
+            if len(stages) > 1 or stages[0].until is not None:
+                raise MethodError(f"can not combine '{name}', which trains in stages of its own")
+        return super().stages(setup)
+
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        layers = {name: part.student_layers(setup.teacher, setup.student) for name, part in self.parts.items()}
+        helpers = {f"{name}.{key}": helper for name, part in self.parts.items() for key, helper in part.modules(setup).items()}
+        return helpers | {"layers": Helper(module=Layers(layers), trainable=False)}
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = {_LABELS_TERM: F.cross_entropy(step.logits, step.targets)}
+        for name, part in self.parts.items():
+            own = part.loss(_step_of(name, step))
+            terms |= {f"{name}.{key}": self.weight(name) * term for key, term in own.items() if key != _LABELS_TERM}
+        return terms
+
+
+def _step_of(name: str, step: Step) -> Step:
+    """The step as the part would see it alone, with random draws of its own."""
+    layers = step.modules["layers"]
+    assert isinstance(layers, Layers)
+    return replace(
+        step,
+        student_features={key: value for key, value in step.student_features.items() if key in layers.of_parts[name]},
+        teacher=_own(name, step.teacher),
+        modules=_own(name, step.modules),
+        seed=derive_seed(step.seed, name),
+        _generator=None,
+    )
+
+
+def _own(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
+    try:
+        kind = find(name)
+    except UsageError as error:
+        raise MethodError(str(error)) from error
+    if kind is Combine or kind.card.family == "control":
+        raise MethodError(f"can not combine '{name}', which adds nothing to cross-entropy")
+    for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
+        if getattr(kind, hook) is not getattr(Method, hook):
+            raise MethodError(f"can not combine '{name}', whose training is more than a loss")
+    unknown = [key for key in settings if key not in kind.hyperparameters()]
+    if unknown:
+        raise MethodError(f"{name} has no hyper-parameter '{unknown[0]}'{did_you_mean(unknown[0], kind.hyperparameters())}")
+    return kind(**settings)
+
+
+def _read_settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{part: {hyper-parameter: value}}; values are JSON, or text where they are not."""
+    read: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        name, dot, hyperparameter_name = key.strip().partition(".")
+        if not equals or not dot or name not in names:
+            raise ValueError(
+                f"settings must look like '{names[0]}.hyperparameter=value', for one of the methods, got '{setting}'"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text.strip()
+        read.setdefault(name, {})[hyperparameter_name] = tuple(value) if isinstance(value, list) else value
+    return read
