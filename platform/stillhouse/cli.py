@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -184,6 +185,33 @@ def report(
     return OK
 
 
+@app.command()
+@_told
+def export(
+    name: SweepArgument,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's key or the beginning of it, or: best.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to write: a new one, or an earlier export.")],
+    register: Annotated[
+        str | None, typer.Option("--register", metavar="MODEL@ALIAS", help="Register it in the sweep's MLflow store as well.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Take a student home: weights, torch.export program, ONNX, preprocessing facts and a model card."""
+    from stillhouse.sweep.export import export_trial
+    from stillhouse.sweep.home import resolve_home
+
+    document = export_trial(
+        resolve_home(home), name, trial, to, register=register, tell=lambda event: print(event, file=sys.stderr)
+    )
+    if as_json:
+        _print_json(document)
+    else:
+        _print_export(document)
+    return OK
+
+
 @app.command(name="methods")
 @_told
 def list_methods(
@@ -272,6 +300,32 @@ def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) 
             each["key"][:12], each["model"], accuracy, f"{each['bytes']:,}", str(sealed["views"]), f"{sealed['bytes']:,}"
         )
     _console().print(table)
+    return OK
+
+
+@teachers_app.command(name="prune")
+@_told
+def teachers_prune(
+    keep: Annotated[str, typer.Option("--keep", metavar="SIZE", help="How much to keep: 500MB, 20GB; 0 removes all.")] = "0",
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Remove sealed knowledge, the longest unused first. Whatever a sweep needs again is filled again."""
+    from stillhouse.knowledge.store import KnowledgeStore
+    from stillhouse.sweep.home import resolve_home
+
+    store = KnowledgeStore(resolve_home(home) / "knowledge")
+    removed = store.prune(_parse_bytes(keep))
+    kept = list(store.entries())
+    document = {
+        "removed": {"views": len(removed), "bytes": sum(entry["bytes"] for entry in removed)},
+        "kept": {"views": len(kept), "bytes": sum(entry["bytes"] for entry in kept)},
+    }
+    if as_json:
+        _print_json(document)
+    else:
+        print("; ".join(f"{what} {count['views']} views, {count['bytes']:,} bytes" for what, count in document.items()))
     return OK
 
 
@@ -429,6 +483,30 @@ def _print_results(results: Any) -> None:
     print(f"mlflow  stillhouse ui {results.facts.name} --home {shlex.quote(str(results.home))}")
 
 
+def _print_export(document: dict[str, Any]) -> None:
+    metrics, agreement = document["metrics"], document["agreement"]
+    print(
+        f"{document['student']['name']} of trial {document['trial']}: {metrics['parameters']:,.0f} parameters, "
+        f"test accuracy {metrics['test_accuracy']:.4f}"
+    )
+    for form, what in (("program", "student.pt2"), ("onnx", "student.onnx")):
+        compared = agreement[form]
+        print(
+            f"{what} on {compared['images']} validation images: largest difference {compared['largest_difference']:.3g}, "
+            f"same class {compared['same_class']} of {compared['images']}"
+        )
+    table = _table("milliseconds", "batch 1 p50", "p95", "batch 64 p50", "p95", right=("batch 1 p50", "p95", "batch 64 p50"))
+    for form, by_size in document["latency_ms"].items():
+        table.add_row(form, *(f"{by_size[size][part]:.3f}" for size in ("1", "64") for part in ("p50", "p95")))
+    _console().print(table)
+    print(f"written     {document['folder']}")
+    registered = document["registered"]
+    if registered:
+        print(f"registered  {registered['uri']} (version {registered['version']}) in {registered['store']}")
+        serve = ["mlflow", "models", "serve", "-m", registered["uri"], "--env-manager", "local", "--port", "5001"]
+        print(f"serve it    MLFLOW_TRACKING_URI={shlex.quote(registered['store'])} {shlex.join(serve)}")
+
+
 def _answer_line(answer: dict[str, Any]) -> str:
     asked = answer["question"] if answer["budget"] is None else " ".join(f"{k} <= {v:g}" for k, v in answer["budget"].items())
     if answer["trial"] is None:
@@ -580,6 +658,18 @@ def _model_facts(name: str, *, full: bool) -> dict[str, Any]:
             "layers": {layer: list(shape) for layer, shape in architecture.shapes.items()},
         }
     return facts
+
+
+def _parse_bytes(text: str) -> int:
+    """A number of bytes from `500MB`, `20 GB` or `0`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if match is None:
+        raise UsageError(f"--keep must be a size such as 500MB or 20GB, got '{text}'")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

@@ -46,10 +46,8 @@ def find_trial(results: Results, wanted: str) -> TrialRecord:
     if record is None:
         raise UsageError(f"the record of trial {found[0]} is damaged; make it again with: {_resume(results.place)}")
     if record.status != "finished" or record.weights is None:
-        why = {"failed": f"failed ({record.reason})", "stopped": f"was stopped early after {record.epochs_run} epochs"}
-        raise UsageError(
-            f"trial {record.trial.key} {why.get(record.status, 'stored none')}, so there are no weights to export; choose another"
-        )
+        why = f"failed ({record.reason})" if record.status == "failed" else f"was stopped after {record.epochs_run} epochs"
+        raise UsageError(f"trial {record.trial.key} {why}, so it left no weights to export; choose a finished one")
     return record
 
 
@@ -84,8 +82,8 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
     known = results.facts.dataset.get("fingerprint")
     if known and known != data.fingerprint:
         raise UsageError(
-            f"data set {data.name} is not the one that sweep '{spec.name}' was trained on: its fingerprint is {data.fingerprint}, "
-            f"then it was {known}; bring the old files back"
+            f"data set {data.name} is not the one that sweep '{spec.name}' was trained on: its fingerprint was {known} "
+            f"and is {data.fingerprint}; bring the old files back"
         )
     return data
 

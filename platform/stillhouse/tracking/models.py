@@ -4,6 +4,7 @@ The model is kept as a `torch.export` program, never as a pickle of our classes:
 """
 
 import importlib.metadata
+import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, 
 
 _REQUIRED = ("mlflow", "torch", "numpy")
 _MODEL_TYPE = "student"
+_MODEL_ID = "logged_model"
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class _Registry:
         version = attempt(lambda: self._known_version(wanted.name, tags))
         reused = version is not None
         if version is None:
-            model_id = attempt(lambda: self._log(run, record, tags, student, example, files))
-            version = attempt(lambda: self._add_version(wanted.name, model_id, run, tags))
+            model = attempt(lambda: self._log(run, record, tags, student, example, files))
+            version = attempt(lambda: self._add_version(wanted.name, model, run, tags))
         number = version.version
         attempt(lambda: self._client.set_registered_model_alias(wanted.name, wanted.alias, number))
         return RegisteredStudent(
@@ -148,7 +150,7 @@ class _Registry:
             alias=wanted.alias,
             version=str(number),
             uri=wanted.uri,
-            model_id=str(version.model_id),
+            model_id=version.tags[_MODEL_ID],
             run_id=run.info.run_id,
             store=self._location.shown,
             reused=reused,
@@ -184,7 +186,7 @@ class _Registry:
         student: nn.Module,
         example: NDArray[np.float32],
         files: list[Path],
-    ) -> str:
+    ) -> Any:
         """Logs the model with its trial's run, which stays as it is: `mlflow.pytorch.log_model` would open and end it again."""
         from mlflow.entities import LoggedModelOutput, Metric
 
@@ -216,9 +218,9 @@ class _Registry:
             if run.data.metrics.get(key) == value
         ]
         self._client.log_batch(run.info.run_id, metrics=numbers)
-        return str(model.model_id)
+        return model
 
-    def _add_version(self, name: str, model_id: str, run: Any, tags: Mapping[str, str]) -> Any:
+    def _add_version(self, name: str, model: Any, run: Any, tags: Mapping[str, str]) -> Any:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -226,9 +228,17 @@ class _Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return self._client.create_model_version(
-            name, source=f"models:/{model_id}", run_id=run.info.run_id, tags=dict(tags), model_id=model_id
+        # The place of the artifacts, not models:/<id>: a database store looks that up in MLflow's global store.
+        version = self._client.create_model_version(
+            name,
+            source=model.artifact_location,
+            run_id=run.info.run_id,
+            tags={**tags, _MODEL_ID: model.model_id},
+            model_id=model.model_id,
         )
+        link = json.dumps([{"name": name, "version": version.version}])
+        self._client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+        return version
 
 
 def _save(

@@ -1,0 +1,182 @@
+"""Writes one trained student into a folder, in every form, each compared with the student before it counts."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.data.images import ImageData
+from stillhouse.durable import write_json
+from stillhouse.errors import UsageError
+from stillhouse.export import example, onnx, program
+from stillhouse.export.agreement import Answer, agreement, latency_of
+from stillhouse.export.card import render_card
+from stillhouse.export.folder import MARK, check_target, filled
+from stillhouse.models.size import Latency, measure_latency
+from stillhouse.models.weights import save_weights
+from stillhouse.provenance import environment_facts
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+
+WEIGHTS, PROGRAM, ONNX = "student.safetensors", "student.pt2", "student.onnx"
+PREPROCESSING, EXAMPLE, CARD = "preprocessing.json", "example.py", "README.md"
+FILES = (WEIGHTS, PROGRAM, ONNX, PREPROCESSING, EXAMPLE, CARD, MARK)
+
+_FORMAT = 1
+_MOST_IMAGES = 512
+_VERSIONS = ("torch", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A finished trial with its trained network.
+
+    Attributes:
+        model: with the trial's weights, on the CPU, in evaluation mode.
+        resized: whether the data set was resized, which whoever uses the student must do too.
+        command: that ran the sweep, without secrets.
+    """
+
+    facts: SweepFacts
+    record: TrialRecord
+    model: nn.Module
+    data: ImageData
+    resized: bool
+    command: str = ""
+
+    @property
+    def teachers(self) -> list[TeacherFacts]:
+        """The trial's own teachers; none for a student that learned alone."""
+        return [teacher for teacher in self.facts.teachers if teacher.name in self.record.trial.teachers]
+
+
+def export_student(student: Student, folder: str | Path, *, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Writes `FILES` into the folder, all of them or none, and gives what stands in `export.json`.
+
+    Args:
+        folder: one that does not exist, is empty, or holds an earlier export, which is replaced.
+        tell: hears what is being done.
+
+    Raises:
+        UsageError: the folder is somebody else's, or the student can not be exported or does not answer as before.
+        InfrastructureError: the folder can not be written.
+    """
+    onnx.require_packages()
+    target = check_target(folder, FILES)
+    with filled(target) as place:
+        document = _fill(student, place, tell)
+    return {**document, "folder": str(target)}
+
+
+def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    trial, data = student.record.trial, student.data
+    metadata = {"trial": trial.key, "sweep": student.facts.name, "model": trial.student.model}
+    digest = save_weights(student.model, place / WEIGHTS, metadata)
+    if digest != student.record.weights_hash:
+        raise UsageError(f"the weights of trial {trial.key} are not those of its record ({digest})")
+    tell("tracing the student")
+    traced = program.make_program(student.model, data.input_shape)
+    program.save_program(traced, place / PROGRAM)
+    tell("writing ONNX")
+    onnx.save_onnx(traced, place / ONNX)
+    onnx.check_onnx(place / ONNX)
+    tell("comparing on validation images")
+    answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
+    images = data.normalise(data.validation.images[:_MOST_IMAGES])
+    agreements = {
+        form: asdict(agreement(student.model, answer, images, what=file))
+        for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)
+    }
+    tell("measuring latency")
+    latency = _latencies(student, answers)
+    write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized))
+    (place / EXAMPLE).write_text(Path(example.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    document = _document(student, agreements, latency)
+    (place / CARD).write_text(render_card(document), encoding="utf-8")
+    document["files"] = {name: _file_facts(place / name) for name in FILES if name != MARK}
+    write_json(place / MARK, document)
+    return document
+
+
+def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
+    """What must happen to pixels before the student sees them, and what its answers mean."""
+    channels, height, width = data.input_shape
+    return {
+        "input": {"name": onnx.INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
+        "output": {"name": onnx.OUTPUT, "dtype": "float32", "shape": ["batch", data.num_classes], "what": "logits"},
+        "input_shape": list(data.input_shape),
+        "resize": "cut to a square in the middle, then bilinear with antialiasing (PIL.ImageOps.fit)" if resized else None,
+        "normalisation": "(pixel - 255 mean) / (255 std) for each channel, pixels from 0 to 255",
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "class_names": list(data.class_names),
+    }
+
+
+def _latencies(student: Student, answers: Mapping[str, Answer]) -> dict[str, dict[str, dict[str, float]]]:
+    shape = student.data.input_shape
+    measured = {
+        "eager": measure_latency(student.model, shape, budget_s=2.0),
+        **{form: latency_of(answer, shape) for form, answer in answers.items()},
+    }
+    return {form: {str(size): _milliseconds(one) for size, one in by_size.items()} for form, by_size in measured.items()}
+
+
+def _milliseconds(latency: Latency) -> dict[str, float]:
+    return {"p50": latency.p50_ms, "p95": latency.p95_ms}
+
+
+def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[str, Any]) -> dict[str, Any]:
+    facts, record, trial = student.facts, student.record, student.record.trial
+    here = environment_facts()
+    return {
+        "stillhouse_export": _FORMAT,
+        "sweep": facts.name,
+        "trial": trial.key,
+        "student": trial.student.model_dump(),
+        "method": trial.method,
+        "hyperparameters": trial.hyperparameters,
+        "seed": trial.seed,
+        "phase": trial.phase,
+        "epochs": record.epochs_run,
+        "weights_hash": record.weights_hash,
+        "metrics": record.metrics,
+        "teachers": [teacher.model_dump(include=_OF_TEACHER) for teacher in student.teachers],
+        "dataset": {
+            "name": student.data.name,
+            "fingerprint": student.data.fingerprint,
+            "input_shape": list(student.data.input_shape),
+            "num_classes": student.data.num_classes,
+            "train_samples": len(student.data.train),
+            "validation_samples": len(student.data.validation),
+        },
+        "views": facts.spec.get("views"),
+        "training": facts.spec.get("training"),
+        "trials": facts.planned,
+        "trained": {
+            "device": record.device,
+            "started": record.started,
+            "finished": record.finished,
+            **{key: record.code.get(key) for key in ("version", "commit")},
+            "command": student.command,
+        },
+        "agreement": dict(agreements),
+        "latency_ms": dict(latency),
+        "measured_on": {"processor": here["processor"], "threads": torch.get_num_threads()},
+        "versions": {
+            **{key: here[key] for key in ("stillhouse", "python")},
+            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+        },
+    }
+
+
+_OF_TEACHER = {"name", "model", "key", "parameters", "size_bytes", "validation_accuracy", "test_accuracy"}
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    payload = path.read_bytes()
+    return {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
