@@ -239,3 +239,20 @@ def test_what_is_kept_is_listed(store: KnowledgeStore) -> None:
     store.remove(store.key(IDENTITY))
     assert not store.is_sealed(IDENTITY)
     assert list(KnowledgeStore(store.root / "nowhere").entries()) == []
+
+
+def test_pruning_removes_the_longest_unused_views_first(store: KnowledgeStore) -> None:
+    rows = np.zeros((4, 2), np.float32)
+    for number in range(3):
+        writer = store.writer({"view": number}, rows=4, shape=(2,), dtype="float32")
+        writer.write(0, rows)
+        writer.seal()
+        for file in store.folder({"view": number}).iterdir():
+            os.utime(file, (1000 + number, 1000 + number))
+    store.open({"view": 0})  # the oldest is the one used last
+    each = next(iter(store.entries()))["bytes"]
+    removed = store.prune(keep_bytes=2 * each)
+    assert [entry["identity"]["view"] for entry in removed] == [1]
+    assert store.is_sealed({"view": 0})
+    assert not store.is_sealed({"view": 1})
+    assert store.prune(keep_bytes=2 * each) == []

@@ -131,7 +131,7 @@ class ViewWriter:
         payload = _to_ipc(rows)
         checksum = bytes_hash(payload)
         name = f"shard-{first:09d}-{checksum}.arrow"
-        with _room_for(len(payload), self._folder):
+        with room_for(len(payload), self._folder):
             write_atomic(self._folder / name, payload)
         self._whole[first] = Shard(name, first, len(rows), checksum)
         return len(payload)
@@ -150,7 +150,7 @@ class ViewWriter:
             "shards": shards,
         }
         payload = canonical_json(manifest).encode()
-        with _room_for(len(payload), self._folder):
+        with room_for(len(payload), self._folder):
             write_checked(self._folder / "manifest", payload)
 
     def _whole_shard(self, path: Path) -> Shard:
@@ -201,7 +201,11 @@ class KnowledgeStore:
         view = SealedView(self.root / key, verify=verify or key not in self._verified)
         if canonical_json(view.identity) != canonical_json(identity):
             raise Damaged(f"{self.root / key} holds the knowledge of something else")
-        self._verified.add(key)
+        if key not in self._verified:
+            # The manifest's time is when the view was last of use; `prune` goes by it.
+            with suppress(OSError):
+                os.utime(self.root / key / "manifest")
+            self._verified.add(key)
         return view
 
     def is_sealed(self, identity: Mapping[str, Any]) -> bool:
@@ -232,13 +236,29 @@ class KnowledgeStore:
             entry: dict[str, Any] = {
                 "key": folder.name,
                 "bytes": sum(file.st_size for file in files),
-                "last_used": max((max(file.st_atime, file.st_mtime) for file in files), default=folder.stat().st_mtime),
+                "last_used": max((file.st_mtime for file in files), default=folder.stat().st_mtime),
                 "sealed": False,
                 "identity": {},
             }
             with suppress(FileNotFoundError, Damaged):
                 entry |= {"identity": _read_manifest(folder)["identity"], "sealed": True}
             yield entry
+
+    def prune(self, keep_bytes: int) -> list[dict[str, Any]]:
+        """Removes the views that were of no use for the longest time until at most `keep_bytes` are left; gives their entries.
+
+        A sweep that is reading a removed view keeps its map; one that comes for it later has it filled again.
+        """
+        entries = sorted(self.entries(), key=lambda entry: entry["last_used"])
+        total = sum(entry["bytes"] for entry in entries)
+        removed = []
+        for entry in entries:
+            if total <= keep_bytes:
+                break
+            self.remove(entry["key"])
+            total -= entry["bytes"]
+            removed.append(entry)
+        return removed
 
 
 def default_shard_rows(shape: Sequence[int], dtype: str) -> int:
@@ -287,7 +307,7 @@ def _map_shard(path: Path, rows: int, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 @contextmanager
-def _room_for(num_bytes: int, folder: Path) -> Iterator[None]:
+def room_for(num_bytes: int, folder: Path) -> Iterator[None]:
     """Turns a full disk into one sentence."""
     try:
         yield
