@@ -11,6 +11,7 @@ A shard's name carries its checksum, so a filling that was interrupted goes on w
 import errno
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
