@@ -7,8 +7,8 @@ A network a between teacher and student in size learns from the teacher by ordin
 the student, which does not see the teacher.
 
 Deviations: both stages share the trial's epochs, so that every method has the same budget; the paper gives each a full
-training. By default the assistant is the teacher's model at half its width, since a sweep knows no better middle; the paper
-takes fewer layers of the same kind. One assistant, not a chain of them.
+training. By default the assistant is the teacher's model at width 0.5, since a sweep knows no better middle; the paper takes
+fewer layers of the same kind. One assistant, not a chain of them.
 
 Verified by composition: both stages are `kd`, which is verified against published implementations.
 """
@@ -50,7 +50,7 @@ class TeacherAssistant(Method):
         arxiv="1902.03393",
         family="G",
         equations="equations 1 to 3, with one assistant",
-        deviations="assistant and student share the trial's epochs; the default assistant is the teacher at half its width",
+        deviations="assistant and student share the trial's epochs; the default assistant is the teacher's model at width 0.5",
         suggested="an assistant whose accuracy lies midway between teacher's and student's",
         interactions="gains where teacher and student differ much in size; a short training leaves the assistant few epochs",
     )

@@ -49,7 +49,9 @@ def test_the_transfer_equals_the_authors_code(open_case: Open) -> None:
     translator = load(make_translator(4, 3), case, "w.trans.conv")
     encoder = load(Paraphraser(6, 3).encoder, case, "w.para.conv")
     student_factor = translator(case["in.s_feat"])
-    loss = case.number("beta") * factor_loss(student_factor, encoder(case["in.t_feat"]).detach())
+    distance = factor_loss(student_factor, encoder(case["in.t_feat"]).detach())
+    case.check(distance, "out.kdzoo_no_beta")
+    loss = case.number("beta") * distance
     case.check(loss)
     case.check_gradients(loss, "s_feat")
     check_weights(case, loss, translator, "w.trans.conv")
