@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from stillhouse import methods
@@ -70,17 +69,13 @@ class Undisturbed:
     spec: Path
     home: Path
     results: Results
-    notes: str
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     spec = write_spec(folder / "tiny.yaml")
-    console = Console(record=True, file=Path(os.devnull).open("w"), width=200)
-    results = Sweep.from_yaml(spec, home=folder / "home", progress=Progress("tiny", console=console)).run()
-    console.file.close()
-    return Undisturbed(spec, folder / "home", results, console.export_text())
+    return Undisturbed(spec, folder / "home", Sweep.from_yaml(spec, home=folder / "home").run())
 
 
 def weights_of(records: Any) -> dict[str, str | None]:

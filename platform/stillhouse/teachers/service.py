@@ -1,6 +1,7 @@
 """The teacher at work: it fills sealed views and answers forward passes. Plain PyTorch; the actor is a thin coat."""
 
 import contextlib
+import errno
 import heapq
 import itertools
 import json
@@ -20,7 +21,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore, default_shard_rows
+from stillhouse.knowledge.store import KnowledgeStore, default_shard_rows, room_for
 from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.library import LoadedTeacher, accuracy
@@ -220,7 +221,9 @@ class TeacherService:
             "kinds": sorted(kinds),
             "time": time.time(),
         }
-        append_line(fill_log(self._store.root), json.dumps(line))
+        log, text = fill_log(self._store.root), json.dumps(line)
+        with room_for(len(text), log):
+            append_line(log, text)
 
 
 def fill_log(store: Path) -> Path:
@@ -228,10 +231,16 @@ def fill_log(store: Path) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends one line durably; lines of several processes do not mix."""
+    """Appends one line durably; lines of several processes do not mix, and a torn one does not swallow the next.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    content = f"\n{line}\n".encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, (line + "\n").encode())
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -243,7 +252,7 @@ def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0) -> dict[
     with contextlib.suppress(FileNotFoundError), fill_log(store).open("rb") as file:
         file.seek(since_byte)
         for line in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
                 if entry["teacher"] == weights_hash:
                     counts["samples"] += entry["rows"]

@@ -1,0 +1,379 @@
+"""The shared teacher at work: what it seals, what that costs, and what it survives."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.distill.method import Method, Step
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge
+from stillhouse.distill.trainer import Trainer
+from stillhouse.errors import InfrastructureError
+from stillhouse.knowledge import Knowledge, feature, logits, reduced
+from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.registry import build_model
+from stillhouse.spec.training import Training
+from stillhouse.teachers import service as service_module
+from stillhouse.teachers.definition import view_identity
+from stillhouse.teachers.library import LoadedTeacher
+from stillhouse.teachers.service import TeacherService, append_line, count_fills, fill_log, kind_id
+
+ROWS = 160
+LAYER = "relu1"  # of LeNet
+
+
+def energy(output: Tensor) -> Tensor:
+    """Mean square over channels, [B, H, W]."""
+    return output.square().mean(1)
+
+
+KINDS = [logits(), feature(LAYER), reduced(energy, LAYER)]
+
+
+@pytest.fixture
+def make_service(
+    trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path
+) -> Callable[..., TeacherService]:
+    """Services over one store, as an actor that is restarted."""
+    (tmp_path / "knowledge").mkdir()
+
+    def make(**options: Any) -> TeacherService:
+        return TeacherService(trained[1], digits, views, KnowledgeStore(tmp_path / "knowledge"), **options)
+
+    return make
+
+
+def remember(service: TeacherService, *kinds: Knowledge) -> None:
+    """Makes the kinds known without the thread that fills."""
+    service._kinds |= {kind_id(kind): kind for kind in kinds}
+
+
+def opened(service: TeacherService, kind: Knowledge, view: int) -> SealedView:
+    return KnowledgeStore(service._store.root).open(view_identity(service.base, kind, view))
+
+
+def rows_of(service: TeacherService, kind: Knowledge, view: int) -> Tensor:
+    return opened(service, kind, view).gather(torch.arange(ROWS))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four shards of 40 rows, each from one batch."""
+    monkeypatch.setattr(service_module, "default_shard_rows", lambda _shape, _dtype: 40)
+
+
+def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
+    make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views
+) -> None:
+    service = make_service()
+    remember(service, *KINDS)
+    model = trained[1].model
+    kept: list[Tensor] = []
+    handle = model.get_submodule(LAYER).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    for view in (0, 2):
+        service.fill(view)
+        kept.clear()
+        pixels = views.augment(digits.train.images, torch.arange(ROWS), view)
+        with torch.no_grad():
+            expected = model(digits.normalise(pixels))
+        assert torch.equal(rows_of(service, logits(), view), expected)
+        assert torch.equal(rows_of(service, feature(LAYER), view), kept[0])
+        assert torch.equal(rows_of(service, reduced(energy, LAYER), view), kept[0].square().mean(1))
+    handle.remove()
+
+
+def test_kinds_that_miss_share_one_forward_pass(make_service: Callable[..., TeacherService]) -> None:
+    service = make_service()
+    remember(service, *KINDS)
+    service.fill(0)
+    assert service.counters()["samples_forwarded"] == ROWS
+    service.fill(1)
+    assert service.counters()["samples_forwarded"] == 2 * ROWS
+
+
+def test_what_is_sealed_is_not_forwarded_again_by_anybody(make_service: Callable[..., TeacherService]) -> None:
+    service = make_service()
+    remember(service, logits())
+    service.fill(0)
+    service.fill(0)
+    assert service.counters()["samples_forwarded"] == ROWS
+    restarted = make_service()
+    remember(restarted, logits(), feature(LAYER))
+    restarted.fill(0)
+    assert restarted.counters()["samples_forwarded"] == ROWS, "for the kind that was missing"
+    assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == 2 * ROWS
+
+
+def test_counters_and_log_say_what_was_written(make_service: Callable[..., TeacherService]) -> None:
+    service = make_service()
+    remember(service, *KINDS)
+    service.fill(0)
+    on_disk = sum(path.stat().st_size for path in service._store.root.glob("*/shard-*"))
+    counted = count_fills(service._store.root, service.teacher.weights_hash)
+    assert service.counters()["bytes_written"] == counted["bytes"] == on_disk
+    # LeNet's first layer on digits has 8x8 outputs or fewer, six of them; ten classes; 4 bytes each.
+    shape = opened(service, feature(LAYER), 0).shape
+    assert on_disk > 4 * ROWS * (10 + int(np.prod(shape)) + int(np.prod(shape[1:])))
+    assert counted["seconds"] > 0
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("harm", ["cut", "garbled", "missing", "foreign"])
+def test_a_harmed_shard_alone_is_forwarded_again(make_service: Callable[..., TeacherService], harm: str) -> None:
+    service = make_service()
+    remember(service, logits(), feature(LAYER))
+    service.fill(0)
+    before = rows_of(service, logits(), 0)
+    folder = service._store.folder(view_identity(service.base, logits(), 0))
+    shard = sorted(folder.glob("shard-*"))[2]
+    if harm == "missing":
+        shard.unlink()
+    elif harm == "cut":
+        os.truncate(shard, 100)
+    elif harm == "garbled":
+        content = bytearray(shard.read_bytes())
+        content[-700] ^= 4
+        shard.write_bytes(bytes(content))
+    else:
+        other = sorted(service._store.folder(view_identity(service.base, feature(LAYER), 0)).glob("shard-*"))[2]
+        shard.write_bytes(other.read_bytes())
+    restarted = make_service()
+    remember(restarted, logits(), feature(LAYER))
+    restarted.fill(0)
+    assert restarted.counters()["samples_forwarded"] == 40
+    assert torch.equal(rows_of(restarted, logits(), 0), before)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_filling_that_broke_off_goes_on(make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service()
+    remember(service, *KINDS)
+    forward = TeacherService._forward
+    passes: list[int] = []
+
+    def dying(self: TeacherService, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
+        passes.append(len(indices))
+        if passes.count(40) == 3:
+            raise KeyboardInterrupt
+        return forward(self, reader, kinds, view, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherService, "_forward", dying)
+        with pytest.raises(KeyboardInterrupt):
+            service.fill(0)
+    assert not service._store.is_sealed(view_identity(service.base, logits(), 0))
+    restarted = make_service()
+    remember(restarted, *KINDS)
+    restarted.fill(0)
+    assert restarted.counters()["samples_forwarded"] == ROWS - 2 * 40
+    untouched = make_service()
+    remember(untouched, *KINDS)
+    untouched.fill(1)
+    assert rows_of(restarted, logits(), 0).shape == rows_of(untouched, logits(), 1).shape
+
+
+def full(*_arguments: Any) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["fsync", "write"])
+def test_a_full_disk_is_one_sentence_and_filling_goes_on_when_there_is_room(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    service = make_service()
+    remember(service, logits())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(InfrastructureError, match="no room") as caught:
+            service.fill(0)
+    assert "\n" not in str(caught.value)
+    service.fill(0)
+    assert rows_of(service, logits(), 0).shape == (ROWS, 10)
+
+
+def test_half_precision_is_the_rounded_knowledge_at_half_the_size(make_service: Callable[..., TeacherService]) -> None:
+    whole, half = make_service(), make_service(dtype="float16")
+    for service in (whole, half):
+        remember(service, logits())
+        service.fill(0)
+    assert torch.equal(rows_of(half, logits(), 0), rows_of(whole, logits(), 0).half())
+    assert opened(half, logits(), 0).bytes_per_sample == opened(whole, logits(), 0).bytes_per_sample / 2 == 20
+
+
+def test_measuring_gives_the_weight_of_each_kind(make_service: Callable[..., TeacherService]) -> None:
+    measured = make_service().measure(KINDS)
+    assert measured["seconds_per_sample"] > 0
+    service = make_service()
+    remember(service, *KINDS)
+    service.fill(0)
+    for kind in KINDS:
+        assert measured["bytes_per_sample"][kind_id(kind)] == opened(service, kind, 0).bytes_per_sample
+    assert make_service(dtype="float16").measure([logits()])["bytes_per_sample"] == {kind_id(logits()): 20}
+
+
+def test_pixels_of_no_view_are_answered_as_by_the_teacher_itself(
+    make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher]
+) -> None:
+    pixels = torch.randn(5, 1, 8, 8)
+    service = make_service()
+    answer = service.forward(pixels.numpy(), {"one": logits(), "two": reduced(energy, LAYER)})
+    assert answer.keys() == {"one", "two"}
+    with torch.no_grad():
+        assert np.array_equal(answer["one"], trained[1].model(pixels).numpy())
+    assert service.counters()["samples_forwarded"] == 5
+
+
+# The thread that fills
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    event = threading.Event()
+    for _ in range(3000):
+        if true():
+            return
+        event.wait(0.01)
+    raise AssertionError("waited too long")
+
+
+def test_a_requested_view_is_sealed_without_waiting(make_service: Callable[..., TeacherService]) -> None:
+    service = make_service()
+    assert service.request(1, KINDS) is None
+    identities = [view_identity(service.base, kind, 1) for kind in KINDS]
+    wait_for(lambda: all(service._store.is_sealed(identity) for identity in identities))
+    assert service.request(1, KINDS) is None
+    assert service.counters()["samples_forwarded"] == ROWS
+
+
+def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def fill(_self: TeacherService, view: int) -> None:
+        begun.set()
+        go.wait(30)
+        filled.append(view)
+
+    monkeypatch.setattr(TeacherService, "fill", fill)
+    service = make_service()
+    service.request(0, [logits()], ahead=True)
+    assert begun.wait(30)
+    service.request(1, [logits()], ahead=True)
+    service.request(2, [logits()], ahead=True)
+    service.request(7, [logits()])
+    go.set()
+    wait_for(lambda: len(filled) == 4)
+    assert filled == [0, 7, 1, 2]
+
+
+def test_the_reason_of_a_failed_filling_is_told_once_and_filling_goes_on(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert service.request(0, [logits()]) is None
+        wait_for(lambda: service._error is not None)
+    reason = service.request(0, [logits()])
+    assert reason is not None
+    assert "no room" in reason
+    wait_for(lambda: service._store.is_sealed(view_identity(service.base, logits(), 0)))
+    assert service.request(0, [logits()]) is None
+
+
+# The log of fills
+
+
+def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path: Path) -> None:
+    def line(teacher: str, rows: int) -> str:
+        return json.dumps({"teacher": teacher, "rows": rows, "bytes": 2 * rows, "seconds": 0.5})
+
+    log = fill_log(tmp_path)
+    assert count_fills(tmp_path, "a") == {"samples": 0, "bytes": 0, "seconds": 0}
+    append_line(log, line("a", 1))
+    behind = log.stat().st_size
+    append_line(log, line("a", 10))
+    with log.open("a") as file:
+        file.write('{"teacher": "a", "rows": 10')
+    append_line(log, line("a", 100))
+    append_line(log, line("b", 1000))
+    with log.open("ab") as file:
+        file.write(b'\xff\xfe\n[1]\n{"teacher": "a"}\n')
+    append_line(log, line("a", 10000))
+    assert count_fills(tmp_path, "b")["samples"] == 1000
+    assert count_fills(tmp_path, "a", since_byte=behind)["samples"] == 10110
+    assert count_fills(tmp_path, "a")["bytes"] == 2 * 10111
+
+
+# The same student either way
+
+
+class Taught(Method):
+    """Follows logits and a map."""
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        return {"logits": logits(), "energy": reduced(energy, LAYER)}
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> list[str]:
+        return [LAYER]
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        taught = (step.logits - step.teacher["logits"]).square().mean()
+        shaped = (energy(step.student_features[LAYER]) - step.teacher["energy"]).square().mean()
+        return {**super().loss(step), "taught": taught, "shaped": shaped}
+
+
+@pytest.fixture
+def train(
+    make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views
+) -> Iterator[Callable[[str], Trainer]]:
+    def run(way: str) -> Trainer:
+        method, service = Taught(), make_service()
+        teacher = describe(trained[1].model, name="lenet", input_shape=digits.input_shape)
+        kinds = method.knowledge(teacher, teacher)
+        remember(service, *kinds.values())
+
+        def open_views(view: int) -> dict[str, SealedView]:
+            service.fill(view)
+            return {name: opened(service, kind, view) for name, kind in kinds.items()}
+
+        trainer = Trainer(
+            new_student=lambda: build_model("lenet", num_classes=10, input_shape=(1, 8, 8)),
+            method=method,
+            data=digits,
+            views=views,
+            training=Training(batch_size=40),
+            epochs=4,
+            teacher=CachedKnowledge(open_views) if way == "cached" else InlineKnowledge(trained[1].model, kinds),
+            teacher_architecture=teacher,
+        )
+        trainer.fit()
+        return trainer
+
+    return run
+
+
+def test_a_student_is_the_same_bit_for_bit_cached_or_inline(
+    train: Callable[[str], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of one shape: how a matrix product is rounded depends on it.
+    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
+    cached, inline = (train(way).student.state_dict() for way in ("cached", "inline"))
+    assert all(torch.equal(cached[name], inline[name]) for name in cached)
+
+
+def test_the_size_of_the_teachers_batches_matters_by_rounding_alone(train: Callable[[str], Trainer]) -> None:
+    cached, inline = train("cached"), train("inline")
+    assert cached.curve[-1]["train_loss"] == pytest.approx(inline.curve[-1]["train_loss"], rel=1e-3)
