@@ -51,7 +51,7 @@ def paired_maps(
     student_maps: str | None = None,
     before_relu: bool = False,
 ) -> dict[str, str]:
-    """{student's layer: teacher's layer}, shallow to deep, paired from the last backwards.
+    """{student's layer: teacher's layer} in the order in which the student runs, paired from the last backwards.
 
     Maps of one pixel are left out of what is chosen by default.
 
@@ -75,7 +75,9 @@ def paired_maps(
         raise MethodError(f"needs feature maps, teacher {teacher.name} has none; use a convolutional teacher")
     if teacher_maps and student_maps and len(of_teacher) != len(of_student):
         raise MethodError(f"student_maps must name as many layers as teacher_maps, got {len(of_student)} and {len(of_teacher)}")
-    return dict(reversed(list(zip(reversed(of_student), reversed(of_teacher), strict=False))))
+    pairs = zip(reversed(of_student), reversed(of_teacher), strict=False)
+    runs = list(student.shapes)
+    return dict(sorted(pairs, key=lambda pair: runs.index(pair[0])))
 
 
 def meeting_size(student: Sequence[int], teacher: Sequence[int]) -> tuple[int, int]:

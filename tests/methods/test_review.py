@@ -1,0 +1,121 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.method import MethodError, Setup, Unsuitable
+from stillhouse.methods.review import Review, Reviewer, hierarchical_context_loss
+from stillhouse.models.architecture import Architecture
+from stillhouse.testing import ReferenceCase, make_step
+
+Open = Callable[[str], ReferenceCase]
+
+
+def architecture(*shapes: tuple[int, ...], pooled: int | None = None) -> Architecture:
+    layers = {f"stage{number}": shape for number, shape in enumerate(shapes)}
+    every = layers | ({"pool": (pooled,)} if pooled else {})
+    name = "pool" if pooled else None
+    return Architecture(name="net", num_classes=10, input_shape=(3, 32, 32), shapes=every, stages=tuple(layers), pooled=name)
+
+
+def test_the_hierarchical_context_loss_equals_the_authors_code(open_case: Open) -> None:
+    case = open_case("reviewkd-hcl")
+    levels = []
+    for level in range(3):
+        levels.append(hierarchical_context_loss(case[f"in.s_feat{level}"], case[f"in.t_feat{level}"]))
+        case.check(levels[-1], f"out.level{level}")
+    loss = torch.stack(levels).sum()
+    case.check(loss)
+    case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2")
+
+
+def test_the_whole_review_equals_the_authors_code(open_case: Open) -> None:
+    case = open_case("reviewkd-full")
+    students, teachers = ([case[f"in.{who}_feat{stage}"] for stage in range(4)] for who in "st")
+    reviewer = Reviewer([(ours.shape[1:], theirs.shape[1:]) for ours, theirs in zip(students, teachers, strict=True)])
+    reviewer.to(students[0].dtype)
+    # The reference counts its fusions from the deepest.
+    sources = {name: f"w.abf{3 - int(name.split('.')[1])}.{name.split('.', 2)[2]}" for name, _ in reviewer.named_parameters()}
+    weights = {name: case[source] for name, source in sources.items()}
+    sizes = [tuple(maps.shape[2:]) for maps in teachers]
+    reviews: list[Tensor] = torch.func.functional_call(reviewer, weights, (students, sizes))
+    for stage, review in enumerate(reviews):
+        case.check(review, f"aux.result{stage}")
+    losses = [hierarchical_context_loss(review, maps) for review, maps in zip(reviews, teachers, strict=True)]
+    loss = torch.stack(losses).sum()
+    case.check(loss)
+    case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2", "s_feat3")
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    for source, gradient in zip(sources.values(), gradients, strict=True):
+        case.check(gradient, f"grad.{source}")
+
+
+def test_equal_maps_lose_nothing_and_a_constant_difference_its_square_at_every_level() -> None:
+    maps = torch.randn(2, 3, 8, 8)
+    assert float(hierarchical_context_loss(maps, maps)) == 0.0
+    for size in (8, 4, 3, 1):
+        small = maps[:, :, :size, :size]
+        assert float(hierarchical_context_loss(small + 3.0, small)) == pytest.approx(9.0, rel=1e-5)
+
+
+def test_a_difference_that_averages_out_counts_at_full_size_only() -> None:
+    student = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
+    assert float(hierarchical_context_loss(student, torch.zeros(1, 1, 8, 8))) == pytest.approx(1 / (1 + 1 / 2 + 1 / 4 + 1 / 8))
+
+
+def test_reviews_have_the_teachers_shapes_between_unlike_architectures() -> None:
+    shapes = [((6, 28, 28), (32, 16, 16)), ((16, 10, 10), (64, 8, 8)), ((84,), (64,))]
+    reviewer = Reviewer(shapes)
+    features = [torch.randn(2, 6, 28, 28), torch.randn(2, 16, 10, 10), torch.randn(2, 84, 1, 1)]
+    reviews = reviewer(features, [(16, 16), (8, 8), (1, 1)])
+    assert [tuple(review.shape) for review in reviews] == [(2, 32, 16, 16), (2, 64, 8, 8), (2, 64, 1, 1)]
+
+
+def test_the_deepest_stage_reaches_every_review_and_the_shallowest_only_its_own() -> None:
+    reviewer = Reviewer([((4, 8, 8), (5, 8, 8)), ((6, 4, 4), (7, 4, 4))]).double().eval()
+    shallow = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    deep = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    first, second = reviewer([shallow, deep], [(8, 8), (4, 4)])
+    assert bool(torch.autograd.grad(first.square().sum(), deep, retain_graph=True)[0].abs().sum() > 0)
+    (gradient,) = torch.autograd.grad(second.square().sum(), shallow, allow_unused=True)
+    assert gradient is None
+
+
+def test_embeddings_take_part_unless_layers_are_named() -> None:
+    teacher, student = architecture((16, 8, 8), (32, 4, 4), pooled=32), architecture((6, 8, 8), pooled=20)
+    assert Review().pairs(teacher, student) == {"stage0": "stage1", "pool": "pool"}
+    assert Review(teacher_maps="stage0").pairs(teacher, student) == {"stage0": "stage0"}
+    assert list(Review().knowledge(teacher, student)) == ["features.stage0", "features.pool"]
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.125, 0.5), (0.25, 1.0), (0.9, 1.0)])
+def test_the_weight_rises_during_the_warm_up(progress: float, share: float) -> None:
+    teacher, student = architecture((5, 4, 4)), architecture((3, 4, 4))
+    setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=10, epochs=2)
+    method = Review(warmup_fraction=0.25, review_weight=2.0)
+    reviewer, features, target = method.modules(setup)["reviewer"].module, torch.randn(4, 3, 4, 4), torch.randn(4, 5, 4, 4)
+    step = make_step(
+        student_logits=torch.zeros(4, 10),
+        student_features={"stage0": features},
+        teacher={"features.stage0": target},
+        modules={"reviewer": reviewer},
+        progress=progress,
+    )
+    expected = 2.0 * share * hierarchical_context_loss(reviewer([features], [(4, 4)])[0], target)
+    torch.testing.assert_close(method.loss(step)["review"], expected)
+
+
+def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+    maps = architecture((16, 8, 8))
+    assert Review(review_weight=0).knowledge(maps, maps) == {}
+    step = make_step(student_logits=torch.randn(2, 10))
+    torch.testing.assert_close(Review(review_weight=0).loss(step), {"cross_entropy": F.cross_entropy(step.logits, step.labels)})
+
+
+def test_networks_without_maps_are_told_so() -> None:
+    with pytest.raises(Unsuitable, match="student net has none"):
+        Review().knowledge(architecture((16, 8, 8)), architecture(pooled=8))
+    with pytest.raises(MethodError, match="teacher net has none"):
+        Review().knowledge(architecture(pooled=8), architecture((16, 8, 8)))
