@@ -139,6 +139,8 @@ def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
     for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
         if getattr(kind, hook) is not getattr(Method, hook):
             raise MethodError(f"can not combine '{name}', whose training is more than a loss")
+    if kind.every_teacher:
+        raise MethodError(f"can not combine '{name}', which learns from all teachers together")
     unknown = [key for key in settings if key not in kind.hyperparameters()]
     if unknown:
         raise MethodError(f"{name} has no hyper-parameter '{unknown[0]}'{did_you_mean(unknown[0], kind.hyperparameters())}")

@@ -110,6 +110,7 @@ def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> Non
         ({"methods": ("kdd",)}, "no method 'kdd'; did you mean 'kd'"),
         ({"methods": ("scratch",)}, "can not combine 'scratch', which adds nothing to cross-entropy"),
         ({"methods": ("combine",)}, "can not combine 'combine'"),
+        ({"methods": ("ensemble",)}, "can not combine 'ensemble', which learns from all teachers together"),
         ({"weights": (1.0,)}, "one for each of 2 methods, got 1"),
         ({"weights": (1.0, -1.0)}, "weights must be >= 0, got -1.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be >= 0, got nan"),

@@ -1,0 +1,115 @@
+"""Efficient Knowledge Distillation from an Ensemble of Teachers (Fukuda, Suzuki, Kurata, Thomas, Cui, Ramabhadran 2017).
+
+Interspeech 2017, doi 10.21437/Interspeech.2017-614; no arXiv version. K teachers, q_k = softmax(teacher_k / T):
+
+    weighted_mean  L = T^2 CE(sum_k w_k q_k, p_T(student)),  sum_k w_k = 1
+    drawn          L = T^2 CE(q_k, p_T(student)),  one k for each batch, drawn with probability w_k
+    streams        every sample is met once with each teacher's labels before it meets the first again
+
+All teachers of the sweep teach together, in the order of the spec. `kd_weight` < 1 gives the labels the rest, as in `kd`.
+
+In one batch, the mean of the losses of all teachers is the loss on the mean of their labels, since cross-entropy is linear in
+them; what sets `streams` apart is that the labels of one sample come in different batches, so here in different epochs.
+Deviations: T^2 keeps the gradient's scale when T is searched; the paper's T is 1. Every epoch has as many steps as with one
+teacher, so that every method has the same budget; the paper's augmented data are K times as long.
+
+Verified against the formulas in float64; no code of the authors exists.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillhouse.distill.method import Card, Method, MethodError, Step, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, logits
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import Choice, LogUniform, Uniform
+
+_VARIANTS = ("weighted_mean", "drawn", "streams")
+
+
+def soft_labels(teachers_logits: Tensor, temperature: float) -> Tensor:
+    """softmax(teacher / T) of [K, B, C], for K teachers."""
+    return F.softmax(teachers_logits / temperature, dim=2)
+
+
+def mean_labels(labels: Tensor, weights: Tensor) -> Tensor:
+    """sum_k w_k q_k: [B, C] of the labels [K, B, C] and weights [K] that sum to 1."""
+    return torch.einsum("k,kbc->bc", weights.to(labels.dtype), labels)
+
+
+def labels_of(labels: Tensor, teachers: Tensor) -> Tensor:
+    """Each sample's labels by its own teacher: [B, C] of [K, B, C] and `teachers` [B] int64 in 0 .. K-1."""
+    return labels[teachers, torch.arange(labels.shape[1], device=labels.device)]
+
+
+def label_loss(student_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 CE(labels, softmax(student / T)), the mean over the batch; both are [B, C]."""
+    return temperature**2 * F.cross_entropy(student_logits / temperature, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Method):
+    """All teachers of the sweep teach one student."""
+
+    card: ClassVar[Card] = Card(
+        title="Efficient Knowledge Distillation from an Ensemble of Teachers",
+        family="L",
+        equations="the weighted mean of the teachers' labels, one teacher drawn per batch, streams of all teachers' labels",
+        deviations="T^2 before the loss; streams spread over epochs of the usual length",
+        suggested="teachers that err on different samples; temperature 1, no hard labels",
+        interactions="with one teacher it is kd on its soft labels; every teacher's knowledge is cached, so it costs K of them",
+    )
+    every_teacher: ClassVar[bool] = True
+
+    variant: Literal["weighted_mean", "drawn", "streams"] = hyperparameter(
+        "weighted_mean", choices=_VARIANTS, prior=Choice(_VARIANTS), help="how the teachers' labels are put together"
+    )
+    weights: tuple[float, ...] = hyperparameter((), help="w_k, one per teacher, in their order; by default equal")
+    temperature: float = hyperparameter(1.0, above=0, prior=LogUniform(1, 10), help="T, softens all outputs")
+    kd_weight: float = hyperparameter(
+        1.0, minimum=0, maximum=1, prior=Uniform(0.5, 1.0), help="the teachers' share; the labels get the rest"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in self.weights) or (
+            self.weights and not sum(self.weights) > 0
+        ):
+            raise ValueError(f"weights must be >= 0 and not all 0, got {list(self.weights)}")
+        if self.weights and self.variant == "streams":
+            raise ValueError("weights must be left out with variant='streams', which meets every teacher equally often")
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        return {"logits": logits()} if self.kd_weight else {}
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = {}
+        if self.kd_weight < 1:
+            terms["cross_entropy"] = (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)
+        if self.kd_weight:
+            labels = self._labels(step, step.from_each("logits"))
+            terms["soft_cross_entropy"] = self.kd_weight * label_loss(step.logits, labels, self.temperature)
+        return terms
+
+    def _labels(self, step: Step, teachers: Sequence[Tensor]) -> Tensor:
+        labels = soft_labels(torch.stack(list(teachers)), self.temperature)
+        if self.variant == "streams":
+            return labels_of(labels, (step.indices + step.epoch) % len(labels))
+        weights = self._weights(len(labels)).to(labels.device)
+        if self.variant == "drawn":
+            # The teacher in whose stretch of [0, 1) the draw falls; the last one if rounding leaves a gap at the end.
+            drawn = int((step.uniform(1) >= weights.cumsum(0)).sum().clamp(max=len(labels) - 1))
+            return labels[drawn]
+        return mean_labels(labels, weights)
+
+    def _weights(self, num_teachers: int) -> Tensor:
+        weights = self.weights or (1.0,) * num_teachers
+        if len(weights) != num_teachers:
+            raise MethodError(f"weights must be one for each of {num_teachers} teachers, got {len(weights)}")
+        return torch.tensor(weights, dtype=torch.float64) / sum(weights)
