@@ -53,7 +53,7 @@ class Probabilistic(EmbeddingMethod):
         equations="equations 3, 4, 7 and 8 with the cosine kernel",
         deviations="the diagonal counts and the divergence is a mean, as in the authors' code",
         suggested="transfer_weight 30000",
-        interactions="the weight means more in a small batch: a mean over B^2 pairs of probabilities near 1 / B",
+        interactions="students without BatchNorm want a tenth of the weight or clipped gradients at a rate of 0.05",
     )
 
     transfer_weight: float = hyperparameter(30_000.0, minimum=0, prior=LogUniform(1000, 100_000), help="w")
