@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.tracking.entries import (
     COMPARISON,
     Point,
@@ -25,6 +25,7 @@ from stillhouse.tracking.entries import (
     sweep_tags,
     trial_entry,
 )
+from stillhouse.tracking.external import ExternalModels
 from stillhouse.tracking.locations import Location, home_identity, mask_secrets, mask_uri
 from stillhouse.tracking.store import RejectedError, attempt, open_client
 from stillhouse.tracking.view import experiment_view, run_address, sweep_view
@@ -67,6 +68,7 @@ class SweepWriter:
         home_id = attempt(lambda: home_identity(location.home))
         self.experiment_id = attempt(lambda: self._experiment(experiment))
         self.run_id = attempt(lambda: self._parent(home_id))
+        self._models = ExternalModels(self._client, self.experiment_id)
         attempt(self._read_children)
         self._save_views()
 
@@ -82,6 +84,7 @@ class SweepWriter:
         if child is not None and child.digest is not None:
             # Params can't be changed, and two attempts in one curve would mislead: the new record gets a new run.
             stale = child.run_id
+            attempt(lambda: self._models.remove_of(stale))
             attempt(lambda: self._client.delete_run(stale))
             del self._children[entry.key]
             child = None
@@ -107,6 +110,8 @@ class SweepWriter:
         points = sweep_points(facts, [child.metrics for child in children], [child.status for child in children])
         attempt(lambda: self._log(self.run_id, points, {}, _now()))
         attempt(lambda: self._tag_parent(facts))
+        for teacher in facts.teachers:
+            attempt(partial(self._log_teacher, teacher))
         missing = self._log_files(facts, artifacts)
         self.end("FINISHED")
         return missing
@@ -202,6 +207,7 @@ class SweepWriter:
         A run that was left half-written is filled again: every point has the record's own time, so a second
         writing of it changes nothing.
         """
+        fresh = child is None
         if child is None:
             self._uncertain = entry.key
             run = self._client.create_run(
@@ -215,7 +221,8 @@ class SweepWriter:
             self._children[entry.key] = child
             self._uncertain = None
             self._client.log_inputs(child.run_id, self._dataset_inputs())
-        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, {"record_digest": entry.digest})
+        model_id = self._models.student(child.run_id, entry, fresh=fresh)
+        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, {"record_digest": entry.digest}, model_id)
         self._client.set_terminated(child.run_id, entry.status, end_time=entry.finished_ms or None)
         child.digest = entry.digest
         child.metrics = {point.name: point.value for point in entry.points if point.step == 0}
@@ -227,11 +234,18 @@ class SweepWriter:
         params: Mapping[str, str],
         when_ms: int,
         last_tags: Mapping[str, str] | None = None,
+        model_id: str | None = None,
     ) -> None:
-        """Metrics and params in as few batches as the limits allow, `last_tags` with the last of them."""
+        """Metrics and params in as few batches as the limits allow, `last_tags` with the last of them.
+
+        The metrics of step 0 are also those of the model `model_id`.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(point.name, point.value, when_ms, point.step) for point in points]
+        metrics = [
+            Metric(point.name, point.value, when_ms, point.step, model_id=None if point.step else model_id, run_id=run_id)
+            for point in points
+        ]
         listed = [Param(name, value) for name, value in params.items()]
         tags = [RunTag(name, value) for name, value in (last_tags or {}).items()]
         count = max(_pieces(metrics, _METRICS_PER_BATCH), _pieces(listed, _PARAMS_PER_BATCH), 1)
@@ -251,6 +265,18 @@ class SweepWriter:
         if changed:
             self._log(child.run_id, changed, {}, _now())
             child.metrics |= {point.name: point.value for point in changed}
+
+    def _log_teacher(self, teacher: TeacherFacts) -> None:
+        """The teacher as a model of the parent run, its numbers beside those of the same name that summarise the sweep."""
+        from mlflow.entities import Metric
+
+        model_id, points = self._models.teacher(self.run_id, self._facts.name, teacher)
+        when = milliseconds(self._facts.started) or _now()
+        metrics = [
+            Metric(f"teacher_{teacher.name}_{point.name}", point.value, when, 0, model_id=model_id, run_id=self.run_id)
+            for point in points
+        ]
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def _dataset_inputs(self) -> list[Any]:
         from mlflow.entities import Dataset, DatasetInput, InputTag

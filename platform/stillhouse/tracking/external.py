@@ -1,0 +1,80 @@
+"""Teachers and students as MLflow's LoggedModels whose weights stay in the sweep's home ("external" to MLflow).
+
+What `mlflow.create_external_model` does, without the `MLmodel` file that it uploads for each and without a global store;
+see docs/decisions for what that costs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stillhouse.spec.records import TeacherFacts
+from stillhouse.tracking.entries import Point, RunEntry, clean_name, clean_tags
+
+_EXTERNAL = {"mlflow.model.isExternal": "true"}
+_STUDENT_TAGS = ("sweep", "trial_key", "student", "model", "method", "seed", "teacher", "weights", "weights_hash")
+_TEACHER_NUMBERS = ("parameters", "size_bytes", "macs", "latency_ms", "validation_accuracy", "test_accuracy")
+
+
+class ExternalModels:
+    """The LoggedModels of one experiment; a model that stands there is found by its run and name."""
+
+    def __init__(self, client: Any, experiment_id: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+
+    def student(self, run_id: str, entry: RunEntry, *, fresh: bool) -> str | None:
+        """The id of a finished trial's model, made when missing; `fresh` when the run was made a moment ago."""
+        if entry.tags["status"] != "finished":
+            return None
+        tags = {name: entry.tags[name] for name in _STUDENT_TAGS if name in entry.tags}
+        name = model_name(f"{entry.tags['student']}-{entry.key}")
+        known = {} if fresh else self._of_run(run_id)
+        return self._ensure(known, run_id, name, "student", tags, entry.params)
+
+    def teacher(self, run_id: str, sweep: str, teacher: TeacherFacts) -> tuple[str, list[Point]]:
+        """The id of a teacher's model, made when missing, and the numbers to log with it."""
+        tags = clean_tags({"sweep": sweep, "role": "teacher", "model": teacher.model, "weights_hash": teacher.key})
+        name = model_name(f"teacher-{teacher.name}-{teacher.key[:12]}")
+        model_id = self._ensure(self._of_run(run_id), run_id, name, "teacher", tags, {"model": teacher.model})
+        numbers = {name: getattr(teacher, name) for name in _TEACHER_NUMBERS}
+        return model_id, [Point(name=name, value=float(value)) for name, value in numbers.items() if value is not None]
+
+    def remove_of(self, run_id: str) -> None:
+        """Removes the models of a run that is replaced."""
+        for model in self._of_run(run_id).values():
+            self._client.delete_logged_model(model)
+
+    def _of_run(self, run_id: str) -> dict[str, str]:
+        """Ids of the run's own models by name; a registered copy with weights is left alone."""
+        found = self._client.search_logged_models([self._experiment_id], filter_string=f"source_run_id = '{run_id}'")
+        return {model.name: model.model_id for model in found if model.tags.get("mlflow.model.isExternal") == "true"}
+
+    def _ensure(
+        self,
+        known: Mapping[str, str],
+        run_id: str,
+        name: str,
+        kind: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+    ) -> str:
+        from mlflow.entities import LoggedModelOutput
+
+        if (model_id := known.get(name)) is None:
+            model = self._client.create_logged_model(
+                self._experiment_id,
+                name=name,
+                source_run_id=run_id,
+                tags={**tags, **_EXTERNAL},
+                params=dict(params),
+                model_type=kind,
+            )
+            model_id = str(model.model_id)
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        self._client.finalize_logged_model(model_id, "READY")
+        return model_id
+
+
+def model_name(text: str) -> str:
+    """`text` as a LoggedModel's name, which allows none of / : . % quotes."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in clean_name(text))
