@@ -111,7 +111,7 @@ class Contrastive(EmbeddingMethod):
         equations="equations 10 and 19, with the memory and the negatives of the authors' code",
         deviations="negatives with replacement and at most the training samples; classes known after the first epoch",
         suggested="contrast_weight 0.8, 16384 negatives, temperature 0.07 on CIFAR-100",
-        interactions="slow to pay: behind plain training after 12 epochs of 1000 digits; memory and checkpoints grow with the split",
+        interactions="slow to pay, behind plain training after 12 epochs of 1000 digits; memory grows with the split",
     )
 
     contrast_weight: float = hyperparameter(0.8, minimum=0, prior=LogUniform(0.1, 3), help="w")

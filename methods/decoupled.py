@@ -75,7 +75,7 @@ class Decoupled(Method):
         equations="equations 7 and 8 and algorithm 1; the warm-up of the authors' code",
         deviations="warm-up by the step; the target left out of the softmax instead of masked",
         suggested="target_weight 1, others_weight 8 and temperature 4 on CIFAR-100; 0.5 and 1 on ImageNet",
-        interactions="students without BatchNorm diverge under these weights at a rate of 0.05 unless gradients are clipped (at 5, say)",
+        interactions="students without BatchNorm diverge at a rate of 0.05 unless gradients are clipped (at 5, say)",
     )
 
     temperature: float = hyperparameter(4.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs")

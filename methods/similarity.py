@@ -43,7 +43,7 @@ class Similarity(EmbeddingMethod):
         equations="equations 1 to 4 on one pair of layers",
         deviations="outputs of zeros have no gradient",
         suggested="similarity_weight 3000 on the last feature maps",
-        interactions="whole maps of the teacher are large to cache; students without BatchNorm want clipped gradients at a rate of 0.05",
+        interactions="whole maps are large to cache; students without BatchNorm want clipped gradients at a rate of 0.05",
     )
 
     similarity_weight: float = hyperparameter(3000.0, minimum=0, prior=LogUniform(100, 10_000), help="gamma")
