@@ -52,13 +52,16 @@ class Architecture:
         """The BatchNorm whose output `layer` passes on, alone or summed with a shortcut; None where there is none.
 
         It is `layer` itself, or the last BatchNorm that runs inside `layer` or, before it, beside it in the same block.
+
+        Raises:
+            UnknownLayer: the model has no such layer.
         """
-        order = list(self.shapes)
+        channels, order = self.shape(layer)[0], list(self.shapes)
         block = layer.rpartition(".")[0]
         for norm in reversed(self.batch_norms):
             beside = norm.rpartition(".")[0] == block and order.index(norm) < order.index(layer)
             if norm == layer or norm.startswith(f"{layer}.") or beside:
-                return norm if self.shapes[norm][0] == self.shape(layer)[0] else None
+                return norm if self.shapes[norm][0] == channels else None
         return None
 
 
