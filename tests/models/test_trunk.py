@@ -77,6 +77,40 @@ def test_weights_that_are_used_without_calling_their_module_stay() -> None:
     assert [name for name, _ in trunk.named_parameters()] == ["model.weights.weight"]
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"), [("lenet", "pool2"), ("resnet8", "layer2"), ("wrn_16_1", "relu"), ("mlp", "hidden.relu1")]
+)
+def test_it_can_be_exported(name: str, layer: str) -> None:
+    trunk = Trunk(build(name), layer, SHAPE).eval()
+    images = torch.randn(5, *SHAPE)
+    program = torch.export.export(trunk, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(images), trunk(images))
+
+
+class Residual(nn.Module):
+    """Goes on behind its middle layer with what no plain stand-in for a layer would fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 8)
+        self.second = nn.Sequential(nn.Linear(8, 5), nn.ReLU())
+        self.side = nn.Linear(64, 5)
+        self.head = nn.Linear(5, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        logits: Tensor = self.head(self.second(self.first(flat)) + self.side(flat))
+        return logits
+
+
+def test_stand_ins_have_the_shapes_of_what_they_stand_for() -> None:
+    model = Residual()
+    trunk = Trunk(model, "first", SHAPE)
+    images = torch.randn(3, *SHAPE)
+    torch.testing.assert_close(trunk(images), model.first(images.flatten(1)))
+    assert [name for name, _ in trunk.named_parameters()] == ["model.first.weight", "model.first.bias"]
+
+
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(UnknownLayer, match="no layer 'layer9'"):
         Trunk(build("resnet8"), "layer9", SHAPE)

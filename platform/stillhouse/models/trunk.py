@@ -2,6 +2,7 @@
 
 import copy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,34 +30,65 @@ class Trunk(nn.Module):
         shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
         self.model = copy.deepcopy(model, shared)
         self.layer = layer
-        _leave_out_unused(self, self.model, input_shape)
+        _leave_out_unused(self.model, layer, input_shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        with FeatureReader(self.model, [self.layer], until=self.layer) as reader:
+        # Not ended at the layer: torch.export does not follow a forward pass that is left by an exception.
+        with FeatureReader(self.model, [self.layer]) as reader:
             return reader(images)[1][self.layer]
 
 
-def _leave_out_unused(trunk: Trunk, model: nn.Module, input_shape: Shape) -> None:
-    """Replaces modules that did not run and whose parameters the output does not depend on."""
-    ran: set[nn.Module] = set()
-    handles = [module.register_forward_pre_hook(lambda module, _inputs: ran.add(module)) for module in model.modules()]
+class LeftOut(nn.Module):
+    """Stands where a module was whose output is not needed: gives zeros of its shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, inputs: Tensor, *_others: Any) -> Tensor:
+        return inputs.new_zeros(inputs.shape[0], *self.shape)
+
+
+def _leave_out_unused(model: nn.Module, layer: str, input_shape: Shape) -> None:
+    """Replaces modules that run behind `layer` only and have weights, none of which its output depends on."""
+    ran_before: set[nn.Module] = set()
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+    target = dict(model.named_modules()).get(layer)
+
+    def begin(module: nn.Module, _inputs: Any) -> None:
+        if target not in shapes:
+            ran_before.add(module)
+
+    def end(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shapes[module] = tuple(output.shape[1:])
+
     some = next(model.parameters(), torch.empty(0))
-    try:
-        with evaluating(model), torch.enable_grad():
-            output = trunk(torch.zeros(1, *input_shape, device=some.device, dtype=some.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True) if output.requires_grad else [None] * len(trained)
-    unused = {id(parameter) for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None}
+    with FeatureReader(model, [layer]) as reader, evaluating(model), torch.enable_grad():
+        handles = [module.register_forward_pre_hook(begin) for module in model.modules()]
+        handles += [module.register_forward_hook(end) for module in model.modules()]
+        try:
+            output = reader(torch.zeros(2, *input_shape, device=some.device, dtype=some.dtype))[1][layer]
+        finally:
+            for handle in handles:
+                handle.remove()
+    unused = _unused(model, output)
+    left_out: list[str] = []
     for name, module in list(model.named_modules()):
+        if not name or name.startswith(tuple(f"{outer}." for outer in left_out)):
+            continue
         parameters = list(module.parameters())
-        if (
-            name
-            and parameters
-            and all(id(parameter) in unused for parameter in parameters)
-            and ran.isdisjoint(module.modules())
-        ):
+        needed = not ran_before.isdisjoint(module.modules()) or any(id(parameter) not in unused for parameter in parameters)
+        if parameters and module in shapes and not needed:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity())
+            setattr(model.get_submodule(parent), child, LeftOut(shapes[module]))
+            left_out.append(name)
+
+
+def _unused(model: nn.Module, output: Tensor) -> set[int]:
+    """The ids of the parameters that `output` does not depend on."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not output.requires_grad:
+        return {id(parameter) for parameter in trained}
+    gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
+    return {id(parameter) for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None}
