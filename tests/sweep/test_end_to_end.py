@@ -326,7 +326,7 @@ def start(spec: Path, home: Path) -> "subprocess.Popen[str]":
     )
 
 
-def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, f"the sweep ended early: {process.communicate()[1]}"
@@ -359,9 +359,12 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
         return len(list(place.ledger.folder.glob("*.record")))
 
     process = start(spec, place.home)
+    wait_until((place.folder / "spec.json").exists, process)
+    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(place.home), "--json"])
+    second_driver = answer.exit_code, answer.stdout, answer.stderr
     wait_until(lambda: records() >= 1, process)
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     interrupted = process.returncode, output, errors
     kept = stamps(place)
 
@@ -369,24 +372,27 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
     path = place.ledger.folder / f"{garbled}.record"
     path.write_bytes(path.read_bytes()[:-9])
     process = start(spec, place.home)
-    wait_until(lambda: records() >= len(kept) + 2, process)
-    runner = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(place.home), "--json"])
-    second_driver = runner.exit_code, runner.stdout, runner.stderr
+    wait_until(lambda: records() > len(kept), process)
     below = descendants(process.pid)
     process.kill()
     process.communicate()
     kept_by_the_killed = {key: stamp for key, stamp in stamps(place).items() if key != garbled}
+    # Ray's own agents look for their parent now and then only.
+    workers = {child: command for child, command in below.items() if not command.startswith(AGENTS)}
     deadline = time.monotonic() + 30
-    while (survivors := [below[child] for child in below if is_running(child)]) and time.monotonic() < deadline:
+    while (survivors := [workers[child] for child in workers if is_running(child)]) and time.monotonic() < deadline:
         time.sleep(0.1)
 
     process = start(spec, place.home)
-    output, errors = process.communicate(timeout=150)
+    output, errors = process.communicate(timeout=240)
     last = process.returncode, output, errors
     return Troubled(
         place, interrupted, kept, garbled, second_driver, kept_by_the_killed, survivors, last,
         place.ledger.read_all()[0], stamps(place),
     )  # fmt: skip
+
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def is_running(process: int) -> bool:
@@ -408,7 +414,7 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(troubled: Troubled) -> No
 def test_a_sweep_in_the_middle_was_hit(troubled: Troubled) -> None:
     """What the tests below rest on: trials were finished and others were not, each time."""
     assert 1 <= len(troubled.kept) < 10
-    assert len(troubled.kept) < len(troubled.kept_by_the_killed) + 1 < 10
+    assert len(troubled.kept) <= len(troubled.kept_by_the_killed) < 9
 
 
 def test_a_second_driver_is_refused_in_one_sentence(troubled: Troubled) -> None:
@@ -453,5 +459,8 @@ def test_what_was_forwarded_is_counted_over_all_runs_of_the_sweep(troubled: Trou
     """The log of filled shards outlives a killed driver, so nothing is counted twice and nothing is lost."""
     from stillhouse.teachers.service import count_fills
 
-    key = json.loads((troubled.place.folder / "facts").read_bytes().partition(b"\n")[2])["teachers"][0]["key"]
-    assert count_fills(troubled.place.home / "knowledge", key)["samples"] == VIEWS * TRAIN
+    facts = troubled.place.read_facts()
+    assert facts is not None
+    (teacher,) = facts.teachers
+    assert teacher.trained_now, "by one of the runs"
+    assert count_fills(troubled.place.home / "knowledge", teacher.key)["samples"] == VIEWS * TRAIN

@@ -279,8 +279,9 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
     )
     if cost.saved_seconds is not None and cost.saved_seconds > 0:
         inside += f" Sharing saved {duration(cost.saved_seconds)} of device time"
-        less = f": the shared teacher worked {ratio(cost.inside_seconds / cost.forward_seconds)} less"
-        inside += f"{less if cost.forward_seconds > 0 else ''}."
+        if cost.forward_seconds > 0:
+            inside += f": the shared teacher worked {ratio(cost.inside_seconds / cost.forward_seconds)} less"
+        inside += "."
     elif cost.saved_seconds is not None and cost.samples_used:
         inside += " Sharing it saved nothing here."
     return [spent, inside]

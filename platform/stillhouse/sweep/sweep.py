@@ -1,5 +1,6 @@
 """A sweep from its spec to its results."""
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +140,7 @@ class Sweep:
 
     @property
     def resume_command(self) -> str:
-        return f"stillhouse resume {self.spec.name} --home {self.place.home}"
+        return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.place.home))}"
 
     def _run(self, plan: Plan, started: float) -> Results:
         records = self._read_ledger()
@@ -160,7 +161,15 @@ class Sweep:
             )
             for record in records.values():
                 tracker.log_trial(record)
-            crew = self._run_missing(plan, records, tracker)
+
+            def keep_teachers(teachers: Sequence[TeacherFacts]) -> None:
+                # Now, not at the end: a later run that finds nothing missing starts no teacher and must know of them.
+                known = [_add_up(teacher, _Spent(), earlier) for teacher in teachers]
+                self.place.write_facts(
+                    facts.model_copy(update={"teachers": known, "seconds": earlier.seconds if earlier else 0.0})
+                )
+
+            crew = self._run_missing(plan, records, tracker, keep_teachers)
             wanted = {trial.key for trial in [*plan.trials, *confirm_trials(self.spec, plan, list(records.values()))]}
             kept = [records[key] for key in sorted(records) if key in wanted]
             new = [record for record in kept if record.trial.key not in before]
@@ -202,8 +211,18 @@ class Sweep:
             self.place.ledger.remove(key)
         return records
 
-    def _run_missing(self, plan: Plan, records: dict[str, TrialRecord], tracker: Tracker) -> dict[str, "_ReadyTeacher"]:
-        """Runs what `records` lacks and adds it there. Gives the teachers it started: none when nothing was missing."""
+    def _run_missing(
+        self,
+        plan: Plan,
+        records: dict[str, TrialRecord],
+        tracker: Tracker,
+        on_teachers: Callable[[Sequence[TeacherFacts]], None],
+    ) -> dict[str, "_ReadyTeacher"]:
+        """Runs what `records` lacks and adds it there. Gives the teachers it started: none when nothing was missing.
+
+        Args:
+            on_teachers: told of the teachers when they are ready, in front of the first trial.
+        """
 
         def missing(trials: Sequence[Trial]) -> list[Trial]:
             return [trial for trial in trials if trial.key not in records]
@@ -217,6 +236,7 @@ class Sweep:
             cluster.share(self.data())
             crew = self._start_teachers(cluster, plan)
             environment = self._environment(cluster, plan, crew)
+            on_teachers([member.facts for member in crew.values()])
 
             def keep(record: TrialRecord) -> None:
                 records[record.trial.key] = record
@@ -428,10 +448,10 @@ class _ReadyTeacher:
 class _Spent:
     """What one run of the sweep took of a teacher: samples forwarded, samples read back, bytes and seconds of filling."""
 
-    forwarded: int
-    gathered: int
-    written: int
-    seconds: float
+    forwarded: int = 0
+    gathered: int = 0
+    written: int = 0
+    seconds: float = 0.0
 
 
 def _teacher_key(name: str) -> str:

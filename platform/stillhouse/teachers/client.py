@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource
@@ -22,6 +22,10 @@ from stillhouse.teachers.service import kind_id
 PATIENCE_S = 120.0
 _POLL_S = 0.02
 _REPEAT_S = 5.0
+
+
+class _NoActorError(Exception):
+    """No actor of this name, for the moment."""
 
 
 class ActorLink:
@@ -47,12 +51,10 @@ class ActorLink:
         pause = 0.1
         while True:
             try:
-                if self._handle is None:
-                    self._handle = ray.get_actor(self._ticket.actor, namespace=self._ticket.namespace)
+                handle = self._handle = self._handle or self._find()
                 self.calls += 1
-                return ray.get(getattr(self._handle, method).remote(*arguments))
-            except (RayActorError, ValueError) as error:
-                # ValueError: no actor of this name, for the moment.
+                return ray.get(getattr(handle, method).remote(*arguments))
+            except (RayActorError, ObjectLostError, _NoActorError) as error:
                 self._handle = None
                 if time.monotonic() + pause > deadline:
                     raise InfrastructureError(
@@ -60,6 +62,13 @@ class ActorLink:
                     ) from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
+
+    def _find(self) -> Any:
+        try:
+            return ray.get_actor(self._ticket.actor, namespace=self._ticket.namespace)
+        except ValueError as error:
+            # Not to be taken for a ValueError that the actor's method raised, which repeating does not mend.
+            raise _NoActorError(str(error)) from error
 
 
 class ViewOpener:
