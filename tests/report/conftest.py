@@ -216,16 +216,16 @@ def _one(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., TrialRecord]:
     return make_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def facts() -> Callable[..., SweepFacts]:
     return make_facts
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sweep() -> Callable[..., list[TrialRecord]]:
     return make_sweep

@@ -1,71 +1,136 @@
-"""The page as a real browser sees it: headless Chromium, where there is one."""
+"""The page as a real browser sees it, with mouse and keyboard. Screenshots go to `.artifacts/`."""
 
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stillhouse.report.page import write_report
+from stillhouse.report import Source, write_comparison, write_report
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
-CHROMIUM = os.environ.get("STILLHOUSE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the path, or its path in STILLHOUSE_CHROMIUM"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+Facts = Callable[..., SweepFacts]
+Sweep = Callable[..., list[TrialRecord]]
+Middle = Callable[[Any, str], tuple[float, float]]
+READY = "document.documentElement?.dataset.ready === 'yes'"
+POINTS = "[...document.querySelectorAll('#tradeoff .points path.point')]"
 
 
-def open_page(page: Path, profile: Path) -> tuple[str, str]:
-    """The document after its scripts ran, and what the browser wrote to its console."""
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={profile}",
-        "--enable-logging=stderr",
-        "--window-size=1280,2000",
-        "--virtual-time-budget=20000",
-        "--dump-dom",
-        page.as_uri(),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return ran.stdout, "\n".join(line for line in ran.stderr.splitlines() if "CONSOLE" in line)
+@pytest.fixture(scope="module")
+def address(facts: Facts, sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sweep's page, each of its trials with the address of a run."""
+    records = sweep(trials_per_pair=2)
+    runs = {record.trial.key: f"http://127.0.0.1:9/#/runs/{record.trial.key}" for record in records}
+    return write_report(facts(), records, tmp_path_factory.mktemp("page"), (), runs).page.as_uri()
 
 
-def test_the_scatter_is_drawn_with_every_winner_and_the_console_stays_empty(
-    facts: Callable[..., SweepFacts], sweep: Callable[..., list[TrialRecord]], tmp_path: Path
-) -> None:
-    files = write_report(facts(), sweep(trials_per_pair=1), tmp_path / "out")
-    document, console = open_page(files.page, tmp_path / "profile")
-    assert console == ""
-    assert 'data-ready="yes"' in document
-    scatter = document[document.index('id="tradeoff"') : document.index('id="gains"')]
-    # Every pair with a finished trial has a winner with fresh seeds, so it has an error bar.
-    pairs = {
-        (record.trial.method, record.trial.student.name) for record in sweep(trials_per_pair=1) if record.status == "finished"
+@pytest.fixture
+def page(browser: Any, address: str) -> Any:
+    """That page, open in the browser."""
+    browser.open(address)
+    browser.wait(READY)
+    return browser
+
+
+def pairs(records: list[TrialRecord]) -> set[tuple[str, str]]:
+    return {(each.trial.method, each.trial.student.name) for each in records if each.status == "finished"}
+
+
+def test_the_scatter_has_a_point_for_every_configuration_and_the_console_stays_empty(page: Any, sweep: Sweep) -> None:
+    records = sweep(trials_per_pair=2)
+    finished = {
+        (each.trial.method, each.trial.student.name, str(each.trial.hyperparameters))
+        for each in records
+        if each.status == "finished"
     }
-    assert len(re.findall(r'class="yerror"', scatter)) == len(pairs)
-    # The star of the teacher, and the rings of the front: at least its most accurate and its smallest student.
-    assert len(re.findall(r'<path class="point', scatter)) >= len(pairs) + 1 + 2
+    drawn = page.run("document.querySelector('#tradeoff').data.filter((t) => t.customdata).map((t) => t.x.length)")
+    assert sum(drawn) == len(finished) + 1  # and the teacher
+    assert page.run("document.querySelectorAll('#tradeoff .yerror').length") == len(pairs(records))
+    assert page.run(f"{POINTS}.length") >= len(finished) + 1
+    assert page.console == []
+
+
+def test_hovering_a_point_shows_its_settings(page: Any, middle_of: Middle) -> None:
+    page.move(*middle_of(page, f"{POINTS}.at(-1)"))
+    page.wait("document.querySelector('#tradeoff .hoverlayer').textContent.length > 0")
+    assert "large" in page.run("document.querySelector('#tradeoff .hoverlayer').textContent")
+    page.screenshot("report-hover")
+
+
+def test_a_methods_check_box_takes_its_points_away_and_a_size_moves_them(page: Any) -> None:
+    before = page.run(f"{POINTS}.length")
+    page.run("document.querySelector('input[data-kind=method][value=hints]').click()")
+    page.wait(f"{POINTS}.length < {before}")
+    page.run("document.querySelector('input[name=size-axis][value=macs]').click()")
+    page.wait("document.querySelector('#tradeoff .xtitle').textContent.startsWith('Multiply')")
+    assert page.console == []
+
+
+def test_the_filter_leaves_the_rows_that_hold_every_word(page: Any, sweep: Sweep) -> None:
+    page.run("document.querySelector('#filter').value = 'peers lenet'")
+    page.run("document.querySelector('#filter').dispatchEvent(new Event('input'))")
+    shown = page.run("[...document.querySelectorAll('#trials-table tbody tr')].filter((row) => !row.hidden).length")
+    wanted = [each for each in sweep(trials_per_pair=2) if each.trial.method == "peers" and each.trial.student.name == "lenet"]
+    assert shown == len(wanted)
+
+
+def test_the_arrow_keys_walk_the_points_and_enter_opens_the_run(page: Any) -> None:
+    page.run("document.querySelector('#tradeoff').focus()")
+    said = []
+    for _ in range(3):
+        page.press("ArrowRight")
+        said.append(page.run("document.querySelector('#tradeoff-said').textContent"))
+    assert len(set(said)) == 3
+    assert all("parameters" in each for each in said)
+    page.press("Enter")
+    key = said[-1].rpartition("trial ")[2].partition(",")[0]
+    page.wait("true")
+    assert any(key in target["url"] for target in page.targets() if target["type"] == "page")
+
+
+def test_every_control_is_reached_with_the_tab_key(page: Any) -> None:
+    seen = set()
+    for _ in range(70):
+        page.press("Tab")
+        seen.add(page.run("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
+    assert {"theme", "log", "tradeoff", "size-axis", "accuracy-axis", "filter", "skip"} <= seen
+
+
+@pytest.mark.parametrize(("name", "width", "dark"), [("light", 1280, False), ("dark", 1280, True), ("phone", 390, False)])
+def test_the_page_fits_its_window(page: Any, address: str, name: str, width: int, dark: bool) -> None:
+    page.open(address, width=width, height=900, dark=dark)
+    page.wait(READY)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.size(width, page.run("document.documentElement.scrollHeight"))
+    page.screenshot(f"report-{name}")
+    assert page.console == []
+
+
+def test_several_sweeps_are_drawn_in_one_scatter(browser: Any, facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
+    sources = [
+        Source(facts=facts(name=name), records=sweep(trials_per_pair=1, seed=number)) for number, name in enumerate("ab")
+    ]
+    browser.open(write_comparison(sources, tmp_path / "out").page.as_uri())
+    browser.wait(READY)
+    expected = sum(len(pairs(list(source.records))) for source in sources)
+    assert browser.run("document.querySelectorAll('#tradeoff .yerror').length") == expected
+    browser.run("document.querySelector('input[data-kind=sweep][value=a]').click()")
+    browser.wait(f"document.querySelectorAll('#tradeoff .yerror').length === {len(pairs(list(sources[1].records)))}")
+    assert browser.console == []
+    browser.screenshot("report-comparison")
 
 
 def test_markup_in_a_name_is_shown_and_not_run(
-    facts: Callable[..., SweepFacts], record: Callable[..., TrialRecord], tmp_path: Path
+    browser: Any, facts: Facts, record: Callable[..., TrialRecord], tmp_path: Path
 ) -> None:
     evil = "</script><script>document.title='owned'</script><b onmouseover=x>"
-    files = write_report(
-        facts(name=evil), [record(method=evil, student=evil), record("control", student=evil)], tmp_path / "out"
-    )
-    document, console = open_page(files.page, tmp_path / "profile")
-    assert console == ""
-    assert 'data-ready="yes"' in document
-    assert "<title>owned" not in document
+    records = [record(method=evil, student=evil), record("control", student=evil)]
+    browser.open(write_report(facts(name=evil), records, tmp_path / "out").page.as_uri())
+    browser.wait(READY)
+    browser.run("document.querySelector('#tradeoff').focus()")
+    browser.press("ArrowRight")
+    assert browser.run("document.title") == f"{evil}: accuracy against size"
+    assert "<b onmouseover=x>" in browser.run("document.querySelector('#tradeoff-said').textContent")
+    assert browser.console == []
