@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.distill.method import Setup
 from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
-from stillhouse.models.weights import load_state, read_checkpoint, state_hash
+from stillhouse.models.weights import load_state, state_hash
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec
@@ -100,9 +102,9 @@ def load_student(place: SweepHome, spec: SweepSpec, record: TrialRecord, data: I
     if not path.exists():
         raise UsageError(f"the weights of trial {record.trial.key} are gone from {path}; {redo}")
     try:
-        state = read_checkpoint(path)
-    except UsageError as error:
-        raise UsageError(f"{error}; {redo}") from error
+        state = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(f"{path} can not be read ({error}); {redo}") from error
     if state_hash(state) != record.weights_hash:
         raise UsageError(f"{path} is damaged: its content is not what trial {record.trial.key} wrote; {redo}")
     with torch.random.fork_rng(devices=[]):

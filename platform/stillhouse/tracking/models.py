@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from torch import nn
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import TrialRecord
 from stillhouse.tracking.entries import clean_params, clean_tags
+from stillhouse.tracking.external import model_name
 from stillhouse.tracking.locations import Location, home_identity, locate
 from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, open_client, settings
 
@@ -193,7 +195,7 @@ class _Registry:
         trial = record.trial
         model = self._client.create_logged_model(
             run.info.experiment_id,
-            name=re.sub(r"[^\w-]", "-", f"{trial.student.name}-{trial.key}"),
+            name=model_name(f"{trial.student.name}-{trial.key}"),
             source_run_id=run.info.run_id,
             tags=dict(tags),
             params=clean_params(
@@ -245,7 +247,11 @@ def _save(
     logged: Any, path: Path, run_id: str, student: nn.Module, example: NDArray[np.float32], files: Iterable[Path]
 ) -> None:
     """An MLflow model on disk, in its pt2 format."""
-    import mlflow
+    with warnings.catch_warnings():
+        # mlflow.pyfunc warns of its own type hints when it is imported.
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
+        import mlflow.pyfunc
+        import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 

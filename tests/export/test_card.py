@@ -1,0 +1,51 @@
+"""The card of a student that had teachers."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.export.card import render_card
+
+Exported = tuple[Any, Path, dict[str, Any]]
+TEACHERS = [
+    {"name": name, "model": "resnet20", "key": key, "parameters": 272_474, "size_bytes": 1, "test_accuracy": accuracy}
+    for name, key, accuracy in (("big", "c0ffee", 0.9375), ("old", "decade", None))
+]
+
+
+@pytest.fixture
+def document(exported: Exported) -> dict[str, Any]:
+    return copy.deepcopy(exported[2])
+
+
+def rows_of(card: str) -> list[tuple[str, str]]:
+    return re.findall(r"^\| ([^|]+) \| ((?:[^|]|\\\|)+) \|$", card, re.MULTILINE)
+
+
+def test_teachers_drop_and_ratio_are_those_of_the_record(document: dict[str, Any]) -> None:
+    document["teachers"] = TEACHERS
+    document["metrics"] |= {"accuracy_drop": 0.0625, "compression_ratio": 12.5}
+    rows = rows_of(render_card(document))
+    assert ("teacher", "big (resnet20, 272,474 parameters)") in rows
+    assert ("teacher", "old (resnet20, 272,474 parameters)") in rows
+    assert [value for name, value in rows if name == "teacher's test accuracy"] == ["0.9375", "not measured"]
+    assert ("accuracy drop against the teacher", "0.0625") in rows
+    assert ("teacher's parameters over the student's", "12.50") in rows
+    assert ("weights of big", "`c0ffee`") in rows
+    assert ("teacher", "none") not in rows
+
+
+def test_hyperparameters_are_listed_as_they_were(document: dict[str, Any]) -> None:
+    document["hyperparameters"] = {"temperature": 4.0, "layers": ["a", "b"], "schedule": None}
+    rows = rows_of(render_card(document))
+    assert {("temperature", "4.0"), ("layers", '["a", "b"]'), ("schedule", "null")} <= set(rows)
+
+
+def test_a_name_can_not_break_a_table(document: dict[str, Any]) -> None:
+    document["student"] = {"name": "a|b", "model": "mine:net", "options": {"note": "x | y\n<b>"}}
+    card = render_card(document)
+    assert card.startswith("# a\\|b from sweep tiny\n")
+    assert ("model", 'mine:net {"note": "x \\| y\\\\n&lt;b>"}') in rows_of(card)

@@ -1,0 +1,201 @@
+"""`stillhouse export`: which trial, which folder, and one sentence for everything that can not be."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stillhouse.cli import app
+from stillhouse.errors import InfrastructureError, StillhouseError, UsageError
+from stillhouse.export import FILES
+from stillhouse.spec.load import spec_to_dict, validate
+from stillhouse.sweep.chosen import find_trial
+from stillhouse.sweep.results import Results
+
+LENET, MLP, STOPPED, FAILED = "aa00000000000001", "ab00000000000002", "ac00000000000003", "fd00000000000004"
+Exported = tuple[Any, Path, dict[str, Any]]
+Change = Callable[..., None]
+
+
+def refusal(swept: Any, trial: str, folder: Path, kind: type[StillhouseError] = UsageError, **options: Any) -> str:
+    """The sentence that refuses the export; nothing may have been written."""
+    before = folder.exists() and sorted(folder.iterdir())
+    with pytest.raises(kind) as caught:
+        swept.export(trial, folder, **options)
+    assert (folder.exists() and sorted(folder.iterdir())) == before
+    assert not list(folder.parent.glob(".*.part"))
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_the_command_writes_the_folder_and_prints_one_document(swept: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "small"
+    done = CliRunner().invoke(app, ["export", "tiny", "ab", "--to", str(folder), "--home", str(swept.home), "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["trial"] == MLP
+    assert document["folder"] == str(folder)
+    assert document["registered"] is None
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+def test_the_command_prints_the_largest_difference(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, document = exported
+    monkeypatch.setattr("stillhouse.sweep.export.export_trial", lambda *_arguments, **_options: document)
+    done = CliRunner().invoke(app, ["export", "tiny", "aa", "--to", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert f"largest difference {document['agreement']['onnx']['largest_difference']:.3g}, same class 100 of 100" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tinny", "best"], "no sweep 'tinny'"),
+        (["tiny", "123"], "has no trial '123'; give the key"),
+        (["tiny", ""], "has no trial ''"),
+        (["tiny", "a"], "'a' begins the keys of 3 trials"),
+        (["tiny", FAILED], "failed (the loss is not finite)"),
+        (["tiny", STOPPED], "was stopped after 1 epochs"),
+        (["tiny", "best", "--register", "digits"], "--register must be MODEL@ALIAS"),
+    ],
+)
+def test_what_can_not_be_exported_is_told_in_one_sentence(swept: Any, tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["export", *arguments, "--to", str(tmp_path / "out"), "--home", str(swept.home)])
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_is_the_most_accurate_of_the_front_on_the_validation_split(swept: Any, change_record: Change) -> None:
+    change_record(LENET, metrics=swept.record(LENET).metrics | {"validation_accuracy": 0.5, "test_accuracy": 0.9})
+    change_record(MLP, metrics=swept.record(MLP).metrics | {"validation_accuracy": 0.75, "test_accuracy": 0.1})
+    assert find_trial(Results.read(swept.home, "tiny"), "best").trial.key == MLP
+    change_record(LENET, metrics=swept.record(LENET).metrics | {"validation_accuracy": 0.875})
+    assert find_trial(Results.read(swept.home, "tiny"), "best").trial.key == LENET
+
+
+def test_a_sweep_without_a_finished_trial_has_no_best(swept: Any, tmp_path: Path) -> None:
+    swept.place.ledger.remove(LENET)
+    swept.place.ledger.remove(MLP)
+    assert "no finished trial" in refusal(swept, "best", tmp_path / "out")
+
+
+def test_a_damaged_record_says_how_to_make_it_again(swept: Any, tmp_path: Path) -> None:
+    path = swept.place.ledger.folder / f"{LENET}.record"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "stillhouse resume tiny" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_a_single_flipped_bit_of_the_weights_is_found(swept: Any, tmp_path: Path) -> None:
+    path = swept.place.folder / swept.record().weights
+    payload = bytearray(path.read_bytes())
+    payload[-1] ^= 1
+    path.write_bytes(payload)
+    sentence = refusal(swept, LENET, tmp_path / "out")
+    assert "is damaged" in sentence
+    assert f"{LENET}.record" in sentence
+
+
+def test_cut_off_weights_are_found(swept: Any, tmp_path: Path) -> None:
+    path = swept.place.folder / swept.record().weights
+    path.write_bytes(path.read_bytes()[:100])
+    assert "can not be read" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_missing_weights_are_found(swept: Any, tmp_path: Path) -> None:
+    (swept.place.folder / swept.record().weights).unlink()
+    assert "are gone" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_weights_of_another_student_are_found(swept: Any, tmp_path: Path) -> None:
+    shutil.copy(swept.place.folder / swept.record(MLP).weights, swept.place.folder / swept.record(LENET).weights)
+    assert "is damaged" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_another_data_set_is_found(swept: Any, tmp_path: Path) -> None:
+    facts = swept.place.read_facts()
+    swept.place.write_facts(facts.model_copy(update={"dataset": {"fingerprint": "0ther"}}))
+    assert "its fingerprint was 0ther" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_a_data_set_that_is_gone_is_named_and_not_fetched(swept: Any, tmp_path: Path) -> None:
+    spec = swept.place.read_spec() | {"dataset": {"name": "mnist", "root": str(tmp_path / "nowhere"), "download": True}}
+    (swept.place.folder / "spec.json").write_text(json.dumps(spec_to_dict(validate(spec))))
+    assert "nowhere does not exist" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_a_folder_with_foreign_files_is_left_alone(swept: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "is not empty (thesis.tex)" in refusal(swept, LENET, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_beside_which_somebody_put_a_file_is_left_alone(exported: Exported, tmp_path: Path) -> None:
+    swept, folder, _ = exported
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert "notes.txt" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_files_of_our_names_that_are_no_export_are_left_alone(swept: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert "no earlier export" in refusal(swept, LENET, tmp_path / "out")
+
+
+def test_a_file_is_no_folder(swept: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        swept.export(LENET, tmp_path / "out")
+
+
+def test_the_working_folder_is_not_replaced_under_its_user(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "the folder you work in" in refusal(swept, LENET, Path())
+
+
+def test_a_folder_that_can_not_be_made_is_an_error_of_the_machine(swept: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InfrastructureError, match="can not write the export") as caught:
+        swept.export(LENET, tmp_path / "file" / "out")
+    assert caught.value.exit_code == 4
+
+
+def test_a_missing_package_is_named_with_its_remedy(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillhouse.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else object())
+    assert refusal(swept, LENET, tmp_path / "out") == (
+        "exporting needs onnxruntime, not installed here: pip install 'stillhouse[export]'"
+    )
+
+
+def test_an_export_that_breaks_leaves_the_earlier_one_whole(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, folder, _ = exported
+    shutil.copytree(folder, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def break_off(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stillhouse.export.onnx.save_onnx", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        swept.export(LENET, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_earlier_export_is_replaced_whole(exported: Exported, tmp_path: Path) -> None:
+    swept, folder, _ = exported
+    shutil.copytree(folder, tmp_path / "out")
+    swept.export(MLP, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["trial"] == MLP
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
