@@ -1,7 +1,7 @@
 """Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons (Heo et al. 2019, arXiv 1811.03233).
 
     s = r(student's map in front of its ReLU), r a 1x1 convolution and a BatchNorm
-    l(s, t) = sum |[t > 0] max(0, m - s)^2 + [t <= 0] max(0, m + s)^2|              (equation 5), margin m = 1
+    l(s, t) = sum |[t > 0] max(0, m - s)^2 + [t <= 0] max(0, m + s)^2|              margin m = 1
     stage "boundaries"  L = weight * sum_i 2^(i - n + 1) l(s_i, t_i) / N            i = 0 .. n-1, the deepest weighs 1
     stage "distill"     L = w T^2 KL(p_T(teacher) || p_T(student)) + (1 - w) CE     as in `kd`
 
@@ -56,7 +56,7 @@ class ActivationBoundaries(MapMethod):
         title="Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
         arxiv="1811.03233",
         family="F",
-        equations="equation 5 with connectors (section 3.2) as first stage, soft targets as second",
+        equations="the alternative loss with connectors as first stage, soft targets as second",
         deviations="larger maps average-pooled to the smaller; T^2 in the second stage",
         suggested="boundary_weight 0.003, temperature 3, kd_weight 1",
         interactions="the loss is a sum over positions: larger images want a smaller boundary_weight (0.001 on 224x224)",

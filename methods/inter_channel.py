@@ -1,6 +1,6 @@
 """Exploring Inter-Channel Correlation for Diversity-preserved KD (Liu et al., ICCV 2021, arXiv 2202.03680): ICKD-C.
 
-    G = F F^T of a map F [K, H W], each row divided by its L2 norm                 (section 3.2)
+    G = F F^T of a map F [K, H W], each row divided by its L2 norm
     L = CE + weight * sum (G_student - G_teacher)^2 / (K N)
 
 The student's map first goes through a 1x1 convolution and a BatchNorm into the teacher's K channels. G is made at the teacher
@@ -45,7 +45,7 @@ class InterChannel(MapMethod):
         title="Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
         arxiv="2202.03680",
         family="F",
-        equations="the inter-channel correlation of section 3.2 (ICKD-C)",
+        equations="the inter-channel correlation for classification (ICKD-C)",
         deviations="the last pair of maps by default",
         suggested="correlation_weight 2.5 on CIFAR-100",
         interactions="with many channels the correlation matrix outgrows the map: the map is asked for then",

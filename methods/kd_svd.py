@@ -1,9 +1,9 @@
 """Self-supervised Knowledge Distillation using Singular Value Decomposition (Lee, Kim, Song 2018, arXiv 1807.06819).
 
-    F [HW, K] = U S V^T; the k leading right singular vectors of the teacher's map, k + 3 of the student's   (section 3.1)
-    v_s: for each vector of the teacher the student's of largest |cos| with it, turned to its side            (section 3.2)
+    F [HW, K] = U S V^T; the k leading right singular vectors of the teacher's map, k + 3 of the student's
+    v_s: for each vector of the teacher the student's of largest |cos| with it, turned to its side
     both times the teacher's singular values divided by their norm (1 for k = 1)
-    R = exp(-(v_i - v_{i-1})^2 / 8) over all pairs of entries of successive stages i - 1 and i               (section 3.3)
+    R = exp(-(v_i - v_{i-1})^2 / 8) over all pairs of entries of successive stages i - 1 and i
     L = CE + weight * 1/N sum over stages |R_student - R_teacher|^2
 
 The vectors are made at the teacher: k K numbers per sample. Singular vectors have no sign of their own and R depends on it:
@@ -101,7 +101,7 @@ class KDSVD(MapMethod):
         title="Self-supervised Knowledge Distillation Using Singular Value Decomposition",
         arxiv="1807.06819",
         family="F",
-        equations="sections 3.1 to 3.3: truncated decomposition, alignment, radial basis functions",
+        equations="truncated decomposition, alignment, radial basis functions",
         deviations="signs fixed at the teacher; 1x1 convolutions where channels differ; true gradients",
         suggested="svd_weight 1, one vector",
         interactions="the decomposition of each sample's maps is slow for wide networks",

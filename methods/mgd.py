@@ -1,9 +1,9 @@
 """Matching Guided Distillation (Yue, Deng, Zhou 2020, arXiv 2008.09958).
 
-    C_ij = mean over images of |s_i / |s_i| - t_j / |t_j||^2, both maps flattened over positions    (equation 4)
+    C_ij = mean over images of |s_i / |s_i| - t_j / |t_j||^2, both maps flattened over positions
     M = argmin of the summed costs: one student channel for every teacher channel, equally many each (linear assignment)
     t' = reduce over the teacher channels of a student channel:
-        absolute_max_pooling  the value of largest magnitude at each position, with its sign         (equation 8)
+        absolute_max_pooling  the value of largest magnitude at each position, with its sign
         random_drop           the value of a channel drawn at each position
         max_pooling           the largest value
         sparse_matching       the one best channel, one to one
@@ -124,7 +124,7 @@ class MGD(MapMethod):
         title="Matching Guided Distillation",
         arxiv="2008.09958",
         family="F",
-        equations="equations 4 and 8, sparse matching and random drop; margins and partial distance of arXiv 1904.01866",
+        equations="matching by assignment and all four reductions; margins and partial distance of arXiv 1904.01866",
         deviations="costs collected while training; left-over channels chosen by the assignment",
         suggested="feature_weight 0.0001 on ImageNet; up to 0.001 on small images",
         interactions="needs a teacher with at least as many channels in every matched layer as the student has",

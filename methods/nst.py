@@ -1,15 +1,15 @@
 """Like What You Like: Knowledge Distill via Neuron Selectivity Transfer (Huang, Wang 2017, arXiv 1707.01219).
 
     f_c = F_c / |F_c|_2 over the positions of channel c
-    MMD^2 = mean_{cc'} k(t_c, t_c') + mean_{cc'} k(s_c, s_c') - 2 mean_{cc'} k(t_c, s_c')   (equation 3)
-    L = CE + lambda / 2 MMD^2                                                               (equation 5)
+    MMD^2 = mean_{cc'} k(t_c, t_c') + mean_{cc'} k(s_c, s_c') - 2 mean_{cc'} k(t_c, s_c')
+    L = CE + lambda / 2 MMD^2
 
-Kernels (section 4.3): linear k = x.y; polynomial k = (x.y + c)^d with d = 2, c = 0; Gaussian k = exp(-|x - y|^2 / (2 sigma^2))
+Kernels: linear k = x.y; polynomial k = (x.y + c)^d with d = 2, c = 0; Gaussian k = exp(-|x - y|^2 / (2 sigma^2))
 with sigma^2 the mean squared distance of the pairs. The teacher's own term is in the value; it has no gradient.
 The linear kernel asks for the mean of the teacher's normalised channels (H x W numbers); the others need all channels.
 
 Deviations: sigma^2 is taken per sample over the pairs (t, s), and held constant in the backward pass. Maps of different
-size are average-pooled to the smaller. One pair of maps, the last, by default: the paper's choice on CIFAR.
+size are average-pooled to the smaller. One pair of maps, the last, by default.
 
 Verified against RepDistiller, the gradient of the authors' code and the kernels' formulas.
 """
@@ -87,7 +87,7 @@ class NST(MapMethod):
         title="Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
         arxiv="1707.01219",
         family="F",
-        equations="equations 3 and 5 with the kernels of section 4.3",
+        equations="the squared maximum mean discrepancy with its linear, polynomial and Gaussian kernels",
         deviations="sigma^2 per sample, without gradient; maps average-pooled to the smaller",
         suggested="nst_weight 50 with the polynomial kernel (the authors' code takes 50 for what is lambda / 2 here)",
         interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",

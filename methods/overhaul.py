@@ -1,8 +1,8 @@
 """A Comprehensive Overhaul of Feature Distillation (Heo et al. 2019, arXiv 1904.01866).
 
-    t~ = max(t, m), t the teacher's map in front of its ReLU, m_k = E[t_k | t_k < 0] < 0    (equations 3 and 4)
+    t~ = max(t, m), t the teacher's map in front of its ReLU, m_k = E[t_k | t_k < 0] < 0
     s~ = BN(conv1x1(student's map in front of its ReLU)), the BatchNorm in training mode
-    d_p(s~, t~) = sum (s~ - t~)^2 where s~ > t~ or t~ > 0                                   (partial L2, equation 6)
+    d_p(s~, t~) = sum (s~ - t~)^2 where s~ > t~ or t~ > 0                                   (partial L2)
     L = CE + weight * sum_i 2^(i - n + 1) d_p(s~_i, t~_i) / N                               i = 0 .. n-1, the deepest weighs 1
 
 m comes from the BatchNorm in front of the teacher's ReLU, whose output has mean beta and deviation |gamma| in each channel:
@@ -74,7 +74,7 @@ class Overhaul(MapMethod):
         title="A Comprehensive Overhaul of Feature Distillation",
         arxiv="1904.01866",
         family="F",
-        equations="equations 3, 4 and 6; margins as in the authors' code",
+        equations="margin ReLU, position in front of the ReLU, partial L2; margins as in the authors' code",
         deviations="maps average-pooled to the smaller; margins from data as a variant",
         suggested="feature_weight 0.001 on CIFAR, 0.0001 on ImageNet",
         interactions="the loss is a sum over positions: larger images want a smaller feature_weight",

@@ -1,6 +1,6 @@
 """Distilling Knowledge via Knowledge Review (Chen, Liu, Zhao, Jia 2021, arXiv 2104.09044).
 
-    from the deepest stage to the shallowest:                                      (section 3.3, attention-based fusion)
+    from the deepest stage to the shallowest:                                      (attention-based fusion)
         x = BN(conv1x1(features)); y = what the next deeper stage handed down, resized
         z = sigmoid(conv1x1([x, y])), two channels; x = x z_0 + y z_1, handed on to the next shallower stage
         review = BN(conv3x3(x)), in the teacher's channels and size
