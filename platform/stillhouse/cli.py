@@ -123,6 +123,7 @@ def sweep(
     return _run(
         lambda progress: Sweep(checked, home=home, address=address, command=_command_line(), progress=progress),
         checked.name,
+        home,
         as_json,
     )
 
@@ -142,6 +143,7 @@ def resume(
     return _run(
         lambda progress: Sweep.named(name, home=home, address=address, command=_command_line(), progress=progress),
         name,
+        home,
         as_json,
     )
 
@@ -420,10 +422,11 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(make: Callable[[Any], Any], name: str, as_json: bool) -> int:
-    from stillhouse.sweep.progress import Progress
+def _run(make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool) -> int:
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.progress import Progress, native_stderr_in
 
-    with Progress(name) as progress:
+    with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
         results = make(progress).run()
     if as_json:
         _print_json(results.to_json())

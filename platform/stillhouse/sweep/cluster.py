@@ -14,8 +14,6 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "auto")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Ray's C++ side writes to the driver's terminal, into the middle of the progress table.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray import tune

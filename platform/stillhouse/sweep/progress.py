@@ -1,8 +1,12 @@
 """What a person sees while a sweep runs: a live table on a terminal, one line per event otherwise. All on stderr."""
 
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +20,31 @@ from stillhouse.spec.records import Trial, TrialRecord
 
 _SHOWN_RUNNING = 8
 _SHOWN_NOTES = 4
+
+
+@contextmanager
+def native_stderr_in(log: Path) -> Iterator[None]:
+    """Sends what C++ code writes to the terminal into a file, away from the progress table; Python's stderr stays.
+
+    Ray's core, started inside, inherits the file.
+    """
+    sys.stderr.flush()
+    before, terminal = sys.stderr, os.dup(2)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        target = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(target, 2)
+    os.close(target)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1)
+    try:
+        yield
+    finally:
+        shown, sys.stderr = sys.stderr, before
+        shown.flush()
+        os.dup2(terminal, 2)
+        shown.close()
 
 
 class Progress:

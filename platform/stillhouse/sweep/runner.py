@@ -244,7 +244,8 @@ def failure_reason(error: BaseException) -> str:
         return f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}; lower training.batch_size"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{where}"
+    said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{said}{where}"
 
 
 def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
