@@ -1,0 +1,29 @@
+"""The page of methods is made from their cards."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stillhouse import methods
+from stillhouse.cli import app
+from stillhouse.sweep.catalogue import asked_by_default
+
+PAGE = Path(__file__).parents[2] / "methods" / "README.md"
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    printed = CliRunner().invoke(app, ["methods", "--markdown"]).stdout
+    assert PAGE.read_text() == printed, "make it again: stillhouse methods --markdown > methods/README.md"
+
+
+def test_every_method_is_on_the_page_once() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert sorted(row.split("`")[1] for row in rows) == methods.names()
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_what_a_method_asks_by_default_can_be_said(name: str) -> None:
+    asked = asked_by_default(methods.find(name))
+    assert all(asked)
+    assert len(set(asked)) == len(asked)
