@@ -1,0 +1,133 @@
+"""A sweep's folder: one driver at a time, and a spec that stays the same."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.spec.records import SweepFacts
+from stillhouse.sweep.home import HOME_VARIABLE, SweepHome, changed_keys, find_sweep, resolve_home, sweep_names
+
+SPEC: dict[str, Any] = {
+    "name": "s",
+    "students": [{"model": "mlp"}, {"model": "lenet"}],
+    "search": {"max_epochs": 5},
+    "trial_resources": {"cpu": 1},
+    "tracking": {"uri": None},
+}
+
+
+def test_the_flag_goes_before_the_environment_and_that_before_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "environment"))
+    assert resolve_home(tmp_path / "flag") == tmp_path / "flag"
+    assert resolve_home() == tmp_path / "environment"
+    monkeypatch.delenv(HOME_VARIABLE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_home() == tmp_path / ".stillhouse"
+    assert resolve_home("~/x") == tmp_path / "x"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_home("relative") == tmp_path / "relative"
+
+
+def test_another_process_can_not_hold_the_same_sweep(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from stillhouse.sweep.home import SweepHome\n"
+        "with SweepHome(Path(sys.argv[1]), sys.argv[2]).locked(): print('held')"
+    )
+
+    def hold(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), name],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    with SweepHome(tmp_path, "s").locked():
+        refused = hold("s")
+        assert refused.returncode != 0
+        assert "sweep 's' is already run by another process; wait for it" in refused.stderr
+        assert hold("t").stdout == "held\n"
+    assert hold("s").stdout == "held\n"
+
+
+def test_a_home_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InfrastructureError, match=r"can not write the sweep's folder .*Not a directory; choose another"),
+        SweepHome(tmp_path / "file", "s").locked(),
+    ):
+        pass
+
+
+def test_the_same_spec_may_come_again(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    assert home.read_spec() is None
+    home.keep_spec(SPEC)
+    home.keep_spec(SPEC)
+    assert home.read_spec() == SPEC
+    assert stat.S_IMODE((home.folder / "spec.json").stat().st_mode) == 0o600
+
+
+def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    home.keep_spec(SPEC)
+    changed = {**SPEC, "students": [{"model": "mlp"}, {"model": "resnet8"}], "search": {"max_epochs": 6}, "views": {"count": 2}}
+    with pytest.raises(UsageError, match=r"with another spec: search.max_epochs, students\[1\].model, views changed") as caught:
+        home.keep_spec(changed)
+    assert "--set name=" in str(caught.value)
+    assert home.read_spec() == SPEC
+
+
+def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    home.keep_spec(SPEC)
+    changed = {**SPEC, "trial_resources": {"cpu": 2}, "tracking": {"uri": "sqlite:///x"}, "max_concurrent_trials": 1}
+    home.keep_spec(changed)
+    assert home.read_spec() == changed
+
+
+def test_a_damaged_spec_is_one_sentence(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    home.keep_spec(SPEC)
+    (home.folder / "spec.json").write_text('{"name": ')
+    with pytest.raises(UsageError, match=r"spec.json is damaged"):
+        home.keep_spec(SPEC)
+
+
+def test_keys_that_differ_are_named_by_their_place() -> None:
+    old = {"a": {"b": 1, "c": [1, {"d": 2}]}, "e": [1], "f": 7}
+    new = {"a": {"b": 2, "c": [1, {"d": 3}]}, "e": [1, 2], "g": 8}
+    assert sorted(changed_keys(old, new)) == ["a.b", "a.c[1].d", "e", "f", "g"]
+    assert list(changed_keys(old, old)) == []
+
+
+def test_facts_come_back_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    assert home.read_facts() is None
+    facts = SweepFacts(name="s", spec=SPEC, dataset={"name": "digits"}, baseline="scratch", planned=3)
+    home.write_facts(facts)
+    assert home.read_facts() == facts
+    path = home.folder / "facts"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert home.read_facts() is None
+
+
+def test_sweeps_are_found_by_name(tmp_path: Path) -> None:
+    for name in ("beta", "alpha"):
+        SweepHome(tmp_path, name).keep_spec(SPEC)
+    (tmp_path / "sweeps" / "never-started").mkdir()
+    assert sweep_names(tmp_path) == ["alpha", "beta"]
+    assert find_sweep(tmp_path, "beta").folder == tmp_path / "sweeps" / "beta"
+    with pytest.raises(UsageError, match=r"no sweep 'betta' .*did you mean 'beta'\? available: alpha, beta"):
+        find_sweep(tmp_path, "betta")
+    with pytest.raises(UsageError, match="available: none"):
+        find_sweep(tmp_path / "nowhere", "beta")

@@ -1,0 +1,93 @@
+"""What is shown while a sweep runs."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.progress import Progress, best_per_student, describe_record, format_seconds
+
+MakeRecord = Callable[..., TrialRecord]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (-3, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def shown(*, terminal: bool = False) -> tuple[Progress, io.StringIO]:
+    stream = io.StringIO()
+    return Progress("s", console=Console(file=stream, force_terminal=terminal, width=120)), stream
+
+
+def test_without_a_terminal_there_is_one_line_per_event(make_trial: Callable[..., Trial], make_record: MakeRecord) -> None:
+    progress, stream = shown()
+    with progress:
+        progress.teacher("big", "teacher big: epoch 1/2")
+        progress.teacher("big", "teacher big: epoch 1/2")
+        progress.plan(3, [make_record("z")])
+        progress.trial_started(make_trial("a"))
+        progress.trial_epoch("a", 1, 0.5)
+        progress.trial_epoch("unknown", 1, 0.5)
+        progress.trial_done(make_record("a", (0.5, 0.75)))
+        progress.trial_done(make_record("b", (), status="failed", reason="diverged"))
+    assert stream.getvalue().splitlines() == [
+        "teacher big: epoch 1/2",
+        "[2/3] a scratch mlp seed 0 finished after 2 epochs, validation accuracy 0.7500",
+        "[3/3] b scratch mlp seed 0 FAILED: diverged",
+    ]
+
+
+def test_brackets_in_texts_are_no_markup() -> None:
+    progress, stream = shown()
+    progress.note("[red]layer[0] of 'x' [/nothing]")
+    assert stream.getvalue() == "[red]layer[0] of 'x' [/nothing]\n"
+
+
+def test_a_terminal_gets_a_table_of_what_runs_and_what_is_best(
+    make_trial: Callable[..., Trial], make_record: MakeRecord
+) -> None:
+    progress, stream = shown(terminal=True)
+    with progress:
+        progress.plan(4, [make_record("z", (0.9,))])
+        progress.trial_started(make_trial("running-one"))
+        progress.trial_epoch("running-one", 1, 0.625)
+        progress.trial_done(make_record("f", (), status="failed", reason="diverged"))
+        live = progress._live
+        assert live is not None
+        live.refresh()
+        text = stream.getvalue()
+    assert "2/4 trials" in text
+    assert "1 running" in text
+    assert "1 failed" in text
+    assert "0.6250" in text
+    assert "0.9000" in text
+
+
+def test_quiet_shows_nothing(make_record: MakeRecord) -> None:
+    stream = io.StringIO()
+    with Progress("s", console=Console(file=stream, force_terminal=True), quiet=True) as progress:
+        progress.note("note")
+        progress.teacher("big", "text")
+        progress.trial_done(make_record())
+    assert stream.getvalue() == ""
+
+
+def test_the_best_of_each_student_counts_finished_trials_alone(make_record: MakeRecord) -> None:
+    records = [
+        make_record("a", (0.5,)),
+        make_record("b", (0.7,)),
+        make_record("c", (0.9,), status="stopped"),
+        make_record("d", (), status="failed"),
+    ]
+    assert [record.trial.key for record in best_per_student(records)] == ["b"]
+
+
+def test_settings_are_shown_short(make_record: MakeRecord) -> None:
+    record = make_record("a", trial={"hyperparameters": {"temperature": 2.123456, "layer": None, "variant": "x"}, "seed": 3})
+    assert describe_record(record).startswith("a scratch mlp seed 3 (temperature=2.123 variant=x) finished")
