@@ -237,6 +237,10 @@ class Sweep:
             crew = self._start_teachers(cluster, plan)
             environment = self._environment(cluster, plan, crew)
             on_teachers([member.facts for member in crew.values()])
+            # Latency was measured on a quiet machine; from here on the teachers run ahead of the trials.
+            for member in crew.values():
+                if member.cached:
+                    request_ahead(member.running, self._planned_views(plan.trials, self._views()), member.cached)
 
             def keep(record: TrialRecord) -> None:
                 records[record.trial.key] = record
@@ -267,7 +271,7 @@ class Sweep:
         return make_views(self.spec, self.data())
 
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
-        """Starts every teacher that a trial asks, decides the ways, and sends each ahead to fill what is cached."""
+        """Starts every teacher that a trial asks, and decides the ways of what is asked of it."""
         data, views = self.data(), self._views()
         kinds = self._asked_knowledge(plan.trials)
         definitions = [self._definition(name) for name in self.spec.teachers if name in kinds]
@@ -278,10 +282,9 @@ class Sweep:
             for text, choice in choices.items():
                 self._progress.note(f"teacher {name}: {kinds[name][text]} {choice.way}: {choice.reason}")
             cached = [kind for text, kind in kinds[name].items() if choices[text].way == "cached"]
-            if cached:
-                request_ahead(running, self._planned_views(plan.trials, views), cached)
             crew[name] = _ReadyTeacher(
                 running,
+                cached,
                 make_ticket(
                     running.definition,
                     running.facts,
@@ -437,9 +440,10 @@ class Sweep:
 
 @dataclass
 class _ReadyTeacher:
-    """A loaded teacher with everything that trials and the report need of it."""
+    """A loaded teacher with everything that trials and the report need of it, and the kinds of knowledge that it seals."""
 
     running: Teacher
+    cached: Sequence[Knowledge]
     ticket: TeacherTicket
     facts: TeacherFacts
 
