@@ -34,10 +34,9 @@ def finished(make_record: MakeRecord, key: str, accuracy: float, parameters: flo
     return make_record(key, (accuracy,), metrics=metrics | {"size_bytes": 4 * parameters, "macs": 2.0, "latency_ms": 0.5})
 
 
-def results(facts: SweepFacts, records: list[TrialRecord], home: Path, **fields: int) -> Results:
-    return Results(
-        facts=facts, records=records, place=SweepHome(home, "s"), planned=len(records), tracking=facts.tracking, **fields
-    )  # type: ignore[arg-type]
+def results(facts: SweepFacts, records: list[TrialRecord], home: Path, reused: int = 0) -> Results:
+    place = SweepHome(home, "s")
+    return Results(facts=facts, records=records, place=place, planned=len(records), reused=reused, tracking=facts.tracking)
 
 
 def test_the_document_counts_every_end_and_is_plain_json(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
