@@ -72,7 +72,8 @@ def test_what_stands_in_the_store_is_known_with_its_pages(
     tracker.close()
     (run,) = runs_in(locate(None, home))
     start = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/"
-    assert addresses == {"": f"{start}{parent}", "00000000cafe": f"{start}{run.info.run_id}"}
+    end = "?workflowType=machine_learning"
+    assert addresses == {"": f"{start}{parent}{end}", "00000000cafe": f"{start}{run.info.run_id}{end}"}
 
 
 def test_the_pages_of_a_server_are_named_without_its_password(tmp_path: Path) -> None:

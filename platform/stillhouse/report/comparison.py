@@ -151,9 +151,7 @@ def _render(
             trust=sentences.trust(sources[0].facts, pooled, []),
             tradeoff=tradeoff,
             tradeoff_alt=words,
-            tradeoff_caption=(
-                caption(tradeoff.shown, tradeoff.total, "of a sweep's method on a student", "sweeps") if tradeoff else ""
-            ),
+            tradeoff_caption=(caption(tradeoff, "of a sweep's method on a student", "sweeps") if tradeoff else ""),
             still=base64.b64encode(still).decode() if tradeoff else "",
             chips=chips(looks, pooled),
             trials=_trials(sources, labels),

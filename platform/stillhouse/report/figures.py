@@ -27,10 +27,13 @@ _ACCURACIES: Mapping[str, str] = {
     "validation_accuracy": "Validation accuracy (chosen by)",
 }
 _KINDS = ("sweep", "method", "student")
+_COUNTED = ("parameters", "size_bytes", "macs")
 _MOST_POINTS = 1_500
 _MOST_FAINT_CURVES = 8
 _MOST_FIGURES = 60
 _LONGEST_VALUE = 80
+# Tukey's outer fence, in interquartile ranges.
+_FAR = 3.0
 
 
 def themes() -> dict[str, Any]:
@@ -60,11 +63,16 @@ def _theme(*, ink: str, quiet: str, soft: str, ground: str, outline: str) -> dic
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """The scatter with what its switches need, and how many configurations it leaves out."""
+    """The scatter with what its switches need, and how many configurations it leaves out.
+
+    Attributes:
+        below: points that lie under the first range of the axis of test accuracies.
+    """
 
     figure: dict[str, Any]
     shown: int
     total: int
+    below: int = 0
 
 
 def tradeoff_figure(
@@ -85,10 +93,11 @@ def tradeoff_figure(
         traces += [_point_trace(points, looks, spreads, addresses, large=is_large) for points in parts]
     traces += [_front_trace(axis, front, spreads[axis]) for axis, front in fronts.items()]
     traces += [_teacher_trace(teacher) for teacher in teachers]
-    switch = {
+    switch: dict[str, Any] = {
         "axes": {
             axis: {
                 "title": title,
+                "tickformat": "~s" if axis in _COUNTED else "~g",
                 "x": [trace["x"][axis] for trace in traces],
                 "spread": [trace.get("spread", trace["x"])[axis] for trace in traces],
             }
@@ -97,6 +106,7 @@ def tradeoff_figure(
         "accuracies": {
             name: {
                 "title": title,
+                "range": _without_outliers([value for trace in traces for value in trace["y"][name]]),
                 "y": [trace["y"][name] for trace in traces],
                 "errors": [trace["errors"][name] for trace in traces],
                 "lines": [getattr(teacher, name) for teacher in teachers],
@@ -109,7 +119,10 @@ def tradeoff_figure(
         "line": _TEACHER_LINE,
     }
     figure = _plain([trace["trace"] for trace in traces], _TRADEOFF_LAYOUT)
-    return Tradeoff({"figure": figure, "narrow": _NARROW_TRADEOFF, "switch": switch}, len(chosen) + len(others), len(found))
+    drawn = [*chosen, *others]
+    span = switch["accuracies"]["test_accuracy"]["range"]
+    below = sum(each.test.mean < span[0] for each in drawn) if span else 0
+    return Tradeoff({"figure": figure, "narrow": _NARROW_TRADEOFF, "switch": switch}, len(drawn), len(found), below)
 
 
 _TRADEOFF_LAYOUT = {
@@ -135,6 +148,17 @@ _TEACHER_LINE = {
     "line": {"color": TEACHER_COLOUR, "width": 1.5, "dash": "dot"},
     "layer": "below",
 }
+
+
+def _without_outliers(values: Sequence[float | None]) -> list[float] | None:
+    """Where the axis begins and ends when values far below the rest would press it flat; None where there are none."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    first, third = np.quantile(known, (0.25, 0.75))
+    near = known[known >= first - _FAR * (third - first)]
+    if near.size == known.size or np.ptp(near) == 0:
+        return None
+    room = 0.08 * float(np.ptp(near))
+    return [float(near.min()) - 2 * room, float(near.max()) + room]
 
 
 def _thinned(found: Sequence[Configuration], keep: Sequence[Configuration]) -> list[Configuration]:

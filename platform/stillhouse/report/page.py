@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from stillhouse.durable import write_atomic
 from stillhouse.report import sentences, wording
 from stillhouse.report.answers import Answer, answers, teacher_costs
-from stillhouse.report.figures import curve_figures, sensitivity_figures, themes, tradeoff_figure
+from stillhouse.report.figures import Tradeoff, curve_figures, sensitivity_figures, themes, tradeoff_figure
 from stillhouse.report.looks import Looks
 from stillhouse.report.statistics import (
     Configuration,
@@ -151,7 +151,7 @@ def render_page(
             trust=sentences.trust(facts, found, gained),
             tradeoff=tradeoff,
             tradeoff_alt=alternative(facts.teachers, answered, len(found)),
-            tradeoff_caption=caption(tradeoff.shown, tradeoff.total) if tradeoff else "",
+            tradeoff_caption=caption(tradeoff) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
             chips=chips(looks, found),
             curves=list(curves),
@@ -304,13 +304,15 @@ def alternative(teachers: Sequence[TeacherFacts], answered: Sequence[Answer], nu
     return shown + "; ".join([*words, *known])
 
 
-def caption(shown: int, total: int, of: str = "of a method on a student", apart: str = "methods") -> str:
+def caption(drawn: Tradeoff, of: str = "of a method on a student", apart: str = "methods") -> str:
     words = (
         f"A large point is the winner {of}, with the mean and 95% interval over its reported seeds; a small one "
         f"is another setting that finished. On the log scale the {apart} of one student are moved slightly apart; the exact "
         "sizes are in the hover and the table. Rings and the dashed line mark the Pareto front: chosen on validation data, so "
         "on test data a point may lie above it. The star and the dotted line are the teacher."
     )
-    return (
-        words if shown == total else f"{words} {shown:,} of {total:,} configurations are drawn, the front and the rest evenly."
-    )
+    if drawn.below:
+        words += f" {wording.counted(drawn.below, 'point')} far below the others left out at first: double-click shows all."
+    if drawn.shown < drawn.total:
+        words += f" {drawn.shown:,} of {drawn.total:,} configurations are drawn, the front and the rest evenly."
+    return words

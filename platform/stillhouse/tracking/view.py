@@ -58,8 +58,8 @@ def view_address(server: str, experiment_id: str, view_id: str) -> str:
 
 
 def run_address(server: str, experiment_id: str, run_id: str) -> str:
-    """The page of one run."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    """The page of one run; without the workflow MLflow shows it among evaluations of language models."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def _view(view_id: str, name: str, search: str) -> View:

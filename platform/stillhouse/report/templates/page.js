@@ -109,8 +109,8 @@
       }));
       const layout = {
         ...figure.layout,
-        xaxis: { ...figure.layout.xaxis, type: byId("log").checked ? "log" : "linear", title: { text: options.axes[axis].title } },
-        yaxis: { ...figure.layout.yaxis, title: { text: accuracy.title } },
+        xaxis: { ...figure.layout.xaxis, type: byId("log").checked ? "log" : "linear", nticks: 9, tickformat: options.axes[axis].tickformat, title: { text: options.axes[axis].title } },
+        yaxis: { ...figure.layout.yaxis, title: { text: accuracy.title }, ...(accuracy.range ? { range: accuracy.range } : {}) },
         shapes: accuracy.lines.flatMap((line, index) =>
           line === null ? [] : [{ ...options.line, y0: line, y1: line, name: `teacher ${index}` }],
         ),
