@@ -284,9 +284,10 @@ def users_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
-    cluster: None, users_method: Path, tmp_path: Path
+    undisturbed: Undisturbed, users_method: Path, tmp_path: Path
 ) -> None:
     changes = {
+        "name": "failing",
         "teachers": {},
         "methods": {"scratch": {}, "failing": {"loss_weight": 3.0}},
         "students": [{"model": "mlp", "hidden": [16]}],
@@ -294,12 +295,12 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
         "method_paths": [str(users_method)],
     }
     spec = write_spec(tmp_path / "tiny.yaml", **changes)
-    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(tmp_path / "home"), "--json"])
+    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(undisturbed.home), "--json"])
     assert answer.exit_code == 3, answer.stderr
     document = json.loads(answer.stdout)
     assert document["status"] == "failures"
     assert document["trials"] == {"planned": 2, "finished": 1, "failed": 1, "reused": 0}
-    records = {record.trial.method: record for record in SweepHome(tmp_path / "home", "tiny").read_records()}
+    records = {record.trial.method: record for record in SweepHome(undisturbed.home, "failing").read_records()}
     assert records["scratch"].status == "finished"
     failed = records["failing"]
     assert failed.status == "failed"

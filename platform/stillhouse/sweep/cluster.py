@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
@@ -331,6 +331,9 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(handle, method).remote(*arguments))
     except RayActorError as error:
         raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
+    except RayTaskError as error:
+        # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
+        raise UsageError(f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}") from error
 
 
 def request_ahead(teacher: Teacher, views: Iterable[int], kinds: Sequence[Knowledge]) -> None:
