@@ -191,15 +191,15 @@ class KnowledgeStore:
     def folder(self, identity: Mapping[str, Any]) -> Path:
         return self.root / self.key(identity)
 
-    def open(self, identity: Mapping[str, Any], *, verify: bool = False) -> SealedView:
-        """The sealed view of `identity`; its shards are checked the first time this process opens it, or always with `verify`.
+    def open(self, identity: Mapping[str, Any]) -> SealedView:
+        """The sealed view of `identity`; its shards are checked the first time this process opens it.
 
         Raises:
             FileNotFoundError: it is not sealed.
             Damaged: it is not what was written; `unseal` it and fill it again.
         """
         key = self.key(identity)
-        view = SealedView(self.root / key, verify=verify or key not in self._verified)
+        view = SealedView(self.root / key, verify=key not in self._verified)
         if canonical_json(view.identity) != canonical_json(identity):
             raise Damaged(f"{self.root / key} holds the knowledge of something else")
         if key not in self._verified:
@@ -208,6 +208,14 @@ class KnowledgeStore:
                 os.utime(self.root / key / "manifest")
             self._verified.add(key)
         return view
+
+    def trust(self, identity: Mapping[str, Any]) -> None:
+        """Spares the view that this process has just written the check at its first opening."""
+        self._verified.add(self.key(identity))
+
+    def distrust(self, identity: Mapping[str, Any]) -> None:
+        """Has the view checked again when it is opened next."""
+        self._verified.discard(self.key(identity))
 
     def is_sealed(self, identity: Mapping[str, Any]) -> bool:
         return (self.folder(identity) / "manifest").exists()

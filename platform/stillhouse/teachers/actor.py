@@ -88,8 +88,8 @@ class TeacherActor:
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
         return self._ready().measure(kinds)
 
-    def request(self, view: int, kinds: Iterable[Knowledge], ahead: bool = False) -> str | None:
-        return self._ready().request(view, kinds, ahead=ahead)
+    def request(self, view: int, kinds: Iterable[Knowledge], ahead: bool = False, damaged: bool = False) -> str | None:
+        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged)
 
     def forward(self, images: NDArray[np.float32], kinds: Mapping[str, Knowledge]) -> dict[str, NDArray[np.float32]]:
         return self._ready().forward(images, kinds)

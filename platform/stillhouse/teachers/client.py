@@ -94,16 +94,18 @@ class ViewOpener:
                     name: self._store.open(view_identity(self._ticket.base, kind, view))
                     for name, kind in self._knowledge.items()
                 }
-            except (FileNotFoundError, Damaged):
-                # A damaged view is unsealed and made again by the actor, which checks before it believes.
-                pass
+            except FileNotFoundError:
+                damaged = False
+            except Damaged:
+                # The actor checks before it believes, unseals the view and makes it again.
+                damaged = True
             if time.monotonic() - asked > _REPEAT_S:
-                reason = self._link.call("request", view, list(self._knowledge.values()))
+                reason = self._link.call("request", view, list(self._knowledge.values()), False, damaged)
                 asked = time.monotonic()
                 failures += reason is not None
                 if failures > 1:
                     raise InfrastructureError(f"teacher '{self._ticket.definition.name}' can not fill view {view}: {reason}")
-            time.sleep(_POLL_S)
+            time.sleep(_REPEAT_S / 5 if damaged else _POLL_S)
 
 
 class ServedKnowledge:

@@ -95,16 +95,26 @@ class TeacherService:
             "bytes_per_sample": {name: width * value[0].numel() for name, value in sample.items()},
         }
 
-    def request(self, view: int, kinds: Iterable[Knowledge], *, ahead: bool = False) -> str | None:
+    def request(self, view: int, kinds: Iterable[Knowledge], *, ahead: bool = False, damaged: bool = False) -> str | None:
         """Asks for a sealed view of `kinds`; returns at once, with the reason if filling has failed.
 
-        A request goes before everything that only runs ahead. Repeating a request does no harm.
+        A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing.
+
+        Args:
+            view: number of the view.
+            kinds: what is wanted of it.
+            ahead: whether nobody waits for it yet.
+            damaged: whether the caller found it damaged; it is then checked against its checksums again.
         """
+        urgency = _AHEAD if ahead else _REQUESTED
         with self._wanted:
             for kind in kinds:
                 self._kinds.setdefault(kind_id(kind), kind)
+                if damaged:
+                    self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
-            heapq.heappush(self._queue, (_AHEAD if ahead else _REQUESTED, next(self._order), view))
+            if not any(queued == view and urgent <= urgency for urgent, _, queued in self._queue):
+                heapq.heappush(self._queue, (urgency, next(self._order), view))
             if self._filler is None or not self._filler.is_alive():
                 self._filler = threading.Thread(target=self._fill_queue, name="filler", daemon=True)
                 self._filler.start()
@@ -122,7 +132,7 @@ class TeacherService:
         for name, kind in list(self._kinds.items()):
             identity = view_identity(self.base, kind, view)
             try:
-                self._store.open(identity, verify=True)
+                self._store.open(identity)
             except FileNotFoundError:
                 missing[name] = kind
             except Damaged:
@@ -163,8 +173,9 @@ class TeacherService:
             self._samples_forwarded += last - first
             self._bytes_written += written
             self._note(view, last - first, written, seconds, open_writers)
-        for writer in writers.values():
+        for name, writer in writers.items():
             writer.seal()
+            self._store.trust(view_identity(self.base, missing[name], view))
 
     def evaluate(self, split: str) -> float:
         """Top-1 accuracy in [0, 1] on `validation` or `test`."""
