@@ -312,7 +312,9 @@ def caption(drawn: Tradeoff, of: str = "of a method on a student", apart: str = 
         "on test data a point may lie above it. The star and the dotted line are the teacher."
     )
     if drawn.below:
-        words += f" {wording.counted(drawn.below, 'point')} far below the others left out at first: double-click shows all."
+        words += (
+            f" {wording.counted(drawn.below, 'point')} far below the others can not be seen at first: double-click shows all."
+        )
     if drawn.shown < drawn.total:
         words += f" {drawn.shown:,} of {drawn.total:,} configurations are drawn, the front and the rest evenly."
     return words
