@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as reference
-from scipy.stats import beta, chisquare, kstest  # type: ignore[import-untyped]
+from scipy.stats import beta, chisquare, kstest
 from torch import Tensor
 
 from stillhouse.data.augment import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare, kstest  # type: ignore[import-untyped]
+from scipy.stats import chisquare, kstest
 
 from stillhouse.data.hashing import derive_key, derive_seed, hash_counters, integers, permutation, uniform
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from numpy.typing import NDArray
-from scipy.io import savemat  # type: ignore[import-untyped]
+from scipy.io import savemat
 
 from stillhouse.data.datasets import load_dataset
 
