@@ -144,7 +144,7 @@ def test_the_snippet_of_the_card_runs(
     assert capsys.readouterr().out.strip() == str(int(swept.logits(black).argmax()))
 
 
-@pytest.mark.parametrize("form", ["program", "onnx"])
+@pytest.mark.parametrize("form", [pytest.param("program", marks=pytest.mark.slow), "onnx"])
 def test_the_example_classifies_an_image_file_without_this_package(exported: Exported, form: str, tmp_path: Path) -> None:
     swept, folder, _ = exported
     pixels = swept.data().validation.images[:1]

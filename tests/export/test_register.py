@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.models.weights import read_checkpoint, state_hash
 from stillhouse.sweep.results import Results
-from stillhouse.tracking import ModelAlias, locate, parse_registration, sync
+from stillhouse.tracking import ModelAlias, fetch_weights, locate, parse_registration, sync
+from stillhouse.tracking.server import log_file, start_server, stop_server, wait_until_healthy
 from stillhouse.tracking.store import open_client, settings
 
 LENET, MLP = "aa00000000000001", "ab00000000000002"
@@ -67,6 +69,7 @@ def registered(exported: tuple[Any, Path, dict[str, Any]], tmp_path_factory: pyt
     return Registered(type(swept)(folder / "home"), folder)
 
 
+@pytest.mark.slow
 def test_the_alias_leads_to_the_student_with_signature_example_and_card(registered: Registered, tmp_path: Path) -> None:
     import mlflow
 
@@ -79,7 +82,7 @@ def test_the_alias_leads_to_the_student_with_signature_example_and_card(register
     assert run.info.status == "FINISHED"
     assert first["model_id"] in [output.model_id for output in run.outputs.model_outputs]
     logged = client.get_logged_model(first["model_id"])
-    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "digits", "version": "1"}]
+    assert [str(link["version"]) for link in json.loads(logged.tags["mlflow.modelVersions"])] == ["1"]
     assert {metric.key: metric.value for metric in logged.metrics}["test_accuracy"] == pytest.approx(
         registered.swept.record().metrics["test_accuracy"]
     )
@@ -95,6 +98,7 @@ def test_the_alias_leads_to_the_student_with_signature_example_and_card(register
     np.testing.assert_array_equal(model.load_input_example(str(folder)), data.normalise(data.validation.images[:2]).numpy())
 
 
+@pytest.mark.slow
 def test_the_same_student_again_is_the_same_version_with_another_alias(registered: Registered) -> None:
     again = registered.swept.export(LENET, registered.folder / "again", register="digits@smallest")["registered"]
     assert (again["version"], again["model_id"], again["reused"]) == ("1", registered.first["model_id"], True)
@@ -102,6 +106,7 @@ def test_the_same_student_again_is_the_same_version_with_another_alias(registere
     assert {name: str(version) for name, version in aliases.items()} == {"pareto": "1", "smallest": "1"}
 
 
+@pytest.mark.slow
 def test_another_student_becomes_the_next_version_and_takes_the_alias(registered: Registered) -> None:
     other = registered.swept.export(MLP, registered.folder / "other", register="moving@pareto")["registered"]
     assert other["version"] == "1"
@@ -110,6 +115,7 @@ def test_another_student_becomes_the_next_version_and_takes_the_alias(registered
     assert registered.client().get_model_version_by_alias("moving", "pareto").tags["trial_key"] == LENET
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_not_in_the_store_is_told_with_the_remedy(swept: Any, registered: Registered, tmp_path: Path) -> None:
     shutil.copy(registered.swept.home / "mlflow.db", swept.home / "mlflow.db")
     with pytest.raises(UsageError, match="write it with: stillhouse sync tiny"):
@@ -126,6 +132,23 @@ def test_a_store_that_is_down_costs_the_registration_not_the_export(swept: Any, 
     with pytest.raises(InfrastructureError, match="nothing answers"):
         swept.export(LENET, tmp_path / "out", register="digits@pareto")
     assert (tmp_path / "out" / "student.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["models:/digits@pareto", "models:/digits/1"])
+def test_a_registered_student_can_teach_another_sweep(
+    registered: Registered, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = read_checkpoint(fetch_weights(reference, None, home=registered.swept.home))
+    assert state_hash(weights) == registered.swept.record().weights_hash
+    assert not list(tmp_path.iterdir()), "MLflow made a store of its own in the working folder"
+
+
+@pytest.mark.slow
+def test_an_alias_that_nobody_set_is_told(registered: Registered) -> None:
+    with pytest.raises(UsageError, match="MLflow has no 'models:/digits@nobody'"):
+        fetch_weights("models:/digits@nobody", None, home=registered.swept.home)
 
 
 @pytest.mark.slow
@@ -175,3 +198,27 @@ def _answers(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+@pytest.mark.slow
+def test_a_tracking_server_takes_the_student_too(swept: Any, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    location = locate(None, tmp_path / "server")
+    server = start_server(location, port)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_healthy(server, port, log_file(location))
+        spec = swept.place.read_spec() | {"tracking": {"uri": uri}}
+        (swept.place.folder / "spec.json").write_text(json.dumps(spec))
+        results = Results.read(swept.home, "tiny")
+        assert sync(uri, swept.home, "tiny", results.facts, results.records, {}).failed == 0
+        for reused in (False, True):
+            done = swept.export(LENET, tmp_path / "out", register="digits@pareto")["registered"]
+            assert (done["version"], done["store"], done["reused"]) == ("1", uri, reused)
+        weights = fetch_weights("models:/digits@pareto", uri, home=swept.home)
+    finally:
+        stop_server(server)
+    assert weights.name == "student.safetensors"
+    assert state_hash(read_checkpoint(weights)) == swept.record().weights_hash

@@ -65,6 +65,6 @@ def export_trial(
         record=record,
         student=student.model,
         example=data.normalise(data.validation.images[:_EXAMPLE_IMAGES]).numpy(),
-        files=[Path(document["folder"]) / file for file in ("README.md", "preprocessing.json")],
+        files=[Path(document["folder"]) / file for file in ("README.md", "preprocessing.json", "student.safetensors")],
     )
     return {**document, "registered": done.to_json()}

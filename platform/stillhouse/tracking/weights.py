@@ -1,6 +1,8 @@
 """Weights of a teacher from MLflow, fetched as plain tensors: no model is unpickled."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.tracking.locations import locate, mask_uri
@@ -30,8 +32,9 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
         from mlflow.exceptions import MlflowException
 
         try:
+            place = _place(mlflow.MlflowClient(location.uri, registry_uri=location.uri), reference)
             fetched = mlflow.artifacts.download_artifacts(
-                artifact_uri=reference, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
+                artifact_uri=place, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
             )
         except MlflowException as error:
             first = mask_uri(str(error).splitlines()[0])
@@ -44,3 +47,14 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
         found = ", ".join(file.name for file in files) or "none"
         raise UsageError(f"'{reference}' must hold one file of weights ({', '.join(_SUFFIXES)}), found {found}")
     return files[0].resolve()
+
+
+def _place(client: Any, reference: str) -> str:
+    """Where the artifacts lie; MLflow itself looks a registered model up in its global store, whichever store it is told."""
+    registered = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", reference)
+    if registered is None:
+        return reference
+    name, version = registered["name"], registered["version"]
+    if version is None:
+        version = client.get_model_version_by_alias(name, registered["alias"]).version
+    return str(client.get_model_version_download_uri(name, version))
