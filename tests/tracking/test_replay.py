@@ -1,5 +1,7 @@
 """`sync` on the embedded store."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,13 @@ def test_a_missing_report_is_a_reason_and_costs_no_trial(
     result = sync(None, home, "tests", make_facts(), [make_record(0)], {"page": tmp_path / "none.html"})
     assert (result.created, result.failed) == (1, 0)
     assert "none.html" in result.reasons[0]
+
+
+def test_a_store_of_a_newer_mlflow_is_said_in_one_sentence(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker
+) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")
+        database.commit()
+    with pytest.raises(InfrastructureError, match="can't write to the tracking store .*mlflow.db: .+"):
+        sync(None, home, "tests", make_facts(), [make_record(0)], {})
