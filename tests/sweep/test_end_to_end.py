@@ -284,7 +284,7 @@ def users_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
-    undisturbed: Undisturbed, users_method: Path, tmp_path: Path
+    undisturbed: Undisturbed, users_method: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     changes = {
         "name": "failing",
@@ -306,7 +306,7 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
     assert failed.status == "failed"
     assert failed.reason == "ArithmeticError: no loss for the weight 3 (failing.py:19)"
     assert len(failed.curve) == failed.epochs_run == 1
-    assert failed.reason in answer.stderr
+    assert failed.reason in capfd.readouterr().err
 
 
 # The driver dies
