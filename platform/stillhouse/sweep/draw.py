@@ -89,7 +89,7 @@ def enumerable(setting: Any) -> bool:
 
 def _teachers_of(method: str, spec: SweepSpec) -> Sequence[str | None]:
     """The teachers that take turns with this method, or all of them as one."""
-    if spec.teachers and methods.find(method).every_teacher:
+    if len(spec.teachers) > 1 and methods.find(method).every_teacher:
         return [TEACHER_JOINT.join(spec.teachers)]
     return [*spec.teachers] or [None]
 
