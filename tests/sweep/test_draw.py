@@ -14,7 +14,7 @@ SPEC: dict[str, Any] = {
     "dataset": {"name": "digits"},
     "teachers": {"t": {"model": "mlp"}, "u": {"model": "lenet"}},
     "students": ["lenet", {"model": "mlp", "width": {"uniform": [0.5, 2]}}, {"model": "mlp", "name": "deep"}],
-    "methods": {"a": {"x": {"uniform": [0, 1]}, "y": {"choice": [1, 2]}}, "b": {"z": {"loguniform": [0.01, 100]}}},
+    "methods": {"kd": {"x": {"uniform": [0, 1]}, "y": {"choice": [1, 2]}}, "dist": {"z": {"loguniform": [0.01, 100]}}},
     "search": {"trials_per_method": 20},
 }
 
@@ -49,7 +49,7 @@ def test_drawn_values_stay_between_the_ends_and_are_short(prior: Prior) -> None:
 
 
 def test_a_choice_keeps_its_values_as_they_are() -> None:
-    assert [value_at(Choice((0.123456789, "a")), quantile) for quantile in (0.0, 0.5)] == [0.123456789, "a"]
+    assert [value_at(Choice((0.123456789, "kd")), quantile) for quantile in (0.0, 0.5)] == [0.123456789, "kd"]
 
 
 def test_trial_i_has_the_same_student_and_teacher_for_every_method() -> None:
@@ -69,13 +69,13 @@ def test_extending_the_search_keeps_the_trials_that_there_are() -> None:
 
 
 def test_a_method_added_to_the_sweep_leaves_the_others_draws_alone() -> None:
-    more = validate({**SPEC, "methods": {"c": {"x": {"uniform": [0, 1]}}, **SPEC["methods"]}})
-    assert [draw for draw in draw_trials(more) if draw.method != "c"] == draws_of()
+    more = validate({**SPEC, "methods": {"nst": {"x": {"uniform": [0, 1]}}, **SPEC["methods"]}})
+    assert [draw for draw in draw_trials(more) if draw.method != "nst"] == draws_of()
 
 
 def test_another_seed_draws_other_values() -> None:
     first, second = draws_of(seed=0), draws_of(seed=1)
-    drawn = [draw.hyperparameters["x"] for draw in (*first, *second) if draw.method == "a"]
+    drawn = [draw.hyperparameters["x"] for draw in (*first, *second) if draw.method == "kd"]
     assert len(set(drawn)) == 40
 
 
@@ -84,13 +84,13 @@ def test_a_grid_is_the_full_product() -> None:
         {
             **SPEC,
             "students": ["lenet", {"model": "mlp", "width": {"choice": [0.5, 1.0]}}],
-            "methods": {"a": {"x": {"choice": [1, 2, 3]}, "y": {"integers": [4, 7]}}, "b": {"z": 1}},
+            "methods": {"kd": {"x": {"choice": [1, 2, 3]}, "y": {"integers": [4, 7]}}, "dist": {"z": 1}},
             "search": {"algorithm": "grid"},
         }
     )
     draws = list(draw_trials(spec))
     # 3 students x 2 teachers x (3 x 4 settings of a, 1 of b)
     assert len(draws) == grid_size(spec) == 3 * 2 * (12 + 1)
-    assert {(draw.hyperparameters["x"], draw.hyperparameters["y"]) for draw in draws if draw.method == "a"} == {
+    assert {(draw.hyperparameters["x"], draw.hyperparameters["y"]) for draw in draws if draw.method == "kd"} == {
         (x, y) for x in (1, 2, 3) for y in (4, 5, 6, 7)
     }
