@@ -54,7 +54,7 @@ def test_a_choice_keeps_its_values_as_they_are() -> None:
 
 def test_trial_i_has_the_same_student_and_teacher_for_every_method() -> None:
     draws = draws_of()
-    of_a, of_b = [[draw for draw in draws if draw.method == method] for method in "ab"]
+    of_a, of_b = [[draw for draw in draws if draw.method == method] for method in ("kd", "dist")]
     assert len(of_a) == len(of_b) == 20
     assert [(draw.student, draw.teacher) for draw in of_a] == [(draw.student, draw.teacher) for draw in of_b]
     assert [draw.student.name for draw in of_a[:4]] == ["lenet", "mlp", "deep", "lenet"]
