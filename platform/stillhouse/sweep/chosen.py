@@ -76,7 +76,6 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
         wanted.name,
         root=wanted.root,
         validation=wanted.validation,
-        seed=spec.search.seed,
         size=wanted.size,
         options=wanted.options,
         cache=results.home / "data",
