@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from stillhouse import methods
+
 ARTIFACTS = Path(__file__).parent.parent / ".artifacts"
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = os.environ.get("STILLHOUSE_CHROMIUM") or next((found for name in _NAMES if (found := shutil.which(name))), None)
@@ -152,6 +154,16 @@ class Browser:
             self._process.wait()
         os.close(self._in)
         os.close(self._out)
+
+
+@pytest.fixture(autouse=True)
+def _known_methods() -> Iterator[None]:
+    """Forgets the method folders that a test made known."""
+    before = list(methods.__path__)
+    yield
+    if methods.__path__ != before:
+        methods.__path__[:] = before
+        methods.find.cache_clear()
 
 
 @pytest.fixture

@@ -104,13 +104,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         raise UsageError(
             f"{source} lacks the weight '{missing[0]}' of the model{_and_more(missing)}; is it another architecture?"
         )
-    unexpected = [name for name in state if name not in own]
+    unexpected = sorted(name for name in state if name not in own)
     if unexpected:
         raise UsageError(
             f"{source} holds the weight '{unexpected[0]}' that the model lacks{_and_more(unexpected)}; "
             "is it another architecture?"
         )
-    for name, value in state.items():
+    # In the model's order: a safetensors file gives its weights in any.
+    for name, value in ((name, state[name]) for name in own if name in state):
         if value.shape != own[name].shape:
             raise UsageError(
                 f"'{name}' is {list(value.shape)} in {source} and {list(own[name].shape)} in the model; "
