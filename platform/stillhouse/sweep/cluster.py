@@ -65,6 +65,8 @@ class Cluster:
         self._spec = spec
         self._progress = progress
         self._ours = not ray.is_initialized()
+        # `ray job submit` tells its entry point the cluster by this variable.
+        address = address or os.environ.get("RAY_ADDRESS")
         self._local = address is None
         if self._ours:
             _connect(address)
@@ -351,6 +353,8 @@ def _connect(address: str | None) -> None:
         "namespace": "stillhouse",
     }
     if address is None:
+        # Without a word Ray joins whatever cluster it finds traces of on this machine, also one that is gone.
+        options["address"] = "local"
         options["runtime_env"] = {"env_vars": dict(environment_of_workers())}
     else:
         options |= {"address": address, "runtime_env": _shipped_code()}
