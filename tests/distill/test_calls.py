@@ -1,0 +1,99 @@
+"""Calling a teacher on a method's own inputs: gradients to the inputs, none to the teacher, near or far."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher, pull_back, run_teacher
+
+
+def network(*, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(48, 4)
+    )
+    model[1].running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    return model.to(dtype)
+
+
+class Remote:
+    """Another process, without one: nothing but arrays' values passes, and nothing is remembered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self.asked: list[str] = []
+
+    def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[Any, Sequence[Tensor]]:
+        self.asked.append("forward to be differentiated" if differentiable else "forward")
+        return None, [output.detach() for output in run_teacher(self._model, images.detach().clone(), layers)]
+
+    def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
+        self.asked.append("pull_back")
+        again = images.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            outputs = run_teacher(self._model, again, layers)
+        return pull_back(outputs, again, gradients)
+
+
+def images(*, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("way", ["inline", "served"])
+def test_the_gradient_is_that_of_finite_differences(way: str) -> None:
+    model = network(dtype=torch.float64)
+    teacher: CallableTeacher = InlineTeacher(model) if way == "inline" else ServedTeacher(Remote(model))
+    assert torch.autograd.gradcheck(lambda x: teacher(x, "2"), [images(dtype=torch.float64)])
+
+
+def test_served_and_inline_calls_agree_bit_for_bit() -> None:
+    results = []
+    for teacher in (InlineTeacher(network()), ServedTeacher(Remote(network()))):
+        pixels = images()
+        (logits,) = teacher(2 * pixels)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), pixels)
+        results.append((logits, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_call_leaves_the_teacher_as_it_was() -> None:
+    model = network().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    InlineTeacher(model)(images())[0].sum().backward()  # type: ignore[no-untyped-call]
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_served_teacher_is_told_whether_a_gradient_will_be_asked_for() -> None:
+    remote = Remote(network())
+    teacher = ServedTeacher(remote)
+    assert not teacher(images().detach())[0].requires_grad
+    with torch.no_grad():
+        teacher(images())
+    teacher(images())[0].sum().backward()  # type: ignore[no-untyped-call]
+    assert remote.asked == ["forward", "forward", "forward to be differentiated", "pull_back"]
+    assert teacher.samples_called == 9
+
+
+def test_gradients_of_gradients_do_not_travel() -> None:
+    pixels = images()
+    logits = ServedTeacher(Remote(network()))(pixels)[0]
+    (gradient,) = torch.autograd.grad(logits.square().sum(), pixels, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_an_output_that_the_loss_does_not_read_has_no_part_in_the_gradient() -> None:
+    for teacher in (InlineTeacher(network()), ServedTeacher(Remote(network()))):
+        pixels = images()
+        _, layer = teacher(pixels, "0")
+        layer.sum().backward()  # type: ignore[no-untyped-call]
+        weight = network()[0].weight
+        assert isinstance(weight, Tensor)
+        # The middle pixels are reached by all nine weights of each kernel.
+        torch.testing.assert_close(pixels.grad[:, 0, 1, 1], weight.sum().expand(3))  # type: ignore[index]
