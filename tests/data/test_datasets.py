@@ -261,7 +261,7 @@ def test_a_truncated_file_is_named_by_its_folder(tmp_path: Path) -> None:
         load_dataset("mnist", root=tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in dataset_names() if name not in ("digits", "image_folder")])
+@pytest.mark.parametrize("name", [name for name in dataset_names() if name not in ("digits", "image_folder", "pack")])
 def test_an_empty_root_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} can not be read from {tmp_path}.*or set dataset.download to true") as caught:
         load_dataset(name, root=tmp_path)

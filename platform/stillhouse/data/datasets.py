@@ -1,20 +1,33 @@
 """Finds a data set by name, splits it, and gives it one size."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from stillhouse.data.decode import decoder_identity
 from stillhouse.data.folders import ImageFolder
 from stillhouse.data.hashing import derive_key
-from stillhouse.data.images import Arrays, ImageData, Split, channel_statistics, split_of
-from stillhouse.data.published import TORCHVISION, Published, digits, user_function
+from stillhouse.data.images import (
+    Arrays,
+    ImageData,
+    Split,
+    channel_histograms,
+    channel_statistics,
+    read_ahead,
+    split_of,
+    statistics_of,
+)
+from stillhouse.data.packs import Pack, PackedImages
+from stillhouse.data.published import TORCHVISION, Published, digits, limited, user_function
 from stillhouse.data.splits import stratified_split
-from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.durable import bytes_hash, canonical_json, content_hash, read_checked, write_checked
 from stillhouse.errors import UsageError, did_you_mean
 
 __all__ = ["DatasetFacts", "ImageData", "Split", "dataset_facts", "dataset_names", "dataset_problems", "load_dataset"]
@@ -39,8 +52,12 @@ _FACTS = {
     "svhn": DatasetFacts(10, (3, 32, 32)),
     "stl10": DatasetFacts(10, (3, 96, 96)),
     "image_folder": DatasetFacts(None, None),
+    "pack": DatasetFacts(None, None),
 }
-_OPTIONS: dict[str, tuple[str, ...]] = {"image_folder": (*_LIMITS, "grey", "test_share")}
+_OPTIONS: dict[str, tuple[str, ...]] = {"image_folder": (*_LIMITS, "grey", "test_share"), "pack": (*_LIMITS, "grey")}
+# The error of a mean over n images is about a deviation / sqrt(n): 1 % of one, for decoding no more than this.
+_IMAGES_FOR_STATISTICS = 10_000
+_DECODED_AT_ONCE = 256
 
 
 def dataset_names() -> list[str]:
@@ -61,7 +78,7 @@ def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, A
     facts = _FACTS[name]
     if size is None:
         return facts
-    if name == "image_folder":
+    if name in ("image_folder", "pack"):
         return DatasetFacts(None, (1 if (options or {}).get("grey") else 3, size, size))
     return DatasetFacts(facts.num_classes, (facts.input_shape[0], size, size) if facts.input_shape else None)
 
@@ -138,6 +155,10 @@ def load_dataset(
     cache = None if cache is None else Path(cache)
     limit, limit_test = options.pop("limit", None), options.pop("limit_test", None)
     folder = None if root is None else Path(root).expanduser().resolve()
+    if name == "pack":
+        assert folder is not None, "a pack has a root"
+        with _readable(f"pack in {folder}"):
+            return _packed(folder, (limit, limit_test), validation, seed, size, bool(options.get("grey")), cache)
 
     def read_test() -> Arrays:
         with _readable(where):
@@ -147,16 +168,16 @@ def load_dataset(
             raise UsageError(
                 f"test images of {where} are {_by(images)} and training images {_by(train_images)}; set dataset.size"
             )
-        _check_labels(labels, published, f"{where}, test split,")
+        _check_labels(labels, published.class_names, published.num_classes, f"{where}, test split,")
         return images, labels
 
     where = name if folder is None else f"{name} in {folder}"
     with _readable(where):
         published = _find(name, folder, download=download, size=size, options=options, cache=cache)
         images, labels = published.train(limit)
-    _check_labels(labels, published, where)
+    _check_labels(labels, published.class_names, published.num_classes, where)
     images = _resized(images, size)
-    rest, taken = _validation_split(labels, validation, seed, published, where)
+    rest, taken = _validation_split(labels, validation, seed, published.class_names, where)
     train_images, train_labels = images[rest], labels[rest]
     validation_images, validation_labels = images[taken], labels[taken]
     channels, height, width = input_shape = train_images.shape[1:]
@@ -181,6 +202,79 @@ def load_dataset(
     )
 
 
+def _packed(
+    root: Path,
+    limits: tuple[int | None, int | None],
+    validation: float,
+    seed: int,
+    size: int | None,
+    grey: bool,
+    cache: Path | None,
+) -> ImageData:
+    """The data set in the pack at `root`: its labels are read now, its images when they are used."""
+    pack = Pack(root)
+    where = f"the pack {root}"
+    rows, labels = _rows(pack, "train", limits[0])
+    _check_labels(labels, pack.class_names, len(pack.class_names), where)
+    rest, taken = _validation_split(labels, validation, seed, pack.class_names, where)
+
+    def split(name: str, chosen: NDArray[np.int64], labels: NDArray[np.int64]) -> Split:
+        return Split.of_pack(PackedImages(pack, name, chosen, size=size, grey=grey), torch.from_numpy(labels))
+
+    def read_test() -> Split:
+        rows, labels = _rows(pack, "test", limits[1])
+        _check_labels(labels, pack.class_names, len(pack.class_names), f"{where}, test split,")
+        return split("test", rows, labels)
+
+    train = split("train", rows[rest], labels[rest])
+    channels, height, width = train.images.shape[1:]
+    fingerprint = content_hash(
+        {
+            "pack": pack.key,
+            "decoder": decoder_identity(),
+            "input_shape": [channels, height, width],
+            "rows": [_hash(rows[rest]), _hash(rows[taken])],
+        }
+    )
+    mean, std = _packed_statistics(train, fingerprint, cache)
+    return ImageData(
+        name="pack",
+        num_classes=len(pack.class_names),
+        input_shape=(channels, height, width),
+        class_names=pack.class_names,
+        fingerprint=fingerprint,
+        mean=mean,
+        std=std,
+        train=train,
+        validation=split("train", rows[taken], labels[taken]),
+        read_test=read_test,
+    )
+
+
+def _rows(pack: Pack, split: str, limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of a pack's split that are used, and their labels."""
+    labels = pack.labels(split)
+    rows = limited(labels, limit)
+    return rows, labels[rows]
+
+
+def _packed_statistics(train: Split, fingerprint: str, cache: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over the training split, or over 10,000 images of it; kept in `cache`."""
+    kept = None if cache is None else cache / f"{fingerprint}.statistics"
+    if kept is not None:
+        with suppress(OSError, ValueError):
+            mean, std = json.loads(read_checked(kept))
+            return tuple(mean), tuple(std)
+    chosen = torch.from_numpy(limited(train.labels.numpy(), _IMAGES_FOR_STATISTICS))
+    batches = torch.split(chosen, _DECODED_AT_ONCE)
+    with read_ahead(train.images, batches):
+        statistics = statistics_of(channel_histograms(train.images.index_select(0, batch).numpy()) for batch in batches)
+    if kept is not None:
+        with suppress(OSError):
+            write_checked(kept, canonical_json(statistics).encode())
+    return statistics
+
+
 @contextmanager
 def _readable(where: str) -> Iterator[None]:
     try:
@@ -202,7 +296,7 @@ def _find(
 
 
 def _validation_split(
-    labels: NDArray[np.int64], validation: float, seed: int, published: Published, where: str
+    labels: NDArray[np.int64], validation: float, seed: int, class_names: Sequence[str], where: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     wanted = round(validation * len(labels)) if isinstance(validation, float) else validation
     if not 1 <= wanted < len(labels):
@@ -211,9 +305,9 @@ def _validation_split(
             f"it must be at least 1 and leave some for training"
         )
     rest, taken = stratified_split(labels, wanted, derive_key("validation", seed))
-    left = np.bincount(labels[rest], minlength=published.num_classes)
+    left = np.bincount(labels[rest], minlength=len(class_names))
     if not left.all():
-        missing = published.class_names[int(np.argmin(left))]
+        missing = class_names[int(np.argmin(left))]
         raise UsageError(
             f"class '{missing}' of {where} has no training image besides the {wanted} for validation; "
             f"add some, or lower dataset.validation"
@@ -221,16 +315,16 @@ def _validation_split(
     return rest, taken
 
 
-def _check_labels(labels: NDArray[np.int64], published: Published, where: str) -> None:
-    if published.num_classes < 2:
-        raise UsageError(f"{where} must have at least two classes, it has {published.num_classes}")
-    if len(published.class_names) != published.num_classes:
-        raise UsageError(f"{where} has {published.num_classes} classes and {len(published.class_names)} names for them")
+def _check_labels(labels: NDArray[np.int64], class_names: Sequence[str], num_classes: int, where: str) -> None:
+    if num_classes < 2:
+        raise UsageError(f"{where} must have at least two classes, it has {num_classes}")
+    if len(class_names) != num_classes:
+        raise UsageError(f"{where} has {num_classes} classes and {len(class_names)} names for them")
     if not len(labels):
         raise UsageError(f"{where} holds no images; name another dataset.root")
-    if labels.min() < 0 or labels.max() >= published.num_classes:
+    if labels.min() < 0 or labels.max() >= num_classes:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
-        raise UsageError(f"labels of {where} must be in 0..{published.num_classes - 1}, got {wrong}; correct the labels")
+        raise UsageError(f"labels of {where} must be in 0..{num_classes - 1}, got {wrong}; correct the labels")
 
 
 def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.data.decode import SUFFIXES, decode_image
 from stillhouse.data.hashing import derive_key
 from stillhouse.data.images import Arrays
 from stillhouse.data.published import Published, limited
@@ -20,7 +21,6 @@ from stillhouse.data.splits import stratified_split
 from stillhouse.durable import Damaged, bytes_hash, content_hash, fsync_folder, read_checked, write_checked
 from stillhouse.errors import UsageError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CACHE_VERSION = 1
 
 
@@ -49,6 +49,20 @@ class ImageFolder:
         Raises:
             UsageError: there is no such folder, or its classes are not usable.
         """
+        names, train, test = self.listings()
+        return Published(
+            num_classes=len(names),
+            class_names=names,
+            train=lambda limit: self._read(train.only(limited(train.labels, limit))),
+            test=lambda limit: self._read(test.only(limited(test.labels, limit))),
+        )
+
+    def listings(self) -> tuple[tuple[str, ...], "Listing", "Listing"]:
+        """The class names, and the files of the training and of the test split.
+
+        Raises:
+            UsageError: as for `find`.
+        """
         if not self.root.is_dir():
             raise UsageError(f"dataset.root {self.root} does not exist; name a folder with one sub-folder of images per class")
         if (self.root / "train").is_dir():
@@ -57,23 +71,15 @@ class ImageFolder:
                 raise UsageError(f"{self.root} has a folder train but neither test nor val; add one of them")
             names, train = _listing(self.root / "train")
             _, test = _listing(test_folder, names)
-        else:
-            names, everything = _listing(self.root)
-            size = round(self.test_share * len(everything.files))
-            if not 0 < size < len(everything.files):
-                raise UsageError(
-                    f"{self.root} holds {len(everything.files)} images, too few for a test share of {self.test_share}"
-                )
-            rest, taken = stratified_split(everything.labels, size, derive_key("image_folder", "test"))
-            train, test = everything.only(rest), everything.only(taken)
-        return Published(
-            num_classes=len(names),
-            class_names=names,
-            train=lambda limit: self._read(train.only(limited(train.labels, limit))),
-            test=lambda limit: self._read(test.only(limited(test.labels, limit))),
-        )
+            return names, train, test
+        names, everything = _listing(self.root)
+        size = round(self.test_share * len(everything.files))
+        if not 0 < size < len(everything.files):
+            raise UsageError(f"{self.root} holds {len(everything.files)} images, too few for a test share of {self.test_share}")
+        rest, taken = stratified_split(everything.labels, size, derive_key("image_folder", "test"))
+        return names, everything.only(rest), everything.only(taken)
 
-    def _read(self, listing: "_Listing") -> Arrays:
+    def _read(self, listing: "Listing") -> Arrays:
         if self.cache is None:
             return self._decode(listing.files), listing.labels
         files = [[file.removeprefix(f"{self.root}{os.sep}"), *_version(file)] for file in listing.files]
@@ -104,32 +110,21 @@ class ImageFolder:
 
     def _decode_one(self, file: str) -> NDArray[np.uint8]:
         """uint8 [C, H, W]."""
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(file) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise UsageError(f"{file} has more than 8 bits per channel; convert it")
-                image = opened.convert("L" if self.grey else "RGB")
-                if self.size is not None and image.size != (self.size, self.size):
-                    image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
-                pixels = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # What PIL raises for damaged files, by format.
-            raise UsageError(f"{file} is not a readable image; repair or remove it") from error
-        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
+        return decode_image(file, size=self.size, grey=self.grey, where=file)
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
+    """Image files and their classes."""
+
     files: Sequence[str]
     labels: NDArray[np.int64]
 
-    def only(self, chosen: NDArray[np.int64]) -> "_Listing":
-        return _Listing([self.files[place] for place in chosen], self.labels[chosen])
+    def only(self, chosen: NDArray[np.int64]) -> "Listing":
+        return Listing([self.files[place] for place in chosen], self.labels[chosen])
 
 
-def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], _Listing]:
+def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
     """The class names, sorted, and the image files below them; labels are places in `names` where it is given."""
     found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     names = found if names is None else names
@@ -145,7 +140,7 @@ def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[
             raise UsageError(f"class folder {folder / name} holds no image ({', '.join(SUFFIXES)}); fill or remove it")
         files += below
         labels += [names.index(name)] * len(below)
-    return names, _Listing(files, np.array(labels, dtype=np.int64))
+    return names, Listing(files, np.array(labels, dtype=np.int64))
 
 
 def _images(folder: Path) -> list[str]:

@@ -1,18 +1,23 @@
-"""A data set in memory: uint8 images, their splits, and how pixels become the network's input."""
+"""A data set: uint8 images in memory or in a pack, their splits, and how pixels become the network's input."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.data.packs import Pack, PackedImages, PackFacts, open_pack
 from stillhouse.errors import UsageError
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Images = Tensor | PackedImages
+"""uint8 [N, C, H, W]: a tensor, or something that decodes what is asked of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def of_pack(cls, images: PackedImages, labels: Tensor) -> "Split":
+        """A split whose images are decoded when they are read; to those who take batches of it they are a tensor."""
+        return cls(cast("Tensor", images), labels)
+
 
 class ImageDataFacts(TypedDict):
     """What travels beside the arrays of an `ImageData`; plain JSON data."""
@@ -36,6 +46,7 @@ class ImageDataFacts(TypedDict):
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pack: NotRequired[PackFacts]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -58,7 +69,7 @@ class ImageData:
     std: tuple[float, ...]
     train: Split
     validation: Split
-    read_test: Callable[[], Arrays] = field(repr=False)
+    read_test: Callable[[], Arrays | Split] = field(repr=False)
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)
     _scales: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -71,7 +82,8 @@ class ImageData:
             UsageError: its files are missing or damaged.
         """
         if self._test is None:
-            self._test = split_of(self.read_test())
+            read = self.read_test()
+            self._test = read if isinstance(read, Split) else split_of(read)
             self.test_reads += 1
         return self._test
 
@@ -94,28 +106,40 @@ class ImageData:
     def to_arrays(self, *, test: bool = True) -> tuple[dict[str, NDArray[Any]], ImageDataFacts]:
         """The splits as arrays without a copy, and the facts that `from_arrays` needs beside them.
 
-        With `test` the test split comes along, which loads it.
+        With `test` the test split comes along, which loads it. Of a pack only the rows travel: the images stay where they are.
         """
         splits = {"train": self.train, "validation": self.validation, **({"test": self.test} if test else {})}
         arrays: dict[str, NDArray[Any]] = {}
         for name, split in splits.items():
-            arrays[f"{name}_images"] = split.images.numpy()
+            if isinstance(split.images, PackedImages):
+                arrays[f"{name}_rows"] = split.images.rows
+            else:
+                arrays[f"{name}_images"] = split.images.numpy()
             arrays[f"{name}_labels"] = split.labels.numpy()
         return arrays, self.facts()
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], facts: ImageDataFacts, *, read_test: Callable[[], Arrays] | None = None
+        cls, arrays: Mapping[str, NDArray[Any]], facts: ImageDataFacts, *, read_test: Callable[[], Arrays | Split] | None = None
     ) -> "ImageData":
         """The data set over arrays that may be read-only and shared with other processes; nothing is copied.
 
         `read_test` gives the test split's images and labels where `arrays` does not hold them.
-        """
 
-        def held() -> Arrays:
-            if "test_images" not in arrays:
+        Raises:
+            UsageError: this process does not see the pack that the data set lies in.
+        """
+        pack = _same_pack(facts["pack"]) if "pack" in facts else None
+
+        def split(name: str) -> Split:
+            if f"{name}_labels" not in arrays:
                 raise UsageError(f"the test split of {facts['name']} was left out of these arrays; pass read_test")
-            return arrays["test_images"], arrays["test_labels"]
+            if pack is None:
+                return split_of((arrays[f"{name}_images"], arrays[f"{name}_labels"]))
+            wanted = facts["pack"]
+            rows = arrays[f"{name}_rows"]
+            images = PackedImages(pack, "test" if name == "test" else "train", rows, size=wanted["size"], grey=wanted["grey"])
+            return Split.of_pack(images, _tensor_over(arrays[f"{name}_labels"]))
 
         channels, height, width = facts["input_shape"]
         return cls(
@@ -126,13 +150,13 @@ class ImageData:
             fingerprint=facts["fingerprint"],
             mean=tuple(facts["mean"]),
             std=tuple(facts["std"]),
-            train=split_of((arrays["train_images"], arrays["train_labels"])),
-            validation=split_of((arrays["validation_images"], arrays["validation_labels"])),
-            read_test=read_test or held,
+            train=split("train"),
+            validation=split("validation"),
+            read_test=read_test or (lambda: split("test")),
         )
 
     def facts(self) -> ImageDataFacts:
-        return ImageDataFacts(
+        facts = ImageDataFacts(
             name=self.name,
             num_classes=self.num_classes,
             input_shape=self.input_shape,
@@ -141,6 +165,9 @@ class ImageData:
             mean=self.mean,
             std=self.std,
         )
+        if isinstance(self.train.images, PackedImages):
+            facts["pack"] = self.train.images.facts()
+        return facts
 
 
 def split_of(arrays: Arrays) -> Split:
@@ -149,16 +176,32 @@ def split_of(arrays: Arrays) -> Split:
     return Split(_tensor_over(images), _tensor_over(labels))
 
 
+def read_ahead(images: Images, batches: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """While it lasts, what must be decoded of the coming `batches` of indices is decoded in the background."""
+    return images.ahead(batches) if isinstance(images, PackedImages) else nullcontext()
+
+
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in pixel units of [0, 1], from exact integer sums.
 
     The deviation of a constant channel is given as 1/255, so that dividing by it stays finite.
     """
-    means, deviations = [], []
-    for channel in range(images.shape[1]):
-        histogram = np.zeros(256, np.int64)
+    return statistics_of([channel_histograms(images)])
+
+
+def channel_histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each value occurs in each channel of [N, C, H, W], int64 [C, 256]."""
+    histograms = np.zeros((images.shape[1], 256), np.int64)
+    for channel, histogram in enumerate(histograms):
         for start in range(0, len(images), 1024):  # in parts, since bincount makes its input 8 times as large
             histogram += np.bincount(images[start : start + 1024, channel].ravel(), minlength=256)
+    return histograms
+
+
+def statistics_of(histograms: Iterable[NDArray[np.int64]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What `channel_statistics` gives, from the `channel_histograms` of the parts of a whole."""
+    means, deviations = [], []
+    for histogram in np.sum(list(histograms), axis=0):
         total = int(histogram.sum())
         first = sum(value * int(count) for value, count in enumerate(histogram))
         second = sum(value * value * int(count) for value, count in enumerate(histogram))
@@ -166,6 +209,15 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         means.append(first / total / 255)
         deviations.append(max(variance**0.5, 1.0) / 255)
     return tuple(means), tuple(deviations)
+
+
+def _same_pack(facts: PackFacts) -> Pack:
+    pack = open_pack(Path(facts["root"]))
+    if pack.key != facts["key"]:
+        raise UsageError(
+            f"the pack {facts['root']} is not the one that the sweep began with; put it on storage that all nodes see"
+        )
+    return pack
 
 
 def _tensor_over(array: NDArray[Any]) -> Tensor:

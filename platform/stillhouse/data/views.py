@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillhouse.data.augment import OPERATIONS, Draws, Mixing, Operation, Parameters, Shape
 from stillhouse.data.hashing import derive_key, permutation
+from stillhouse.data.images import Images
 from stillhouse.errors import UsageError, did_you_mean
 
 POLICY_VERSION = 1
@@ -66,11 +67,11 @@ class Views:
     def changes_labels(self) -> bool:
         return any(operation.mixes for operation in self._operations)
 
-    def augment(self, images: Tensor, indices: Tensor, view: int) -> Tensor:
+    def augment(self, images: Images, indices: Tensor, view: int) -> Tensor:
         """The pixels of samples `indices` in `view`, uint8 [B, C, H, W] on the images' device.
 
         Args:
-            images: the whole split, uint8 [N, C, H, W].
+            images: the whole split, uint8 [N, C, H, W], in memory or decoded when it is read.
             indices: int64 [B], on any device.
             view: in 0..count-1.
         """
@@ -83,8 +84,7 @@ class Views:
         parameters = self._parameters(indices, view)
         last = self._operations[-1]
         if isinstance(last, Mixing):
-            partners = parameters[-1]["partner"]
-            pair = self._changed(images, torch.cat((indices, partners)), view)
+            pair = self._changed(images, self.reads(indices, view), view)
             return last.mix(pair[: len(indices)], pair[len(indices) :], parameters[-1])
         return self._changed(images, indices, view, parameters)
 
@@ -98,6 +98,13 @@ class Views:
             return None
         parameters = self._parameters(indices, view)[-1]
         return parameters["partner"], last.share(parameters, self.input_shape)
+
+    def reads(self, indices: Tensor, view: int) -> Tensor:
+        """The samples whose images `augment` reads for `indices` in `view`, in its order: themselves, then their partners."""
+        last = self._operations[-1] if self._operations else None
+        if not isinstance(last, Mixing):
+            return indices
+        return torch.cat((indices, self._parameters(indices, view)[-1]["partner"]))
 
     def order(self, seed: int) -> NDArray[np.int64]:
         """The order in which a trial with `seed` goes through the views: epoch e uses view `order[e % count]`."""
@@ -115,7 +122,7 @@ class Views:
             **({"num_samples": self.num_samples} if self.changes_labels else {}),
         }
 
-    def _changed(self, images: Tensor, indices: Tensor, view: int, parameters: Sequence[Parameters] | None = None) -> Tensor:
+    def _changed(self, images: Images, indices: Tensor, view: int, parameters: Sequence[Parameters] | None = None) -> Tensor:
         """The samples after every operation but mixing."""
         parameters = self._parameters(indices, view) if parameters is None else parameters
         batch = images.index_select(0, indices)

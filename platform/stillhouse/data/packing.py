@@ -1,0 +1,210 @@
+"""Packing: an image folder becomes a pack, file by file as it is; interrupted packing goes on."""
+
+import errno
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from stillhouse.data.decode import probe_image
+from stillhouse.data.folders import ImageFolder, Listing
+from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, read_manifest
+from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked
+from stillhouse.errors import InfrastructureError, UsageError
+
+SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What packing did."""
+
+    root: Path
+    num_classes: int
+    images: dict[str, int]
+    num_bytes: int
+    shards: int
+    written: int
+
+
+def pack_folder(
+    folder: Path,
+    to: Path,
+    *,
+    test_share: float = 0.2,
+    shard_bytes: int = SHARD_BYTES,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Packed:
+    """Packs an image folder (see `ImageFolder`), files as they are. The same call goes on where an earlier one stopped, and
+    makes damaged shards of a finished pack again.
+
+    Args:
+        test_share: the share of the images that becomes the test split where the folder has none.
+        shard_bytes: about how large a shard gets.
+        threads: that check whether images can be decoded; None takes all cores.
+        progress: told of the images that are packed, and of how many there are.
+
+    Raises:
+        UsageError: the folder or an image in it is not usable, or `to` holds another pack.
+        InfrastructureError: the disk is full; the shards that are whole are kept.
+    """
+    folder, to = folder.expanduser().resolve(), to.expanduser().resolve()
+    if to == folder or folder in to.parents:
+        raise UsageError(f"--to must lie outside of the images' folder {folder}, got {to}; name another folder")
+    names, *listings = ImageFolder(root=folder, test_share=test_share).listings()
+    splits = dict(zip(("train", "test"), listings, strict=True))
+    sizes = {split: [os.stat(file) for file in listing.files] for split, listing in splits.items()}  # noqa: PTH116
+    source = content_hash(
+        [
+            [split, file.removeprefix(f"{folder}{os.sep}"), int(label), status.st_size, status.st_mtime_ns]
+            for split, listing in splits.items()
+            for file, label, status in zip(listing.files, listing.labels, sizes[split], strict=True)
+        ]
+    )
+    earlier = _claim(to, source, folder)
+    total, done, written = sum(map(len, sizes.values())), 0, 0
+    shards: list[PackShard] = []
+    dimensions: set[tuple[int, int]] = set()
+    with _room(to), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for split, listing in splits.items():
+            for first, last in _stretches([status.st_size for status in sizes[split]], shard_bytes):
+                shard, found = earlier.pop((split, first), None) or (None, set())
+                if shard is None or shard.rows != last - first:
+                    part = Listing(listing.files[first:last], listing.labels[first:last])
+                    shard, found = _write_shard(to, split, first, part, folder, source, pool)
+                    written += 1
+                shards.append(shard)
+                dimensions |= found
+                done += last - first
+                progress(done, total)
+        manifest = {
+            "version": PACK_VERSION,
+            "source": source,
+            "class_names": list(names),
+            "dimensions": list(next(iter(dimensions))) if len(dimensions) == 1 else None,
+            "shards": [vars(shard) for shard in shards],
+        }
+        content = [[shard.split, shard.rows, shard.checksum] for shard in shards]
+        manifest["key"] = content_hash({"version": PACK_VERSION, "class_names": list(names), "shards": content})
+        write_checked(to / "manifest", canonical_json(manifest).encode())
+    for path in to.glob("*.arrow"):
+        if path.name not in {shard.file for shard in shards}:
+            path.unlink()
+    return Packed(
+        root=to,
+        num_classes=len(names),
+        images={split: len(listing.files) for split, listing in splits.items()},
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        shards=len(shards),
+        written=written,
+    )
+
+
+_Kept = dict[tuple[str, int], tuple[PackShard, set[tuple[int, int]]]]
+
+
+def _claim(to: Path, source: str, folder: Path) -> _Kept:
+    """The whole shards of the same images that `to` holds already, by split and first row.
+
+    Raises:
+        UsageError: it holds a pack of other images.
+    """
+    with suppress(FileNotFoundError, Damaged):
+        if read_manifest(to)["source"] != source:
+            raise UsageError(
+                f"{to} holds a pack of other images than {folder} has now; name another folder with --to, or remove that one"
+            )
+    kept: _Kept = {}
+    for path in sorted(to.glob("*.arrow")):
+        try:
+            shard, sizes = _whole_shard(path, source)
+        except Damaged:
+            continue
+        kept[shard.split, shard.first] = shard, sizes
+    return kept
+
+
+def _whole_shard(path: Path, source: str) -> tuple[PackShard, set[tuple[int, int]]]:
+    """The shard in a file that an earlier attempt left, and the sizes of its images.
+
+    Raises:
+        Damaged: it is not a whole shard of these images.
+    """
+    name = re.fullmatch(r"(train|test)-(\d{9,})-([0-9a-f]+)\.arrow", path.name)
+    if name is None:
+        raise Damaged(f"{path} does not bear the name of a shard")
+    with path.open("rb") as file:
+        payload = file.read()
+    if bytes_hash(payload) != name[3]:
+        raise Damaged(f"{path} does not match its checksum")
+    mapped = MappedShard(path, source)
+    sizes = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"dimensions"]
+    shard = PackShard(path.name, name[1], int(name[2]), len(mapped.labels), len(payload), name[3], mapped.index_hash())
+    return shard, {(width, height) for width, height in json.loads(sizes)}
+
+
+def _write_shard(
+    to: Path, split: str, first: int, listing: Listing, folder: Path, source: str, pool: ThreadPoolExecutor
+) -> tuple[PackShard, set[tuple[int, int]]]:
+    names = [file.removeprefix(f"{folder}{os.sep}") for file in listing.files]
+
+    def read(file: str) -> tuple[bytes, tuple[int, int]]:
+        try:
+            content = Path(file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{file} can not be read ({error.strerror}); repair or remove it") from error
+        return content, probe_image(content, where=file)
+
+    read_all = list(pool.map(read, listing.files))
+    images = [content for content, _ in read_all]
+    # Two sizes say as much as a thousand: that the images differ.
+    sizes = set(sorted({size for _, size in read_all})[:2])
+    columns = {
+        "image": pa.array(images, pa.binary()),
+        "label": pa.array(listing.labels, pa.int64()),
+        "crc": pa.array([zlib.crc32(image) for image in images], pa.uint32()),
+        "file": pa.array(names, pa.string()),
+    }
+    batch = pa.record_batch(columns).replace_schema_metadata({SOURCE: source, b"dimensions": json.dumps(sorted(sizes))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    payload = sink.getvalue().to_pybytes()
+    checksum = bytes_hash(payload)
+    path = to / f"{split}-{first:09d}-{checksum}.arrow"
+    write_atomic(path, payload)
+    index = MappedShard(path).index_hash()
+    return PackShard(path.name, split, first, len(images), len(payload), checksum, index), sizes
+
+
+def _stretches(sizes: Sequence[int], shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of shards that hold at least one file each and otherwise at most `shard_bytes`."""
+    first, held = 0, 0
+    for place, size in enumerate(sizes):
+        if place > first and held + size > shard_bytes:
+            yield first, place
+            first, held = place, 0
+        held += size
+    if first < len(sizes):
+        yield first, len(sizes)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Turns a disk that is full or not writable into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InfrastructureError(
+                f"no room for the pack under {folder}; free some space and run the same command again, it goes on from here"
+            ) from error
+        raise UsageError(f"{folder} can not be written ({error.strerror}); name another folder with --to") from error

@@ -1,0 +1,293 @@
+"""Packs: data sets larger than memory, as Arrow shards of encoded images, decoded batch by batch where they are needed.
+
+    <root>/<split>-<first row>-<checksum>.arrow     uncompressed Arrow IPC, one record batch: image, label, crc, file
+    <root>/manifest                                 a checked file; written last, so its presence makes the pack whole
+
+A shard's name carries its checksum, so packing that was interrupted goes on with the shards that are whole. Opening a pack
+checks the manifest, every shard's length and its index of labels, places and image checksums; the bytes of an image are
+checked whenever it is decoded. So nothing damaged is ever used, and nobody reads hundreds of gigabytes to start.
+"""
+
+import json
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillhouse.data.decode import decode_image
+from stillhouse.durable import Damaged, bytes_hash, read_checked
+from stillhouse.errors import UsageError
+
+PACK_VERSION = 1
+_BATCHES_AHEAD = 3
+# Images that one task decodes: enough to make the task's own cost small, few enough to share a batch between threads.
+_CHUNK = 8
+SOURCE = b"source"
+"""The key of a shard's metadata that says from which files it was packed."""
+
+
+@dataclass(frozen=True)
+class PackShard:
+    """A stretch of a split's rows in one file; `index` is the hash of all that is in it but the images."""
+
+    file: str
+    split: str
+    first: int
+    rows: int
+    num_bytes: int
+    checksum: str
+    index: str
+
+
+class MappedShard:
+    """One shard over its memory map."""
+
+    def __init__(self, path: Path, source: str | None = None) -> None:
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            images = batch.column("image")
+            self.offsets = np.frombuffer(images.buffers()[1], np.int32)[: len(images) + 1]
+            self.labels: NDArray[np.int64] = batch.column("label").to_numpy()
+            self.crcs: NDArray[np.uint32] = batch.column("crc").to_numpy()
+            self.files = batch.column("file")
+            self.content = memoryview(images.buffers()[2] or b"")
+        except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
+            raise Damaged(f"{path} is not a shard of a pack: {error}") from error
+        if source is not None and (batch.schema.metadata or {}).get(SOURCE) != source.encode():
+            raise Damaged(f"{path} was packed from other images")
+
+    def index_hash(self) -> str:
+        parts = (np.ascontiguousarray(part) for part in (self.offsets, self.labels, self.crcs))
+        return bytes_hash(b"".join(part.tobytes() for part in parts))
+
+
+class Pack:
+    """A pack that is opened for reading.
+
+    Attributes:
+        key: the hash of all of its content.
+        dimensions: width and height of the images; None where they differ.
+
+    Raises:
+        UsageError: there is no whole pack at `root`, or it is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            manifest = read_manifest(root)
+            self._shards = {split: _open_shards(root, manifest, split) for split in ("train", "test")}
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(
+                f"{root} holds no whole pack; make one, or finish it, with: stillhouse data pack FOLDER --to {root}"
+            ) from None
+        except Damaged as error:
+            raise UsageError(f"{error}; run the command again that packed it, which mends it") from error
+        self.key: str = manifest["key"]
+        self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
+        self.dimensions: tuple[int, int] | None = tuple(manifest["dimensions"]) if manifest["dimensions"] else None
+        self._firsts = {
+            split: np.cumsum([0, *(len(shard.labels) for shard in shards)]) for split, shards in self._shards.items()
+        }
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """int64 [N], in the order of the rows."""
+        return np.concatenate([shard.labels for shard in self._shards[split]])
+
+    def encoded(self, split: str, row: int) -> tuple[bytes, str]:
+        """The bytes of one image as they were in its file, and the file's name.
+
+        Raises:
+            UsageError: they are not what was packed.
+        """
+        number = int(np.searchsorted(self._firsts[split], row, side="right")) - 1
+        shard, place = self._shards[split][number], row - int(self._firsts[split][number])
+        content = bytes(shard.content[shard.offsets[place] : shard.offsets[place + 1]])
+        where = f"{self.root}: {shard.files[place].as_py()}"
+        if zlib.crc32(content) != shard.crcs[place]:
+            raise UsageError(f"{where} does not match its checksum; run the command again that packed it, which mends it")
+        return content, where
+
+
+@lru_cache(maxsize=4)
+def open_pack(root: Path) -> Pack:
+    """The pack at `root`, opened once in each process."""
+    return Pack(root)
+
+
+class PackFacts(TypedDict):
+    """What another process needs to read the same images; plain JSON data. `key` is checked there."""
+
+    root: str
+    key: str
+    size: int | None
+    grey: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """A batch that threads are decoding into `pixels`."""
+
+    indices: Tensor
+    pixels: NDArray[np.uint8]
+    parts: Sequence[Future[None]]
+
+    def result(self) -> Tensor:
+        for part in self.parts:
+            part.result()
+        return torch.from_numpy(self.pixels)
+
+
+class PackedImages:
+    """The images of one split of a pack, decoded when they are asked for: a uint8 [N, C, H, W] that is never whole.
+
+    It answers to what is asked of a tensor of images: `shape`, `dtype`, `device`, `to`, `len`, slices and `index_select`.
+
+    Args:
+        rows: int64 [N], the pack's rows in the order of the split.
+        size: height and width that images are cut and resized to; None where the pack's are all of one size.
+        device: where decoded pixels go.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(
+        self,
+        pack: Pack,
+        split: str,
+        rows: NDArray[np.int64],
+        *,
+        size: int | None,
+        grey: bool,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if size is None and pack.dimensions is None:
+            raise UsageError(f"the images of {pack.root} differ in size; set dataset.size, to resize them")
+        width, height = (size, size) if size is not None else pack.dimensions or (0, 0)
+        self.pack = pack
+        self.split = split
+        self.rows = rows
+        self.size = size
+        self.grey = grey
+        self.device = torch.device(device)
+        self.shape = torch.Size((len(rows), 1 if grey else 3, height, width))
+        self.samples_decoded = 0
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: Iterator[Tensor] = iter(())
+        self._started: deque[_Decoding] = deque()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice) -> Tensor:
+        return self.index_select(0, torch.arange(len(self))[places])
+
+    def to(self, device: str | torch.device) -> "PackedImages":
+        """The same images, decoded onto `device`."""
+        if torch.device(device) == self.device:
+            return self
+        return PackedImages(self.pack, self.split, self.rows, size=self.size, grey=self.grey, device=device)
+
+    def index_select(self, dim: int, indices: Tensor) -> Tensor:
+        """The pixels of the samples `indices` [B], uint8 [B, C, H, W].
+
+        Raises:
+            UsageError: an image is damaged.
+        """
+        assert dim == 0, "images are chosen by sample"
+        indices = indices.cpu()
+        with self._lock:
+            decoding = self._expected(indices) or self._decode(indices)
+        pixels = decoding.result()
+        return pixels if self.device.type == "cpu" else pixels.pin_memory().to(self.device, non_blocking=True)
+
+    @contextmanager
+    def ahead(self, batches: Iterable[Tensor]) -> Iterator[None]:
+        """While it lasts, the batches that `index_select` will be asked for next are decoded while others are computed on.
+
+        Args:
+            batches: their indices [B], in order. A batch that is not asked for in its turn is only lost work.
+        """
+        with self._lock:
+            self._coming = iter(batches)
+            self._read_on()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming = iter(())
+                for decoding in self._started:
+                    for part in decoding.parts:
+                        part.cancel()
+                self._started.clear()
+
+    def facts(self) -> PackFacts:
+        return {"root": str(self.pack.root), "key": self.pack.key, "size": self.size, "grey": self.grey}
+
+    def _expected(self, indices: Tensor) -> _Decoding | None:
+        if not self._started or not torch.equal(self._started[0].indices, indices):
+            return None
+        decoding = self._started.popleft()
+        self._read_on()
+        return decoding
+
+    def _read_on(self) -> None:
+        while len(self._started) < _BATCHES_AHEAD:
+            indices = next(self._coming, None)
+            if indices is None:
+                return
+            self._started.append(self._decode(indices.cpu()))
+
+    def _decode(self, indices: Tensor) -> _Decoding:
+        """Starts to decode the samples on as many threads as the process has for torch's operators."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="decode")
+        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        rows = self.rows[indices.numpy()]
+
+        def fill(start: int) -> None:
+            for place in range(start, min(start + _CHUNK, len(rows))):
+                encoded, where = self.pack.encoded(self.split, int(rows[place]))
+                pixels[place] = decode_image(encoded, size=self.size, grey=self.grey, where=where)
+
+        self.samples_decoded += len(rows)
+        return _Decoding(indices, pixels, [self._pool.submit(fill, start) for start in range(0, len(rows), _CHUNK)])
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(read_checked(root / "manifest"))
+    if manifest.get("version") != PACK_VERSION:
+        raise Damaged(f"{root} was packed by version {manifest.get('version')}, this is {PACK_VERSION}")
+    return manifest
+
+
+def _open_shards(root: Path, manifest: dict[str, Any], split: str) -> list[MappedShard]:
+    opened = []
+    for shard in (PackShard(**entry) for entry in manifest["shards"]):
+        if shard.split != split:
+            continue
+        path = root / shard.file
+        try:
+            length = path.stat().st_size
+        except FileNotFoundError as error:
+            raise Damaged(f"{path} is missing") from error
+        if length != shard.num_bytes:
+            raise Damaged(f"{path} holds {length} bytes of {shard.num_bytes}")
+        mapped = MappedShard(path)
+        if mapped.index_hash() != shard.index or len(mapped.labels) != shard.rows:
+            raise Damaged(f"the index of {path} does not match its checksum")
+        opened.append(mapped)
+    return opened
