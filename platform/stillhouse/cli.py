@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 teachers_app = typer.Typer(name="teachers", help="Teachers and the knowledge that is kept of them.", no_args_is_help=True)
 app.add_typer(teachers_app)
+data_app = typer.Typer(name="data", help="Data sets that are larger than memory.", no_args_is_help=True)
+app.add_typer(data_app)
 
 Home = Annotated[
     Path | None,
@@ -106,6 +108,12 @@ def sweep(
     address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork", metavar="NEWNAME", help="Go on under a new name with what fits of the sweep of the spec's name."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -120,6 +128,15 @@ def sweep(
 
     if dry_run:
         return _print_plan(Sweep(checked, home=home), as_json)
+    if fork is not None:
+        return _run(
+            lambda progress: Sweep.forked(
+                checked, fork, home=home, address=address, command=_command_line(), progress=progress
+            ),
+            fork,
+            home,
+            as_json,
+        )
     return _run(
         lambda progress: Sweep(checked, home=home, address=address, command=_command_line(), progress=progress),
         checked.name,
@@ -146,6 +163,155 @@ def resume(
         home,
         as_json,
     )
+
+
+@app.command()
+@_told
+def extend(
+    name: SweepArgument,
+    trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="Trials of each method from now on.")],
+    home: Home = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Go on with a sweep with more trials of each method; those it has are kept."""
+    from stillhouse.sweep.sweep import Sweep
+
+    return _run(
+        lambda progress: Sweep.extended(name, trials, home=home, address=address, command=_command_line(), progress=progress),
+        name,
+        home,
+        as_json,
+    )
+
+
+@app.command()
+@_told
+def retry(
+    name: SweepArgument,
+    failed: Annotated[bool, typer.Option("--failed", help="Trials that failed; the default.")] = False,
+    stopped: Annotated[bool, typer.Option("--stopped", help="Trials that were stopped early.")] = False,
+    home: Home = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Run a sweep's failed trials again. Their records are set aside, not lost."""
+    from stillhouse.sweep.sweep import Sweep
+
+    again = [status for status, wanted in (("failed", failed or not stopped), ("stopped", stopped)) if wanted]
+    return _run(
+        lambda progress: Sweep.named(name, home=home, address=address, command=_command_line(), progress=progress),
+        name,
+        home,
+        as_json,
+        again=again,
+    )
+
+
+@app.command()
+@_told
+def status(
+    name: SweepArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until no process runs the sweep.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Show how far a sweep is, from any terminal, while it runs or after."""
+    from stillhouse.sweep.home import find_sweep, resolve_home
+    from stillhouse.sweep.life import show_status, watch_status
+    from stillhouse.sweep.state import StatusReader
+
+    reader = StatusReader(find_sweep(resolve_home(home), name))
+    state = watch_status(reader, Console(stderr=True)) if watch else reader.read()
+    if as_json:
+        _print_json(state)
+    else:
+        show_status(state, _console())
+    return OK
+
+
+@app.command()
+@_told
+def stop(
+    name: SweepArgument,
+    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for its end.")] = 120.0,
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Ask the process that runs a sweep to end, from any terminal. Nothing finished is lost."""
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.life import stop_sweep
+
+    root = resolve_home(home)
+    ended = stop_sweep(root, name, wait_s=wait, tell=lambda text: print(text, file=sys.stderr))
+    if as_json:
+        _print_json({"sweep": name, "ended": ended})
+    elif ended:
+        print(f"sweep '{name}' has ended. Go on with: stillhouse resume {name} --home {shlex.quote(str(root))}")
+    else:
+        print(f"sweep '{name}' still runs after {wait:g} s; it ends when its trials let it")
+    return OK
+
+
+@app.command(name="ls")
+@_told
+def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+    """List all sweeps of a home: how far they are, their best, their size on disk, when they were last used."""
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.life import list_sweeps
+
+    facts = list_sweeps(resolve_home(home))
+    if as_json:
+        _print_json(facts)
+        return OK
+    table = _table("sweep", "state", "trials", "failed", "best", "bytes", "last used", right=("trials", "failed", "bytes"))
+    for each in facts:
+        best = each["best"]
+        table.add_row(
+            each["sweep"],
+            each["state"],
+            f"{each['done']}/{'?' if each['planned'] is None else each['planned']}",
+            str(each["failed"]),
+            f"{best['validation_accuracy']:.4f} {best['student']} {best['method']}" if best else "",
+            f"{each['bytes']:,}",
+            each["last_used"],
+        )
+    _console().print(table)
+    return OK
+
+
+@app.command()
+@_told
+def rm(
+    name: SweepArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Remove a sweep: its records, students and report. Teachers, their knowledge and MLflow's runs stay."""
+    from stillhouse.sweep.home import find_sweep, resolve_home
+    from stillhouse.sweep.life import remove_sweep
+
+    root = resolve_home(home)
+    place = find_sweep(root, name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"removing sweep '{name}' needs a terminal to ask on, or --yes")
+        count = len(list(place.ledger.keys()))
+        if not typer.confirm(f"Remove {place.folder} with {count} trials?", err=True):
+            print("nothing was removed", file=sys.stderr)
+            return OK
+    document = remove_sweep(root, name)
+    if as_json:
+        _print_json(document)
+    else:
+        print(f"removed sweep '{name}', {document['bytes']:,} bytes; its teachers are kept (`stillhouse teachers ls`)")
+    return OK
 
 
 @app.command()
@@ -331,6 +497,50 @@ def teachers_prune(
     return OK
 
 
+@data_app.command(name="pack")
+@_told
+def data_pack(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class, or train/ and test/ or val/ with such.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the pack goes: dataset.root of {name: pack}.")],
+    test_share: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Share of the images that is the test split where the folder has none.")
+    ] = 0.2,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="About how large a shard gets.")] = "128MB",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Pack an image folder into shards that are read by memory map. The same command again goes on, or mends."""
+    from stillhouse.data.packing import pack_folder
+
+    try:
+        packed = pack_folder(
+            folder,
+            to,
+            test_share=test_share,
+            shard_bytes=max(1, _parse_bytes(shard_size, "--shard-size")),
+            progress=_show_packing,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted("interrupted; the shards that are whole are kept, the same command goes on") from interrupt
+    if as_json:
+        _print_json({**vars(packed), "root": str(packed.root)})
+    else:
+        counts = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
+        print(f"{counts} images of {packed.num_classes} classes in {packed.shards} shards, {packed.num_bytes:,} bytes")
+        print(f"use it as: dataset: {{name: pack, root: {packed.root}, size: 224}}")
+    return OK
+
+
+def _show_packing(done: int, total: int) -> None:
+    """One line that changes on a terminal, one line per shard otherwise."""
+    if sys.stderr.isatty():
+        print(f"\rpacked {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    else:
+        print(f"packed {done:,} of {total:,} images", file=sys.stderr)
+
+
 @app.command()
 @_told
 def ui(
@@ -358,48 +568,64 @@ def sync(name: SweepArgument, home: Home = None, as_json: Json = False, debug: D
     """Write a sweep's ledger into MLflow; what stands there already is left as it is."""
     from stillhouse.sweep.home import resolve_home
     from stillhouse.sweep.results import Results
-    from stillhouse.tracking import sync as replay
+    from stillhouse.sweep.tracked import sync_sweep
 
-    results = Results.read(resolve_home(home), name)
-    files = results.report(results.place.report)
-    tracking = results.facts.spec.get("tracking", {})
-    artifacts = {what: getattr(files, what) for what in ("page", "table", "figure", "csv")}
-    done = replay(
-        tracking.get("uri"), results.home, tracking.get("experiment") or name, results.facts, results.records, artifacts
-    )
-    if done.addresses and done.addresses != results.place.read_addresses():
-        results.place.write_addresses(done.addresses)
-        results.report(results.place.report)
+    done, students = sync_sweep(Results.read(resolve_home(home), name))
     if as_json:
-        _print_json({"created": done.created, "skipped": done.skipped, "failed": done.failed, "run_id": done.run_id})
+        counts = {"created": done.created, "skipped": done.skipped, "failed": done.failed}
+        _print_json({**counts, "students_stored": students.stored, "run_id": done.run_id})
     else:
         print(f"{done.created} runs written, {done.skipped} stood there already, {done.failed} failed")
-        for reason in done.reasons:
-            print(reason, file=sys.stderr)
-    return OK if not done.failed else 4
+        print(f"{students.stored} students of the front stored with their weights, {students.skipped} stood there already")
+    for reason in (*done.reasons, *students.reasons):
+        print(reason, file=sys.stderr)
+    return OK if not (done.failed or students.reasons) else 4
 
 
 @app.command()
 @_told
-def doctor(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
-    """Check what a sweep stands on: packages, cores, GPUs, room and rights in the home, MLflow's store."""
+def doctor(
+    home: Home = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A running Ray cluster, whose nodes are checked from a worker on each.")
+    ] = None,
+    tracking: Annotated[
+        str | None, typer.Option("--tracking", metavar="URI", help="MLflow's store; by default the one in the home.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Check what a sweep stands on: packages, cores, GPUs, room and rights in the home, MLflow's store, every node."""
     from stillhouse.doctor import examine
     from stillhouse.sweep.home import resolve_home
 
-    findings = examine(resolve_home(home))
+    root = resolve_home(home)
+    findings = examine(root)
+    if address is not None:
+        from stillhouse.sweep.nodes import examine_cluster
+
+        findings += examine_cluster(address, root, tracking)
     if as_json:
         _print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
-            print(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.fact}")
+            where = f"{finding.node} " if finding.node else ""
+            print(f"{'ok  ' if finding.good else 'BAD '} {where}{finding.what}: {finding.fact}")
     return OK if all(finding.good for finding in findings) else 4
 
 
 def main() -> None:
     """The console script."""
     _find_users_code(Path.cwd())
-    with _sigterm_as_interrupt():
-        app()
+    try:
+        with _sigterm_as_interrupt():
+            app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            # Another Ctrl-C, while libraries clean up behind us, changes nothing of what was said.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        raise
 
 
 def _find_users_code(folder: Path) -> None:
@@ -422,12 +648,12 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool) -> int:
+def _run(make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool, *, again: Sequence[str] = ()) -> int:
     from stillhouse.sweep.home import resolve_home
     from stillhouse.sweep.progress import Progress, native_stderr_in
 
     with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
-        results = make(progress).run()
+        results = make(progress).run(again=again)
     if as_json:
         _print_json(results.to_json())
     else:
@@ -663,7 +889,7 @@ def _model_facts(name: str, *, full: bool) -> dict[str, Any]:
     return facts
 
 
-def _parse_bytes(text: str) -> int:
+def _parse_bytes(text: str, option: str = "--keep") -> int:
     """A number of bytes from `500MB`, `20 GB` or `0`.
 
     Raises:
@@ -671,7 +897,7 @@ def _parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
     if match is None:
-        raise UsageError(f"--keep must be a size such as 500MB or 20GB, got '{text}'")
+        raise UsageError(f"{option} must be a size such as 500MB or 20GB, got '{text}'")
     return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
 
 
