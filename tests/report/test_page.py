@@ -204,6 +204,21 @@ def test_the_figures_are_valid_for_plotly_and_draw_every_winner_once(facts: Fact
                 go.Figure({"data": panel["data"], "layout": panel["layout"]})
 
 
+def test_every_axis_has_a_front_of_its_own_training_time_too(facts: Facts, record: Make, tmp_path: Path) -> None:
+    quick, slow, beaten = {"train_seconds": 36.0}, {"train_seconds": 360.0}, {"train_seconds": 720.0}
+    records = [
+        record("control", validation=0.80, test=0.80, metrics=quick),
+        record("a", validation=0.90, test=0.90, metrics=slow),
+        record("b", validation=0.85, test=0.85, metrics=beaten),
+    ]
+    drawn = figures(write_report(facts(), records, tmp_path))["tradeoff"]
+    fronts = drawn["switch"]["fronts"]
+    assert [front for front in fronts if front] == list(drawn["switch"]["axes"])
+    place = fronts.index("train_hours")
+    assert drawn["switch"]["axes"]["train_hours"]["x"][place] == [0.01, 0.1]
+    assert drawn["switch"]["accuracies"]["test_accuracy"]["y"][place] == [0.80, 0.90]
+
+
 def test_best_answers_come_back_with_the_files(facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
     files = write_report(facts(), sweep(), tmp_path, [Budget("parameters", 30_000), Budget("parameters", 10)])
     assert [each["budget"] for each in files.best] == [{"parameters": 30_000}, {"parameters": 10}]

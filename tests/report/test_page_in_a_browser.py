@@ -122,6 +122,27 @@ def test_several_sweeps_are_drawn_in_one_scatter(browser: Any, facts: Facts, swe
     browser.screenshot("report-comparison")
 
 
+def test_a_page_of_ten_thousand_trials_draws_scrolls_and_filters(
+    browser: Any, facts: Facts, sweep: Sweep, tmp_path: Path
+) -> None:
+    records = sweep(trials_per_pair=342)[:10_000]
+    browser.open(write_report(facts(), records, tmp_path / "out").page.as_uri())
+    browser.wait(READY)
+    drawn = browser.run("document.querySelector('#tradeoff').data.filter((t) => t.customdata).map((t) => t.x.length)")
+    # Configurations beyond 1,500 winners and 1,500 others are left out, with a word on it; the teacher is there.
+    assert len(pairs(records)) < sum(drawn) <= 3001
+    assert browser.run("document.querySelectorAll('#tradeoff .yerror').length") == len(pairs(records))
+    assert "configurations are drawn" in browser.run("document.body.textContent")
+    height = browser.run("document.documentElement.scrollHeight")
+    browser.call("Input.dispatchMouseEvent", type="mouseWheel", x=1270, y=500, deltaX=0, deltaY=height)
+    browser.wait("scrollY + innerHeight >= document.documentElement.scrollHeight - 2")
+    browser.run("document.querySelector('#filter').value = 'peers lenet'")
+    browser.run("document.querySelector('#filter').dispatchEvent(new Event('input'))")
+    shown = browser.run("[...document.querySelectorAll('#trials-table tbody tr')].filter((row) => !row.hidden).length")
+    assert 0 < shown < 1000
+    assert browser.console == []
+
+
 def test_markup_in_a_name_is_shown_and_not_run(
     browser: Any, facts: Facts, record: Callable[..., TrialRecord], tmp_path: Path
 ) -> None:

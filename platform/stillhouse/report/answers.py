@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stillhouse.report.looks import axis_value
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import Configuration, Estimate, compare, winners
 from stillhouse.report.table import reference_teacher
@@ -152,9 +153,9 @@ def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | No
     return min(_within(best, budget), key=_rank, default=None)
 
 
-def configuration_front(best: Sequence[Configuration], size: str) -> list[Configuration]:
-    """The non-dominated configurations by mean validation accuracy, smallest first."""
-    sized = [(each, value) for each in best if (value := each.metric(size)) is not None and value > 0]
+def configuration_front(best: Sequence[Configuration], axis: str) -> list[Configuration]:
+    """The non-dominated configurations by mean validation accuracy and one of `AXES`, where less is better; smallest first."""
+    sized = [(each, value) for each in best if (value := axis_value(each, axis)) is not None and value > 0]
     table = pd.DataFrame(
         {
             "validation_accuracy": np.array([each.validation.mean for each, _ in sized], dtype=np.float64),

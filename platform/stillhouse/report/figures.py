@@ -82,7 +82,7 @@ def tradeoff_figure(
     if not found:
         return None
     best = winners(found)
-    fronts = {axis: configuration_front(best, axis) for axis in AXES if axis != "train_hours"}
+    fronts = {axis: configuration_front(best, axis) for axis in AXES}
     large = set(best)
     chosen = _thinned(best, [each for front in fronts.values() for each in front])
     others = _thinned([each for each in found if each not in large], [])

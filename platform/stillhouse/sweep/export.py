@@ -1,15 +1,15 @@
 """Takes one student of a sweep home: exports it, and registers it in MLflow when asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stillhouse.export import FILES, Student, check_target, export_student, require_packages
-from stillhouse.sweep.chosen import find_trial, load_data, load_student, read_spec
+from stillhouse.sweep.chosen import find_trial, load_data, read_spec
 from stillhouse.sweep.results import Results
+from stillhouse.sweep.tracked import experiment_of, trained_student
 from stillhouse.tracking import mask_uri, parse_registration, register_student
-
-_EXAMPLE_IMAGES = 2
 
 
 def export_trial(
@@ -44,10 +44,11 @@ def export_trial(
     spec = read_spec(results.place)
     tell(f"trial {record.trial.key}: {record.trial.method} {record.trial.student.name}")
     data = load_data(results, spec)
+    trained = trained_student(results, spec, record, data)
     student = Student(
         facts=results.facts,
         record=record,
-        model=load_student(results.place, spec, record, data),
+        model=trained.model,
         data=data,
         resized=spec.dataset.size is not None,
         command=mask_uri(results.facts.command),
@@ -56,15 +57,14 @@ def export_trial(
     if wanted is None:
         return {**document, "registered": None}
     tell(f"registering {register}")
+    written = {name: Path(document["folder"]) / name for name in ("README.md", "preprocessing.json")}
     done = register_student(
         wanted,
         spec.tracking.uri,
         home=results.home,
-        experiment=spec.tracking.experiment or name,
+        experiment=experiment_of(spec),
         sweep=name,
         record=record,
-        student=student.model,
-        example=data.normalise(data.validation.images[:_EXAMPLE_IMAGES]).numpy(),
-        files=[Path(document["folder"]) / file for file in ("README.md", "preprocessing.json", "student.safetensors")],
+        student=replace(trained, files={**trained.files, **written}),
     )
     return {**document, "registered": done.to_json()}

@@ -13,7 +13,15 @@ MLflow is imported when a store is opened, not before: the import takes seconds.
 """
 
 from stillhouse.tracking.locations import Location, locate, mask_secrets, mask_uri
-from stillhouse.tracking.models import ModelAlias, RegisteredStudent, parse_registration, register_student
+from stillhouse.tracking.models import (
+    ModelAlias,
+    RegisteredStudent,
+    StoredStudents,
+    TrainedStudent,
+    parse_registration,
+    register_student,
+    store_students,
+)
 from stillhouse.tracking.replay import SyncResult, sync
 from stillhouse.tracking.server import ui
 from stillhouse.tracking.tracker import Tracker
@@ -23,14 +31,17 @@ __all__ = [
     "Location",
     "ModelAlias",
     "RegisteredStudent",
+    "StoredStudents",
     "SyncResult",
     "Tracker",
+    "TrainedStudent",
     "fetch_weights",
     "locate",
     "mask_secrets",
     "mask_uri",
     "parse_registration",
     "register_student",
+    "store_students",
     "sync",
     "ui",
 ]

@@ -106,7 +106,7 @@ def _points(record: TrialRecord, teachers: Sequence[TeacherFacts]) -> Iterator[P
     for name, value in comparison(record.metrics, record.trial.teacher, teachers).items():
         yield Point(name=name, value=value)
     for step, entry in zip(_steps(record.curve), record.curve, strict=True):
-        named = {f"{CURVE_PREFIX}{name}": value for name, value in entry.items() if name != "epoch"}
+        named = {f"{CURVE_PREFIX}{name}": value for name, value in entry.items() if name not in ("epoch", "comparable")}
         yield from _numbers(named, step=step)
 
 

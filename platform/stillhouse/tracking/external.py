@@ -40,14 +40,18 @@ class ExternalModels:
         return model_id, [Point(name=name, value=float(value)) for name, value in numbers.items() if value is not None]
 
     def remove_of(self, run_id: str) -> None:
-        """Removes the models of a run that is replaced."""
-        for model in self._of_run(run_id).values():
-            self._client.delete_logged_model(model)
+        """Removes the models of a run that is replaced; what is registered is left to its users."""
+        for model in self._search(run_id):
+            if "mlflow.modelVersions" not in model.tags:
+                self._client.delete_logged_model(model.model_id)
 
     def _of_run(self, run_id: str) -> dict[str, str]:
-        """Ids of the run's own models by name; a registered copy with weights is left alone."""
+        """Ids of the run's external models by name."""
+        return {model.name: model.model_id for model in self._search(run_id) if is_external(model)}
+
+    def _search(self, run_id: str) -> list[Any]:
         found = self._client.search_logged_models([self._experiment_id], filter_string=f"source_run_id = '{run_id}'")
-        return {model.name: model.model_id for model in found if model.tags.get("mlflow.model.isExternal") == "true"}
+        return list(found)
 
     def _ensure(
         self,
@@ -73,6 +77,11 @@ class ExternalModels:
             self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
         self._client.finalize_logged_model(model_id, "READY")
         return model_id
+
+
+def is_external(model: Any) -> bool:
+    """Whether the weights of a LoggedModel are kept elsewhere."""
+    return all(model.tags.get(name) == value for name, value in _EXTERNAL.items())
 
 
 def model_name(text: str) -> str:

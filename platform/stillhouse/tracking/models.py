@@ -1,4 +1,4 @@
-"""Students in MLflow's registry: logged with signature and input example, so that a server can answer with them.
+"""Students stored in MLflow with weights, signature and input example, so that a server can answer with them; the registry.
 
 The model is kept as a `torch.export` program, never as a pickle of our classes: a server needs torch, not this package.
 """
@@ -6,9 +6,10 @@ The model is kept as a `torch.export` program, never as a pickle of our classes:
 import importlib.metadata
 import json
 import re
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ from torch import nn
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import TrialRecord
 from stillhouse.tracking.entries import clean_params, clean_tags
-from stillhouse.tracking.external import model_name
+from stillhouse.tracking.external import is_external, model_name
 from stillhouse.tracking.locations import Location, home_identity, locate
 from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, open_client, settings
 
 _REQUIRED = ("mlflow", "torch", "numpy")
 _MODEL_TYPE = "student"
 _MODEL_ID = "logged_model"
+_EXTRA = "extra_files"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,30 @@ class RegisteredStudent:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedStudent:
+    """A finished trial's network as a store keeps it.
+
+    Attributes:
+        model: on the CPU, in evaluation mode.
+        example: [B, C, H, W] with B > 1, as the student takes it.
+        files: kept with the model, by name.
+    """
+
+    model: nn.Module
+    example: NDArray[np.float32]
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredStudents:
+    """What `store_students` did: how many it stored, how many stood there, and why others are not there."""
+
+    stored: int = 0
+    skipped: int = 0
+    reasons: tuple[str, ...] = ()
+
+
 def parse_registration(text: str) -> ModelAlias:
     """`MODEL@ALIAS` by MLflow's rules for both.
 
@@ -84,6 +110,44 @@ def parse_registration(text: str) -> ModelAlias:
     return ModelAlias(name, alias)
 
 
+def store_students(
+    uri: str | None,
+    *,
+    home: Path,
+    experiment: str,
+    sweep: str,
+    records: Iterable[TrialRecord],
+    load: Callable[[TrialRecord], TrainedStudent],
+) -> StoredStudents:
+    """Logs students with their trials' runs; one whose weights stand there already is left as it is and not loaded.
+
+    The first request that the store does not answer ends it: what is missing is written the next time.
+
+    Args:
+        uri: what `tracking.uri` says; None is the embedded store under `home`.
+        records: finished trials that have a run in the store.
+        load: gives the network of a trial; what it raises is a reason to leave that one out.
+    """
+    location = locate(uri, home)
+    stored = skipped = 0
+    reasons = []
+    with settings():
+        try:
+            open_client(location)
+            registry = _Registry(location)
+            for record in records:
+                try:
+                    if registry.store(experiment, sweep, record, load):
+                        stored += 1
+                    else:
+                        skipped += 1
+                except RejectedError as error:
+                    reasons.append(f"student {record.trial.key}: {error}")
+        except (UnreachableError, RejectedError) as error:
+            reasons.append(str(error))
+    return StoredStudents(stored=stored, skipped=skipped, reasons=tuple(reasons))
+
+
 def register_student(
     wanted: ModelAlias,
     uri: str | None,
@@ -92,17 +156,12 @@ def register_student(
     experiment: str,
     sweep: str,
     record: TrialRecord,
-    student: nn.Module,
-    example: NDArray[np.float32],
-    files: Iterable[Path] = (),
+    student: TrainedStudent,
 ) -> RegisteredStudent:
-    """Logs the student with its trial's run, registers it, and moves the alias to it.
+    """Makes the student a version of a registered model and moves the alias to it; stores it first if it is not there.
 
     Args:
         uri: what `tracking.uri` says; None is the embedded store under `home`.
-        student: on the CPU, in evaluation mode.
-        example: [B, C, H, W] with B > 1, as the student takes it.
-        files: kept with the model, as its card.
 
     Raises:
         UsageError: the trial has no run in the store, or the store refuses.
@@ -112,7 +171,7 @@ def register_student(
     with settings():
         try:
             open_client(location)
-            return _Registry(location).register(wanted, experiment, sweep, record, student, example, list(files))
+            return _Registry(location).register(wanted, experiment, sweep, record, student)
         except UnreachableError as error:
             raise InfrastructureError(f"can't register {wanted.name} in {location.shown}: {error}") from error
         except RejectedError as error:
@@ -128,22 +187,30 @@ class _Registry:
         self._location = location
         self._client: Any = MlflowClient(location.uri, registry_uri=location.uri)
 
+    def store(self, experiment: str, sweep: str, record: TrialRecord, load: Callable[[TrialRecord], TrainedStudent]) -> bool:
+        """Whether the student had to be logged."""
+        run = attempt(lambda: self._run_of(experiment, sweep, record.trial.key))
+        tags = _tags(sweep, record)
+        if attempt(lambda: self._known_model(run, tags)) is not None:
+            return False
+        student = attempt(lambda: load(record))
+        attempt(lambda: self._log(run, record, tags, student))
+        return True
+
     def register(
-        self,
-        wanted: ModelAlias,
-        experiment: str,
-        sweep: str,
-        record: TrialRecord,
-        student: nn.Module,
-        example: NDArray[np.float32],
-        files: list[Path],
+        self, wanted: ModelAlias, experiment: str, sweep: str, record: TrialRecord, student: TrainedStudent
     ) -> RegisteredStudent:
         run = attempt(lambda: self._run_of(experiment, sweep, record.trial.key))
         tags = _tags(sweep, record)
         version = attempt(lambda: self._known_version(wanted.name, tags))
         reused = version is not None
         if version is None:
-            model = attempt(lambda: self._log(run, record, tags, student, example, files))
+            model = attempt(lambda: self._known_model(run, tags))
+            if model is None:
+                model = attempt(lambda: self._log(run, record, tags, student))
+            else:
+                known = model.model_id
+                attempt(lambda: self._add_files(known, student.files))
             version = attempt(lambda: self._add_version(wanted.name, model, run, tags))
         number = version.version
         attempt(lambda: self._client.set_registered_model_alias(wanted.name, wanted.alias, number))
@@ -180,15 +247,27 @@ class _Registry:
         same = [each for each in versions if all(each.tags.get(key) == tags[key] for key in ("trial_key", "weights_hash"))]
         return max(same, key=lambda each: int(each.version), default=None)
 
-    def _log(
-        self,
-        run: Any,
-        record: TrialRecord,
-        tags: Mapping[str, str],
-        student: nn.Module,
-        example: NDArray[np.float32],
-        files: list[Path],
-    ) -> Any:
+    def _known_model(self, run: Any, tags: Mapping[str, str]) -> Any:
+        """The run's model with these weights in it; its external one holds none."""
+        condition = f"source_run_id = '{run.info.run_id}'"
+        found = self._client.search_logged_models([run.info.experiment_id], filter_string=condition)
+        return next(
+            (
+                model
+                for model in found
+                if not is_external(model)
+                and str(model.status) == "READY"
+                and model.tags.get("weights_hash") == tags.get("weights_hash")
+            ),
+            None,
+        )
+
+    def _add_files(self, model_id: str, files: Mapping[str, Path]) -> None:
+        with tempfile.TemporaryDirectory(prefix="stillhouse-model-") as folder:
+            _copy(files, Path(folder))
+            self._client.log_model_artifacts(model_id, folder, _EXTRA)
+
+    def _log(self, run: Any, record: TrialRecord, tags: Mapping[str, str], student: TrainedStudent) -> Any:
         """Logs the model with its trial's run, which stays as it is: `mlflow.pytorch.log_model` would open and end it again."""
         from mlflow.entities import LoggedModelOutput, Metric
 
@@ -206,7 +285,7 @@ class _Registry:
         try:
             with tempfile.TemporaryDirectory(prefix="stillhouse-model-") as folder:
                 path = Path(folder) / "model"
-                _save(model, path, run.info.run_id, student, example, files)
+                _save(model, path, run.info.run_id, student)
                 self._client.log_model_artifacts(model.model_id, str(path))
         except BaseException:
             attempt(partial(self._client.finalize_logged_model, model.model_id, "FAILED"))
@@ -243,9 +322,7 @@ class _Registry:
         return version
 
 
-def _save(
-    logged: Any, path: Path, run_id: str, student: nn.Module, example: NDArray[np.float32], files: Iterable[Path]
-) -> None:
+def _save(logged: Any, path: Path, run_id: str, student: TrainedStudent) -> None:
     """An MLflow model on disk, in its pt2 format."""
     with warnings.catch_warnings():
         # mlflow.pyfunc warns of its own type hints when it is imported.
@@ -256,9 +333,10 @@ def _save(
     from mlflow.types import Schema, TensorSpec
 
     kind = np.dtype(np.float32)
-    classes = _answer(student, example).shape[1]
+    example = student.example
+    classes = _answer(student.model, example).shape[1]
     mlflow.pytorch.save_model(
-        student,
+        student.model,
         str(path),
         mlflow_model=Model(
             artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
@@ -268,9 +346,15 @@ def _save(
         ),
         input_example=example,
         pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _REQUIRED],
-        extra_files=[str(file) for file in files],
         serialization_format="pt2",
     )
+    _copy(student.files, path / _EXTRA)
+
+
+def _copy(files: Mapping[str, Path], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, path in files.items():
+        shutil.copyfile(path, folder / name)
 
 
 def _answer(student: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:

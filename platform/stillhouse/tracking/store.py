@@ -16,6 +16,9 @@ from stillhouse.tracking.locations import Location, mask_uri
 _T = TypeVar("_T")
 
 PROBE_TIMEOUT_S = 3.0
+_LOCK_TIMEOUT_S = 60
+# Among PostgreSQL's advisory locks, which are numbers that programs agree on: "stillhou" in ASCII.
+_LOCK_NUMBER = int.from_bytes(b"stillhou")
 
 # MLflow retries for about 4 minutes on its own defaults. Repeating is the caller's work here: it looks first whether
 # a run was created by a request whose answer got lost.
@@ -84,11 +87,10 @@ def open_client(location: Location) -> Any:
     from mlflow.tracking import MlflowClient
 
     def connect() -> Any:
-        if location.is_database and location.address is not None:
-            _log_in(location)
-        client = MlflowClient(location.uri)
-        client.search_experiments(max_results=1)
-        return client
+        with _logged_in(location):
+            client = MlflowClient(location.uri)
+            client.search_experiments(max_results=1)
+            return client
 
     if not location.is_database:
         return attempt(connect)
@@ -110,21 +112,34 @@ def probe(location: Location) -> None:
         raise UnreachableError(f"nothing answers at {location.shown} ({error.strerror or error})") from error
 
 
-def _log_in(location: Location) -> None:
-    """Connects once, so that a wrong password fails now and not after MLflow's ten attempts."""
+@contextmanager
+def _logged_in(location: Location) -> Iterator[None]:
+    """Connects once, so that a wrong password fails now and not after MLflow's ten attempts.
+
+    On PostgreSQL the connection holds a lock of its own: drivers of several homes or machines may meet a cold database.
+    """
+    if not location.is_database or location.address is None:
+        yield
+        return
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(location.uri, poolclass=sqlalchemy.NullPool)
-    engine.connect().close()
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
+                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
+            yield
+    finally:
+        engine.dispose()
 
 
 @contextmanager
 def _schema_lock(location: Location) -> Iterator[None]:
-    """One process at a time: a cold database opened by several at once is left with a broken schema."""
+    """One process of this home at a time: a cold database opened by several at once is left with a broken schema."""
     location.home.mkdir(parents=True, exist_ok=True)
     with (location.home / ".mlflow-schema.lock").open("w") as file:
-        for _ in range(600):
+        for _ in range(10 * _LOCK_TIMEOUT_S):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -1,0 +1,119 @@
+"""What the pages under docs/ show works: their code and their specs are taken out of them and planned."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import save_model
+
+from stillhouse.models.registry import build_model
+from stillhouse.sweep.check import check
+from stillhouse.sweep.sweep import Sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+SPEC: dict[str, Any] = {
+    "name": "tiny",
+    "dataset": {"name": "digits"},
+    "students": ["mlp"],
+    "methods": {"kd": {}},
+    "teachers": {"big": {"model": "resnet8", "train": {"epochs": 1}}},
+    "search": {"trials_per_method": 1, "max_epochs": 1},
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which a user's modules lie."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("mydata", "mynet"):
+        sys.modules.pop(name, None)
+
+
+def planned(spec: dict[str, Any], home: Path) -> dict[str, Any]:
+    return Sweep(check(spec), home=home).plan().to_dict()
+
+
+def images(count: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def test_a_folder_of_images_is_planned_as_the_page_says(beside: Path) -> None:
+    for name in ("cat", "dog"):
+        (beside / "photos" / name).mkdir(parents=True)
+        for number, pixels in enumerate(images(20, (70, 70, 3))):
+            Image.fromarray(pixels).save(beside / "photos" / name / f"{number}.png")
+    (dataset,) = (yaml.safe_load(block) for block in blocks("your-own-data.md", "yaml") if "image_folder" in block)
+    dataset["dataset"]["root"] = str(beside / "photos")
+    spec = SPEC | dataset | {"students": ["resnet8"]}
+    assert len(planned(spec, beside / "home")["trials"]) == 2
+
+
+def test_a_function_that_returns_arrays_is_planned_as_the_page_says(beside: Path) -> None:
+    (code,) = blocks("your-own-data.md", "python")
+    (beside / "mydata.py").write_text(code)
+    labels = np.arange(60) % 3
+    arrays: dict[str, Any] = {
+        f"{part}_{what}": value
+        for part in ("train", "test")
+        for what, value in (("images", images(60, (1, 8, 8))), ("labels", labels))
+    }
+    np.savez(beside / "scans.npz", **arrays)
+    (dataset,) = (yaml.safe_load(block) for block in blocks("your-own-data.md", "yaml") if "mydata" in block)
+    dataset["dataset"]["root"] = str(beside)
+    assert len(planned(SPEC | dataset, beside / "home")["trials"]) == 2
+
+
+def test_a_student_of_the_users_own_is_planned_with_its_choices(beside: Path) -> None:
+    (code,) = blocks("your-own-student.md", "python")
+    (beside / "mynet.py").write_text(code)
+    (students,) = map(yaml.safe_load, blocks("your-own-student.md", "yaml"))
+    spec = SPEC | {"students": students["students"][:1], "search": {"trials_per_method": 12, "max_epochs": 1}}
+    found = {each["parameters"] for each in planned(spec, beside / "home")["students"]}
+    # A convolution of 3x3 weights and a bias on one channel, and ten classes behind it, for 8, 16 and 32 channels.
+    assert found <= {10 * width + 10 * width + 10 for width in (8, 16, 32)}
+    assert len(found) > 1
+
+
+def test_a_teachers_weights_come_from_a_file_as_the_page_says(beside: Path) -> None:
+    ours = next(yaml.safe_load(block) for block in blocks("your-own-teacher.md", "yaml") if "ours" in block)["teachers"]["ours"]
+    path = beside / Path(ours["weights"]).with_suffix(".safetensors")
+    path.parent.mkdir()
+    save_model(build_model(ours["model"], num_classes=10, input_shape=(1, 8, 8)), str(path))
+    spec = SPEC | {"teachers": {"ours": ours | {"weights": str(path)}}}
+    (teacher,) = planned(spec, beside / "home")["teachers"]
+    assert teacher["model"] == "resnet56"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda path: path.name)
+def test_commands_and_options_that_a_page_shows_exist(page: Path) -> None:
+    import typer
+
+    from stillhouse.cli import app
+
+    commands: Any = typer.main.get_command(app)
+    for line in re.findall(r"^(?:\$ )?(?:\.venv/bin/)?stillhouse (.*)$", page.read_text(), re.MULTILINE):
+        words = line.partition("#")[0].split()
+        command = commands
+        while words and hasattr(command, "commands"):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
