@@ -150,6 +150,18 @@ def test_all_trials_stand_in_mlflow_under_the_sweep(undisturbed: Undisturbed) ->
     assert len(runs) == 11
 
 
+def test_the_students_of_the_front_are_kept_in_mlflow_with_their_weights(undisturbed: Undisturbed) -> None:
+    from stillhouse.tracking.locations import locate
+    from stillhouse.tracking.store import open_client
+
+    tracking = undisturbed.results.tracking
+    client = open_client(locate(tracking["uri"], undisturbed.home))
+    experiment = client.get_experiment_by_name(str(tracking["experiment"]))
+    students = [each for each in client.search_logged_models([experiment.experiment_id]) if each.model_type == "student"]
+    stored = [each for each in students if each.tags.get("mlflow.model.isExternal") != "true"]
+    assert sorted(each.tags["trial_key"] for each in stored) == sorted(undisturbed.results.pareto()["trial"])
+
+
 def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
