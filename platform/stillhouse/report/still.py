@@ -9,13 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stillhouse.report.answers import configuration_front
 from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread
 from stillhouse.report.statistics import Configuration, grouped, winners
 from stillhouse.report.wording import percent, short
 from stillhouse.spec.records import TeacherFacts
+
+# An axis shorter than this shows fewer than three powers of ten, too few to read a size off.
+_NARROW = 300.0
 
 
 def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: Looks) -> bytes:
@@ -98,6 +101,9 @@ def _draw_panel(
     panel.set_xscale("log")
     panel.set_xlabel(AXES[axis])
     panel.set_ylabel("Test accuracy")
+    low, high = panel.get_xlim()
+    if high < _NARROW * low:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
