@@ -17,7 +17,7 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
+from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher, pull_back, run_teacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.method import HyperParameter, Method, Setup, Stage, StageStart, Step, Unsuitable, Update
-from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, layers_of
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import View
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
@@ -187,14 +189,20 @@ class MethodTrial:
     def knowledge(self) -> dict[str, Knowledge]:
         return dict(self.method.knowledge(self.teacher_architecture, self.student_architecture))
 
-    def trainer(self, *, policy: Sequence[Any] = ({"crop": {"padding": 1}},), cached_in: Path | None = None) -> Trainer:
-        """A trainer at its first epoch; the teacher is inline, or cached under a folder."""
+    def trainer(
+        self,
+        *,
+        policy: Sequence[Any] = ({"crop": {"padding": 1}},),
+        cached_in: Path | None = None,
+        callable_teacher: CallableTeacher | None = None,
+    ) -> Trainer:
+        """A trainer at its first epoch; the teacher is inline, or cached under a folder, or called as `callable_teacher`."""
         data = _digits()
         views = Views(tuple(policy), 2, data.input_shape, _NUM_TRAINING)
         knowledge = self.knowledge()
         source: KnowledgeSource | None = None
         if knowledge and cached_in is None:
-            source = InlineKnowledge(_teacher(self.teacher), knowledge)
+            source = InlineKnowledge(_teacher(self.teacher), knowledge, data.train.labels)
         elif knowledge and cached_in is not None:
             source = CachedKnowledge(
                 functools.partial(_sealed, KnowledgeStore(cached_in), _teacher(self.teacher), knowledge, views)
@@ -208,6 +216,7 @@ class MethodTrial:
             epochs=self.epochs,
             seed=1,
             teacher=source,
+            callable_teacher=InlineTeacher(_teacher(self.teacher)) if callable_teacher is None else callable_teacher,
             teacher_architecture=self.teacher_architecture,
             teacher_weights=_teacher(self.teacher).state_dict,
             student_name=self.student,
@@ -272,11 +281,11 @@ def check_pickles(trial: MethodTrial) -> None:
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
     """One finite row per sample, the same whichever samples share its batch: what a sealed view rests on."""
     knowledge, data = trial.knowledge(), _digits()
-    images = data.normalise(data.train.images[:128])
+    images, labels = data.normalise(data.train.images[:128]), data.train.labels[:128]
     shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0))
     with FeatureReader(_teacher(trial.teacher), layers_of(knowledge)) as reader:
-        in_order = _computed(reader, knowledge, images)
-        mixed = _computed(reader, knowledge, images[shuffled])
+        in_order = _computed(reader, knowledge, images, labels)
+        mixed = _computed(reader, knowledge, images[shuffled], labels[shuffled])
     for name, rows in in_order.items():
         assert len(rows) == len(images), f"knowledge '{name}' must have one row per sample, got {tuple(rows.shape)}"
         assert bool(rows.isfinite().all()), f"knowledge '{name}' is not finite"
@@ -353,6 +362,30 @@ def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial)
     _assert_same(inline.student.state_dict(), cached.student.state_dict(), "student")
 
 
+def check_inline_and_served_calls_train_the_same_student(trial: MethodTrial) -> None:
+    """Bit for bit: a student whose method calls a teacher beside it, and one that sends its inputs and gradients away."""
+    if not trial.method.calls_teacher:
+        return
+    inline = trial.trainer()
+    served = trial.trainer(callable_teacher=ServedTeacher(_ElsewhereModel(_teacher(trial.teacher))))
+    inline.fit()
+    served.fit()
+    _assert_same(inline.student.state_dict(), served.student.state_dict(), "student")
+
+
+def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
+    """Whatever the training images and labels are, a method whose stages are all data-free ends with the same student."""
+    one, other = trial.trainer(), trial.trainer()
+    if not all(stage.data_free for stage in one.stages):
+        return
+    # Not through the data set, whose validation images decide what a student is measured by.
+    other._images = 255 - other._images
+    other._labels = (other._labels + 1) % _digits().num_classes
+    one.fit()
+    other.fit()
+    _assert_same(one.student.state_dict(), other.student.state_dict(), "student")
+
+
 def check_a_student_without_feature_maps_works_or_does_not_suit(trial: MethodTrial) -> None:
     """A multilayer perceptron is trained, or the method says that it is `Unsuitable`."""
     with contextlib.suppress(Unsuitable):
@@ -372,6 +405,8 @@ CHECKS: dict[str, Check] = {
         check_helpers_are_not_part_of_the_student,
         check_a_resumed_training_ends_with_the_same_weights,
         check_inline_and_cached_knowledge_train_the_same_student,
+        check_inline_and_served_calls_train_the_same_student,
+        check_a_data_free_training_reads_no_image,
         check_a_student_without_feature_maps_works_or_does_not_suit,
     )
 }
@@ -389,6 +424,10 @@ class _Watched(Method):
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         return self.inner.student_layers(teacher, student)
+
+    @property
+    def differentiates_images(self) -> bool:
+        return self.inner.differentiates_images
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
         return self.inner.stages(setup)
@@ -418,6 +457,22 @@ class _Watched(Method):
         for name, tensor in given.items():
             assert torch.equal(tensor, before[name]), f"the method has written to '{name}'"
         return terms
+
+
+class _ElsewhereModel:
+    """A teacher as in another process: it gets copies, keeps nothing, and computes every gradient from the start."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[None, Sequence[Tensor]]:
+        with torch.no_grad():
+            return None, run_teacher(self._model, images.clone(), layers)
+
+    def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
+        with torch.enable_grad():
+            copy = images.detach().clone().requires_grad_()
+            return pull_back(run_teacher(self._model, copy, layers), copy, gradients)
 
 
 class _WatchedUpdate:
@@ -460,28 +515,38 @@ def _values_that_break(rule: HyperParameter) -> list[Any]:
     return [*outside, *(["no such choice"] if rule.choices is not None else [])]
 
 
-def _computed(reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor) -> dict[str, Tensor]:
+def _computed(reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The knowledge of all images, in batches of the size that trials use."""
-    batches = [compute_knowledge(reader, knowledge, batch) for batch in torch.split(images, _TRAINING.batch_size)]
+    parts = zip(torch.split(images, _TRAINING.batch_size), torch.split(labels, _TRAINING.batch_size), strict=True)
+    batches = [compute_knowledge(reader, knowledge, *part) for part in parts]
     return {name: torch.cat([batch[name] for batch in batches]) for name in knowledge}
 
 
 def _sealed(
-    store: KnowledgeStore, teacher: nn.Module, knowledge: Mapping[str, Knowledge], views: Views, view: int
-) -> dict[str, SealedView]:
-    """Opens a view's knowledge, filling what is not there."""
+    store: KnowledgeStore,
+    teacher: nn.Module,
+    knowledge: Mapping[str, Knowledge],
+    views: Views,
+    view: int,
+    names: Collection[str] | None = None,
+    _reading: object = None,
+) -> dict[str, View]:
+    """Opens a view's knowledge of the given names (None: all), filling what is not there."""
     data = _digits()
-    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in knowledge.items()}
+    asked = {name: kind for name, kind in knowledge.items() if is_named(name, names)}
+    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in asked.items()}
     missing = {name: knowledge[name] for name, identity in identities.items() if not store.is_sealed(identity)}
     if missing:
         images = data.normalise(views.augment(data.train.images, torch.arange(_NUM_TRAINING), view))
         with FeatureReader(teacher, layers_of(missing)) as reader:
-            computed = _computed(reader, missing, images)
+            computed = _computed(reader, missing, images, data.train.labels)
         for name, rows in computed.items():
-            writer = store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32")
-            for first, last in list(writer.missing()):
-                writer.write(first, rows[first:last].numpy())
-            writer.seal()
+            if store.is_sealed(identities[name]):
+                continue  # under another name
+            with store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32") as writer:
+                writer.put(np.arange(len(rows)), rows.numpy())
+                writer.commit()
+                writer.seal()
     return {name: store.open(identity) for name, identity in identities.items()}
 
 

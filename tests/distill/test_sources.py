@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, layers_of
 from stillhouse.knowledge import feature, logits, reduced
-from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import NotReady, View
 from stillhouse.models.features import UnreadableLayer
 
 IMAGES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -44,19 +46,21 @@ def test_a_layer_that_is_overwritten_behind_itself_is_refused() -> None:
         InlineKnowledge(model, {"hidden": feature("0")}).gather(torch.arange(6), IMAGES)
 
 
-def sealed(store: KnowledgeStore, view: int, dtype: str) -> SealedView:
+def sealed(store: KnowledgeStore, view: int, dtype: str) -> View:
     rows = torch.arange(12.0).view(6, 2) + 100 * view
     identity = {"view": view, "dtype": dtype}
-    writer = store.writer(identity, rows=6, shape=(2,), dtype=dtype)
-    writer.write(0, rows.numpy())
-    writer.seal()
+    with store.writer(identity, rows=6, shape=(2,), dtype=dtype) as writer:
+        missing = np.flatnonzero(writer.missing)
+        writer.put(missing, rows.numpy()[missing])
+        writer.commit()
+        writer.seal()
     return store.open(identity)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("float16", 2)])
 def test_cached_knowledge_is_float32_of_the_epochs_view_and_is_counted(tmp_path: Path, dtype: str, width: int) -> None:
     store = KnowledgeStore(tmp_path)
-    knowledge = CachedKnowledge(lambda view: {"logits": sealed(store, view, dtype)})
+    knowledge = CachedKnowledge(lambda view, _names, _reading: {"logits": sealed(store, view, dtype)})
     for view in (1, 0):
         knowledge.begin_epoch(view)
         rows = knowledge.gather(torch.tensor([4, 0, 4]), IMAGES)["logits"]
@@ -64,3 +68,41 @@ def test_cached_knowledge_is_float32_of_the_epochs_view_and_is_counted(tmp_path:
         assert (rows - 100 * view).tolist() == [[8, 9], [0, 1], [8, 9]]
     assert knowledge.samples_gathered == 6
     assert knowledge.bytes_gathered == 6 * 2 * width
+
+
+def test_a_batch_waits_for_its_own_rows_alone(tmp_path: Path) -> None:
+    store = KnowledgeStore(tmp_path)
+    rows = torch.arange(12.0).view(6, 2)
+    with store.writer({}, rows=6, shape=(2,), dtype="float32") as writer:
+        waited: list[list[int]] = []
+
+        def open_views(*_arguments: object) -> dict[str, View]:
+            return {"logits": store.follow({})}
+
+        def await_rows(indices: Tensor) -> dict[str, View]:
+            waited.append(indices.tolist())
+            writer.put(indices.numpy(), rows[indices].numpy())
+            writer.commit()
+            return open_and_learn(indices)
+
+        def open_and_learn(indices: Tensor) -> dict[str, View]:
+            views = open_views()
+            assert views["logits"].ready(indices)
+            return views
+
+        knowledge = CachedKnowledge(open_views, await_rows)
+        knowledge.begin_epoch(0)
+        for batch in ([5, 1], [1, 5], [0, 2]):
+            wanted = torch.tensor(batch)
+            assert torch.equal(knowledge.gather(wanted, IMAGES)["logits"], rows[wanted])
+        assert waited == [[5, 1], [0, 2]]
+        assert knowledge.wait_seconds > 0
+
+
+def test_rows_that_nobody_waits_for_are_an_error_rather_than_zeros(tmp_path: Path) -> None:
+    store = KnowledgeStore(tmp_path)
+    with store.writer({}, rows=6, shape=(2,), dtype="float32"):
+        knowledge = CachedKnowledge(lambda *_arguments: {"logits": store.follow({})})
+        knowledge.begin_epoch(0)
+        with pytest.raises(NotReady):
+            knowledge.gather(torch.tensor([0]), IMAGES)

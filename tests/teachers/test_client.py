@@ -1,9 +1,13 @@
 """The trial's side of the shared actor: what it waits for and what it does not. Ray itself is stood in for."""
 
+import dataclasses
+import shutil
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -11,8 +15,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import logits
-from stillhouse.teachers.client import ActorLink, ServedKnowledge
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.teachers.client import ActorLink, ServedKnowledge, ViewOpener
+from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
 
 TICKET = TeacherTicket(
     definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),
@@ -88,3 +93,108 @@ def test_served_knowledge_sends_a_batchs_pixels_and_copies_the_answer(link: Call
     gathered = ServedKnowledge(link(actor), {"logits": logits()}).gather(torch.arange(2), torch.full((2, 1, 8, 8), 3.0))
     assert gathered["logits"].add_(1).tolist() == [[2.0] * 10] * 2
     assert actor.asked[0][0].tolist() == torch.full((2, 1, 8, 8), 3.0).tolist()
+
+
+# Waiting for views
+
+
+class Filler:
+    """An actor whose `request` fills some rows of a view of logits, all ones, at each call; or gives a reason, or dies."""
+
+    def __init__(self, store: Path, *steps: list[int] | str | Exception) -> None:
+        self.store = KnowledgeStore(store)
+        self.identity = view_identity({}, logits(), 3)
+        self.steps = list(steps)
+        self.asked: list[tuple[Any, ...]] = []
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        assert method == "request"
+        self.asked.append(arguments)
+        step = self.steps.pop(0) if self.steps else []
+        if isinstance(step, Exception):
+            raise step
+        return step if isinstance(step, str) else self.fill(step)
+
+    def fill(self, rows: list[int]) -> None:
+        with self.store.writer(self.identity, rows=6, shape=(2,), dtype="float32") as writer:
+            writer.put(np.array(rows, dtype=np.int64), np.ones((len(rows), 2), np.float32))
+            writer.commit()
+            if not writer.missing.any():
+                writer.seal()
+
+
+@pytest.fixture
+def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[ViewOpener, Filler]]:
+    """An opener whose clock goes on by a second whenever it sleeps."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda _seconds: now.__setitem__(0, now[0] + 1.0))
+
+    def make(*steps: Any) -> tuple[ViewOpener, Filler]:
+        filler = Filler(tmp_path, *steps)
+        ticket = dataclasses.replace(TICKET, store=str(tmp_path))
+        return ViewOpener(ticket, {"logits": logits()}, cast("ActorLink", filler)), filler
+
+    return make
+
+
+MakeOpener = Callable[..., tuple[ViewOpener, Filler]]
+
+
+def test_a_view_is_opened_when_its_filling_has_begun_with_one_call(opener: MakeOpener) -> None:
+    open_views, filler = opener([4, 0])
+    view = open_views(3, None, (7, 1))["logits"]
+    assert view.ready(torch.tensor([0, 4]))
+    assert not view.ready(torch.tensor([1]))
+    assert filler.asked == [(3, [logits()], False, False, (7, 1))]
+
+
+def test_a_sealed_view_needs_no_call(opener: MakeOpener) -> None:
+    open_views, filler = opener()
+    filler.fill([0, 1, 2, 3, 4, 5])
+    assert open_views(3)["logits"].ready(torch.arange(6))
+    assert filler.asked == []
+
+
+def test_rows_that_do_not_come_are_asked_for_again_every_few_seconds(opener: MakeOpener) -> None:
+    open_views, filler = opener([0], [1], "no room", [2, 3, 4, 5])
+    open_views(3)
+    assert open_views.await_rows(torch.tensor([3]))["logits"].ready(torch.tensor([3]))
+    assert len(filler.asked) == 4
+
+
+def test_a_filling_that_fails_twice_is_one_sentence(opener: MakeOpener) -> None:
+    open_views, _ = opener([0], "no room for 16 bytes", "no room for 16 bytes")
+    open_views(3)
+    with pytest.raises(InfrastructureError, match="teacher 'big' can not fill view 3: no room for 16 bytes"):
+        open_views.await_rows(torch.tensor([3]))
+
+
+def test_an_actor_that_is_gone_while_rows_are_waited_for_is_told(opener: MakeOpener) -> None:
+    open_views, _ = opener([0], InfrastructureError("did not answer for 120 s"))
+    open_views(3)
+    with pytest.raises(InfrastructureError, match="did not answer"):
+        open_views.await_rows(torch.tensor([3]))
+
+
+def test_files_that_were_made_anew_are_mapped_anew(opener: MakeOpener, tmp_path: Path) -> None:
+    open_views, filler = opener([0])
+    open_views(3)
+    shutil.rmtree(filler.store.folder(filler.identity))
+    filler.steps = [[0, 1, 2, 3, 4, 5]]
+    assert open_views.await_rows(torch.tensor([3]))["logits"].gather(torch.tensor([3])).tolist() == [[1.0, 1.0]]
+
+
+def test_a_damaged_view_is_reported_and_waited_for(opener: MakeOpener, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_views, filler = opener()
+    filler.fill([0, 1, 2, 3, 4, 5])
+    (filler.store.folder(filler.identity) / "part-000.arrow").write_bytes(b"")
+
+    def mend(_method: str, *arguments: Any) -> None:
+        filler.asked.append(arguments)
+        filler.store.unseal(filler.identity)
+        filler.fill([0, 1, 2, 3, 4, 5])
+
+    monkeypatch.setattr(filler, "call", mend)
+    assert open_views(3)["logits"].ready(torch.arange(6))
+    assert [arguments[3] for arguments in filler.asked] == [True]

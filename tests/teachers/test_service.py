@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.data.hashing import reading_order
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, Step
-from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, Reading
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import Knowledge, feature, logits, reduced
-from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.knowledge import layout as layout_module
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import View
+from stillhouse.knowledge.writer import ViewWriter
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
@@ -48,8 +52,8 @@ def make_service(
     """Services over one store, as an actor that is restarted."""
     (tmp_path / "knowledge").mkdir()
 
-    def make(**options: Any) -> TeacherService:
-        return TeacherService(trained[1], digits, views, KnowledgeStore(tmp_path / "knowledge"), **options)
+    def make(store: KnowledgeStore | None = None, **options: Any) -> TeacherService:
+        return TeacherService(trained[1], digits, views, store or KnowledgeStore(tmp_path / "knowledge"), **options)
 
     return make
 
@@ -59,7 +63,7 @@ def remember(service: TeacherService, *kinds: Knowledge) -> None:
     service._kinds |= {kind_id(kind): kind for kind in kinds}
 
 
-def opened(service: TeacherService, kind: Knowledge, view: int) -> SealedView:
+def opened(service: TeacherService, kind: Knowledge, view: int) -> View:
     return KnowledgeStore(service._store.root).open(view_identity(service.base, kind, view))
 
 
@@ -68,9 +72,10 @@ def rows_of(service: TeacherService, kind: Knowledge, view: int) -> Tensor:
 
 
 @pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four shards of 40 rows, each from one batch."""
-    monkeypatch.setattr(service_module, "default_shard_rows", lambda _shape, _dtype: 40)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four batches of 40 rows, each a stretch of its own."""
+    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
+    monkeypatch.setattr(service_module, "_STRETCH_S", 0.0)
 
 
 def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
@@ -119,75 +124,181 @@ def test_counters_and_log_say_what_was_written(make_service: Callable[..., Teach
     service = make_service()
     remember(service, *KINDS)
     service.fill(0)
-    on_disk = sum(path.stat().st_size for path in service._store.root.glob("*/shard-*"))
-    counted = count_fills(service._store.root, service.teacher.weights_hash)
-    assert service.counters()["bytes_written"] == counted["bytes"] == on_disk
-    # LeNet's first layer on digits has 8x8 outputs or fewer, six of them; ten classes; 4 bytes each.
+    # Ten classes; the layer's maps; the same without their channels: 4 bytes each.
     shape = opened(service, feature(LAYER), 0).shape
-    assert on_disk > 4 * ROWS * (10 + int(np.prod(shape)) + int(np.prod(shape[1:])))
+    written = 4 * ROWS * (10 + int(np.prod(shape)) + int(np.prod(shape[1:])))
+    counted = count_fills(service._store.root, service.teacher.weights_hash)
+    assert service.counters()["bytes_written"] == counted["bytes"] == written
+    assert written < sum(path.stat().st_size for path in service._store.root.glob("*/part-*")) < 2 * written
     assert counted["seconds"] > 0
 
 
-@pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("harm", ["cut", "garbled", "missing", "foreign"])
-def test_a_harmed_shard_alone_is_forwarded_again(make_service: Callable[..., TeacherService], harm: str) -> None:
+def test_rows_are_filled_in_the_order_in_which_they_are_read(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = TeacherService._forward
+
+    def watching(self: TeacherService, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
+        seen.extend(indices.tolist())
+        return forward(self, reader, kinds, view, indices)
+
+    monkeypatch.setattr(TeacherService, "_forward", watching)
     service = make_service()
-    remember(service, logits(), feature(LAYER))
+    remember(service, logits())
+    service.fill(0, (7, 3))
+    assert seen[:2] == [0, 1], "to know the shape"
+    assert seen[2:] == reading_order(7, 3, ROWS).tolist()
+    seen.clear()
+    service.fill(1)
+    assert seen[2:] == list(range(ROWS))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_rows_can_be_read_while_the_view_is_being_filled(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service()
+    remember(service, *KINDS)
+    order = torch.from_numpy(reading_order(0, 0, ROWS))
+    ready: list[int] = []
+    note = TeacherService._note
+
+    def looking(self: TeacherService, *arguments: Any) -> None:
+        note(self, *arguments)
+        views = [KnowledgeStore(self._store.root).follow(view_identity(self.base, kind, 0)) for kind in KINDS]
+        ready.append(min(sum(view.ready(order[row : row + 1]) for row in range(ROWS)) for view in views))
+        assert all(view.ready(order[: ready[-1]]) for view in views)
+
+    monkeypatch.setattr(TeacherService, "_note", looking)
+    service.fill(0, (0, 0))
+    assert ready == [40, 80, 120, 160]
+
+
+@pytest.mark.parametrize("harm", ["cut", "garbled", "missing", "foreign"])
+def test_harmed_rows_alone_are_forwarded_again(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    # Logits take 40 bytes a row: blocks of 20 rows, parts of 40.
+    monkeypatch.setattr(layout_module, "_BLOCK_BYTES", 800)
+    monkeypatch.setattr(layout_module, "_PART_BYTES", 1600)
+    service = make_service()
+    remember(service, logits())
     service.fill(0)
     before = rows_of(service, logits(), 0)
     folder = service._store.folder(view_identity(service.base, logits(), 0))
-    shard = sorted(folder.glob("shard-*"))[2]
+    part = folder / "part-002.arrow"
     if harm == "missing":
-        shard.unlink()
+        part.unlink()
     elif harm == "cut":
-        os.truncate(shard, 100)
+        os.truncate(part, 100)
     elif harm == "garbled":
-        content = bytearray(shard.read_bytes())
-        content[-700] ^= 4
-        shard.write_bytes(bytes(content))
+        content = bytearray(part.read_bytes())
+        content[content.index(before[90].numpy().tobytes())] ^= 4
+        part.write_bytes(bytes(content))
     else:
-        other = sorted(service._store.folder(view_identity(service.base, feature(LAYER), 0)).glob("shard-*"))[2]
-        shard.write_bytes(other.read_bytes())
+        part.write_bytes((folder / "part-001.arrow").read_bytes())
     restarted = make_service()
-    remember(restarted, logits(), feature(LAYER))
+    remember(restarted, logits())
     restarted.fill(0)
-    assert restarted.counters()["samples_forwarded"] == 40
-    assert torch.equal(rows_of(restarted, logits(), 0), before)
+    assert restarted.counters()["samples_forwarded"] == (20 if harm == "garbled" else 40)
+    assert torch.allclose(rows_of(restarted, logits(), 0), before, atol=1e-5)
 
 
-@pytest.mark.usefixtures("small_shards")
-def test_a_filling_that_broke_off_goes_on(make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch) -> None:
+class Died(BaseException):
+    """The process is gone: nothing behind it runs but the closing of files."""
+
+
+def die(*_arguments: Any) -> None:
+    raise Died
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize(
+    "point", ["in the third batch", "between data and journal", "between two journals", "between journal and log", "at sealing"]
+)
+def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
     service = make_service()
     remember(service, *KINDS)
-    forward = TeacherService._forward
-    passes: list[int] = []
+    calls = {"append": 0, "note": 0, "batch": 0}
+    append, note, batch = ViewWriter._append, TeacherService._note, TeacherService._fill_batch
+    last_append = {"between data and journal": 7, "between two journals": 8}.get(point)
 
-    def dying(self: TeacherService, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
-        passes.append(len(indices))
-        if passes.count(40) == 3:
-            raise KeyboardInterrupt
-        return forward(self, reader, kinds, view, indices)
+    def appending(self: ViewWriter, line: bytes) -> None:
+        calls["append"] += 1
+        if calls["append"] == last_append:  # three kinds: the seventh begins the third stretch
+            die()
+        append(self, line)
+
+    def noting(self: TeacherService, *arguments: Any) -> None:
+        calls["note"] += 1
+        if calls["note"] == 3 and point == "between journal and log":
+            die()
+        note(self, *arguments)
+
+    def filling(self: TeacherService, *arguments: Any) -> None:
+        calls["batch"] += 1
+        if calls["batch"] == 3 and point == "in the third batch":
+            die()
+        batch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherService, "_forward", dying)
-        with pytest.raises(KeyboardInterrupt):
-            service.fill(0)
+        patch.setattr(ViewWriter, "_append", appending)
+        patch.setattr(TeacherService, "_note", noting)
+        patch.setattr(TeacherService, "_fill_batch", filling)
+        if point == "at sealing":
+            patch.setattr(ViewWriter, "seal", die)
+        with pytest.raises(Died):
+            service.fill(0, (0, 0))
     assert not service._store.is_sealed(view_identity(service.base, logits(), 0))
+    kept = ROWS if point == "at sealing" else 80
+    assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == kept
     restarted = make_service()
     remember(restarted, *KINDS)
-    restarted.fill(0)
-    assert restarted.counters()["samples_forwarded"] == ROWS - 2 * 40
-    untouched = make_service()
-    remember(untouched, *KINDS)
-    untouched.fill(1)
-    assert rows_of(restarted, logits(), 0).shape == rows_of(untouched, logits(), 1).shape
+    restarted.fill(0, (5, 5))
+    assert restarted.counters()["samples_forwarded"] == ROWS - kept
+    assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == ROWS
+    undisturbed = make_service(store=KnowledgeStore(service._store.root / "elsewhere"))
+    undisturbed._store.root.mkdir()
+    remember(undisturbed, *KINDS)
+    undisturbed.fill(0, (0, 0))
+    for kind in KINDS:
+        assert torch.equal(rows_of(restarted, kind, 0), rows_of(undisturbed, kind, 0))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_kinds_that_miss_different_rows_share_a_pass_over_what_either_misses(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service()
+    remember(service, logits())
+    with monkeypatch.context() as patch:
+        batches: list[int] = []
+        batch = TeacherService._fill_batch
+
+        def twice(self: TeacherService, *arguments: Any) -> None:
+            batches.append(1)
+            if len(batches) == 3:
+                die()
+            batch(self, *arguments)
+
+        patch.setattr(TeacherService, "_fill_batch", twice)
+        with pytest.raises(Died):
+            service.fill(0)
+    both = make_service()
+    remember(both, logits(), feature(LAYER))
+    both.fill(0)
+    assert both.counters()["samples_forwarded"] == ROWS
+    assert both.counters()["bytes_written"] == 4 * (80 * 10 + ROWS * int(np.prod(opened(both, feature(LAYER), 0).shape)))
 
 
 def full(*_arguments: Any) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("call", ["fsync", "write"])
+@pytest.mark.parametrize("call", ["posix_fallocate", "fsync", "write"])
 def test_a_full_disk_is_one_sentence_and_filling_goes_on_when_there_is_room(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -261,7 +372,7 @@ def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
     filled: list[int] = []
     begun, go = threading.Event(), threading.Event()
 
-    def fill(_self: TeacherService, view: int) -> None:
+    def fill(_self: TeacherService, view: int, _reading: object) -> None:
         begun.set()
         go.wait(30)
         filled.append(view)
@@ -344,8 +455,8 @@ def train(
         kinds = method.knowledge(teacher, teacher)
         remember(service, *kinds.values())
 
-        def open_views(view: int) -> dict[str, SealedView]:
-            service.fill(view)
+        def open_views(view: int, _names: Collection[str] | None, reading: Reading | None) -> dict[str, View]:
+            service.fill(view, reading)
             return {name: opened(service, kind, view) for name, kind in kinds.items()}
 
         trainer = Trainer(

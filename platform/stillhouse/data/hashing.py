@@ -44,6 +44,11 @@ def integers(key: int, counters: NDArray[np.integer], bound: int) -> NDArray[np.
     return (uniform(key, counters) * bound).astype(np.int64)
 
 
+def reading_order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """The order in which a training with `seed` reads its samples 0..length-1 in `epoch`."""
+    return permutation(derive_key(seed, "batches", epoch), length)
+
+
 def permutation(key: int, length: int) -> NDArray[np.int64]:
     """A permutation of 0..length-1, the same for the same key."""
     return np.argsort(hash_counters(key, np.arange(length)), kind="stable")

@@ -1,26 +1,44 @@
 """Where a trial's knowledge comes from: one interface, whatever the way."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import SealedView
+from stillhouse.knowledge.view import View
 from stillhouse.models.features import FeatureReader
+
+Reading = tuple[int, int]
+"""(seed, epoch) of a training: it decides the order in which samples are read, see `data.hashing.reading_order`."""
 
 
 class KnowledgeSource(Protocol):
-    """Gives the teacher's knowledge of a batch. B samples."""
+    """Gives the teacher's knowledge of a batch. B samples.
+
+    Attributes:
+        wait_seconds: how long it has waited for knowledge that was not there yet.
+    """
 
     way: str
 
-    def begin_epoch(self, view: int) -> None:
-        """Announces the view of the coming epoch; may wait until its knowledge is there."""
+    @property
+    def wait_seconds(self) -> float: ...
+
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        """Announces the view of the coming epoch; may wait until its knowledge begins to be there.
+
+        Args:
+            names: the knowledge that the epoch needs, by the method's names; all of it by default.
+            reading: how the epoch will read it, so that it can be filled in that order.
+        """
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """{name: [B, ...]} float32 on the images' device.
+        """{name: [B, ...]} float32 on the images' device, of what the epoch needs.
 
         Args:
             indices: [B] int64 on the CPU, places in the training split.
@@ -28,15 +46,55 @@ class KnowledgeSource(Protocol):
         """
 
 
-def compute_knowledge(reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor) -> dict[str, Tensor]:
-    """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it."""
+def compute_knowledge(
+    reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor | None = None
+) -> dict[str, Tensor]:
+    """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it.
+
+    Kinds of the input gradient take a pass of their own, so that asking for one changes no bit of the others.
+
+    Args:
+        labels: [B] int64, the samples' own classes; needed for kinds of the input gradient.
+
+    Raises:
+        TrialError: the teacher's outputs are not all finite.
+    """
     with torch.no_grad():
         logits, features = reader(images)
         assert logits is not None
-        return {
-            name: kind.compute(logits, features, [reader.weight(weight) for weight in kind.weights])
+        gradients = logits
+        if any(kind.of_input for kind in knowledge.values()):
+            assert labels is not None, "the gradient of a teacher's cross-entropy needs labels"
+            gradients = _input_gradients(reader, images, labels.to(images.device))
+        computed = {
+            name: kind.compute(
+                gradients if kind.of_input else logits, features, [reader.weight(weight) for weight in kind.weights]
+            )
             for name, kind in knowledge.items()
         }
+        # The logits too: a reduction to signs, say, makes a number of what is none.
+        if not bool(torch.stack([output.isfinite().all() for output in (logits, *computed.values())]).all()):
+            wrong = [str(knowledge[name]) for name, output in computed.items() if not bool(output.isfinite().all())]
+            raise TrialError(
+                f"the teacher's outputs are not finite ({', '.join(wrong) or 'logits'}); check its weights, or train it anew "
+                "with a lower learning rate"
+            )
+        return computed
+
+
+def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each sample's own loss: of the sum over the batch, whose terms share no pixels."""
+    with torch.enable_grad():
+        pixels = images.detach().requires_grad_()
+        logits, _ = reader(pixels)
+        assert logits is not None
+        (gradients,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), pixels)
+    return gradients
+
+
+def is_named(name: str, names: Collection[str] | None) -> bool:
+    """Whether knowledge called `name`, or `<teacher>/<name>`, is among `names`; all is among None."""
+    return names is None or name in names or name.rpartition("/")[2] in names
 
 
 def layers_of(knowledge: Mapping[str, Knowledge]) -> list[str]:
@@ -45,43 +103,67 @@ def layers_of(knowledge: Mapping[str, Knowledge]) -> list[str]:
 
 
 class InlineKnowledge:
-    """The teacher in the trial's own process: the baseline, and for maps that cost more to move than to recompute."""
+    """The teacher in the trial's own process: the baseline, and for maps that cost more to move than to recompute.
+
+    Args:
+        labels: [N] int64 of the whole training split, for knowledge that depends on the class.
+    """
 
     way = "inline"
+    wait_seconds = 0.0
 
-    def __init__(self, teacher: nn.Module, knowledge: Mapping[str, Knowledge]) -> None:
+    def __init__(self, teacher: nn.Module, knowledge: Mapping[str, Knowledge], labels: Tensor | None = None) -> None:
         self._teacher = teacher.eval().requires_grad_(False)
-        self._knowledge = knowledge
+        self._knowledge = self._needed = dict(knowledge)
+        self._labels = labels
         self._reader = FeatureReader(teacher, layers_of(knowledge))
         self.samples_forwarded = 0
 
-    def begin_epoch(self, view: int) -> None:
-        """Nothing to wait for."""
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        self._needed = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        if not self._needed:
+            return {}
         self.samples_forwarded += len(indices)
-        return compute_knowledge(self._reader, self._knowledge, images)
+        labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
+        return compute_knowledge(self._reader, self._needed, images, labels)
 
 
 class CachedKnowledge:
     """Knowledge gathered from sealed views by memory map: no forward pass, no remote call per batch.
 
+    A view may still be filled while it is read: a batch waits for its own rows alone.
+
     Args:
-        open_views: gives {name: sealed view} of view number `v`, waiting until it is sealed.
+        open_views: gives {name: view} of view number `v` for the given names (None: all), with rows that are ready or will be.
+        await_rows: waits until the rows of a batch are ready in the views that were opened last, and gives those views.
     """
 
     way = "cached"
 
-    def __init__(self, open_views: Callable[[int], Mapping[str, SealedView]]) -> None:
+    def __init__(
+        self,
+        open_views: Callable[[int, Collection[str] | None, Reading | None], Mapping[str, View]],
+        await_rows: Callable[[Tensor], Mapping[str, View]] | None = None,
+    ) -> None:
         self._open_views = open_views
-        self._views: Mapping[str, SealedView] = {}
+        self._await_rows = await_rows
+        self._views: Mapping[str, View] = {}
         self.samples_gathered = 0
         self.bytes_gathered = 0
+        self.wait_seconds = 0.0
 
-    def begin_epoch(self, view: int) -> None:
-        self._views = self._open_views(view)
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        started = time.perf_counter()
+        self._views = self._open_views(view, names, reading)
+        self.wait_seconds += time.perf_counter() - started
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        if self._await_rows is not None and not all(view.ready(indices) for view in self._views.values()):
+            started = time.perf_counter()
+            self._views = self._await_rows(indices)
+            self.wait_seconds += time.perf_counter() - started
         gathered = {name: view.gather(indices) for name, view in self._views.items()}
         self.samples_gathered += len(indices)
         self.bytes_gathered += sum(rows.nbytes for rows in gathered.values())

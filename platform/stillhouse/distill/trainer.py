@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, Split
-from stillhouse.data.hashing import derive_key, derive_seed, permutation
+from stillhouse.data.hashing import derive_seed, reading_order
+from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
+from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed
 from stillhouse.distill.optimiser import Optimisers
+from stillhouse.distill.parallel import ALONE, JointLoss, Workers, parting_problem, share_statistics
 from stillhouse.distill.sources import KnowledgeSource
 from stillhouse.durable import Damaged
-from stillhouse.errors import TrialError
+from stillhouse.errors import TrialError, did_you_mean
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.features import FeatureReader
 from stillhouse.spec.training import Training
@@ -41,9 +46,12 @@ class Trainer:
         views: the augmented views; epoch e sees view `order(seed)[e mod count]`.
         epochs: length of the whole training, over all stages of the method.
         teacher: gives the knowledge that the method asked of the teacher; None for methods that ask nothing.
+        callable_teacher: the teacher as a function, for methods that call it.
         teacher_architecture: what the method may know of the teacher.
         teacher_weights: gives the teacher's weights by name; asked only for methods that reuse a part of the teacher.
         student_name: the name used in messages.
+        workers: the processes that train this student together, each with a trainer of equal arguments but its own rank.
+        micro_batch: the most samples of a forward pass, whose gradients are added up to the batch's; by default the recipe's.
 
     Raises:
         MethodError: the method can not work with this teacher or student.
@@ -60,10 +68,13 @@ class Trainer:
         epochs: int,
         seed: int = 0,
         teacher: KnowledgeSource | None = None,
+        callable_teacher: CallableTeacher | None = None,
         teacher_architecture: Architecture | None = None,
         teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None,
         student_name: str = "student",
         device: str = "cpu",
+        workers: Workers = ALONE,
+        micro_batch: int | None = None,
     ) -> None:
         self.method = method
         self.device = device
@@ -76,6 +87,9 @@ class Trainer:
         self._training = training
         self._seed = seed
         self._teacher = teacher
+        self._callable_teacher = callable_teacher
+        self._workers = workers
+        self.micro_batch = training.micro_batch if micro_batch is None and training.micro_batch != "auto" else micro_batch
         self._build_student = new_student
         self._students_made = 0
         self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
@@ -94,6 +108,9 @@ class Trainer:
             teacher_weights=teacher_weights or _no_weights,
         )
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
+        if self._in_parts and (problem := parting_problem(method)):
+            raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
+        share_statistics(self.student, workers)
         self._helpers = self._make_helpers()
         self._modules = {name: helper.module for name, helper in self._helpers.items()}
         self._classifiers = dict(method.classifiers(self.student, self._modules))
@@ -101,6 +118,7 @@ class Trainer:
         self._stage_index = -1
         self._optimisers: Optimisers | None = None
         self._reader: FeatureReader | None = None
+        self._joint_loss: JointLoss | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -146,28 +164,30 @@ class Trainer:
         assert optimisers is not None
         stage = self.stages[stage_index]
         view = int(self._views.order(self._seed)[self.epoch % self._views.count])
-        if self._teacher is not None:
-            waited = time.perf_counter()
-            self._teacher.begin_epoch(view)
-            self.wait_seconds += time.perf_counter() - waited
+        if (teacher := self._teacher_of(stage)) is not None:
+            waited = teacher.wait_seconds
+            teacher.begin_epoch(view, stage.knowledge, (self._seed, self.epoch))
         self._set_mode(training=True)
         totals: dict[str, Tensor] = {}
         samples = 0
         rate = 0.0
-        with torch.random.fork_rng(devices=self._rng_devices()):
-            torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch))
+        # What a student draws itself must differ between workers.
+        own = (self._workers.rank,) if self._workers.rank else ()
+        with torch.random.fork_rng(devices=self._rng_devices()), self._read_ahead(view, stage):
+            torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
             for number, indices in enumerate(self._batches(self.epoch)):
                 rate = optimisers.set_step(stage_epoch * self._batches_per_epoch + number)
-                terms = self.method.step(self._make_step(indices, view, stage, number), optimisers)
+                terms = self._train_on(indices, view, stage, number, optimisers)
                 samples += len(indices)
                 for name, term in terms.items():
                     weighted = term.detach() * len(indices)
                     totals[name] = totals[name] + weighted if name in totals else weighted
+        if teacher is not None:
+            self.wait_seconds += teacher.wait_seconds - waited
         entry = self._entry(stage, totals, samples, rate)
         self.epoch += 1
-        entry["validation_accuracy"] = self.evaluate(self._data.validation)
-        for name, peer in self.peers().items():
-            entry[f"validation_accuracy_{name}"] = self.evaluate(self._data.validation, peer)
+        for name, model in self._classifiers.items():
+            entry["validation_accuracy" if name == "student" else f"validation_accuracy_{name}"] = self._validate(model)
         entry["seconds"] = time.perf_counter() - started
         self.train_seconds += entry["seconds"]
         self.curve.append(entry)
@@ -178,6 +198,16 @@ class Trainer:
         model = self.classifier if model is None else model
         correct = count_correct(model, self._data, split, self.device, self._memory_format)
         return correct / len(split.labels)
+
+    def _validate(self, model: nn.Module) -> float:
+        """As `evaluate` on the validation split; each worker computes its share."""
+        workers, split = self._workers, self._data.validation
+        correct = count_correct(model, self._data, split, self.device, self._memory_format, part=(workers.rank, workers.size))
+        return int(workers.sum(torch.tensor(correct, device=self.device))) / len(split.labels)
+
+    def workers_agree(self) -> bool:
+        """Whether all workers have come equally far; all of them must ask."""
+        return self._workers.agree_on(self.epoch, self.device)
 
     def peers(self) -> dict[str, nn.Module]:
         """What is evaluated beside the student, by name."""
@@ -201,6 +231,7 @@ class Trainer:
                 "curve": self.curve,
                 "train_seconds": self.train_seconds,
                 "wait_seconds": self.wait_seconds,
+                "micro_batch": self.micro_batch,
             },
         )
 
@@ -229,6 +260,8 @@ class Trainer:
             self.train_seconds = state["train_seconds"]
             self.wait_seconds = state["wait_seconds"]
             self._students_made = state["students_made"]
+            if self._training.micro_batch == "auto":
+                self.micro_batch = state.get("micro_batch")
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{path} does not fit this training: {error}") from error
 
@@ -249,29 +282,85 @@ class Trainer:
         for helper in helpers.values():
             helper.module.to(self.device)
             helper.module.requires_grad_(helper.trainable)
+            share_statistics(helper.module, self._workers)
         return helpers
 
     def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         """The epoch's batches; a last batch of one is left out, since BatchNorm can not train on it."""
-        order = permutation(derive_key(self._seed, "batches", epoch), len(self._labels))
+        order = reading_order(self._seed, epoch, len(self._labels))
         size = self._training.batch_size
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             if len(batch) > 1 or len(order) == 1:
                 yield batch
 
-    def _make_step(self, indices: NDArray[np.int64], view: int, stage: Stage, number: int) -> Step:
+    @property
+    def _in_parts(self) -> bool:
+        return self._workers.size > 1 or self.micro_batch is not None
+
+    def _parts(self, batch: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(first, last + 1) places of this worker's micro-batches; of nearly equal size, for BatchNorm can not train on one."""
+        first, last = self._workers.slice_of(batch)
+        count = -(-(last - first) // (self.micro_batch or max(1, last - first)))
+        ends = [first + (last - first) * place // count for place in range(count + 1)]
+        return list(pairwise(ends))
+
+    def _read_ahead(self, view: int, stage: Stage) -> AbstractContextManager[None]:
+        """While it lasts, images that must be decoded are, in the background, in the order of the epoch."""
+        if stage.data_free:
+            return nullcontext()
+        parts = (batch[start:end] for batch in self._batches(self.epoch) for start, end in self._parts(batch))
+        return read_ahead(self._images, (self._views.reads(torch.from_numpy(part), view) for part in parts))
+
+    def _train_on(
+        self, indices: NDArray[np.int64], view: int, stage: Stage, number: int, optimisers: Optimisers
+    ) -> dict[str, Tensor]:
+        """One training step on a batch; the terms to log, or this worker's share of them."""
+        if not self._in_parts:
+            return self.method.step(self._make_step(indices, view, stage, number), optimisers)
+        assert self._joint_loss is not None
+        logged: dict[str, Tensor] = {}
+        parts = self._parts(indices)
+        optimisers.clear()
+        for start, end in parts:
+            make = partial(self._make_step, indices[start:end], view, stage, number, part=(start, len(indices)))
+            share = (end - start) / len(indices)
+            with self._joint_loss.accumulating(more=end < parts[-1][1]):
+                terms = self._joint_loss(partial(self._loss_of, make))
+                # DDP takes the mean over the workers, whose shares of the batch may differ by a sample.
+                optimisers.accumulate(torch.stack(list(terms.values())).sum() * (share * self._workers.size))
+            for name, term in terms.items():
+                logged[name] = logged.get(name, 0) + term.detach() * share
+        optimisers.apply()
+        return logged
+
+    def _loss_of(self, make_step: Callable[[], Step]) -> dict[str, Tensor]:
+        return self.method.loss(make_step())
+
+    def _make_step(
+        self,
+        indices: NDArray[np.int64],
+        view: int,
+        stage: Stage,
+        number: int,
+        *,
+        part: tuple[int, int] | None = None,
+    ) -> Step:
         on_cpu = torch.from_numpy(indices)
         places = on_cpu.to(self.device, non_blocking=True)
-        images = self._data.normalise(self._views.augment(self._images, places, view))
-        images = images.contiguous(memory_format=self._memory_format)
-        labels = self._labels[places]
-        targets = labels
-        mixing = self._views.mixing(on_cpu, view)
-        if mixing is not None:
-            targets = mix_targets(labels, self._labels, *mixing, num_classes=self._data.num_classes)
-        knowledge = self._teacher.gather(on_cpu, images) if self._teacher is not None else {}
-        logits, features = self._forward(images)
+        knowledge: dict[str, Tensor] = {}
+        logits: Tensor | None = None
+        features: dict[str, Tensor] = {}
+        if stage.data_free:
+            images = self._data.normalise(self._images[:0])
+            labels = targets = self._labels[:0]
+        else:
+            images, labels, targets = self._read(on_cpu, places, view)
+            if (teacher := self._teacher_of(stage)) is not None:
+                knowledge = teacher.gather(on_cpu, images)
+            if self.method.differentiates_images:
+                images = images.detach().requires_grad_()
+            logits, features = self._forward(images)
         global_step = self.epoch * self._batches_per_epoch + number
         return Step(
             images=images,
@@ -288,7 +377,23 @@ class Trainer:
             progress=global_step / (self.epochs * self._batches_per_epoch),
             stage_progress=(self._stage_at(self.epoch)[1] + number / self._batches_per_epoch) / stage.epochs,
             seed=step_seed(self._seed, global_step),
+            callable_teacher=self._callable_teacher,
+            part=part,
         )
+
+    def _read(self, on_cpu: Tensor, places: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's normalised images, its labels, and the targets of cross-entropy."""
+        images = self._data.normalise(self._views.augment(self._images, places, view))
+        images = images.contiguous(memory_format=self._memory_format)
+        labels = self._labels[places]
+        mixing = self._views.mixing(on_cpu, view)
+        if mixing is None:
+            return images, labels, labels
+        return images, labels, mix_targets(labels, self._labels, *mixing, num_classes=self._data.num_classes)
+
+    def _teacher_of(self, stage: Stage) -> KnowledgeSource | None:
+        """The source of what the stage needs; None when it needs nothing."""
+        return None if stage.knowledge == () or stage.data_free else self._teacher
 
     def _forward(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         kind = self._training.mixed_precision
@@ -306,7 +411,8 @@ class Trainer:
         return None if logits is None else logits.float(), {name: output.float() for name, output in features.items()}
 
     def _entry(self, stage: Stage, totals: dict[str, Tensor], samples: int, rate: float) -> dict[str, Any]:
-        means = {name: float(total) / samples for name, total in totals.items()}
+        summed = self._workers.sum(torch.stack(list(totals.values())))
+        means = {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}
         loss = sum(means.values())
         if not math.isfinite(loss):
             culprits = ", ".join(f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
@@ -343,7 +449,9 @@ class Trainer:
         if self._reader is not None:
             self._reader.close()
         self._reader = FeatureReader(self.student, self._layers, until=stage.until)
-        if self._training.compile and not self._layers and stage.until is None:
+        # A compiled network can not be differentiated twice.
+        twice = self.method.differentiates_images
+        if self._training.compile and not self._layers and stage.until is None and not twice:
             self._compiled = torch.compile(self.student)
         groups: dict[str, nn.Module] = {"student": self.student}
         recipes = {"student": self._training}
@@ -358,6 +466,7 @@ class Trainer:
             total_steps=stage.epochs * self._batches_per_epoch,
             device=self.device,
         )
+        self._joint_loss = JointLoss(groups.values(), self._workers) if self._in_parts else None
         self._stage_index = index
 
     def _set_mode(self, *, training: bool) -> None:
@@ -378,7 +487,7 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
     """The method's stages, whose epochs must add up to the training's.
 
     Raises:
-        ValueError: they do not, or a stage has no epoch.
+        ValueError: they do not, a stage has no epoch, or it needs knowledge that the method does not ask for.
     """
     stages = list(method.stages(setup))
     if any(stage.epochs < 1 for stage in stages):
@@ -386,6 +495,12 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
     total = sum(stage.epochs for stage in stages)
     if total != setup.epochs:
         raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
+    needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
+    if needed and setup.teacher is not None:
+        asked = method.knowledge(setup.teacher, setup.student)
+        for name in needed:
+            if name not in asked:
+                raise ValueError(f"a stage needs knowledge '{name}', which is not asked for{did_you_mean(name, asked)}")
     return stages
 
 
@@ -398,14 +513,25 @@ def mix_targets(labels: Tensor, all_labels: Tensor, partners: Tensor, weights: T
 
 
 def count_correct(
-    model: nn.Module, data: ImageData, split: Split, device: str, memory_format: torch.memory_format = torch.contiguous_format
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    device: str,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    *,
+    part: tuple[int, int] = (0, 1),
 ) -> int:
-    """How many samples of the split `model` classifies correctly, in evaluation mode; the mode is put back."""
+    """How many samples of the split `model` classifies correctly, in evaluation mode; the mode is put back.
+
+    With `part` (k, n) only every n-th batch from batch k on is looked at.
+    """
     was_training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    with torch.inference_mode():
-        for start in range(0, len(split.labels), _EVALUATION_BATCH):
+    starts = range(part[0] * _EVALUATION_BATCH, len(split.labels), part[1] * _EVALUATION_BATCH)
+    places = (torch.arange(start, min(start + _EVALUATION_BATCH, len(split.labels))) for start in starts)
+    with torch.inference_mode(), read_ahead(split.images, places):
+        for start in starts:
             images = split.images[start : start + _EVALUATION_BATCH].to(device)
             labels = split.labels[start : start + _EVALUATION_BATCH].to(device)
             logits = model(data.normalise(images).contiguous(memory_format=memory_format))

@@ -1,7 +1,8 @@
 """The shared teacher as a Ray actor: named by its content, restarted when it dies, found again by whoever needs it."""
 
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from numpy.typing import NDArray
 
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
+from stillhouse.distill.sources import Reading
 from stillhouse.durable import content_hash
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
+from stillhouse.teachers.serving import MAX_WAITING, Busy, unless_busy
 
 NAMESPACE = "stillhouse"
-_THREADS = 64
+_THREADS = MAX_WAITING + 16
 
 
 class TeacherActor:
@@ -54,17 +57,27 @@ class TeacherActor:
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._service: TeacherService | None = None
         self._status = ""
+        self._preparing = threading.Lock()
+        self._ending = threading.Event()
         self._facts: dict[str, Any] = {}
 
     def prepare(self) -> dict[str, Any]:
         """Loads or trains the teacher once; gives its facts. A `StillhouseError` comes back as `{"error", "exit_code"}`."""
+        self._ending.clear()
         if self._service is None:
             try:
                 teacher = TeacherLibrary(self._home / "teachers").obtain(
-                    self._definition, self._data, self._views, device=self._device, progress=self._note
+                    self._definition,
+                    self._data,
+                    self._views,
+                    device=self._device,
+                    progress=self._note,
+                    ending=self._ending.is_set,
                 )
             except StillhouseError as error:
                 return {"error": str(error), "exit_code": error.exit_code}
+            except OSError as error:
+                return {"error": f"{error.strerror or error} ({error.filename})", "exit_code": InfrastructureError.exit_code}
             store = KnowledgeStore(self._home / "knowledge")
             store.root.mkdir(parents=True, exist_ok=True)
             self._service = TeacherService(teacher, self._data, self._views, store, dtype=self._dtype, device=self._device)
@@ -81,6 +94,10 @@ class TeacherActor:
             }
         return self._facts
 
+    def end(self) -> None:
+        """Lets `prepare` write a checkpoint and give up, behind the epoch under way."""
+        self._ending.set()
+
     def status(self) -> str:
         """The last line of progress of `prepare`."""
         return self._status
@@ -88,11 +105,32 @@ class TeacherActor:
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
         return self._ready().measure(kinds)
 
-    def request(self, view: int, kinds: Iterable[Knowledge], ahead: bool = False, damaged: bool = False) -> str | None:
-        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged)
+    def request(
+        self,
+        view: int,
+        kinds: Iterable[Knowledge],
+        ahead: bool = False,
+        damaged: bool = False,
+        reading: Reading | None = None,
+    ) -> str | None:
+        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged, reading=reading)
 
-    def forward(self, images: NDArray[np.float32], kinds: Mapping[str, Knowledge]) -> dict[str, NDArray[np.float32]]:
-        return self._ready().forward(images, kinds)
+    def forward(
+        self,
+        images: NDArray[np.float32],
+        kinds: Mapping[str, Knowledge],
+        labels: NDArray[np.int64] | None = None,
+        caller: str = "",
+    ) -> dict[str, NDArray[np.float32]] | Busy:
+        return unless_busy(self._ready().forward, images, kinds, labels, caller)
+
+    def call(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None) -> list[NDArray[Any]] | Busy:
+        return unless_busy(self._ready().call, caller, images, layers, token)
+
+    def pull_back(
+        self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
+    ) -> NDArray[Any] | Busy:
+        return unless_busy(self._ready().pull_back, caller, images, layers, gradients, token)
 
     def evaluate(self, split: str) -> float:
         return self._ready().evaluate(split)
@@ -104,10 +142,12 @@ class TeacherActor:
         return os.getpid()
 
     def _ready(self) -> TeacherService:
-        if self._service is None:
-            facts = self.prepare()
-            if "error" in facts:
-                raise StillhouseError(facts["error"])
+        # Behind a restart many trials ask at once, and the teacher is loaded for all of them.
+        with self._preparing:
+            if self._service is None:
+                facts = self.prepare()
+                if "error" in facts:
+                    raise StillhouseError(facts["error"])
         assert self._service is not None
         return self._service
 
@@ -139,10 +179,15 @@ def start_actor(
     dtype: str,
     cpus: float,
     gpus: float,
+    placement: Mapping[str, Any],
     import_paths: list[str],
     method_folders: list[str],
 ) -> tuple[str, Any]:
-    """Starts the shared actor, or finds the one that another sweep started. Returns its name and handle."""
+    """Starts the shared actor, or finds the one that another sweep started. Returns its name and handle.
+
+    Args:
+        placement: Ray's options that say on which nodes it may run.
+    """
     name = actor_name(definition, data, views, home=home, dtype=dtype)
     handle = (
         ray.remote(TeacherActor)
@@ -152,6 +197,7 @@ def start_actor(
             get_if_exists=True,
             num_cpus=cpus,
             num_gpus=gpus,
+            **placement,
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=_THREADS,
@@ -162,7 +208,14 @@ def start_actor(
 
 
 def make_ticket(
-    definition: TeacherDefinition, facts: Mapping[str, Any], *, home: Path, dtype: str, actor: str, ways: Mapping[str, str]
+    definition: TeacherDefinition,
+    facts: Mapping[str, Any],
+    *,
+    home: Path,
+    dtype: str,
+    actor: str,
+    ways: Mapping[str, str],
+    calling_way: str = "inline",
 ) -> TeacherTicket:
     """What trials need to know of the teacher that the actor has prepared."""
     return TeacherTicket(
@@ -175,4 +228,5 @@ def make_ticket(
         actor=actor,
         namespace=NAMESPACE,
         ways=dict(ways),
+        calling_way=calling_way,
     )

@@ -1,27 +1,37 @@
 """A trial's side of the shared teacher: cached, served or inline, behind one interface."""
 
+import itertools
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError, RayActorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource
+from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, Reading, is_named
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore, SealedView
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import View
 from stillhouse.models.weights import load_weights
 from stillhouse.teachers.definition import TeacherTicket, view_identity
 from stillhouse.teachers.service import kind_id
+from stillhouse.teachers.serving import Busy
 
 PATIENCE_S = 120.0
 _POLL_S = 0.02
 _REPEAT_S = 5.0
+_LONGEST_PAUSE_S = 10.0
+_LONGEST_BUSY_PAUSE_S = 1.0
 
 
 class _NoActorError(Exception):
@@ -30,6 +40,8 @@ class _NoActorError(Exception):
 
 class ActorLink:
     """Calls of the shared actor that outlive its restart: calls are pure, so repeating one is safe.
+
+    A call that the actor has no room for is repeated too, for as long as the actor answers.
 
     Args:
         patience_s: how long a lost actor is waited for before the trial gives up.
@@ -48,12 +60,18 @@ class ActorLink:
             InfrastructureError: the actor did not come back in time.
         """
         deadline = time.monotonic() + self._patience_s
-        pause = 0.1
+        pause, busy_pause = 0.1, 0.01
         while True:
             try:
                 handle = self._handle = self._handle or self._find()
                 self.calls += 1
-                return ray.get(getattr(handle, method).remote(*arguments))
+                answer = ray.get(getattr(handle, method).remote(*arguments))
+                if not isinstance(answer, Busy):
+                    return answer
+                time.sleep(busy_pause)
+                busy_pause = min(2 * busy_pause, _LONGEST_BUSY_PAUSE_S)
+                deadline, pause = time.monotonic() + self._patience_s, 0.1
+                continue
             except (RayActorError, ObjectLostError, _NoActorError) as error:
                 self._handle = None
                 if time.monotonic() + pause > deadline:
@@ -61,7 +79,7 @@ class ActorLink:
                         f"teacher '{self._ticket.definition.name}' did not answer for {self._patience_s:.0f} s: {error}"
                     ) from error
             time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _find(self) -> Any:
         try:
@@ -72,58 +90,142 @@ class ActorLink:
 
 
 class ViewOpener:
-    """Opens sealed views, asking the actor for those that are not there; at most one call per epoch when it is quick."""
+    """Opens views, sealed or being filled, and waits for their rows; asks the actor for what is not sealed, once per epoch."""
 
     def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
         self._ticket = ticket
         self._knowledge = knowledge
         self._link = link
         self._store = KnowledgeStore(Path(ticket.store))
+        self._asked = 0.0
+        self._view = 0
+        self._wanted: Mapping[str, Knowledge] = {}
+        self._reading: Reading | None = None
+        self._views: Mapping[str, View] = {}
 
-    def __call__(self, view: int) -> Mapping[str, SealedView]:
-        """{name: sealed view}, waiting until all are sealed.
+    def __call__(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> Mapping[str, View]:
+        """{name: view} of the given names (None: all), waiting until the filling of each has begun.
 
         Raises:
             InfrastructureError: the actor can not fill the view, or is gone.
         """
-        asked = 0.0
+        self._view, self._reading = view, reading
+        self._wanted = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
+        self._asked = 0.0
+        self._views = {}
+        self._until(lambda: bool(self._views) or not self._wanted)
+        if not (self._asked or all(each.complete for each in self._views.values())):
+            # It is being filled; this trial's word may put it before what only runs ahead.
+            self._ask(damaged=False)
+        return self._views
+
+    def await_rows(self, indices: Tensor) -> Mapping[str, View]:
+        """The views that were opened last, when the rows of the samples `indices` [B] are ready in all of them.
+
+        Raises:
+            InfrastructureError: the actor can not fill the view, or is gone.
+        """
+        self._until(lambda: all(each.ready(indices) for each in self._views.values()))
+        return self._views
+
+    def _until(self, there: Callable[[], bool]) -> None:
+        """Waits until `there`; the actor is asked again every few seconds, in case it has died or failed since."""
         failures = 0
+        damaged = False
         while True:
-            try:
-                return {
-                    name: self._store.open(view_identity(self._ticket.base, kind, view))
-                    for name, kind in self._knowledge.items()
-                }
-            except FileNotFoundError:
-                damaged = False
-            except Damaged:
-                # The actor checks before it believes, unseals the view and makes it again.
-                damaged = True
-            if time.monotonic() - asked > _REPEAT_S:
-                reason = self._link.call("request", view, list(self._knowledge.values()), False, damaged)
-                asked = time.monotonic()
+            if not self._views or damaged:
+                try:
+                    self._views = self._open()
+                    damaged = False
+                except FileNotFoundError:
+                    damaged = False
+                except Damaged:
+                    # The actor checks before it believes, unseals the view and makes it again.
+                    damaged = True
+            if not damaged and there():
+                return
+            if time.monotonic() - self._asked > _REPEAT_S:
+                reason = self._ask(damaged=damaged)
                 failures += reason is not None
                 if failures > 1:
-                    raise InfrastructureError(f"teacher '{self._ticket.definition.name}' can not fill view {view}: {reason}")
+                    raise InfrastructureError(
+                        f"teacher '{self._ticket.definition.name}' can not fill view {self._view}: {reason}"
+                    )
+                # The files that are mapped may have been made anew.
+                with suppress(FileNotFoundError, Damaged):
+                    self._views = self._open()
             time.sleep(_REPEAT_S / 5 if damaged else _POLL_S)
+
+    def _open(self) -> Mapping[str, View]:
+        return {
+            name: self._store.follow(view_identity(self._ticket.base, kind, self._view)) for name, kind in self._wanted.items()
+        }
+
+    def _ask(self, *, damaged: bool) -> Any:
+        reason = self._link.call("request", self._view, list(self._wanted.values()), False, damaged, self._reading)
+        self._asked = time.monotonic()
+        return reason
 
 
 class ServedKnowledge:
     """The teacher actor computes on the pixels of each batch; for inputs that exist in no view."""
 
     way = "served"
+    wait_seconds = 0.0
 
-    def __init__(self, link: ActorLink, knowledge: Mapping[str, Knowledge]) -> None:
+    def __init__(self, link: ActorLink, knowledge: Mapping[str, Knowledge], labels: Tensor | None = None) -> None:
         self._link = link
-        self._knowledge = dict(knowledge)
+        self._knowledge = self._needed = dict(knowledge)
+        self._labels = labels
+        self._caller = secrets.token_hex(8)
 
-    def begin_epoch(self, view: int) -> None:
-        """Nothing to wait for."""
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        self._needed = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
-        answer = self._link.call("forward", images.detach().float().contiguous().cpu().numpy(), self._knowledge)
+        if not self._needed:
+            return {}
+        pixels = images.detach().float().contiguous().cpu().numpy()
+        labels = None
+        if self._labels is not None and any(kind.of_input for kind in self._needed.values()):
+            labels = self._labels[indices].numpy()
+        answer = self._link.call("forward", pixels, self._needed, labels, self._caller)
         # Ray's arrays are read-only views of shared memory; a batch is small, so it is copied.
         return {name: torch.from_numpy(array.copy()).to(images.device) for name, array in answer.items()}
+
+
+class ActorModel:
+    """The shared actor as the remote end of a `ServedTeacher`. The images travel once, for both directions."""
+
+    def __init__(self, link: ActorLink) -> None:
+        self._link = link
+        self._caller = secrets.token_hex(8)
+        self._numbers = itertools.count()
+
+    def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[Any, Sequence[Tensor]]:
+        reference = ray.put(_to_array(images))
+        name = f"{self._caller}-{next(self._numbers)}" if differentiable else None
+        answer = self._link.call("call", self._caller, reference, tuple(layers), name)
+        return (reference, name), [_to_tensor(array, images) for array in answer]
+
+    def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
+        reference, name = token
+        arrays = [_to_array(gradient) for gradient in gradients]
+        return _to_tensor(self._link.call("pull_back", self._caller, reference, tuple(layers), arrays, name), images)
+
+
+def _to_array(tensor: Tensor) -> NDArray[Any]:
+    """One contiguous array; what is no float32 or float64 travels as float32."""
+    tensor = tensor.detach()
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.contiguous().cpu().numpy()
+    return array
+
+
+def _to_tensor(array: NDArray[Any], like: Tensor) -> Tensor:
+    """On the device and of the type of `like`. Ray's arrays are read-only views of shared memory, so they are copied."""
+    return torch.from_numpy(np.array(array)).to(like.device, like.dtype)
 
 
 class MixedKnowledge:
@@ -133,9 +235,13 @@ class MixedKnowledge:
         self._sources = sources
         self.way = "+".join(dict.fromkeys(source.way for source in sources))
 
-    def begin_epoch(self, view: int) -> None:
+    @property
+    def wait_seconds(self) -> float:
+        return sum(source.wait_seconds for source in self._sources)
+
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
         for source in self._sources:
-            source.begin_epoch(view)
+            source.begin_epoch(view, names, reading)
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         gathered: dict[str, Tensor] = {}
@@ -147,41 +253,75 @@ class MixedKnowledge:
 class TrialTeacher:
     """Makes a trial's knowledge source from a ticket, and counts what it used.
 
+    Attributes:
+        source: None for a method that only calls the teacher.
+        callable: the teacher as a function, for a method that calls it on inputs of its own making.
+
     Args:
         knowledge: what the method asks, by name; the ticket says which way each kind goes.
+        labels: [N] int64 of the training split, for knowledge that depends on the class.
+        calls: whether the method calls the teacher on inputs of its own making.
     """
 
-    def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        ticket: TeacherTicket,
+        knowledge: Mapping[str, Knowledge],
+        *,
+        labels: Tensor | None = None,
+        calls: bool = False,
+        device: str = "cpu",
+    ) -> None:
         self.link = ActorLink(ticket)
+        model: nn.Module | None = None
+        if (calls and ticket.calling_way == "inline") or "inline" in {_way_of(kind, ticket) for kind in knowledge.values()}:
+            model = ticket.definition.build()
+            load_weights(model, Path(ticket.weights_path))
+            model.to(device)
         by_way: dict[str, dict[str, Knowledge]] = {}
         for name, kind in knowledge.items():
-            by_way.setdefault(ticket.ways[kind_id(kind)], {})[name] = kind
+            by_way.setdefault(_way_of(kind, ticket), {})[name] = kind
         self._cached: CachedKnowledge | None = None
         self._inline: InlineKnowledge | None = None
         sources: list[KnowledgeSource] = []
         if "cached" in by_way:
-            self._cached = CachedKnowledge(ViewOpener(ticket, by_way["cached"], self.link))
+            opener = ViewOpener(ticket, by_way["cached"], self.link)
+            self._cached = CachedKnowledge(opener, opener.await_rows)
             sources.append(self._cached)
         if "served" in by_way:
-            sources.append(ServedKnowledge(self.link, by_way["served"]))
+            sources.append(ServedKnowledge(self.link, by_way["served"], labels))
         if "inline" in by_way:
-            teacher = ticket.definition.build()
-            load_weights(teacher, Path(ticket.weights_path))
-            self._inline = InlineKnowledge(teacher.to(device), by_way["inline"])
+            assert model is not None
+            self._inline = InlineKnowledge(model, by_way["inline"], labels)
             sources.append(self._inline)
-        joined = join_sources(sources)
-        assert joined is not None, "a trial with a teacher asks something of it"
-        self.source: KnowledgeSource = joined
+        self.source = join_sources(sources)
+        self.callable: CallableTeacher | None = None
+        if calls:
+            self.callable = ServedTeacher(ActorModel(self.link))
+            if ticket.calling_way == "inline":
+                assert model is not None
+                self.callable = InlineTeacher(model)
+        assert self.source or self.callable, "a trial with a teacher asks something of it"
 
     def counters(self) -> dict[str, Any]:
-        """`way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline) and `remote_calls` of this trial."""
+        """What this trial took of the teacher.
+
+        `way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline, of the training split), `samples_called` (of
+        the method's own making) and `remote_calls`.
+        """
         return {
-            "way": self.source.way,
+            "way": "+".join(dict.fromkeys(used.way for used in (self.source, self.callable) if used is not None)),
             "samples_gathered": self._cached.samples_gathered if self._cached else 0,
             "bytes_gathered": self._cached.bytes_gathered if self._cached else 0,
             "samples_forwarded": self._inline.samples_forwarded if self._inline else 0,
+            "samples_called": self.callable.samples_called if self.callable else 0,
             "remote_calls": self.link.calls,
         }
+
+
+def _way_of(kind: Knowledge, ticket: TeacherTicket) -> str:
+    # A search that chooses its trials as it goes may ask what nobody foresaw; recomputing always works.
+    return ticket.ways.get(kind_id(kind), "inline")
 
 
 def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:

@@ -6,9 +6,10 @@ import heapq
 import itertools
 import json
 import os
+import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,23 @@ import torch
 from numpy.typing import NDArray
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.data.hashing import reading_order
 from stillhouse.data.views import Views
-from stillhouse.distill.sources import compute_knowledge, layers_of
+from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore, default_shard_rows, room_for
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.library import LoadedTeacher, accuracy
+from stillhouse.teachers.serving import FairLock, ModelServer
 
 FILL_BATCH = 512
+_COMMIT_SHARE = 0.05
+"""Stretches grow until making them durable takes no more than this part of computing them."""
+_STRETCH_S = 1.0
+"""Stretches that take this long to compute do not grow: trials wait for them."""
 _REQUESTED, _AHEAD = 0, 1
 
 
@@ -42,6 +50,7 @@ class TeacherService:
 
     Args:
         dtype: number format of sealed views, float32 or float16.
+        merged_rows: the largest batch that calls of trials are merged into; by default `ModelServer` decides.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class TeacherService:
         *,
         dtype: str = "float32",
         device: str = "cpu",
+        merged_rows: int | None = None,
     ) -> None:
         self.teacher = teacher
         self._data = data
@@ -61,14 +71,17 @@ class TeacherService:
         self._dtype = dtype
         self._device = device
         self._images = data.train.images.to(device)
+        self._labels = data.train.labels.to(device)
         self.base = base_identity(
             weights_hash=teacher.weights_hash, definition=teacher.definition, data=data, views=views, dtype=dtype
         )
         self._kinds: dict[str, Knowledge] = {}
-        self._queue: list[tuple[int, int, int]] = []
+        self._queue: list[tuple[int, int, int, Reading | None]] = []
+        self._counted: set[str] = set()
         self._order = itertools.count()
         self._wanted = threading.Condition()
-        self._model_lock = threading.Lock()
+        self._model_lock = FairLock()
+        self._server = ModelServer(teacher.model, lock=self._model_lock, device=device, merged_rows=merged_rows)
         self._filler: threading.Thread | None = None
         self._error: str | None = None
         self._samples_forwarded = 0
@@ -81,7 +94,7 @@ class TeacherService:
         count = min(256, len(self._images))
         images = self._view_images(0, np.arange(count))
         with self._model_lock, FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
-            sample = compute_knowledge(reader, wanted, images[:2])
+            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2])
             times = []
             for _ in range(3):
                 started = time.perf_counter()
@@ -95,7 +108,15 @@ class TeacherService:
             "bytes_per_sample": {name: width * value[0].numel() for name, value in sample.items()},
         }
 
-    def request(self, view: int, kinds: Iterable[Knowledge], *, ahead: bool = False, damaged: bool = False) -> str | None:
+    def request(
+        self,
+        view: int,
+        kinds: Iterable[Knowledge],
+        *,
+        ahead: bool = False,
+        damaged: bool = False,
+        reading: Reading | None = None,
+    ) -> str | None:
         """Asks for a sealed view of `kinds`; returns at once, with the reason if filling has failed.
 
         A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing.
@@ -105,6 +126,7 @@ class TeacherService:
             kinds: what is wanted of it.
             ahead: whether nobody waits for it yet.
             damaged: whether the caller found it damaged; it is then checked against its checksums again.
+            reading: in which order the caller will read it.
         """
         urgency = _AHEAD if ahead else _REQUESTED
         with self._wanted:
@@ -113,16 +135,19 @@ class TeacherService:
                 if damaged:
                     self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
-            if not any(queued == view and urgent <= urgency for urgent, _, queued in self._queue):
-                heapq.heappush(self._queue, (urgency, next(self._order), view))
+            if not any(queued == view and urgent <= urgency for urgent, _, queued, _ in self._queue):
+                heapq.heappush(self._queue, (urgency, next(self._order), view, reading))
             if self._filler is None or not self._filler.is_alive():
                 self._filler = threading.Thread(target=self._fill_queue, name="filler", daemon=True)
                 self._filler.start()
             self._wanted.notify()
         return error
 
-    def fill(self, view: int) -> None:
+    def fill(self, view: int, reading: Reading | None = None) -> None:
         """Seals view number `view` for every kind that was ever requested; kinds that miss share one forward pass.
+
+        Args:
+            reading: how the first trial will read the view: rows are filled in that order, else by their numbers.
 
         Raises:
             InfrastructureError: the disk is full.
@@ -140,60 +165,109 @@ class TeacherService:
                 missing[name] = kind
         if not missing:
             return
-        with FeatureReader(self.teacher.model, layers_of(missing)) as reader:
-            self._fill_missing(view, missing, reader)
+        rows = len(self._images)
+        with FeatureReader(self.teacher.model, layers_of(missing)) as reader, contextlib.ExitStack() as stack:
+            sample = self._forward(reader, missing, view, np.arange(min(2, rows)))
+            identities = {name: view_identity(self.base, kind, view) for name, kind in missing.items()}
+            writers = {
+                # In the order of their keys, so that two services do not wait for each other's locks.
+                name: stack.enter_context(
+                    self._store.writer(
+                        identities[name],
+                        rows=rows,
+                        shape=sample[name].shape[1:],
+                        dtype=self._dtype,
+                        order=reading,
+                        counted=self._is_counted,
+                    )
+                )
+                for name in sorted(missing, key=lambda name: self._store.key(identities[name]))
+            }
+            self._fill_missing(view, missing, reader, writers)
+            for writer in writers.values():
+                writer.seal()
         self._fill_seconds += time.perf_counter() - started
 
-    def _fill_missing(self, view: int, missing: Mapping[str, Knowledge], reader: FeatureReader) -> None:
+    def _fill_missing(
+        self, view: int, kinds: Mapping[str, Knowledge], reader: FeatureReader, writers: Mapping[str, ViewWriter]
+    ) -> None:
+        """Forwards the rows that miss, batch by batch; a stretch of batches is made durable and counted in one go."""
+        missing = {name: writer.missing for name, writer in writers.items()}
         rows = len(self._images)
-        sample = self._forward(reader, missing, view, np.arange(min(2, rows)))
-        shapes = {name: sample[name].shape[1:] for name in missing}
-        # Shards of all kinds end at the same rows, so that one forward pass serves them all.
-        shard_rows = min(default_shard_rows(shape, self._dtype) for shape in shapes.values())
-        writers = {
-            name: self._store.writer(
-                view_identity(self.base, kind, view), rows=rows, shape=shapes[name], dtype=self._dtype, shard_rows=shard_rows
-            )
-            for name, kind in missing.items()
-        }
-        for first, last in sorted({stretch for writer in writers.values() for stretch in writer.missing()}):
+        # Who goes on fills in the order, and so in the batches, of who began: rows are rounded as if nothing had happened.
+        reading = next((writer.order for writer in writers.values() if writer.order is not None), None)
+        order = np.arange(rows) if reading is None else reading_order(reading[0], reading[1], rows)
+        todo = order[np.logical_or.reduce([still[order] for still in missing.values()])]
+        num_batches, start = 1, 0
+        while start < len(todo):
             started = time.perf_counter()
-            open_writers = {name: writer for name, writer in writers.items() if (first, last) in set(writer.missing())}
-            if not open_writers:
-                continue
-            still = {name: missing[name] for name in open_writers}
-            parts = [
-                self._forward(reader, still, view, np.arange(start, min(start + FILL_BATCH, last)))
-                for start in range(first, last, FILL_BATCH)
-            ]
-            written = 0
-            seconds = time.perf_counter() - started
-            for name, writer in open_writers.items():
-                written += writer.write(first, np.concatenate([part[name] for part in parts]))
-            self._samples_forwarded += last - first
-            self._bytes_written += written
-            self._note(view, last - first, written, seconds, open_writers)
-        for name, writer in writers.items():
-            writer.seal()
-            self._store.trust(view_identity(self.base, missing[name], view))
+            stretch = todo[start : start + num_batches * FILL_BATCH]
+            for first in range(0, len(stretch), FILL_BATCH):
+                self._fill_batch(view, kinds, reader, writers, missing, stretch[first : first + FILL_BATCH])
+            computed = time.perf_counter()
+            token = secrets.token_hex(8)
+            written = {name: writer.commit(token) for name, writer in writers.items()}
+            self._note(view, len(stretch), written, computed - started, token)
+            self._samples_forwarded += len(stretch)
+            self._bytes_written += sum(written.values())
+            start += len(stretch)
+            seconds = computed - started
+            if time.perf_counter() - computed > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
+                num_batches *= 2
+
+    def _fill_batch(
+        self,
+        view: int,
+        kinds: Mapping[str, Knowledge],
+        reader: FeatureReader,
+        writers: Mapping[str, ViewWriter],
+        missing: Mapping[str, NDArray[np.bool_]],
+        batch: NDArray[np.int64],
+    ) -> None:
+        wanted = {name: missing[name][batch] for name in kinds}
+        values = self._forward(reader, {name: kinds[name] for name, some in wanted.items() if some.any()}, view, batch)
+        for name, array in values.items():
+            writers[name].put(batch[wanted[name]], array[wanted[name]])
 
     def evaluate(self, split: str) -> float:
         """Top-1 accuracy in [0, 1] on `validation` or `test`."""
         with self._model_lock:
             return accuracy(self.teacher.model, self._data, split, self._device)
 
-    def forward(self, images: NDArray[np.float32], kinds: Mapping[str, Knowledge]) -> dict[str, NDArray[np.float32]]:
-        """Knowledge of normalised images [B, C, H, W] that exist in no view; pure, so safe to repeat."""
-        pixels = torch.from_numpy(np.array(images)).to(self._device)
-        with self._model_lock, FeatureReader(self.teacher.model, layers_of(kinds)) as reader:
-            answer = {name: value.float().cpu().numpy() for name, value in compute_knowledge(reader, kinds, pixels).items()}
-            self._samples_forwarded += len(images)
-        return answer
+    def forward(
+        self,
+        images: NDArray[np.float32],
+        kinds: Mapping[str, Knowledge],
+        labels: NDArray[np.int64] | None = None,
+        caller: str = "",
+    ) -> dict[str, NDArray[np.float32]]:
+        """Knowledge of normalised images [B, C, H, W] that exist in no view; pure, so safe to repeat.
+
+        Args:
+            labels: [B], for kinds that depend on the class.
+            caller: who asks, for a fair share.
+
+        Raises:
+            NoRoom: too many calls are waiting.
+        """
+        return self._server.knowledge(caller, images, kinds, labels)
+
+    def call(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None = None) -> list[NDArray[Any]]:
+        """`ModelServer.forward`."""
+        return self._server.forward(caller, images, layers, token)
+
+    def pull_back(
+        self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
+    ) -> NDArray[Any]:
+        """`ModelServer.pull_back`."""
+        return self._server.pull_back(caller, images, layers, gradients, token)
 
     def counters(self) -> dict[str, float]:
-        """`samples_forwarded`, `bytes_written` and `fill_seconds` of this service's life."""
+        """`samples_forwarded`, `bytes_written` and `fill_seconds` of this service's life, and those of `ModelServer.counters`."""
+        served = self._server.counters()
         return {
-            "samples_forwarded": self._samples_forwarded,
+            **served,
+            "samples_forwarded": self._samples_forwarded + served["samples_served"],
             "bytes_written": self._bytes_written,
             "fill_seconds": self._fill_seconds,
         }
@@ -202,7 +276,8 @@ class TeacherService:
         self, reader: FeatureReader, kinds: Mapping[str, Knowledge], view: int, indices: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
         with self._model_lock:
-            outputs = compute_knowledge(reader, kinds, self._view_images(view, indices))
+            labels = self._labels[torch.from_numpy(indices).to(self._device)]
+            outputs = compute_knowledge(reader, kinds, self._view_images(view, indices), labels)
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def _view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -214,27 +289,34 @@ class TeacherService:
             with self._wanted:
                 while not self._queue:
                     self._wanted.wait()
-                *_, view = heapq.heappop(self._queue)
+                *_, view, reading = heapq.heappop(self._queue)
             try:
-                self.fill(view)
+                self.fill(view, reading)
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
                     self._error = f"{type(error).__name__}: {error}"
 
-    def _note(self, view: int, rows: int, num_bytes: int, seconds: float, kinds: Iterable[str]) -> None:
-        """One line per shard in the store's log: the count of forwarded samples outlives every crash."""
+    def _note(self, view: int, rows: int, written: Mapping[str, int], seconds: float, token: str) -> None:
+        """One line per stretch in the store's log: the count of forwarded samples outlives every crash."""
         line = {
             "teacher": self.teacher.weights_hash,
             "view": view,
             "rows": rows,
-            "bytes": num_bytes,
+            "bytes": sum(written.values()),
             "seconds": seconds,
-            "kinds": sorted(kinds),
+            "kinds": sorted(name for name, num_bytes in written.items() if num_bytes),
             "time": time.time(),
+            "stretch": token,
         }
         log, text = fill_log(self._store.root), json.dumps(line)
         with room_for(len(text), log):
             append_line(log, text)
+
+    def _is_counted(self, token: str) -> bool:
+        """Whether the log has the stretch: what a crash left between journal and log is made again, and counted once."""
+        if token not in self._counted:
+            self._counted = {str(entry.get("stretch")) for entry in _fills(self._store.root, self.teacher.weights_hash)}
+        return token in self._counted
 
 
 def fill_log(store: Path) -> Path:
@@ -260,13 +342,19 @@ def append_line(path: Path, line: str) -> None:
 def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0) -> dict[str, float]:
     """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log behind byte `since_byte`."""
     counts = {"samples": 0.0, "bytes": 0.0, "seconds": 0.0}
+    for entry in _fills(store, weights_hash, since_byte):
+        counts["samples"] += entry["rows"]
+        counts["bytes"] += entry["bytes"]
+        counts["seconds"] += entry["seconds"]
+    return counts
+
+
+def _fills(store: Path, weights_hash: str, since_byte: int = 0) -> Iterator[dict[str, Any]]:
+    """The whole lines of the log about one teacher."""
     with contextlib.suppress(FileNotFoundError), fill_log(store).open("rb") as file:
         file.seek(since_byte)
         for line in file:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
-                if entry["teacher"] == weights_hash:
-                    counts["samples"] += entry["rows"]
-                    counts["bytes"] += entry["bytes"]
-                    counts["seconds"] += entry["seconds"]
-    return counts
+                if entry["teacher"] == weights_hash and {"rows", "bytes", "seconds"} <= entry.keys():
+                    yield entry

@@ -1,0 +1,173 @@
+"""A view as its readers see it: mapped once, read row by row, and no row before it is durable."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillhouse.durable import Damaged
+from stillhouse.knowledge.layout import (
+    LAYOUT,
+    MANIFEST,
+    JournalReader,
+    Layout,
+    Stretch,
+    block_checksum,
+    map_part,
+    part_stamp,
+)
+
+_checked: set[tuple[str, int, int, int]] = set()
+"""The stamps of parts whose checksums this process has compared, so that every trial of a worker need not do it again."""
+
+
+class NotReady(LookupError):
+    """Rows were asked for that are not there yet."""
+
+
+class View:
+    """The knowledge of one (teacher, view), sealed or being filled.
+
+    Build one with `KnowledgeStore.open` or `KnowledgeStore.follow`.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, *, sealed: bool) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._arrays = [map_part(folder / layout.part_file(part), layout, part)[0] for part in range(layout.num_parts)]
+        self._parts = [_over(array) for array in self._arrays]
+        self._ready = torch.full((layout.rows,), sealed)
+        self._complete = sealed
+        self._journals = JournalReader(folder, layout.rows)
+
+    @property
+    def rows(self) -> int:
+        return self._layout.rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._layout.shape
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._layout.identity
+
+    @property
+    def bytes_per_sample(self) -> int:
+        return self._layout.row_bytes
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is ready, as far as this view knows."""
+        return self._complete
+
+    def ready(self, indices: Tensor) -> bool:
+        """Whether the rows of `indices` may be gathered; looks into the journals when some are not known to be.
+
+        A stretch that does not match its checksum is not ready, whatever a journal says.
+        """
+        if self._knows(indices):
+            return True
+        self._learn()
+        return self._knows(indices)
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """The rows [B, ...] of the samples `indices` [B] (int64, on the CPU), copied out of the map.
+
+        Raises:
+            NotReady: some of them are not known to be durable.
+        """
+        if not self._knows(indices):
+            raise NotReady(f"{self._folder} does not hold all of the rows yet")
+        if len(self._parts) == 1:
+            return self._parts[0].index_select(0, indices)
+        rows = torch.empty((len(indices), *self.shape), dtype=self._parts[0].dtype)
+        part_of = torch.div(indices, self._layout.part_rows, rounding_mode="floor")
+        for number in torch.unique(part_of).tolist():
+            places = torch.nonzero(part_of == number).squeeze(1)
+            local = indices.index_select(0, places) - number * self._layout.part_rows
+            rows.index_copy_(0, places, self._parts[number].index_select(0, local))
+        return rows
+
+    def _knows(self, indices: Tensor) -> bool:
+        return self._complete or bool(self._ready.index_select(0, indices).all())
+
+    def _learn(self) -> None:
+        for stretch in self._journals.fresh():
+            rows = torch.from_numpy(stretch.rows)
+            if not self._knows(rows) and stretch_checksum(self._arrays, self._layout, stretch) == stretch.checksum:
+                self._ready[rows] = True
+        self._complete = bool(self._ready.all())
+
+
+def open_sealed(folder: Path) -> View:
+    """The sealed view in `folder`; its blocks are compared with their checksums unless this process has done that.
+
+    Raises:
+        FileNotFoundError: it is not sealed.
+        Damaged: the manifest or a part is not what was written.
+    """
+    layout, content = Layout.read(folder / MANIFEST)
+    view = View(folder, layout, sealed=True)
+    stamps = stamps_of(folder, layout)
+    if not stamps <= _checked:
+        for (part, first, last), checksum in zip(layout.blocks(), content["blocks"], strict=True):
+            begin, _ = layout.part_stretch(part)
+            if block_checksum(view._arrays[part][first - begin : last - begin]) != checksum:
+                raise Damaged(f"{folder / layout.part_file(part)} does not match the checksum of its rows {first}-{last - 1}")
+        _checked.update(stamps)
+    return view
+
+
+def open_growing(folder: Path) -> View:
+    """The view that is being filled in `folder`.
+
+    Raises:
+        FileNotFoundError: its filling has not begun.
+        Damaged: its files are not of one layout.
+    """
+    layout, _ = Layout.read(folder / LAYOUT)
+    for part in range(layout.num_parts):
+        if not (folder / layout.part_file(part)).exists():
+            raise FileNotFoundError(folder / layout.part_file(part))
+    return View(folder, layout, sealed=False)
+
+
+def stamps_of(folder: Path, layout: Layout) -> set[tuple[str, int, int, int]]:
+    return {part_stamp(folder / layout.part_file(part)) for part in range(layout.num_parts)}
+
+
+def trust(stamps: set[tuple[str, int, int, int]]) -> None:
+    """Spares this process the comparison of parts that it has just written."""
+    _checked.update(stamps)
+
+
+def distrust(folder: Path) -> None:
+    """Has the parts in `folder` compared again when they are opened next."""
+    prefix = f"{folder}/"
+    for stamp in [stamp for stamp in _checked if stamp[0].startswith(prefix)]:
+        _checked.discard(stamp)
+
+
+def stretch_checksum(arrays: Sequence[NDArray[Any]], layout: Layout, stretch: Stretch) -> str:
+    """The checksum of the stretch's rows as they are in the parts now."""
+    if len(arrays) == 1:
+        return block_checksum(arrays[0][stretch.rows])
+    part_of = stretch.rows // layout.part_rows
+    values = np.empty((len(stretch.rows), *layout.shape), arrays[0].dtype)
+    for part in np.unique(part_of):
+        there = part_of == part
+        values[there] = arrays[part][stretch.rows[there] - part * layout.part_rows]
+    return block_checksum(values)
+
+
+def _over(array: NDArray[Any]) -> Tensor:
+    """A tensor over the map: nothing is copied, nothing may be written."""
+    # `torch.from_numpy` warns of arrays that may not be written to.
+    flat: Tensor = torch.utils.dlpack.from_dlpack(pa.array(array.reshape(-1)))
+    return flat.view(array.shape)

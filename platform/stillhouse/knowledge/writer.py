@@ -1,0 +1,289 @@
+"""Filling a view in place: rows in any order, durable stretch by stretch, over any number of attempts."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.durable import Damaged, canonical_json, write_atomic, write_checked
+from stillhouse.errors import InfrastructureError
+from stillhouse.knowledge.layout import (
+    LAYOUT,
+    LOCK,
+    MANIFEST,
+    JournalReader,
+    Layout,
+    Stretch,
+    allocate_part,
+    block_checksum,
+    journals,
+    map_part,
+)
+from stillhouse.knowledge.view import stamps_of, stretch_checksum, trust
+
+
+class ViewWriter:
+    """Fills one view; holds its lock until closed, so that no two fill it at a time.
+
+    All the room that the view will take is taken at once. What an earlier attempt made durable is kept where it matches its
+    checksum. Rows are `put` and then made durable together by `commit`: their values first, then a line of the journal, so
+    that whatever stands in the journal is on the disk.
+
+    Args:
+        layout: what is wanted; the `order` of an attempt that went before is kept instead.
+        counted: whether the stretch with this token was accounted for; one that was not is made again.
+
+    Raises:
+        InfrastructureError: the disk is full.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, *, counted: Callable[[str], bool]) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._parts: list[NDArray[Any]] = []
+        self._descriptors: list[int] = []
+        self._sealed = False
+        self._journal: int | None = None
+        self._done = np.zeros(layout.rows, dtype=np.bool_)
+        self._start_stretch()
+        self._lock = hold(folder)
+        try:
+            self._begin(layout, counted)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def order(self) -> Any:
+        """How the first attempt described the order in which it fills."""
+        return self._layout.order
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        """[rows]: the rows that are not durable yet."""
+        return ~self._done
+
+    def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Writes the values [B, ...] of the rows [B] in place; they are durable behind the next `commit`."""
+        if values.shape[1:] != self._layout.shape:
+            raise ValueError(f"a row must have shape {self._layout.shape}, got {values.shape[1:]}")
+        assert not self._done[rows].any(), "a row that is durable is not written again"
+        values = np.ascontiguousarray(values, dtype=self._layout.dtype)
+        for number, part in enumerate(self._parts):
+            first, last = self._layout.part_stretch(number)
+            there = (rows >= first) & (rows < last)
+            part[rows[there] - first] = values[there]
+        self._digest.update(values.reshape(-1).view(np.uint8).data)
+        self._put.append(rows)
+
+    def commit(self, token: str = "") -> int:
+        """Makes what was put durable and known to readers; returns its bytes.
+
+        Args:
+            token: the caller's name for this stretch, to be found `counted` should this process die before it is.
+
+        Raises:
+            InfrastructureError: the disk is full.
+        """
+        if not self._put:
+            return 0
+        rows = np.concatenate(self._put)
+        stretch = Stretch(rows, self._digest.hexdigest(), token)
+        num_bytes = len(rows) * self._layout.row_bytes
+        with room_for(num_bytes, self._folder):
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            self._append(stretch.line().encode())
+        self._done[rows] = True
+        self._start_stretch()
+        return num_bytes
+
+    def seal(self) -> None:
+        """Publishes the view; all rows must be durable."""
+        assert self._done.all(), "a view is sealed when all of its rows are durable"
+        if not self._sealed:
+            checksums = []
+            for part, first, last in self._layout.blocks():
+                begin, _ = self._layout.part_stretch(part)
+                checksums.append(block_checksum(self._parts[part][first - begin : last - begin]))
+            document = self._layout.document(blocks=checksums)
+            with room_for(len(document), self._folder):
+                write_checked(self._folder / MANIFEST, document)
+            trust(stamps_of(self._folder, self._layout))
+            self._sealed = True
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors, self._parts = [], []
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+        self._lock.close()
+
+    def _begin(self, wanted: Layout, counted: Callable[[str], bool]) -> None:
+        self._sealed = (self._folder / MANIFEST).exists()
+        if self._sealed:
+            self._done[:] = True
+            return
+        self._layout = _kept_layout(self._folder, wanted)
+        self._open_parts()
+        self._recover(counted)
+
+    def _open_parts(self) -> None:
+        allocated: list[Path] = []
+        for number in range(self._layout.num_parts):
+            path = self._folder / self._layout.part_file(number)
+            try:
+                _, offset = map_part(path, self._layout, number)
+            except Damaged:
+                try:
+                    with room_for(self._layout.num_bytes, self._folder):
+                        allocate_part(path, self._layout, number)
+                except InfrastructureError:
+                    for other in allocated:
+                        other.unlink(missing_ok=True)
+                    raise
+                allocated.append(path)
+                _, offset = map_part(path, self._layout, number)
+            first, last = self._layout.part_stretch(number)
+            shape = (last - first, *self._layout.shape)
+            self._parts.append(np.memmap(path, self._layout.dtype, mode="r+", offset=offset, shape=shape))
+            self._descriptors.append(os.open(path, os.O_RDWR))
+
+    def _recover(self, counted: Callable[[str], bool]) -> None:
+        """Takes over what earlier attempts left: one new journal says what stands in theirs and is true."""
+        old = journals(self._folder)
+        if not old:
+            return
+        kept = []
+        for stretch in JournalReader(self._folder, self._layout.rows).fresh():
+            if self._done[stretch.rows].all() or (stretch.token and not counted(stretch.token)):
+                continue
+            if stretch_checksum(self._parts, self._layout, stretch) == stretch.checksum:
+                self._done[stretch.rows] = True
+                kept.append(stretch)
+        write_journal(self._folder, kept, instead_of=old)
+
+    def _start_stretch(self) -> None:
+        self._put: list[NDArray[np.int64]] = []
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def _append(self, line: bytes) -> None:
+        if self._journal is None:
+            path = self._folder / _journal_name()
+            self._journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        if os.write(self._journal, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        os.fsync(self._journal)
+
+
+def write_journal(folder: Path, stretches: Sequence[Stretch], *, instead_of: Sequence[Path]) -> None:
+    """One journal with these stretches in the place of others."""
+    content = "".join(stretch.line() for stretch in stretches).encode()
+    with room_for(len(content), folder):
+        write_atomic(folder / _journal_name(), content)
+    for path in instead_of:
+        path.unlink(missing_ok=True)
+
+
+def unseal(folder: Path) -> None:
+    """Takes a damaged view out of use; the blocks that match their checksums stay for the next writer."""
+    with hold(folder):
+        try:
+            layout, content = Layout.read(folder / MANIFEST)
+        except FileNotFoundError:
+            return
+        except Damaged:
+            # The journals of the filling still say what every stretch must be.
+            (folder / MANIFEST).unlink()
+            return
+        whole = []
+        for (part, first, last), checksum in zip(layout.blocks(), content["blocks"], strict=True):
+            with suppress(Damaged):
+                array, _ = map_part(folder / layout.part_file(part), layout, part)
+                begin, _ = layout.part_stretch(part)
+                if block_checksum(array[first - begin : last - begin]) == checksum:
+                    whole.append(Stretch(np.arange(first, last), checksum))
+        write_checked(folder / LAYOUT, layout.document())
+        write_journal(folder, whole, instead_of=journals(folder))
+        (folder / MANIFEST).unlink()
+
+
+def hold(folder: Path, *, wait: bool = True) -> IO[bytes]:
+    """The lock of a view's folder, which is made if need be; closing the file lets go of it.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and waiting is not wanted.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (folder / LOCK).open("ab")
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Whoever held it may have removed the folder.
+            if os.fstat(file.fileno()).st_ino == (folder / LOCK).stat().st_ino:
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+@contextmanager
+def room_for(num_bytes: int, folder: Path) -> Iterator[None]:
+    """Turns a full disk into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InfrastructureError(
+            f"no room for {num_bytes} bytes of knowledge under {folder.parent}; "
+            f"free some space (`stillhouse teachers prune`) and run the same command again"
+        ) from error
+
+
+def _kept_layout(folder: Path, wanted: Layout) -> Layout:
+    """The layout that an earlier attempt began with, where it is of the same kind; else the wanted one, and a clean folder."""
+    with suppress(FileNotFoundError, Damaged):
+        found, _ = Layout.read(folder / LAYOUT)
+        if _regardless_of_order(found) == _regardless_of_order(wanted):
+            return found
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    document = wanted.document()
+    with room_for(len(document), folder):
+        write_checked(folder / LAYOUT, document)
+    return wanted
+
+
+def _regardless_of_order(layout: Layout) -> Mapping[str, Any]:
+    fields = {**vars(layout), "shape": list(layout.shape), "identity": canonical_json(dict(layout.identity))}
+    del fields["order"]
+    return fields
+
+
+def _journal_name() -> str:
+    return f"journal-{os.getpid()}-{secrets.token_hex(4)}"
