@@ -66,31 +66,45 @@ class ActivationBoundaries(MapMethod):
     boundary_fraction: float = hyperparameter(
         0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1; the paper's differ by experiment"
     )
-    boundary_weight: float = hyperparameter(0.003, above=0, prior=LogUniform(0.0003, 0.03), help="scale of stage 1's loss")
+    boundary_weight: float = hyperparameter(
+        0.003, minimum=0, prior=LogUniform(0.0003, 0.03), help="scale of stage 1's loss; 0 leaves the stage out"
+    )
     margin: float = hyperparameter(1.0, above=0, help="m, how far from 0 a neuron must be")
     temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T of stage 2")
     kd_weight: float = hyperparameter(
         1.0, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="w, share of the soft targets in stage 2"
     )
 
+    @property
+    def active(self) -> bool:
+        return self.boundary_weight > 0
+
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         asked = {"logits": logits()} if self.kd_weight else {}
+        if not self.active:
+            return asked
         for of_student, of_teacher in self.pairs(teacher, student).items():
             height, width = meeting_size(student.shape(of_student), teacher.shape(of_teacher))
             asked[f"active.{of_student}"] = reduced(activated, of_teacher, height=height, width=width)
         return asked
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
+        if not self.active:
+            return (Stage(name="distill", epochs=setup.epochs),)
         if setup.epochs < 2:
             raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
         boundary_epochs = min(max(round(self.boundary_fraction * setup.epochs), 1), setup.epochs - 1)
-        last = self.student_layers(setup.teacher, setup.student)[-1]
+        guided = self.student_layers(setup.teacher, setup.student)
+        signs = tuple(f"active.{layer}" for layer in guided)
+        outputs = ("logits",) if self.kd_weight else ()
         return [
-            Stage(name="boundaries", epochs=boundary_epochs, until=last, comparable=False),
-            Stage(name="distill", epochs=setup.epochs - boundary_epochs),
+            Stage(name="boundaries", epochs=boundary_epochs, until=guided[-1], comparable=False, knowledge=signs),
+            Stage(name="distill", epochs=setup.epochs - boundary_epochs, knowledge=outputs),
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        if not self.active:
+            return {}
         assert setup.teacher is not None, "activation boundaries come from a teacher"
         pairs = self.pairs(setup.teacher, setup.student).items()
         connectors = (make_connector(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)

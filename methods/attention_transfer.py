@@ -70,7 +70,7 @@ class AttentionTransfer(Method):
         title="Paying More Attention to Attention: Improving the Performance of CNNs via Attention Transfer",
         arxiv="1612.03928",
         family="F",
-        equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is not here",
+        equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is gradient_attention",
         deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
         suggested="attention_weight 1000, power 2",
         interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); "
@@ -91,22 +91,30 @@ class AttentionTransfer(Method):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         asked = {
             f"attention.{layer}": reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
-            for layer, of_teacher in paired_stages(teacher, student).items()
+            for layer, of_teacher in self._pairs(teacher, student).items()
         }
         return asked | ({"logits": logits()} if self.kd_weight else {})
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        if not self.attention_weight:
+            return ()
         assert teacher is not None, "attention transfer has a teacher"
-        return list(paired_stages(teacher, student))
+        return list(self._pairs(teacher, student))
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
         if self.kd_weight:
             terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
+        if not self.attention_weight:
+            return terms
         attention = torch.stack(
             [self._distance(features, step.teacher[f"attention.{layer}"]) for layer, features in step.student_features.items()]
         )
         return terms | {"attention": self.attention_weight * attention.sum()}
+
+    def _pairs(self, teacher: Architecture, student: Architecture) -> Mapping[str, str]:
+        """Which maps meet; none where a weight of 0 switches them off."""
+        return paired_stages(teacher, student) if self.attention_weight else {}
 
     def _distance(self, features: Tensor, teacher: Tensor) -> Tensor:
         student = attention_map(features, power=self.power, pooling=self.pooling)

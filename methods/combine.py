@@ -3,7 +3,11 @@
     L = CE(y, p_1(student)) + sum_m w_m (L_m - the part of L_m called cross_entropy)
 
 Most papers add `kd` to their own loss; this is how. A term counts as the labels' own if its method calls it `cross_entropy`.
-A method whose training is more than a loss (stages, a step or classifiers of its own) can not be a part.
+
+Parts with several stages (fitnets, fsp, activation_boundaries, factor_transfer) run all but their last one first, in the
+order of the parts, each alone, for as many epochs as it would take by itself; the epochs that are left are the last stage of
+all parts, where everything is added up. A part of one stage begins there: its schedules run over the shared stage.
+A method with a step or classifiers of its own, or with generations, can not be a part.
 
 Methods:
       combine: {methods: [kd, attention_transfer], weights: [1.0, 0.5], settings: [kd.temperature=2]}
@@ -30,14 +34,21 @@ from stillhouse.models.architecture import Architecture
 
 _LABELS_TERM = "cross_entropy"
 _HOOKS_OF_MORE_THAN_A_LOSS = ("step", "begin_stage", "classifiers")
+_STAGE_JOINT = "."
 
 
 class Layers(nn.Module):
-    """Which of the student's layers each part reads; has no weights."""
+    """Which of the student's layers each part reads, and the stages it would train in alone; has no weights."""
 
-    def __init__(self, of_parts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, of_parts: Mapping[str, Sequence[str]], stages: Mapping[str, Sequence[Stage]] | None = None) -> None:
         super().__init__()
         self.of_parts = {name: tuple(layers) for name, layers in of_parts.items()}
+        self.stages = {name: tuple(of_part) for name, of_part in (stages or {}).items()}
+
+    @property
+    def shared_stage_is_late(self) -> bool:
+        """Whether stages of single parts come before the one that all share."""
+        return any(len(stages) > 1 for stages in self.stages.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +58,9 @@ class Combine(Method):
     card: ClassVar[Card] = Card(
         title="Several methods at once",
         family="L",
-        equations="cross-entropy plus the weighted sum of the parts' own terms",
+        equations="cross-entropy plus the weighted sum of the parts' own terms; first stages in turn, then all together",
         suggested="kd beside a method on feature maps, as most papers of those report",
-        interactions="the parts' own weights stay in force; methods with stages or a step of their own can not be parts",
+        interactions="the parts' own weights stay in force; methods with a step, classifiers or generations can not be parts",
     )
 
     methods: tuple[str, ...] = hyperparameter(("kd", "attention_transfer"), help="the parts")
@@ -90,24 +101,70 @@ class Combine(Method):
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         return list(dict.fromkeys(layer for part in self.parts.values() for layer in part.student_layers(teacher, student)))
 
+    @property
+    def differentiates_images(self) -> bool:
+        return any(part.differentiates_images for part in self.parts.values())
+
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        for name, part in self.parts.items():
-            stages = part.stages(setup)
-            if len(stages) > 1 or stages[0].until is not None:
-                raise MethodError(f"can not combine '{name}', which trains in stages of its own")
-        return super().stages(setup)
+        """The first stages of the parts, each alone, then one that all share.
+
+        Raises:
+            MethodError: a part never gets to the student's logits, or the first stages take all epochs.
+        """
+        of_parts = {name: part.stages(setup) for name, part in self.parts.items()}
+        for name, stages in of_parts.items():
+            if stages[-1].until is not None:
+                raise MethodError(f"can not combine '{name}', whose training never gets to the student's logits")
+        first = [(name, stage) for name, stages in of_parts.items() for stage in stages[:-1]]
+        if not first:
+            return super().stages(setup)
+        taken = sum(stage.epochs for _, stage in first)
+        if taken >= setup.epochs:
+            owners = ", ".join(dict.fromkeys(name for name, _ in first))
+            raise MethodError(
+                f"has no epoch left for the stage that all parts share: the first stages of {owners} take {taken} of "
+                f"{setup.epochs}; give them smaller shares of the epochs"
+            )
+        shared = [key for name, stages in of_parts.items() for key in self._needed(name, stages[-1], setup)]
+        return [
+            *(
+                replace(stage, name=f"{name}{_STAGE_JOINT}{stage.name}", knowledge=self._needed(name, stage, setup))
+                for name, stage in first
+            ),
+            Stage(epochs=setup.epochs - taken, knowledge=tuple(shared)),
+        ]
+
+    def _needed(self, name: str, stage: Stage, setup: Setup) -> tuple[str, ...]:
+        """The names of the knowledge that the part reads in its stage."""
+        keys = stage.knowledge
+        if keys is None:
+            keys = tuple(self.parts[name].knowledge(setup.teacher, setup.student)) if setup.teacher is not None else ()
+        return tuple(f"{name}.{key}" for key in keys)
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         layers = {name: part.student_layers(setup.teacher, setup.student) for name, part in self.parts.items()}
+        stages = {name: part.stages(setup) for name, part in self.parts.items()}
         helpers = {f"{name}.{key}": helper for name, part in self.parts.items() for key, helper in part.modules(setup).items()}
-        return helpers | {"layers": Helper(module=Layers(layers), trainable=False)}
+        return helpers | {"layers": Helper(module=Layers(layers, stages), trainable=False)}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
+        owner, joint, stage = step.stage.name.partition(_STAGE_JOINT)
+        if joint:
+            own = self.parts[owner].loss(_step_of(owner, replace(step, stage=replace(step.stage, name=stage))))
+            labels = {_LABELS_TERM: own[_LABELS_TERM]} if _LABELS_TERM in own else {}
+            return labels | self._weighted(owner, own)
         terms = {_LABELS_TERM: F.cross_entropy(step.logits, step.targets)}
+        layers = step.modules["layers"]
+        assert isinstance(layers, Layers)
         for name, part in self.parts.items():
-            own = part.loss(_step_of(name, step))
-            terms |= {f"{name}.{key}": self.weight(name) * term for key, term in own.items() if key != _LABELS_TERM}
+            stages = layers.stages.get(name, (step.stage,))
+            progress = step.stage_progress if len(stages) == 1 and layers.shared_stage_is_late else step.progress
+            alone = _step_of(name, replace(step, stage=replace(stages[-1], epochs=step.stage.epochs), progress=progress))
+            terms |= self._weighted(name, part.loss(alone))
         return terms
+
+    def _weighted(self, name: str, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{name}.{key}": self.weight(name) * term for key, term in terms.items() if key != _LABELS_TERM}
 
 
 def _step_of(name: str, step: Step) -> Step:
@@ -139,6 +196,8 @@ def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
     for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
         if getattr(kind, hook) is not getattr(Method, hook):
             raise MethodError(f"can not combine '{name}', whose training is more than a loss")
+    if kind.calls_teacher:
+        raise MethodError(f"can not combine '{name}', which calls the teacher on inputs of its own")
     if kind.every_teacher:
         raise MethodError(f"can not combine '{name}', which learns from all teachers together")
     unknown = [key for key in settings if key not in kind.hyperparameters()]

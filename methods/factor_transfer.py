@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, Update, hyperparameter
+from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
@@ -161,9 +161,3 @@ class FactorTransfer(MapMethod):
             teacher_factor = step.modules["paraphraser"].get_submodule("encoder")(maps)
         student_factor = step.modules["translator"](shrink(features, maps.shape[2], maps.shape[3]))
         return terms | {"factor": self.factor_weight * factor_loss(student_factor, teacher_factor, self.norm)}
-
-    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
-        terms = self.loss(step)
-        groups = {"paraphraser": ("paraphraser",), "transfer": ("student", "translator")}.get(step.stage.name, ("student",))
-        update.minimise(torch.stack(list(terms.values())).sum(), *groups)
-        return terms

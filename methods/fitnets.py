@@ -93,7 +93,9 @@ class FitNets(Method):
     )
 
     hint_fraction: float = hyperparameter(0.3, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1")
-    hint_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.03, 3), help="scale of the hint loss")
+    hint_weight: float = hyperparameter(
+        1.0, minimum=0, prior=LogUniform(0.03, 3), help="scale of the hint loss; 0 leaves the stage out"
+    )
     temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs in stage 2")
     kd_weight: float = hyperparameter(4.0, minimum=0, prior=Uniform(1, 8), help="lambda at the start of stage 2")
     final_kd_weight: float = hyperparameter(1.0, minimum=0, help="lambda at the end of stage 2")
@@ -119,23 +121,41 @@ class FitNets(Method):
         return hint, guided
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        return {"logits": logits(), "hint": feature(self.layers(teacher, student)[0])}
+        asked = {"logits": logits()} if self._is_soft else {}
+        return asked | ({"hint": feature(self.layers(teacher, student)[0])} if self.hint_weight else {})
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        if not self.hint_weight:
+            return ()
         assert teacher is not None, "hints come from a teacher"
         return [self.layers(teacher, student)[1]]
 
+    @property
+    def _is_soft(self) -> bool:
+        """Whether the second stage has soft targets."""
+        return self.kd_weight > 0 or self.final_kd_weight > 0
+
     def stages(self, setup: Setup) -> Sequence[Stage]:
+        if not self.hint_weight:
+            return (Stage(name="distill", epochs=setup.epochs),)
         if setup.epochs < 2:
             raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
         assert setup.teacher is not None, "hints come from a teacher"
         hint_epochs = min(max(round(self.hint_fraction * setup.epochs), 1), setup.epochs - 1)
         return [
-            Stage(name="hint", epochs=hint_epochs, until=self.layers(setup.teacher, setup.student)[1], comparable=False),
-            Stage(name="distill", epochs=setup.epochs - hint_epochs),
+            Stage(
+                name="hint",
+                epochs=hint_epochs,
+                until=self.layers(setup.teacher, setup.student)[1],
+                comparable=False,
+                knowledge=("hint",),
+            ),
+            Stage(name="distill", epochs=setup.epochs - hint_epochs, knowledge=("logits",) if self._is_soft else ()),
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        if not self.hint_weight:
+            return {}
         assert setup.teacher is not None, "hints come from a teacher"
         hint, guided = self.layers(setup.teacher, setup.student)
         regressor = make_regressor(setup.student.shape(guided), setup.teacher.shape(hint))
@@ -146,6 +166,8 @@ class FitNets(Method):
             (guided,) = step.student_features.values()
             regressed = step.modules["regressor"](guided)
             return {"hint": self.hint_weight * hint_loss(regressed, step.teacher["hint"], self.positions)}
+        if not self._is_soft:
+            return super().loss(step)
         weight = self.kd_weight + (self.final_kd_weight - self.kd_weight) * step.stage_progress
         soft = softened_cross_entropy(step.logits, step.teacher["logits"], self.temperature)
         return {"cross_entropy": F.cross_entropy(step.logits, step.targets), "soft_cross_entropy": weight * soft}

@@ -68,11 +68,15 @@ class FSP(MapMethod):
         0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1"
     )
     flow_weight: float = hyperparameter(
-        0.01, above=0, prior=LogUniform(0.001, 0.1), help="lambda, scale of the first stage's loss"
+        0.01, minimum=0, prior=LogUniform(0.001, 0.1), help="lambda, scale of the first stage's loss; 0 leaves the stage out"
     )
     form: Literal["paper", "mean"] = hyperparameter(
         "paper", choices=("paper", "mean"), help="paper: squared Frobenius norm; mean: over the entries"
     )
+
+    @property
+    def active(self) -> bool:
+        return self.flow_weight > 0
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
         """{student's layer: teacher's layer}, at least two.
@@ -88,20 +92,26 @@ class FSP(MapMethod):
         return pairs
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
+        if not self.active:
+            return {}
         layers = pairwise(self.pairs(teacher, student).values())
         return {f"flow.{number}": reduced(flow_matrix, *ends) for number, ends in enumerate(layers)}
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
+        if not self.active:
+            return (Stage(name="classify", epochs=setup.epochs),)
         if setup.epochs < 2:
             raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
         flow_epochs = min(max(round(self.flow_fraction * setup.epochs), 1), setup.epochs - 1)
         last = self.student_layers(setup.teacher, setup.student)[-1]
         return [
             Stage(name="flow", epochs=flow_epochs, until=last, comparable=False),
-            Stage(name="classify", epochs=setup.epochs - flow_epochs),
+            Stage(name="classify", epochs=setup.epochs - flow_epochs, knowledge=()),
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        if not self.active:
+            return {}
         assert setup.teacher is not None, "flows come from a teacher"
         channels = [
             (setup.student.shape(of_student)[0], setup.teacher.shape(of_teacher)[0])

@@ -79,12 +79,14 @@ class KD(Method):
                 warnings.warn(f"{name} has no effect with variant={self.variant!r}", stacklevel=3)
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        return {"logits": logits()}
+        return {"logits": logits()} if self.kd_weight or self.variant == "soft_only" else {}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        teacher_logits = step.teacher["logits"]
         if self.variant == "soft_only":
-            return {"kd": kd_loss(step.logits, teacher_logits, self.temperature)}
+            return {"kd": kd_loss(step.logits, step.teacher["logits"], self.temperature)}
+        if not self.kd_weight:
+            return super().loss(step)
+        teacher_logits = step.teacher["logits"]
         weight = self.kd_weight * (1 - step.progress if self.weight_schedule == "linear_decay" else 1)
         if self.variant == "hard_label":
             taught = {"hard_label": weight * hard_label_loss(step.logits, teacher_logits)}

@@ -74,7 +74,12 @@ class LabelRefinery(Method):
         share, rest = divmod(setup.epochs, self.generations)
         last = self.generations
         return [
-            Stage(name=f"generation_{number}", epochs=share + (rest if number == last else 0), comparable=number == last)
+            Stage(
+                name=f"generation_{number}",
+                epochs=share + (rest if number == last else 0),
+                comparable=number == last,
+                knowledge=None if number == 1 else (),
+            )
             for number in range(1, last + 1)
         ]
 

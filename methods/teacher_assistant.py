@@ -80,7 +80,7 @@ class TeacherAssistant(Method):
         first = next(iter(setup.student.shapes))
         return [
             Stage(name="assistant", epochs=epochs, until=first, comparable=False),
-            Stage(name="student", epochs=setup.epochs - epochs),
+            Stage(name="student", epochs=setup.epochs - epochs, knowledge=()),
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:

@@ -1,13 +1,16 @@
 """What a method may bring besides a loss: classifiers of its own, models by name, a part of the teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Helper, Method, MethodError, Setup
+from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, Step
+from stillhouse.distill.sources import InlineKnowledge
+from stillhouse.knowledge.kinds import Knowledge, feature, logits
 from stillhouse.models.architecture import Architecture
 from stillhouse.testing import MethodTrial
 
@@ -80,3 +83,70 @@ def test_a_model_by_name_fits_the_students_images_and_classes() -> None:
 def test_a_model_that_can_not_be_built_is_named(model: str, options: dict[str, float]) -> None:
     with pytest.raises(MethodError, match=f"model '{model}' can not be used: "):
         setup().new_model(model, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinted(Method):
+    """Asks for a map in its first stage, for logits in its second, for nothing in its third."""
+
+    said: bool = True
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        return {"map": feature("conv1"), "logits": logits()}
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        needs: tuple[tuple[str, ...] | None, ...] = (("map",), ("logits",), ()) if self.said else (None, None, None)
+        return [Stage(name=f"stage_{number}", epochs=1, knowledge=need) for number, need in enumerate(needs)]
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = super().loss(step)
+        if step.stage.name == "stage_0":
+            terms["map"] = step.teacher["map"].mean() * step.logits.mean()
+        if step.stage.name == "stage_1":
+            terms["logits"] = (step.logits - step.teacher["logits"]).square().mean()
+        return terms
+
+
+def test_a_stage_gathers_only_what_it_says_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Collection[str] | None] = []
+    gathered: list[set[str]] = []
+    begin, gather = InlineKnowledge.begin_epoch, InlineKnowledge.gather
+
+    def watched_begin(self: InlineKnowledge, view: int, names: Collection[str] | None = None, *reading: Any) -> None:
+        begun.append(names)
+        begin(self, view, names, *reading)
+
+    def watched_gather(self: InlineKnowledge, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        rows = gather(self, indices, images)
+        gathered.append(set(rows))
+        return rows
+
+    monkeypatch.setattr(InlineKnowledge, "begin_epoch", watched_begin)
+    monkeypatch.setattr(InlineKnowledge, "gather", watched_gather)
+    trainer = MethodTrial(Hinted(), epochs=3).trainer()
+    trainer.fit()
+    assert begun == [("map",), ("logits",)]
+    assert gathered == [{"map"}] * 4 + [{"logits"}] * 4
+    assert isinstance(trainer._teacher, InlineKnowledge)
+    assert trainer._teacher.samples_forwarded == 2 * 256
+
+
+def test_what_a_stage_leaves_out_changes_no_bit_of_the_student() -> None:
+    one, other = (MethodTrial(Hinted(said=said), epochs=3).trainer() for said in (True, False))
+    one.fit()
+    other.fit()
+    for name, weight in one.student.state_dict().items():
+        assert torch.equal(weight, other.student.state_dict()[name]), name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistaken(Hinted):
+    """Needs what it never asked for."""
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return [Stage(epochs=setup.epochs, knowledge=("maps",))]
+
+
+def test_a_stage_that_needs_what_is_not_asked_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="a stage needs knowledge 'maps', which is not asked for; did you mean 'map'"):
+        MethodTrial(Mistaken(), epochs=3).trainer()

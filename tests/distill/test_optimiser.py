@@ -111,3 +111,14 @@ def test_nesterov_without_momentum_is_plain_descent() -> None:
     weight = Weight()
     optimisers({"student": {"nesterov": True, "momentum": 0.0}}, {"student": weight}).minimise(weight.value)
     assert math.isclose(weight.value.item(), 0.9)
+
+
+@pytest.mark.parametrize("precision", ["off", "float16"])
+def test_a_group_that_the_loss_does_not_depend_on_stays_as_it_is(precision: str) -> None:
+    """A loss scaler refuses to step an optimiser that has seen no gradient."""
+    student, helper = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    before = [float(module.weight.detach()) for module in (student, helper)]
+    recipe = {"mixed_precision": precision, "momentum": 0.9, "weight_decay": 0.1}
+    optimisers({"student": recipe, "helper": recipe}, {"student": student, "helper": helper}).minimise(student.weight.sum())
+    assert float(student.weight.detach()) != before[0]
+    assert float(helper.weight.detach()) == before[1]

@@ -3,13 +3,14 @@ import torch
 import torch.nn.functional as F
 
 from stillhouse import methods
-from stillhouse.distill.method import Method, MethodError, Unsuitable
+from stillhouse.distill.method import Method, MethodError, Stage, Unsuitable
 from stillhouse.methods.attention_transfer import AttentionTransfer
 from stillhouse.methods.combine import Combine, Layers
+from stillhouse.methods.fitnets import FitNets, softened_cross_entropy
 from stillhouse.methods.kd import KD, kd_loss
 from stillhouse.methods.noisy_teacher import NoisyTeacher
 from stillhouse.models.architecture import Architecture
-from stillhouse.testing import MethodTrial, make_step
+from stillhouse.testing import CHECKS, MethodTrial, make_step
 
 
 def architecture(*shapes: tuple[int, ...]) -> Architecture:
@@ -92,9 +93,88 @@ def test_a_method_with_a_step_of_its_own_is_refused(name: str) -> None:
         Combine(methods=("kd", name))
 
 
-def test_a_method_with_stages_is_refused() -> None:
-    with pytest.raises(MethodError, match="can not combine 'fitnets', which trains in stages of its own"):
-        MethodTrial(Combine(methods=("kd", "fitnets"))).trainer()
+STAGED = ("kd", "fitnets", "fsp", "activation_boundaries", "factor_transfer")
+
+
+def test_first_stages_come_one_after_another_and_the_rest_of_the_epochs_is_shared() -> None:
+    stages = MethodTrial(Combine(methods=STAGED), epochs=20).trainer().stages
+    # Shares of 0.3, 0.25, 0.25 and 0.1 of 20 epochs.
+    assert [(stage.name, stage.epochs, stage.comparable) for stage in stages] == [
+        ("fitnets.hint", 6, False),
+        ("fsp.flow", 5, False),
+        ("activation_boundaries.boundaries", 5, False),
+        ("factor_transfer.paraphraser", 2, False),
+        ("train", 2, True),
+    ]
+
+
+def test_a_stage_gathers_what_its_part_reads_and_the_last_what_all_parts_read() -> None:
+    trial = MethodTrial(Combine(methods=("kd", "fitnets")), epochs=4)
+    first, last = trial.trainer().stages
+    assert first.knowledge == ("fitnets.hint",)
+    assert first.until == FitNets().layers(trial.teacher_architecture, trial.student_architecture)[1]
+    assert last.knowledge == ("kd.logits", "fitnets.logits")
+
+
+def test_in_a_parts_first_stage_it_trains_as_it_would_alone() -> None:
+    alone = MethodTrial(FitNets(hint_fraction=0.5), epochs=4).trainer()
+    combined = MethodTrial(Combine(methods=("kd", "fitnets"), settings=("fitnets.hint_fraction=0.5",)), epochs=4).trainer()
+    for _ in range(2):
+        entry = combined.run_epoch()
+        assert entry["fitnets.hint"] == pytest.approx(alone.run_epoch()["hint"], rel=0.2)
+        assert "cross_entropy" not in entry
+        assert "kd.kd" not in entry
+    assert {"cross_entropy", "kd.kd", "fitnets.soft_cross_entropy"} <= set(combined.run_epoch())
+
+
+def test_in_the_shared_stage_a_part_sees_its_own_last_stage() -> None:
+    stages = {"kd": [Stage(epochs=4)], "fitnets": [Stage(name="hint", epochs=1), Stage(name="distill", epochs=3)]}
+    student, logits = torch.randn(4, 10), torch.randn(4, 10)
+    step = make_step(
+        student_logits=student,
+        teacher={"kd.logits": logits, "fitnets.logits": logits},
+        modules={"layers": Layers({"kd": (), "fitnets": ()}, stages)},
+        stage=Stage(epochs=3),
+        progress=0.5,
+        stage_progress=1 / 3,
+    )
+    method = Combine(methods=("kd", "fitnets"), settings=('kd.weight_schedule="linear_decay"',))
+    terms = method.loss(step)
+    # lambda falls from 4 to 1 over the shared stage; kd's weight of 0.9 falls to 0 over it too, since kd begins there.
+    soft = softened_cross_entropy(student, logits, FitNets().temperature)
+    torch.testing.assert_close(terms["fitnets.soft_cross_entropy"], 3.0 * soft)
+    torch.testing.assert_close(terms["kd.kd"], 0.9 * (2 / 3) * kd_loss(student, logits, KD().temperature))
+
+
+def test_without_first_stages_nothing_is_said_of_knowledge() -> None:
+    (stage,) = MethodTrial(Combine()).trainer().stages
+    assert stage.knowledge is None
+
+
+def test_staged_parts_are_trained_saved_and_loaded_like_any_method() -> None:
+    trial = MethodTrial(Combine(methods=STAGED), epochs=8)
+    for check in ("losses_and_gradients_are_finite", "inline_and_cached_knowledge_train_the_same_student"):
+        CHECKS[check](trial)
+    CHECKS["a_resumed_training_ends_with_the_same_weights"](MethodTrial(Combine(methods=("kd", "factor_transfer"))))
+
+
+def test_first_stages_that_leave_no_epoch_are_refused() -> None:
+    settings = ("fitnets.hint_fraction=0.9", "fsp.flow_fraction=0.9")
+    with pytest.raises(
+        MethodError, match=r"no epoch left .* the first stages of fitnets, fsp take 18 of 10; give them smaller"
+    ):
+        MethodTrial(Combine(methods=("fitnets", "fsp"), settings=settings), epochs=10).trainer()
+
+
+@pytest.mark.parametrize("name", ["born_again", "label_refinery", "simkd"])
+def test_generations_and_other_classifiers_are_refused(name: str) -> None:
+    with pytest.raises(MethodError, match=f"can not combine '{name}', whose training is more than a loss"):
+        Combine(methods=("kd", name))
+
+
+def test_a_part_that_differentiates_images_gets_them_so() -> None:
+    curve = MethodTrial(Combine(methods=("kd", "gradient_attention")), epochs=1).trainer().fit()
+    assert curve[0]["gradient_attention.gradient"] > 0
 
 
 def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> None:

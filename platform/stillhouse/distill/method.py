@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
+from stillhouse.distill.calls import CallableTeacher
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
@@ -116,12 +117,17 @@ class Stage:
         until: the student's layer behind which nothing is computed; `step.student_logits` is then None.
         comparable: whether validation accuracy in this stage says anything about the student's end; early stopping
             ignores the stage otherwise.
+        data_free: whether the method makes all inputs itself. The student then sees no image of the data set: `step.images`,
+            `labels` and `targets` are empty, `student_logits` is None, and only `indices` tells how large the batch is.
+        knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
     """
 
     name: str = "train"
     epochs: int
     until: str | None = None
     comparable: bool = True
+    data_free: bool = False
+    knowledge: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +197,20 @@ class Step:
     """One batch as a loss sees it. B batch, C classes, K channels, H and W height and width.
 
     Attributes:
-        images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too.
+        images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too. They want gradients
+            where the method `differentiates_images`.
         labels: [B] int64, the samples' own classes.
         targets: what cross-entropy takes: `labels`, or probabilities [B, C] when the view mixes samples.
         indices: [B] int64, the samples' places in the training split.
-        student_logits: [B, C]; None in a stage with `until`.
+        student_logits: [B, C]; None in a stage with `until` and in one that is `data_free`.
         student_features: {layer: output} of the layers that `student_layers` named.
-        teacher: {name: [B, ...]} of what `knowledge` named.
+        teacher: {name: [B, ...]} of what `knowledge` named, or of what the stage needs of it.
         modules: the helpers by name.
         progress: fraction of the whole training that is done, in [0, 1).
         stage_progress: fraction of the stage that is done, in [0, 1).
         seed: decides every random draw of this step; see `generator`.
+        callable_teacher: see `call_teacher`.
+        part: (first row, rows of the whole batch) when this is a part of a batch: one worker's slice, or a micro-batch.
     """
 
     images: Tensor
@@ -218,17 +227,41 @@ class Step:
     progress: float
     seed: int
     stage_progress: float = 0.0
+    callable_teacher: CallableTeacher | None = None
+    part: tuple[int, int] | None = None
     _generator: torch.Generator | None = None
 
     @property
     def logits(self) -> Tensor:
         """The student's logits [B, C], in a stage that computes them."""
-        assert self.student_logits is not None, f"stage '{self.stage.name}' ends at layer '{self.stage.until}'"
+        assert self.student_logits is not None, f"stage '{self.stage.name}' does not run the student to its end"
         return self.student_logits
+
+    def call_teacher(self, images: Tensor) -> Tensor:
+        """The frozen teacher's logits [B, C] for any normalised images [B, channels, H, W], of a method that `calls_teacher`.
+
+        Gradients flow through it to the images, once, wherever the teacher runs.
+        """
+        return self.call_teacher_for(images)[0]
+
+    def call_teacher_for(self, images: Tensor, *layers: str) -> tuple[Tensor, ...]:
+        """As `call_teacher`, with the outputs of the teacher's named layers behind the logits."""
+        assert self.callable_teacher is not None, "only a method with calls_teacher = True can call the teacher"
+        return self.callable_teacher(images, *layers)
 
     def from_each(self, name: str) -> list[Tensor]:
         """The knowledge called `name` of every teacher of this trial, in the sweep's order of teachers."""
         return [value for key, value in self.teacher.items() if key == name or key.endswith(f"/{name}")]
+
+    def input_gradient(self) -> Tensor:
+        """The gradient d CE(softmax(s(x)), y) / dx of each sample's own loss, [B, channels, H, W].
+
+        For methods that `differentiates_images`. y is the sample's own class, as in the teacher's `input_gradient()`. It can be differentiated again. With BatchNorm in
+        the student a sample's gradient includes its part in the batch's statistics.
+        """
+        loss = F.cross_entropy(self.logits, self.labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
+        return gradient
 
     @property
     def generator(self) -> torch.Generator:
@@ -238,12 +271,19 @@ class Step:
         return self._generator
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal draws on the student's device."""
-        return torch.randn(*shape, generator=self.generator).to(self.images.device)
+        """Standard normal draws on the student's device; one per sample along the first dimension where it is B long."""
+        return self._drawn(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform draws on [0, 1) on the student's device."""
-        return torch.rand(*shape, generator=self.generator).to(self.images.device)
+        """Uniform draws on [0, 1) on the student's device, as for `normal`."""
+        return self._drawn(torch.rand, shape)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        if self.part is None or not shape or shape[0] != len(self.indices):
+            return draw(*shape, generator=self.generator).to(self.images.device)
+        # A sample's draws are those that it has in the whole batch.
+        first, whole = self.part
+        return draw(whole, *shape[1:], generator=self.generator)[first : first + shape[0]].to(self.images.device)
 
 
 class Update(Protocol):
@@ -265,6 +305,9 @@ class Method:
     every_teacher: ClassVar[bool] = False
     """Whether a trial learns from all teachers of the sweep together. `knowledge` is then asked of each of them, and with more
     than one `step.teacher` has `<teacher>/<name>`; `step.from_each(name)` gives them in order."""
+    calls_teacher: ClassVar[bool] = False
+    """Whether steps call the teacher on inputs of the method's own making, by `step.call_teacher`; it calls the first of
+    several teachers."""
 
     def __post_init__(self) -> None:
         for name, rule in self.hyperparameters().items():
@@ -285,6 +328,20 @@ class Method:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         return {item.name: item.default for item in dataclasses.fields(cls) if item.name in cls.hyperparameters()}
+
+    @property
+    def differentiates_images(self) -> bool:
+        """Whether the loss reads the student's gradient with respect to its images: `step.input_gradient()`."""
+        return False
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the loss of a batch is more than the mean of its samples' own losses.
+
+        So it is where samples are related to each other, or a step changes what the method remembers. Such a method can train
+        neither by micro-batches nor with several workers.
+        """
+        return False
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
         """What the loss needs of the teacher, by the name under which `step.teacher` has it.
@@ -326,11 +383,6 @@ class Method:
         terms = self.loss(step)
         update.minimise(torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values())))
         return terms
-
-
-def needs_teacher(method: Method, teacher: Architecture | None, student: Architecture) -> bool:
-    """Whether the method asks anything of a teacher for this student."""
-    return bool(teacher is not None and method.knowledge(teacher, student))
 
 
 def step_seed(trial_seed: int, global_step: int) -> int:

@@ -68,18 +68,34 @@ class Optimisers:
         return student_rate
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
-        """One optimiser step on `loss` for the named groups, all of them by default."""
-        chosen = {name: self._groups[name] for name in groups} if groups else self._groups
-        for optimizer in chosen.values():
+        """One optimiser step on `loss` for the named groups, all of them by default; a group it does not depend on stays."""
+        self.clear(*groups)
+        self.accumulate(loss)
+        self.apply(*groups)
+
+    def clear(self, *groups: str) -> None:
+        """Forgets the gradients of the named groups, of all by default."""
+        for optimizer in self._chosen(groups).values():
             optimizer.zero_grad(set_to_none=True)
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`."""
         self._scaler.scale(loss).backward()
-        for name, optimizer in chosen.items():
+
+    def apply(self, *groups: str) -> None:
+        """One optimiser step along the gradients that were added since `clear`."""
+        for name, optimizer in self._chosen(groups).items():
+            if all(p.grad is None for group in optimizer.param_groups for p in group["params"]):
+                continue  # the scaler refuses to step it
             clip = self._training[name].gradient_clip
             if clip is not None:
                 self._scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
             self._scaler.step(optimizer)
         self._scaler.update()
+
+    def _chosen(self, groups: tuple[str, ...]) -> dict[str, torch.optim.Optimizer]:
+        return {name: self._groups[name] for name in groups} if groups else self._groups
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -17,10 +17,11 @@ Reduction = Callable[..., Tensor]
 class Knowledge:
     """One tensor per sample: the logits, a layer's output, or a reduction of layers' outputs made at the teacher.
 
-    Build one with `logits()`, `feature(layer)` or `reduced(function, *layers, **options)`.
+    Build one with `logits()`, `feature(layer)`, `reduced(function, *layers, **options)` or `input_gradient()`.
 
     Attributes:
         layers: the layers read, by module name; none means the logits.
+        of_input: reads the gradient of the teacher's cross-entropy with respect to the sample's pixels instead.
         reduction: a module-level function `reduction(*outputs, *weights, **options)` of tensors [B, ...] that returns [B, ...]
             and treats samples independently. It travels to the teacher by its import path.
         options: keyword arguments of the reduction.
@@ -31,19 +32,23 @@ class Knowledge:
     reduction: Reduction | None = None
     options: tuple[tuple[str, Scalar], ...] = ()
     weights: tuple[str, ...] = ()
+    of_input: bool = False
 
     def __post_init__(self) -> None:
         if self.reduction is not None and "<locals>" in getattr(self.reduction, "__qualname__", "<locals>"):
             raise ValueError(f"a reduction must be a function of a module, so that workers can import it, got {self.reduction}")
 
     def compute(self, logits: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = ()) -> Tensor:
-        """The knowledge [B, ...] from the teacher's logits [B, C], its layers' outputs and the named weights."""
+        """The knowledge [B, ...] from the teacher's logits [B, C], its layers' outputs and the named weights.
+
+        A kind `of_input` takes the gradient [B, channels, H, W] in place of the logits.
+        """
         outputs = [features[layer] for layer in self.layers] or [logits]
         return outputs[0] if self.reduction is None else self.reduction(*outputs, *weights, **dict(self.options))
 
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal if and only if the knowledge is; part of a sealed view's key."""
-        identity: dict[str, Any] = {"layers": list(self.layers)}
+        identity: dict[str, Any] = {"layers": list(self.layers)} | ({"of": "input gradient"} if self.of_input else {})
         if self.reduction is not None:
             source = inspect.getsource(self.reduction)
             identity["reduction"] = f"{self.reduction.__module__}:{self.reduction.__qualname__}"
@@ -54,7 +59,7 @@ class Knowledge:
         return identity
 
     def __str__(self) -> str:
-        what = ", ".join(self.layers) or "logits"
+        what = "input_gradient" if self.of_input else ", ".join(self.layers) or "logits"
         return what if self.reduction is None else f"{self.reduction.__name__}({what})"
 
 
@@ -71,3 +76,12 @@ def feature(layer: str) -> Knowledge:
 def reduced(reduction: Reduction, *layers: str, weights: Sequence[str] = (), **options: Scalar) -> Knowledge:
     """`reduction(*outputs of layers, *weights, **options)`, computed at the teacher so that only the result travels."""
     return Knowledge(layers=layers, reduction=reduction, options=tuple(sorted(options.items())), weights=tuple(weights))
+
+
+def input_gradient(reduction: Reduction | None = None, **options: Scalar) -> Knowledge:
+    """The gradient d CE(softmax(z(x)), y) / dx of each sample by itself, [B, channels, H, W], or a reduction of it.
+
+    x are the normalised pixels that the student sees, y is the sample's own class, also where a view mixes samples. The
+    teacher is in evaluation mode, so that no sample's gradient depends on the others.
+    """
+    return Knowledge(of_input=True, reduction=reduction, options=tuple(sorted(options.items())))

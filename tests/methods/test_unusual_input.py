@@ -1,0 +1,160 @@
+"""What every method does with input that is out of the ordinary: a defined value or one sentence, never a crash."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData, Split, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.distill.calls import InlineTeacher
+from stillhouse.distill.method import Method, MethodError
+from stillhouse.distill.sources import InlineKnowledge
+from stillhouse.distill.trainer import Trainer
+from stillhouse.errors import TrialError
+from stillhouse.methods.combine import Combine
+from stillhouse.methods.scratch import Scratch
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.registry import build_model, model_names
+from stillhouse.spec.training import Training
+from stillhouse.sweep.blueprint import blueprint
+from stillhouse.testing import MethodTrial
+
+EVERY = pytest.mark.parametrize("name", methods.names())
+
+
+def cut(data: ImageData, places: Sequence[int]) -> ImageData:
+    """The data with these training images alone."""
+    chosen = torch.tensor(list(places))
+    return replace(data, train=Split(images=data.train.images[chosen], labels=data.train.labels[chosen]))
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_dataset("digits", options={"limit": 200}, validation=40)
+
+
+def build(model: str, data: ImageData) -> nn.Module:
+    return build_model(model, num_classes=data.num_classes, input_shape=data.input_shape)
+
+
+def train(method: Method, data: ImageData, teacher: nn.Module | None = None) -> Trainer:
+    """A lenet taught by a resnet8."""
+    teacher = build("resnet8", data).eval() if teacher is None else teacher
+    of_teacher = describe(teacher, name="resnet8", input_shape=data.input_shape)
+    of_student = describe(build("lenet", data), name="lenet", input_shape=data.input_shape)
+    knowledge = method.knowledge(of_teacher, of_student)
+    trainer = Trainer(
+        new_student=lambda: build("lenet", data),
+        method=method,
+        data=data,
+        views=Views((), 1, data.input_shape, len(data.train.labels)),
+        training=Training(batch_size=32, learning_rate=0.001),
+        epochs=4,
+        teacher=InlineKnowledge(teacher, knowledge, data.train.labels) if knowledge else None,
+        teacher_architecture=of_teacher,
+        teacher_weights=teacher.state_dict,
+        callable_teacher=InlineTeacher(teacher) if method.calls_teacher else None,
+    )
+    trainer.fit()
+    return trainer
+
+
+def assert_finite(trainer: Trainer) -> None:
+    for name, weight in trainer.student.state_dict().items():
+        assert bool(weight.isfinite().all()), name
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).card.family in "LR"])
+def test_a_batch_of_one_sample_has_a_finite_loss(name: str, digits: ImageData) -> None:
+    assert_finite(train(methods.find(name)(), cut(digits, [0])))
+
+
+@EVERY
+def test_batches_of_a_single_class_have_a_finite_loss(name: str, digits: ImageData) -> None:
+    of_one_class = (digits.train.labels == 3).nonzero().flatten().tolist()
+    assert_finite(train(methods.find(name)(), cut(digits, of_one_class)))
+
+
+@EVERY
+def test_a_teacher_of_logits_alone_teaches_or_is_refused_with_what_is_missing(name: str) -> None:
+    behind_logits = Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes={"answer": (10,)})
+    student = MethodTrial(Method()).student_architecture
+    method = methods.find(name)()
+    try:
+        asked = method.knowledge(behind_logits, student)
+    except MethodError as error:
+        assert "teacher net" in str(error)  # noqa: PT017
+    else:
+        assert not [layer for kind in asked.values() for layer in kind.layers]
+
+
+def zeros(name: str) -> dict[str, float]:
+    """Every weight of the method that may be 0 at 0, the labels' at 1."""
+    rules = methods.find(name).hyperparameters()
+    weights = {key: 0.0 for key, rule in rules.items() if key.endswith("_weight") and rule.minimum == 0}
+    return weights | ({"label_weight": 1.0} if "label_weight" in rules else {})
+
+
+SWITCHED_OFF = [name for name in methods.names() if any(weight == 0 for weight in zeros(name).values())]
+
+
+@pytest.mark.parametrize("name", SWITCHED_OFF)
+def test_weights_of_zero_ask_nothing_and_change_no_bit_of_the_student(name: str) -> None:
+    off = MethodTrial(methods.find(name)(**zeros(name)), epochs=2)
+    assert off.knowledge() == {}
+    trainer = off.trainer()
+    assert trainer._modules == {}
+    assert trainer._layers == []
+    trainer.fit()
+    plain = MethodTrial(Scratch(), epochs=2).trainer()
+    plain.fit()
+    for weight, (key, expected) in zip(trainer.student.state_dict().values(), plain.student.state_dict().items(), strict=True):
+        assert torch.equal(weight, expected), key
+
+
+def test_a_part_of_weight_zero_asks_nothing_and_changes_no_bit() -> None:
+    both = MethodTrial(Combine(methods=("kd", "fitnets", "variational"), weights=(1.0, 0.0, 0.0)), epochs=2)
+    alone = MethodTrial(Combine(methods=("kd",)), epochs=2)
+    assert both.knowledge() == alone.knowledge()
+    trainers = [trial.trainer() for trial in (both, alone)]
+    for trainer in trainers:
+        trainer.fit()
+    weights: list[dict[str, Tensor]] = [trainer.student.state_dict() for trainer in trainers]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def taught() -> list[str]:
+    trial = MethodTrial(Method())
+    of_whom = trial.teacher_architecture, trial.student_architecture
+    return [name for name in methods.names() if methods.find(name)().knowledge(*of_whom)]
+
+
+@pytest.mark.parametrize("name", taught())
+def test_a_teacher_whose_outputs_are_no_numbers_is_one_sentence(name: str, digits: ImageData) -> None:
+    teacher = build("resnet8", digits)
+    with torch.no_grad():
+        next(teacher.parameters()).fill_(float("nan"))
+    with pytest.raises(TrialError, match=r"the teacher's outputs are not finite .*; check its weights"):
+        train(methods.find(name)(), digits, teacher)
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_shipped_model_has_default_layers_or_is_said_not_to_suit(model: str) -> None:
+    """Student and teacher of that model, and each of them beside a network of another family, at 32 x 32."""
+    ours = blueprint(model, {}, 10, (3, 32, 32)).architecture
+    other = blueprint("resnet14", {}, 10, (3, 32, 32)).architecture
+    for name, (teacher, student) in itertools.product(taught(), ((ours, ours), (other, ours), (ours, other))):
+        method = methods.find(name)()
+        try:
+            asked = method.knowledge(teacher, student)
+            for layer in [*(layer for kind in asked.values() for layer in kind.layers)]:
+                teacher.shape(layer)
+            for layer in method.student_layers(teacher, student):
+                student.shape(layer)
+        except MethodError as error:
+            assert str(error).startswith("needs ")  # noqa: PT017
