@@ -1,6 +1,8 @@
 """The errors a user may see, each with the exit code of the command that meets it."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,19 @@ class Interrupted(StillhouseError):
 
 class TrialError(StillhouseError):
     """A trial that can not go on; its message becomes the reason in the ledger."""
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or what it tells of another process, is a disk without room: trying again does not help."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return True
+    if not isinstance(error, OSError | InfrastructureError):
+        return False
+    text = str(error).lower()
+    return "no room for" in text or any(os.strerror(number).lower() in text for number in _DISK_FULL)
 
 
 @dataclass(frozen=True)

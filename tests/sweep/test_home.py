@@ -11,7 +11,16 @@ import pytest
 
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import SweepFacts
-from stillhouse.sweep.home import HOME_VARIABLE, SweepHome, changed_keys, find_sweep, resolve_home, sweep_names
+from stillhouse.sweep.home import (
+    HOME_VARIABLE,
+    TRIALS_KEY,
+    SweepHome,
+    changed_keys,
+    extended_spec,
+    find_sweep,
+    resolve_home,
+    sweep_names,
+)
 
 SPEC: dict[str, Any] = {
     "name": "s",
@@ -83,7 +92,7 @@ def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path) ->
     changed = {**SPEC, "students": [{"model": "mlp"}, {"model": "resnet8"}], "search": {"max_epochs": 6}, "views": {"count": 2}}
     with pytest.raises(UsageError, match=r"with another spec: search.max_epochs, students\[1\].model, views changed") as caught:
         home.keep_spec(changed)
-    assert "--set name=" in str(caught.value)
+    assert "--fork NAME" in str(caught.value)
     assert home.read_spec() == SPEC
 
 
@@ -91,8 +100,47 @@ def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
     home = SweepHome(tmp_path, "s")
     home.keep_spec(SPEC)
     changed = {**SPEC, "trial_resources": {"cpu": 2}, "tracking": {"uri": "sqlite:///x"}, "max_concurrent_trials": 1}
+    changed["search"] = {**SPEC["search"], "scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}
     home.keep_spec(changed)
     assert home.read_spec() == changed
+
+
+def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    home.keep_spec(SPEC)
+    longer = extended_spec(SPEC, 16)
+    assert longer["search"] == {"max_epochs": 5, "trials_per_method": 16}
+    with pytest.raises(UsageError, match=r"search.trials_per_method changed; use `stillhouse extend NAME --trials N`"):
+        home.keep_spec(longer)
+    home.keep_spec(longer, may_change={TRIALS_KEY})
+    assert home.read_spec() == longer
+    with pytest.raises(UsageError, match="--trials must be >= 16, which the sweep has, got 8"):
+        extended_spec(longer, 8)
+    with pytest.raises(UsageError, match="a grid runs every combination"):
+        extended_spec({"search": {"algorithm": "grid"}}, 8)
+
+
+def test_a_sweep_runs_for_as_long_as_its_lock_is_held(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    assert not home.is_running()
+    with home.locked():
+        assert SweepHome(tmp_path, "s").is_running()
+        with pytest.raises(InfrastructureError, match="is already run by another process; wait for it, or end it with: "):
+            SweepHome(tmp_path, "s").locked().__enter__()
+    assert not home.is_running()
+
+
+def test_a_removed_sweep_is_gone_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("going", "staying"):
+        SweepHome(tmp_path, name).keep_spec(SPEC)
+    SweepHome(tmp_path, "going").remove()
+    assert sweep_names(tmp_path) == ["staying"]
+    assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["staying"]
+
+
+def test_a_sweep_that_is_half_removed_is_none(tmp_path: Path) -> None:
+    SweepHome(tmp_path, ".removed-s-1").keep_spec(SPEC)
+    assert sweep_names(tmp_path) == []
 
 
 def test_a_damaged_spec_is_one_sentence(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.progress import Progress, best_per_student, describe_record, format_seconds
+from stillhouse.sweep.progress import Progress, Tally, describe_record, format_seconds
 
 MakeRecord = Callable[..., TrialRecord]
 
@@ -63,6 +63,8 @@ def test_a_terminal_gets_a_table_of_what_runs_and_what_is_best(
         live.refresh()
         text = stream.getvalue()
     assert "2/4 trials" in text
+    assert "0.00 CPU-hours of trials" in text
+    assert "512 to 2.05k" in text
     assert "1 running" in text
     assert "1 failed" in text
     assert "0.6250" in text
@@ -78,14 +80,50 @@ def test_quiet_shows_nothing(make_record: MakeRecord) -> None:
     assert stream.getvalue() == ""
 
 
-def test_the_best_of_each_student_counts_finished_trials_alone(make_record: MakeRecord) -> None:
-    records = [
-        make_record("a", (0.5,)),
-        make_record("b", (0.7,)),
-        make_record("c", (0.9,), status="stopped"),
+def test_the_best_of_each_size_counts_finished_trials_alone(make_record: MakeRecord) -> None:
+    def sized(parameters: float, accuracy: float) -> dict[str, float]:
+        return {"parameters": parameters, "validation_accuracy": accuracy}
+
+    tally = Tally()
+    for record in [
+        make_record("a", metrics=sized(1000, 0.5)),
+        make_record("b", metrics=sized(1100, 0.7)),
+        make_record("c", metrics=sized(1200, 0.9), status="stopped"),
         make_record("d", (), status="failed"),
-    ]
-    assert [record.trial.key for record in best_per_student(records)] == ["b"]
+        make_record("e", metrics=sized(100_000, 0.6)),
+        make_record("e", metrics=sized(100_000, 0.9)),
+    ]:
+        tally.add(record)
+    best = [(each["parameters_within"], each["trial"], each["validation_accuracy"]) for each in tally.best()]
+    assert best == [("512 to 2.05k", "b", 0.7), ("32.8k to 131k", "e", 0.6)]
+    assert tally.counts == {"finished": 3, "stopped": 1, "failed": 1}
+
+
+def test_hours_are_what_trials_held_of_the_cluster(make_record: MakeRecord) -> None:
+    progress, _ = shown()
+    progress.claims(cpu=2, gpu=0.25)
+    metrics = {"parameters": 10.0, "validation_accuracy": 0.5, "train_seconds": 7200.0}
+    curve = [{"epoch": 1, "validation_accuracy": 0.5, "seconds": 1800.0}, {"epoch": 2, "validation_accuracy": 0.5, "seconds": 1800.0}]
+    progress.plan(2, [make_record("a", metrics=metrics), make_record("b", status="failed", metrics={}, curve=curve)])
+    state = progress.snapshot()
+    assert state["gpu_hours"] == pytest.approx(0.25 * 3)
+    assert state["cpu_hours"] == pytest.approx(2 * 3)
+
+
+def test_the_time_left_counts_the_epochs_of_trials_under_way(
+    make_trial: Callable[..., Trial], make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("stillhouse.sweep.progress.time.monotonic", lambda: clock[0])
+    progress, _ = shown()
+    progress.plan(5, [make_record("z")])
+    assert progress.snapshot()["eta_seconds"] is None, "nothing ran yet"
+    progress.trial_started(make_trial("a", epochs=4))
+    progress.trial_epoch("a", 2, 0.5)
+    progress.trial_done(make_record("b"))
+    clock[0] += 30.0
+    # One and a half trials took 30 s, two and a half are left.
+    assert progress.snapshot()["eta_seconds"] == pytest.approx(50.0)
 
 
 def test_settings_are_shown_short(make_record: MakeRecord) -> None:

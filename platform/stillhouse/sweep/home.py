@@ -3,22 +3,31 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked, write_json
+from stillhouse.durable import Damaged, canonical_json, read_checked, write_atomic, write_checked, write_json
 from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.ledger import Ledger
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
 
-_FREE_TO_CHANGE = frozenset({"tracking", "report", "trial_resources", "max_concurrent_trials"})
-"""Sections of a spec that do not decide any result."""
+_FREE_TO_CHANGE = ("tracking", "report", "trial_resources", "max_concurrent_trials")
+_DECIDES_NO_RESULT = (
+    *("search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.budget"),
+    *(f"search.budget.{key}" for key in SearchBudget.model_fields),
+)
+"""Which trials are run and which are stopped early, not what those give that run to their end."""
+TRIALS_KEY = "search.trials_per_method"
 
 
 def resolve_home(flag: str | Path | None = None) -> Path:
@@ -29,8 +38,9 @@ def resolve_home(flag: str | Path | None = None) -> Path:
 class SweepHome:
     """The folder of one sweep under the home.
 
-    Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `students/*.safetensors`, `trials/` with checkpoints
-    of trials under way, `runs.json` (the pages of MLflow), `report/`.
+    Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that were run
+    again), `students/*.safetensors`, `trials/` with checkpoints of trials under way, `runs.json` (the pages of MLflow),
+    `report/`; `lock` and `stop` (a request to end) for the driver, `state.json` by it.
     """
 
     def __init__(self, home: Path, name: str) -> None:
@@ -39,6 +49,7 @@ class SweepHome:
         self.folder = home / "sweeps" / name
         self.ledger = Ledger(self.folder / "ledger")
         self.report = self.folder / "report"
+        self.stop_request = self.folder / "stop"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -58,13 +69,29 @@ class SweepHome:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                home = shlex.quote(str(self.home))
                 raise InfrastructureError(
-                    f"sweep '{self.name}' is already run by another process; wait for it, or give this one another name"
+                    f"sweep '{self.name}' is already run by another process; wait for it, or end it with: "
+                    f"stillhouse stop {self.name} --home {home}"
                 ) from error
             yield
 
-    def keep_spec(self, spec: Mapping[str, Any]) -> None:
+    def is_running(self) -> bool:
+        """Whether a driver holds the sweep."""
+        try:
+            with (self.folder / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def keep_spec(self, spec: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
         """Notes the spec at the sweep's first run, and holds later runs to it.
+
+        Args:
+            may_change: keys that may differ besides those that decide no result.
 
         Raises:
             UsageError: the sweep was started with a spec that decides other results; names the keys that differ.
@@ -72,13 +99,15 @@ class SweepHome:
         path = self.folder / "spec.json"
         kept = self.read_spec()
         if kept is not None:
+            free = {*may_change, *_DECIDES_NO_RESULT}
             changed = sorted(
-                key for key in changed_keys(kept, spec) if key.partition(".")[0].partition("[")[0] not in _FREE_TO_CHANGE
+                key
+                for key in changed_keys(kept, spec)
+                if key not in free and re.split(r"[.\[]", key, maxsplit=1)[0] not in _FREE_TO_CHANGE
             )
             if changed:
                 raise UsageError(
-                    f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; "
-                    f"give this one another name (--set name=...), or undo the change to go on with the old one"
+                    f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
                 )
         write_json(path, spec)
         # A tracking address may hold a password.
@@ -101,6 +130,54 @@ class SweepHome:
             ) from error
         return spec
 
+    def kept_spec(self) -> dict[str, Any]:
+        """The spec as noted.
+
+        Raises:
+            UsageError: the sweep never started, or the file is damaged.
+        """
+        spec = self.read_spec()
+        if spec is None:
+            raise UsageError(f"sweep '{self.name}' was never started")
+        return spec
+
+    def take_over(self, origin: "SweepHome", record: TrialRecord) -> TrialRecord:
+        """Brings a record of another sweep of this home, with its weights, into this one. Returns it."""
+        if record.weights is not None:
+            source, target = origin.folder / record.weights, self.folder / record.weights
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                # Weights are written once and never changed: one file serves both.
+                target.hardlink_to(source)
+            except FileNotFoundError:
+                record = record.model_copy(update={"weights": None, "weights_hash": None})
+            except OSError:
+                write_atomic(target, source.read_bytes())
+        self.ledger.write(record)
+        return record
+
+    def fill_log_bytes(self) -> int:
+        """The present length of the home's log of filled views."""
+        try:
+            return (self.home / "knowledge" / "fills.jsonl").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def remove(self) -> None:
+        """Removes the sweep's folder; teachers and knowledge lie elsewhere. Hold the lock.
+
+        Raises:
+            InfrastructureError: something of it can not be removed.
+        """
+        # Renamed first: half a sweep must not look like one.
+        going = self.folder.with_name(f".removed-{self.name}-{os.getpid()}")
+        try:
+            self.folder.rename(going)
+            shutil.rmtree(going)
+        except OSError as error:
+            raise InfrastructureError(f"can not remove {error.filename or self.folder}: {error.strerror}") from error
+
     def write_facts(self, facts: SweepFacts) -> None:
         write_checked(self.folder / "facts", canonical_json(facts.model_dump(mode="json")).encode())
 
@@ -114,6 +191,18 @@ class SweepHome:
     def write_addresses(self, addresses: Mapping[str, str]) -> None:
         """Notes where MLflow shows each trial, by trial key, and the sweep, by the empty key."""
         write_json(self.folder / "runs.json", {**self.read_addresses(), **addresses})
+
+    def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
+        """Notes what was measured of each student, by `student_key`."""
+        write_json(self.folder / "latencies.json", latencies)
+
+    def read_latencies(self) -> dict[str, dict[str, float]]:
+        """What `write_latencies` noted; empty when nothing was measured."""
+        try:
+            latencies = json.loads((self.folder / "latencies.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return dict(latencies) if isinstance(latencies, dict) else {}
 
     def read_addresses(self) -> dict[str, str]:
         """What `write_addresses` noted last; empty when nothing was tracked."""
@@ -130,7 +219,9 @@ class SweepHome:
 def sweep_names(home: Path) -> list[str]:
     """Names of all sweeps under the home, sorted."""
     folder = home / "sweeps"
-    return sorted(path.name for path in folder.iterdir() if (path / "spec.json").exists()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and (path / "spec.json").exists())
 
 
 def find_sweep(home: Path, name: str) -> SweepHome:
@@ -142,6 +233,27 @@ def find_sweep(home: Path, name: str) -> SweepHome:
     if name not in (known := sweep_names(home)):
         raise UsageError(f"no sweep '{name}' under {home}{did_you_mean(name, known)}")
     return SweepHome(home, name)
+
+
+def extended_spec(spec: Mapping[str, Any], trials_per_method: int) -> dict[str, Any]:
+    """The noted spec with more trials of each method; those that it has stay what they are.
+
+    Raises:
+        UsageError: the algorithm has no number of trials, or it has more than that already.
+    """
+    search = dict(spec.get("search", {}))
+    section, _, key = TRIALS_KEY.partition(".")
+    if search.get("algorithm") == "grid":
+        raise UsageError(f"a grid runs every combination, so {TRIALS_KEY} has no effect; change the spec and use --fork NAME")
+    if trials_per_method < search.get(key, 0):
+        raise UsageError(f"--trials must be >= {search[key]}, which the sweep has, got {trials_per_method}")
+    return {**spec, section: {**search, key: trials_per_method}}
+
+
+def _remedy(changed: Sequence[str]) -> str:
+    if changed == [TRIALS_KEY]:
+        return "use `stillhouse extend NAME --trials N` for more trials, and `stillhouse resume NAME` to go on as it is"
+    return "go on under a new name with --fork NAME, or undo the change to go on with the old one"
 
 
 def changed_keys(old: Any, new: Any, place: str = "") -> Iterator[str]:

@@ -1,11 +1,12 @@
 """The ledger: one durable, checked file per finished trial. The report and MLflow are views of it."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from stillhouse.durable import Damaged, read_checked, write_checked
+from stillhouse.durable import Damaged, fsync_folder, read_checked, write_checked
 from stillhouse.spec.records import TrialRecord
 
 _SUFFIX = ".record"
@@ -38,6 +39,16 @@ class Ledger:
 
     def remove(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
+    def set_aside(self, key: str) -> Path:
+        """Moves the record away, so that its trial runs again. Returns where it lies from now on."""
+        aside = self.folder / "aside"
+        aside.mkdir(exist_ok=True)
+        target = next(path for n in itertools.count(1) if not (path := aside / f"{key}.{n}{_SUFFIX}").exists())
+        self._path(key).rename(target)
+        fsync_folder(aside)
+        fsync_folder(self.folder)
+        return target
 
     def keys(self) -> Iterator[str]:
         """Keys of all records, whole or not, sorted."""

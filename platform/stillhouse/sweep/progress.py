@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.brackets import bracket_name, size_bracket
 
 _SHOWN_RUNNING = 8
-_SHOWN_NOTES = 4
 
 
 @contextmanager
@@ -47,11 +47,54 @@ def native_stderr_in(log: Path) -> Iterator[None]:
         shown.close()
 
 
+class Tally:
+    """Records counted as they come: how trials ended, the best of each size bracket, how long they trained."""
+
+    def __init__(self) -> None:
+        self.counts = {"finished": 0, "stopped": 0, "failed": 0}
+        self.train_seconds = 0.0
+        self._best: dict[int, TrialRecord] = {}
+        self._keys: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, record: TrialRecord) -> None:
+        """Counts the record; one of a trial that is counted already is left out."""
+        if record.trial.key in self._keys:
+            return
+        self._keys.add(record.trial.key)
+        self.counts[record.status] += 1
+        self.train_seconds += record.metrics.get("train_seconds", sum(entry.get("seconds", 0.0) for entry in record.curve))
+        if record.status != "finished":
+            return
+        bracket = size_bracket(record.metrics["parameters"])
+        holder = self._best.get(bracket)
+        if holder is None or record.metrics["validation_accuracy"] > holder.metrics["validation_accuracy"]:
+            self._best[bracket] = record
+
+    def best(self) -> list[dict[str, Any]]:
+        """The finished trial with the best validation accuracy of each size bracket, small ones first."""
+        return [
+            {
+                "parameters_within": bracket_name(bracket),
+                "trial": record.trial.key,
+                "student": record.trial.student.name,
+                "method": record.trial.method,
+                "parameters": record.metrics["parameters"],
+                "validation_accuracy": record.metrics["validation_accuracy"],
+            }
+            for bracket, record in sorted(self._best.items())
+        ]
+
+
 class Progress:
     """Events of a sweep, shown. Safe to call from several threads.
 
     Args:
-        planned: trials of the whole sweep as far as they are known.
         quiet: whether nothing is shown at all.
     """
 
@@ -64,9 +107,9 @@ class Progress:
         self._started = time.monotonic()
         self._trials_started: float | None = None
         self._running: dict[str, dict[str, Any]] = {}
-        self._records: list[TrialRecord] = []
-        self._notes: list[str] = []
+        self._tally = Tally()
         self._teachers: dict[str, str] = {}
+        self._claims = {"cpu": 1.0, "gpu": 0.0}
         self._lock = threading.RLock()
         self._live: Live | None = None
 
@@ -85,8 +128,6 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A sentence about the sweep as a whole."""
-        with self._lock:
-            self._notes = [*self._notes, text][-_SHOWN_NOTES:]
         self._line(text)
 
     def teacher(self, name: str, text: str) -> None:
@@ -98,19 +139,23 @@ class Progress:
         if self._live is None:
             self._line(text)
 
+    def claims(self, *, cpu: float, gpu: float) -> None:
+        """What one trial holds of the cluster, for the hours that the sweep has taken."""
+        with self._lock:
+            self._claims = {"cpu": cpu, "gpu": gpu}
+
     def plan(self, planned: int, reused: Iterable[TrialRecord] = ()) -> None:
         """How many trials there are, and which of them were finished before this run."""
         with self._lock:
             self._planned = planned
-            known = {record.trial.key for record in self._records}
-            earlier = [record for record in reused if record.trial.key not in known]
-            self._records += earlier
-            self._reused += len(earlier)
+            for record in reused:
+                self._reused += record.trial.key not in self._tally
+                self._tally.add(record)
             self._trials_started = self._trials_started or time.monotonic()
 
     def trial_started(self, trial: Trial) -> None:
         with self._lock:
-            self._running[trial.key] = {"trial": trial, "epoch": 0, "accuracy": None}
+            self._running[trial.key] = {"trial": trial, "since": time.monotonic(), "epoch": 0, "accuracy": None}
 
     def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
         with self._lock:
@@ -120,9 +165,45 @@ class Progress:
     def trial_done(self, record: TrialRecord) -> None:
         with self._lock:
             self._running.pop(record.trial.key, None)
-            self._records.append(record)
-            done = len(self._records)
+            self._tally.add(record)
+            done = len(self._tally)
         self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record)}")
+
+    def snapshot(self) -> dict[str, Any]:
+        """The sweep as it stands, as plain data: what `picture` shows."""
+        with self._lock:
+            now = time.monotonic()
+            seconds = self._tally.train_seconds + sum(now - state["since"] for state in self._running.values())
+            return {
+                "sweep": self._name,
+                "planned": self._planned,
+                "done": len(self._tally),
+                **self._tally.counts,
+                "running": [
+                    {
+                        "trial": key,
+                        "method": state["trial"].method,
+                        "student": state["trial"].student.name,
+                        "epoch": state["epoch"],
+                        "epochs": state["trial"].epochs,
+                        "validation_accuracy": state["accuracy"],
+                    }
+                    for key, state in self._running.items()
+                ],
+                "best": self._tally.best(),
+                "teachers": list(self._teachers.values()),
+                "elapsed_seconds": now - self._started,
+                "eta_seconds": self._eta(now),
+                **{f"{kind}_hours": share * seconds / 3600 for kind, share in self._claims.items()},
+            }
+
+    def _eta(self, now: float) -> float | None:
+        """Seconds left if trials go on as in this run, epochs of those under way counted."""
+        under_way = sum(state["epoch"] / state["trial"].epochs for state in self._running.values())
+        ran = len(self._tally) - self._reused + under_way
+        if not ran or self._trials_started is None:
+            return None
+        return max(0.0, self._planned - len(self._tally) - under_way) * (now - self._trials_started) / ran
 
     def _line(self, text: str) -> None:
         if self._quiet:
@@ -133,73 +214,62 @@ class Progress:
             self._console.print(Text(text), highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        with self._lock:
-            statuses = [record.status for record in self._records]
-            elapsed = time.monotonic() - self._started
-            head = Text.assemble(
-                (self._name, "bold"),
-                f"  {len(statuses)}/{self._planned} trials",
-                f"  {len(self._running)} running",
-                f"  {statuses.count('stopped')} stopped early",
-                (f"  {statuses.count('failed')} failed", "red" if "failed" in statuses else ""),
-                f"  {format_seconds(elapsed)}",
-                f"  {self._eta()}",
-            )
-            bar = Table.grid()
-            bar.add_row(ProgressBar(total=max(1, self._planned), completed=len(statuses), width=60))
-            parts: list[RenderableType] = [head, bar]
-            if len(statuses) < max(1, self._planned):
-                parts += [Text(text, style="dim") for text in self._teachers.values()]
-            parts += [table for table in (self._running_table(), self._best_table()) if table is not None]
-            return Group(*parts)
-
-    def _eta(self) -> str:
-        fresh = len(self._records) - self._reused
-        if not fresh or self._trials_started is None:
-            return ""
-        left = (self._planned - len(self._records)) * (time.monotonic() - self._trials_started) / fresh
-        return f"about {format_seconds(left)} left"
-
-    def _running_table(self) -> Table | None:
-        if not self._running:
-            return None
-        table = Table(box=None, pad_edge=False)
-        for column in ("running", "method", "student", "epoch", "accuracy"):
-            table.add_column(column, justify="right" if column in ("epoch", "accuracy") else "left")
-        for key, state in list(self._running.items())[:_SHOWN_RUNNING]:
-            trial = state["trial"]
-            accuracy = "" if state["accuracy"] is None else f"{state['accuracy']:.4f}"
-            table.add_row(key[:8], trial.method, trial.student.name, f"{state['epoch']}/{trial.epochs}", accuracy)
-        return table
-
-    def _best_table(self) -> Table | None:
-        best = best_per_student(self._records)
-        if not best:
-            return None
-        table = Table(box=None, pad_edge=False)
-        for column in ("best so far", "method", "parameters", "validation"):
-            table.add_column(column, justify="right" if column in ("parameters", "validation") else "left")
-        for record in best:
-            metrics = record.metrics
-            table.add_row(
-                record.trial.student.name,
-                record.trial.method,
-                f"{metrics['parameters']:,.0f}",
-                f"{metrics['validation_accuracy']:.4f}",
-            )
-        return table
+        return picture(self.snapshot())
 
 
-def best_per_student(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The finished record with the best validation accuracy for each student label, smallest student first."""
-    best: dict[str, TrialRecord] = {}
-    for record in records:
-        if record.status != "finished":
-            continue
-        holder = best.get(record.trial.student.name)
-        if holder is None or record.metrics["validation_accuracy"] > holder.metrics["validation_accuracy"]:
-            best[record.trial.student.name] = record
-    return sorted(best.values(), key=lambda record: record.metrics["parameters"])
+def picture(state: Mapping[str, Any]) -> RenderableType:
+    """A sweep's state, as `Progress.snapshot` gives it, for a terminal."""
+    planned = max(state["planned"] or 0, state["done"])
+    counts = Text.assemble(
+        (state["sweep"], "bold"),
+        f"  {state['done']}/{planned} trials",
+        f"  {len(state['running'])} running",
+        f"  {state['stopped']} stopped early",
+        (f"  {state['failed']} failed", "red" if state["failed"] else ""),
+    )
+    times = [] if state["elapsed_seconds"] is None else [format_seconds(state["elapsed_seconds"])]
+    if state["eta_seconds"] is not None and state["done"] < planned:
+        times.append(f"about {format_seconds(state['eta_seconds'])} left")
+    # On a machine without a GPU nobody asks for GPU-hours.
+    kind = "gpu" if state["gpu_hours"] else "cpu"
+    times.append(f"{state[f'{kind}_hours']:.2f} {kind.upper()}-hours of trials")
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=max(1, planned), completed=state["done"], width=60))
+    parts: list[RenderableType] = [counts, Text("  ".join(times)), bar]
+    if state["done"] < max(1, planned):
+        parts += [Text(text, style="dim") for text in state["teachers"]]
+    parts += [table for table in (_running_table(state["running"]), _best_table(state["best"])) if table is not None]
+    return Group(*parts)
+
+
+def _running_table(running: Sequence[Mapping[str, Any]]) -> RenderableType | None:
+    if not running:
+        return None
+    table = Table(box=None, pad_edge=False)
+    for column in ("running", "method", "student", "epoch", "accuracy"):
+        table.add_column(column, justify="right" if column in ("epoch", "accuracy") else "left")
+    for each in running[:_SHOWN_RUNNING]:
+        accuracy = "" if each["validation_accuracy"] is None else f"{each['validation_accuracy']:.4f}"
+        table.add_row(each["trial"][:8], each["method"], each["student"], f"{each['epoch']}/{each['epochs']}", accuracy)
+    more = len(running) - _SHOWN_RUNNING
+    return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
+
+
+def _best_table(best: Sequence[Mapping[str, Any]]) -> Table | None:
+    if not best:
+        return None
+    table = Table(box=None, pad_edge=False)
+    for column in ("best of size", "method", "student", "parameters", "validation"):
+        table.add_column(column, justify="right" if column in ("parameters", "validation") else "left")
+    for each in best:
+        table.add_row(
+            each["parameters_within"],
+            each["method"],
+            each["student"],
+            f"{each['parameters']:,.0f}",
+            f"{each['validation_accuracy']:.4f}",
+        )
+    return table
 
 
 def describe_record(record: TrialRecord) -> str:

@@ -9,16 +9,19 @@ import torch
 from ray import tune
 
 from stillhouse.data.datasets import ImageData
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import InfrastructureError, is_disk_full
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.runner import TrialEnvironment, TrialRunner, failed_record, failure_reason
 from stillhouse.workers import prepare_worker
 
 TRIAL_KEY = "trial"
+NO_ROOM = "no room"
 
 
 class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
     """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
+
+    A full disk is no trial's fault and no other attempt mends it: it is reported as `NO_ROOM`, and the driver ends the sweep.
 
     `data` holds the reference of the data set in the object store, so that a node has one copy.
     Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
@@ -37,6 +40,15 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return True
 
     def step(self) -> dict[str, Any]:
+        self._resting = False
+        try:
+            return self._step() if self._no_room is None else self._report_no_room(self._no_room)
+        except (InfrastructureError, OSError) as error:
+            if not is_disk_full(error):
+                raise
+            return self._report_no_room(error)
+
+    def _step(self) -> dict[str, Any]:
         if self._runner is None:
             return self._report(None, status="failed")
         first = not self._reported
@@ -47,6 +59,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         except InfrastructureError:
             raise
         except Exception as error:  # the trial fails alone, with its reason in the ledger
+            if is_disk_full(error):
+                raise
             self._runner.fail(failure_reason(error))
             return self._report(None, status="failed")
         # Behind the last epoch only the disk can fail, which is no fault of the trial.
@@ -56,16 +70,22 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return self._report(entry, status=status, curve=self._runner.curve if first else None)
 
     def cleanup(self) -> None:
+        # What a trial that is ended from outside has done so far is kept, unless an epoch broke off in its middle.
+        if self._runner is not None and self._resting:
+            self._runner.save()
         self._release()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial = Trial.model_validate_json(config[TRIAL_KEY])
-        self._reported = False
+        self._reported = self._resting = False
+        self._no_room: BaseException | None = None
         device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         try:
             self._runner = TrialRunner(self._trial, self._environment, self._data, device=device)
-        except (InfrastructureError, OSError):
-            raise
+        except (InfrastructureError, OSError) as error:
+            if not is_disk_full(error):
+                raise
+            self._no_room = error
         except Exception as error:
             failed_record(self._trial, self._environment, error, device=device)
 
@@ -73,6 +93,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self, entry: dict[str, Any] | None, *, status: str, curve: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
         self._reported = True
+        self._resting = status == "running"
         runner = self._runner
         result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
         if entry is not None and runner is not None:
@@ -81,6 +102,9 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         if curve is not None:
             result["curve"] = json.dumps(curve)
         return result
+
+    def _report_no_room(self, error: BaseException) -> dict[str, Any]:
+        return {**self._report(None, status=NO_ROOM), "reason": " ".join(str(error).split())}
 
     def _release(self) -> None:
         """A process that is used again must not keep the last trial's memory."""

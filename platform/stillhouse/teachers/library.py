@@ -18,7 +18,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
-from stillhouse.errors import UsageError
+from stillhouse.errors import Interrupted, UsageError
 from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
 from stillhouse.teachers.definition import TeacherDefinition
 
@@ -65,13 +65,16 @@ class TeacherLibrary:
         *,
         device: str = "cpu",
         progress: Callable[[str], None] = lambda _text: None,
+        ending: Callable[[], bool] = lambda: False,
     ) -> LoadedTeacher:
         """Finds, loads or trains the teacher. Training that was interrupted goes on at its checkpoint.
 
         Args:
             views: the sweep's policy; the teacher is trained on as many views of it as it has epochs.
+            ending: whether training is to end behind the epoch under way.
 
         Raises:
+            Interrupted: training ended since it was to; a checkpoint is written.
             UsageError: weights that can not be read or do not fit the model.
         """
         key = definition.key(data, views)
@@ -88,7 +91,7 @@ class TeacherLibrary:
                 _load_given(model, definition)
             elif card is None:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
-                model, seconds = self._train(definition, data, views, folder, device, progress)
+                model, seconds = self._train(definition, data, views, folder, device, progress, ending)
                 trained_now = True
             model = model.to(device).eval().requires_grad_(False)
             if card is None:
@@ -132,6 +135,7 @@ class TeacherLibrary:
         folder: Path,
         device: str,
         progress: Callable[[str], None],
+        ending: Callable[[], bool],
     ) -> tuple[nn.Module, float]:
         def make() -> Trainer:
             return Trainer(
@@ -161,9 +165,14 @@ class TeacherLibrary:
                 f"teacher {definition.name}: epoch {entry['epoch']}/{definition.epochs}, "
                 f"loss {entry['train_loss']:.3f}, validation accuracy {entry['validation_accuracy']:.4f}"
             )
-            if time.monotonic() - saved > CHECKPOINT_INTERVAL_S and not trainer.finished:
+            if trainer.finished:
+                break
+            asked = ending()
+            if asked or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
                 trainer.save(checkpoint)
                 saved = time.monotonic()
+            if asked:
+                raise Interrupted(f"teacher {definition.name}: interrupted behind epoch {entry['epoch']}")
         return trainer.student, trainer.train_seconds
 
 
