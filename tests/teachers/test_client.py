@@ -1,6 +1,7 @@
 """The trial's side of the shared actor: what it waits for and what it does not. Ray itself is stood in for."""
 
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
-from stillhouse.teachers.client import ActorLink, ServedKnowledge, ViewOpener
+from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, ViewOpener
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.serving import Busy
 
 TICKET = TeacherTicket(
     definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),
@@ -77,6 +79,40 @@ def test_a_call_outlives_the_actors_restart(link: Callable[..., ActorLink]) -> N
 def test_an_actor_that_does_not_come_back_is_one_sentence(link: Callable[..., ActorLink]) -> None:
     with pytest.raises(InfrastructureError, match="teacher 'big' did not answer for 0 s"):
         link(Actor(ActorDiedError()), patience_s=0.0).call("request", 3)
+
+
+def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_answers(
+    link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = Actor(*[Busy(48)] * 50, 42)
+    busy = link(actor, patience_s=5.0)
+    pauses: list[float] = []
+    seconds = itertools.accumulate(itertools.repeat(1.0))
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    assert busy.call("call") == 42
+    assert len(actor.asked) == 51
+    assert pauses[:3] == [0.01, 0.02, 0.04], "it doubles"
+    assert max(pauses) == 1.0
+
+
+def test_a_lost_actor_is_asked_again_after_growing_pauses_for_two_minutes(
+    link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = link(Actor(ActorDiedError()), patience_s=PATIENCE_S)
+    clock = [0.0]
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with pytest.raises(InfrastructureError, match="did not answer for 120 s"):
+        lost.call("call")
+    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert 100 < sum(pauses) <= 120
 
 
 def test_an_error_of_the_teacher_itself_is_not_waited_out(link: Callable[..., ActorLink]) -> None:

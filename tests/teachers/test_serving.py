@@ -212,14 +212,16 @@ def test_a_caller_with_many_or_large_calls_gets_no_more_rows_than_the_others() -
 
 def test_only_equal_tasks_are_merged_and_only_up_to_the_row_limit() -> None:
     queue = CallQueue(lambda calls: [], merged_rows=10)
-    waiting_calls(queue, ("a", "forward", 4), ("b", "backward", 3), ("c", "forward", 5), ("d", "forward", 2), ("e", "forward", 1))
+    waiting_calls(
+        queue, ("a", "forward", 4), ("b", "backward", 3), ("c", "forward", 5), ("d", "forward", 2), ("e", "forward", 1)
+    )
     batches = [[call.caller for call in queue.take(timeout_s=0)] for _ in range(3)]
     assert batches == [["a", "c", "e"], ["b"], ["d"]]
     assert queue.take(timeout_s=0) == []
 
 
-@pytest.mark.parametrize("limit", [{"max_waiting": 2}, {"max_bytes": 20}], ids=lambda limit: next(iter(limit)))
-def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[str, int]) -> None:
+@pytest.mark.parametrize("limit", [{"max_waiting": 2}, {"max_bytes": 20}], ids=["calls", "bytes"])
+def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[str, Any]) -> None:
     queue = CallQueue(lambda calls: [[call.arrays[0]] for call in calls], **limit)
     waiting_calls(queue, ("a", "task", 1), ("b", "task", 1))
     refused = Call("c", "task", [np.zeros(1)])

@@ -25,5 +25,5 @@ def asked_by_default(kind: type[Method]) -> list[str]:
         except ValueError as error:
             problem = error
             continue
-        return sorted({str(kind) for kind in asked.values()})
+        return sorted({str(each) for each in asked.values()}) + (["calls on its own inputs"] if kind.calls_teacher else [])
     raise UsageError(f"no shipped model suits {kind.__name__} as teacher and student: {problem}")

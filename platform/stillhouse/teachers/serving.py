@@ -62,7 +62,7 @@ def unless_busy(answer: Callable[Asked, Answered], *arguments: Asked.args, **opt
 
 
 class FairLock:
-    """A lock that is given in the order in which it was asked for, so that a loop that takes it again and again starves nobody."""
+    """A lock that is given in the order in which it was asked for: a loop that takes it again and again starves nobody."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -309,9 +309,7 @@ class ModelServer:
         answer = self.queue.ask(Call(caller, ("knowledge", tuple(kinds.items()), len(arrays), *_form(images)), arrays))
         return dict(zip(kinds, answer, strict=True))
 
-    def forward(
-        self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None = None
-    ) -> list[NDArray[Any]]:
+    def forward(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None = None) -> list[NDArray[Any]]:
         """The logits of normalised images [B, C, H, W], then the output of each named layer.
 
         Args:
@@ -353,7 +351,9 @@ class ModelServer:
                 outputs = self._compute_alone(task, calls[0])
             else:
                 # Copied from the shared memory that calls come in, and joined, in one go.
-                joined = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*(call.arrays for call in calls), strict=True)]
+                joined = [
+                    torch.from_numpy(np.concatenate(parts)) for parts in zip(*(call.arrays for call in calls), strict=True)
+                ]
                 outputs = self._in_pieces(task, joined)
             arrays = [output.detach().cpu().numpy() for output in outputs]
         ends = list(itertools.accumulate(call.rows for call in calls))
