@@ -136,10 +136,13 @@ def test_a_page_of_ten_thousand_trials_draws_scrolls_and_filters(
     height = browser.run("document.documentElement.scrollHeight")
     browser.call("Input.dispatchMouseEvent", type="mouseWheel", x=1270, y=500, deltaX=0, deltaY=height)
     browser.wait("scrollY + innerHeight >= document.documentElement.scrollHeight - 2")
-    browser.run("document.querySelector('#filter').value = 'peers lenet'")
+    rows = "[...document.querySelectorAll('#trials-table tbody tr')]"
+    pair = "(row) => row.cells[1].textContent + ' ' + row.cells[2].textContent"
+    wanted = browser.run(f"{rows}.map({pair}).at(-1)")
+    browser.run(f"document.querySelector('#filter').value = {wanted!r}")
     browser.run("document.querySelector('#filter').dispatchEvent(new Event('input'))")
-    shown = browser.run("[...document.querySelectorAll('#trials-table tbody tr')].filter((row) => !row.hidden).length")
-    assert 0 < shown < 1000
+    shown = browser.run(f"{rows}.filter((row) => !row.hidden).map({pair})")
+    assert shown == [wanted] * browser.run(f"{rows}.map({pair}).filter((each) => each === {wanted!r}).length")
     assert browser.console == []
 
 

@@ -97,12 +97,12 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def database(postgres: str, request: pytest.FixtureRequest) -> str:
+def database(postgres: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """An empty database of the test's own, in which MLflow has made no table yet."""
     import sqlalchemy
 
     name = f"of_test_{zlib.crc32(request.node.name.encode())}"
-    engine = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(locate(postgres, tmp_path).uri, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
     engine.dispose()
