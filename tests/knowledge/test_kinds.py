@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.knowledge import Knowledge, feature, logits, reduced
+from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
 
 
 def energy(output: Tensor, *, power: int = 2) -> Tensor:
@@ -52,6 +52,10 @@ def test_identities_tell_kinds_apart_and_nothing_else() -> None:
         reduced(energy, "layer2"),
         reduced(difference, "layer1", "layer2"),
         reduced(difference, "layer2", "layer1"),
+        reduced(energy),
+        input_gradient(),
+        input_gradient(energy),
+        input_gradient(energy, power=1),
     ]
     texts = {json.dumps(kind.identity(), sort_keys=True) for kind in kinds}
     assert len(texts) == len(kinds)
@@ -91,9 +95,10 @@ def test_a_reduction_that_workers_can_not_import_is_refused() -> None:
 
 
 def test_kinds_read_as_people_say_them() -> None:
-    assert [str(kind) for kind in (logits(), feature("layer1"), reduced(energy, "layer1"))] == [
+    assert [str(kind) for kind in (logits(), feature("layer1"), reduced(energy, "layer1"), input_gradient(energy))] == [
         "logits",
         "layer1",
         "energy(layer1)",
+        "energy(input_gradient)",
     ]
     assert Knowledge() == logits()

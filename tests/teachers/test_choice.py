@@ -1,43 +1,78 @@
-"""The cost model by hand: 1 GB/s to read back, at most half of the free disk."""
+"""The cost model by hand: a gigabyte per second to read back."""
 
 from typing import Any
 
 import pytest
 
-from stillhouse.teachers.choice import Choice, choose_way
+from stillhouse.errors import UsageError
+from stillhouse.teachers.choice import Choice, Cost, choose_calling_way, choose_ways
 
-FACTS: dict[str, Any] = {
-    "asked": "auto",
-    "seconds_per_sample": 1e-4,
-    "bytes_per_sample": 400,
-    "num_samples": 50_000,
-    "num_views": 8,
-    "free_bytes": 10**12,
-}
+FACTS: dict[str, Any] = {"seconds_per_sample": 1e-4, "num_samples": 50_000, "num_views": 8, "room_bytes": 10**11}
 
 
-def choose(**changes: Any) -> Choice:
-    return choose_way(**FACTS | changes)
+def cost(num_bytes: int, asked: str = "auto", name: str = "logits") -> Cost:
+    return Cost(name=name, asked=asked, bytes_per_sample=num_bytes, read_seconds=num_bytes / 1e9)
+
+
+def choose(one: Cost, **changes: Any) -> Choice:
+    return choose_ways({"it": one}, **FACTS | changes)["it"]
 
 
 def test_logits_are_cached() -> None:
-    assert choose() == Choice("cached", "400 B per sample: 0.40 µs to read back, 100.00 µs to compute; 8 views take 160.0 MB")
+    said = "400 B per sample: 0.40 µs to read back, 100.00 µs to compute; 8 views take 160.0 MB"
+    assert choose(cost(400)) == Choice("cached", said)
 
 
 def test_a_map_that_is_read_slower_than_recomputed_is_inline() -> None:
     """100 kB take 100 us to read: the break-even."""
-    assert choose(bytes_per_sample=100_000).way == "cached"
-    assert choose(bytes_per_sample=100_001).way == "inline"
-    assert "recomputing is quicker" in choose(bytes_per_sample=100_001).reason
+    assert choose(cost(100_000)).way == "cached"
+    assert choose(cost(100_001)).way == "inline"
+    assert "recomputing is quicker" in choose(cost(100_001)).reason
 
 
-def test_views_that_take_more_than_half_of_the_free_disk_are_inline() -> None:
+def test_views_that_take_more_than_the_room_are_inline() -> None:
     """8 views of 50,000 samples of 400 B are 160 MB."""
-    assert choose(free_bytes=320_000_000).way == "cached"
-    assert choose(free_bytes=319_999_999).way == "inline"
-    assert "0.16 GB, more than half of the 0.32 GB free" in choose(free_bytes=319_999_999).reason
+    assert choose(cost(400), room_bytes=160_000_000).way == "cached"
+    assert choose(cost(400), room_bytes=159_999_999).way == "inline"
+    assert "0.16 GB, more than the 0.16 GB of room" in choose(cost(400), room_bytes=159_999_999).reason
+
+
+def test_kinds_share_the_room_and_the_small_ones_take_it_first() -> None:
+    """40 B are 16 MB, 400 B 160 MB, 4000 B 1600 MB: the first two fit 200 MB."""
+    costs = {"large": cost(4000), "small": cost(40), "middle": cost(400)}
+    choices = choose_ways(costs, **FACTS | {"room_bytes": 200_000_000})
+    assert {kind: choice.way for kind, choice in choices.items()} == {"large": "inline", "small": "cached", "middle": "cached"}
+    assert list(choices) == list(costs)
+
+
+def test_what_is_forced_takes_its_room_before_what_is_not() -> None:
+    costs = {"small": cost(40), "forced": cost(400, "cached")}
+    choices = choose_ways(costs, **FACTS | {"room_bytes": 160_000_000})
+    assert {kind: choice.way for kind, choice in choices.items()} == {"small": "inline", "forced": "cached"}
 
 
 @pytest.mark.parametrize("way", ["cached", "served", "inline"])
 def test_a_way_that_is_asked_for_is_taken(way: str) -> None:
-    assert choose(asked=way, free_bytes=0, bytes_per_sample=10**9) == Choice(way, "asked for in the spec")
+    choice = choose(cost(10**9, way), room_bytes=10**15)
+    assert choice.way == way
+    assert choice.reason.startswith("asked for in the spec; 1,000,000,000 B per sample")
+
+
+def test_knowledge_that_is_forced_to_be_cached_and_does_not_fit_is_one_sentence() -> None:
+    said = "views of maps take 160.00 GB and there is room for 100.00 GB; raise knowledge.max_bytes"
+    with pytest.raises(UsageError, match=said) as caught:
+        choose(cost(400_000, "cached", "maps"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher_on_gpu", "trials_on_gpu", "way"),
+    [(True, False, "served"), (True, True, "inline"), (False, False, "inline"), (False, True, "inline")],
+)
+def test_inputs_of_a_methods_own_making_are_served_only_by_a_teacher_that_alone_has_a_gpu(
+    teacher_on_gpu: bool, trials_on_gpu: bool, way: str
+) -> None:
+    choice = choose_calling_way(asked="auto", teacher_on_gpu=teacher_on_gpu, trials_on_gpu=trials_on_gpu)
+    assert choice.way == way
+    for forced in ("served", "inline"):
+        assert choose_calling_way(asked=forced, teacher_on_gpu=teacher_on_gpu, trials_on_gpu=trials_on_gpu).way == forced

@@ -20,7 +20,7 @@ from stillhouse.distill.method import Method, Step
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, Reading
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError
-from stillhouse.knowledge import Knowledge, feature, logits, reduced
+from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
 from stillhouse.knowledge import layout as layout_module
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -343,6 +343,19 @@ def test_pixels_of_no_view_are_answered_as_by_the_teacher_itself(
     with torch.no_grad():
         assert np.array_equal(answer["one"], trained[1].model(pixels).numpy())
     assert service.counters()["samples_forwarded"] == 5
+
+
+def test_a_sealed_input_gradient_is_of_the_samples_own_class(
+    make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher]
+) -> None:
+    service, model = make_service(), trained[1].model
+    remember(service, input_gradient())
+    service.fill(0)
+    images = service._view_images(0, np.arange(ROWS)).requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(images), service._labels, reduction="sum")
+    torch.testing.assert_close(rows_of(service, input_gradient(), 0), torch.autograd.grad(loss, images)[0])
+    answer = service.forward(images.detach().numpy(), {"it": input_gradient()}, service._labels.numpy())
+    torch.testing.assert_close(torch.from_numpy(answer["it"]), rows_of(service, input_gradient(), 0))
 
 
 # The thread that fills

@@ -1,12 +1,9 @@
 """The cost model behind `auto`: which way each kind of knowledge goes, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-READ_BYTES_PER_SECOND = 1e9
-"""Gathering rows from a memory map, one thread: 9-15 M rows of 200 bytes per second were measured, so this is cautious."""
-
-DISK_SHARE = 0.5
-"""The largest part of the free disk that one sweep's sealed views may take."""
+from stillhouse.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -17,30 +14,81 @@ class Choice:
     reason: str
 
 
-def choose_way(
-    *,
-    asked: str,
-    seconds_per_sample: float,
-    bytes_per_sample: int,
-    num_samples: int,
-    num_views: int,
-    free_bytes: int,
-) -> Choice:
-    """Picks `cached` where reading a sample back is quicker than recomputing it and the views fit the disk, else `inline`.
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one kind of knowledge costs, as it was measured.
+
+    Attributes:
+        name: the kind in the user's words.
+        asked: `auto`, or the way that the spec forces.
+        bytes_per_sample: in the store.
+        read_seconds: in which a sample's knowledge is gathered from a map of the store, one thread.
+    """
+
+    name: str
+    asked: str
+    bytes_per_sample: int
+    read_seconds: float
+
+
+def choose_ways(
+    costs: Mapping[str, Cost], *, seconds_per_sample: float, num_samples: int, num_views: int, room_bytes: int
+) -> dict[str, Choice]:
+    """The way of each kind of one teacher's knowledge.
+
+    `cached` where reading a sample back is quicker than computing it and the views fit the room, else `inline`. The student's
+    own step is the same either way, so its time decides nothing; pixels of a view are at hand in the trial, so sending them
+    to a served teacher would cost the teacher's time and the way besides. Small kinds take their room first.
 
     Args:
-        asked: `auto`, or the way that the spec forces.
+        costs: by kind.
         seconds_per_sample: the teacher's measured forward time.
+        room_bytes: what the sweep may still take of the store.
+
+    Raises:
+        UsageError: a kind that is forced to be cached does not fit.
+    """
+    choices: dict[str, Choice] = {}
+    # What is forced goes first, then by size.
+    for kind, cost in sorted(costs.items(), key=lambda item: (item[1].asked == "auto", item[1].bytes_per_sample)):
+        total = cost.bytes_per_sample * num_samples * num_views
+        facts = (
+            f"{cost.bytes_per_sample:,} B per sample: {1e6 * cost.read_seconds:.2f} µs to read back, "
+            f"{1e6 * seconds_per_sample:.2f} µs to compute"
+        )
+        if cost.asked != "auto":
+            if cost.asked == "cached" and total > room_bytes:
+                raise UsageError(
+                    f"knowledge.way is cached, but {num_views} views of {cost.name} take {total / 1e9:.2f} GB and there is room for "
+                    f"{room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
+                )
+            choices[kind] = Choice(cost.asked, f"asked for in the spec; {facts}")
+        elif cost.read_seconds > seconds_per_sample:
+            choices[kind] = Choice("inline", f"{facts}; recomputing is quicker")
+        elif total > room_bytes:
+            choices[kind] = Choice(
+                "inline", f"{num_views} views take {total / 1e9:.2f} GB, more than the {room_bytes / 1e9:.2f} GB of room"
+            )
+        else:
+            choices[kind] = Choice("cached", f"{facts}; {num_views} views take {total / 1e6:.1f} MB")
+        if choices[kind].way == "cached":
+            room_bytes -= total
+    return {kind: choices[kind] for kind in costs}
+
+
+def choose_calling_way(*, asked: str, teacher_on_gpu: bool, trials_on_gpu: bool) -> Choice:
+    """Picks where the teacher runs for methods that call it on inputs of their own making, which exist in no view.
+
+    Args:
+        asked: `auto`, `served` or `inline`; the plan refuses `cached`.
+        teacher_on_gpu: whether the shared actor has a GPU.
+        trials_on_gpu: whether each trial has a share of one.
     """
     if asked != "auto":
         return Choice(asked, "asked for in the spec")
-    total = bytes_per_sample * num_samples * num_views
-    read = bytes_per_sample / READ_BYTES_PER_SECOND
-    facts = f"{bytes_per_sample:,} B per sample: {1e6 * read:.2f} µs to read back, {1e6 * seconds_per_sample:.2f} µs to compute"
-    if read > seconds_per_sample:
-        return Choice("inline", f"{facts}; recomputing is quicker")
-    if total > DISK_SHARE * free_bytes:
-        return Choice(
-            "inline", f"{num_views} views take {total / 1e9:.2f} GB, more than half of the {free_bytes / 1e9:.2f} GB free"
-        )
-    return Choice("cached", f"{facts}; {num_views} views take {total / 1e6:.1f} MB")
+    if teacher_on_gpu and not trials_on_gpu:
+        return Choice("served", "inputs of a method's own making exist in no view, and only the shared teacher has a GPU")
+    return Choice(
+        "inline",
+        "inputs of a method's own making exist in no view, and trials are as fast as the shared teacher they would wait for",
+    )

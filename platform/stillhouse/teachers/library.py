@@ -101,6 +101,7 @@ class TeacherLibrary:
                 card = {
                     "model": definition.model,
                     "options": dict(definition.options),
+                    "dataset": data.name,
                     "weights_hash": digest,
                     "validation_accuracy": accuracy(model, data, "validation", device),
                     "train_seconds": seconds if trained_now else 0.0,

@@ -23,6 +23,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.features import FeatureReader
@@ -89,7 +90,10 @@ class TeacherService:
         self._fill_seconds = 0.0
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
-        """What a forward pass costs and what each kind weighs: `seconds_per_sample`, `bytes_per_sample` by kind."""
+        """What a forward pass costs and what each kind weighs.
+
+        `seconds_per_sample`, and by kind: `bytes_per_sample`, and `read_seconds` to gather one sample from the store.
+        """
         wanted = {kind_id(kind): kind for kind in kinds}
         count = min(256, len(self._images))
         images = self._view_images(0, np.arange(count))
@@ -103,9 +107,11 @@ class TeacherService:
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - started)
         width = np.dtype(self._dtype).itemsize
+        sizes = {name: width * value[0].numel() for name, value in sample.items()}
         return {
             "seconds_per_sample": sorted(times)[1] / count,
-            "bytes_per_sample": {name: width * value[0].numel() for name, value in sample.items()},
+            "bytes_per_sample": sizes,
+            "read_seconds": {name: seconds_per_row(self._store.root, size) for name, size in sizes.items()},
         }
 
     def request(
@@ -263,7 +269,7 @@ class TeacherService:
         return self._server.pull_back(caller, images, layers, gradients, token)
 
     def counters(self) -> dict[str, float]:
-        """`samples_forwarded`, `bytes_written` and `fill_seconds` of this service's life, and those of `ModelServer.counters`."""
+        """`samples_forwarded`, `bytes_written` and `fill_seconds` of this service's life, and what it served."""
         served = self._server.counters()
         return {
             **served,

@@ -1,0 +1,39 @@
+"""How fast this machine gathers rows from a memory map in the store's folder."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+_MEASURED_BYTES = 16 << 20
+_BATCH = 256
+_BATCHES = 8
+
+
+def seconds_per_row(folder: Path, row_bytes: int) -> float:
+    """Seconds in which one thread gathers a row of `row_bytes` in random order; the least of three, about 50 ms in all.
+
+    The file is in memory, as every view is that is read more than once and fits there. A file that may not be written counts
+    as one that is read slowly: the answer is infinite then.
+    """
+    num_floats = max(1, row_bytes // 4)
+    rows = max(2, _MEASURED_BYTES // (4 * num_floats))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            np.arange(rows * num_floats, dtype=np.float32).tofile(file)
+            file.flush()
+            table = torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, num_floats)))
+            generator = torch.Generator().manual_seed(0)
+            batch = min(_BATCH, rows)
+            batches = [torch.randint(rows, (batch,), generator=generator) for _ in range(_BATCHES)]
+            seconds = []
+            for _ in range(3):
+                started = time.perf_counter()
+                for indices in batches:
+                    table.index_select(0, indices)
+                seconds.append(time.perf_counter() - started)
+    except OSError:
+        return float("inf")
+    return min(seconds) / (batch * _BATCHES)

@@ -1,0 +1,19 @@
+"""The measurement of reading: what it leaves behind, and how it grows."""
+
+from pathlib import Path
+
+from stillhouse.knowledge.speed import seconds_per_row
+
+
+def test_the_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert seconds_per_row(tmp_path, 40) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_of_a_mebibyte_takes_longer_than_one_of_forty_bytes(tmp_path: Path) -> None:
+    """A factor of 26,000 in bytes: no noise turns that around."""
+    assert seconds_per_row(tmp_path, 1 << 20) > seconds_per_row(tmp_path, 40)
+
+
+def test_a_store_that_can_not_be_written_is_read_infinitely_slowly(tmp_path: Path) -> None:
+    assert seconds_per_row(tmp_path / "nowhere", 40) == float("inf")

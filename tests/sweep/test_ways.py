@@ -1,0 +1,94 @@
+"""The room that a sweep takes of the store, by hand: ten samples, two views, 4 bytes a number."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillhouse.data.views import Views
+from stillhouse.errors import UsageError
+from stillhouse.knowledge import Knowledge, feature, logits
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.spec.schema import KnowledgeSpec
+from stillhouse.sweep.ways import KnowledgeRoom
+from stillhouse.teachers.definition import view_identity
+from stillhouse.teachers.service import kind_id
+
+VIEWS = Views(("crop",), 2, (1, 8, 8), 1000)
+BASE = {"teacher": {"weights": "ours"}}
+KINDS = {kind_id(kind): kind for kind in (logits(), feature("layer"))}
+MEASURED: dict[str, Any] = {
+    "seconds_per_sample": 1.0,
+    "bytes_per_sample": {kind_id(logits()): 40, kind_id(feature("layer")): 400},
+    "read_seconds": dict.fromkeys(KINDS, 0.5),
+}
+
+
+def fill(home: Path, identity: dict[str, Any], *, used: float, num_bytes: int = 40_000) -> int:
+    store = KnowledgeStore(home / "knowledge")
+    with store.writer(identity, rows=1000, shape=(num_bytes // 4000,), dtype="float32") as writer:
+        writer.put(np.arange(1000), np.zeros((1000, num_bytes // 4000), np.float32))
+        writer.commit()
+        writer.seal()
+    os.utime(store.folder(identity) / "manifest", (used, used))
+    return next(int(entry["bytes"]) for entry in store.entries() if entry["key"] == store.key(identity))
+
+
+def ways(room: KnowledgeRoom, kinds: dict[str, Knowledge] = KINDS) -> dict[str, str]:
+    choices = room.choose(kinds, MEASURED, BASE, VIEWS)
+    return {str(KINDS[text]): choice.way for text, choice in choices.items()}
+
+
+def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
+    """80 kB of logits and 800 kB of features."""
+    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=880_000), tmp_path)) == {"logits": "cached", "layer": "cached"}
+    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=879_999), tmp_path)) == {"logits": "cached", "layer": "inline"}
+    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=79_999), tmp_path)) == {"logits": "inline", "layer": "inline"}
+
+
+def test_teachers_share_the_room(tmp_path: Path) -> None:
+    room = KnowledgeRoom(KnowledgeSpec(max_bytes=100_000), tmp_path)
+    only = {kind_id(logits()): logits()}
+    assert ways(room, only) == {"logits": "cached"}
+    choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, VIEWS)
+    assert [choice.way for choice in choices.values()] == ["inline"]
+
+
+def test_each_kind_can_be_forced(tmp_path: Path) -> None:
+    assert ways(KnowledgeRoom(KnowledgeSpec(way="inline", ways={"layer": "cached"}), tmp_path)) == {
+        "logits": "inline",
+        "layer": "cached",
+    }
+
+
+def test_a_forced_kind_that_nobody_asks_is_one_sentence(tmp_path: Path) -> None:
+    room = KnowledgeRoom(KnowledgeSpec(ways={"logit": "inline"}), tmp_path)
+    ways(room)
+    with pytest.raises(UsageError, match=r"knowledge\.ways names 'logit', which no method asks; did you mean 'logits'"):
+        room.check_forced()
+
+
+def test_views_of_other_sweeps_go_least_recently_used_first_and_only_as_far_as_needed(tmp_path: Path) -> None:
+    sizes = [fill(tmp_path, {"teacher": {"weights": "other"}, "view": number}, used=1000 - number) for number in range(3)]
+    each = sizes[0]
+    own = fill(tmp_path, view_identity(BASE, logits(), 0), used=1)
+    assert own < 50_000
+    # This sweep's logits need 80 kB; with one of the others there is room for both.
+    room = KnowledgeRoom(KnowledgeSpec(max_bytes=80_000 + each, ways={"layer": "inline"}), tmp_path)
+    ways(room)
+    assert [entry["identity"]["view"] for entry in room.make_room()] == [2, 1]
+    assert KnowledgeStore(tmp_path / "knowledge").is_sealed(view_identity(BASE, logits(), 0))
+    assert room.make_room() == []
+
+
+def test_without_a_limit_the_store_takes_half_of_what_it_has_and_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    for free, way in ((160_000, "cached"), (159_999, "inline")):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
+        assert ways(KnowledgeRoom(KnowledgeSpec(), tmp_path))["logits"] == way
