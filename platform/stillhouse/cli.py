@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from stillhouse import __version__
 from stillhouse.errors import Interrupted, SpecError, StillhouseError, UsageError
+from stillhouse.spec.sizes import parse_bytes
 
 OK, USAGE, TRIALS_FAILED, INTERRUPTED = 0, 2, 3, 130
 _CATALOGUE_CLASSES = 100
@@ -106,7 +107,14 @@ def sweep(
     overrides: Overrides = None,
     home: Home = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the plan, with --address also where it would run, and start nothing."),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="With --dry-run: time each teacher and student for a second, to estimate the hours."),
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
     fork: Annotated[
         str | None,
@@ -127,7 +135,9 @@ def sweep(
     from stillhouse.sweep.sweep import Sweep
 
     if dry_run:
-        return _print_plan(Sweep(checked, home=home), as_json)
+        return _print_plan(Sweep(checked, home=home), as_json, measure=measure, address=address)
+    if measure:
+        raise UsageError("--measure belongs to --dry-run: it estimates a plan and starts nothing")
     if fork is not None:
         return _run(
             lambda progress: Sweep.forked(
@@ -439,34 +449,24 @@ def list_models(
 @teachers_app.command(name="ls")
 @_told
 def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
-    """List the teachers that are kept, and how much sealed knowledge there is of each."""
-    from stillhouse.knowledge.store import KnowledgeStore
+    """List what is kept: teachers, and the sealed knowledge of each, with its size and when it was last used."""
     from stillhouse.sweep.home import resolve_home
-    from stillhouse.teachers.library import TeacherLibrary
+    from stillhouse.teachers.kept import kept_teachers
 
-    root = resolve_home(home)
-    kept: dict[str, dict[str, int]] = {}
-    for entry in KnowledgeStore(root / "knowledge").entries():
-        weights = entry["identity"].get("teacher", {}).get("weights", "unfinished")
-        of_teacher = kept.setdefault(weights, {"views": 0, "bytes": 0})
-        of_teacher["views"] += entry["sealed"]
-        of_teacher["bytes"] += entry["bytes"]
-    facts = [
-        {**teacher, "knowledge": kept.get(teacher["weights_hash"], {"views": 0, "bytes": 0})}
-        for teacher in TeacherLibrary(root / "teachers").entries()
-    ]
+    facts = kept_teachers(resolve_home(home))
     if as_json:
         _print_json(facts)
         return OK
-    table = _table(
-        "key", "model", "validation", "bytes", "sealed views", "their bytes", right=("bytes", "sealed views", "their bytes")
-    )
+    columns = ("key", "model", "validation", "knowledge", "data set", "views", "bytes", "last used")
+    table = _table(*columns, right=("validation", "views", "bytes"))
     for each in facts:
-        sealed = each["knowledge"]
-        accuracy = f"{each['validation_accuracy']:.4f}"
-        table.add_row(
-            each["key"][:12], each["model"], accuracy, f"{each['bytes']:,}", str(sealed["views"]), f"{sealed['bytes']:,}"
-        )
+        accuracy = f"{each['validation_accuracy']:.4f}" if "validation_accuracy" in each else ""
+        data = str(each.get("dataset", ""))
+        table.add_row(each["key"][:12] or "(gone)", each["model"], accuracy, "weights", data, "", f"{each['bytes']:,}", "")
+        for kind in each["knowledge"]["kinds"]:
+            views = f"{kind['views']} + {kind['unsealed']} unfinished" if kind["unsealed"] else str(kind["views"])
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
+            table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
     _console().print(table)
     return OK
 
@@ -761,15 +761,23 @@ def _print_config(spec: Any, as_json: bool) -> int:
     return OK
 
 
-def _print_plan(sweep: Any, as_json: bool) -> int:
-    plan = sweep.plan()
-    if as_json:
-        _print_json(plan.to_dict())
-        return OK
-    from stillhouse.sweep.show import show_plan
+def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None) -> int:
+    from stillhouse.errors import InfrastructureError
+    from stillhouse.sweep.show import show_outlook, show_plan
 
-    show_plan(plan, _console())
-    return OK
+    plan = sweep.plan()
+    outlook = None
+    if measure or address:
+        from stillhouse.sweep.estimate import look_ahead
+
+        outlook = look_ahead(plan, sweep.data(), measure=measure, address=address)
+    if as_json:
+        _print_json(plan.to_dict() | (outlook.to_dict() if outlook else {}))
+    else:
+        show_plan(plan, _console())
+        if outlook is not None:
+            show_outlook(outlook.lines(), _console())
+    return InfrastructureError.exit_code if outlook is not None and outlook.impossible else OK
 
 
 def _method_facts(name: str) -> dict[str, Any]:
@@ -890,15 +898,15 @@ def _model_facts(name: str, *, full: bool) -> dict[str, Any]:
 
 
 def _parse_bytes(text: str, option: str = "--keep") -> int:
-    """A number of bytes from `500MB`, `20 GB` or `0`.
+    """The value of an option that is a size.
 
     Raises:
         UsageError: it is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if match is None:
-        raise UsageError(f"{option} must be a size such as 500MB or 20GB, got '{text}'")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {error}") from error
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from stillhouse.errors import UsageError
 from stillhouse.spec.budget import parse_budget
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
+from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
 from stillhouse.spec.wording import show
 
@@ -177,18 +178,62 @@ class ViewsSpec(Section):
         return self.count if self.policy else 1
 
 
-class Resources(Section):
+def _parse_custom(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise _problem(f"must be a mapping such as {{teacher_node: 1}}, got {show(value)}")
+    for name, amount in value.items():
+        if not isinstance(name, str) or not name or name.lower() in ("cpu", "gpu", "memory", "object_store_memory"):
+            raise _problem(f"must name resources of your own, such as teacher_node, got {show(name)}")
+        number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not number or amount <= 0 or (amount > 1 and amount != int(amount)):
+            raise _problem(f"must be a fraction of one or a whole number, got {show(amount)}", below=name)
+    return dict(value)
+
+
+def _parse_labels(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _problem(f"must be a mapping such as {{pool: teacher}}, got {show(value)}")
+    for name, label in value.items():
+        if not isinstance(name, str) or not isinstance(label, str) or not label:
+            problem = f"must be text such as teacher, in quotes where YAML reads a number, got {show(label)}"
+            raise _problem(problem, below=str(name))
+    return dict(value)
+
+
+class Claim(Section):
+    """What holds a place on a node, besides its cores and GPUs.
+
+    Attributes:
+        custom: resources that nodes were started with, `ray start --resources='{"teacher_node": 1}'`.
+        labels: what the node must be labelled with, `ray start --labels=pool=teacher`; `"!trial"` and `in(a, b)` are
+            conditions as in Ray.
+    """
+
+    custom: Annotated[dict[str, float], PlainValidator(_parse_custom)] = Field(default_factory=dict)
+    labels: Annotated[dict[str, str], PlainValidator(_parse_labels)] = Field(default_factory=dict)
+
+
+class Resources(Claim):
     """What a teacher holds of the cluster."""
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
     gpu: Annotated[float, Field(ge=0)] = 0.0
 
 
-class TrialResources(Section):
-    """What one trial holds of the cluster while it runs."""
+class TrialResources(Claim):
+    """What one trial holds of the cluster while it runs.
+
+    Attributes:
+        workers: processes on one node that train each student together and share the rest evenly; null means one for each GPU.
+    """
 
     cpu: Annotated[float, Field(gt=0)] = 1.0
     gpu: Annotated[float, Field(ge=0)] = 0.0
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+    @property
+    def num_workers(self) -> int:
+        return max(1, int(self.gpu)) if self.workers is None else self.workers
 
 
 class TeacherTraining(Training):
@@ -240,36 +285,110 @@ class StudentSpec(Section):
         return entry
 
 
+ADAPTIVE = ("tpe", "nsga2")
+"""Search algorithms that choose a trial by the results of others."""
+
+
+class SearchBudget(Section):
+    """What a sweep may spend, all its runs together; it starts no trial beyond it and ends those under way.
+
+    Attributes:
+        trials: trials that are started.
+        epochs: epochs of all trials.
+        hours: time during which the sweep runs.
+        gpu_hours: hours of trials times the GPUs that each holds.
+        trial_hours: hours of trials, however many run at a time.
+    """
+
+    trials: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    trial_hours: Annotated[float, Field(gt=0)] | None = None
+
+
+def _parse_limits(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise _problem(f"must be a mapping such as {{parameters: 100k}}, got {show(value)}")
+    limits = {}
+    for name, limit in value.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float | str):
+            raise _problem(f"must be a number such as 100k, got {show(limit)}", below=name)
+        try:
+            limits[name] = parse_budget(f"{name}={str(limit).removesuffix('B')}").limit
+        except UsageError as error:
+            raise _problem(str(error).replace("budget", "must be a size with a limit:", 1), below=name) from error
+    return limits
+
+
 class SearchSpec(Section):
     """How trials are chosen and how long they run.
 
     Attributes:
         algorithm: `random` draws `trials_per_method` stratified samples of the priors, the same students for every method;
-            `grid` runs every combination of the choices that the spec lists, other hyper-parameters at their defaults.
-        scheduler: `none` runs every trial to its end. `asha` stops trials that lag behind others of their size; what it
-            stops depends on which trial reports first, so two runs of the same spec may stop different trials.
+            `grid` runs every combination of the choices that the spec lists, other hyper-parameters at their defaults;
+            `tpe` and `nsga2` begin as `random` does and choose the later trials of each method and student by the
+            `objectives` of its earlier ones.
+        trials_per_method: dealt to the students in turn, for every algorithm but `grid`.
+        scheduler: `none` runs every trial to its end. `asha` stops trials that lag behind others of their size, `median`
+            those whose best epoch is worse than the median of the others' means so far; what they stop depends on which
+            trial reports first, so two runs of the same spec may stop different trials.
         max_epochs: length of a trial.
         confirm_seeds: fresh seeds on which each method's best trial per student is run again.
         seed: decides every draw of the sweep.
-        grace_epochs: epochs that asha gives every trial.
+        grace_epochs: epochs that a scheduler gives every trial.
         reduction_factor: asha keeps one in this many at each rung.
+        startup_trials: trials of each method and student that are drawn at random before results are looked at; the
+            population of `nsga2`.
+        trials_ahead: trials of one method and student that may be under way together: a choice knows the results of all
+            but the last ones. A larger number keeps more machines busy and searches less well.
+        limits: sizes that no student may exceed, such as `{parameters: 100k, latency_ms: 2}`.
+        budget: what the sweep may spend.
     """
 
-    algorithm: Literal["random", "grid"] = "random"
+    algorithm: Literal["random", "grid", "tpe", "nsga2"] = "random"
     trials_per_method: Annotated[int, Field(ge=1, le=100_000)] = 8
-    scheduler: Literal["none", "asha"] = "none"
+    scheduler: Literal["none", "asha", "median"] = "none"
     max_epochs: Annotated[int, Field(ge=1)] = 20
     confirm_seeds: Annotated[int, Field(ge=0, le=1000)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     grace_epochs: Annotated[int, Field(ge=1)] = 1
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    startup_trials: Annotated[int, Field(ge=2, le=1000)] = 8
+    trials_ahead: Annotated[int, Field(ge=1, le=1000)] = 4
+    limits: Annotated[dict[str, float], PlainValidator(_parse_limits)] = Field(default_factory=dict)
+    budget: SearchBudget = Field(default_factory=SearchBudget)
+
+
+Way = Literal["auto", "cached", "served", "inline"]
+
+
+def _parse_max_bytes(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _problem(f"must be a size such as 500MB or 20GB, or null, got {show(value)}")
+    try:
+        return parse_bytes(str(value))
+    except ValueError as error:
+        raise _problem(str(error)) from error
 
 
 class KnowledgeSpec(Section):
-    """How the teacher's knowledge reaches the trials, and the number format it is kept in."""
+    """How the teacher's knowledge reaches the trials, and how it is kept.
 
-    way: Literal["auto", "cached", "served", "inline"] = "auto"
+    Attributes:
+        way: of all knowledge; `auto` decides by what reading and computing cost here.
+        ways: of single kinds, by the names that the sweep's log gives them, such as `{logits: inline}`.
+        dtype: the number format of sealed views.
+        max_bytes: what all sealed views together may take of the disk, such as `20GB`, other sweeps' included: theirs go,
+            least recently used first, where this sweep's need the room. Null: half of what they have and what is free.
+    """
+
+    way: Way = "auto"
+    ways: dict[str, Way] = Field(default_factory=dict)
     dtype: Literal["float32", "float16"] = "float32"
+    max_bytes: Annotated[int | None, PlainValidator(_parse_max_bytes)] = None
 
 
 class TrackingSpec(Section):
