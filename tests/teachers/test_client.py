@@ -17,8 +17,10 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
-from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, ViewOpener
+from stillhouse.knowledge.top_k import TopK
+from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.serving import Busy
 
 TICKET = TeacherTicket(
@@ -234,3 +236,22 @@ def test_a_damaged_view_is_reported_and_waited_for(opener: MakeOpener, monkeypat
     monkeypatch.setattr(filler, "call", mend)
     assert open_views(3)["logits"].ready(torch.arange(6))
     assert [arguments[3] for arguments in filler.asked] == [True]
+
+
+def test_a_trial_gets_logits_of_every_class_back_whatever_form_they_are_kept_in(tmp_path: Path) -> None:
+    definition = dataclasses.replace(TICKET.definition, num_classes=100)
+    ticket = dataclasses.replace(TICKET, definition=definition, store=str(tmp_path), top_k=TopK(3))
+    kind = ticket.form(logits())
+    assert kind != logits()
+    ticket = dataclasses.replace(ticket, ways={kind_id(kind): "cached"})
+    values = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
+    with KnowledgeStore(tmp_path).writer(view_identity({}, kind, 0), rows=6, shape=(7,), dtype="float32") as writer:
+        writer.put(np.arange(6), kind.compute(values, {}).numpy())
+        writer.commit()
+        writer.seal()
+    source = TrialTeacher(ticket, {"logits": logits()}).source
+    assert source is not None
+    source.begin_epoch(0)
+    gathered = source.gather(torch.tensor([4, 1]), torch.empty(0))["logits"]
+    assert gathered.shape == (2, 100)
+    assert torch.equal(gathered.topk(3).values, values[[4, 1]].topk(3).values)

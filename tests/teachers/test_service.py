@@ -23,6 +23,7 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
 from stillhouse.knowledge import layout as layout_module
 from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.knowledge.view import View
 from stillhouse.knowledge.writer import ViewWriter
 from stillhouse.models.architecture import Architecture, describe
@@ -500,3 +501,28 @@ def test_a_student_is_the_same_bit_for_bit_cached_or_inline(
 def test_the_size_of_the_teachers_batches_matters_by_rounding_alone(train: Callable[[str], Trainer]) -> None:
     cached, inline = train("cached"), train("inline")
     assert cached.curve[-1]["train_loss"] == pytest.approx(inline.curve[-1]["train_loss"], rel=1e-3)
+
+
+def test_what_is_drawn_for_a_sample_is_the_same_inline_and_cached_and_another_in_each_view(
+    make_service: Callable[..., TeacherService],
+    trained: tuple[Path, LoadedTeacher],
+    digits: ImageData,
+    views: Views,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
+    kind = TopK(2, 3).of(logits(), 10)
+    assert kind.draws == 3
+    service = make_service()
+    remember(service, kind)
+    inline = InlineKnowledge(trained[1].model, {"logits": kind})
+    drawn = []
+    for view in (0, 1):
+        service.fill(view)
+        inline.begin_epoch(view)
+        indices = torch.arange(40, 80)
+        images = digits.normalise(views.augment(digits.train.images, indices, view))
+        stored = opened(service, kind, view).gather(indices)
+        assert torch.equal(inline.gather(indices, images)["logits"], stored)
+        drawn.append(stored[:, 5:])
+    assert not torch.equal(*drawn)

@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.data.hashing import derive_key, uniform
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
@@ -15,6 +17,10 @@ from stillhouse.models.features import FeatureReader
 
 Reading = tuple[int, int]
 """(seed, epoch) of a training: it decides the order in which samples are read, see `data.hashing.reading_order`."""
+
+
+Places = tuple[int, Tensor]
+"""(view, int64 [B]): which samples of which view."""
 
 
 class KnowledgeSource(Protocol):
@@ -47,7 +53,11 @@ class KnowledgeSource(Protocol):
 
 
 def compute_knowledge(
-    reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor | None = None
+    reader: FeatureReader,
+    knowledge: Mapping[str, Knowledge],
+    images: Tensor,
+    labels: Tensor | None = None,
+    places: Places | None = None,
 ) -> dict[str, Tensor]:
     """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it.
 
@@ -55,6 +65,7 @@ def compute_knowledge(
 
     Args:
         labels: [B] int64, the samples' own classes; needed for kinds of the input gradient.
+        places: of the samples; needed for kinds that draw.
 
     Raises:
         TrialError: the teacher's outputs are not all finite.
@@ -68,7 +79,10 @@ def compute_knowledge(
             gradients = _input_gradients(reader, images, labels.to(images.device))
         computed = {
             name: kind.compute(
-                gradients if kind.of_input else logits, features, [reader.weight(weight) for weight in kind.weights]
+                gradients if kind.of_input else logits,
+                features,
+                [reader.weight(weight) for weight in kind.weights],
+                _draws(kind.draws, places) if kind.draws else None,
             )
             for name, kind in knowledge.items()
         }
@@ -80,6 +94,14 @@ def compute_knowledge(
                 "with a lower learning rate"
             )
         return computed
+
+
+def _draws(count: int, places: Places | None) -> Tensor:
+    """Numbers in [0, 1), float64 [B, count], by view and sample."""
+    assert places is not None, "what is drawn for a sample depends on its place"
+    view, indices = places
+    counters = indices.cpu().numpy()[:, None] * count + np.arange(count)
+    return torch.from_numpy(uniform(derive_key("draws of knowledge", view, count), counters)).to(indices.device)
 
 
 def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor) -> Tensor:
@@ -117,9 +139,11 @@ class InlineKnowledge:
         self._knowledge = self._needed = dict(knowledge)
         self._labels = labels
         self._reader = FeatureReader(teacher, layers_of(knowledge))
+        self._view = 0
         self.samples_forwarded = 0
 
     def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        self._view = view
         self._needed = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
@@ -127,7 +151,7 @@ class InlineKnowledge:
             return {}
         self.samples_forwarded += len(indices)
         labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
-        return compute_knowledge(self._reader, self._needed, images, labels)
+        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices))
 
 
 class CachedKnowledge:
@@ -168,3 +192,23 @@ class CachedKnowledge:
         self.samples_gathered += len(indices)
         self.bytes_gathered += sum(rows.nbytes for rows in gathered.values())
         return {name: rows.to(images.device, torch.float32, non_blocking=True) for name, rows in gathered.items()}
+
+
+class RestoredKnowledge:
+    """The same knowledge in the form that methods ask for, where it travels in a smaller one."""
+
+    def __init__(self, source: KnowledgeSource, knowledge: Mapping[str, Knowledge]) -> None:
+        self._source = source
+        self._knowledge = knowledge
+        self.way = source.way
+
+    @property
+    def wait_seconds(self) -> float:
+        return self._source.wait_seconds
+
+    def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
+        self._source.begin_epoch(view, names, reading)
+
+    def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        gathered = self._source.gather(indices, images)
+        return {name: self._knowledge[name].restore(stored) for name, stored in gathered.items()}

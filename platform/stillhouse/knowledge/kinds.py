@@ -26,6 +26,9 @@ class Knowledge:
             and treats samples independently. It travels to the teacher by its import path.
         options: keyword arguments of the reduction.
         weights: names of the teacher's parameters and buffers that the reduction reads (a BatchNorm's, say).
+        draws: how many random numbers in [0, 1) per sample the reduction takes behind its outputs and weights, as one tensor
+            [B, draws]; they are a function of the view and the sample.
+        restoration: a module-level function `restoration(stored, **options)` that makes of what is stored what a method gets.
     """
 
     layers: tuple[str, ...] = ()
@@ -33,18 +36,27 @@ class Knowledge:
     options: tuple[tuple[str, Scalar], ...] = ()
     weights: tuple[str, ...] = ()
     of_input: bool = False
+    draws: int = 0
+    restoration: Reduction | None = None
 
     def __post_init__(self) -> None:
         if self.reduction is not None and "<locals>" in getattr(self.reduction, "__qualname__", "<locals>"):
             raise ValueError(f"a reduction must be a function of a module, so that workers can import it, got {self.reduction}")
 
-    def compute(self, logits: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = ()) -> Tensor:
+    def compute(
+        self, logits: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = (), draws: Tensor | None = None
+    ) -> Tensor:
         """The knowledge [B, ...] from the teacher's logits [B, C], its layers' outputs and the named weights.
 
         A kind `of_input` takes the gradient [B, channels, H, W] in place of the logits.
         """
         outputs = [features[layer] for layer in self.layers] or [logits]
-        return outputs[0] if self.reduction is None else self.reduction(*outputs, *weights, **dict(self.options))
+        random = [] if draws is None else [draws]
+        return outputs[0] if self.reduction is None else self.reduction(*outputs, *weights, *random, **dict(self.options))
+
+    def restore(self, stored: Tensor) -> Tensor:
+        """What a method gets of the knowledge [B, ...] that `compute` gave, on any device."""
+        return stored if self.restoration is None else self.restoration(stored, **dict(self.options))
 
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal if and only if the knowledge is; part of a sealed view's key."""
@@ -56,6 +68,8 @@ class Knowledge:
             identity["options"] = dict(self.options)
             if self.weights:
                 identity["weights"] = list(self.weights)
+            if self.draws:
+                identity["draws"] = self.draws
         return identity
 
     def __str__(self) -> str:

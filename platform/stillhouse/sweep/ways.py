@@ -9,6 +9,7 @@ from stillhouse.data.views import Views
 from stillhouse.errors import UsageError, did_you_mean
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.spec.schema import KnowledgeSpec
 from stillhouse.teachers.choice import Choice, Cost, choose_ways
 from stillhouse.teachers.definition import view_identity
@@ -55,6 +56,9 @@ class KnowledgeRoom:
             )
             for text, kind in kinds.items()
         }
+        for text, cost in costs.items():
+            if cost.asked == "served" and kinds[text].draws:
+                raise UsageError("knowledge.tail_draws must be 0 where knowledge.way is served: draws go by a sample's place")
         self._asked |= {str(kind) for kind in kinds.values()}
         choices = choose_ways(
             costs,
@@ -86,3 +90,8 @@ class KnowledgeRoom:
         others = self._budget - sum(self._own.values())
         own = sum(entry["bytes"] for entry in self._store.entries() if entry["key"] in self._own)
         return self._store.prune(max(0, others) + own, spare=self._own.keys())
+
+
+def form_of_logits(spec: KnowledgeSpec) -> TopK | None:
+    """How the spec wants logits kept; None keeps them whole."""
+    return None if spec.top_k is None else TopK(spec.top_k, spec.tail_draws)

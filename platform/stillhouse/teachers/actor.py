@@ -18,6 +18,7 @@ from stillhouse.durable import content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
@@ -216,6 +217,7 @@ def make_ticket(
     actor: str,
     ways: Mapping[str, str],
     calling_way: str = "inline",
+    top_k: TopK | None = None,
 ) -> TeacherTicket:
     """What trials need to know of the teacher that the actor has prepared."""
     return TeacherTicket(
@@ -229,4 +231,5 @@ def make_ticket(
         namespace=NAMESPACE,
         ways=dict(ways),
         calling_way=calling_way,
+        top_k=top_k,
     )

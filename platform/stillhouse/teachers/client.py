@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor, nn
 
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
-from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, Reading, is_named
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, Reading, RestoredKnowledge, is_named
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge.kinds import Knowledge
@@ -273,6 +273,7 @@ class TrialTeacher:
         device: str = "cpu",
     ) -> None:
         self.link = ActorLink(ticket)
+        knowledge = {name: ticket.form(kind) for name, kind in knowledge.items()}
         model: nn.Module | None = None
         if (calls and ticket.calling_way == "inline") or "inline" in {_way_of(kind, ticket) for kind in knowledge.values()}:
             model = ticket.definition.build()
@@ -295,6 +296,8 @@ class TrialTeacher:
             self._inline = InlineKnowledge(model, by_way["inline"], labels)
             sources.append(self._inline)
         self.source = join_sources(sources)
+        if self.source is not None and any(kind.restoration is not None for kind in knowledge.values()):
+            self.source = RestoredKnowledge(self.source, knowledge)
         self.callable: CallableTeacher | None = None
         if calls:
             self.callable = ServedTeacher(ActorModel(self.link))
@@ -331,6 +334,10 @@ def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:
 
 def add_counters(teachers: Sequence[TrialTeacher]) -> dict[str, Any]:
     """The counters of a trial that learns from several teachers: sums, and the ways that were gone."""
-    counted = [teacher.counters() for teacher in teachers]
+    return sum_counters([teacher.counters() for teacher in teachers])
+
+
+def sum_counters(counted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several processes' or teachers' counters as one."""
     sums = {name: sum(each[name] for each in counted) for name in counted[0] if name != "way"}
     return {"way": "+".join(dict.fromkeys(each["way"] for each in counted)), **sums}

@@ -11,6 +11,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 
@@ -52,7 +53,7 @@ class TeacherDefinition:
             identity["weights"] = bytes_hash(path.read_bytes()) if path.is_file() else self.weights
         else:
             identity |= {
-                "training": self.training.model_dump(mode="json"),
+                "training": self.training.identity(),
                 "epochs": self.epochs,
                 "seed": self.seed,
                 "views": views.identity(),
@@ -68,7 +69,9 @@ class TeacherTicket:
         weights_path: safetensors file of the loaded weights.
         base: the part of every sealed view's identity that does not depend on the kind of knowledge or the view.
         ways: `cached`, `served` or `inline`, by the text of each kind of knowledge.
+        calling_way: `served` or `inline`, for methods that call the teacher on inputs of their own making.
         actor: the name of the shared actor.
+        top_k: how logits are kept; None keeps them whole.
     """
 
     definition: TeacherDefinition
@@ -80,6 +83,12 @@ class TeacherTicket:
     actor: str
     namespace: str
     ways: Mapping[str, str] = field(default_factory=dict)
+    calling_way: str = "inline"
+    top_k: TopK | None = None
+
+    def form(self, kind: Knowledge) -> Knowledge:
+        """In which form `kind` is asked of the teacher."""
+        return kind if self.top_k is None else self.top_k.of(kind, self.definition.num_classes)
 
 
 def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class TeacherService:
         count = min(256, len(self._images))
         images = self._view_images(0, np.arange(count))
         with self._model_lock, FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
-            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2])
+            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
             times = []
             for _ in range(3):
                 started = time.perf_counter()
@@ -282,8 +282,8 @@ class TeacherService:
         self, reader: FeatureReader, kinds: Mapping[str, Knowledge], view: int, indices: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
         with self._model_lock:
-            labels = self._labels[torch.from_numpy(indices).to(self._device)]
-            outputs = compute_knowledge(reader, kinds, self._view_images(view, indices), labels)
+            places = torch.from_numpy(indices).to(self._device)
+            outputs = compute_knowledge(reader, kinds, self._view_images(view, indices), self._labels[places], (view, places))
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def _view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:
