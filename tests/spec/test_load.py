@@ -174,7 +174,7 @@ trial_resources: 3
         "trial_resources",
     }
     assert found["serch"].startswith("is not a key of a spec; did you mean 'search'?")
-    assert found["search.algorithm"] == "must be one of random, grid, got 'rando'; did you mean 'random'?"
+    assert found["search.algorithm"] == "must be one of random, grid, tpe, nsga2, got 'rando'; did you mean 'random'?"
     assert found["search.trials_per_method"] == "must be a whole number, got '8'"
     assert found["search.seed"] == "must be a whole number, got true"
     assert found["search.confirm_seeds"] == "must be >= 0, got -1"
@@ -391,3 +391,32 @@ def test_mutated_text_never_raises_anything_but_spec_error(tmp_path: Path) -> No
         path.write_text("".join(letters))
         with contextlib.suppress(SpecError):
             load_spec(path, draw.choice([[], ["search.seed=1"], ["name=[", "=", "a"], ["students[0].width=0.5"]]))
+
+
+def test_limits_are_numbers_with_their_multiples_and_come_back_as_they_are() -> None:
+    limits = {"parameters": "100k", "macs": "5M", "latency_ms": 2, "size_bytes": "1MB"}
+    spec = validate({**SMALL, "search": {"limits": limits, "budget": {"hours": 2, "epochs": 100}}})
+    assert spec.search.limits == {"parameters": 1e5, "macs": 5e6, "latency_ms": 2.0, "size_bytes": 1e6}
+    assert spec.search.budget.hours == 2
+    assert validate(spec_to_dict(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("search", "key"),
+    [
+        ({"limits": {"paramters": 5}}, "search.limits.paramters"),
+        ({"limits": {"macs": "many"}}, "search.limits.macs"),
+        ({"limits": {"macs": -1}}, "search.limits.macs"),
+        ({"limits": [5]}, "search.limits"),
+        ({"budget": {"hours": 0}}, "search.budget.hours"),
+        ({"budget": {"days": 1}}, "search.budget.days"),
+        ({"budget": {"gpu_hours": 1}}, "search.budget.gpu_hours"),
+        ({"algorithm": "bohb"}, "search.algorithm"),
+        ({"scheduler": "median", "grace_epochs": 30}, "search.grace_epochs"),
+        ({"startup_trials": 1}, "search.startup_trials"),
+    ],
+)
+def test_a_search_that_can_not_be_is_a_problem_under_its_key(search: dict[str, Any], key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        validate({**SMALL, "search": search})
+    assert [problem.key for problem in caught.value.problems] == [key]

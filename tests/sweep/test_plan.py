@@ -271,3 +271,83 @@ def test_nothing_is_confirmed_unless_asked(data: ImageData) -> None:
     plan = make_plan(spec, data)
     assert plan.confirm_trials == 0
     assert confirm_trials(spec, plan, [record(trial, 0.5) for trial in plan.trials]) == []
+
+
+# Adaptive search and limits
+
+
+def searched(**search: Any) -> SweepSpec:
+    return spec_with("search", {**SPEC["search"], "algorithm": "tpe", "startup_trials": 3, **search})
+
+
+def test_an_adaptive_search_begins_with_the_trials_of_a_random_one(data: ImageData) -> None:
+    random, adaptive = make_plan(spec_with(), data), make_plan(searched(), data)
+    assert set(keys_of(adaptive)) <= set(keys_of(random)) | {trial.key for trial in adaptive.asking}
+    first = [trial.key for trial in random.trials if trial.method == "kd"][:6]
+    assert set(first) <= set(keys_of(adaptive)), "three of each of two students"
+
+
+def test_every_method_has_its_trials_whatever_the_others_have(data: ImageData) -> None:
+    plan = make_plan(searched(trials_per_method=20), data)
+    counts = plan.trials_per_method
+    assert counts["kd"] == 20
+    assert counts["scratch"] == 1 + 2, "every student there is, and nothing else to search"
+    assert len(plan.trials) < plan.num_trials == sum(counts.values())
+    (note,) = [note for note in plan.notes if "studies" in note]
+    assert note.startswith("tpe searches in 6 studies, one for each method and student")
+    document = plan.to_dict()
+    assert document["planned"] == plan.num_trials
+    assert {"method": "kd", "student": "lenet", "trials": 10} in document["studies"]
+
+
+def test_extending_an_adaptive_search_keeps_its_trials(data: ImageData) -> None:
+    short, long = make_plan(searched(trials_per_method=8), data), make_plan(searched(trials_per_method=80), data)
+    assert [trial.key for trial in short.trials if trial.method == "kd"] == [
+        trial.key for trial in long.trials if trial.method == "kd"
+    ]
+
+
+def test_sizes_of_all_students_that_may_be_chosen_are_known(data: ImageData) -> None:
+    plan = make_plan(searched(), data)
+    assert plan.search is not None
+    for study in plan.search.studies:
+        sizes = [next(planned.size for planned in plan.students if planned.student == choice) for choice in study.students]
+        assert sizes == sorted(sizes, key=lambda size: size.parameters)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_no_student_over_a_limit_is_planned(algorithm: str, data: ImageData) -> None:
+    whole = make_plan(searched(algorithm=algorithm), data)
+    largest = max(planned.size.parameters for planned in whole.students)
+    plan = make_plan(searched(algorithm=algorithm, limits={"parameters": largest - 1, "latency_ms": 1}), data)
+    assert max(planned.size.parameters for planned in plan.students) < largest
+    assert all(plan.size_of(trial).parameters < largest for trial in plan.trials)
+    (note,) = [note for note in plan.notes if "search.limits" in note]
+    assert note.endswith(f"parameters = {largest:,} is over the limit of {largest - 1:,}")
+
+
+def test_the_number_of_trials_that_a_limit_drops_is_said(data: ImageData) -> None:
+    whole, plan = make_plan(spec_with(), data), make_plan(spec_with("search.limits", {"parameters": "1k"}), data)
+    dropped = len(whole.trials) + sum(whole.duplicates.values()) - len(plan.trials) - sum(plan.duplicates.values())
+    assert dropped > 0
+    assert any(f"lenet: {dropped} trials dropped by search.limits" in note for note in plan.notes)
+
+
+def test_limits_that_leave_no_student_are_a_problem(data: ImageData) -> None:
+    with pytest.raises(SpecError, match=r"search\.limits must leave a student: macs = .* is over the limit of 1"):
+        make_plan(spec_with("search.limits", {"macs": 1}), data)
+
+
+def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: ImageData) -> None:
+    plan = make_plan(searched(trials_per_method=4), data)
+    control = next(trial for trial in plan.trials if trial.method == "scratch" and trial.student.name == "lenet")
+    other = next(
+        planned.student for planned in plan.students if planned.student.model == "lenet" and planned.student != control.student
+    )
+    winner = next(trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "lenet")
+    winner = winner.model_copy(update={"key": "w", "student": other})
+    records = [
+        TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)
+    ]
+    confirmed = confirm_trials(plan.spec, plan, records, [control, winner])
+    assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]

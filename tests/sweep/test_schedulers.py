@@ -1,7 +1,7 @@
 """Early stopping within size brackets."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,23 +9,30 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.schedulers import BracketedAsha, key_of, size_bracket
+from stillhouse.spec.schema import SearchSpec
+from stillhouse.sweep.brackets import bracket_name, size_bracket
+from stillhouse.sweep.schedulers import BracketedScheduler, MedianLadder, key_of, make_ladder
 from stillhouse.sweep.trainable import TRIAL_KEY
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 MakeTrial = Callable[..., Trial]
 
 
-def scheduler(brackets: dict[str, int], **options: Any) -> BracketedAsha:
-    return BracketedAsha(**{"brackets": brackets, "max_epochs": 9, "grace_epochs": 1, "reduction_factor": 3, **options})
+def scheduler(
+    brackets: dict[str, int], *, history: Iterable[TrialRecord] = (), kind: str = "asha", **options: Any
+) -> BracketedScheduler:
+    search = SearchSpec.model_validate(
+        {"scheduler": kind, "max_epochs": 9, "grace_epochs": 1, "reduction_factor": 3, **options}
+    )
+    return BracketedScheduler(lambda: make_ladder(search), brackets=brackets, history=history)
 
 
 @pytest.fixture
 def report(make_trial: MakeTrial) -> Callable[..., str]:
     """What the scheduler says to a trial's result."""
-    known: dict[tuple[BracketedAsha, str], Any] = {}
+    known: dict[tuple[BracketedScheduler, str], Any] = {}
 
-    def say(asha: BracketedAsha, key: str, epoch: int, accuracy: float, *, comparable: bool = True) -> str:
+    def say(asha: BracketedScheduler, key: str, epoch: int, accuracy: float, *, comparable: bool = True) -> str:
         trial = known.get((asha, key))
         if trial is None:
             trial = SimpleNamespace(trial_id=key, config={TRIAL_KEY: make_trial(key).model_dump_json()})
@@ -39,6 +46,7 @@ def report(make_trial: MakeTrial) -> Callable[..., str]:
 
 def test_brackets_hold_students_within_a_factor_of_four() -> None:
     assert [size_bracket(4**power) for power in range(12)] == list(range(12))
+    assert [bracket_name(power) for power in (0, 1, 5, 10)] == ["up to 2", "2 to 8", "512 to 2.05k", "524k to 2.1M"]
     assert size_bracket(0) == size_bracket(1) == 0
     for parameters in (10, 1_000, 61_706, 1_000_000):
         assert size_bracket(4 * parameters) == size_bracket(parameters) + 1
@@ -88,6 +96,46 @@ def test_trials_of_an_earlier_run_stand_on_the_ladder(
     assert report(scheduler({"a": 5, "earlier": 6}, history=[earlier]), "a", 1, 0.5) == CONTINUE
     failed = make_record("earlier", (0.9,), status="failed")
     assert report(scheduler({"a": 5, "earlier": 5}, history=[failed]), "a", 1, 0.5) == CONTINUE
+
+
+def test_epochs_of_a_stage_that_says_nothing_are_not_replayed(
+    report: Callable[..., str], make_record: Callable[..., TrialRecord]
+) -> None:
+    hints = [{"epoch": 1, "stage": "hint", "validation_accuracy": 0.9, "comparable": False}]
+    earlier = make_record("earlier", (), curve=[*hints, {"epoch": 2, "stage": "main", "validation_accuracy": 0.2}])
+    for kind in ("asha", "median"):
+        asha = scheduler({"a": 5, "earlier": 5}, history=[earlier], kind=kind)
+        assert report(asha, "a", 1, 0.5) == CONTINUE
+
+
+def test_the_median_rule_stops_what_is_below_the_median_of_the_means(report: Callable[..., str]) -> None:
+    rule = scheduler(dict.fromkeys("abcde", 5), kind="median", grace_epochs=2)
+    for epoch in (1, 2):
+        for key, accuracy in (("a", 0.2), ("b", 0.4), ("c", 0.6)):
+            assert report(rule, key, epoch, accuracy * epoch) == CONTINUE, "fewer than three others, or within the grace"
+    # The means of the others up to epoch 2 are 0.3, 0.6 and 0.9.
+    assert report(rule, "d", 1, 0.1) == CONTINUE
+    assert report(rule, "d", 2, 0.59) == STOP
+    assert report(rule, "e", 1, 0.7) == CONTINUE
+    assert report(rule, "e", 2, 0.1) == CONTINUE, "its best epoch counts"
+
+
+def test_the_median_rule_also_compares_within_a_size(report: Callable[..., str]) -> None:
+    rule = scheduler({**dict.fromkeys("abc", 9), "small": 5}, kind="median")
+    for key in "abc":
+        report(rule, key, 1, 0.9)
+    assert report(rule, "small", 1, 0.1) == CONTINUE
+
+
+def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
+    ladder = MedianLadder(grace_epochs=1)
+    for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
+        ladder.stops(key, 1, accuracy)
+    assert ladder.stops("low", 1, 0.29)
+    fresh = MedianLadder(grace_epochs=1)
+    for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
+        fresh.stops(key, 1, accuracy)
+    assert not fresh.stops("high", 1, 0.31)
 
 
 def test_the_key_is_read_off_a_trials_json(make_trial: MakeTrial) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from stillhouse.errors import Problem, did_you_mean
-from stillhouse.spec.schema import SearchSpec, SweepSpec
+from stillhouse.spec.schema import ADAPTIVE, SearchSpec, SweepSpec
 from stillhouse.spec.training import Training
 
 OBJECTIVES = {
@@ -34,6 +34,8 @@ def combination_problems(
         problems += _objectives(spec, empty=not sound.touched("objectives"))
     if sound("search.scheduler", "search.grace_epochs", "search.max_epochs"):
         problems += _search(spec.search)
+    if sound("search.budget", "trial_resources.gpu") and spec.search.budget.gpu_hours and not spec.trial_resources.gpu:
+        problems.append(Problem("search.budget.gpu_hours", "needs trial_resources.gpu > 0, got 0; use trial_hours"))
     problems += _training("training", spec.training, "trial_resources.gpu", spec.trial_resources.gpu, sound)
     if sound("training.warmup_epochs", "search.max_epochs"):
         problems += _warmup("training", spec.training, spec.search.max_epochs)
@@ -44,10 +46,22 @@ def combination_problems(
             problems += _warmup(f"{key}.train", teacher.train, teacher.train.epochs)
     shares = [("trial_resources.gpu", spec.trial_resources.gpu)]
     shares += [(f"teachers.{name}.resources.gpu", teacher.resources.gpu) for name, teacher in spec.teachers.items()]
+    if sound("trial_resources"):
+        problems += _workers(spec)
     for key, gpu in shares:
         if gpu > 1 and gpu != int(gpu):
             problems.append(Problem(key, f"must be a fraction of one GPU or a whole number of them, got {gpu:g}"))
     return problems
+
+
+def _workers(spec: SweepSpec) -> Iterator[Problem]:
+    claim = spec.trial_resources
+    if claim.gpu > claim.num_workers:
+        yield Problem("trial_resources.workers", f"must be {claim.gpu:g}, one for each GPU, got {claim.num_workers}")
+    if spec.training.batch_size < claim.num_workers:
+        yield Problem(
+            "training.batch_size", f"must be >= the {claim.num_workers} workers of a trial, got {spec.training.batch_size}"
+        )
 
 
 class Soundness:
@@ -69,12 +83,24 @@ def idle_settings(spec: SweepSpec) -> list[str]:
     """One sentence for each setting that has no effect."""
     default = SearchSpec()
     notes: list[str] = []
-    if spec.search.scheduler == "none":
-        notes += [
-            f"search.{key} has no effect without search.scheduler: asha"
-            for key in ("grace_epochs", "reduction_factor")
-            if getattr(spec.search, key) != getattr(default, key)
-        ]
+    without = {
+        "grace_epochs": (spec.search.scheduler == "none", "search.scheduler: asha or median"),
+        "reduction_factor": (spec.search.scheduler != "asha", "search.scheduler: asha"),
+        "startup_trials": (spec.search.algorithm not in ADAPTIVE, "search.algorithm: tpe or nsga2"),
+        "trials_ahead": (spec.search.algorithm not in ADAPTIVE, "search.algorithm: tpe or nsga2"),
+    }
+    notes += [
+        f"search.{key} has no effect without {what}"
+        for key, (idle, what) in without.items()
+        if idle and getattr(spec.search, key) != getattr(default, key)
+    ]
+    if spec.search.algorithm in ADAPTIVE:
+        share = -(-spec.search.trials_per_method // max(1, len(spec.students)))
+        if share <= spec.search.startup_trials:
+            notes.append(
+                f"search.algorithm = {spec.search.algorithm} has no effect: each method and student gets {share} trials, and "
+                f"search.startup_trials = {spec.search.startup_trials} are drawn at random first"
+            )
     if spec.search.algorithm == "grid" and spec.search.trials_per_method != default.trials_per_method:
         notes.append("search.trials_per_method has no effect with search.algorithm: grid, which runs every combination")
     if spec.views.count > 1 and not spec.views.policy:
@@ -114,7 +140,7 @@ def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:
 
 
 def _search(search: SearchSpec) -> Iterator[Problem]:
-    if search.scheduler == "asha" and search.grace_epochs > search.max_epochs:
+    if search.scheduler != "none" and search.grace_epochs > search.max_epochs:
         yield Problem("search.grace_epochs", f"must be <= search.max_epochs = {search.max_epochs}, got {search.grace_epochs}")
 
 

@@ -58,7 +58,8 @@ class TrialRecord(_Record):
             `trainable_parameters`, `size_bytes`, `macs`, `latency_ms` (p50, batch 1), `latency_p95_ms`,
             `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, and what the method adds.
         curve: one entry per epoch: `epoch` (from 1), `stage`, `train_loss`, each loss term by name,
-            `validation_accuracy`, `learning_rate`, `seconds`.
+            `validation_accuracy`, `learning_rate`, `seconds`, and `comparable: false` in stages that say nothing about
+            the student's end.
         teaching: how the teacher's knowledge came: `way`, `samples_gathered`, `bytes_gathered`, `wait_seconds`.
         weights: the student's safetensors file, relative to the sweep's folder.
     """
@@ -84,7 +85,9 @@ class TeacherFacts(_Record):
     Attributes:
         way: how its knowledge reached the trials: `cached`, `served` or `inline`; `reason` says why.
         samples_forwarded: samples that its forward pass computed for this run of the sweep.
+        samples_filled: those of them that went into sealed views.
         samples_reused: samples whose knowledge trials read from a sealed view.
+        samples_called: inputs of methods' own making, which are not among the forwarded.
         seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
     """
 
@@ -100,7 +103,9 @@ class TeacherFacts(_Record):
     way: str = "cached"
     reason: str = ""
     samples_forwarded: int = 0
+    samples_filled: int = 0
     samples_reused: int = 0
+    samples_called: int = 0
     bytes_written: int = 0
     fill_seconds: float = 0.0
     seconds_per_sample: float | None = None
@@ -116,6 +121,8 @@ class SweepFacts(_Record):
         notes: sentences for the reader: pairs skipped and why, warnings.
         tracking: `uri`, `experiment`, `run_id`.
         environment: versions, hardware, commit.
+        open_fills: length in bytes of the log of filled views when a run began that has not ended in good order; what stands
+            behind is not yet in `teachers`.
     """
 
     name: str
@@ -131,3 +138,4 @@ class SweepFacts(_Record):
     command: str = ""
     started: str = ""
     seconds: float = 0.0
+    open_fills: int | None = None

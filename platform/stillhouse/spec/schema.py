@@ -381,6 +381,10 @@ class KnowledgeSpec(Section):
         way: of all knowledge; `auto` decides by what reading and computing cost here.
         ways: of single kinds, by the names that the sweep's log gives them, such as `{logits: inline}`.
         dtype: the number format of sealed views.
+        top_k: how many of a teacher's largest logits are kept, with the mass of the others; null keeps all. Only logits are
+            concerned, and only where that is smaller. See `stillhouse.knowledge.top_k` for what is exact then.
+        tail_draws: how many of the other classes stand for their mass, drawn so that it is right on average; 0 spreads it
+            evenly.
         max_bytes: what all sealed views together may take of the disk, such as `20GB`, other sweeps' included: theirs go,
             least recently used first, where this sweep's need the room. Null: half of what they have and what is free.
     """
@@ -388,6 +392,8 @@ class KnowledgeSpec(Section):
     way: Way = "auto"
     ways: dict[str, Way] = Field(default_factory=dict)
     dtype: Literal["float32", "float16"] = "float32"
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    tail_draws: Annotated[int, Field(ge=0)] = 0
     max_bytes: Annotated[int | None, PlainValidator(_parse_max_bytes)] = None
 
 

@@ -18,6 +18,7 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_problems
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
+from stillhouse.distill.parallel import parting_problem
 from stillhouse.distill.trainer import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, SpecError, UsageError, did_you_mean
@@ -129,6 +130,7 @@ class _Surveyor:
         self._add_folders()
         self._check_dataset()
         self._check_views()
+        self._check_last_batch()
         teachers = {name: spec for name, spec in self._spec.teachers.items() if self._check_teacher(name, spec)}
         students = [
             student
@@ -278,7 +280,7 @@ class _Surveyor:
                 self._problem(f"methods.{name}.{key}", sentence)
         if len(self._survey.problems) > before:
             return None
-        searched = settings != FIXED and self._spec.search.algorithm == "random"
+        searched = settings != FIXED and self._spec.search.algorithm != "grid"
         defaults = kind.defaults()
         values: dict[str, Any] = {}
         for key, rule in rules.items():
@@ -374,6 +376,8 @@ class _Surveyor:
         taught = teacher is not None
         try:
             method = make_method(draw.method, draw.hyperparameters)
+            if (parted := self._parted()) and (problem := parting_problem(method)):
+                return f"{problem}, and {parted}"
             try:
                 # Without a teacher, the student stands in for one, to learn whether anything is asked of it.
                 knowledge = method.knowledge(teacher or student, student)
@@ -381,7 +385,7 @@ class _Surveyor:
                 if teacher is None:
                     return _NEEDS_TEACHER
                 raise
-            if not knowledge:
+            if not knowledge and not method.calls_teacher:
                 teacher, taught = None, False
             elif teacher is None:
                 return _NEEDS_TEACHER
@@ -393,6 +397,12 @@ class _Surveyor:
                 for layer in method.student_layers(teacher, student):
                     student.shape(layer)
                 self._check_setup(method, draw, teacher, student, spec)
+            if method.calls_teacher and spec.knowledge.way == "cached":
+                return Problem(
+                    "knowledge.way",
+                    f"must be auto, served or inline for {draw.method}, which calls the teacher on inputs of its own making, "
+                    "got 'cached'",
+                )
         except Unsuitable as error:
             return str(error)
         except Exception as error:  # a user's method can raise anything
@@ -402,6 +412,28 @@ class _Surveyor:
             return self._method_problem(draw, error, named, taught=taught)
         hyperparameters = {name: plain(getattr(method, name)) for name in draw.hyperparameters}
         return Draw(draw.method, draw.student, draw.teacher if teacher is not None else None, hyperparameters)
+
+    def _parted(self) -> str | None:
+        """The setting that has trials train on a part of each batch at a time."""
+        workers, micro_batch = self._spec.trial_resources.num_workers, self._spec.training.micro_batch
+        if self._sound("trial_resources") and workers > 1:
+            return f"trial_resources has {workers} workers share it"
+        if self._sound("training.micro_batch") and isinstance(micro_batch, int):
+            return f"training.micro_batch = {micro_batch} parts it"
+        return None
+
+    def _check_last_batch(self) -> None:
+        """Whether every worker gets a sample of an epoch's last batch; a last batch of one is left out."""
+        workers, size = self._spec.trial_resources.num_workers, self._spec.training.batch_size
+        if self._data is None or not self._sound("trial_resources", "training"):
+            return
+        left = len(self._data.train) % size
+        if 1 < left < workers <= size:
+            self._problem(
+                "training.batch_size",
+                f"must leave a last batch of at least {workers} samples, one for each worker of a trial, got {size}, which "
+                f"leaves {left} of {len(self._data.train)}; change it",
+            )
 
     def _check_setup(
         self, method: Method, draw: Draw, teacher: Architecture | None, student: Architecture, spec: SweepSpec
@@ -458,7 +490,7 @@ class _Surveyor:
 
     def _note_coverage(self, spec: SweepSpec) -> None:
         cells = len(spec.students) * max(1, len(spec.teachers))
-        if spec.search.algorithm == "random" and spec.search.trials_per_method < cells:
+        if spec.search.algorithm != "grid" and spec.search.trials_per_method < cells:
             self._note(
                 f"search.trials_per_method = {spec.search.trials_per_method} is less than the {cells} pairs of students and "
                 "teachers: some are never tried"

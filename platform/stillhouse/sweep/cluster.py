@@ -1,12 +1,13 @@
 """Ray, as a sweep uses it: a cluster found or started, the data put there once, teachers before trials, trials by Tune."""
 
 import json
-import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,26 +15,36 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "auto")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Tune's own state is never read again, and writing it takes longer the more trials there are.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.distill.sources import Reading
+from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.spec.schema import Resources, SearchSpec, SweepSpec, TrialResources
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.brackets import size_bracket
+from stillhouse.sweep.connection import connect
+from stillhouse.sweep.ending import PATIENCE_S, Ending
+from stillhouse.sweep.feed import Feed
 from stillhouse.sweep.latency import measure_models
 from stillhouse.sweep.ledger import Ledger
+from stillhouse.sweep.nodes import addable_nodes, check_nodes, nodes_of_cluster
+from stillhouse.sweep.placement import place, ray_options, worker_bundles
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.runner import TrialEnvironment, now
-from stillhouse.sweep.schedulers import BracketedAsha, key_of, size_bracket
-from stillhouse.sweep.trainable import TRIAL_KEY, DistillTrial
+from stillhouse.sweep.schedulers import BracketedScheduler, key_of, make_ladder
+from stillhouse.sweep.searchers import FeedSearcher
+from stillhouse.sweep.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
 from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.workers import driver_import_paths, environment_of_workers
+from stillhouse.workers import driver_import_paths
 
 _RESTARTS_OF_A_TRIAL = 3
 _RESTARTS_OF_A_TEACHER = 3
@@ -56,25 +67,30 @@ class Cluster:
 
     Args:
         address: of a running cluster; None starts one on this machine, unless this process is connected already.
+        home: the absolute folder that all nodes share.
 
     Raises:
-        InfrastructureError: the address does not answer, or no node can hold a trial.
+        InfrastructureError: the address does not answer, no node can hold a trial or a teacher, or a node of a cluster at an
+            address has other versions or another home.
     """
 
-    def __init__(self, spec: SweepSpec, *, address: str | None, progress: Progress) -> None:
+    def __init__(self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: Ending) -> None:
         self._spec = spec
         self._progress = progress
+        self._ending = ending
         self._ours = not ray.is_initialized()
         # `ray job submit` tells its entry point the cluster by this variable.
         address = address or os.environ.get("RAY_ADDRESS")
         self._local = address is None
         if self._ours:
-            _connect(address)
+            connect(address, spec)
+            # Ray has taken SIGTERM for itself.
+            self._ending.listen()
         self.import_paths = tuple(driver_import_paths()) if self._local else ()
-        self.threads = max(1, int(spec.trial_resources.cpu))
+        self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
         self._data_reference: Any = None
         self._handles: list[Any] = []
-        self._check_placement()
+        self._room = self._check_placement(home)
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +127,7 @@ class Cluster:
                     dtype=self._spec.knowledge.dtype,
                     cpus=resources.cpu,
                     gpus=resources.gpu,
+                    placement=ray_options(resources),
                     import_paths=list(self.import_paths),
                     method_folders=list(self._spec.method_paths),
                 )
@@ -126,7 +143,11 @@ class Cluster:
     ) -> dict[str, dict[str, float]]:
         """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources."""
         resources = self._spec.trial_resources
-        task = ray.remote(measure_models).options(num_cpus=resources.cpu, num_gpus=resources.gpu)
+        task = ray.remote(measure_models).options(
+            num_cpus=resources.cpu / resources.num_workers,
+            num_gpus=resources.gpu / resources.num_workers,
+            **ray_options(resources),
+        )
         answer: dict[str, dict[str, float]] = ray.get(
             task.remote(dict(models), data.num_classes, data.input_shape, self.threads, list(self.import_paths))
         )
@@ -134,67 +155,88 @@ class Cluster:
 
     def run(
         self,
-        trials: Sequence[Trial],
+        feed: Feed,
         environment: TrialEnvironment,
         *,
-        parameters: Mapping[str, int],
+        parameters: Callable[[Trial], int],
         history: Iterable[TrialRecord],
         on_record: Callable[[TrialRecord], None],
     ) -> list[str]:
-        """Runs the trials with Tune; every one that ends has its record in the ledger.
+        """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
 
         Args:
-            parameters: of each trial's student, by trial key, for the size brackets.
+            parameters: of a trial's student, for the size brackets.
             on_record: called with each new record, in the driver; must not block.
 
         Returns:
-            reasons of trials that have no record because the infrastructure failed them.
+            reasons of trials that have no record because the infrastructure failed them; none when the sweep was asked to
+            end, which leaves trials without a record on purpose.
+
+        Raises:
+            InfrastructureError: the disk is full.
         """
-        folder = Path(environment.folder)
-        ledger = Ledger(folder / "ledger")
-        watch = TrialWatch(trials, parameters, ledger, self._progress, on_record)
-        resources = {"CPU": self._spec.trial_resources.cpu, "GPU": self._spec.trial_resources.gpu}
+        ledger = Ledger(Path(environment.folder) / "ledger")
+        brackets: dict[str, int] = {}
+
+        def keep(record: TrialRecord) -> None:
+            feed.add(record)
+            on_record(record)
+
+        def follow(trial: Trial) -> None:
+            brackets[trial.key] = size_bracket(parameters(trial))
+            watch.add(trial)
+
+        watch = TrialWatch(parameters, ledger, self._progress, on_record=keep, on_loss=feed.lose)
+        claim = self._spec.trial_resources
         trainable = tune.with_resources(
             tune.with_parameters(DistillTrial, environment=environment, data=[self._data_reference]),
-            tune.PlacementGroupFactory([{name: share for name, share in resources.items() if share}]),
+            tune.PlacementGroupFactory(
+                shares := worker_bundles(claim),
+                strategy="STRICT_PACK",
+                **({"bundle_label_selector": [claim.labels] * len(shares)} if claim.labels else {}),
+            ),
         )
+        # A sweep resumes from its ledger: nothing that Tune writes down is ever read, so it needs no common storage either.
+        scratch = TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True)
         tuner = tune.Tuner(
             trainable,
-            param_space={TRIAL_KEY: tune.grid_search([trial.model_dump_json() for trial in trials])},
             tune_config=tune.TuneConfig(
-                scheduler=self._scheduler(self._spec.search, trials, parameters, history),
-                max_concurrent_trials=self._concurrent(len(trials)),
+                search_alg=FeedSearcher(feed, follow),
+                num_samples=max(1, feed.expected),
+                scheduler=self._scheduler(feed, brackets, history),
+                max_concurrent_trials=self._concurrent(feed.expected),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name=f"run-{time.time_ns()}",
-                storage_path=str(folder / "tune"),
+                storage_path=scratch.name,
                 verbose=0,
                 callbacks=[watch],
+                stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None),
                 # Trials keep their own checkpoints, found by their keys in any later run.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS_OF_A_TRIAL),
             ),
         )
-        tuner.fit()
-        return [f"{key}: {reason}" for key, reason in watch.lost().items()]
+        with scratch, self._ending.patiently():
+            tuner.fit()
+        watch.collect()
+        if watch.no_room is not None:
+            raise InfrastructureError(watch.no_room)
+        return [] if self._ending.asked else [f"{key}: {reason}" for key, reason in watch.lost().items()]
 
-    def _scheduler(
-        self, search: SearchSpec, trials: Sequence[Trial], parameters: Mapping[str, int], history: Iterable[TrialRecord]
-    ) -> BracketedAsha | None:
+    def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> BracketedScheduler | None:
+        search = self._spec.search
         # A confirming trial is there to be measured, not to be stopped.
-        if search.scheduler == "none" or any(trial.phase == "confirm" for trial in trials):
+        if search.scheduler == "none" or not feed.stoppable:
             return None
         earlier = list(history)
-        brackets = {trial.key: size_bracket(parameters[trial.key]) for trial in trials}
-        known = {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
-        return BracketedAsha(
-            brackets=known | brackets,
-            max_epochs=search.max_epochs,
-            grace_epochs=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
+        brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
+        return BracketedScheduler(
+            lambda: make_ladder(search),
+            brackets=brackets,
             history=earlier,
         )
 
@@ -204,35 +246,28 @@ class Cluster:
         if not self._local:
             # An autoscaler must see the demand.
             return min(max(trials, 1), _MAX_CONCURRENT_REMOTE)
-        return max(1, self._room())
+        return max(1, self._room)
 
-    def _room(self) -> int:
-        """How many trials fit the cluster as it is now."""
-        there = ray.cluster_resources()
-        wanted = self._spec.trial_resources
-        by_cpu = int(there.get("CPU", 0) // wanted.cpu)
-        return min(by_cpu, int(there.get("GPU", 0) / wanted.gpu)) if wanted.gpu else by_cpu
+    def _check_placement(self, home: Path) -> int:
+        """How many trials fit the cluster beside the teachers.
 
-    def _check_placement(self) -> None:
+        Raises:
+            InfrastructureError: a teacher, or not one trial; or the nodes are not fit for the sweep.
+        """
+        addable = [] if self._local else addable_nodes()
+        found = place(self._spec, nodes_of_cluster(), addable or ())
+        # KubeRay does not say what its autoscaler can add.
+        if found.problems and addable is not None:
+            raise InfrastructureError(found.problems[0])
         if not self._local:
-            return
-        there = ray.cluster_resources()
-        claims: list[tuple[str, TrialResources | Resources]] = [("trial_resources", self._spec.trial_resources)]
-        claims += [(f"teachers.{name}.resources", teacher.resources) for name, teacher in self._spec.teachers.items()]
-        for key, claim in claims:
-            for kind, share in (("CPU", claim.cpu), ("GPU", claim.gpu)):
-                if share > there.get(kind, 0):
-                    raise InfrastructureError(
-                        f"{key}.{kind.lower()} must be <= {there.get(kind, 0):g}, which is what the cluster has, got {share:g}"
-                    )
+            check_nodes(home)
+        return found.trials
 
     def _prepare(self, name: str, handle: Any) -> dict[str, Any]:
         for attempt in range(_RESTARTS_OF_A_TEACHER + 1):
             waiting = handle.prepare.remote()
             try:
-                while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
-                    self._progress.teacher(name, ray.get(handle.status.remote()))
-                facts: dict[str, Any] = ray.get(waiting)
+                facts = self._wait_for_teacher(name, handle, waiting)
                 self._progress.teacher(name, ray.get(handle.status.remote()))
             except RayActorError as error:
                 if attempt == _RESTARTS_OF_A_TEACHER:
@@ -241,11 +276,47 @@ class Cluster:
                     ) from error
                 time.sleep(1)
                 continue
+            if facts.get("exit_code") == Interrupted.exit_code and not self._ending.asked:
+                # Another sweep shares the teacher, and was ended.
+                time.sleep(1)
+                continue
             if "error" in facts:
-                kind = UsageError if facts["exit_code"] == UsageError.exit_code else InfrastructureError
+                kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
+                kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
                 raise kind(facts["error"])
             return facts
         raise AssertionError("unreachable")
+
+    def _wait_for_teacher(self, name: str, handle: Any, waiting: Any) -> dict[str, Any]:
+        """What `prepare` answers. A teacher in training that is to end gets a while for its checkpoint."""
+        deadline = math.inf
+        with self._ending.patiently():
+            while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
+                if self._ending.asked and deadline == math.inf:
+                    deadline = time.monotonic() + PATIENCE_S
+                    handle.end.remote()
+                if time.monotonic() > deadline:
+                    raise Interrupted("interrupted")
+                self._progress.teacher(name, ray.get(handle.status.remote()))
+        facts: dict[str, Any] = ray.get(waiting)
+        return facts
+
+
+class _StopAll(tune.Stopper):  # type: ignore[misc]  # ray is not typed
+    """Ends a whole run of Tune: running trials are stopped behind their epoch, no other one starts."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles it to restore a run, which a sweep never does.
+        return tune.stopper.NoopStopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked()
 
 
 class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
@@ -253,28 +324,43 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
 
     def __init__(
         self,
-        trials: Sequence[Trial],
-        parameters: Mapping[str, int],
+        parameters: Callable[[Trial], int],
         ledger: Ledger,
         progress: Progress,
+        *,
         on_record: Callable[[TrialRecord], None],
+        on_loss: Callable[[str], None],
     ) -> None:
-        self._trials = {trial.key: trial for trial in trials}
+        self._trials: dict[str, Trial] = {}
+        self._on_loss = on_loss
         self._parameters = parameters
         self._ledger = ledger
         self._progress = progress
         self._on_record = on_record
         self._curves: dict[str, dict[int, dict[str, Any]]] = {}
         self._started: dict[str, str] = {}
-        self._open = dict.fromkeys(self._trials, "it was never started")
+        self._open: dict[str, str] = {}
+        self.no_room: str | None = None
+        """Why the sweep must end: the disk that it stands on is full."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles its callbacks to restore a run, which a sweep never does: it runs what the ledger lacks.
         return tune.Callback, ()
 
+    def add(self, trial: Trial) -> None:
+        """Takes note of a trial that Tune is about to get."""
+        self._trials[trial.key] = trial
+        self._open[trial.key] = "it was never started"
+
     def lost(self) -> dict[str, str]:
         """Trials without a record, and why."""
         return dict(self._open)
+
+    def collect(self) -> None:
+        """Takes in the records of trials that ended when nobody listened any more."""
+        for key in list(self._open):
+            if (record := self._ledger.read(key)) is not None:
+                self._done(record)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = key_of(trial.config[TRIAL_KEY])
@@ -284,6 +370,8 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = result["key"]
+        if result["status"] == NO_ROOM:
+            self.no_room = self.no_room or result["reason"]
         curve = self._curves.setdefault(key, {})
         for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
             curve[entry["epoch"]] = entry
@@ -293,11 +381,21 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = key_of(trial.config[TRIAL_KEY])
         record = self._ledger.read(key)
+        if record is None and trial.last_result.get("status") == NO_ROOM:
+            return
         if record is None:
             record = self._stopped(key)
-            self._ledger.write(record)
-        self._open.pop(key, None)
-        self._curves.pop(key, None)
+            try:
+                self._ledger.write(record)
+            except OSError as error:
+                # Tune takes an error of a callback for one of the trial and waits for it for ever.
+                self.no_room = self.no_room or f"can not write the record of a trial: {error}"
+                return
+        self._done(record)
+
+    def _done(self, record: TrialRecord) -> None:
+        self._open.pop(record.trial.key, None)
+        self._curves.pop(record.trial.key, None)
         self._progress.trial_done(record)
         self._on_record(record)
 
@@ -307,11 +405,12 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         with suppress(OSError):
             text = Path(trial.error_file).read_text()
         self._open[key] = _last_sentence(text)
+        self._on_loss(key)
         self._progress.note(f"{key} was lost: {self._open[key]}")
 
     def _stopped(self, key: str) -> TrialRecord:
         curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
-        metrics = {"parameters": float(self._parameters[key])}
+        metrics = {"parameters": float(self._parameters(self._trials[key]))}
         if curve:
             metrics["validation_accuracy"] = curve[-1]["validation_accuracy"]
             metrics["train_seconds"] = sum(entry["seconds"] for entry in curve)
@@ -338,44 +437,10 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
         raise UsageError(f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}") from error
 
 
-def request_ahead(teacher: Teacher, views: Iterable[int], kinds: Sequence[Knowledge]) -> None:
-    """Lets the teacher fill these views while trials run; nothing waits for it."""
-    for view in views:
-        teacher.handle.request.remote(view, list(kinds), True)
-
-
-def _connect(address: str | None) -> None:
-    options: dict[str, Any] = {
-        "include_dashboard": False if address is None else None,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": True,
-        "namespace": "stillhouse",
-    }
-    if address is None:
-        # Without a word Ray joins whatever cluster it finds traces of on this machine, also one that is gone.
-        options["address"] = "local"
-        options["runtime_env"] = {"env_vars": dict(environment_of_workers())}
-    else:
-        options |= {"address": address, "runtime_env": _shipped_code()}
-        del options["include_dashboard"]
-    try:
-        ray.init(**options)
-    except (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError) as error:
-        where = f"the cluster at {address}" if address else "a local Ray cluster"
-        raise InfrastructureError(f"can not reach {where}: {str(error).splitlines()[0]}") from error
-
-
-def _shipped_code() -> dict[str, Any]:
-    """The runtime environment that takes a checkout's code to the nodes; an installed package is expected to be there."""
-    import stillhouse
-
-    root = Path(stillhouse.__file__).resolve().parents[2]
-    variables = dict(environment_of_workers())
-    if not (root / "platform" / "stillhouse").is_dir():
-        return {"env_vars": variables}
-    excludes = [".git", ".venv", "tests", "benchmarks", "docs", ".stillhouse", "**/__pycache__"]
-    return {"working_dir": str(root), "excludes": excludes, "env_vars": {**variables, "PYTHONPATH": "platform"}}
+def request_ahead(teacher: Teacher, views: Mapping[int, Reading], kinds: Sequence[Knowledge]) -> None:
+    """Lets the teacher fill these views, each in the order in which it is read first, while trials run; nothing waits for it."""
+    for view, reading in views.items():
+        teacher.handle.request.remote(view, list(kinds), True, False, reading)
 
 
 def _trial_name(trial: Any) -> str:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from stillhouse import methods
 from stillhouse.data.hashing import derive_key, permutation, uniform
-from stillhouse.spec.priors import Choice, Integers, Prior
+from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice
-from stillhouse.spec.schema import StudentSpec, SweepSpec
+from stillhouse.spec.schema import ADAPTIVE, StudentSpec, SweepSpec
 
 MAX_TRIALS = 100_000
 _DIGITS = 6
+_MOST_VARIANTS = 64
+_DRAWN_VARIANTS = 16
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,12 @@ def stratified(key: int, count: int) -> NDArray[np.float64]:
 def value_at(prior: Prior, quantile: float) -> Any:
     """The prior's value, floats at 6 significant digits so that they read the same everywhere."""
     value = prior.at(quantile)
-    if isinstance(prior, Choice) or not isinstance(value, float):
+    return value if isinstance(prior, Choice) else rounded(prior, value)
+
+
+def rounded(prior: Uniform | LogUniform | Integers, value: float) -> Any:
+    """A value of the prior as the spec would write it."""
+    if not isinstance(value, float):
         return value
     low, high = prior.ends()
     return min(max(float(f"{value:.{_DIGITS}g}"), float(low)), float(high))
@@ -57,22 +64,74 @@ def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
     """The trials of a spec whose methods have all their hyper-parameters, method by method.
 
     Random search gives trial i of every method the same student, student options and teacher, so that methods are
-    compared in pairs: student i mod S, teacher (i // S) mod T.
+    compared in pairs: student i mod S, teacher (i // S) mod T. For an adaptive search, which chooses its trials later, these
+    are its first trials and samples of what it may choose.
     """
     assert spec.methods is not None, "resolve the spec first"
     if spec.search.algorithm == "grid":
         yield from _grid(spec)
+        return
+    if spec.search.algorithm in ADAPTIVE:
+        yield from _samples(spec)
         return
     count = spec.search.trials_per_method
     students = spec.students
     rounds = -(-count // len(students)) if students else 0
     choices = [_student_column(spec.search.seed, student, rounds) for student in students]
     for method, settings in spec.methods.items():
-        teachers = _teachers_of(method, spec)
+        teachers = teachers_in_turn(method, spec)
         columns = [_setting_column(spec.search.seed, method, student.name, settings, rounds) for student in students]
         for number in range(count if students else 0):
             turn, place = divmod(number, len(students))
             yield Draw(method, choices[place][turn], teachers[turn % len(teachers)], columns[place][turn])
+
+
+def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoice]:
+    """The students that an adaptive search chooses from, the same for every method: all of them where the priors can be
+    listed and are few, else the first draws of a random search. They do not depend on the number of trials.
+    """
+    if all(map(enumerable, student.options.values())):
+        size = math.prod(len(_values(option)) for option in student.options.values())
+        if size <= _MOST_VARIANTS:
+            return [
+                StudentChoice(name=student.name, model=student.model, options=options) for options in _product(student.options)
+            ]
+    drawn = _student_column(spec.search.seed, student, max(_DRAWN_VARIANTS, spec.search.startup_trials))
+    return list({repr(choice.options): choice for choice in drawn}.values())
+
+
+def random_draws(spec: SweepSpec, method: str, student: StudentSpec, count: int) -> list[Draw]:
+    """The first `count` trials that a random search gives a method and student."""
+    settings = (spec.methods or {})[method]
+    teachers = teachers_in_turn(method, spec)
+    choices = _student_column(spec.search.seed, student, count)
+    column = _setting_column(spec.search.seed, method, student.name, settings, count)
+    return [Draw(method, choices[row], teachers[row % len(teachers)], column[row]) for row in range(count)]
+
+
+def list_settings(settings: Mapping[str, Any], limit: int) -> list[dict[str, Any]] | None:
+    """Every combination of the settings; None when they can not be listed or are more than `limit`."""
+    if not all(map(enumerable, settings.values())) or math.prod(len(_values(each)) for each in settings.values()) > limit:
+        return None
+    return list(_product(settings))
+
+
+def _samples(spec: SweepSpec) -> Iterator[Draw]:
+    """The first draws of a random search, every student variant, and every value of each choice, for all methods."""
+    variants = {student.name: student_variants(spec, student) for student in spec.students}
+    for method, settings in (spec.methods or {}).items():
+        teachers = teachers_in_turn(method, spec)
+        for student in spec.students:
+            pool = variants[student.name]
+            drawn = random_draws(spec, method, student, max(spec.search.startup_trials, len(teachers)))
+            yield from drawn
+            choices = [
+                {name: value} for name, setting in settings.items() if isinstance(setting, Choice) for value in setting.values
+            ]
+            for number in range(max(len(pool) if len(pool) > 1 else 0, len(choices))):
+                sample = drawn[number % len(drawn)]
+                changed = choices[number % len(choices)] if choices else {}
+                yield Draw(method, pool[number % len(pool)], sample.teacher, {**sample.hyperparameters, **changed})
 
 
 def grid_size(spec: SweepSpec) -> int:
@@ -87,7 +146,7 @@ def enumerable(setting: Any) -> bool:
     return not isinstance(setting, Prior) or isinstance(setting, Choice | Integers)
 
 
-def _teachers_of(method: str, spec: SweepSpec) -> Sequence[str | None]:
+def teachers_in_turn(method: str, spec: SweepSpec) -> Sequence[str | None]:
     """The teachers that take turns with this method, or all of them as one."""
     if len(spec.teachers) > 1 and methods.find(method).every_teacher:
         return [TEACHER_JOINT.join(spec.teachers)]
@@ -97,7 +156,7 @@ def _teachers_of(method: str, spec: SweepSpec) -> Sequence[str | None]:
 def _grid(spec: SweepSpec) -> Iterator[Draw]:
     assert spec.methods is not None
     for method, settings in spec.methods.items():
-        teachers = _teachers_of(method, spec)
+        teachers = teachers_in_turn(method, spec)
         for student in spec.students:
             for options in _product(student.options):
                 choice = StudentChoice(name=student.name, model=student.model, options=options)

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,18 @@ class SweepHome:
             return True
         return False
 
-    def keep_spec(self, spec: Mapping[str, Any], *, may_change: Collection[str] = ()) -> None:
+    def keep_spec(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        may_change: Collection[str] = (),
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda kept: kept,
+    ) -> None:
         """Notes the spec at the sweep's first run, and holds later runs to it.
 
         Args:
             may_change: keys that may differ besides those that decide no result.
+            complete: gives the noted spec the defaults of keys that came into being after it was written.
 
         Raises:
             UsageError: the sweep was started with a spec that decides other results; names the keys that differ.
@@ -99,6 +106,7 @@ class SweepHome:
         path = self.folder / "spec.json"
         kept = self.read_spec()
         if kept is not None:
+            kept = complete(kept)
             free = {*may_change, *_DECIDES_NO_RESULT}
             changed = sorted(
                 key

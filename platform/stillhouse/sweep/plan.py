@@ -1,7 +1,7 @@
 """The plan: the trials that a spec implies, each student's size before it is trained, and what the teachers will cost."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -10,16 +10,21 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, canonical_json, content_hash
-from stillhouse.errors import SpecError
+from stillhouse.errors import Problem, SpecError
+from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import model_options
 from stillhouse.models.size import ModelSize
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial, TrialRecord
-from stillhouse.spec.schema import SweepSpec, TeacherSpec
+from stillhouse.spec.schema import ADAPTIVE, SearchBudget, SweepSpec, TeacherSpec
+from stillhouse.sweep.adaptive import AdaptiveSearch, plan_studies, settle
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import MLFLOW, TORCHVISION, Skipped, survey
 from stillhouse.sweep.draw import Draw
+from stillhouse.sweep.feed import Feed, ListFeed, start_feed
 from stillhouse.sweep.hyperparameters import plain
+from stillhouse.sweep.limits import known_sizes, over_limit
+from stillhouse.sweep.spending import Spending
 
 KEY_DIGITS = 16
 KEY_VERSION = 1
@@ -54,7 +59,8 @@ class Cost:
     """Multiply-accumulates of the search phase; training counts three times the forward pass.
 
     Attributes:
-        teacher_shared: each teacher's forward pass over the views that the trials see, once.
+        teacher_shared: each teacher's forward pass over the views that the trials see, once; calls on inputs of a method's
+            own making are left out.
         teacher_inside: the same knowledge with the teacher inside every trial.
         teacher_training: training the teachers that are not given, if that was never done.
     """
@@ -83,7 +89,9 @@ class Plan:
 
     Attributes:
         spec: with every method and hyper-parameter spelled out.
-        trials: of the search phase, in the order in which they start.
+        trials: of the search phase, in the order in which they start; of an adaptive search, those that are known before
+            any result.
+        search: chooses the other trials of an adaptive search; None for the other algorithms.
         duplicates: trials dropped since another one has all the same settings, by method.
         confirm_trials: how many trials the confirm phase adds at most.
     """
@@ -98,6 +106,43 @@ class Plan:
     cost: Cost
     notes: tuple[str, ...]
     keys: "TrialKeys"
+    search: AdaptiveSearch | None = None
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials the search phase has, at most for an adaptive search."""
+        return len(self.trials) if self.search is None else self.search.num_trials
+
+    @property
+    def trials_per_method(self) -> Counter[str]:
+        """How many trials each method has, at most for an adaptive search."""
+        if self.search is None:
+            return Counter(trial.method for trial in self.trials)
+        counts: Counter[str] = Counter()
+        for study in self.search.studies:
+            counts[study.method] += study.trials
+        return counts
+
+    @property
+    def asking(self) -> tuple[Trial, ...]:
+        """Trials that ask everything of the teachers that any trial will, as far as can be foreseen."""
+        return self.trials if self.search is None else (*self.trials, *self.search.samples)
+
+    def feed(
+        self,
+        records: Mapping[str, TrialRecord],
+        spending: Spending,
+        *,
+        refuse: Callable[[Trial], bool] = lambda trial: False,
+    ) -> Feed:
+        """Hands out the trials of the search phase that `records` lack.
+
+        Args:
+            refuse: trials that must not start.
+        """
+        if self.search is not None:
+            return self.search.feed(records, spending, refuse=refuse)
+        return ListFeed(self.trials, records, spending, refuse=refuse)
 
     def size_of(self, trial: Trial) -> ModelSize:
         """The size of the trial's student."""
@@ -111,7 +156,7 @@ class Plan:
         """The plan as plain data."""
         return {
             "sweep": self.spec.name,
-            "planned": len(self.trials),
+            "planned": self.num_trials,
             "confirm_trials": self.confirm_trials,
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "students": [
@@ -128,6 +173,10 @@ class Plan:
                     "trains": teacher.trains,
                 }
                 for teacher in self.teachers
+            ],
+            "studies": [
+                {"method": study.method, "student": study.label, "trials": study.trials}
+                for study in (self.search.studies if self.search else ())
             ],
             "skipped": [asdict(item) for item in self.skipped],
             "duplicates": dict(self.duplicates),
@@ -150,9 +199,10 @@ class TrialKeys:
             "data": data.fingerprint,
             "split": [len(data.train.labels), len(data.validation.labels)],
             "views": {**views.identity(), "count": views.count},
-            "training": spec.training.model_dump(mode="json"),
+            "training": spec.training.identity(),
         }
         self._dtype = spec.knowledge.dtype
+        self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
 
     def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
@@ -169,6 +219,8 @@ class TrialKeys:
             teachers = [self._teachers[name] for name in draw.teacher.split(TEACHER_JOINT)]
             identity["teacher"] = teachers[0] if len(teachers) == 1 else teachers
             identity["dtype"] = self._dtype
+            if self._top_k is not None:
+                identity["top_k"] = self._top_k
         return Trial(
             key=content_hash(identity, digits=KEY_DIGITS),
             phase="confirm" if phase == "confirm" else "search",
@@ -195,7 +247,7 @@ def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
     """Plain data that is equal if and only if two teachers of one data set and view policy are."""
     identity = _model_identity(teacher.model, teacher.options)
     if teacher.weights is None:
-        return {**identity, "train": teacher.train.model_dump(mode="json")}
+        return {**identity, "train": teacher.train.identity()}
     if teacher.weights.startswith((TORCHVISION, MLFLOW)):
         return {**identity, "weights": teacher.weights}
     with open(teacher.weights, "rb") as file:  # noqa: PTH123
@@ -225,35 +277,69 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
     keys = TrialKeys(spec, data)
     trials: dict[str, Trial] = {}
     duplicates: Counter[str] = Counter()
+    too_large: dict[str, tuple[str, int]] = {}
     for draw in found.draws:
+        if (excess := _excess(spec, draw.student, data)) is not None:
+            _, count = too_large.get(draw.student.name, ("", 0))
+            too_large[draw.student.name] = (excess, count + 1)
+            continue
         trial = keys.make_trial(draw, seed=spec.search.seed, epochs=spec.search.max_epochs)
         if trial.key in trials:
             duplicates[trial.method] += 1
         else:
             trials[trial.key] = trial
-    ordered = _interleaved(trials.values(), spec)
-    students = _planned_students(ordered, data)
-    teachers = _planned_teachers(spec, ordered, data)
+    if found.draws and not trials:
+        raise SpecError([Problem("search.limits", f"must leave a student: {next(iter(too_large.values()))[0]}")])
+    search = None
+    ordered = expected = _interleaved(trials.values(), spec)
+    if spec.search.algorithm in ADAPTIVE:
+        search = _adaptive_search(spec, found.draws, trials.values(), keys, data)
+        ordered = start_feed(search.feed({}, Spending(SearchBudget())))
+        expected = _expected(search, ordered)
+        duplicates = Counter()
+    students = _planned_students(expected, data)
+    if search is not None:
+        known = {_student_text(planned.student) for planned in students}
+        pool = {_student_text(choice): choice for study in search.studies for choice in study.students}
+        students += tuple(
+            PlannedStudent(student=choice, size=_size(choice, data), trials=0)
+            for text, choice in pool.items()
+            if text not in known
+        )
+    teachers = _planned_teachers(spec, expected, data)
     return Plan(
         spec=spec,
         trials=tuple(ordered),
+        search=search,
         students=students,
         teachers=teachers,
         skipped=tuple(found.skipped),
         duplicates=dict(duplicates),
         confirm_trials=_count_confirm(spec, ordered),
-        cost=_cost(spec, ordered, students, teachers, data),
-        notes=(*found.notes, *_skip_notes(found.skipped), *_duplicate_notes(duplicates)),
+        cost=_cost(spec, expected, students, teachers, data),
+        notes=(
+            *found.notes,
+            *_skip_notes(found.skipped),
+            *_limit_notes(too_large, search),
+            *_duplicate_notes(duplicates),
+            *_search_notes(search, ordered, students),
+        ),
         keys=keys,
     )
 
 
-def confirm_trials(spec: SweepSpec, plan: Plan, records: Iterable[TrialRecord]) -> list[Trial]:
+def confirm_trials(
+    spec: SweepSpec, plan: Plan, records: Iterable[TrialRecord], searched: Iterable[Trial] | None = None
+) -> list[Trial]:
     """The best finished search trial of each (method, student label) again, on `search.confirm_seeds` fresh seeds.
 
     The baseline also runs with the very student of each winner, so that every gain is a difference of pairs.
+
+    Args:
+        searched: the trials of the search phase; those of the plan by default.
     """
-    order = {trial.key: place for place, trial in enumerate(plan.trials)}
+    candidates = list(plan.trials if searched is None else searched)
+    order = {trial.key: place for place, trial in enumerate(candidates)}
     finished = [
         record
         for record in records
@@ -264,13 +350,16 @@ def confirm_trials(spec: SweepSpec, plan: Plan, records: Iterable[TrialRecord]) 
     baseline = methods.baseline()
     controls: dict[str, Trial] = {}
     for record in finished:
-        trial = plan.trials[order[record.trial.key]]
+        trial = candidates[order[record.trial.key]]
         best.setdefault((trial.method, trial.student.name), trial)
         if trial.method == baseline:
             controls.setdefault(_student_text(trial.student), trial)
     wanted: list[Trial] = []
     for winner in sorted(best.values(), key=lambda trial: order[trial.key]):
         control = controls.get(_student_text(winner.student))
+        if control is None and (best_control := best.get((baseline, winner.student.name))) is not None:
+            # An adaptive search may not have tried the baseline with this very student.
+            control = best_control.model_copy(update={"student": winner.student})
         wanted += [*([control] if control is not None else []), winner]
     confirmed: dict[str, Trial] = {}
     for trial in wanted:
@@ -305,11 +394,52 @@ def _planned_students(trials: Iterable[Trial], data: ImageData) -> tuple[Planned
     return tuple(
         PlannedStudent(
             student=choice,
-            size=blueprint(choice.model, choice.options, data.num_classes, data.input_shape).size,
+            size=_size(choice, data),
             trials=counts[text],
         )
         for text, choice in choices.items()
     )
+
+
+def _size(choice: StudentChoice, data: ImageData) -> ModelSize:
+    return blueprint(choice.model, choice.options, data.num_classes, data.input_shape).size
+
+
+def _excess(spec: SweepSpec, choice: StudentChoice, data: ImageData) -> str | None:
+    """Which limit the student exceeds, in words, as far as is known before anything runs."""
+    return over_limit(spec.search.limits, known_sizes(_size(choice, data))) if spec.search.limits else None
+
+
+def _adaptive_search(
+    spec: SweepSpec, draws: Iterable[Draw], samples: Iterable[Trial], keys: "TrialKeys", data: ImageData
+) -> AdaptiveSearch:
+    def describe(model: str, options: Mapping[str, Any]) -> Architecture:
+        return blueprint(model, options, data.num_classes, data.input_shape).architecture
+
+    def make_trial(draw: Draw) -> Trial | None:
+        settled = settle(draw, spec, describe)
+        return None if settled is None else keys.make_trial(settled, seed=spec.search.seed, epochs=spec.search.max_epochs)
+
+    studies = plan_studies(
+        spec,
+        draws,
+        allowed=lambda choice: _excess(spec, choice, data) is None,
+        size_of=lambda choice: _size(choice, data).parameters,
+    )
+    return AdaptiveSearch(spec=spec, studies=tuple(studies), samples=tuple(samples), make_trial=make_trial)
+
+
+def _expected(search: AdaptiveSearch, known: Iterable[Trial]) -> list[Trial]:
+    """As many trials as the search will run, each study's first ones over and over, to estimate its cost."""
+    first: dict[tuple[str, str], list[Trial]] = {}
+    for trial in known:
+        first.setdefault((trial.method, trial.student.name), []).append(trial)
+    return [
+        own[number % len(own)]
+        for study in search.studies
+        if (own := first.get((study.method, study.label)))
+        for number in range(study.trials)
+    ]
 
 
 def _planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) -> tuple[PlannedTeacher, ...]:
@@ -338,18 +468,21 @@ def _cost(
     epochs = spec.search.max_epochs
     # All search trials have one seed, hence one order of the views: e epochs see the first e of it.
     seen = min(make_views(spec, data).count, epochs) * samples
+    # What trials call on inputs of their own making is known only behind them.
+    reading = Counter(name for trial in trials if not methods.find(trial.method).calls_teacher for name in trial.teachers)
     asked = [teacher for teacher in teachers if teacher.trials]
+    read = [teacher for teacher in teachers if reading[teacher.name]]
     return Cost(
         students=sum(_TRAINING_PASSES * planned.size.macs * planned.trials * samples * epochs for planned in students),
-        teacher_shared=sum(teacher.size.macs * seen for teacher in asked),
-        teacher_inside=sum(teacher.size.macs * teacher.trials * samples * epochs for teacher in asked),
+        teacher_shared=sum(teacher.size.macs * seen for teacher in read),
+        teacher_inside=sum(teacher.size.macs * reading[teacher.name] * samples * epochs for teacher in read),
         teacher_training=sum(
             _TRAINING_PASSES * teacher.size.macs * samples * spec.teachers[teacher.name].train.epochs
             for teacher in asked
             if teacher.trains
         ),
-        samples_forwarded=seen * len(asked),
-        samples_inside=samples * epochs * sum(teacher.trials for teacher in asked),
+        samples_forwarded=seen * len(read),
+        samples_inside=samples * epochs * sum(reading.values()),
     )
 
 
@@ -368,6 +501,28 @@ def _skip_notes(skipped: Iterable[Skipped]) -> list[str]:
     return [
         f"{item.method} is left out for {item.student}{f' with {item.teacher}' if item.teacher else ''}: {item.reason}"
         for item in skipped
+    ]
+
+
+def _limit_notes(too_large: Mapping[str, tuple[str, int]], search: AdaptiveSearch | None) -> list[str]:
+    if search is not None:
+        return [
+            f"{student}: variants over search.limits are never chosen: {excess}" for student, (excess, _) in too_large.items()
+        ]
+    return [
+        f"{student}: {count} trial{'s' if count > 1 else ''} dropped by search.limits: {excess}"
+        for student, (excess, count) in too_large.items()
+    ]
+
+
+def _search_notes(search: AdaptiveSearch | None, known: Sequence[Trial], students: Sequence[PlannedStudent]) -> list[str]:
+    if search is None:
+        return []
+    sizes = [planned.size.parameters for planned in students]
+    return [
+        f"{search.spec.search.algorithm} searches in {len(search.studies)} studies, one for each method and student: "
+        f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results come in, from students of "
+        f"{min(sizes):,} to {max(sizes):,} parameters; costs are estimated from the first trials"
     ]
 
 

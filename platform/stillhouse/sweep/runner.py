@@ -1,10 +1,11 @@
 """One trial from its first step to its record in the ledger. Knows nothing of Tune, so it runs in a test or a notebook."""
 
 import contextlib
+import gc
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
+from stillhouse.distill.parallel import ALONE, Workers, parting_problem
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
@@ -29,7 +31,7 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.ledger import Ledger
-from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources
+from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters
 from stillhouse.teachers.definition import TeacherTicket
 
 CHECKPOINT_INTERVAL_S = 5.0
@@ -51,7 +53,9 @@ class TrialEnvironment:
         folder: the sweep's absolute folder.
         latencies: what `latency` measured, by `student_key`.
         checkpoint_interval_s: the least time between two checkpoints of a trial.
-        code: version, commit and package path of the driver; each worker records its own.
+        threads: of each worker of a trial.
+        workers: how many processes train each student.
+        gpu_share: of one GPU, that each of them holds; 0 for none.
     """
 
     folder: str
@@ -61,6 +65,8 @@ class TrialEnvironment:
     teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
     latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     threads: int = 1
+    workers: int = 1
+    gpu_share: float = 0.0
     import_paths: tuple[str, ...] = ()
     method_folders: tuple[str, ...] = ()
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
@@ -69,12 +75,21 @@ class TrialEnvironment:
 class TrialRunner:
     """Runs one trial: builds, resumes, trains, evaluates once on the test split, writes the record.
 
+    Where several workers train the student each has a runner; checkpoints and the record are written by that of worker 0.
+
+    Attributes:
+        others: what the other workers took of the teachers, for the record.
+
     Raises:
         InfrastructureError: the teacher is gone or the disk is full; the trial may run again.
     """
 
-    def __init__(self, trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> None:
+    def __init__(
+        self, trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu", workers: Workers = ALONE
+    ) -> None:
         self.trial = trial
+        self.others: Sequence[Mapping[str, Any]] = ()
+        self._workers = workers
         self._environment = environment
         self._data = data
         self._device = device
@@ -90,6 +105,11 @@ class TrialRunner:
         except Damaged:
             # A fresh trainer: a half-loaded one is not usable, and the checkpoint is no loss but time.
             self._trainer = self._make_trainer()
+        if not self._trainer.workers_agree():
+            raise InfrastructureError(
+                f"the workers of a trial read different checkpoints at {self._checkpoint}; "
+                f"keep the sweep on storage that all nodes see"
+            )
 
     @property
     def finished(self) -> bool:
@@ -108,14 +128,51 @@ class TrialRunner:
     def run_epoch(self) -> dict[str, Any]:
         """One epoch and, when it is time, a checkpoint. Returns the curve's entry.
 
+        A trial that may use micro-batches and runs out of memory starts again with half as many samples at once, so that its
+        result is that of the same trial with this `training.micro_batch`.
+
         Raises:
             TrialError: the loss is no longer finite.
+            OutOfMemoryError: and smaller micro-batches are not allowed, or do not help.
         """
-        entry = self._trainer.run_epoch()
-        due = time.monotonic() - self._saved >= self._environment.checkpoint_interval_s
+        while (entry := self._try_epoch()) is None:
+            self._start_smaller()
+        if not self.comparable:
+            # The entry stands in the curve: early stopping of a later run must not compare it either.
+            entry["comparable"] = False
+        due = time.monotonic() - self._saved >= self._environment.checkpoint_interval_s and self._workers.rank == 0
         if due and not self._trainer.finished:
             self.save()
         return entry
+
+    def _try_epoch(self) -> dict[str, Any] | None:
+        """The epoch's entry; None when memory ran out and there is a smaller micro-batch to try."""
+        try:
+            return self._trainer.run_epoch()
+        except torch.OutOfMemoryError:
+            allowed = self._environment.training.micro_batch == "auto" and self._workers.size == 1
+            if not allowed or parting_problem(self._trainer.method) is not None or self._micro_batch == 1:
+                raise
+        return None
+
+    def _start_smaller(self) -> None:
+        smaller = self._micro_batch // 2
+        shutil.rmtree(self._folder, ignore_errors=True)
+        # What the old one holds must be free before the new one is made.
+        del self._trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._trainer = self._make_trainer(smaller)
+
+    @property
+    def _micro_batch(self) -> int:
+        whole = min(self._environment.training.batch_size, len(self._data.train))
+        return whole if self._trainer.micro_batch is None else self._trainer.micro_batch
+
+    def counters(self) -> dict[str, Any]:
+        """What this worker took of the teachers; nothing without one."""
+        return add_counters(self._teachers) if self._teachers else {}
 
     def save(self) -> None:
         """Writes a checkpoint; a full disk costs the checkpoint, not the trial."""
@@ -133,6 +190,8 @@ class TrialRunner:
             "test_accuracy": self._trainer.evaluate(self._data.test),
             "train_seconds": self._trainer.train_seconds,
         }
+        if self._environment.training.micro_batch == "auto" and self._trainer.micro_batch is not None:
+            metrics["micro_batch"] = self._trainer.micro_batch
         for name, peer in self._trainer.peers().items():
             metrics[f"test_accuracy_{name}"] = self._trainer.evaluate(self._data.test, peer)
         scores = [self._environment.teachers[name] for name in self.trial.teachers]
@@ -155,7 +214,7 @@ class TrialRunner:
     def _write(self, status: str, **fields: Any) -> TrialRecord:
         teaching: dict[str, Any] = {}
         if self._teachers:
-            teaching = {**add_counters(self._teachers), "wait_seconds": self._trainer.wait_seconds}
+            teaching = {**sum_counters([self.counters(), *self.others]), "wait_seconds": self._trainer.wait_seconds}
         record = TrialRecord.model_validate(
             {
                 "trial": self.trial,
@@ -178,7 +237,7 @@ class TrialRunner:
     def _checkpoint(self) -> Path:
         return self._folder / "checkpoint"
 
-    def _make_trainer(self) -> Trainer:
+    def _make_trainer(self, micro_batch: int | None = None) -> Trainer:
         trial = self.trial
         method = make_method(trial.method, trial.hyperparameters)
         tickets = [self._environment.tickets[name] for name in trial.teachers]
@@ -188,7 +247,9 @@ class TrialRunner:
         for ticket, architecture in zip(tickets, architectures, strict=True):
             prefix = f"{ticket.definition.name}/" if len(tickets) > 1 else ""
             asked = {f"{prefix}{name}": kind for name, kind in method.knowledge(architecture, student).items()}
-            self._teachers.append(TrialTeacher(ticket, asked, device=self._device))
+            self._teachers.append(
+                TrialTeacher(ticket, asked, labels=self._data.train.labels, calls=method.calls_teacher, device=self._device)
+            )
         return Trainer(
             new_student=lambda: build_student(trial.student, self._data),
             method=method,
@@ -197,11 +258,14 @@ class TrialRunner:
             training=self._environment.training,
             epochs=trial.epochs,
             seed=trial.seed,
-            teacher=join_sources([teacher.source for teacher in self._teachers]),
+            teacher=join_sources([teacher.source for teacher in self._teachers if teacher.source is not None]),
+            callable_teacher=self._teachers[0].callable if self._teachers else None,
             teacher_architecture=architectures[0] if architectures else None,
             teacher_weights=(lambda: load_file(tickets[0].weights_path)) if tickets else None,
             student_name=trial.student.name,
             device=self._device,
+            workers=self._workers,
+            micro_batch=micro_batch,
         )
 
     def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
@@ -241,7 +305,10 @@ def failure_reason(error: BaseException) -> str:
     if isinstance(error, TrialError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}; lower training.batch_size"
+        return (
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}; "
+            f"lower training.batch_size, set training.micro_batch to auto, or give each trial a larger trial_resources.gpu"
+        )
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
     said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")

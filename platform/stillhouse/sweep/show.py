@@ -1,5 +1,7 @@
 """The plan as a person reads it."""
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,7 +10,7 @@ from stillhouse.sweep.plan import Plan
 
 def show_plan(plan: Plan, console: Console) -> None:
     """Students with their sizes, trials per method, teachers, costs, and what is left out."""
-    console.print(f"[bold]{plan.spec.name}[/]: {len(plan.trials)} trials" + _confirm(plan), highlight=False)
+    console.print(f"[bold]{plan.spec.name}[/]: {plan.num_trials} trials" + _confirm(plan), highlight=False)
     students = _table("student", "options", "parameters", "MACs", "bytes", "trials")
     for planned in plan.students:
         options = ", ".join(f"{name}={value}" for name, value in planned.student.options.items())
@@ -16,10 +18,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(planned.trials))
         students.add_row(planned.student.name, options, *cells)
     console.print(students)
+    counts = plan.trials_per_method
     methods = _table("method", "trials", "duplicates dropped")
     for method in plan.spec.methods or {}:
-        count = sum(trial.method == method for trial in plan.trials)
-        methods.add_row(method, str(count), str(plan.duplicates.get(method, 0)))
+        methods.add_row(method, str(counts[method]), str(plan.duplicates.get(method, 0)))
     console.print(methods)
     if plan.teachers:
         teachers = _table("teacher", "model", "parameters", "MACs", "bytes", "asked by trials", "weights")
@@ -38,6 +40,12 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"training the teachers, once: {cost.teacher_training:.3g} MACs",
         *(f"note: {note}" for note in plan.notes),
     ):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def show_outlook(lines: Iterable[str], console: Console) -> None:
+    """What was measured of a plan, and where it would run."""
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

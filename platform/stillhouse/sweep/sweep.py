@@ -1,9 +1,8 @@
 """A sweep from its spec to its results."""
 
 import shlex
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,32 +10,42 @@ from typing import Any, Self
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
-from stillhouse.errors import InfrastructureError, Interrupted
+from stillhouse.distill.sources import Reading
+from stillhouse.errors import InfrastructureError, Interrupted, SpecError, UsageError, is_disk_full
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.provenance import environment_facts
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
-from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import check, check_file
 from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
-from stillhouse.sweep.home import SweepHome, find_sweep, resolve_home
+from stillhouse.sweep.ending import PATIENCE_S, Ending
+from stillhouse.sweep.feed import Feed, ListFeed, start_feed, undone_note
+from stillhouse.sweep.home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.hyperparameters import make_method
+from stillhouse.sweep.limits import over_limit
 from stillhouse.sweep.plan import Plan, confirm_trials, make_plan, make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, now, student_key
+from stillhouse.sweep.spending import Spending
+from stillhouse.sweep.state import following, last_fill_log_bytes
+from stillhouse.sweep.tracked import store_front
+from stillhouse.sweep.ways import KnowledgeRoom, form_of_logits
 from stillhouse.teachers.actor import make_ticket
-from stillhouse.teachers.choice import Choice, choose_way
+from stillhouse.teachers.choice import Choice, choose_calling_way
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
-from stillhouse.teachers.service import count_fills, fill_log, kind_id
+from stillhouse.teachers.service import count_fills, kind_id
 from stillhouse.tracking import Tracker, fetch_weights
 
 _TRACKING_TIMEOUT_S = 120.0
 _MLFLOW = "mlflow:"
+_MEASURED = "latency_ms"
+"""The one size of a student that is not known before the sweep runs."""
 
 
 class Sweep:
@@ -66,6 +75,10 @@ class Sweep:
         self._progress = Progress(spec.name, quiet=True) if progress is None else progress
         self._data: ImageData | None = None
         self._plan: Plan | None = None
+        self._may_change: frozenset[str] = frozenset()
+        self._origin: SweepHome | None = None
+        self._left_undone: list[str] = []
+        self._ending = Ending(self.place.stop_request, last_words=self._how_to_go_on, tell=self._progress.note)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), **options: Any) -> Self:
@@ -84,9 +97,34 @@ class Sweep:
             UsageError: there is none.
         """
         place = find_sweep(resolve_home(home), name)
-        kept = place.read_spec()
-        assert kept is not None
-        return cls(check(kept), home=place.home, **options)
+        return cls(check(place.kept_spec()), home=place.home, **options)
+
+    @classmethod
+    def extended(cls, name: str, trials_per_method: int, *, home: str | Path | None = None, **options: Any) -> Self:
+        """The sweep that was started before under this name, with more trials of each method.
+
+        Raises:
+            UsageError: there is none, its algorithm has no number of trials, or it has more than that already.
+        """
+        place = find_sweep(resolve_home(home), name)
+        sweep = cls(check(extended_spec(place.kept_spec(), trials_per_method)), home=place.home, **options)
+        sweep._may_change = frozenset({TRIALS_KEY})
+        return sweep
+
+    @classmethod
+    def forked(cls, spec: SweepSpec, name: str, *, home: str | Path | None = None, **options: Any) -> Self:
+        """A sweep called `name` that takes over whatever fits `spec` of the trials of the sweep that `spec` names.
+
+        Raises:
+            UsageError: there is no such sweep, or it is to be its own fork.
+            SpecError: `name` can not be a sweep's.
+        """
+        origin = find_sweep(resolve_home(home), spec.name)
+        if name == spec.name:
+            raise UsageError(f"--fork must be another name than that of the sweep, got '{name}'")
+        sweep = cls(check({**spec_to_dict(spec, secrets=True), "name": name}), home=origin.home, **options)
+        sweep._origin = origin
+        return sweep
 
     def data(self) -> ImageData:
         """The data set, loaded once.
@@ -119,37 +157,67 @@ class Sweep:
             self.spec = self._plan.spec
         return self._plan
 
-    def run(self) -> Results:
+    def run(self, *, again: Collection[str] = ()) -> Results:
         """Runs what the ledger lacks, writes report and tracking, and gives the results.
+
+        In the main thread it takes Ctrl-C and SIGTERM: the first ends it gracefully, the second at once.
+
+        Args:
+            again: statuses (`failed`, `stopped`) whose records are set aside first, so that their trials run again.
 
         Raises:
             SpecError, UsageError: before anything starts.
             InfrastructureError: the cluster, the disk or a teacher failed; what is finished is kept.
-            Interrupted: by Ctrl-C; what is finished is kept.
+            Interrupted: by Ctrl-C, SIGTERM or `stillhouse stop`; what is finished is kept.
         """
         started = time.perf_counter()
         plan = self.plan()
         with self.place.locked():
-            self.place.keep_spec(spec_to_dict(self.spec, secrets=True))
             try:
-                return self._run(plan, started)
-            except KeyboardInterrupt as interrupt:
-                raise Interrupted(f"interrupted; finished trials are kept. Go on with: {self.resume_command}") from interrupt
+                self.place.keep_spec(
+                    spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
+                )
+                seen_fills = last_fill_log_bytes(self.place)
+                with self._ending, following(self._progress, self.place):
+                    return self._run(plan, started, again, seen_fills)
+            except (KeyboardInterrupt, Interrupted) as interrupt:
+                raise Interrupted(self._how_to_go_on) from interrupt
             except OSError as error:
-                raise InfrastructureError(f"{error.strerror or error} ({error.filename or self.place.folder})") from error
+                raise InfrastructureError(self._trouble(error, error.strerror or str(error))) from error
+            except InfrastructureError as error:
+                if is_disk_full(error):
+                    raise InfrastructureError(self._trouble(error, str(error))) from error
+                raise
+
+    def _trouble(self, error: Exception, reason: str) -> str:
+        place = getattr(error, "filename", None) or self.place.folder
+        where = "" if str(place) in reason else f" ({place})"
+        if not is_disk_full(error):
+            return f"{reason}{where}"
+        return (
+            f"{reason}{where}; finished trials are kept. Make room (`stillhouse teachers prune` helps) and go on with: "
+            f"{self.resume_command}"
+        )
+
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"interrupted; finished trials are kept. Go on with: {self.resume_command}"
 
     @property
     def resume_command(self) -> str:
         return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.place.home))}"
 
-    def _run(self, plan: Plan, started: float) -> Results:
-        records = self._read_ledger()
+    def _run(self, plan: Plan, started: float, again: Collection[str], seen_fills: int | None) -> Results:
+        records = self._read_ledger(again)
+        self._take_over(plan, records)
         before = set(records)
         earlier = self.place.read_facts()
         facts = self._first_facts(plan, earlier)
-        self._progress.plan(len(plan.trials), [records[trial.key] for trial in plan.trials if trial.key in records])
-        fills = fill_log(self.place.home / "knowledge")
-        fills_before = fills.stat().st_size if fills.exists() else 0
+        searched = self._searched(plan, records)
+        self._progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
+        self._progress.claims(cpu=self.spec.trial_resources.cpu, gpu=self.spec.trial_resources.gpu)
+        fills_before = self.place.fill_log_bytes()
+        lost = self._fills_of_a_broken_run(earlier, fills_before if seen_fills is None else min(seen_fills, fills_before))
         tracker = Tracker(
             self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name
         )
@@ -164,33 +232,48 @@ class Sweep:
 
             def keep_teachers(teachers: Sequence[TeacherFacts]) -> None:
                 # Now, not at the end: a later run that finds nothing missing starts no teacher and must know of them.
-                known = [_add_up(teacher, _Spent(), earlier) for teacher in teachers]
+                known = [_add_up(teacher, [lost.get(teacher.key, {})], records.values(), earlier) for teacher in teachers]
+                seconds = earlier.seconds if earlier else 0.0
                 self.place.write_facts(
-                    facts.model_copy(update={"teachers": known, "seconds": earlier.seconds if earlier else 0.0})
+                    facts.model_copy(update={"teachers": known, "seconds": seconds, "open_fills": fills_before})
                 )
 
-            crew = self._run_missing(plan, records, tracker, keep_teachers)
-            wanted = {trial.key for trial in [*plan.trials, *confirm_trials(self.spec, plan, list(records.values()))]}
+            account = Spending(
+                self.spec.search.budget,
+                records.values(),
+                gpus=self.spec.trial_resources.gpu,
+                started=started,
+                clock=time.perf_counter,
+            )
+            crew = self._run_missing(plan, records, account, tracker, keep_teachers)
+            searched = self._searched(plan, records)
+            wanted = {*searched.known, *(trial.key for trial in self._confirming(plan, records, searched))}
             kept = [records[key] for key in sorted(records) if key in wanted]
             new = [record for record in kept if record.trial.key not in before]
             teachers = [member.facts for member in crew.values()] or facts.teachers
             spent = {teacher.name: self._spent(teacher, new, fills_before) for teacher in teachers}
             facts = facts.model_copy(
                 update={
-                    "teachers": [_add_up(teacher, spent[teacher.name], earlier) for teacher in teachers],
-                    "notes": [*facts.notes, *_warnings(teachers, kept)],
+                    "teachers": [
+                        _add_up(teacher, [lost.get(teacher.key, {}), spent[teacher.name].fills], kept, earlier)
+                        for teacher in teachers
+                    ],
+                    "notes": [*facts.notes, *self._left_undone, *_warnings(teachers, kept)],
                     "tracking": {**facts.tracking, "run_id": tracker.run_id},
                     "seconds": (earlier.seconds if earlier else 0.0) + time.perf_counter() - started,
                 }
             )
             self.place.write_facts(facts)
-            if addresses := tracker.drain(_TRACKING_TIMEOUT_S):
+            patience = _TRACKING_TIMEOUT_S if not self._ending.asked else PATIENCE_S
+            if addresses := tracker.drain(patience):
                 self.place.write_addresses(addresses)
             budgets = [parse_budget(text) for text in self.spec.report.budgets]
             files = write_report(facts, kept, self.place.report, budgets, self.place.read_addresses())
-            self._track(tracker, facts, files)
+            self._track(tracker, facts, kept, files, patience)
         finally:
             tracker.close()
+        if self._ending.asked:
+            raise Interrupted(self._how_to_go_on)
         return Results(
             facts=facts,
             records=kept,
@@ -204,35 +287,97 @@ class Sweep:
             seconds=time.perf_counter() - started,
         )
 
-    def _read_ledger(self) -> dict[str, TrialRecord]:
+    def _read_ledger(self, again: Collection[str]) -> dict[str, TrialRecord]:
         records, damaged = self.place.ledger.read_all()
         for key in damaged:
             self._progress.note(f"the record of trial {key} is damaged; the trial runs again")
             self.place.ledger.remove(key)
+        # What a scheduler stopped early says nothing of a trial that no scheduler may stop.
+        again = {*again, "stopped"} if self.spec.search.scheduler == "none" else set(again)
+        for key in [key for key, record in records.items() if record.status in again]:
+            self.place.ledger.set_aside(key)
+            del records[key]
         return records
+
+    def _take_over(self, plan: Plan, records: dict[str, TrialRecord]) -> None:
+        """Brings what the plan wants of the sweep that this one is a fork of into the own ledger and into `records`."""
+        if self._origin is None:
+            return
+        # The control and the winners are known only behind the search, also behind one that is taken over.
+        for confirming in (False, True):
+            feed = self._confirm_feed(plan, records) if confirming else plan.feed(records, Spending(SearchBudget()))
+            while (trial := feed.next()) is not None:
+                record = self._origin.ledger.read(trial.key)
+                if (
+                    record is None
+                    or record.status == "failed"
+                    or (record.status, self.spec.search.scheduler) == ("stopped", "none")
+                ):
+                    feed.lose(trial.key)
+                    continue
+                records[trial.key] = self.place.take_over(self._origin, record.model_copy(update={"trial": trial}))
+                feed.add(records[trial.key])
+
+    def _searched(self, plan: Plan, records: Mapping[str, TrialRecord]) -> Feed:
+        """The search phase as far as the records decide it."""
+        feed = plan.feed(records, Spending(SearchBudget()), refuse=self._refusal())
+        start_feed(feed)
+        return feed
+
+    def _confirming(self, plan: Plan, records: Mapping[str, TrialRecord], searched: Feed) -> list[Trial]:
+        return confirm_trials(self.spec, plan, list(records.values()), searched.known.values())
+
+    def _confirm_feed(self, plan: Plan, records: Mapping[str, TrialRecord], account: Spending | None = None) -> Feed:
+        trials = self._confirming(plan, records, self._searched(plan, records))
+        # A confirming trial is there to be measured, not to be stopped.
+        return ListFeed(trials, records, account or Spending(SearchBudget()), stoppable=False)
+
+    def _refusal(self) -> Callable[[Trial], bool]:
+        """Which trials must not start since their students were measured to be slower than the spec allows."""
+        limits = {name: limit for name, limit in self.spec.search.limits.items() if name == _MEASURED}
+        measured = self.place.read_latencies() if limits else {}
+        return lambda trial: over_limit(limits, measured.get(student_key(trial.student), {})) is not None
+
+    def _fills_of_a_broken_run(self, earlier: SweepFacts | None, until: int) -> dict[str, dict[str, float]]:
+        """What teachers forwarded for a run of this sweep that did not come to write it down, by the weights' hash.
+
+        Args:
+            until: length of the log of filled views when that run was last alive; other sweeps may have filled more since.
+        """
+        if earlier is None or earlier.open_fills is None:
+            return {}
+        store = self.place.home / "knowledge"
+        lost = {}
+        for teacher in earlier.teachers:
+            since, behind = (count_fills(store, teacher.key, since_byte=byte) for byte in (earlier.open_fills, until))
+            lost[teacher.key] = {name: since[name] - behind[name] for name in since}
+        return lost
 
     def _run_missing(
         self,
         plan: Plan,
         records: dict[str, TrialRecord],
+        account: Spending,
         tracker: Tracker,
         on_teachers: Callable[[Sequence[TeacherFacts]], None],
     ) -> dict[str, "_ReadyTeacher"]:
         """Runs what `records` lacks and adds it there. Gives the teachers it started: none when nothing was missing.
 
         Args:
+            account: asked before each trial starts.
             on_teachers: told of the teachers when they are ready, in front of the first trial.
         """
-
-        def missing(trials: Sequence[Trial]) -> list[Trial]:
-            return [trial for trial in trials if trial.key not in records]
-
-        def confirming() -> list[Trial]:
-            return confirm_trials(self.spec, plan, list(records.values()))
-
-        if not missing(plan.trials) and not missing(confirming()):
+        # The confirm phase depends on what the search found, so its trials are known only behind it.
+        phases: tuple[Callable[[], Feed], ...] = (
+            lambda: plan.feed(records, account, refuse=self._refusal()),
+            lambda: self._confirm_feed(plan, records, account),
+        )
+        if not any(phase().has_next() for phase in phases):
+            self._note_undone(plan, records, account)
             return {}
-        with Cluster(self.spec, address=self._address, progress=self._progress) as cluster:
+        with Cluster(
+            self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+        ) as cluster:
             cluster.share(self.data())
             crew = self._start_teachers(cluster, plan)
             environment = self._environment(cluster, plan, crew)
@@ -240,32 +385,44 @@ class Sweep:
             # Latency was measured on a quiet machine; from here on the teachers run ahead of the trials.
             for member in crew.values():
                 if member.cached:
-                    request_ahead(member.running, self._planned_views(plan.trials, self._views()), member.cached)
+                    request_ahead(member.running, self._planned_views(plan.asking, self._views()), member.cached)
 
             def keep(record: TrialRecord) -> None:
                 records[record.trial.key] = record
                 tracker.log_trial(record)
 
-            # The confirm phase depends on what the search found, so its trials are known only behind it.
-            phases: tuple[Callable[[], Sequence[Trial]], ...] = (lambda: plan.trials, confirming)
             for phase in phases:
-                todo = missing(phase())
-                if not todo:
+                feed = phase()
+                if not feed.has_next():
                     continue
-                self._progress.plan(len({trial.key for trial in [*plan.trials, *todo]}))
+                self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
+                before = len(records)
                 lost = cluster.run(
-                    todo,
+                    feed,
                     environment,
-                    parameters={trial.key: plan.size_of(trial).parameters for trial in todo},
+                    parameters=lambda trial: plan.size_of(trial).parameters,
                     history=list(records.values()),
                     on_record=keep,
                 )
+                if self._ending.asked:
+                    break
                 if lost:
                     raise InfrastructureError(
-                        f"{len(lost)} of {len(todo)} trials did not finish, the first is {lost[0]}; "
+                        f"{len(lost)} of {len(lost) + len(records) - before} trials did not finish, the first is {lost[0]}; "
                         f"the others are kept. Go on with: {self.resume_command}"
                     )
+            self._note_undone(plan, records, account)
         return crew
+
+    def _note_undone(self, plan: Plan, records: Mapping[str, TrialRecord], account: Spending) -> None:
+        """Says what the budget left undone, if it ended the sweep."""
+        if account.reason is None:
+            return
+        searched = self._searched(plan, records)
+        undone = searched.undone() or self._confirm_feed(plan, records).undone()
+        if undone:
+            self._left_undone = [undone_note(undone, account.reason)]
+            self._progress.note(self._left_undone[0])
 
     def _views(self) -> Views:
         return make_views(self.spec, self.data())
@@ -273,14 +430,20 @@ class Sweep:
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
         """Starts every teacher that a trial asks, and decides the ways of what is asked of it."""
         data, views = self.data(), self._views()
-        kinds = self._asked_knowledge(plan.trials)
+        kinds = self._asked_knowledge(plan.asking)
         definitions = [self._definition(name) for name in self.spec.teachers if name in kinds]
         crew = {}
+        room = KnowledgeRoom(self.spec.knowledge, self.place.home)
         for running in cluster.start_teachers(definitions, data, views, home=self.place.home):
             name = running.definition.name
-            choices = self._choose(running, kinds[name], views)
-            for text, choice in choices.items():
-                self._progress.note(f"teacher {name}: {kinds[name][text]} {choice.way}: {choice.reason}")
+            measured = asked(running.handle, "measure", list(kinds[name].values()))
+            choices = room.choose(kinds[name], measured, running.facts["base"], views)
+            explained = {str(kinds[name][text]): choice for text, choice in choices.items()}
+            calling = self._choose_calling(running)
+            if any(methods.find(trial.method).calls_teacher for trial in plan.asking if name in trial.teachers):
+                explained["calls"] = calling
+            for what, choice in explained.items():
+                self._progress.note(f"teacher {name}: {what} {choice.way}: {choice.reason}")
             cached = [kind for text, kind in kinds[name].items() if choices[text].way == "cached"]
             crew[name] = _ReadyTeacher(
                 running,
@@ -292,9 +455,15 @@ class Sweep:
                     dtype=self.spec.knowledge.dtype,
                     actor=running.actor,
                     ways={text: choice.way for text, choice in choices.items()},
+                    calling_way=calling.way,
+                    top_k=form_of_logits(self.spec.knowledge),
                 ),
-                self._teacher_facts(running, {str(kinds[name][text]): choice for text, choice in choices.items()}),
+                self._teacher_facts(running, explained),
             )
+        room.check_forced()
+        if removed := room.make_room():
+            size = sum(entry["bytes"] for entry in removed)
+            self._progress.note(f"removed {len(removed)} sealed views that were of no use for longest, {size / 1e6:.1f} MB")
         return crew
 
     def _definition(self, name: str) -> TeacherDefinition:
@@ -318,39 +487,35 @@ class Sweep:
     def _asked_knowledge(self, trials: Sequence[Trial]) -> dict[str, dict[str, Knowledge]]:
         """All that the trials ask of each teacher, each kind once: one forward pass gives them all."""
         asked_of: dict[str, dict[str, Knowledge]] = {}
+        top_k = form_of_logits(self.spec.knowledge)
         for trial in trials:
             for name in trial.teachers:
+                asked_of.setdefault(name, {})
                 teacher = self._describe(self.spec.teachers[name].model, self.spec.teachers[name].options)
                 student = self._describe(trial.student.model, trial.student.options)
                 for kind in make_method(trial.method, trial.hyperparameters).knowledge(teacher, student).values():
-                    asked_of.setdefault(name, {}).setdefault(kind_id(kind), kind)
+                    form = kind if top_k is None else top_k.of(kind, self.data().num_classes)
+                    asked_of[name].setdefault(kind_id(form), form)
         return asked_of
 
     def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
         data = self.data()
         return blueprint(model, options, data.num_classes, data.input_shape).architecture
 
-    def _planned_views(self, trials: Sequence[Trial], views: Views) -> list[int]:
-        """The views that trials will see, in the order in which they will."""
-        seen: dict[int, None] = {}
+    def _planned_views(self, trials: Sequence[Trial], views: Views) -> dict[int, Reading]:
+        """The views that trials will see, in the order in which they will, and how each is read first."""
+        seen: dict[int, Reading] = {}
         for seed, epochs in dict.fromkeys((trial.seed, trial.epochs) for trial in trials):
-            seen |= dict.fromkeys(int(view) for view in views.order(seed)[:epochs])
-        return list(seen)
+            for epoch, view in enumerate(views.order(seed)[:epochs]):
+                seen.setdefault(int(view), (seed, epoch))
+        return seen
 
-    def _choose(self, running: Teacher, kinds: Mapping[str, Knowledge], views: Views) -> dict[str, Choice]:
-        measured = asked(running.handle, "measure", list(kinds.values()))
-        free = shutil.disk_usage(self.place.home).free
-        return {
-            text: choose_way(
-                asked=self.spec.knowledge.way,
-                seconds_per_sample=measured["seconds_per_sample"],
-                bytes_per_sample=measured["bytes_per_sample"][text],
-                num_samples=len(self.data().train.labels),
-                num_views=views.count,
-                free_bytes=free,
-            )
-            for text in kinds
-        }
+    def _choose_calling(self, running: Teacher) -> Choice:
+        return choose_calling_way(
+            asked=self.spec.knowledge.way,
+            teacher_on_gpu=running.facts["device"] != "cpu",
+            trials_on_gpu=self.spec.trial_resources.gpu > 0,
+        )
 
     def _teacher_facts(self, running: Teacher, choices: Mapping[str, Choice]) -> TeacherFacts:
         definition = running.definition
@@ -373,10 +538,14 @@ class Sweep:
         )
 
     def _environment(self, cluster: Cluster, plan: Plan, crew: Mapping[str, "_ReadyTeacher"]) -> TrialEnvironment:
-        students = {student_key(trial.student): (trial.student.model, trial.student.options) for trial in plan.trials}
+        students = {student_key(planned.student): (planned.student.model, planned.student.options) for planned in plan.students}
         teachers = {_teacher_key(name): (member.facts.model, member.ticket.definition.options) for name, member in crew.items()}
         self._progress.note(f"measuring the latency of {len(students)} students")
         latencies = cluster.measure_latency({**students, **teachers}, self.data())
+        if _MEASURED in self.spec.search.limits:
+            # A student that was within the limit once stays so: another measurement is never quite the same.
+            latencies |= self.place.read_latencies()
+            self.place.write_latencies({name: latencies[name] for name in students})
         for name, member in crew.items():
             member.facts = member.facts.model_copy(update={"latency_ms": latencies[_teacher_key(name)]["latency_ms"]})
         return TrialEnvironment(
@@ -390,6 +559,8 @@ class Sweep:
             },
             latencies=latencies,
             threads=cluster.threads,
+            workers=self.spec.trial_resources.num_workers,
+            gpu_share=self.spec.trial_resources.gpu / self.spec.trial_resources.num_workers,
             import_paths=cluster.import_paths,
             method_folders=tuple(self.spec.method_paths),
         )
@@ -408,7 +579,7 @@ class Sweep:
                 "fingerprint": data.fingerprint,
             },
             baseline=methods.baseline(),
-            planned=len(plan.trials),
+            planned=plan.num_trials,
             teachers=earlier.teachers if earlier else [],
             objectives=self.spec.objectives,
             notes=[*plan.notes],
@@ -419,23 +590,27 @@ class Sweep:
 
     def _spent(self, teacher: TeacherFacts, new: Sequence[TrialRecord], fills_before: int) -> "_Spent":
         fills = count_fills(self.place.home / "knowledge", teacher.key, since_byte=fills_before)
-        # Several teachers of one trial are asked equally often.
-        own = [
-            {name: count // len(record.trial.teachers) for name, count in record.teaching.items() if isinstance(count, int)}
-            for record in new
-            if teacher.name in record.trial.teachers
-        ]
+        own = list(_shares(teacher, new))
         return _Spent(
             forwarded=int(fills["samples"]) + sum(teaching.get("samples_forwarded", 0) for teaching in own),
             gathered=sum(teaching.get("samples_gathered", 0) for teaching in own),
-            written=int(fills["bytes"]),
-            seconds=fills["seconds"],
+            fills=fills,
         )
 
-    def _track(self, tracker: Tracker, facts: SweepFacts, files: ReportFiles) -> None:
+    def _track(
+        self, tracker: Tracker, facts: SweepFacts, records: Sequence[TrialRecord], files: ReportFiles, patience_s: float
+    ) -> None:
         artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
-        if not tracker.finish(facts, artifacts, _TRACKING_TIMEOUT_S):
-            self._progress.note(f"tracking is not complete; later: stillhouse sync {facts.name} --home {self.place.home}")
+        later = f"later: stillhouse sync {facts.name} --home {shlex.quote(str(self.place.home))}"
+        if not tracker.finish(facts, artifacts, patience_s):
+            self._progress.note(f"tracking is not complete; {later}")
+            return
+        if self._ending.asked:
+            # Who asked the sweep to end does not wait for students; the run that goes on stores them.
+            return
+        results = Results(facts=facts, records=records, place=self.place, planned=len(records))
+        if reasons := store_front(results, self.spec, self.data()).reasons:
+            self._progress.note(f"not every student of the front is stored in MLflow ({reasons[0]}); {later}")
 
 
 @dataclass
@@ -450,27 +625,55 @@ class _ReadyTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spent:
-    """What one run of the sweep took of a teacher: samples forwarded, samples read back, bytes and seconds of filling."""
+    """What one run of the sweep took of a teacher: samples forwarded, samples read back, what was filled."""
 
-    forwarded: int = 0
-    gathered: int = 0
-    written: int = 0
-    seconds: float = 0.0
+    forwarded: int
+    gathered: int
+    fills: Mapping[str, float]
+
+
+def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return spec_to_dict(check(kept), secrets=True)
+    except SpecError:
+        return kept
 
 
 def _teacher_key(name: str) -> str:
     return f"teacher {name}"
 
 
-def _add_up(teacher: TeacherFacts, spent: _Spent, earlier: SweepFacts | None) -> TeacherFacts:
-    """The teacher's facts over the whole life of the sweep: what earlier runs took, and this one."""
+def _shares(teacher: TeacherFacts, records: Iterable[TrialRecord]) -> Iterator[dict[str, int]]:
+    """What each record took of the teacher; several teachers of one trial are asked equally often."""
+    for record in records:
+        if teacher.name in record.trial.teachers:
+            counts = {name: count for name, count in record.teaching.items() if isinstance(count, int)}
+            yield {name: count // len(record.trial.teachers) for name, count in counts.items()}
+
+
+def _add_up(
+    teacher: TeacherFacts,
+    fills: Iterable[Mapping[str, float]],
+    records: Iterable[TrialRecord],
+    earlier: SweepFacts | None,
+) -> TeacherFacts:
+    """The teacher's facts over the whole life of the sweep.
+
+    Args:
+        fills: what was filled since `earlier` was written.
+        records: of the sweep's trials, whichever run wrote them.
+    """
     before = next((known for known in (earlier.teachers if earlier else []) if known.name == teacher.name), None)
+    own, fills = list(_shares(teacher, records)), list(fills)
+    filled = (before.samples_filled if before else 0) + int(sum(each.get("samples", 0) for each in fills))
     return teacher.model_copy(
         update={
-            "samples_forwarded": spent.forwarded + (before.samples_forwarded if before else 0),
-            "samples_reused": spent.gathered + (before.samples_reused if before else 0),
-            "bytes_written": spent.written + (before.bytes_written if before else 0),
-            "fill_seconds": spent.seconds + (before.fill_seconds if before else 0.0),
+            "samples_filled": filled,
+            "samples_forwarded": filled + sum(share.get("samples_forwarded", 0) for share in own),
+            "samples_reused": sum(share.get("samples_gathered", 0) for share in own),
+            "samples_called": sum(share.get("samples_called", 0) for share in own),
+            "bytes_written": (before.bytes_written if before else 0) + int(sum(each.get("bytes", 0) for each in fills)),
+            "fill_seconds": (before.fill_seconds if before else 0.0) + sum(each.get("seconds", 0.0) for each in fills),
             "trained_now": teacher.trained_now or bool(before and before.trained_now),
         }
     )

@@ -1,0 +1,97 @@
+"""What a sweep has spent of its budget. A function of its records, of the trials under way and of the clock."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SearchBudget
+
+_HOUR_S = 3600.0
+
+
+class Spending:
+    """The account of one sweep.
+
+    Args:
+        records: of all trials that earlier runs finished.
+        gpus: GPUs that each trial holds.
+        started: when this run of the sweep began, by `clock`.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        budget: SearchBudget,
+        records: Iterable[TrialRecord] = (),
+        *,
+        gpus: float = 0.0,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._budget = budget
+        self._gpus = gpus
+        self._clock = clock
+        self._started = clock() if started is None else started
+        earlier = list(records)
+        self._trials = len(earlier)
+        self._epochs = sum(record.epochs_run for record in earlier)
+        self._trial_seconds = sum(map(_seconds, earlier))
+        self._earlier_seconds = covered_seconds(earlier)
+        self._under_way: dict[str, tuple[Trial, float]] = {}
+        self.reason: str | None = None
+        """Which part of the budget ended the search, in words."""
+
+    def over(self, trial: Trial) -> bool:
+        """Whether the budget does not allow the trial to start; `reason` then says why."""
+        self.reason = self._reason(trial)
+        return self.reason is not None
+
+    def start(self, trial: Trial) -> None:
+        self._trials += 1
+        self._epochs += trial.epochs
+        self._under_way[trial.key] = (trial, self._clock())
+
+    def end(self, record: TrialRecord) -> None:
+        """Books what the trial took in the end."""
+        trial, _ = self._under_way.pop(record.trial.key, (record.trial, 0.0))
+        self._epochs += record.epochs_run - trial.epochs
+        self._trial_seconds += _seconds(record)
+
+    def _reason(self, trial: Trial) -> str | None:
+        now = self._clock()
+        trial_hours = (self._trial_seconds + sum(now - since for _, since in self._under_way.values())) / _HOUR_S
+        spent: Mapping[str, tuple[float, float]] = {
+            # What a key has with this trial, and the least it has by running it.
+            "trials": (self._trials, 1),
+            "epochs": (self._epochs, trial.epochs),
+            "hours": ((self._earlier_seconds + now - self._started) / _HOUR_S, 0),
+            "gpu_hours": (trial_hours * self._gpus, 0),
+            "trial_hours": (trial_hours, 0),
+        }
+        for key, (so_far, more) in spent.items():
+            limit = getattr(self._budget, key)
+            if limit is not None and (so_far + more > limit if more else so_far >= limit):
+                return f"the budget search.budget.{key} = {limit:g} is spent"
+        return None
+
+
+def covered_seconds(records: Iterable[TrialRecord]) -> float:
+    """Seconds during which at least one of the trials ran, by the times in their records."""
+    spans = sorted(span for record in records if (span := _span(record)) is not None)
+    total, end = 0.0, float("-inf")
+    for begin, stop in spans:
+        total += max(0.0, stop - max(begin, end))
+        end = max(end, stop)
+    return total
+
+
+def _span(record: TrialRecord) -> tuple[float, float] | None:
+    try:
+        return datetime.fromisoformat(record.started).timestamp(), datetime.fromisoformat(record.finished).timestamp()
+    except ValueError:
+        return None
+
+
+def _seconds(record: TrialRecord) -> float:
+    return float(record.metrics.get("train_seconds") or sum(entry.get("seconds", 0.0) for entry in record.curve))

@@ -1,0 +1,251 @@
+"""Adaptive search: each method and student is one study, whose later trials are chosen by the results of its earlier ones.
+
+Optuna chooses; the ledger remembers. A study asks for its trials in one order and is told their results in the same order,
+so what it chooses is a function of the seed and of the results alone, whichever trial ends first. A resumed sweep therefore
+asks for the same trials again and finds those that are finished in the ledger.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from stillhouse.data.hashing import derive_key
+from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
+from stillhouse.sweep.draw import Draw, rounded
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+_STUDENT = "student"
+_TEACHER = "teacher"
+_SETTING = "method."
+_ATTEMPTS = 10
+"""Suggestions that are asked for in place of ones that were made before or can not run."""
+
+_INFEASIBLE = "can run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What one study may choose from.
+
+    Attributes:
+        settings: the method's hyper-parameters, with priors where they are searched.
+        students: those within the limits, smallest first.
+        teachers: those that suit, in turn.
+        trials: how many it may run in all.
+        fixed: its first trials, drawn at random, or all there are.
+        reserve: draws that take the place of suggestions that repeat themselves.
+    """
+
+    method: str
+    label: str
+    settings: Mapping[str, Any]
+    students: tuple[StudentChoice, ...]
+    teachers: tuple[str | None, ...]
+    trials: int
+    fixed: tuple[Draw, ...]
+    reserve: tuple[Draw, ...] = ()
+
+
+@dataclass
+class _Slot:
+    """A trial of a study, and Optuna's own of it."""
+
+    trial: Trial
+    asked: optuna.Trial
+
+
+class Study:
+    """The trials of one method and student, one after the other.
+
+    Args:
+        algorithm: `tpe` or `nsga2`.
+        objectives: `max` or `min` by metric.
+        ahead: trials that may be asked for beyond those whose results are told.
+        make_trial: the trial of a draw; None when it can not run, which Optuna is told.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        *,
+        algorithm: str,
+        objectives: Mapping[str, str],
+        seed: int,
+        startup_trials: int,
+        ahead: int,
+        make_trial: Callable[[Draw], Trial | None],
+    ) -> None:
+        self.plan = plan
+        self._objectives = objectives
+        self._ahead = ahead
+        self._make_trial = make_trial
+        self._space = _search_space(plan)
+        self._sampler_seed = derive_key(algorithm, seed, plan.method, plan.label) % 2**32
+        self._algorithm = algorithm
+        self._startup_trials = startup_trials
+        self._study: optuna.Study | None = None
+        self._slots: list[_Slot] = []
+        self._by_key: dict[str, int] = {}
+        self._reserve = list(plan.reserve)
+        self._drawn = 0
+        self._told = 0
+        self._exhausted = False
+
+    @property
+    def asked(self) -> int:
+        """Trials that the study has taken of its number, those that were dropped as duplicates among them."""
+        return self.plan.trials if self._exhausted else self._drawn
+
+    @property
+    def done(self) -> bool:
+        """Whether it has no further trial."""
+        return self.asked >= self.plan.trials
+
+    def advance(self, results: Mapping[str, TrialRecord]) -> Trial | None:
+        """The next trial; None when there is none yet, or none any more.
+
+        Args:
+            results: of finished trials, by key.
+        """
+        while not self.done:
+            if self._drawn < len(self.plan.fixed):
+                draw = self.plan.fixed[self._drawn]
+                self._drawn += 1
+                trial = self._make_trial(draw)
+                if trial is None or trial.key in self._by_key:
+                    continue
+                self._optuna().enqueue_trial(_parameters(draw, self.plan, self._space))
+                return self._take(trial, self._optuna().ask(self._space))
+            if not self._tell_until(len(self._slots) - self._ahead, results):
+                return None
+            found = self._suggest() or self._from_reserve()
+            if found is None:
+                self._exhausted = True
+                return None
+            self._drawn += 1
+            return self._take(*found)
+        return None
+
+    def _optuna(self) -> optuna.Study:
+        if self._study is None:
+            sampler: optuna.samplers.BaseSampler
+            if self._algorithm == "tpe":
+                sampler = optuna.samplers.TPESampler(n_startup_trials=self._startup_trials, seed=self._sampler_seed)
+            else:
+                sampler = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=self._sampler_seed)
+            directions = [
+                StudyDirection.MAXIMIZE if direction == "max" else StudyDirection.MINIMIZE
+                for direction in self._objectives.values()
+            ]
+            self._study = optuna.create_study(directions=directions, sampler=sampler)
+        return self._study
+
+    def _take(self, trial: Trial, asked: optuna.Trial) -> Trial:
+        self._by_key[trial.key] = len(self._slots)
+        self._slots.append(_Slot(trial, asked))
+        return trial
+
+    def _tell_until(self, last: int, results: Mapping[str, TrialRecord]) -> bool:
+        """Tells the results of the slots up to `last`; False when one of them is not known yet."""
+        while self._told <= last:
+            slot = self._slots[self._told]
+            record = results.get(slot.trial.key)
+            if record is None:
+                return False
+            self._tell(slot.asked, self._values(record))
+            self._told += 1
+        return True
+
+    def _tell(self, asked: optuna.Trial, values: Sequence[float] | None) -> None:
+        if values is None:
+            # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
+            asked.set_constraint(_INFEASIBLE, 1.0)
+            values = [0.0] * len(self._objectives)
+        else:
+            asked.set_constraint(_INFEASIBLE, 0.0)
+        self._optuna().tell(asked, list(values))
+
+    def _values(self, record: TrialRecord) -> list[float] | None:
+        """The objectives; None when the trial failed or one of them is missing or no number."""
+        values = [record.metrics.get(name, math.nan) for name in self._objectives]
+        return values if record.status != "failed" and all(map(math.isfinite, values)) else None
+
+    def _suggest(self) -> tuple[Trial, optuna.Trial] | None:
+        for _ in range(_ATTEMPTS if self._space else 1):
+            asked = self._optuna().ask(self._space)
+            trial = self._make_trial(_draw_at(asked.params, self.plan))
+            if trial is None:
+                self._tell(asked, None)
+                continue
+            place = self._by_key.get(trial.key)
+            if place is None:
+                return trial, asked
+            if place < self._told:
+                first = self._optuna().get_trials(deepcopy=False)[self._slots[place].asked.number]
+                self._tell(asked, None if any(first.constraints.values()) else first.values)
+            else:
+                self._optuna().tell(asked, state=TrialState.FAIL)
+        return None
+
+    def _from_reserve(self) -> tuple[Trial, optuna.Trial] | None:
+        while self._reserve:
+            draw = self._reserve.pop(0)
+            trial = self._make_trial(draw)
+            if trial is not None and trial.key not in self._by_key:
+                self._optuna().enqueue_trial(_parameters(draw, self.plan, self._space))
+                return trial, self._optuna().ask(self._space)
+        return None
+
+
+def _search_space(plan: StudyPlan) -> dict[str, BaseDistribution]:
+    space = {f"{_SETTING}{name}": _distribution(prior) for name, prior in plan.settings.items() if isinstance(prior, Prior)}
+    if len(plan.students) > 1:
+        # Sorted by size, so that neighbours are alike.
+        space[_STUDENT] = IntDistribution(0, len(plan.students) - 1)
+    if len(plan.teachers) > 1:
+        space[_TEACHER] = CategoricalDistribution(range(len(plan.teachers)))
+    return space
+
+
+def _distribution(prior: Prior) -> BaseDistribution:
+    if isinstance(prior, Choice):
+        # By place: the values may be lists.
+        return CategoricalDistribution(range(len(prior.values)))
+    if isinstance(prior, Integers):
+        return IntDistribution(prior.low, prior.high)
+    return FloatDistribution(prior.low, prior.high, log=isinstance(prior, LogUniform))
+
+
+def _draw_at(parameters: Mapping[str, Any], plan: StudyPlan) -> Draw:
+    """The trial that Optuna's parameters name."""
+    settings = dict(plan.settings)
+    for name, prior in plan.settings.items():
+        if isinstance(prior, Choice):
+            settings[name] = prior.values[parameters[f"{_SETTING}{name}"]]
+        elif isinstance(prior, Uniform | LogUniform | Integers):
+            settings[name] = rounded(prior, parameters[f"{_SETTING}{name}"])
+    student = plan.students[parameters.get(_STUDENT, 0)]
+    return Draw(plan.method, student, plan.teachers[parameters.get(_TEACHER, 0)], settings)
+
+
+def _parameters(draw: Draw, plan: StudyPlan, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The parameters that name a draw."""
+    parameters: dict[str, Any] = {}
+    for name, prior in plan.settings.items():
+        if isinstance(prior, Choice):
+            parameters[f"{_SETTING}{name}"] = prior.values.index(draw.hyperparameters[name])
+        elif isinstance(prior, Prior):
+            parameters[f"{_SETTING}{name}"] = draw.hyperparameters[name]
+    if _STUDENT in space:
+        parameters[_STUDENT] = plan.students.index(draw.student)
+    if _TEACHER in space:
+        parameters[_TEACHER] = plan.teachers.index(draw.teacher)
+    return parameters
