@@ -66,6 +66,10 @@ class Dist(Method):
     intra_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.25, 4), help="gamma, of the samples of one class")
     temperature: float = hyperparameter(1.0, above=0, prior=LogUniform(1, 8), help="T, softens both outputs")
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        return bool(self.intra_weight)
+
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()} if self.inter_weight or self.intra_weight else {}
 

@@ -187,6 +187,11 @@ class MGD(MapMethod):
             matchings.append(Matching(ours, theirs, groups))
         return {"matchings": Helper(module=nn.ModuleList(matchings))}
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Channels are matched over the batch that the loss sees."""
+        return bool(self.feature_weight)
+
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)
         if not self.active:

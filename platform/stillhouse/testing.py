@@ -31,6 +31,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher, pull_back, run_teacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.method import HyperParameter, Method, Setup, Stage, StageStart, Step, Unsuitable, Update
+from stillhouse.distill.parallel import parting_problem
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge.kinds import Knowledge
@@ -301,6 +302,27 @@ def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
         MethodTrial(_Watched(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer(policy=policy).fit()
 
 
+def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
+    """A method that does not say `needs_whole_batch` gives the same gradients by parts of a batch, which workers may share."""
+    if parting_problem(trial.method) is not None:
+        return
+    gradients = []
+    for ends in ((0, 32), (0, 12, 32)):
+        trainer = trial.trainer()
+        gradients.append(trainer.gradients_by_parts(32, ends))
+    whole, parted = gradients
+    for name, gradient in whole.items():
+        size = float(gradient.abs().max())
+        torch.testing.assert_close(
+            parted[name],
+            gradient,
+            rtol=1e-3,
+            atol=1e-4 * size + 1e-7,
+            msg=f"'{name}' has another gradient by parts: "
+            "the method relates the samples of a batch, and must say so by needs_whole_batch",
+        )
+
+
 def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
     """Weights, buffers and mode of the teacher are the same after a training, and it has collected no gradient."""
     teacher = _teacher(trial.teacher)
@@ -401,6 +423,7 @@ CHECKS: dict[str, Check] = {
         check_pickles,
         check_knowledge_of_a_sample_depends_on_it_alone,
         check_losses_and_gradients_are_finite,
+        check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole,
         check_the_teacher_stays_untouched,
         check_helpers_are_not_part_of_the_student,
         check_a_resumed_training_ends_with_the_same_weights,

@@ -1,10 +1,18 @@
-"""What every worker process does first: threads, import paths, users' method folders."""
+"""What every worker process does first: threads, import paths, users' method folders; and how code comes to other nodes."""
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
 
 import torch
+
+COMMIT_VARIABLE = "STILLHOUSE_COMMIT"
+_USERS, _LIST = "users", "stillhouse-shipped.json"
+_NO_CODE = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.pt", "*.pth", "*.safetensors", "*.arrow", "*.npz")
 
 
 def driver_import_paths() -> list[str]:
@@ -12,22 +20,29 @@ def driver_import_paths() -> list[str]:
     return [os.path.abspath(path) for path in sys.path if path == "" or os.path.isdir(path)]  # noqa: PTH100, PTH112
 
 
-def prepare_worker(import_paths: Iterable[str], threads: int, method_folders: Iterable[str] = ()) -> None:
+def prepare_worker(
+    import_paths: Iterable[str], threads: int, method_folders: Iterable[str] = (), gpu_share: float = 0.0
+) -> None:
     """Makes this process find the driver's code and use its share of the machine.
 
     Args:
         import_paths: folders to append to `sys.path`.
         threads: of torch's operators; 0 leaves all cores.
-        method_folders: folders with users' method files.
+        method_folders: folders with users' method files, as the driver sees them.
+        gpu_share: of one GPU, whose memory this process may take no larger share of; 0 or 1 sets no limit.
     """
     from stillhouse import methods
 
     for path in import_paths:
         if path not in sys.path:
             sys.path.append(path)
+    shipped = _shipped_folders()
     for folder in method_folders:
-        methods.add_folder(folder)
+        methods.add_folder(shipped.get(str(folder), folder))
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    if 0 < gpu_share < 1 and torch.cuda.is_available():
+        # Ray only counts: without this, one of several trials on a GPU can take the memory of all.
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 def environment_of_workers() -> Mapping[str, str]:
@@ -38,3 +53,84 @@ def environment_of_workers() -> Mapping[str, str]:
         # Threads that wait must not spin: a teacher that fills views shares the cores with the trials.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
+
+
+def stage_code(folder: Path, *, modules: Iterable[str], method_folders: Iterable[str]) -> str:
+    """Lays into `folder` the code that nodes of a cluster need and may not have. Gives their PYTHONPATH, relative to it.
+
+    A checkout takes the platform along; an installed package is expected on every node. The users' own code comes from
+    wherever it lies here.
+
+    Args:
+        modules: names of the users' modules that the spec names; what they have imported from beside them comes along.
+        method_folders: folders with users' method files.
+    """
+    import stillhouse
+
+    root = Path(stillhouse.__file__).resolve().parents[2]
+    paths = [_USERS]
+    if is_checkout(root):
+        for part in ("platform", "methods", "search_spaces"):
+            shutil.copytree(root / part, folder / part, ignore=_NO_CODE)
+        paths.insert(0, "platform")
+    users = folder / _USERS
+    users.mkdir()
+    for source in sorted(_users_code(modules)):
+        if source.is_dir():
+            shutil.copytree(source, users / source.name, ignore=_NO_CODE)
+        else:
+            shutil.copy2(source, users / source.name)
+    places = {}
+    for number, own in enumerate(method_folders):
+        places[str(own)] = f"methods-{number}"
+        shutil.copytree(own, users / places[str(own)], ignore=_NO_CODE)
+    (users / _LIST).write_text(json.dumps(places))
+    return os.pathsep.join(paths)
+
+
+def is_checkout(root: Path) -> bool:
+    return (root / "platform" / "stillhouse").is_dir()
+
+
+def _shipped_folders() -> dict[str, str]:
+    """Where the driver's method folders lie on this node, if they were sent along."""
+    for entry in sys.path:
+        users = Path(entry).absolute()
+        if (users / _LIST).is_file():
+            return {there: str(users / here) for there, here in json.loads((users / _LIST).read_text()).items()}
+    return {}
+
+
+def _users_code(modules: Iterable[str]) -> set[Path]:
+    """Top-level files and packages of these modules, and of what is imported from the folders in which they lie."""
+    loaded = {name: _file_of(module) for name, module in list(sys.modules.items())}
+    folders = set()
+    for name in modules:
+        file = loaded.get(name)
+        if file is not None and not _installed(file):
+            folders.add(_folder_of(name, file))
+    return {
+        _folder_of(name, file) / _top(name, file)
+        for name, file in loaded.items()
+        if file is not None and name != "__main__" and _folder_of(name, file) in folders
+    }
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).absolute() if isinstance(file, str) and file.endswith(".py") else None
+
+
+def _folder_of(name: str, file: Path) -> Path:
+    """The folder on `sys.path` in which the module's top-level package lies."""
+    depth = name.count(".") + (file.name == "__init__.py")
+    return file.parents[depth] if depth < len(file.parents) else file.parent
+
+
+def _top(name: str, file: Path) -> str:
+    top = name.partition(".")[0]
+    return top if "." in name or file.name == "__init__.py" else file.name
+
+
+def _installed(file: Path) -> bool:
+    return "site-packages" in file.parts or file.is_relative_to(Path(os.__file__).parent)

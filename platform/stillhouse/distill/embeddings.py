@@ -47,6 +47,11 @@ class EmbeddingMethod(Method):
         """False when weights of 0 switch the method off: nothing is asked of the teacher then."""
         return any(weight for weight, _ in self.relations().values())
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Relations hold between the samples of a batch."""
+        return self.active
+
     def default_layer(self, architecture: Architecture) -> str | None:
         """The layer read where none is named; None where the network has nothing to offer."""
         return architecture.pooled if architecture.pooled in architecture.shapes else None

@@ -199,6 +199,27 @@ class Trainer:
         correct = count_correct(model, self._data, split, self.device, self._memory_format)
         return correct / len(split.labels)
 
+    def gradients_by_parts(self, num_samples: int, ends: Sequence[int]) -> dict[str, Tensor]:
+        """The gradients of all weights after the parts [ends[i], ends[i+1]) of the first batch's beginning, for tests.
+
+        Networks are in evaluation mode, so that neither BatchNorm nor dropout sets a batch and its parts apart.
+        """
+        self._enter_stage(0)
+        self._set_mode(training=False)
+        stage, batch = self.stages[0], next(self._batches(0))[:num_samples]
+        view = int(self._views.order(self._seed)[0])
+        if (teacher := self._teacher_of(stage)) is not None:
+            teacher.begin_epoch(view, stage.knowledge, (self._seed, 0))
+        for start, end in pairwise(ends):
+            step = self._make_step(batch[start:end], view, stage, 0, part=(start, len(batch)))
+            torch.stack(list(self.method.loss(step).values())).sum().mul((end - start) / len(batch)).backward()
+        return {
+            f"{name}.{weight}": parameter.grad
+            for name, module in {"student": self.student, **self._modules}.items()
+            for weight, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+
     def _validate(self, model: nn.Module) -> float:
         """As `evaluate` on the validation split; each worker computes its share."""
         workers, split = self._workers, self._data.validation

@@ -1,6 +1,6 @@
 """How a network is trained: optimiser, schedule, precision. Plain data for students and teachers alike."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ class Training(BaseModel):
         warmup_epochs: linear warm-up before the schedule, in epochs.
         gradient_clip: the largest global gradient norm of an optimiser's parameters; null does not clip.
         mixed_precision: autocast type of the forward pass; float16 scales the loss and needs a GPU.
+        micro_batch: the most samples of a forward pass; a larger batch's gradients are added up. `auto` begins with whole
+            batches and starts a trial again with half as much whenever memory runs out. BatchNorm normalises by micro-batches.
         compile: whether the student's forward pass goes through torch.compile.
     """
 
@@ -32,7 +34,16 @@ class Training(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
     channels_last: bool = False
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     compile: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that is equal if and only if the recipes are."""
+        plain = self.model_dump(mode="json")
+        if self.micro_batch is None:
+            # So that what was trained before this key existed is found again.
+            del plain["micro_batch"]
+        return plain
 
     @property
     def peak_learning_rate(self) -> float:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, is_disk_full
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.runner import TrialEnvironment, TrialRunner, failed_record, failure_reason
+from stillhouse.sweep.together import Peers, own_device
 from stillhouse.workers import prepare_worker
 
 TRIAL_KEY = "trial"
@@ -28,9 +30,11 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
     """
 
     def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[Any]) -> None:
-        prepare_worker(environment.import_paths, environment.threads, environment.method_folders)
+        prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
         self._environment = environment
+        self._shared_data = data
         self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._peers: Peers | None = None
         self._runner: TrialRunner | None = None
         self._begin(config)
 
@@ -55,7 +59,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         entry = None
         try:
             if not self._runner.finished:
-                entry = self._runner.run_epoch()
+                entry = self._run_epoch(self._runner)
         except InfrastructureError:
             raise
         except Exception as error:  # the trial fails alone, with its reason in the ledger
@@ -65,6 +69,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
             return self._report(None, status="failed")
         # Behind the last epoch only the disk can fail, which is no fault of the trial.
         if self._runner.finished:
+            if self._peers is not None:
+                self._runner.others = self._peers.counters()
             self._runner.finish()
         status = "finished" if self._runner.finished else "running"
         return self._report(entry, status=status, curve=self._runner.curve if first else None)
@@ -74,14 +80,37 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         if self._runner is not None and self._resting:
             self._runner.save()
         self._release()
+        self._end_peers()
+
+    def _run_epoch(self, runner: TrialRunner) -> dict[str, Any]:
+        if self._peers is None:
+            return runner.run_epoch()
+        return self._peers.together("run_epoch", own=runner.run_epoch)
+
+    def _make_runner(self, device: str) -> TrialRunner:
+        if self._environment.workers == 1:
+            return TrialRunner(self._trial, self._environment, self._data, device=device)
+        if self._peers is None or self._peers.broken:
+            self._end_peers()
+            self._peers = Peers(self._environment, self._shared_data)
+        return self._peers.together(
+            "begin",
+            self._trial.model_dump_json(),
+            own=partial(TrialRunner, self._trial, self._environment, self._data, device=device, workers=self._peers.workers),
+        )
+
+    def _end_peers(self) -> None:
+        if self._peers is not None:
+            self._peers.close()
+        self._peers = None
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial = Trial.model_validate_json(config[TRIAL_KEY])
         self._reported = self._resting = False
         self._no_room: BaseException | None = None
-        device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        device = own_device()
         try:
-            self._runner = TrialRunner(self._trial, self._environment, self._data, device=device)
+            self._runner = self._make_runner(device)
         except (InfrastructureError, OSError) as error:
             if not is_disk_full(error):
                 raise

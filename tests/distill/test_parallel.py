@@ -1,0 +1,214 @@
+"""Several workers and micro-batches against one worker that sees each batch whole."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.method import Method, MethodError, Step
+from stillhouse.distill.parallel import Workers, parting_problem
+from stillhouse.distill.trainer import Trainer
+
+MakeTrainer = Callable[..., Trainer]
+
+# Each process trains every case; rank 0 writes weights and curves. 160 samples in batches of 63, 63 and 34: slices differ.
+SCRIPT = """
+import json, sys
+import torch, torch.distributed as dist
+from torch import nn
+from stillhouse.data.datasets import load_dataset
+from stillhouse.data.views import Views
+from stillhouse.distill.method import Method
+from stillhouse.distill.parallel import ALONE, Workers
+from stillhouse.distill.sources import InlineKnowledge
+from stillhouse.distill.trainer import Trainer
+from stillhouse.methods import find
+from stillhouse.models.architecture import describe
+from stillhouse.models.registry import build_model
+from stillhouse.spec.training import Training
+from pathlib import Path
+
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+torch.set_num_threads(1)
+workers = ALONE
+if size > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    workers = Workers(rank, size)
+data = load_dataset("digits", options={"limit": 200}, validation=40)
+
+def build(model, **options):
+    return lambda: build_model(model, num_classes=10, input_shape=data.input_shape, **options)
+
+def taught(method):
+    torch.manual_seed(0)
+    teacher = build("lenet")()
+    architecture, student = (describe(build(m)(), name=m, input_shape=data.input_shape) for m in ("lenet", "lenet"))
+    return {"teacher": InlineKnowledge(teacher, method.knowledge(architecture, student), data.train.labels), "teacher_architecture": architecture}
+
+def normed():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+def trainer(make, method=None, recipe=(), **fields):
+    method = method or Method()
+    taught_by = taught(method) if method.card.family != "control" else {}
+    training = Training.model_validate({"batch_size": 63, "learning_rate": 0.05, "gradient_clip": 1.0, **dict(recipe)})
+    return Trainer(new_student=make, method=method, data=data, views=Views(("crop", "mixup"), 2, data.input_shape, 160),
+                   training=training, epochs=3, seed=1, workers=workers, **taught_by, **fields)
+
+cases = {
+    "plain": trainer(build("mlp", hidden=[16])),
+    "batch norm": trainer(normed),
+    "hints with a helper and a stage": trainer(build("lenet"), find("fitnets")()),
+    "noise of its own": trainer(build("mlp", hidden=[16]), find("noisy_teacher")()),
+    "micro-batches besides": trainer(build("mlp", hidden=[16]), recipe={"micro_batch": 7}),
+}
+results = {}
+for name, one in cases.items():
+    one.run_epoch()
+    if rank == 0:
+        one.save(folder / "checkpoint")
+    if size > 1:
+        dist.barrier()
+    one.load(folder / "checkpoint")
+    assert one.workers_agree()
+    one.fit()
+    results[name] = one.student.state_dict()
+    results[name + " curve"] = {k: torch.tensor([e[k] for e in one.curve]) for k in ("train_loss", "validation_accuracy")}
+if size > 1:
+    if rank == 1:
+        one.epoch = 9
+    assert not one.workers_agree()
+if rank == 0:
+    torch.save(results, folder / "results")
+"""
+
+CASES = ("plain", "batch norm", "hints with a helper and a stage", "noise of its own", "micro-batches besides")
+
+
+def train_all(folder: Path, size: int) -> dict[str, dict[str, Tensor]]:
+    folder.mkdir()
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(folder / "script.py")]
+    running = [
+        subprocess.Popen([*command, str(rank), str(size), str(folder)], stderr=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in running]
+    assert not any(process.returncode for process in running), "\n".join(errors)
+    results: dict[str, dict[str, Tensor]] = torch.load(folder / "results", weights_only=True)
+    return results
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
+    root = tmp_path_factory.mktemp("workers")
+    return {size: train_all(root / str(size), size) for size in (1, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_train_the_student_of_one(case: str, trained: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+    one, two = trained[1], trained[2]
+    torch.testing.assert_close(two[case], one[case], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(two[f"{case} curve"], one[f"{case} curve"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_slices_part_a_batch_without_loss(size: int) -> None:
+    for length in (size, 7, 64):
+        slices = [Workers(rank, size).slice_of(np.arange(length)) for rank in range(size)]
+        assert [place for first, last in slices for place in range(first, last)] == list(range(length))
+        assert max(last - first for first, last in slices) - min(last - first for first, last in slices) <= 1
+
+
+# Micro-batches
+
+
+def weights(trainer: Trainer) -> Mapping[str, Tensor]:
+    trainer.fit()
+    return trainer.student.state_dict()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 63, 1000])
+def test_micro_batches_add_up_to_the_batch(make_trainer: MakeTrainer, micro_batch: int) -> None:
+    recipe = {"batch_size": 63, "gradient_clip": 1.0}
+    whole = make_trainer(options={"hidden": [16]}, policy=("crop", "mixup"), recipe=recipe)
+    parted = make_trainer(options={"hidden": [16]}, policy=("crop", "mixup"), recipe={**recipe, "micro_batch": micro_batch})
+    torch.testing.assert_close(weights(parted), weights(whole), rtol=1e-4, atol=1e-6)
+    for one, other in zip(parted.curve, whole.curve, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert one["learning_rate"] == other["learning_rate"]
+
+
+def test_no_forward_pass_is_larger_than_a_micro_batch_nor_one_sample_long(make_trainer: MakeTrainer) -> None:
+    sizes: list[int] = []
+
+    class Counting(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training and images.device.type == "cpu":
+                sizes.append(len(images))
+            logits: Tensor = super().forward(images)
+            return logits
+
+    trainer = make_trainer(
+        model=lambda: Counting(nn.Flatten(), nn.Linear(64, 10)), epochs=1, recipe={"batch_size": 63, "micro_batch": 31}
+    )
+    sizes.clear()
+    trainer.fit()
+    # 160 = 63 + 63 + 34
+    assert sorted(sizes) == [17, 17, 21, 21, 21, 21, 21, 21]
+
+
+def test_a_samples_draws_are_those_it_has_in_the_whole_batch(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(recipe={"batch_size": 40, "micro_batch": 10})
+    trainer._enter_stage(0)
+    batch = next(trainer._batches(0))
+    view_and_stage = (0, trainer.stages[0], 0)
+    whole = trainer._make_step(batch, *view_and_stage)
+    draws = whole.normal(40, 3), whole.uniform(40)
+    part = trainer._make_step(batch[10:20], *view_and_stage, part=(10, 40))
+    assert torch.equal(part.normal(10, 3), draws[0][10:20])
+    assert torch.equal(part.uniform(10), draws[1][10:20])
+
+
+class Related(Method):
+    @property
+    def needs_whole_batch(self) -> bool:
+        return True
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"spread": F.mse_loss(step.logits, step.logits.mean(0, keepdim=True))}
+
+
+class OwnStep(Method):
+    def step(self, step: Step, update: Any) -> dict[str, Tensor]:
+        return super().step(step, update)
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [(Related(), "relates the samples of a batch"), (OwnStep(), "has a training step of its own")]
+)
+def test_methods_that_need_the_whole_batch_refuse_a_part(make_trainer: MakeTrainer, method: Method, reason: str) -> None:
+    assert reason in (parting_problem(method) or "")
+    with pytest.raises(MethodError, match=reason):
+        make_trainer(method, recipe={"micro_batch": 8})
+    make_trainer(method, recipe={"micro_batch": "auto"})
+
+
+def test_a_checkpoint_keeps_the_micro_batch_that_memory_allowed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    one = make_trainer(recipe={"micro_batch": "auto"}, micro_batch=8)
+    one.run_epoch()
+    one.save(tmp_path / "checkpoint")
+    other = make_trainer(recipe={"micro_batch": "auto"})
+    assert other.micro_batch is None
+    other.load(tmp_path / "checkpoint")
+    assert other.micro_batch == 8
+    assert json.dumps(one.curve) == json.dumps(other.curve)
