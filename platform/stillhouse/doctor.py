@@ -10,16 +10,17 @@ from pathlib import Path
 
 from stillhouse.durable import read_checked, write_checked
 
-_LEAST_FREE_BYTES = 1 << 30
+LEAST_FREE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it is good, and the fact or the remedy."""
+    """One check: what was looked at, whether it is good, the fact or the remedy, and the node where it is not this machine."""
 
     what: str
     good: bool
     fact: str
+    node: str = ""
 
 
 def examine(home: Path) -> list[Finding]:
@@ -84,7 +85,7 @@ def _home(home: Path) -> tuple[bool, str]:
     finally:
         probe.unlink(missing_ok=True)
     free = shutil.disk_usage(home).free
-    return free >= _LEAST_FREE_BYTES, f"{home} is writable, {free / 2**30:.1f} GiB free"
+    return free >= LEAST_FREE_BYTES, f"{home} is writable, {free / 2**30:.1f} GiB free"
 
 
 def _store(home: Path) -> tuple[bool, str]:

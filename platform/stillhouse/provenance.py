@@ -10,16 +10,20 @@ from pathlib import Path
 import torch
 
 import stillhouse
+from stillhouse.workers import COMMIT_VARIABLE
 
 _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy")
 
 
 @functools.cache
 def code_facts() -> dict[str, str | None]:
-    """`version`, `commit` (of a checkout; None for an installed package) and `package_path` of the running code."""
+    """`version`, `commit` (of a checkout; None for an installed package) and `package_path` of the running code.
+
+    A copy of a checkout on another node has no `.git`: the driver tells its commit by an environment variable.
+    """
     package = Path(stillhouse.__file__).resolve().parent
     root = package.parents[1]
-    commit = None
+    commit = os.environ.get(COMMIT_VARIABLE) or None
     if (root / ".git").exists():
         try:
             commit = subprocess.run(  # noqa: S603
