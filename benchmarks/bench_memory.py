@@ -1,0 +1,109 @@
+"""P14: how much memory of its own one more trial on a node takes for an in-memory data set: none, but for its pages' table.
+
+    python benchmarks/bench_memory.py [--megabytes 300] [--workers 3] [--json FILE]
+
+Each of several processes opens the same data set from Ray's object store as a trial does, and reads every pixel. USS is what
+would be free if the process ended, PSS adds its part of what is shared. One table, and one line of JSON at the end.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import numpy as np
+import ray
+import torch
+
+from stillhouse.data.images import ImageData, split_of
+
+MEGABYTE = 1 << 20
+
+
+def memory() -> dict[str, float]:
+    """USS, PSS and RSS of this process in MB."""
+    kilobytes: dict[str, int] = {}
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        kilobytes[name] = int(rest.split()[0])
+    own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+    return {"uss": own / 1024, "pss": kilobytes["Pss"] / 1024, "rss": kilobytes["Rss"] / 1024}
+
+
+def random_data(megabytes: int) -> ImageData:
+    images = np.random.default_rng(0).integers(0, 256, (megabytes * MEGABYTE // (3 * 64 * 64), 3, 64, 64), np.uint8)
+    labels = np.zeros(len(images), np.int64)
+    few = images[:10], labels[:10]
+    return ImageData(
+        name="random",
+        num_classes=2,
+        input_shape=(3, 64, 64),
+        class_names=("a", "b"),
+        fingerprint="random",
+        mean=(0.5,) * 3,
+        std=(0.3,) * 3,
+        train=split_of((images, labels)),
+        validation=split_of(few),
+        read_test=lambda: few,
+    )
+
+
+@ray.remote(num_cpus=0)
+class Trial:
+    """Opens the data set as `DistillTrial` does."""
+
+    def __init__(self) -> None:
+        self._before = memory()
+        self._data: ImageData | None = None
+
+    def open(self, reference: list[ray.ObjectRef]) -> int:
+        self._data = ImageData.from_arrays(*ray.get(reference[0]))
+        images = self._data.train.images
+        return sum(int(images[start : start + 1000].sum(dtype=torch.int64)) for start in range(0, len(images), 1000))
+
+    def growth(self) -> dict[str, float]:
+        """How the process has grown since it opened the data set, in MB."""
+        return {name: value - self._before[name] for name, value in memory().items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=300, help="size of the data set")
+    parser.add_argument("--workers", type=int, default=3, help="trials on the node")
+    parser.add_argument("--json", type=Path, help="where the line of JSON goes as well")
+    arguments = parser.parse_args()
+    data = random_data(arguments.megabytes)
+    size = data.train.images.numel() / MEGABYTE
+    store = int((2 * size + 200) * MEGABYTE)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=store)
+    reference = ray.put(data.to_arrays())
+    trials = [Trial.remote() for _ in range(arguments.workers)]
+    sums = ray.get([trial.open.remote([reference]) for trial in trials])
+    assert len(set(sums)) == 1, "all trials must see the same pixels"
+    # Asked when all are open, so that what is shared is shared by all.
+    growths = ray.get([trial.growth.remote() for trial in trials])
+    print(f"{size:.0f} MB of images, {arguments.workers} trials on one node; growth of each in MB")
+    print(f"{'trial':>5} {'USS':>8} {'PSS':>8} {'RSS':>8}")
+    for number, growth in enumerate(growths):
+        print(f"{number:>5} {growth['uss']:8.1f} {growth['pss']:8.1f} {growth['rss']:8.1f}")
+    worst = max(growth["uss"] for growth in growths)
+    result = {
+        "benchmark": "memory",
+        "point": "P14",
+        "data_mb": round(size, 1),
+        "workers": arguments.workers,
+        "uss_growth_mb": round(worst, 1),
+        "pss_growth_mb": round(max(growth["pss"] for growth in growths), 1),
+        "share_of_data_copied": round(worst / size, 4),
+    }
+    line = json.dumps(result)
+    print(line)
+    if arguments.json:
+        arguments.json.write_text(line + "\n")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
