@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -116,6 +116,9 @@ def sweep(
         typer.Option("--measure", help="With --dry-run: time each teacher and student for a second, to estimate the hours."),
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First ask the teachers again for a sample of what is sealed, and compare.")
+    ] = False,
     fork: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +155,7 @@ def sweep(
         checked.name,
         home,
         as_json,
+        verify=verify,
     )
 
 
@@ -471,6 +475,32 @@ def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) 
     return OK
 
 
+@teachers_app.command(name="verify")
+@_told
+def teachers_verify(
+    name: SweepArgument,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="How many (view, sample) pairs of each teacher.")] = 1024,
+    home: Home = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Ask a sweep's teachers again for a random sample of what is sealed; what differs is removed. Exit code 3 if any does."""
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.progress import Progress, native_stderr_in
+    from stillhouse.sweep.sweep import Sweep
+
+    with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
+        found = Sweep.named(name, home=home, address=address, progress=progress).verify(pairs)
+    if as_json:
+        _print_json(found)
+    else:
+        for each in found["differences"]:
+            print(_difference_line(each))
+        print(f"{found['compared']:,} samples of knowledge compared, {len(found['differences'])} views differ")
+    return TRIALS_FAILED if found["differences"] else OK
+
+
 @teachers_app.command(name="prune")
 @_told
 def teachers_prune(
@@ -648,17 +678,30 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool, *, again: Sequence[str] = ()) -> int:
+def _run(
+    make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool, *, again: Sequence[str] = (), verify: bool = False
+) -> int:
     from stillhouse.sweep.home import resolve_home
     from stillhouse.sweep.progress import Progress, native_stderr_in
 
     with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
-        results = make(progress).run(again=again)
+        sweep = make(progress)
+        found = sweep.verify() if verify else {"differences": []}
+        for each in found["differences"]:
+            progress.note(_difference_line(each))
+        results = sweep.run(again=again)
     if as_json:
         _print_json(results.to_json())
     else:
         _print_results(results)
-    return TRIALS_FAILED if results.failed else OK
+    return TRIALS_FAILED if results.failed or found["differences"] else OK
+
+
+def _difference_line(each: Mapping[str, Any]) -> str:
+    what = f"teacher {each['teacher']}: {each['knowledge']} of view {each['view']}"
+    if "reason" in each:
+        return f"{what} is damaged ({each['reason']}) and is made again"
+    return f"{what} differs by up to {each['largest_difference']:.3g} (sample {each['sample']}) and is made again"
 
 
 def _print_results(results: Any) -> None:

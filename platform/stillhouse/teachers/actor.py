@@ -133,6 +133,9 @@ class TeacherActor:
     ) -> NDArray[Any] | Busy:
         return unless_busy(self._ready().pull_back, caller, images, layers, gradients, token)
 
+    def verify(self, kinds: Iterable[Knowledge], pairs: int, seed: int) -> dict[str, Any]:
+        return self._ready().verify(kinds, pairs=pairs, seed=seed)
+
     def evaluate(self, split: str) -> float:
         return self._ready().evaluate(split)
 

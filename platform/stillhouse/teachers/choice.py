@@ -59,8 +59,8 @@ def choose_ways(
         if cost.asked != "auto":
             if cost.asked == "cached" and total > room_bytes:
                 raise UsageError(
-                    f"knowledge.way is cached, but {num_views} views of {cost.name} take {total / 1e9:.2f} GB and there is room "
-                    f"for {room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
+                    f"knowledge.way is cached, but {num_views} views of {cost.name} take {total / 1e9:.2f} GB and there is "
+                    f"room for {room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
                 )
             choices[kind] = Choice(cost.asked, f"asked for in the spec; {facts}")
         elif cost.read_seconds > seconds_per_sample:

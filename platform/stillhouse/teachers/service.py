@@ -30,6 +30,7 @@ from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.library import LoadedTeacher, accuracy
 from stillhouse.teachers.serving import FairLock, ModelServer
+from stillhouse.teachers.verifying import verify_sealed
 
 FILL_BATCH = 512
 _COMMIT_SHARE = 0.05
@@ -234,6 +235,21 @@ class TeacherService:
         values = self._forward(reader, {name: kinds[name] for name, some in wanted.items() if some.any()}, view, batch)
         for name, array in values.items():
             writers[name].put(batch[wanted[name]], array[wanted[name]])
+
+    def verify(self, kinds: Iterable[Knowledge], *, pairs: int, seed: int) -> dict[str, Any]:
+        """`verify_sealed` of all views of these kinds."""
+        wanted = {kind_id(kind): kind for kind in kinds}
+        with FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
+            return verify_sealed(
+                self._store,
+                self.base,
+                wanted,
+                lambda some, view, indices: self._forward(reader, some, view, indices),
+                rows=len(self._images),
+                num_views=self._views.count,
+                pairs=pairs,
+                seed=seed,
+            )
 
     def evaluate(self, split: str) -> float:
         """Top-1 accuracy in [0, 1] on `validation` or `test`."""
