@@ -145,3 +145,11 @@ def test_a_word_setting_that_decides_everything_explains_all_variance(record: Ma
 
 def test_a_setting_with_one_value_has_no_sensitivity(record: Make) -> None:
     assert sensitivities([record(hyperparameters={"t": 4.0}, seed=seed) for seed in range(3)]) == []
+
+
+def test_a_setting_that_differs_between_students_only_has_no_sensitivity(record: Make) -> None:
+    records = [
+        record("a", student="small", validation=0.5, hyperparameters={"weight": 1.0}),
+        record("a", student="large", validation=0.9, hyperparameters={"weight": 2.0}),
+    ]
+    assert sensitivities(records) == []

@@ -269,7 +269,7 @@ def _teacher_trace(teacher: TeacherFacts) -> dict[str, Any]:
         "mode": "markers+text",
         "name": _text(f"teacher {teacher.name}"),
         "text": [_text(teacher.name)],
-        "textposition": "bottom left",
+        "textposition": "top left",
         "marker": {"symbol": "star", "size": 19, "color": TEACHER_COLOUR},
         "cliponaxis": False,
         "customdata": ["<br>".join(lines)],

@@ -309,7 +309,10 @@ def teacher_facts(cost: TeacherCost) -> list[tuple[str, str]]:
 def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[TeacherCost]) -> list[tuple[str, str]]:
     """A few numbers under the answer: trials by status, time, what sharing saved."""
     by_status = {name: sum(record.status == name for record in records) for name in ("finished", "stopped", "failed")}
-    numbers = [(f"{facts.planned:,}", "trials planned"), (f"{by_status['finished']:,}", "finished")]
+    numbers = [(f"{facts.planned:,}", "trials planned")]
+    if again := sum(record.trial.phase == "confirm" for record in records):
+        numbers.append((f"{again:,}", "on fresh seeds"))
+    numbers.append((f"{by_status['finished']:,}", "finished"))
     if by_status["stopped"]:
         numbers.append((f"{by_status['stopped']:,}", "stopped early"))
     if by_status["failed"]:

@@ -277,7 +277,7 @@ class Sensitivity:
 
 
 def sensitivities(records: Sequence[TrialRecord]) -> list[Sensitivity]:
-    """One entry for each hyper-parameter that took two values or more in the search; strongest first within a method."""
+    """One entry for each hyper-parameter that took two values or more on one student; strongest first within a method."""
     finished = [record for record in records if record.trial.phase == "search" and _validated(record)]
     result: list[Sensitivity] = []
     for method, group in sorted(grouped(finished, lambda record: record.trial.method).items()):
@@ -289,7 +289,9 @@ def sensitivities(records: Sequence[TrialRecord]) -> list[Sensitivity]:
                 for record, effect in zip(group, effects, strict=True)
                 if record.trial.hyperparameters.get(name) is not None
             ]
-            if len({json.dumps(value, default=str, sort_keys=True) for value, _, _ in chosen}) > 1:
+            # Where every student was trained once there is nothing to compare it with.
+            compared = any(effect for _, effect, _ in chosen)
+            if compared and len({json.dumps(value, default=str, sort_keys=True) for value, _, _ in chosen}) > 1:
                 of_method.append(_sensitivity(method, name, chosen))
         of_method.sort(key=lambda each: -max(abs(each.correlation or 0.0), math.sqrt(each.explained or 0.0)))
         result += of_method

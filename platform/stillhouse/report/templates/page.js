@@ -98,9 +98,12 @@
       const unchecked = [...document.querySelectorAll("input[data-kind]:not(:checked)")];
       const hidden = new Set(unchecked.map((input) => JSON.stringify([input.dataset.kind, input.value])));
       const kinds = Object.entries(options.kinds);
+      const log = byId("log").checked;
+      // On a log axis plotly labels every digit where there is room for this many; few let it choose 1, 2 and 5.
+      const nticks = narrow.matches ? 3 : log ? 4 : 9;
       const traces = figure.data.map((trace, index) => ({
         ...trace,
-        x: options.axes[axis][byId("log").checked ? "spread" : "x"][index],
+        x: options.axes[axis][log ? "spread" : "x"][index],
         y: accuracy.y[index],
         ...(trace.error_y ? { error_y: { ...trace.error_y, array: accuracy.errors[index] } } : {}),
         visible: options.fronts[index]
@@ -109,7 +112,7 @@
       }));
       const layout = {
         ...figure.layout,
-        xaxis: { ...figure.layout.xaxis, type: byId("log").checked ? "log" : "linear", nticks: 9, tickformat: options.axes[axis].tickformat, title: { text: options.axes[axis].title } },
+        xaxis: { ...figure.layout.xaxis, type: log ? "log" : "linear", nticks, tickformat: options.axes[axis].tickformat, title: { text: options.axes[axis].title } },
         yaxis: { ...figure.layout.yaxis, title: { text: accuracy.title }, ...(accuracy.range ? { range: accuracy.range } : {}) },
         shapes: accuracy.lines.flatMap((line, index) =>
           line === null ? [] : [{ ...options.line, y0: line, y1: line, name: `teacher ${index}` }],
@@ -121,6 +124,7 @@
       input.addEventListener("change", show);
     }
     await show();
+    narrow.addEventListener("change", show);
     const open = (point) => {
       const address = options.links[point.curveNumber]?.[point.pointNumber];
       if (address) window.open(address, "_blank", "noopener");
