@@ -44,6 +44,7 @@ from stillhouse.tracking import Tracker, fetch_weights
 
 _TRACKING_TIMEOUT_S = 120.0
 _MLFLOW = "mlflow:"
+VERIFIED_PAIRS = 1024
 _MEASURED = "latency_ms"
 """The one size of a student that is not known before the sweep runs."""
 
@@ -188,6 +189,31 @@ class Sweep:
                 if is_disk_full(error):
                     raise InfrastructureError(self._trouble(error, str(error))) from error
                 raise
+
+    def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
+        """Asks the teachers again for a sample of what is sealed for this sweep, the same one for the same `search.seed`.
+
+        Args:
+            pairs: (view, sample) pairs of each teacher.
+
+        Returns:
+            `compared`, and `differences` with the `teacher` and what `verify_sealed` says of each; what differs is removed.
+        """
+        plan = self.plan()
+        kinds = self._asked_knowledge(plan.asking)
+        definitions = [self._definition(name) for name in self.spec.teachers if kinds.get(name)]
+        compared, differences = 0, []
+        if definitions:
+            with Cluster(
+                self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+            ) as cluster:
+                cluster.share(self.data())
+                for running in cluster.start_teachers(definitions, self.data(), self._views(), home=self.place.home):
+                    name = running.definition.name
+                    found = asked(running.handle, "verify", list(kinds[name].values()), pairs, self.spec.search.seed)
+                    compared += found["compared"]
+                    differences += [{"teacher": name, **each} for each in found["differences"]]
+        return {"compared": compared, "differences": differences}
 
     def _trouble(self, error: Exception, reason: str) -> str:
         place = getattr(error, "filename", None) or self.place.folder
