@@ -161,14 +161,15 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     students = {_key(planned.student.model, planned.student.options): planned for planned in plan.students}
     measure = _on_cluster(spec, data) if remote else _here(spec, data)
     jobs = [(planned.student.model, planned.student.options) for planned in chosen]
-    where, speeds = measure(jobs, spec.training, spec.trial_resources)
+    where, speeds = measure(jobs, spec.training, _one_worker(spec.trial_resources))
     of_student = dict(zip((_key(*job) for job in jobs), speeds, strict=True))
     for key, planned in students.items():
         of_student.setdefault(key, _scaled(planned, chosen, of_student))
 
     samples, validation, epochs = len(data.train.labels), len(data.validation.labels), spec.search.max_epochs
     per_epoch = {key: samples * speed.train + validation * speed.forward for key, speed in of_student.items()}
-    trial_s = {key: epochs * seconds for key, seconds in per_epoch.items()}
+    # Workers that train a student together are taken to share its samples without loss.
+    trial_s = {key: epochs * seconds / spec.trial_resources.num_workers for key, seconds in per_epoch.items()}
     known = sum(planned.trials for planned in plan.students)
     # An adaptive search chooses most of its students later: the ones that are known stand for them.
     scale = plan.num_trials / known if known else 0.0
@@ -321,6 +322,11 @@ def _scaled(planned: PlannedStudent, measured: Sequence[PlannedStudent], speeds:
     speed = speeds[_key(nearest.student.model, nearest.student.options)]
     ratio = planned.size.macs / nearest.size.macs if nearest.size.macs else 1.0
     return Speed(train=ratio * speed.train, forward=ratio * speed.forward)
+
+
+def _one_worker(claim: TrialResources) -> TrialResources:
+    parts = claim.num_workers
+    return claim.model_copy(update={"cpu": claim.cpu / parts, "gpu": claim.gpu / parts, "workers": 1})
 
 
 def _threads(claim: Resources | TrialResources) -> int:
