@@ -50,6 +50,11 @@ class InfiniteGradient(Plain):
         return {"root": (step.logits - step.logits.detach()).square().sum().sqrt()}
 
 
+class RelatesSamples(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"spread": (step.logits - step.logits.mean(0)).square().mean()}
+
+
 class WritesToItsBatch(Plain):
     def loss(self, step: Step) -> dict[str, Tensor]:
         step.images.data.mul_(0.5)
@@ -114,6 +119,7 @@ def test_a_method_that_only_has_a_card_keeps_every_promise() -> None:
         (InfiniteLoss(), "losses_and_gradients_are_finite", "the loss is inf"),
         (LossPerSample(), "losses_and_gradients_are_finite", "must be a scalar"),
         (InfiniteGradient(), "losses_and_gradients_are_finite", "gradient of student.* is not finite"),
+        (RelatesSamples(), "a_batch_is_the_mean_of_its_parts_or_is_needed_whole", "must say so by needs_whole_batch"),
         (WritesToItsBatch(), "losses_and_gradients_are_finite", "has written to 'images'"),
         (DrawsFromElsewhere(), "a_resumed_training_ends_with_the_same_weights", "student.* differs by up to"),
         (KnowledgeOfTheBatch(), "knowledge_of_a_sample_depends_on_it_alone", "'centred' depends on the batch"),

@@ -306,11 +306,12 @@ def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial
     """A method that does not say `needs_whole_batch` gives the same gradients by parts of a batch, which workers may share."""
     if parting_problem(trial.method) is not None:
         return
-    gradients = []
-    for ends in ((0, 32), (0, 12, 32)):
-        trainer = trial.trainer()
-        gradients.append(trainer.gradients_by_parts(32, ends))
-    whole, parted = gradients
+    for stage in range(len(trial.trainer().stages)):
+        whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, 32), (0, 12, 32)))
+        _assert_close_gradients(whole, parted)
+
+
+def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Tensor]) -> None:
     for name, gradient in whole.items():
         size = float(gradient.abs().max())
         torch.testing.assert_close(

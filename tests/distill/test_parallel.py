@@ -51,7 +51,8 @@ def taught(method):
     torch.manual_seed(0)
     teacher = build("lenet")()
     architecture, student = (describe(build(m)(), name=m, input_shape=data.input_shape) for m in ("lenet", "lenet"))
-    return {"teacher": InlineKnowledge(teacher, method.knowledge(architecture, student), data.train.labels), "teacher_architecture": architecture}
+    source = InlineKnowledge(teacher, method.knowledge(architecture, student), data.train.labels)
+    return {"teacher": source, "teacher_architecture": architecture}
 
 def normed():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
@@ -155,7 +156,7 @@ def test_no_forward_pass_is_larger_than_a_micro_batch_nor_one_sample_long(make_t
         def forward(self, images: Tensor) -> Tensor:
             if self.training and images.device.type == "cpu":
                 sizes.append(len(images))
-            logits: Tensor = super().forward(images)
+            logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return logits
 
     trainer = make_trainer(

@@ -1,11 +1,12 @@
 """Trials that several processes train, through a real sweep; and trials that run out of memory."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -58,6 +59,36 @@ def test_a_sweep_with_two_workers_per_trial_has_the_students_of_one(tmp_path: Pa
         students.append({record.trial.key: load_file(results.place.folder / str(record.weights)) for record in results.records})
     one, two = students
     torch.testing.assert_close(dict(two), dict(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def _one_core() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("_one_core")
+def test_trials_read_the_data_set_in_the_nodes_object_store(digits: ImageData) -> None:
+    """The images of a trial lie in a mapping of the store's shared memory, which nobody can write to."""
+
+    def look(data: list[Any]) -> tuple[list[bool], list[str]]:
+        arrays, facts = ray.get(data[0])
+        images = ImageData.from_arrays(arrays, facts).train.images
+        start = images.data_ptr()
+        mappings = []
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            if first <= start and start + images.nbytes <= last:
+                mappings.append(line)
+        return [array.flags.writeable for array in arrays.values()], mappings
+
+    writeable, mappings = ray.get(ray.remote(look).remote([ray.put(digits.to_arrays())]))
+    assert not any(writeable)
+    assert len(mappings) == 1
+    assert "plasma" in mappings[0] or "/dev/shm" in mappings[0]
 
 
 def test_workers_share_what_the_trial_holds_evenly() -> None:

@@ -199,14 +199,15 @@ class Trainer:
         correct = count_correct(model, self._data, split, self.device, self._memory_format)
         return correct / len(split.labels)
 
-    def gradients_by_parts(self, num_samples: int, ends: Sequence[int]) -> dict[str, Tensor]:
-        """The gradients of all weights after the parts [ends[i], ends[i+1]) of the first batch's beginning, for tests.
+    def gradients_by_parts(self, stage_index: int, ends: Sequence[int]) -> dict[str, Tensor]:
+        """The gradients of all weights after the parts [ends[i], ends[i+1]) of a batch's beginning, for tests.
 
         Networks are in evaluation mode, so that neither BatchNorm nor dropout sets a batch and its parts apart.
         """
-        self._enter_stage(0)
+        for index in range(stage_index + 1):
+            self._enter_stage(index)
         self._set_mode(training=False)
-        stage, batch = self.stages[0], next(self._batches(0))[:num_samples]
+        stage, batch = self.stages[stage_index], next(self._batches(0))[: ends[-1]]
         view = int(self._views.order(self._seed)[0])
         if (teacher := self._teacher_of(stage)) is not None:
             teacher.begin_epoch(view, stage.knowledge, (self._seed, 0))
