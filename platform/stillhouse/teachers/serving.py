@@ -27,7 +27,7 @@ Asked = ParamSpec("Asked")
 Answered = TypeVar("Answered")
 
 MERGED_ROWS = 1024
-"""The largest batch that calls are merged into on a GPU. On a CPU it is off, for equal bits in every run (docs/decisions/0010)."""
+"""The largest batch that calls are merged into on a GPU. On a CPU it is off, for equal bits in every run (decision 0010)."""
 MAX_WAITING = 48
 """Calls that may wait at once; each holds a thread of the actor, which has more."""
 MAX_QUEUED_BYTES = 1 << 30
