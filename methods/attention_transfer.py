@@ -72,7 +72,7 @@ class AttentionTransfer(Method):
         family="F",
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is gradient_attention",
         deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
-        suggested="attention_weight 1000, power 2",
+        suggested="attention_weight 1000 (the authors' repository), power 2",
         interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); "
         "a student without BatchNorm wants a weight below 200",
     )

@@ -105,6 +105,10 @@ class Combine(Method):
     def differentiates_images(self) -> bool:
         return any(part.differentiates_images for part in self.parts.values())
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        return any(part.needs_whole_batch for part in self.parts.values())
+
     def stages(self, setup: Setup) -> Sequence[Stage]:
         """The first stages of the parts, each alone, then one that all share.
 

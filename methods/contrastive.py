@@ -111,11 +111,13 @@ class Contrastive(EmbeddingMethod):
         equations="equations 10 and 19, with the memory and the negatives of the authors' code",
         deviations="negatives with replacement and at most the training samples; classes known after the first epoch",
         suggested="contrast_weight 0.8, 16384 negatives, temperature 0.07 on CIFAR-100",
-        interactions="slow to pay, behind plain training after 12 epochs of 1000 digits; memory grows with the split",
+        interactions="with few steps, a rate of 0.05 and temperature 0.07 all embeddings overshoot into one direction and the "
+        "term is noise: 85.5% against 94.3% of plain training (1000 digits, 12 epochs, resnet8 of width 0.25, 2 seeds); a rate "
+        "of 0.01 or a temperature of 0.3 avoids it; memory grows with the split",
     )
 
     contrast_weight: float = hyperparameter(0.8, minimum=0, prior=LogUniform(0.1, 3), help="w")
-    temperature: float = hyperparameter(0.07, above=0, prior=LogUniform(0.04, 0.2), help="T, of the similarities")
+    temperature: float = hyperparameter(0.07, above=0, prior=LogUniform(0.04, 0.5), help="T, of the similarities")
     num_negatives: int = hyperparameter(16_384, minimum=1, help="N, at most the number of training samples")
     width: int = hyperparameter(128, minimum=1, help="D, of the embeddings")
     momentum: float = hyperparameter(0.5, minimum=0, below=1, help="share that a memory keeps when its sample is seen")

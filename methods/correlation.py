@@ -71,7 +71,7 @@ class Correlation(EmbeddingMethod):
         family="R",
         equations="equations 6, 7, 10 and 12 with gaussian or bilinear correlation; consecutive_pairs is the authors' code's",
         deviations="without the paper's soft targets and its sampling of batches by class",
-        suggested="gamma 0.4 and order 2; correlation_weight 0.02 with consecutive_pairs",
+        suggested="gamma 0.4 and order 2; correlation_weight 0.02 with consecutive_pairs (RepDistiller); 100 is our own",
         interactions="a class that is alone in a batch has nothing to correlate with: small batches of many classes say little",
     )
 

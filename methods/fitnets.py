@@ -88,7 +88,7 @@ class FitNets(Method):
         family="F",
         equations="equations 2 and 3; the two stages of algorithm 1",
         deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code",
-        suggested="temperature 3, kd_weight falling from 4 to 1",
+        suggested="temperature 3, kd_weight falling from 4 to 1: as they are commonly quoted, not checked against the paper",
         interactions="hints close to the output over-regularise a small student (section 2.2 of the paper)",
     )
 

@@ -50,12 +50,13 @@ class GradientAttention(Method):
         family="F",
         equations="equations 3 to 5, gradient-based; the activation-based form is attention_transfer",
         deviations="a student with BatchNorm is differentiated through its batch's statistics",
-        suggested="gradient_weight 1: the cross-entropy's own scale on normalised images; suggested, not from the paper",
+        suggested="gradient_weight 0.1, suggested, not from the paper: a resnet8 of width 0.25 had 82.8% after 12 epochs of 1000 "
+        "digits with 1 and 36.2% with 10, where plain training had 94.3% (2 seeds)",
         interactions="a step costs about three; a teacher that fits its training images has gradients near 0 there, and "
         "then the term only smooths the student; training.compile has no effect",
     )
 
-    gradient_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.01, 10), help="beta")
+    gradient_weight: float = hyperparameter(0.1, minimum=0, prior=LogUniform(0.003, 1), help="beta")
     reading: Literal["sample", "batch"] = hyperparameter(
         "sample", choices=("sample", "batch"), help="sample: the mean of the samples' norms; batch: the norm over the batch"
     )
@@ -63,6 +64,10 @@ class GradientAttention(Method):
     @property
     def differentiates_images(self) -> bool:
         return self.gradient_weight > 0
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        return self.reading == "batch"
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"gradient": input_gradient()} if self.gradient_weight else {}

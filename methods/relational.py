@@ -64,7 +64,7 @@ class Relational(EmbeddingMethod):
         family="R",
         equations="equations 5 to 10",
         deviations="equal samples have no direction to one another",
-        suggested="distance_weight 25 and angle_weight 50 on CIFAR-100; 1 and 2 in metric learning",
+        suggested="distance_weight 25 and angle_weight 50 on CIFAR-100 (RepDistiller); 1 and 2 in metric learning",
         interactions="angles take B^2 K and B^3 numbers: 8 MB and more at a batch of 128, 540 MB at 512; 0 switches them off",
     )
 

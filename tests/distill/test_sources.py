@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, layers_of
-from stillhouse.knowledge import feature, logits, reduced
+from stillhouse.errors import TrialError
+from stillhouse.knowledge import feature, input_gradient, logits, reduced
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import NotReady, View
 from stillhouse.models.features import UnreadableLayer
@@ -106,3 +107,44 @@ def test_rows_that_nobody_waits_for_are_an_error_rather_than_zeros(tmp_path: Pat
         knowledge.begin_epoch(0)
         with pytest.raises(NotReady):
             knowledge.gather(torch.tensor([0]), IMAGES)
+
+
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+
+
+def test_an_input_gradient_is_of_each_samples_own_loss_at_a_teacher_in_evaluation_mode() -> None:
+    model = teacher().train()
+    knowledge = InlineKnowledge(model, {"gradient": input_gradient(), "logits": logits()}, LABELS)
+    gathered = knowledge.gather(torch.tensor([4, 0, 5]), IMAGES[[4, 0, 5]])
+    for row, place in zip(gathered["gradient"], (4, 0, 5), strict=True):
+        alone = IMAGES[place : place + 1].clone().requires_grad_()
+        loss = nn.functional.cross_entropy(model.eval()(alone), LABELS[place : place + 1])
+        torch.testing.assert_close(row, torch.autograd.grad(loss, alone)[0][0])
+    assert torch.equal(gathered["logits"], model(IMAGES[[4, 0, 5]]))
+    assert not any(value.requires_grad for value in gathered.values())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_reduction_of_the_input_gradient_is_made_at_the_teacher() -> None:
+    whole, squared = (
+        InlineKnowledge(teacher(), {"it": kind}, LABELS).gather(torch.arange(6), IMAGES)["it"]
+        for kind in (input_gradient(), input_gradient(torch.square))
+    )
+    assert torch.equal(squared, whole.square())
+
+
+def test_only_the_named_knowledge_is_computed_and_none_costs_no_forward_pass() -> None:
+    knowledge = InlineKnowledge(teacher(), {"big/logits": logits(), "big/hidden": feature("0")})
+    knowledge.begin_epoch(0, ("hidden",))
+    assert set(knowledge.gather(torch.arange(6), IMAGES)) == {"big/hidden"}
+    knowledge.begin_epoch(0, ("other",))
+    assert knowledge.gather(torch.arange(6), IMAGES) == {}
+    assert knowledge.samples_forwarded == 6
+
+
+def test_what_is_no_number_behind_a_reduction_that_hides_it_is_seen() -> None:
+    model = teacher()
+    with torch.no_grad():
+        model[3].get_parameter("weight").fill_(float("inf"))
+    with pytest.raises(TrialError, match=r"the teacher's outputs are not finite \(logits\); check its weights"):
+        InlineKnowledge(model, {"signs": reduced(torch.sign, "0")}).gather(torch.arange(6), IMAGES)
