@@ -121,7 +121,14 @@ class Stopwatch(Progress):
 
 @dataclass(frozen=True)
 class Run:
-    """One sweep's times and counts."""
+    """One sweep's times and counts.
+
+    Attributes:
+        seconds: from the moment that trials may start to the end of the last one.
+        whole: of the whole sweep, with its report.
+        student_seconds: of training, per sample, waiting for knowledge not counted.
+        first_started: when the first trial's worker was there.
+    """
 
     seconds: float
     whole: float
@@ -130,6 +137,8 @@ class Run:
     forwarded: int
     remote_calls: int
     teacher_seconds: float
+    fill_seconds: float
+    first_started: float
 
 
 class Bench:
@@ -230,6 +239,8 @@ class Bench:
             forwarded=sum(results.forwarded.values()),
             remote_calls=max((record.teaching.get("remote_calls", 0) for record in records), default=0),
             teacher_seconds=(teachers[0].seconds_per_sample or 0.0) if teachers else 0.0,
+            fill_seconds=sum(teacher.fill_seconds or 0.0 for teacher in teachers),
+            first_started=watch.started - watch.planned,
         )
 
 
@@ -252,6 +263,21 @@ def main() -> None:
     if arguments.limit:
         options = {**pair.dataset["options"], "limit": arguments.limit}
         pair = replace(pair, dataset={**pair.dataset, "options": options})
+    start_ray()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
+        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent)
+        bench.prepare()
+        if arguments.curve:
+            answer = curve(bench, [int(number) for number in arguments.curve.split(",")], arguments.picture)
+        else:
+            answer = compare(bench, arguments.repeats, arguments.trials, arguments.torchdistill, Path(folder))
+    facts = {"pair": arguments.pair, "epochs": pair.epochs, "views": pair.views, "samples": bench.train_samples}
+    facts |= {"concurrent": arguments.concurrent, "cpus": os.cpu_count(), "machine": platform.machine()}
+    print(json.dumps({"benchmark": "sweep", **facts, **answer}))
+
+
+def start_ray() -> None:
+    """One Ray for all contenders, whose workers find the benchmark's own data set."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -265,16 +291,6 @@ def main() -> None:
             "env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         },
     )
-    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
-        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent)
-        bench.prepare()
-        if arguments.curve:
-            answer = curve(bench, [int(number) for number in arguments.curve.split(",")], arguments.picture)
-        else:
-            answer = compare(bench, arguments.repeats, arguments.trials, arguments.torchdistill, Path(folder))
-    facts = {"pair": arguments.pair, "epochs": pair.epochs, "views": pair.views, "samples": bench.train_samples}
-    facts |= {"concurrent": arguments.concurrent, "cpus": os.cpu_count(), "machine": platform.machine()}
-    print(json.dumps({"benchmark": "sweep", **facts, **answer}))
 
 
 def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, folder: Path) -> dict[str, Any]:

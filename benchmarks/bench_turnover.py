@@ -1,0 +1,81 @@
+"""What a sweep adds around the training itself: between trials, per epoch, and while the first view is being filled.
+
+    python benchmarks/bench_turnover.py
+
+P7: one worker runs many trials of one short epoch, one after the other; the wall clock that is not training, per trial.
+P8: the same with many epochs; the wall clock that is not training, per epoch beyond the first.
+P12: one trial of one epoch in one view that nobody has filled, beside the same trial alone (`student only`) and the
+filling alone; the ideal is the longer of the two.
+Repetitions alternate, medians are given. Prints one table and one JSON line. The images are random.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from bench_sweep import PAIRS, Bench, start_ray
+
+TRIALS = 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=6000, help="images of the filling's benchmark")
+    arguments = parser.parse_args()
+    start_ray()
+    small = {**PAIRS["cifar"].dataset, "options": {"limit": 1000, "limit_test": 100}}
+    many = {**PAIRS["cifar"].dataset, "options": {"limit": arguments.limit, "limit_test": 100}}
+    short = replace(PAIRS["cifar"], dataset=small, student={"model": "mlp"}, epochs=1, views=1)
+    one_view = replace(PAIRS["cifar"], dataset=many, epochs=1, views=1)
+    between, per_epoch, first, alone, filling, waits = [], [], [], [], [], []
+    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
+        benches = {epochs: Bench(replace(short, epochs=epochs), None, Path(folder), TRIALS, 1) for epochs in (1, 21)}
+        pair = Bench(one_view, None, Path(folder) / "pair", 1, 1)
+        pair.prepare()
+        benches[1].run("student only")
+        for repeat in range(arguments.repeats):
+            idle = {}
+            for epochs, bench in benches.items():
+                run = bench.run("student only")
+                training = run.student_seconds * TRIALS * epochs * bench.train_samples
+                # The first trial waits for its worker to start, once in a sweep.
+                idle[epochs] = (run.seconds - run.first_started - training) / TRIALS
+            between.append(idle[1])
+            per_epoch.append((idle[21] - idle[1]) / 20)
+            cold, student = pair.run("shared, cold"), pair.run("student only")
+            first.append(cold.seconds - cold.first_started)
+            alone.append(student.seconds - student.first_started)
+            filling.append(cold.fill_seconds)
+            waits.append(cold.wait_seconds)
+            print(f"  {repeat + 1}/{arguments.repeats}", file=sys.stderr, flush=True)
+    middle = {
+        "P7_seconds_between_trials": statistics.median(between),
+        "P8_ms_per_epoch": 1000 * statistics.median(per_epoch),
+        "P12_cold_seconds": statistics.median(first),
+        "P12_student_alone_seconds": statistics.median(alone),
+        "P12_filling_seconds": statistics.median(filling),
+        "P12_waited_seconds": statistics.median(waits),
+    }
+    longer = max(middle["P12_student_alone_seconds"], middle["P12_filling_seconds"])
+    print("| what | measured | must | aim |\n|---|---|---|---|")
+    rows = [
+        ("P7 between a trial's end and the next one's start", f"{middle['P7_seconds_between_trials']:.3f} s", "1", "0.25"),
+        ("P8 around the training, per epoch", f"{middle['P8_ms_per_epoch']:.1f} ms", "5", "1"),
+        ("P12 the trial alone", f"{middle['P12_student_alone_seconds']:.1f} s", "", ""),
+        ("P12 filling its view", f"{middle['P12_filling_seconds']:.1f} s", "", ""),
+        ("P12 both at once", f"{middle['P12_cold_seconds']:.1f} s", "", f"{longer:.1f} s"),
+        ("P12 of which the trial waited", f"{middle['P12_waited_seconds']:.1f} s", "", ""),
+    ]
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print(json.dumps({"benchmark": "turnover", "cpus": os.cpu_count(), "trials": TRIALS, **middle}))
+
+
+if __name__ == "__main__":
+    main()
