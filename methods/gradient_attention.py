@@ -50,8 +50,8 @@ class GradientAttention(Method):
         family="F",
         equations="equations 3 to 5, gradient-based; the activation-based form is attention_transfer",
         deviations="a student with BatchNorm is differentiated through its batch's statistics",
-        suggested="gradient_weight 0.1, suggested, not from the paper: a resnet8 of width 0.25 had 82.8% after 12 epochs of 1000 "
-        "digits with 1 and 36.2% with 10, where plain training had 94.3% (2 seeds)",
+        suggested="gradient_weight 0.1, suggested, not from the paper: a resnet8 of width 0.25 had 82.8% after 12 epochs of "
+        "1000 digits with 1 and 36.2% with 10, where plain training had 94.3% (2 seeds)",
         interactions="a step costs about three; a teacher that fits its training images has gradients near 0 there, and "
         "then the term only smooths the student; training.compile has no effect",
     )
