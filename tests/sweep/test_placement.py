@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.errors import SpecError
 from stillhouse.spec.load import validate
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.placement import NodeKind, labels_match, place, ray_options
@@ -111,3 +112,22 @@ def test_a_claim_becomes_rays_options_and_an_empty_one_none() -> None:
         "resources": {"teacher_node": 1},
         "label_selector": {"pool": "teacher"},
     }
+
+
+@pytest.mark.parametrize(
+    ("claim", "problem"),
+    [
+        ({"custom": {"gpu": 1}}, "trial_resources.custom must name resources of your own, such as teacher_node, got 'gpu'"),
+        ({"custom": {"slot": 1.5}}, "trial_resources.custom.slot must be a fraction of one or a whole number, got 1.5"),
+        ({"custom": 3}, "trial_resources.custom must be a mapping such as {teacher_node: 1}, got 3"),
+        (
+            {"labels": {"pool": 1}},
+            "trial_resources.labels.pool must be text such as teacher, in quotes where YAML reads a number, got 1",
+        ),
+        ({"labels": ["pool"]}, "trial_resources.labels must be a mapping such as {pool: teacher}, got ['pool']"),
+    ],
+)
+def test_a_claim_that_ray_would_not_take_is_said_in_the_specs_words(claim: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_spec({"cpu": 1, **claim})
+    assert [str(each) for each in caught.value.problems] == [problem]
