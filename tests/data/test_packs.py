@@ -23,8 +23,13 @@ from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import write_atomic
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.knowledge import logits
+from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
+from stillhouse.teachers.definition import TeacherDefinition, view_identity
+from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.teachers.service import TeacherService, kind_id
 
 SMALL = 4000
 SIZE = 16
@@ -122,6 +127,21 @@ def test_a_student_of_a_pack_is_bit_for_bit_the_student_of_its_pixels(data: Imag
     for name, weights in one.student.state_dict().items():
         assert torch.equal(weights, other.student.state_dict()[name])
     assert count_correct(one.student, data, data.test, "cpu") == count_correct(other.student, decoded, decoded.test, "cpu")
+
+
+def test_a_teacher_fills_from_a_pack_what_it_fills_from_its_pixels(data: ImageData, decoded: ImageData, tmp_path: Path) -> None:
+    definition = TeacherDefinition(name="big", model="mlp", epochs=1, num_classes=3, input_shape=data.input_shape)
+    filled = []
+    for number, each in enumerate((data, decoded)):
+        views = Views(("crop", "cutmix"), 2, each.input_shape, len(each.train))
+        teacher = TeacherLibrary(tmp_path / f"teachers-{number}").obtain(definition, each, views)
+        (tmp_path / f"knowledge-{number}").mkdir()
+        store = KnowledgeStore(tmp_path / f"knowledge-{number}")
+        service = TeacherService(teacher, each, views, store)
+        service._kinds[kind_id(logits())] = logits()
+        service.fill(1)
+        filled.append(store.open(view_identity(service.base, logits(), 1)).gather(torch.arange(len(each.train))))
+    assert torch.equal(filled[0], filled[1])
 
 
 def test_the_fingerprint_tells_content_size_and_split_apart(pack: Path, data: ImageData) -> None:

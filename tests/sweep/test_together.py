@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.trainer import Trainer
-from stillhouse.errors import SpecError
+from stillhouse.errors import InfrastructureError, SpecError, TrialError
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.training import Training
@@ -21,6 +21,7 @@ from stillhouse.sweep.check import check
 from stillhouse.sweep.placement import worker_bundles
 from stillhouse.sweep.runner import TrialEnvironment, run_to_end
 from stillhouse.sweep.sweep import Sweep
+from stillhouse.sweep.together import Peers
 from stillhouse.workers import prepare_worker
 
 MakeTrial = Callable[..., Trial]
@@ -91,6 +92,44 @@ def test_trials_read_the_data_set_in_the_nodes_object_store(digits: ImageData) -
     assert "plasma" in mappings[0] or "/dev/shm" in mappings[0]
 
 
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:36576.")
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "raised", "message"),
+    [
+        (CLOSED, ("trial", "out of memory: none left"), TrialError, "^out of memory: none left$"),
+        (CLOSED, ("infrastructure", "teacher 'big' did not answer"), InfrastructureError, "teacher 'big' did not answer"),
+        (CLOSED, ("lost", "Connection closed"), InfrastructureError, "lost each other: Connection closed"),
+        (TrialError("diverged"), ("lost", "Connection closed"), TrialError, "^diverged$"),
+        (None, ("infrastructure", "The actor died"), InfrastructureError, "lost each other: The actor died"),
+    ],
+)
+def test_the_worker_that_failed_first_gives_the_reason(
+    own: Exception | None, told: tuple[str, str], raised: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one worker fails, all others lose their connection to it, which says nothing."""
+
+    class Handle:
+        @property
+        def run_epoch(self) -> "Handle":
+            return self
+
+        def remote(self) -> tuple[str, str]:
+            return told
+
+    def fail() -> None:
+        if own is not None:
+            raise own
+
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    peers = object.__new__(Peers)
+    peers.broken, peers._handles = False, [Handle()]
+    with pytest.raises(raised, match=message):
+        peers.together("run_epoch", own=fail)
+    assert peers.broken
+
+
 def test_workers_share_what_the_trial_holds_evenly() -> None:
     claim = validate(spec(trial_resources={"cpu": 2, "gpu": 4})).trial_resources
     assert claim.num_workers == 4
@@ -110,8 +149,8 @@ def test_workers_share_what_the_trial_holds_evenly() -> None:
         ),
         (
             {"trial_resources": {"workers": 2}, "methods": {"mutual_learning": {}}},
-            "methods.mutual_learning suits no student: for mlp with big it has a training step of its own, which must see each batch "
-            "whole, and trial_resources has 2 workers share it; remove mutual_learning",
+            "methods.mutual_learning suits no student: for mlp with big it has a training step of its own, which must see each "
+            "batch whole, and trial_resources has 2 workers share it; remove mutual_learning",
         ),
         (
             {"training": {"micro_batch": 8}, "methods": {"dist": {}}},

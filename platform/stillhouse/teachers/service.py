@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import reading_order
+from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
@@ -206,21 +207,23 @@ class TeacherService:
         order = np.arange(rows) if reading is None else reading_order(reading[0], reading[1], rows)
         todo = order[np.logical_or.reduce([still[order] for still in missing.values()])]
         num_batches, start = 1, 0
-        while start < len(todo):
-            started = time.perf_counter()
-            stretch = todo[start : start + num_batches * FILL_BATCH]
-            for first in range(0, len(stretch), FILL_BATCH):
-                self._fill_batch(view, kinds, reader, writers, missing, stretch[first : first + FILL_BATCH])
-            computed = time.perf_counter()
-            token = secrets.token_hex(8)
-            written = {name: writer.commit(token) for name, writer in writers.items()}
-            self._note(view, len(stretch), written, computed - started, token)
-            self._samples_forwarded += len(stretch)
-            self._bytes_written += sum(written.values())
-            start += len(stretch)
-            seconds = computed - started
-            if time.perf_counter() - computed > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
-                num_batches *= 2
+        batches = (torch.from_numpy(todo[first : first + FILL_BATCH]) for first in range(0, len(todo), FILL_BATCH))
+        with read_ahead(self._images, (self._views.reads(batch, view) for batch in batches)):
+            while start < len(todo):
+                started = time.perf_counter()
+                stretch = todo[start : start + num_batches * FILL_BATCH]
+                for first in range(0, len(stretch), FILL_BATCH):
+                    self._fill_batch(view, kinds, reader, writers, missing, stretch[first : first + FILL_BATCH])
+                computed = time.perf_counter()
+                token = secrets.token_hex(8)
+                written = {name: writer.commit(token) for name, writer in writers.items()}
+                self._note(view, len(stretch), written, computed - started, token)
+                self._samples_forwarded += len(stretch)
+                self._bytes_written += sum(written.values())
+                start += len(stretch)
+                seconds = computed - started
+                if time.perf_counter() - computed > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
+                    num_batches *= 2
 
     def _fill_batch(
         self,
