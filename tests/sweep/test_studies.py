@@ -15,7 +15,7 @@ from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.draw import Draw, value_at
 from stillhouse.sweep.feed import StudyFeed, start_feed
 from stillhouse.sweep.spending import Spending
-from stillhouse.sweep.studies import Study, StudyPlan
+from stillhouse.sweep.studies import Memory, Study, StudyPlan
 
 STUDENTS = tuple(StudentChoice(name="s", model="mlp", options={"hidden": [width]}) for width in (8, 16, 32))
 MAX, MIN = {"validation_accuracy": "max"}, {"validation_accuracy": "max", "parameters": "min"}
@@ -280,3 +280,19 @@ def test_a_budget_ends_the_search_with_as_many_trials_of_each_method() -> None:
 
 def test_optuna_keeps_quiet() -> None:
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+
+
+def test_asking_again_with_a_memory_gives_the_same_trials() -> None:
+    for algorithm in ("tpe", "nsga2"):
+        memory: Memory = {}
+        first, records = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], peak)
+        fresh, _ = run_feed([study_of(plan_of(WEIGHT), algorithm)], peak)
+        again, _ = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], peak, records=dict(records))
+        assert list(first.known) == list(fresh.known) == list(again.known)
+
+        def worse(trial: Trial) -> dict[str, float]:
+            return {name: 1 - value for name, value in peak(trial).items()}
+
+        other, _ = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], worse)
+        assert list(other.known)[:5] == list(first.known)[:5]
+        assert list(other.known) != list(first.known), "what was told decides, not the memory"

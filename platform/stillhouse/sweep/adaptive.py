@@ -1,7 +1,7 @@
 """An adaptive search as the plan knows it: its studies, their first trials, and how a choice becomes a trial."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stillhouse.models.architecture import Architecture
@@ -11,7 +11,7 @@ from stillhouse.sweep.draw import Draw, list_settings, random_draws, student_var
 from stillhouse.sweep.feed import StudyFeed
 from stillhouse.sweep.hyperparameters import make_method, plain
 from stillhouse.sweep.spending import Spending
-from stillhouse.sweep.studies import Study, StudyPlan
+from stillhouse.sweep.studies import Memory, Study, StudyPlan
 
 _RESERVE = 32
 """Random draws that stand in for suggestions which repeat themselves; a study that has used them up is at its end."""
@@ -33,6 +33,7 @@ class AdaptiveSearch:
     studies: tuple[StudyPlan, ...]
     samples: tuple[Trial, ...]
     make_trial: Callable[[Draw], Trial | None]
+    _memory: Memory = field(default_factory=dict)
 
     @property
     def num_trials(self) -> int:
@@ -66,6 +67,7 @@ class AdaptiveSearch:
                 startup_trials=search.startup_trials,
                 ahead=search.trials_ahead,
                 make_trial=allowed,
+                memory=self._memory,
             )
             for study in self.studies
         ]

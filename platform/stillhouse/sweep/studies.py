@@ -30,6 +30,9 @@ _ATTEMPTS = 10
 
 _INFEASIBLE = "can run"
 
+Memory = dict[tuple[str, str, int, int], Mapping[str, Any]]
+"""Parameters by method, student, number of the question, and all that was told before it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
@@ -70,6 +73,7 @@ class Study:
         objectives: `max` or `min` by metric.
         ahead: trials that may be asked for beyond those whose results are told.
         make_trial: the trial of a draw; None when it can not run, which Optuna is told.
+        memory: what was suggested before in the same place, shared by the studies of one sweep: asking again is slow.
     """
 
     def __init__(
@@ -82,13 +86,15 @@ class Study:
         startup_trials: int,
         ahead: int,
         make_trial: Callable[[Draw], Trial | None],
+        memory: Memory | None = None,
     ) -> None:
         self.plan = plan
+        self._memory: Memory = {} if memory is None else memory
         self._objectives = objectives
         self._ahead = ahead
         self._make_trial = make_trial
         self._space = _search_space(plan)
-        self._sampler_seed = derive_key(algorithm, seed, plan.method, plan.label) % 2**32
+        self._seed = seed
         self._algorithm = algorithm
         self._startup_trials = startup_trials
         self._study: optuna.Study | None = None
@@ -97,6 +103,8 @@ class Study:
         self._reserve = list(plan.reserve)
         self._drawn = 0
         self._told = 0
+        self._num_asked = 0
+        self._heard = 0
         self._exhausted = False
 
     @property
@@ -122,8 +130,7 @@ class Study:
                 trial = self._make_trial(draw)
                 if trial is None or trial.key in self._by_key:
                     continue
-                self._optuna().enqueue_trial(_parameters(draw, self.plan, self._space))
-                return self._take(trial, self._optuna().ask(self._space))
+                return self._take(trial, self._ask(_parameters(draw, self.plan, self._space)))
             if not self._tell_until(len(self._slots) - self._ahead, results):
                 return None
             found = self._suggest() or self._from_reserve()
@@ -136,17 +143,33 @@ class Study:
 
     def _optuna(self) -> optuna.Study:
         if self._study is None:
-            sampler: optuna.samplers.BaseSampler
-            if self._algorithm == "tpe":
-                sampler = optuna.samplers.TPESampler(n_startup_trials=self._startup_trials, seed=self._sampler_seed)
-            else:
-                sampler = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=self._sampler_seed)
             directions = [
                 StudyDirection.MAXIMIZE if direction == "max" else StudyDirection.MINIMIZE
                 for direction in self._objectives.values()
             ]
-            self._study = optuna.create_study(directions=directions, sampler=sampler)
+            self._study = optuna.create_study(directions=directions)
         return self._study
+
+    def _ask(self, parameters: Mapping[str, Any] | None = None) -> optuna.Trial:
+        """Optuna's next trial, with the given parameters or those that it suggests."""
+        place = (self.plan.method, self.plan.label, self._num_asked, self._heard)
+        # A sampler of its own for each question: what it draws depends on what was told, not on how often it was asked.
+        seed = derive_key(self._algorithm, self._seed, self.plan.method, self.plan.label, self._num_asked) % 2**32
+        self._num_asked += 1
+        study = self._optuna()
+        parameters = self._memory.get(place) if parameters is None else parameters
+        if self._algorithm == "nsga2":
+            # It notes the generation of every trial, also of those whose parameters are given.
+            study.sampler = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=seed)
+        elif parameters is None:
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=self._startup_trials, multivariate=True, seed=seed)
+        else:
+            study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        if parameters is not None:
+            study.enqueue_trial(dict(parameters))
+        asked = study.ask(self._space)
+        self._memory[place] = asked.params
+        return asked
 
     def _take(self, trial: Trial, asked: optuna.Trial) -> Trial:
         self._by_key[trial.key] = len(self._slots)
@@ -165,6 +188,7 @@ class Study:
         return True
 
     def _tell(self, asked: optuna.Trial, values: Sequence[float] | None) -> None:
+        self._heard = hash((self._heard, asked.number, None if values is None else tuple(values)))
         if values is None:
             # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
             asked.set_constraint(_INFEASIBLE, 1.0)
@@ -180,7 +204,7 @@ class Study:
 
     def _suggest(self) -> tuple[Trial, optuna.Trial] | None:
         for _ in range(_ATTEMPTS if self._space else 1):
-            asked = self._optuna().ask(self._space)
+            asked = self._ask()
             trial = self._make_trial(_draw_at(asked.params, self.plan))
             if trial is None:
                 self._tell(asked, None)
@@ -200,8 +224,7 @@ class Study:
             draw = self._reserve.pop(0)
             trial = self._make_trial(draw)
             if trial is not None and trial.key not in self._by_key:
-                self._optuna().enqueue_trial(_parameters(draw, self.plan, self._space))
-                return trial, self._optuna().ask(self._space)
+                return trial, self._ask(_parameters(draw, self.plan, self._space))
         return None
 
 
