@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -172,23 +173,15 @@ class Sweep:
             Interrupted: by Ctrl-C, SIGTERM or `stillhouse stop`; what is finished is kept.
         """
         started = time.perf_counter()
-        plan = self.plan()
-        with self.place.locked():
-            try:
+        with self._one_sentence():
+            plan = self.plan()
+            with self.place.locked():
                 self.place.keep_spec(
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
                 seen_fills = last_fill_log_bytes(self.place)
                 with self._ending, following(self._progress, self.place):
                     return self._run(plan, started, again, seen_fills)
-            except (KeyboardInterrupt, Interrupted) as interrupt:
-                raise Interrupted(self._how_to_go_on) from interrupt
-            except OSError as error:
-                raise InfrastructureError(self._trouble(error, error.strerror or str(error))) from error
-            except InfrastructureError as error:
-                if is_disk_full(error):
-                    raise InfrastructureError(self._trouble(error, str(error))) from error
-                raise
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
         """Asks the teachers again for a sample of what is sealed for this sweep, the same one for the same `search.seed`.
@@ -214,6 +207,20 @@ class Sweep:
                     compared += found["compared"]
                     differences += [{"teacher": name, **each} for each in found["differences"]]
         return {"compared": compared, "differences": differences}
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turns an interruption and the disk's errors into what the user should be told."""
+        try:
+            yield
+        except (KeyboardInterrupt, Interrupted) as interrupt:
+            raise Interrupted(self._how_to_go_on if self.place.folder.exists() else "interrupted") from interrupt
+        except OSError as error:
+            raise InfrastructureError(self._trouble(error, error.strerror or str(error))) from error
+        except InfrastructureError as error:
+            if is_disk_full(error):
+                raise InfrastructureError(self._trouble(error, str(error))) from error
+            raise
 
     def _trouble(self, error: Exception, reason: str) -> str:
         place = getattr(error, "filename", None) or self.place.folder
