@@ -93,7 +93,8 @@ def _view(view_id: str, name: str, search: str) -> View:
         "compareRunCharts": charts,
         # The charts that the page makes of every metric stay folded: each reads its curves from the server.
         "compareRunSections": [
-            _section(_SECTION, "Accuracy against size", unfolded=True),
+            # Two beside each other: of three, beside the list of runs, parallel coordinates can not be read.
+            _section(_SECTION, "Accuracy against size", unfolded=True) | {"columns": 2, "cardHeight": 400},
             _section("stillhouse-metrics", "Model metrics", unfolded=False),
         ],
         "isAccordionReordered": True,
