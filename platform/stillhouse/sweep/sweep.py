@@ -48,6 +48,7 @@ _MLFLOW = "mlflow:"
 VERIFIED_PAIRS = 1024
 _MEASURED = "latency_ms"
 """The one size of a student that is not known before the sweep runs."""
+_SHOWN_STUDENTS = 5
 
 
 class Sweep:
@@ -291,7 +292,7 @@ class Sweep:
                         _add_up(teacher, [lost.get(teacher.key, {}), spent[teacher.name].fills], kept, earlier)
                         for teacher in teachers
                     ],
-                    "notes": [*facts.notes, *self._left_undone, *_warnings(teachers, kept)],
+                    "notes": [*facts.notes, *self._slow_students(plan), *self._left_undone, *_warnings(teachers, kept)],
                     "tracking": {**facts.tracking, "run_id": tracker.run_id},
                     "seconds": (earlier.seconds if earlier else 0.0) + time.perf_counter() - started,
                 }
@@ -370,6 +371,21 @@ class Sweep:
         limits = {name: limit for name, limit in self.spec.search.limits.items() if name == _MEASURED}
         measured = self.place.read_latencies() if limits else {}
         return lambda trial: over_limit(limits, measured.get(student_key(trial.student), {})) is not None
+
+    def _slow_students(self, plan: Plan) -> list[str]:
+        """Which students the limit on latency kept out, for the report."""
+        limit = self.spec.search.limits.get(_MEASURED)
+        if limit is None:
+            return []
+        measured = self.place.read_latencies()
+        took = [(measured.get(student_key(planned.student), {}).get(_MEASURED, 0.0), planned) for planned in plan.students]
+        slow = [(latency, planned) for latency, planned in took if latency > limit]
+        listed = ", ".join(f"{student_key(planned.student)} {latency:.3g} ms" for latency, planned in slow[:_SHOWN_STUDENTS])
+        more = ", …" if len(slow) > _SHOWN_STUDENTS else ""
+        return [
+            f"search.limits.{_MEASURED} = {limit:g}: {len(slow)} of {len(took)} students are slower and "
+            f"{sum(planned.trials for _, planned in slow)} planned trials with them were dropped: {listed}{more}"
+        ] * bool(slow)
 
     def _fills_of_a_broken_run(self, earlier: SweepFacts | None, until: int) -> dict[str, dict[str, float]]:
         """What teachers forwarded for a run of this sweep that did not come to write it down, by the weights' hash.
@@ -579,6 +595,11 @@ class Sweep:
             # A student that was within the limit once stays so: another measurement is never quite the same.
             latencies |= self.place.read_latencies()
             self.place.write_latencies({name: latencies[name] for name in students})
+            limit, quickest = self.spec.search.limits[_MEASURED], min(latencies[name][_MEASURED] for name in students)
+            if quickest > limit:
+                raise UsageError(
+                    f"search.limits.{_MEASURED} must leave a student, the quickest takes {quickest:.3g}, got {limit:g}"
+                )
         for name, member in crew.items():
             member.facts = member.facts.model_copy(update={"latency_ms": latencies[_teacher_key(name)]["latency_ms"]})
         return TrialEnvironment(
