@@ -28,7 +28,7 @@ from stillhouse.spec.priors import Choice, LogUniform
 
 
 def discrepancy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """mean |t - s| over batch and classes of logits [B, C]; 0 where they agree, and of bounded gradient everywhere."""
+    """The mean of |t - s| over batch and classes of logits [B, C]; 0 where they agree, and of bounded gradient everywhere."""
     return F.l1_loss(student_logits, teacher_logits)
 
 

@@ -208,6 +208,8 @@ class MethodTrial:
             source = CachedKnowledge(
                 functools.partial(_sealed, KnowledgeStore(cached_in), _teacher(self.teacher), knowledge, views)
             )
+        if self.method.calls_teacher and callable_teacher is None:
+            callable_teacher = InlineTeacher(_teacher(self.teacher))
         return Trainer(
             new_student=functools.partial(_build, self.student),
             method=self.method,
@@ -217,7 +219,7 @@ class MethodTrial:
             epochs=self.epochs,
             seed=1,
             teacher=source,
-            callable_teacher=InlineTeacher(_teacher(self.teacher)) if callable_teacher is None else callable_teacher,
+            callable_teacher=callable_teacher,
             teacher_architecture=self.teacher_architecture,
             teacher_weights=_teacher(self.teacher).state_dict,
             student_name=self.student,
@@ -448,6 +450,10 @@ class _Watched(Method):
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         return self.inner.student_layers(teacher, student)
+
+    @property
+    def calls_teacher(self) -> bool:  # type: ignore[override]
+        return self.inner.calls_teacher
 
     @property
     def differentiates_images(self) -> bool:

@@ -1,7 +1,7 @@
 """Calling a teacher on inputs that a method makes: a differentiable function of the inputs, whichever process runs it.
 
-The teacher is frozen and in evaluation mode, so its answer for a sample depends on that sample alone, and a call is pure: it may
-be repeated, split or computed together with others.
+The teacher is frozen and in evaluation mode, so its answer for a sample depends on that sample alone, and a call is pure: it
+may be repeated, split or computed together with others.
 """
 
 from collections.abc import Sequence
