@@ -256,8 +256,9 @@ class Step:
     def input_gradient(self) -> Tensor:
         """The gradient d CE(softmax(s(x)), y) / dx of each sample's own loss, [B, channels, H, W].
 
-        For methods that say `differentiates_images`. y is the sample's own class, as in the teacher's `input_gradient()`. It can
-        be differentiated again. With BatchNorm in the student a sample's gradient includes its part in the batch's statistics.
+        For methods that say `differentiates_images`. y is the sample's own class, as in the teacher's `input_gradient()`. It
+        can be differentiated again. With BatchNorm in the student a sample's gradient includes its part in the batch's
+        statistics.
         """
         loss = F.cross_entropy(self.logits, self.labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
