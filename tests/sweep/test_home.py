@@ -179,3 +179,13 @@ def test_sweeps_are_found_by_name(tmp_path: Path) -> None:
         find_sweep(tmp_path, "betta")
     with pytest.raises(UsageError, match="available: none"):
         find_sweep(tmp_path / "nowhere", "beta")
+
+
+def test_suggestions_are_read_back_and_a_damaged_file_is_none(tmp_path: Path) -> None:
+    place = SweepHome(tmp_path, "s")
+    assert place.read_suggestions() == {}
+    place.write_suggestions({"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}})
+    assert place.read_suggestions() == {"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}}
+    path = place.folder / "suggestions"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert place.read_suggestions() == {}

@@ -1,5 +1,6 @@
 """Adaptive search: what a study chooses follows from the seed and the results, whichever trial ends first."""
 
+import json
 import math
 import random
 from collections import Counter
@@ -110,6 +111,7 @@ def peak(trial: Trial) -> dict[str, float]:
 
 
 WEIGHT = {"weight": LogUniform(1e-3, 1e5), "fixed": 3}
+TWO = {**WEIGHT, "temperature": Uniform(1, 10)}
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
@@ -126,8 +128,8 @@ def test_the_trials_are_the_same_in_whichever_order_results_arrive(algorithm: st
 @pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
 @pytest.mark.parametrize("ended_after", [1, 4, 13, 29])
 def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: int) -> None:
-    whole, _ = run_feed([study_of(plan_of(WEIGHT), algorithm)], peak)
-    _, records = run_feed([study_of(plan_of(WEIGHT), algorithm)], peak, order=1, most=ended_after)
+    whole, _ = run_feed([study_of(plan_of(TWO), algorithm)], peak)
+    _, records = run_feed([study_of(plan_of(TWO), algorithm)], peak, order=1, most=ended_after)
     assert len(records) == ended_after
     rerun: list[str] = []
 
@@ -135,7 +137,7 @@ def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: in
         rerun.append(trial.key)
         return peak(trial)
 
-    resumed, _ = run_feed([study_of(plan_of(WEIGHT), algorithm)], score, order=2, records=records)
+    resumed, _ = run_feed([study_of(plan_of(TWO), algorithm)], score, order=2, records=records)
     assert list(resumed.known) == list(whole.known)
     assert len(rerun) == 30 - ended_after, "nothing finished runs again"
 
@@ -145,6 +147,12 @@ def test_tpe_comes_closer_to_the_best_than_its_random_start() -> None:
     distances = [abs(math.log10(record.trial.hyperparameters["weight"]) - 2) for record in records.values()]
     assert sum(distances[-10:]) / 10 < 0.5 * sum(distances[:8]) / 8
     assert min(distances) < 0.3
+
+
+def test_the_children_of_nsga2_come_from_what_was_good() -> None:
+    _, records = run_feed([study_of(plan_of(TWO, trials=60, startup=8), "nsga2")], peak)
+    distances = [abs(math.log10(record.trial.hyperparameters["weight"]) - 2) for record in records.values()]
+    assert sum(distances[-15:]) / 15 < sum(distances[:8]) / 8
 
 
 def test_several_objectives_are_searched_along_the_whole_front() -> None:
@@ -285,14 +293,16 @@ def test_optuna_keeps_quiet() -> None:
 def test_asking_again_with_a_memory_gives_the_same_trials() -> None:
     for algorithm in ("tpe", "nsga2"):
         memory: Memory = {}
-        first, records = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], peak)
-        fresh, _ = run_feed([study_of(plan_of(WEIGHT), algorithm)], peak)
-        again, _ = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], peak, records=dict(records))
+        first, records = run_feed([study_of(plan_of(TWO), algorithm, memory=memory)], peak)
+        fresh, _ = run_feed([study_of(plan_of(TWO), algorithm)], peak)
+        kept = json.loads(json.dumps(memory))
+        again, _ = run_feed([study_of(plan_of(TWO), algorithm, memory=kept)], peak, records=dict(records))
+        assert kept == memory, "nothing was found out again"
         assert list(first.known) == list(fresh.known) == list(again.known)
 
         def worse(trial: Trial) -> dict[str, float]:
             return {name: 1 - value for name, value in peak(trial).items()}
 
-        other, _ = run_feed([study_of(plan_of(WEIGHT), algorithm, memory=memory)], worse)
+        other, _ = run_feed([study_of(plan_of(TWO), algorithm, memory=memory)], worse)
         assert list(other.known)[:5] == list(first.known)[:5]
         assert list(other.known) != list(first.known), "what was told decides, not the memory"

@@ -27,13 +27,14 @@ class AdaptiveSearch:
         studies: in the order of a round: all methods of one student, then those of the next.
         samples: trials that stand for all that may be chosen, to find out what they ask of the teachers.
         make_trial: the trial of a draw; None when the method can not run so.
+        memory: what was suggested, so that asking the same again is quick.
     """
 
     spec: SweepSpec
     studies: tuple[StudyPlan, ...]
     samples: tuple[Trial, ...]
     make_trial: Callable[[Draw], Trial | None]
-    _memory: Memory = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
     @property
     def num_trials(self) -> int:
@@ -67,7 +68,7 @@ class AdaptiveSearch:
                 startup_trials=search.startup_trials,
                 ahead=search.trials_ahead,
                 make_trial=allowed,
-                memory=self._memory,
+                memory=self.memory,
             )
             for study in self.studies
         ]

@@ -200,6 +200,18 @@ class SweepHome:
         """Notes where MLflow shows each trial, by trial key, and the sweep, by the empty key."""
         write_json(self.folder / "runs.json", {**self.read_addresses(), **addresses})
 
+    def write_suggestions(self, suggestions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Notes what an adaptive search suggested, so that a later run need not find it out again."""
+        write_checked(self.folder / "suggestions", canonical_json(suggestions).encode())
+
+    def read_suggestions(self) -> dict[str, dict[str, Any]]:
+        """What `write_suggestions` noted; empty when there is nothing that is whole, which costs time and no more."""
+        try:
+            suggestions = json.loads(read_checked(self.folder / "suggestions"))
+        except (OSError, Damaged, ValueError):
+            return {}
+        return dict(suggestions) if isinstance(suggestions, dict) else {}
+
     def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
         """Notes what was measured of each student, by `student_key`."""
         write_json(self.folder / "latencies.json", latencies)

@@ -30,8 +30,8 @@ _ATTEMPTS = 10
 
 _INFEASIBLE = "can run"
 
-Memory = dict[tuple[str, str, int, int], Mapping[str, Any]]
-"""Parameters by method, student, number of the question, and all that was told before it."""
+Memory = dict[str, dict[str, Any]]
+"""Parameters by method, student, number of the question, and a hash of all that was told before it. Plain data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +152,14 @@ class Study:
 
     def _ask(self, parameters: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Optuna's next trial, with the given parameters or those that it suggests."""
-        place = (self.plan.method, self.plan.label, self._num_asked, self._heard)
+        place = f"{self.plan.method} {self.plan.label} {self._num_asked} {self._heard:x}"
         # A sampler of its own for each question: what it draws depends on what was told, not on how often it was asked.
         seed = derive_key(self._algorithm, self._seed, self.plan.method, self.plan.label, self._num_asked) % 2**32
         self._num_asked += 1
         study = self._optuna()
         parameters = self._memory.get(place) if parameters is None else parameters
         if self._algorithm == "nsga2":
-            # It notes the generation of every trial, also of those whose parameters are given.
-            study.sampler = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=seed)
+            study.sampler = genetic = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=seed)
         elif parameters is None:
             study.sampler = optuna.samplers.TPESampler(n_startup_trials=self._startup_trials, multivariate=True, seed=seed)
         else:
@@ -168,6 +167,10 @@ class Study:
         if parameters is not None:
             study.enqueue_trial(dict(parameters))
         asked = study.ask(self._space)
+        if self._algorithm == "nsga2":
+            # It notes this only of trials whose parameters it suggests, and those that are given belong to a generation too.
+            generation = genetic.get_trial_generation(study, study.get_trials(deepcopy=False)[asked.number])
+            genetic.get_parent_population(study, generation)
         self._memory[place] = asked.params
         return asked
 
@@ -188,7 +191,7 @@ class Study:
         return True
 
     def _tell(self, asked: optuna.Trial, values: Sequence[float] | None) -> None:
-        self._heard = hash((self._heard, asked.number, None if values is None else tuple(values)))
+        self._heard = derive_key(self._heard, asked.number, repr(values))
         if values is None:
             # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
             asked.set_constraint(_INFEASIBLE, 1.0)

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +49,7 @@ VERIFIED_PAIRS = 1024
 _MEASURED = "latency_ms"
 """The one size of a student that is not known before the sweep runs."""
 _SHOWN_STUDENTS = 5
+_NOTE_INTERVAL_S = 60.0
 
 
 class Sweep:
@@ -202,7 +203,7 @@ class Sweep:
                 self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
             ) as cluster:
                 cluster.share(self.data())
-                for running in cluster.start_teachers(definitions, self.data(), self._views(), home=self.place.home):
+                for running in cluster.start_teachers(definitions, self.data(), self._views()):
                     name = running.definition.name
                     found = asked(running.handle, "verify", list(kinds[name].values()), pairs, self.spec.search.seed)
                     compared += found["compared"]
@@ -242,6 +243,8 @@ class Sweep:
         return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.place.home))}"
 
     def _run(self, plan: Plan, started: float, again: Collection[str], seen_fills: int | None) -> Results:
+        if plan.search is not None:
+            plan.search.memory.update(self.place.read_suggestions())
         records = self._read_ledger(again)
         self._take_over(plan, records)
         before = set(records)
@@ -436,9 +439,15 @@ class Sweep:
                 if member.cached:
                     request_ahead(member.running, self._planned_views(plan.asking, self._views()), member.cached)
 
+            noted = time.monotonic()
+
             def keep(record: TrialRecord) -> None:
+                nonlocal noted
                 records[record.trial.key] = record
                 tracker.log_trial(record)
+                if time.monotonic() - noted > _NOTE_INTERVAL_S:
+                    self._note_suggestions(plan)
+                    noted = time.monotonic()
 
             for phase in phases:
                 feed = phase()
@@ -460,8 +469,15 @@ class Sweep:
                         f"{len(lost)} of {len(lost) + len(records) - before} trials did not finish, the first is {lost[0]}; "
                         f"the others are kept. Go on with: {self.resume_command}"
                     )
+            self._note_suggestions(plan)
             self._note_undone(plan, records, account)
         return crew
+
+    def _note_suggestions(self, plan: Plan) -> None:
+        """What is not noted is found out again; a full disk is noticed elsewhere."""
+        if plan.search is not None:
+            with suppress(OSError):
+                self.place.write_suggestions(plan.search.memory)
 
     def _note_undone(self, plan: Plan, records: Mapping[str, TrialRecord], account: Spending) -> None:
         """Says what the budget left undone, if it ended the sweep."""
@@ -483,7 +499,7 @@ class Sweep:
         definitions = [self._definition(name) for name in self.spec.teachers if name in kinds]
         crew = {}
         room = KnowledgeRoom(self.spec.knowledge, self.place.home)
-        for running in cluster.start_teachers(definitions, data, views, home=self.place.home):
+        for running in cluster.start_teachers(definitions, data, views):
             name = running.definition.name
             measured = asked(running.handle, "measure", list(kinds[name].values()))
             choices = room.choose(kinds[name], measured, running.facts["base"], views)
@@ -500,7 +516,7 @@ class Sweep:
                 make_ticket(
                     running.definition,
                     running.facts,
-                    home=self.place.home,
+                    home=cluster.home,
                     dtype=self.spec.knowledge.dtype,
                     actor=running.actor,
                     ways={text: choice.way for text, choice in choices.items()},
@@ -617,6 +633,7 @@ class Sweep:
             gpu_share=self.spec.trial_resources.gpu / self.spec.trial_resources.num_workers,
             import_paths=cluster.import_paths,
             method_folders=tuple(self.spec.method_paths),
+            home=cluster.home,
         )
 
     def _first_facts(self, plan: Plan, earlier: SweepFacts | None) -> SweepFacts:
