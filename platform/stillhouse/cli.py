@@ -633,8 +633,10 @@ def doctor(
     findings = examine(root)
     if address is not None:
         from stillhouse.sweep.nodes import examine_cluster
+        from stillhouse.sweep.progress import native_stderr_in
 
-        findings += examine_cluster(address, root, tracking)
+        with native_stderr_in(root / "driver.log"):
+            findings += examine_cluster(address, root, tracking)
     if as_json:
         _print_json([vars(finding) for finding in findings])
     else:
@@ -812,8 +814,10 @@ def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None
     outlook = None
     if measure or address:
         from stillhouse.sweep.estimate import look_ahead
+        from stillhouse.sweep.progress import native_stderr_in
 
-        outlook = look_ahead(plan, sweep.data(), measure=measure, address=address)
+        with native_stderr_in(sweep.place.home / "driver.log"):
+            outlook = look_ahead(plan, sweep.data(), measure=measure, address=address)
     if as_json:
         _print_json(plan.to_dict() | (outlook.to_dict() if outlook else {}))
     else:
