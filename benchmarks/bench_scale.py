@@ -235,7 +235,11 @@ def run_through_tune(trials: int, fed: bool) -> float:
             NoWork,
             param_space=space,
             tune_config=tune.TuneConfig(**config),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
         )
         started = time.perf_counter()
         results = tuner.fit()

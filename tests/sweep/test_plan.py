@@ -351,3 +351,9 @@ def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: Ima
     ]
     confirmed = confirm_trials(plan.spec, plan, records, [control, winner])
     assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]
+
+
+def test_the_plan_says_what_may_be_spent(data: ImageData) -> None:
+    plan = make_plan(spec_with("search.budget", {"hours": 2, "gpu_hours": None, "epochs": 500}), data)
+    assert plan.notes[-1] == "search.budget: no trial starts beyond 500 epochs or 2 hours in all"
+    assert not any("search.budget" in note for note in make_plan(spec_with(), data).notes)

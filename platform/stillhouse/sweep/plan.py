@@ -323,6 +323,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *_limit_notes(too_large, search),
             *_duplicate_notes(duplicates),
             *_search_notes(search, ordered, students),
+            *_budget_notes(spec.search.budget),
         ),
         keys=keys,
     )
@@ -522,8 +523,13 @@ def _search_notes(search: AdaptiveSearch | None, known: Sequence[Trial], student
     return [
         f"{search.spec.search.algorithm} searches in {len(search.studies)} studies, one for each method and student: "
         f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results come in, from students of "
-        f"{min(sizes):,} to {max(sizes):,} parameters; costs are estimated from the first trials"
+        f"{min(sizes):,} to {max(sizes):,} parameters; trials by student and costs are estimated from the first ones"
     ]
+
+
+def _budget_notes(budget: SearchBudget) -> list[str]:
+    given = [f"{value:g} {name.replace('_', '-')}" for name, value in budget.model_dump().items() if value is not None]
+    return [f"search.budget: no trial starts beyond {' or '.join(given)} in all"] * bool(given)
 
 
 def _duplicate_notes(duplicates: Mapping[str, int]) -> list[str]:
