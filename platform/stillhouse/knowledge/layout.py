@@ -5,7 +5,8 @@
   its full size from the start, at most about 1 GiB.
 - `journal-<attempt>`: one line for each stretch of rows that is durable: which rows, and the checksum of their values.
 - `manifest`: a checked file with the layout and a checksum of every block of about 32 MiB; its presence seals the view.
-- `lock`: held while the view is being filled.
+- `lock`: held by whoever begins to fill the view or must have it alone; `fillers`: held while it is being filled, by several at
+  a time where they share the work; `claims`: which blocks of rows they are at.
 """
 
 import base64
@@ -29,6 +30,7 @@ from stillhouse.durable import Damaged, bytes_hash, canonical_json, fsync_folder
 
 STORE_VERSION = 2
 LAYOUT, MANIFEST, LOCK = "layout", "manifest", "lock"
+FILLERS, CLAIMS = "fillers", "claims"
 _PART_BYTES = 1 << 30
 _BLOCK_BYTES = 32 << 20
 _COLUMN = "knowledge"

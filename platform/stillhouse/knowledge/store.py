@@ -77,15 +77,16 @@ class KnowledgeStore:
         dtype: str,
         order: Any = None,
         counted: Callable[[str], bool] = lambda _token: True,
+        shared: bool = False,
     ) -> ViewWriter:
-        """A writer that goes on with what earlier attempts left; waits while somebody else fills the view.
+        """A writer that goes on with what earlier attempts left; waits while somebody fills the view who does not share.
 
         Args:
             order: plain data that describes the order of filling, for those who go on.
-            counted: as for `ViewWriter`.
+            counted, shared: as for `ViewWriter`.
         """
         layout = Layout.make(identity=identity, rows=rows, shape=shape, dtype=dtype, order=order)
-        return ViewWriter(self.folder(identity), layout, counted=counted)
+        return ViewWriter(self.folder(identity), layout, counted=counted, shared=shared)
 
     def unseal(self, identity: Mapping[str, Any]) -> None:
         """Takes a damaged view out of use; its whole blocks stay for the next writer."""

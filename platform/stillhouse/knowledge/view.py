@@ -58,6 +58,11 @@ class View:
         return self._layout.identity
 
     @property
+    def dtype(self) -> str:
+        """NumPy's name of the number format."""
+        return self._layout.dtype
+
+    @property
     def bytes_per_sample(self) -> int:
         return self._layout.row_bytes
 
@@ -75,6 +80,12 @@ class View:
             return True
         self._learn()
         return self._knows(indices)
+
+    def ready_rows(self) -> NDArray[np.bool_]:
+        """[rows]: the rows that may be gathered now."""
+        if not self._complete:
+            self._learn()
+        return self._ready.numpy()
 
     def gather(self, indices: Tensor) -> Tensor:
         """The rows [B, ...] of the samples `indices` [B] (int64, on the CPU), copied out of the map.

@@ -1,11 +1,12 @@
-"""Filling a view in place: rows in any order, durable stretch by stretch, over any number of attempts."""
+"""Filling a view in place: rows in any order, durable stretch by stretch, by any number of attempts and of processes."""
 
 import errno
 import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from stillhouse.durable import Damaged, canonical_json, write_atomic, write_checked
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge.layout import (
+    CLAIMS,
+    FILLERS,
     LAYOUT,
     LOCK,
     MANIFEST,
@@ -31,8 +34,25 @@ from stillhouse.knowledge.layout import (
 from stillhouse.knowledge.view import stamps_of, stretch_checksum, trust
 
 
+class Hold:
+    """Files whose locks are held until it is closed."""
+
+    def __init__(self, *files: IO[bytes]) -> None:
+        self._files = files
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
 class ViewWriter:
-    """Fills one view; holds its lock until closed, so that no two fill it at a time.
+    """Fills one view until it is closed: alone, or with others who share the work by claiming blocks of rows.
 
     All the room that the view will take is taken at once. What an earlier attempt made durable is kept where it matches its
     checksum. Rows are `put` and then made durable together by `commit`: their values first, then a line of the journal, so
@@ -41,12 +61,13 @@ class ViewWriter:
     Args:
         layout: what is wanted; the `order` of an attempt that went before is kept instead.
         counted: whether the stretch with this token was accounted for; one that was not is made again.
+        shared: whether others may fill the view too; then only rows that were claimed are put.
 
     Raises:
         InfrastructureError: the disk is full.
     """
 
-    def __init__(self, folder: Path, layout: Layout, *, counted: Callable[[str], bool]) -> None:
+    def __init__(self, folder: Path, layout: Layout, *, counted: Callable[[str], bool], shared: bool = False) -> None:
         self._folder = folder
         self._layout = layout
         self._parts: list[NDArray[Any]] = []
@@ -54,13 +75,30 @@ class ViewWriter:
         self._sealed = False
         self._journal: int | None = None
         self._done = np.zeros(layout.rows, dtype=np.bool_)
+        self._counted = counted
+        self._journals = JournalReader(folder, layout.rows)
+        self._uncounted: list[Stretch] = []
+        self._claims: IO[bytes] | None = None
         self._start_stretch()
-        self._lock = hold(folder)
+        if not shared:
+            self._lock = hold(folder)
+            try:
+                self._begin(layout, alone=True)
+            except BaseException:
+                self.close()
+                raise
+            return
+        gate = _gate(folder)
         try:
-            self._begin(layout, counted)
-        except BaseException:
-            self.close()
-            raise
+            self._lock, alone = _join(folder)
+            try:
+                self._begin(layout, alone=alone)
+                self._claims = (folder / CLAIMS).open("ab")
+            except BaseException:
+                self.close()
+                raise
+        finally:
+            gate.close()
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +115,30 @@ class ViewWriter:
     def missing(self) -> NDArray[np.bool_]:
         """[rows]: the rows that are not durable yet."""
         return ~self._done
+
+    def claim(self, block: int, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """[B]: which of the rows [B] of a block are this writer's to fill; None while another one fills them.
+
+        Args:
+            block: the number of the block; everybody must mean the same rows by it, so they go by `order`.
+        """
+        if self._claims is None:
+            return ~self._done[rows]
+        try:
+            _lock_range(self._claims, fcntl.F_WRLCK, block, 1)
+        except (BlockingIOError, PermissionError):
+            return None
+        self._learn()
+        missing = ~self._done[rows]
+        if not missing.any():
+            self.release([block])
+        return missing
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Gives up the claims; what was committed of the blocks must be accounted for before."""
+        if self._claims is not None:
+            for block in blocks:
+                _lock_range(self._claims, fcntl.F_UNLCK, block, 1)
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Writes the values [B, ...] of the rows [B] in place; they are durable behind the next `commit`."""
@@ -134,16 +196,22 @@ class ViewWriter:
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
+        if self._claims is not None:
+            self._claims.close()
+            self._claims = None
         self._lock.close()
 
-    def _begin(self, wanted: Layout, counted: Callable[[str], bool]) -> None:
+    def _begin(self, wanted: Layout, *, alone: bool) -> None:
         self._sealed = (self._folder / MANIFEST).exists()
         if self._sealed:
             self._done[:] = True
             return
         self._layout = _kept_layout(self._folder, wanted)
         self._open_parts()
-        self._recover(counted)
+        if alone:
+            self._recover()
+        else:
+            self._learn()
 
     def _open_parts(self) -> None:
         allocated: list[Path] = []
@@ -166,19 +234,30 @@ class ViewWriter:
             self._parts.append(np.memmap(path, self._layout.dtype, mode="r+", offset=offset, shape=shape))
             self._descriptors.append(os.open(path, os.O_RDWR))
 
-    def _recover(self, counted: Callable[[str], bool]) -> None:
+    def _recover(self) -> None:
         """Takes over what earlier attempts left: one new journal says what stands in theirs and is true."""
         old = journals(self._folder)
         if not old:
             return
-        kept = []
-        for stretch in JournalReader(self._folder, self._layout.rows).fresh():
-            if self._done[stretch.rows].all() or (stretch.token and not counted(stretch.token)):
-                continue
-            if stretch_checksum(self._parts, self._layout, stretch) == stretch.checksum:
-                self._done[stretch.rows] = True
-                kept.append(stretch)
+        kept = self._learn()
+        self._uncounted.clear()
         write_journal(self._folder, kept, instead_of=old)
+
+    def _learn(self) -> list[Stretch]:
+        """Takes note of what journals say, where it is true and accounted for; gives what was new."""
+        known = [*self._uncounted, *self._journals.fresh()]
+        self._uncounted = []
+        fresh = []
+        for stretch in known:
+            if self._done[stretch.rows].all():
+                continue
+            if stretch.token and not self._counted(stretch.token):
+                # Whoever made it is about to account for it, or died.
+                self._uncounted.append(stretch)
+            elif stretch_checksum(self._parts, self._layout, stretch) == stretch.checksum:
+                self._done[stretch.rows] = True
+                fresh.append(stretch)
+        return fresh
 
     def _start_stretch(self) -> None:
         self._put: list[NDArray[np.int64]] = []
@@ -225,12 +304,25 @@ def unseal(folder: Path) -> None:
         (folder / MANIFEST).unlink()
 
 
-def hold(folder: Path, *, wait: bool = True) -> IO[bytes]:
-    """The lock of a view's folder, which is made if need be; closing the file lets go of it.
+def hold(folder: Path, *, wait: bool = True) -> Hold:
+    """The view's folder for oneself alone; it is made if need be.
 
     Raises:
-        BlockingIOError: somebody else holds it, and waiting is not wanted.
+        BlockingIOError: somebody else holds it or fills it, and waiting is not wanted.
     """
+    gate = _gate(folder, wait=wait)
+    fillers = (folder / FILLERS).open("ab")
+    try:
+        fcntl.flock(fillers, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        fillers.close()
+        gate.close()
+        raise
+    return Hold(gate, fillers)
+
+
+def _gate(folder: Path, *, wait: bool = True) -> IO[bytes]:
+    """What everybody passes who begins to fill the view, and keeps who must be alone with it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -248,6 +340,28 @@ def hold(folder: Path, *, wait: bool = True) -> IO[bytes]:
             file.close()
             raise
         file.close()
+
+
+def _join(folder: Path) -> tuple[Hold, bool]:
+    """A place among those who fill the view, and whether nobody else does. The caller keeps the gate until it has begun."""
+    fillers = (folder / FILLERS).open("ab")
+    try:
+        fcntl.flock(fillers, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except BlockingIOError:
+        alone = False
+    # Behind the gate nobody waits for this lock alone, so that nobody slips in between.
+    fcntl.flock(fillers, fcntl.LOCK_SH)
+    return Hold(fillers), alone
+
+
+def _lock_range(file: IO[bytes], kind: int, first: int, count: int) -> None:
+    """Locks, or unlocks, bytes that stand for blocks; a lock belongs to the open file and ends with its process.
+
+    Raises:
+        BlockingIOError, PermissionError: somebody else holds some of them.
+    """
+    fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, first, count, 0))
 
 
 @contextmanager
@@ -271,7 +385,7 @@ def _kept_layout(folder: Path, wanted: Layout) -> Layout:
         if _regardless_of_order(found) == _regardless_of_order(wanted):
             return found
     for path in folder.iterdir():
-        if path.name != LOCK:
+        if path.name not in (LOCK, FILLERS, CLAIMS):
             path.unlink()
     document = wanted.document()
     with room_for(len(document), folder):

@@ -250,6 +250,8 @@ class TeacherSpec(Section):
         weights: a checkpoint file (relative to the spec file's folder), `torchvision:<weights enum>` or
             `mlflow:models:/name/1`; null trains the teacher by the recipe `train`.
         num_classes: a promise that is checked against the data set.
+        replicas: how many actors share its work, each with these `resources`: they fill views together, and trials call the
+            one on their own node or the one with the least to do.
     """
 
     model: str
@@ -258,6 +260,7 @@ class TeacherSpec(Section):
     num_classes: Annotated[int, Field(ge=2)] | None = None
     train: TeacherTraining = Field(default_factory=TeacherTraining)
     resources: Resources = Field(default_factory=Resources)
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
 
     @classmethod
     def from_entry(cls, entry: Any) -> Any:

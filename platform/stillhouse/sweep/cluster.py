@@ -1,11 +1,13 @@
 """Ray, as a sweep uses it: a cluster found or started, the data put there once, teachers before trials, trials by Tune."""
 
+import itertools
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -44,6 +46,9 @@ from stillhouse.sweep.searchers import FeedSearcher
 from stillhouse.sweep.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
 from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.homes import HomeAddress, kept_home
+from stillhouse.teachers.keeper import start_keeper
+from stillhouse.teachers.leases import EXPIRE_S, LeaseHolder
 from stillhouse.workers import driver_import_paths
 
 _RESTARTS_OF_A_TRIAL = 3
@@ -53,9 +58,14 @@ _MAX_CONCURRENT_REMOTE = 256
 
 
 class Teacher:
-    """A running teacher actor and what it told of itself."""
+    """A running teacher actor and what it told of itself.
+
+    Attributes:
+        replicas: name and handle of others that share its work.
+    """
 
     def __init__(self, definition: TeacherDefinition, actor: str, handle: Any, facts: dict[str, Any]) -> None:
+        self.replicas: dict[str, Any] = {}
         self.definition = definition
         self.actor = actor
         self.handle = handle
@@ -67,11 +77,14 @@ class Cluster:
 
     Args:
         address: of a running cluster; None starts one on this machine, unless this process is connected already.
-        home: the absolute folder that all nodes share.
+        home: the absolute folder, on this node; others may share it.
+
+    Attributes:
+        home: how a process on any node finds it.
 
     Raises:
         InfrastructureError: the address does not answer, no node can hold a trial or a teacher, or a node of a cluster at an
-            address has other versions or another home.
+            address has other versions.
     """
 
     def __init__(self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: Ending) -> None:
@@ -90,12 +103,20 @@ class Cluster:
         self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
         self._data_reference: Any = None
         self._handles: list[Any] = []
+        self._leases = LeaseHolder({"sweep": spec.name})
         self._room = self._check_placement(home)
+        self.home = HomeAddress(path=str(home))
+        if not self._local:
+            # Also where all nodes share the home: an autoscaler may add one that does not.
+            self.home = kept_home(home)
+            self._handles.append(keeper := start_keeper(self.home))
+            self._leases.hold(keeper)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._leases.close()
         self._handles.clear()
         self._data_reference = None
         if self._ours:
@@ -105,38 +126,54 @@ class Cluster:
         """Puts the data set into the object store: one copy per node, read in place by every process."""
         self._data_reference = ray.put(data.to_arrays())
 
-    def start_teachers(
-        self, definitions: Sequence[TeacherDefinition], data: ImageData, views: Views, *, home: Path
-    ) -> list[Teacher]:
+    def start_teachers(self, definitions: Sequence[TeacherDefinition], data: ImageData, views: Views) -> list[Teacher]:
         """Starts all teachers, and waits until each is loaded or trained.
 
         Raises:
             UsageError: weights that can not be read or do not fit.
             InfrastructureError: a teacher's actor can not be placed, or keeps dying.
         """
-        started = []
-        for definition in definitions:
-            resources = self._spec.teachers[definition.name].resources
-            started.append(
-                start_actor(
-                    definition,
-                    data,
-                    self._data_reference,
-                    views,
-                    home=home,
-                    dtype=self._spec.knowledge.dtype,
-                    cpus=resources.cpu,
-                    gpus=resources.gpu,
-                    placement=ray_options(resources),
-                    import_paths=list(self.import_paths),
-                    method_folders=list(self._spec.method_paths),
-                )
-            )
-        self._handles += [handle for _, handle in started]
-        return [
-            Teacher(definition, name, handle, self._prepare(definition.name, handle))
-            for definition, (name, handle) in zip(definitions, started, strict=True)
+        starts = [
+            [
+                partial(self._start_teacher, definition, data, views, replica)
+                for replica in range(self._spec.teachers[definition.name].replicas)
+            ]
+            for definition in definitions
         ]
+        for start in itertools.chain.from_iterable(starts):
+            # All at once, so that each finds its place before trials do.
+            start()
+        teachers = []
+        for definition, (first, *others) in zip(definitions, starts, strict=True):
+            teacher = self._prepare(definition, first)
+            # The others find what the first has trained.
+            replicas = [self._prepare(definition, start) for start in others]
+            teacher.replicas = {replica.actor: replica.handle for replica in replicas}
+            teachers.append(teacher)
+        return teachers
+
+    def _start_teacher(self, definition: TeacherDefinition, data: ImageData, views: Views, replica: int) -> tuple[str, Any]:
+        """The name and the handle of the teacher's actor, leased where it could outlive this driver."""
+        resources = self._spec.teachers[definition.name].resources
+        name, handle = start_actor(
+            definition,
+            data,
+            self._data_reference,
+            views,
+            home=self.home,
+            dtype=self._spec.knowledge.dtype,
+            cpus=resources.cpu,
+            gpus=resources.gpu,
+            placement=ray_options(resources),
+            import_paths=list(self.import_paths),
+            method_folders=list(self._spec.method_paths),
+            expire_s=None if self._local else EXPIRE_S,
+            replica=replica,
+        )
+        self._handles.append(handle)
+        if not self._local:
+            self._leases.hold(handle, [self._data_reference])
+        return name, handle
 
     def measure_latency(
         self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData
@@ -260,11 +297,15 @@ class Cluster:
         if found.problems and addable is not None:
             raise InfrastructureError(found.problems[0])
         if not self._local:
-            check_nodes(home)
+            for line in check_nodes(home):
+                self._progress.note(line)
         return found.trials
 
-    def _prepare(self, name: str, handle: Any) -> dict[str, Any]:
+    def _prepare(self, definition: TeacherDefinition, start: Callable[[], tuple[str, Any]]) -> Teacher:
+        name = definition.name
         for attempt in range(_RESTARTS_OF_A_TEACHER + 1):
+            # One that was found may have ended since, with its last lease; then this starts another.
+            actor, handle = start()
             waiting = handle.prepare.remote()
             try:
                 facts = self._wait_for_teacher(name, handle, waiting)
@@ -284,12 +325,13 @@ class Cluster:
                 kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
                 kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
                 raise kind(facts["error"])
-            return facts
+            return Teacher(definition, actor, handle, facts)
         raise AssertionError("unreachable")
 
     def _wait_for_teacher(self, name: str, handle: Any, waiting: Any) -> dict[str, Any]:
         """What `prepare` answers. A teacher in training that is to end gets a while for its checkpoint."""
         deadline = math.inf
+        status = handle.status.remote()
         with self._ending.patiently():
             while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
                 if self._ending.asked and deadline == math.inf:
@@ -297,7 +339,10 @@ class Cluster:
                     handle.end.remote()
                 if time.monotonic() > deadline:
                     raise Interrupted("interrupted")
-                self._progress.teacher(name, ray.get(handle.status.remote()))
+                # An actor that has no place yet answers nothing, and nobody who wants to end waits for it.
+                if ray.wait([status], timeout=0)[0]:
+                    self._progress.teacher(name, ray.get(status))
+                    status = handle.status.remote()
         facts: dict[str, Any] = ray.get(waiting)
         return facts
 
@@ -438,9 +483,10 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
 
 
 def request_ahead(teacher: Teacher, views: Mapping[int, Reading], kinds: Sequence[Knowledge]) -> None:
-    """Lets the teacher fill these views, each in the order in which it is read first, while trials run; nothing waits for it."""
-    for view, reading in views.items():
-        teacher.handle.request.remote(view, list(kinds), True, False, reading)
+    """Lets the teacher fill these views, each in the order in which it is read first; nothing waits for it."""
+    for handle in (teacher.handle, *teacher.replicas.values()):
+        for view, reading in views.items():
+            handle.request.remote(view, list(kinds), True, False, reading)
 
 
 def _trial_name(trial: Any) -> str:

@@ -49,6 +49,23 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         ray.init(**options, address=address, runtime_env=_runtime_env(Path(folder), spec))
 
 
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to the cluster at `address` for a question or two.
+
+    Raises:
+        InfrastructureError: the cluster can not be reached.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        connect(address)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
 def _knock(address: str) -> None:
     """Ray itself takes 20 seconds to say that nobody is there.
 

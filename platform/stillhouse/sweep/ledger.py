@@ -28,24 +28,24 @@ class Ledger:
         Raises:
             OSError: the disk is full; nothing was written.
         """
-        write_checked(self._path(record.trial.key), record.model_dump_json().encode())
+        write_checked(self.path(record.trial.key), record.model_dump_json().encode())
 
     def read(self, key: str) -> TrialRecord | None:
         """The record of the trial; None when there is none, or none that is whole."""
         try:
-            return TrialRecord.model_validate_json(read_checked(self._path(key)))
+            return TrialRecord.model_validate_json(read_checked(self.path(key)))
         except (FileNotFoundError, Damaged, ValidationError):
             return None
 
     def remove(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        self.path(key).unlink(missing_ok=True)
 
     def set_aside(self, key: str) -> Path:
         """Moves the record away, so that its trial runs again. Returns where it lies from now on."""
         aside = self.folder / "aside"
         aside.mkdir(exist_ok=True)
         target = next(path for n in itertools.count(1) if not (path := aside / f"{key}.{n}{_SUFFIX}").exists())
-        self._path(key).rename(target)
+        self.path(key).rename(target)
         fsync_folder(aside)
         fsync_folder(self.folder)
         return target
@@ -67,5 +67,6 @@ class Ledger:
                 whole[key] = record
         return whole, damaged
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """The file of the trial's record."""
         return self.folder / f"{key}{_SUFFIX}"

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +29,7 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
 from stillhouse.sweep.connection import connect
 from stillhouse.sweep.placement import NodeKind
+from stillhouse.teachers.homes import COMMON_VARIABLE, SCRATCH_VARIABLE, common_home_is_off, scratch_base
 from stillhouse.tracking import Location, locate
 
 PATIENCE_S = 120.0
@@ -95,21 +97,27 @@ def examine_cluster(address: str, home: Path, tracking_uri: str | None = None) -
         ray.shutdown()
 
 
-def check_nodes(home: Path) -> None:
-    """Holds a sweep back from a cluster that it can not run on.
+def check_nodes(home: Path) -> list[str]:
+    """Holds a sweep back from a cluster that it can not run on. Gives what else there is to know of it, in sentences.
 
     Raises:
-        InfrastructureError: a node runs nothing, has other versions than this process, or does not share its home.
+        InfrastructureError: a node runs nothing, has other versions than this process, or has neither the home nor a scratch
+            folder.
     """
     reports = ask_nodes(home)
     problems = [f"node {report.node} can not run the platform: {report.error}" for report in reports if report.facts is None]
     ours = versions()
     differing = {report.node: _differing(ours, report.facts["versions"]) for report in reports if report.facts is not None}
     problems += [f"node {node} has {what}; install the same versions on every node" for node, what in differing.items() if what]
-    problems += [_not_common(report, home) for report in nodes_without_home(reports)]
+    apart = nodes_without_home(reports)
+    problems += [_no_scratch(report) for report in apart if report.facts and report.facts["scratch_trouble"]]
     if problems:
         more = f" (and {len(problems) - 1} more problems: stillhouse doctor --address lists them)" if len(problems) > 1 else ""
         raise InfrastructureError(problems[0] + more)
+    if not apart:
+        return []
+    which = f"node {apart[0].node} does" if len(apart) == 1 else f"{len(apart)} of {len(reports)} nodes do"
+    return [f"{which} not see the home {home}: what is there goes through the home's keeper"]
 
 
 def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
@@ -177,15 +185,18 @@ def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any
     """What this process sees of its node; runs in a worker."""
     own = Path(folder) / f"node-{ray.get_runtime_context().get_node_id()}"
     probe_read = written = False
-    trouble = ""
+    trouble = f"{COMMON_VARIABLE} is 0 there" if common_home_is_off() else ""
     try:
-        probe_read = read_checked(Path(folder) / "driver") == b"driver"
-        write_checked(own, b"node")
-        written = True
+        if not trouble:
+            probe_read = read_checked(Path(folder) / "driver") == b"driver"
+            write_checked(own, b"node")
+            written = True
     except (OSError, Damaged) as error:
         trouble = getattr(error, "strerror", None) or str(error)
-    home = Path(folder).parent
+    home = Path(folder).parent if probe_read and written else scratch_base()
     return {
+        "scratch": str(scratch_base()),
+        "scratch_trouble": "" if probe_read and written else _trouble_with(scratch_base()),
         "versions": versions(),
         "package_path": code_facts()["package_path"],
         "probe_read": probe_read,
@@ -214,12 +225,15 @@ def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list
     versions_fact = differing or ", ".join(f"{name} {theirs[name]}" for name in ("python", "ray", "torch", "stillhouse"))
     full = facts["free_bytes"] < LEAST_FREE_BYTES
     room = f"{facts['free_bytes'] / 2**30:.1f} GiB free"
-    home_fact = f"{home} is writable and common, {room}" if report.shares_home else _not_common(report, home)
+    home_fact = f"{home} is writable and common, {room}" if report.shares_home else f"{_not_common(report, home)}, {room}"
+    fit = report.shares_home or not facts["scratch_trouble"]
+    if not fit:
+        home_fact = _no_scratch(report)
     refused = facts["tracking"]
     apart = report.clock_difference_s
     return [
         Finding("versions", not differing, f"{versions_fact}, from {facts['package_path']}", node),
-        Finding("home", report.shares_home and not full, home_fact, node),
+        Finding("home", fit and not full, home_fact, node),
         Finding("mlflow", not refused, f"{store}: {refused}" if refused else f"{store} is reachable or the driver's own", node),
         _gpu_finding(report, facts["gpus"]),
         _token_finding(facts, node),
@@ -257,7 +271,24 @@ def _not_common(report: NodeReport, home: Path) -> str:
         why = f"it does not see what is written here ({facts.get('trouble') or 'another file lies there'})"
     elif not facts.get("written"):
         why = f"it can not write there ({facts.get('trouble')})"
-    return f"node {report.node} does not share the home {home}: {why}; name a folder that all nodes share with --home"
+    return f"node {report.node} does not share the home {home}: {why}; it goes through the keeper, copies in {facts['scratch']}"
+
+
+def _no_scratch(report: NodeReport) -> str:
+    facts = report.facts or {}
+    return (
+        f"node {report.node} sees neither the home nor a scratch folder: {facts['scratch']}: {facts['scratch_trouble']}; "
+        f"share the home, or set {SCRATCH_VARIABLE} there"
+    )
+
+
+def _trouble_with(folder: Path) -> str:
+    """Why nothing can be written into the folder; empty when it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:

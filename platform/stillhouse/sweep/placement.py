@@ -83,7 +83,7 @@ def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind
     room = _Room(nodes, addable)
     problems = []
     for name, teacher in spec.teachers.items():
-        if not room.take(teacher.resources):
+        if not all(room.take(teacher.resources) for _ in range(teacher.replicas)):
             problems.append(_reason(f"teachers.{name}.resources", teacher.resources, [*nodes, *addable]))
     trials = 0
     # The spec may plan more than the cluster will ever hold, and a small trial fits a large cluster very often.

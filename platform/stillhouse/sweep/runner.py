@@ -31,8 +31,9 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.ledger import Ledger
-from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters
+from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
 from stillhouse.teachers.definition import TeacherTicket
+from stillhouse.teachers.homes import HomeAddress, NodeHome, node_home
 
 CHECKPOINT_INTERVAL_S = 5.0
 
@@ -51,6 +52,7 @@ class TrialEnvironment:
 
     Attributes:
         folder: the sweep's absolute folder.
+        home: in which it lies; None where every process sees the folder.
         latencies: what `latency` measured, by `student_key`.
         checkpoint_interval_s: the least time between two checkpoints of a trial.
         threads: of each worker of a trial.
@@ -70,6 +72,12 @@ class TrialEnvironment:
     import_paths: tuple[str, ...] = ()
     method_folders: tuple[str, ...] = ()
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+    home: HomeAddress | None = None
+
+    @property
+    def own_home(self) -> NodeHome:
+        """The home as this process has it."""
+        return node_home(self.home or HomeAddress(path=self.folder))
 
 
 class TrialRunner:
@@ -94,10 +102,13 @@ class TrialRunner:
         self._data = data
         self._device = device
         self._started = now()
-        self._folder = Path(environment.folder) / "trials" / trial.key
+        self._home = environment.own_home
+        self._sweep = self._home.here(environment.folder)
+        self._folder = self._sweep / "trials" / trial.key
         self._saved = time.monotonic()
         self._teachers: list[TrialTeacher] = []
         self._trainer = self._make_trainer()
+        self._home.pull(self._checkpoint)
         try:
             self._trainer.load(self._checkpoint)
         except FileNotFoundError:
@@ -157,7 +168,7 @@ class TrialRunner:
 
     def _start_smaller(self) -> None:
         smaller = self._micro_batch // 2
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._drop_checkpoint()
         # What the old one holds must be free before the new one is made.
         del self._trainer
         gc.collect()
@@ -178,6 +189,7 @@ class TrialRunner:
         """Writes a checkpoint; a full disk costs the checkpoint, not the trial."""
         with contextlib.suppress(OSError):
             self._trainer.save(self._checkpoint)
+            self._home.push(self._checkpoint)
         self._saved = time.monotonic()
 
     def finish(self) -> TrialRecord:
@@ -202,9 +214,10 @@ class TrialRunner:
         weights = Path("students") / f"{self.trial.key}.safetensors"
         digest = save_weights(
             student,
-            Path(self._environment.folder) / weights,
+            self._sweep / weights,
             {"trial": self.trial.key, "model": self.trial.student.model},
         )
+        self._home.push(self._sweep / weights)
         return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest)
 
     def fail(self, reason: str) -> TrialRecord:
@@ -229,9 +242,13 @@ class TrialRunner:
                 **fields,
             }
         )
-        Ledger(Path(self._environment.folder) / "ledger").write(record)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _keep_record(record, self._environment)
+        self._drop_checkpoint()
         return record
+
+    def _drop_checkpoint(self) -> None:
+        self._home.drop(self._checkpoint)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def _checkpoint(self) -> Path:
@@ -261,7 +278,7 @@ class TrialRunner:
             teacher=join_sources([teacher.source for teacher in self._teachers if teacher.source is not None]),
             callable_teacher=self._teachers[0].callable if self._teachers else None,
             teacher_architecture=architectures[0] if architectures else None,
-            teacher_weights=(lambda: load_file(tickets[0].weights_path)) if tickets else None,
+            teacher_weights=(lambda: load_file(weights_here(tickets[0]))) if tickets else None,
             student_name=trial.student.name,
             device=self._device,
             workers=self._workers,
@@ -296,8 +313,23 @@ def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseExcept
         started=now(),
         finished=now(),
     )
-    Ledger(Path(environment.folder) / "ledger").write(record)
+    _keep_record(record, environment)
     return record
+
+
+def kept_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
+    """The trial's record, if it has one already: a worker may die before it could say that it was done."""
+    home = environment.own_home
+    ledger = Ledger(home.here(environment.folder) / "ledger")
+    home.pull(ledger.path(trial.key))
+    return ledger.read(trial.key)
+
+
+def _keep_record(record: TrialRecord, environment: TrialEnvironment) -> None:
+    home = environment.own_home
+    ledger = Ledger(home.here(environment.folder) / "ledger")
+    ledger.write(record)
+    home.push(ledger.path(record.trial.key))
 
 
 def failure_reason(error: BaseException) -> str:

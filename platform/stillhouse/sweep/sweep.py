@@ -210,6 +210,43 @@ class Sweep:
                     differences += [{"teacher": name, **each} for each in found["differences"]]
         return {"compared": compared, "differences": differences}
 
+    def train_teachers(self) -> list[dict[str, Any]]:
+        """Trains or loads the spec's teachers, and fills nothing.
+
+        Returns:
+            of each its `name`, `model`, `key`, `weights` (a path), `validation_accuracy`, `train_seconds` and whether it was
+            `trained_now`.
+
+        Raises:
+            UsageError: the spec has no teachers; weights that can not be read or do not fit.
+            InfrastructureError: as for `run`.
+            Interrupted: behind the epoch under way; the same command goes on there.
+        """
+        if not self.spec.teachers:
+            raise UsageError("the spec has no teachers; name one under teachers, such as {big: {model: resnet56}}")
+        definitions = [self._definition(name) for name in self.spec.teachers]
+        self.place.home.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                self._ending,
+                Cluster(
+                    self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+                ) as cluster,
+            ):
+                cluster.share(self.data())
+                return [
+                    {
+                        "name": running.definition.name,
+                        "model": running.definition.model,
+                        "key": running.facts["key"],
+                        "weights": running.facts["weights_path"],
+                        **{name: running.facts[name] for name in ("validation_accuracy", "train_seconds", "trained_now")},
+                    }
+                    for running in cluster.start_teachers(definitions, self.data(), self._views())
+                ]
+        except (KeyboardInterrupt, Interrupted) as interrupt:
+            raise Interrupted("interrupted; the same command goes on where the training was") from interrupt
+
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
         """Turns an interruption and the disk's errors into what the user should be told."""
@@ -519,6 +556,7 @@ class Sweep:
                     home=cluster.home,
                     dtype=self.spec.knowledge.dtype,
                     actor=running.actor,
+                    replicas=tuple(running.replicas),
                     ways={text: choice.way for text, choice in choices.items()},
                     calling_way=calling.way,
                     top_k=form_of_logits(self.spec.knowledge),

@@ -12,7 +12,7 @@ from ray import tune
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, is_disk_full
 from stillhouse.spec.records import Trial
-from stillhouse.sweep.runner import TrialEnvironment, TrialRunner, failed_record, failure_reason
+from stillhouse.sweep.runner import TrialEnvironment, TrialRunner, failed_record, failure_reason, kept_record
 from stillhouse.sweep.together import Peers, own_device
 from stillhouse.workers import prepare_worker
 
@@ -54,7 +54,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
 
     def _step(self) -> dict[str, Any]:
         if self._runner is None:
-            return self._report(None, status="failed")
+            return self._report(None, status=self._done)
         first = not self._reported
         entry = None
         try:
@@ -108,8 +108,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._trial = Trial.model_validate_json(config[TRIAL_KEY])
         self._reported = self._resting = False
         self._no_room: BaseException | None = None
+        self._done = "failed"
         device = own_device()
         try:
+            if (record := kept_record(self._trial, self._environment)) is not None:
+                self._done = record.status
+                return
             self._runner = self._make_runner(device)
         except (InfrastructureError, OSError) as error:
             if not is_disk_full(error):

@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import ObjectLostError
 
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
@@ -17,23 +20,27 @@ from stillhouse.distill.sources import Reading
 from stillhouse.durable import content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.homes import HomeAddress, node_home
+from stillhouse.teachers.leases import EXPIRE_S, Leased
 from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.teachers.running import NAMESPACE, PREFIX
 from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.serving import MAX_WAITING, Busy, unless_busy
 
-NAMESPACE = "stillhouse"
 _THREADS = MAX_WAITING + 16
+_POLL_S = 0.1
 
 
-class TeacherActor:
+class TeacherActor(Leased):
     """Runs a `TeacherService` in an actor. `prepare` loads or trains; all else needs it, and a restarted actor redoes it.
 
     Args:
         data: the reference of what `ImageData.to_arrays` gave, in a list, so that a node holds one copy and a restart reads it.
-        home: the absolute folder of teachers and knowledge.
+            It dies with the driver that put it there; whoever holds a lease brings another.
+        home: of teachers and knowledge.
+        expire_s: how long a lease lasts; None for an actor that needs none.
     """
 
     def __init__(
@@ -41,19 +48,22 @@ class TeacherActor:
         definition: TeacherDefinition,
         data: list[Any],
         views: Views,
-        home: str,
+        home: HomeAddress,
         dtype: str,
         threads: int,
         import_paths: list[str],
         method_folders: list[str],
+        expire_s: float | None = None,
     ) -> None:
         from stillhouse.workers import prepare_worker
 
+        super().__init__(expire_s)
         prepare_worker(import_paths, threads, method_folders)
         self._definition = definition
-        self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._references = {"": data}
+        self._data_patience_s = EXPIRE_S if expire_s is None else expire_s
         self._views = views
-        self._home = Path(home)
+        self._home_address = home
         self._dtype = dtype
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         self._service: TeacherService | None = None
@@ -67,9 +77,11 @@ class TeacherActor:
         self._ending.clear()
         if self._service is None:
             try:
-                teacher = TeacherLibrary(self._home / "teachers").obtain(
+                data = self._obtain_data()
+                home = node_home(self._home_address)
+                teacher = TeacherLibrary(home.folder / "teachers", home).obtain(
                     self._definition,
-                    self._data,
+                    data,
                     self._views,
                     device=self._device,
                     progress=self._note,
@@ -79,12 +91,19 @@ class TeacherActor:
                 return {"error": str(error), "exit_code": error.exit_code}
             except OSError as error:
                 return {"error": f"{error.strerror or error} ({error.filename})", "exit_code": InfrastructureError.exit_code}
-            store = KnowledgeStore(self._home / "knowledge")
-            store.root.mkdir(parents=True, exist_ok=True)
-            self._service = TeacherService(teacher, self._data, self._views, store, dtype=self._dtype, device=self._device)
+            home.store.root.mkdir(parents=True, exist_ok=True)
+            self._service = TeacherService(
+                teacher,
+                data,
+                self._views,
+                home.store,
+                dtype=self._dtype,
+                device=self._device,
+                note_fill=home.note_fill,
+            )
             self._facts = {
                 "key": teacher.key,
-                "weights_path": str(teacher.path),
+                "weights_path": str(home.there(teacher.path)),
                 "weights_hash": teacher.weights_hash,
                 "validation_accuracy": teacher.validation_accuracy,
                 "train_seconds": teacher.train_seconds,
@@ -94,6 +113,32 @@ class TeacherActor:
                 "base": self._service.base,
             }
         return self._facts
+
+    def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> None:
+        """Keeps the actor alive for `holder`, who brings a reference of the data of its own."""
+        if data is not None:
+            self._references[holder] = data
+        super().lease(holder, about)
+
+    def release(self, holder: str) -> None:
+        self._references.pop(holder, None)
+        super().release(holder)
+
+    def about(self) -> dict[str, Any]:
+        """What the actor is, and who uses it."""
+        return {
+            "name": self._definition.name,
+            "model": self._definition.model,
+            "status": self._status,
+            "device": self._device,
+            "node": ray.get_runtime_context().get_node_id(),
+            "pid": os.getpid(),
+            "leases": self.leases(),
+        }
+
+    def load(self) -> tuple[str, int]:
+        """The node that the actor is on, and how many calls wait in it."""
+        return ray.get_runtime_context().get_node_id(), self._service.num_waiting if self._service else 0
 
     def end(self) -> None:
         """Lets `prepare` write a checkpoint and give up, behind the epoch under way."""
@@ -155,22 +200,38 @@ class TeacherActor:
         assert self._service is not None
         return self._service
 
+    def _obtain_data(self) -> ImageData:
+        """The data set, from whichever driver still lives.
+
+        Raises:
+            InfrastructureError: none does.
+        """
+        deadline = time.monotonic() + self._data_patience_s
+        while True:
+            for data in list(self._references.values()):
+                with suppress(ObjectLostError):
+                    return ImageData.from_arrays(*ray.get(data[0]))
+            if time.monotonic() > deadline:
+                raise InfrastructureError("the data set was lost with the driver that put it into the cluster's memory")
+            # Whoever still holds a lease brings it with the next renewal.
+            time.sleep(_POLL_S)
+
     def _note(self, text: str) -> None:
         self._status = text
 
 
-def actor_name(definition: TeacherDefinition, data: ImageData, views: Views, *, home: Path, dtype: str) -> str:
+def actor_name(definition: TeacherDefinition, data: ImageData, views: Views, *, home: HomeAddress, dtype: str) -> str:
     """Equal for sweeps that can share the actor: the same teacher, data, views, number format, home and code."""
     from stillhouse import __version__
 
     parts = {
         "teacher": definition.key(data, views),
         "views": views.identity(),
-        "home": str(home),
+        "home": home.path,
         "dtype": dtype,
         "code": __version__,
     }
-    return f"teacher-{content_hash(parts, digits=16)}"
+    return f"{PREFIX}{content_hash(parts, digits=16)}"
 
 
 def start_actor(
@@ -179,20 +240,24 @@ def start_actor(
     data_reference: Any,
     views: Views,
     *,
-    home: Path,
+    home: HomeAddress,
     dtype: str,
     cpus: float,
     gpus: float,
     placement: Mapping[str, Any],
     import_paths: list[str],
     method_folders: list[str],
+    expire_s: float | None = None,
+    replica: int = 0,
 ) -> tuple[str, Any]:
     """Starts the shared actor, or finds the one that another sweep started. Returns its name and handle.
 
     Args:
         placement: Ray's options that say on which nodes it may run.
+        expire_s: how long it outlives the last lease that is not renewed; None for an actor that ends with this driver.
+        replica: the number of this one of several that share the work.
     """
-    name = actor_name(definition, data, views, home=home, dtype=dtype)
+    name = actor_name(definition, data, views, home=home, dtype=dtype) + (f"-{replica}" if replica else "")
     handle = (
         ray.remote(TeacherActor)
         .options(
@@ -202,11 +267,12 @@ def start_actor(
             num_cpus=cpus,
             num_gpus=gpus,
             **placement,
+            lifetime=None if expire_s is None else "detached",
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=_THREADS,
         )
-        .remote(definition, [data_reference], views, str(home), dtype, int(cpus), import_paths, method_folders)
+        .remote(definition, [data_reference], views, home, dtype, int(cpus), import_paths, method_folders, expire_s)
     )
     return name, handle
 
@@ -215,9 +281,10 @@ def make_ticket(
     definition: TeacherDefinition,
     facts: Mapping[str, Any],
     *,
-    home: Path,
+    home: HomeAddress,
     dtype: str,
     actor: str,
+    replicas: Sequence[str] = (),
     ways: Mapping[str, str],
     calling_way: str = "inline",
     top_k: TopK | None = None,
@@ -229,10 +296,12 @@ def make_ticket(
         weights_hash=facts["weights_hash"],
         base=facts["base"],
         dtype=dtype,
-        store=str(home / "knowledge"),
+        store=str(Path(home.path) / "knowledge"),
         actor=actor,
+        replicas=tuple(replicas),
         namespace=NAMESPACE,
         ways=dict(ways),
         calling_way=calling_way,
         top_k=top_k,
+        home=home,
     )

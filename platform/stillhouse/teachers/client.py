@@ -1,6 +1,7 @@
 """A trial's side of the shared teacher: cached, served or inline, behind one interface."""
 
 import itertools
+import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +25,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.models.weights import load_weights
 from stillhouse.teachers.definition import TeacherTicket, view_identity
+from stillhouse.teachers.homes import node_home
 from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.serving import Busy
 
@@ -32,6 +34,9 @@ _POLL_S = 0.02
 _REPEAT_S = 5.0
 _LONGEST_PAUSE_S = 10.0
 _LONGEST_BUSY_PAUSE_S = 1.0
+_CHOICE_S = 10.0
+"""How long a replica is called before the replicas are asked again how much they have to do."""
+_ANSWER_S = 2.0
 
 
 class _NoActorError(Exception):
@@ -41,7 +46,8 @@ class _NoActorError(Exception):
 class ActorLink:
     """Calls of the shared actor that outlive its restart: calls are pure, so repeating one is safe.
 
-    A call that the actor has no room for is repeated too, for as long as the actor answers.
+    A call that the actor has no room for is repeated too, for as long as the actor answers. Of several replicas the one on
+    this process's node is called, else the one with the fewest calls waiting; they are asked again every few seconds.
 
     Args:
         patience_s: how long a lost actor is waited for before the trial gives up.
@@ -51,6 +57,8 @@ class ActorLink:
         self._ticket = ticket
         self._patience_s = patience_s
         self._handle: Any = None
+        self._names = (ticket.actor, *ticket.replicas)
+        self._chosen = 0.0
         self.calls = 0
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -63,7 +71,7 @@ class ActorLink:
         pause, busy_pause = 0.1, 0.01
         while True:
             try:
-                handle = self._handle = self._handle or self._find()
+                handle = self._handle = self._choose()
                 self.calls += 1
                 answer = ray.get(getattr(handle, method).remote(*arguments))
                 if not isinstance(answer, Busy):
@@ -81,9 +89,42 @@ class ActorLink:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _find(self) -> Any:
+    def tell_others(self, method: str, *arguments: Any) -> None:
+        """Calls the replicas that are not called by `call` for now; nothing waits for them."""
+        for name in self._names if len(self._names) > 1 else ():
+            with suppress(RayActorError, _NoActorError):
+                handle = self._find(name)
+                if self._handle is None or handle._actor_id != self._handle._actor_id:
+                    getattr(handle, method).remote(*arguments)
+
+    def _choose(self) -> Any:
+        if len(self._names) == 1:
+            return self._handle or self._find(self._names[0])
+        if self._handle is None or time.monotonic() - self._chosen > _CHOICE_S:
+            self._handle = self._least_loaded()
+            self._chosen = time.monotonic()
+        return self._handle
+
+    def _least_loaded(self) -> Any:
+        asked: dict[Any, Any] = {}
+        for name in self._names:
+            with suppress(RayActorError, _NoActorError):
+                handle = self._find(name)
+                asked[handle.load.remote()] = handle
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+        here = ray.get_runtime_context().get_node_id()
+        found: list[tuple[bool, int, int, Any]] = []
+        for answer in ready:
+            with suppress(RayActorError):
+                node, waiting = ray.get(answer)
+                found.append((node != here, waiting, os.getpid() % (len(found) + 1), asked[answer]))
+        if not found:
+            raise _NoActorError("no replica answers")
+        return min(found, key=lambda each: each[:3])[3]
+
+    def _find(self, name: str) -> Any:
         try:
-            return ray.get_actor(self._ticket.actor, namespace=self._ticket.namespace)
+            return ray.get_actor(name, namespace=self._ticket.namespace)
         except ValueError as error:
             # Not to be taken for a ValueError that the actor's method raised, which repeating does not mend.
             raise _NoActorError(str(error)) from error
@@ -96,7 +137,7 @@ class ViewOpener:
         self._ticket = ticket
         self._knowledge = knowledge
         self._link = link
-        self._store = KnowledgeStore(Path(ticket.store))
+        self._store = node_home(ticket.home).store if ticket.home else KnowledgeStore(Path(ticket.store))
         self._asked = 0.0
         self._view = 0
         self._wanted: Mapping[str, Knowledge] = {}
@@ -162,7 +203,9 @@ class ViewOpener:
         }
 
     def _ask(self, *, damaged: bool) -> Any:
-        reason = self._link.call("request", self._view, list(self._wanted.values()), False, damaged, self._reading)
+        asked = (self._view, list(self._wanted.values()), False, damaged, self._reading)
+        reason = self._link.call("request", *asked)
+        self._link.tell_others("request", *asked)
         self._asked = time.monotonic()
         return reason
 
@@ -277,7 +320,7 @@ class TrialTeacher:
         model: nn.Module | None = None
         if (calls and ticket.calling_way == "inline") or "inline" in {_way_of(kind, ticket) for kind in knowledge.values()}:
             model = ticket.definition.build()
-            load_weights(model, Path(ticket.weights_path))
+            load_weights(model, weights_here(ticket))
             model.to(device)
         by_way: dict[str, dict[str, Knowledge]] = {}
         for name, kind in knowledge.items():
@@ -320,6 +363,17 @@ class TrialTeacher:
             "samples_called": self.callable.samples_called if self.callable else 0,
             "remote_calls": self.link.calls,
         }
+
+
+def weights_here(ticket: TeacherTicket) -> Path:
+    """The file of the teacher's weights on this node, fetched if need be."""
+    if ticket.home is None:
+        return Path(ticket.weights_path)
+    home = node_home(ticket.home)
+    path = home.here(ticket.weights_path)
+    if not path.exists():
+        home.pull(path)
+    return path
 
 
 def _way_of(kind: Knowledge, ticket: TeacherTicket) -> str:

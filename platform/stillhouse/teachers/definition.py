@@ -14,6 +14,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
+from stillhouse.teachers.homes import HomeAddress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,9 @@ class TeacherTicket:
         ways: `cached`, `served` or `inline`, by the text of each kind of knowledge.
         calling_way: `served` or `inline`, for methods that call the teacher on inputs of their own making.
         actor: the name of the shared actor.
+        replicas: the names of others that do the same work.
         top_k: how logits are kept; None keeps them whole.
+        home: where the paths above lead; None where every process sees them.
     """
 
     definition: TeacherDefinition
@@ -85,6 +88,8 @@ class TeacherTicket:
     ways: Mapping[str, str] = field(default_factory=dict)
     calling_way: str = "inline"
     top_k: TopK | None = None
+    home: HomeAddress | None = None
+    replicas: tuple[str, ...] = ()
 
     def form(self, kind: Knowledge) -> Knowledge:
         """In which form `kind` is asked of the teacher."""

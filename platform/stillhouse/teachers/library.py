@@ -21,6 +21,7 @@ from stillhouse.durable import Damaged, canonical_json, read_checked, write_chec
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
 from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.homes import NodeHome
 
 CHECKPOINT_INTERVAL_S = 10.0
 _TORCHVISION = "torchvision:"
@@ -51,11 +52,13 @@ class TeacherLibrary:
     """Teachers under one folder: `<root>/<key>/weights.safetensors` and `card`, written last.
 
     Args:
-        root: an absolute path that every node can reach.
+        root: an absolute path.
+        home: the home in which the folder lies, where it is not on this node.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, home: NodeHome | None = None) -> None:
         self.root = root
+        self._home = home
 
     def obtain(
         self,
@@ -81,6 +84,7 @@ class TeacherLibrary:
         folder = self.root / key
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
+            self._pull(folder / "weights.safetensors", folder / "card")
             card = _read_card(folder)
             model = _build(definition)
             trained_now = False
@@ -108,7 +112,10 @@ class TeacherLibrary:
                     "made": time.time(),
                 }
                 write_checked(folder / "card", canonical_json(card).encode())
+                self._push(folder / "weights.safetensors", folder / "card")
                 (folder / "checkpoint").unlink(missing_ok=True)
+                if self._home is not None:
+                    self._home.drop(folder / "checkpoint")
         progress(f"teacher {definition.name}: validation accuracy {card['validation_accuracy']:.4f}")
         return LoadedTeacher(
             definition=definition,
@@ -120,6 +127,16 @@ class TeacherLibrary:
             train_seconds=card["train_seconds"],
             trained_now=trained_now,
         )
+
+    def _pull(self, *files: Path) -> None:
+        for file in files:
+            if self._home is not None:
+                self._home.pull(file)
+
+    def _push(self, *files: Path) -> None:
+        for file in files:
+            if self._home is not None:
+                self._home.push(file)
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The cards of all teachers that are kept, with their `key` and `bytes`."""
@@ -153,6 +170,7 @@ class TeacherLibrary:
 
         trainer = make()
         checkpoint = folder / "checkpoint"
+        self._pull(checkpoint)
         try:
             trainer.load(checkpoint)
         except FileNotFoundError:
@@ -171,6 +189,7 @@ class TeacherLibrary:
             asked = ending()
             if asked or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
                 trainer.save(checkpoint)
+                self._push(checkpoint)
                 saved = time.monotonic()
             if asked:
                 raise Interrupted(f"teacher {definition.name}: interrupted behind epoch {entry['epoch']}")

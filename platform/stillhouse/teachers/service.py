@@ -9,7 +9,9 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ _COMMIT_SHARE = 0.05
 """Stretches grow until making them durable takes no more than this part of computing them."""
 _STRETCH_S = 1.0
 """Stretches that take this long to compute do not grow: trials wait for them."""
+_POLL_S = 0.02
 _REQUESTED, _AHEAD = 0, 1
 
 
@@ -54,6 +57,7 @@ class TeacherService:
     Args:
         dtype: number format of sealed views, float32 or float16.
         merged_rows: the largest batch that calls of trials are merged into; by default `ModelServer` decides.
+        note_fill: adds a line to the log of fills; by default to the file in the store's folder.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class TeacherService:
         dtype: str = "float32",
         device: str = "cpu",
         merged_rows: int | None = None,
+        note_fill: Callable[[str], None] | None = None,
     ) -> None:
         self.teacher = teacher
+        self._note_fill = note_fill or self._append_to_log
         self._data = data
         self._views = views
         self._store = store
@@ -177,20 +183,20 @@ class TeacherService:
         with FeatureReader(self.teacher.model, layers_of(missing)) as reader, contextlib.ExitStack() as stack:
             sample = self._forward(reader, missing, view, np.arange(min(2, rows)))
             identities = {name: view_identity(self.base, kind, view) for name, kind in missing.items()}
-            writers = {
-                # In the order of their keys, so that two services do not wait for each other's locks.
-                name: stack.enter_context(
-                    self._store.writer(
-                        identities[name],
-                        rows=rows,
-                        shape=sample[name].shape[1:],
-                        dtype=self._dtype,
-                        order=reading,
-                        counted=self._is_counted,
-                    )
+            writers: dict[str, ViewWriter] = {}
+            # In the order of their keys, so that two services do not wait for each other's locks.
+            for name in sorted(missing, key=lambda name: self._store.key(identities[name])):
+                writer = self._store.writer(
+                    identities[name],
+                    rows=rows,
+                    shape=sample[name].shape[1:],
+                    dtype=self._dtype,
+                    # Others who fill some of these kinds must mean the same rows by a batch.
+                    order=next((each.order for each in writers.values() if each.order is not None), reading),
+                    counted=self._is_counted,
+                    shared=True,
                 )
-                for name in sorted(missing, key=lambda name: self._store.key(identities[name]))
-            }
+                writers[name] = stack.enter_context(writer)
             self._fill_missing(view, missing, reader, writers)
             for writer in writers.values():
                 writer.seal()
@@ -199,28 +205,35 @@ class TeacherService:
     def _fill_missing(
         self, view: int, kinds: Mapping[str, Knowledge], reader: FeatureReader, writers: Mapping[str, ViewWriter]
     ) -> None:
-        """Forwards the rows that miss, batch by batch; a stretch of batches is made durable and counted in one go."""
-        missing = {name: writer.missing for name, writer in writers.items()}
+        """Forwards the rows that miss, batch by batch; a stretch of batches is made durable and counted in one go.
+
+        Each batch is claimed first, so that several services fill the view and none forwards what another one does.
+        """
         rows = len(self._images)
         # Who goes on fills in the order, and so in the batches, of who began: rows are rounded as if nothing had happened.
         reading = next((writer.order for writer in writers.values() if writer.order is not None), None)
         order = np.arange(rows) if reading is None else reading_order(reading[0], reading[1], rows)
-        todo = order[np.logical_or.reduce([still[order] for still in missing.values()])]
-        num_batches, start = 1, 0
-        batches = (torch.from_numpy(todo[first : first + FILL_BATCH]) for first in range(0, len(todo), FILL_BATCH))
-        with read_ahead(self._images, (self._views.reads(batch, view) for batch in batches)):
-            while start < len(todo):
+        todo = _Todo([order[first : first + FILL_BATCH] for first in range(0, rows, FILL_BATCH)], writers)
+        num_batches = 1
+        with read_ahead(self._images, (self._views.reads(torch.from_numpy(rows), view) for rows in todo.ahead())):
+            while todo.left:
                 started = time.perf_counter()
-                stretch = todo[start : start + num_batches * FILL_BATCH]
-                for first in range(0, len(stretch), FILL_BATCH):
-                    self._fill_batch(view, kinds, reader, writers, missing, stretch[first : first + FILL_BATCH])
+                stretch: list[_Batch] = []
+                while len(stretch) < num_batches and (batch := todo.take()) is not None:
+                    self._fill_batch(view, kinds, reader, writers, batch)
+                    stretch.append(batch)
+                if not stretch:
+                    # Others are at all that is left; should one of them die, its batches can be claimed.
+                    time.sleep(_POLL_S)
+                    continue
+                count = sum(len(batch.rows) for batch in stretch)
                 computed = time.perf_counter()
                 token = secrets.token_hex(8)
                 written = {name: writer.commit(token) for name, writer in writers.items()}
-                self._note(view, len(stretch), written, computed - started, token)
-                self._samples_forwarded += len(stretch)
+                self._note(view, count, written, computed - started, token)
+                todo.finish(stretch)
+                self._samples_forwarded += count
                 self._bytes_written += sum(written.values())
-                start += len(stretch)
                 seconds = computed - started
                 if time.perf_counter() - computed > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
                     num_batches *= 2
@@ -231,13 +244,12 @@ class TeacherService:
         kinds: Mapping[str, Knowledge],
         reader: FeatureReader,
         writers: Mapping[str, ViewWriter],
-        missing: Mapping[str, NDArray[np.bool_]],
-        batch: NDArray[np.int64],
+        batch: "_Batch",
     ) -> None:
-        wanted = {name: missing[name][batch] for name in kinds}
-        values = self._forward(reader, {name: kinds[name] for name, some in wanted.items() if some.any()}, view, batch)
+        wanted = {name: kinds[name] for name, some in batch.missing.items() if some.any()}
+        values = self._forward(reader, wanted, view, batch.rows)
         for name, array in values.items():
-            writers[name].put(batch[wanted[name]], array[wanted[name]])
+            writers[name].put(batch.rows[batch.missing[name]], array[batch.missing[name]])
 
     def verify(self, kinds: Iterable[Knowledge], *, pairs: int, seed: int) -> dict[str, Any]:
         """`verify_sealed` of all views of these kinds."""
@@ -287,6 +299,11 @@ class TeacherService:
         """`ModelServer.pull_back`."""
         return self._server.pull_back(caller, images, layers, gradients, token)
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait to be served."""
+        return self._server.queue.num_waiting
+
     def counters(self) -> dict[str, float]:
         """`samples_forwarded`, `bytes_written` and `fill_seconds` of this service's life, and what it served."""
         served = self._server.counters()
@@ -333,15 +350,83 @@ class TeacherService:
             "time": time.time(),
             "stretch": token,
         }
-        log, text = fill_log(self._store.root), json.dumps(line)
-        with room_for(len(text), log):
-            append_line(log, text)
+        self._note_fill(json.dumps(line))
+
+    def _append_to_log(self, line: str) -> None:
+        log = fill_log(self._store.root)
+        with room_for(len(line), log):
+            append_line(log, line)
 
     def _is_counted(self, token: str) -> bool:
         """Whether the log has the stretch: what a crash left between journal and log is made again, and counted once."""
         if token not in self._counted:
-            self._counted = {str(entry.get("stretch")) for entry in _fills(self._store.root, self.teacher.weights_hash)}
+            self._counted = logged_stretches(self._store.root, self.teacher.weights_hash)
         return token in self._counted
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch that is this service's to fill.
+
+    Attributes:
+        rows: [B], that some kind of knowledge misses.
+        missing: [B], by kind.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    missing: Mapping[str, NDArray[np.bool_]]
+
+
+class _Todo:
+    """The batches of a view that are not durable yet, claimed one after another."""
+
+    def __init__(self, blocks: Sequence[NDArray[np.int64]], writers: Mapping[str, ViewWriter]) -> None:
+        self._blocks = blocks
+        self._writers = writers
+        missing = np.logical_or.reduce([writer.missing for writer in writers.values()])
+        self._unclaimed = [number for number, rows in enumerate(blocks) if missing[rows].any()]
+        self._claimed: deque[_Batch] = deque()
+
+    @property
+    def left(self) -> bool:
+        """Whether there may still be something to do."""
+        return bool(self._claimed or self._unclaimed)
+
+    def take(self) -> _Batch | None:
+        """The next batch; None when others are at all that is left."""
+        return self._claimed.popleft() if self._claimed else self._claim()
+
+    def ahead(self) -> Iterator[NDArray[np.int64]]:
+        """The rows of batches that `take` will give, claimed as they are asked for."""
+        while (batch := self._claim()) is not None:
+            self._claimed.append(batch)
+            yield batch.rows
+
+    def finish(self, batches: Iterable[_Batch]) -> None:
+        """Gives up the claims of batches that are durable and counted."""
+        numbers = [batch.number for batch in batches]
+        for writer in self._writers.values():
+            writer.release(numbers)
+
+    def _claim(self) -> _Batch | None:
+        for number in list(self._unclaimed):
+            rows = self._blocks[number]
+            missing: dict[str, NDArray[np.bool_]] = {}
+            for name, writer in self._writers.items():
+                mine = writer.claim(number, rows)
+                if mine is None:
+                    break
+                missing[name] = mine
+            if len(missing) < len(self._writers):
+                for name in missing:
+                    self._writers[name].release([number])
+                continue
+            self._unclaimed.remove(number)
+            some = np.logical_or.reduce(list(missing.values()))
+            if some.any():
+                return _Batch(number, rows[some], {name: mine[some] for name, mine in missing.items()})
+        return None
 
 
 def fill_log(store: Path) -> Path:
@@ -372,6 +457,11 @@ def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0) -> dict[
         counts["bytes"] += entry["bytes"]
         counts["seconds"] += entry["seconds"]
     return counts
+
+
+def logged_stretches(store: Path, weights_hash: str) -> set[str]:
+    """The names of the stretches of this teacher that the log has."""
+    return {str(entry.get("stretch")) for entry in _fills(store, weights_hash)}
 
 
 def _fills(store: Path, weights_hash: str, since_byte: int = 0) -> Iterator[dict[str, Any]]:

@@ -151,6 +151,11 @@ class CallQueue:
         self.batches = 0
         self.calls_merged = 0
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that were not answered yet."""
+        return self._waiting
+
     def ask(self, call: Call) -> Sequence[NDArray[Any]]:
         """The answer; waits for its turn.
 
