@@ -452,14 +452,20 @@ def list_models(
 
 @teachers_app.command(name="ls")
 @_told
-def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+def teachers_ls(
+    home: Home = None,
+    address: Annotated[str | None, typer.Option("--address", help="A Ray cluster: list what runs there too.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
     """List what is kept: teachers, and the sealed knowledge of each, with its size and when it was last used."""
     from stillhouse.sweep.home import resolve_home
     from stillhouse.teachers.kept import kept_teachers
 
     facts = kept_teachers(resolve_home(home))
+    running = _running_teachers(address) if address else []
     if as_json:
-        _print_json(facts)
+        _print_json({"kept": facts, "running": running} if address else facts)
         return OK
     columns = ("key", "model", "validation", "knowledge", "data set", "views", "bytes", "last used")
     table = _table(*columns, right=("validation", "views", "bytes"))
@@ -472,6 +478,92 @@ def teachers_ls(home: Home = None, as_json: Json = False, debug: Debug = False) 
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
             table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
     _console().print(table)
+    for each in running:
+        print(f"running {_running_line(each)}")
+    if address and not running:
+        print(f"no teacher runs at {address}")
+    return OK
+
+
+def _running_teachers(address: str) -> list[dict[str, Any]]:
+    from stillhouse.sweep.connection import connected
+    from stillhouse.teachers.running import running_teachers
+
+    with connected(address):
+        return running_teachers()
+
+
+def _running_line(teacher: dict[str, Any]) -> str:
+    what = f"{teacher['actor']}: {teacher.get('status') or 'starting'}"
+    if "node" in teacher:
+        what += f", on {teacher['device']} of node {teacher['node'][:12]}"
+    users = ", ".join(f"sweep '{each['sweep']}' ({each['host']}, process {each['pid']})" for each in teacher["leases"])
+    return f"{what}; {f'in use by {users}' if users else 'in use by nobody'}"
+
+
+@teachers_app.command(name="train")
+@_told
+def teachers_train(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")],
+    overrides: Overrides = None,
+    home: Home = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Train a sweep's teachers, or load their weights, ahead of the sweep; it then finds them."""
+    from stillhouse.sweep.check import check_file
+    from stillhouse.sweep.home import resolve_home
+    from stillhouse.sweep.progress import Progress, native_stderr_in
+    from stillhouse.sweep.sweep import Sweep
+
+    _find_users_code(spec.expanduser().absolute().parent)
+    checked = check_file(spec, overrides or ())
+    (place := resolve_home(home)).mkdir(parents=True, exist_ok=True)
+    with native_stderr_in(place / "driver.log"), Progress(checked.name) as progress:
+        trained = Sweep(checked, home=home, address=address, progress=progress).train_teachers()
+    if as_json:
+        _print_json(trained)
+        return OK
+    for each in trained:
+        how = f"trained in {each['train_seconds']:.1f} s" if each["trained_now"] else "was there"
+        print(f"teacher '{each['name']}' {how}: validation accuracy {each['validation_accuracy']:.4f}, {each['weights']}")
+    return OK
+
+
+@teachers_app.command(name="stop")
+@_told
+def teachers_stop(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A teacher's or an actor's name; by default all of them.")
+    ] = None,
+    address: Address = None,
+    force: Annotated[bool, typer.Option("--force", help="End also those that a sweep uses; that sweep's trials fail.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """End teachers that run on a cluster, and free their GPUs. Those that a sweep uses stay, unless --force is given."""
+    from stillhouse.sweep.connection import connected
+    from stillhouse.teachers.running import end_teachers, running_teachers
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        raise UsageError("name the cluster with --address; teachers of a cluster of the sweep's own end with the sweep")
+    with connected(address):
+        found = [each for each in running_teachers() if name in (None, each["actor"], each.get("name"))]
+        if not found:
+            which = "no teacher" if name is None else f"no teacher '{name}'"
+            raise UsageError(f"{which} runs at {address}; stillhouse teachers ls --address lists those that do")
+        kept = [each for each in found if each["leases"] and not force]
+        ended = [each for each in found if each not in kept]
+        end_teachers(each["actor"] for each in ended)
+    if as_json:
+        _print_json({"ended": ended, "in_use": kept})
+        return OK
+    for each in ended:
+        print(f"ended {_running_line(each)}")
+    for each in kept:
+        print(f"kept {_running_line(each)}; --force ends it")
     return OK
 
 
