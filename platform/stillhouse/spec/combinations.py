@@ -56,7 +56,8 @@ def combination_problems(
 
 def _workers(spec: SweepSpec) -> Iterator[Problem]:
     claim = spec.trial_resources
-    if claim.gpu > claim.num_workers:
+    # A fraction above one is a problem of its own.
+    if claim.gpu > claim.num_workers and claim.gpu.is_integer():
         yield Problem("trial_resources.workers", f"must be {claim.gpu:g}, one for each GPU, got {claim.num_workers}")
     if spec.training.batch_size < claim.num_workers:
         yield Problem(
