@@ -47,7 +47,7 @@ from stillhouse.sweep.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
 from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.homes import HomeAddress, kept_home
-from stillhouse.teachers.keeper import start_keeper
+from stillhouse.teachers.keeper import bring_weights, start_keeper
 from stillhouse.teachers.leases import EXPIRE_S, LeaseHolder
 from stillhouse.workers import driver_import_paths
 
@@ -156,7 +156,7 @@ class Cluster:
         """The name and the handle of the teacher's actor, leased where it could outlive this driver."""
         resources = self._spec.teachers[definition.name].resources
         name, handle = start_actor(
-            definition,
+            bring_weights(definition, self.home),
             data,
             self._data_reference,
             views,

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from ray.exceptions import ObjectLostError
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
-from stillhouse.durable import content_hash
+from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
+from stillhouse.provenance import code_facts
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
-from stillhouse.teachers.homes import HomeAddress, node_home
+from stillhouse.teachers.homes import HomeAddress, NodeHome, node_home
 from stillhouse.teachers.leases import EXPIRE_S, Leased
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.running import NAMESPACE, PREFIX
@@ -80,7 +82,7 @@ class TeacherActor(Leased):
                 data = self._obtain_data()
                 home = node_home(self._home_address)
                 teacher = TeacherLibrary(home.folder / "teachers", home).obtain(
-                    self._definition,
+                    self._definition_here(home),
                     data,
                     self._views,
                     device=self._device,
@@ -200,6 +202,14 @@ class TeacherActor(Leased):
         assert self._service is not None
         return self._service
 
+    def _definition_here(self, home: NodeHome) -> TeacherDefinition:
+        """The definition with the path that given weights have on this node."""
+        weights = self._definition.weights
+        if weights is None or (path := home.here(weights)) == Path(weights):
+            return self._definition
+        home.pull(path)
+        return replace(self._definition, weights=str(path))
+
     def _obtain_data(self) -> ImageData:
         """The data set, from whichever driver still lives.
 
@@ -220,16 +230,24 @@ class TeacherActor(Leased):
         self._status = text
 
 
-def actor_name(definition: TeacherDefinition, data: ImageData, views: Views, *, home: HomeAddress, dtype: str) -> str:
-    """Equal for sweeps that can share the actor: the same teacher, data, views, number format, home and code."""
-    from stillhouse import __version__
-
+def actor_name(
+    definition: TeacherDefinition,
+    data: ImageData,
+    views: Views,
+    *,
+    home: HomeAddress,
+    dtype: str,
+    method_folders: Iterable[str] = (),
+) -> str:
+    """Equal for sweeps that can share the actor: the same teacher, data, views, number format, home, code and own methods."""
+    facts = code_facts()
+    own = [path for folder in method_folders for path in sorted(Path(folder).glob("*.py"))]
     parts = {
         "teacher": definition.key(data, views),
         "views": views.identity(),
         "home": home.path,
         "dtype": dtype,
-        "code": __version__,
+        "code": [facts["version"], facts["commit"], *(bytes_hash(path.read_bytes()) for path in own)],
     }
     return f"{PREFIX}{content_hash(parts, digits=16)}"
 
@@ -257,7 +275,8 @@ def start_actor(
         expire_s: how long it outlives the last lease that is not renewed; None for an actor that ends with this driver.
         replica: the number of this one of several that share the work.
     """
-    name = actor_name(definition, data, views, home=home, dtype=dtype) + (f"-{replica}" if replica else "")
+    name = actor_name(definition, data, views, home=home, dtype=dtype, method_folders=method_folders)
+    name += f"-{replica}" if replica else ""
     handle = (
         ray.remote(TeacherActor)
         .options(

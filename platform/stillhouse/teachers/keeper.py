@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stillhouse.durable import write_atomic
+from stillhouse.durable import bytes_hash, write_atomic
 from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.layout import block_checksum
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.knowledge.writer import ViewWriter, room_for
+from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.homes import HomeAddress
 from stillhouse.teachers.leases import EXPIRE_S, Leased
 from stillhouse.teachers.service import append_line, fill_log, logged_stretches
@@ -35,6 +36,7 @@ _IDLE_S = 120.0
 
 _PLACES = re.compile(
     r"teachers/[0-9a-f]+/(card|weights\.safetensors|checkpoint)"
+    r"|given/[0-9a-f]+"
     r"|sweeps/[^/]+/(ledger/[^/]+\.record|students/[^/]+\.safetensors|trials/[^/]+/checkpoint)"
 )
 """What nodes may read and write of the home besides views: teachers, and the trials' records, weights and checkpoints."""
@@ -297,6 +299,17 @@ def _ready_rows(view: View, missing: NDArray[np.uint8]) -> tuple[NDArray[np.int6
     there = np.flatnonzero(wanted & view.ready_rows())[: max(1, _CHUNK_BYTES // max(1, view.bytes_per_sample))]
     values = view.gather(torch.from_numpy(there)).numpy()
     return there, values, block_checksum(values)
+
+
+def bring_weights(definition: TeacherDefinition, address: HomeAddress) -> TeacherDefinition:
+    """The definition with weights that were given as a file at the driver in the home, where every node finds them."""
+    if address.keeper is None or definition.weights is None or not (source := Path(definition.weights)).is_file():
+        return definition
+    content = source.read_bytes()
+    target = Path(address.path) / "given" / bytes_hash(content)
+    if not target.exists():
+        write_atomic(target, content)
+    return replace(definition, weights=str(target))
 
 
 def start_keeper(address: HomeAddress) -> Any:

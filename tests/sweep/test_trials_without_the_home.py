@@ -1,0 +1,136 @@
+"""Trials on nodes that do not see the home, without Ray: the same bits, and all that is to last lies at home."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.knowledge import logits
+from stillhouse.models.weights import load_weights, weights_hash
+from stillhouse.spec.records import Trial
+from stillhouse.spec.training import Training
+from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, TrialRunner, build_student, kept_record, run_to_end
+from stillhouse.teachers import homes
+from stillhouse.teachers.client import ActorLink
+from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.homes import HomeAddress, kept_home, node_home
+from stillhouse.teachers.keeper import Keeper
+from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.teachers.service import TeacherService, count_fills, kind_id
+
+MakeTrial = Callable[..., Trial]
+VIEWS, TRAIN = 2, 160
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_dataset("digits", options={"limit": TRAIN + 40}, validation=40)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> HomeAddress:
+    (tmp_path / "home").mkdir()
+    return kept_home(tmp_path / "home")
+
+
+@pytest.fixture
+def go_to_node(tmp_path: Path, home: HomeAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes this process one of a node that does not see the home; a link leads to a keeper in this process."""
+    keeper = Keeper(home.path)
+
+    class Link:
+        def caller(self) -> str:
+            return "me"
+
+        def call(self, method: str, *arguments: Any) -> Any:
+            return getattr(keeper, method)(*arguments)
+
+    def go(node: str) -> None:
+        monkeypatch.setenv(homes.SCRATCH_VARIABLE, str(tmp_path / node))
+        node_home.cache_clear()
+
+    monkeypatch.setenv(homes.COMMON_VARIABLE, "0")
+    monkeypatch.setattr(homes, "KeeperLink", lambda _name: Link())
+    # The teacher fills on its own in these tests.
+    monkeypatch.setattr(ActorLink, "call", lambda *_arguments: None)
+    yield go
+    node_home.cache_clear()
+
+
+def teach(home: HomeAddress, data: ImageData, views: Views) -> TeacherTicket:
+    """A teacher that is trained, and fills all views, wherever this process is."""
+    here = node_home(home)
+    definition = TeacherDefinition(name="big", model="lenet", epochs=2, num_classes=10, input_shape=(1, 8, 8))
+    teacher = TeacherLibrary(here.folder / "teachers", here).obtain(definition, data, views)
+    here.store.root.mkdir(parents=True, exist_ok=True)
+    service = TeacherService(teacher, data, views, here.store, note_fill=here.note_fill)
+    service._kinds[kind_id(logits())] = logits()
+    for view in range(VIEWS):
+        service.fill(view)
+    return TeacherTicket(
+        definition=definition,
+        weights_path=str(here.there(teacher.path)),
+        weights_hash=teacher.weights_hash,
+        base=service.base,
+        dtype="float32",
+        store=str(Path(home.path) / "knowledge"),
+        actor="never-there",
+        namespace="stillhouse",
+        ways={kind_id(logits()): "cached"},
+        home=home,
+    )
+
+
+def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bits(
+    make_trial: MakeTrial, digits: ImageData, home: HomeAddress, tmp_path: Path, go_to_node: Callable[[str], None]
+) -> None:
+    views = Views(("crop",), VIEWS, digits.input_shape, len(digits.train))
+    trial = make_trial(method="kd", teacher="big", hyperparameters={"temperature": 4.0})
+    go_to_node("teachers-node")
+    ticket = teach(home, digits, views)
+    place = SweepHome(Path(home.path), "apart")
+    environment = TrialEnvironment(
+        folder=str(place.folder),
+        views=views,
+        training=Training(batch_size=40),
+        tickets={"big": ticket},
+        teachers={"big": TeacherScore(parameters=1000, test_accuracy=0.9)},
+        checkpoint_interval_s=0.0,
+        home=home,
+    )
+    assert count_fills(Path(home.path) / "knowledge", ticket.weights_hash)["samples"] == VIEWS * TRAIN
+
+    go_to_node("first")
+    TrialRunner(trial, environment, digits).run_epoch()
+    assert (place.folder / "trials" / trial.key / "checkpoint").is_file()
+    assert kept_record(trial, environment) is None
+
+    go_to_node("second")
+    runner = TrialRunner(trial, environment, digits)
+    assert len(runner.curve) == 1, "it goes on at the checkpoint of the other node"
+    while not runner.finished:
+        runner.run_epoch()
+    record = runner.finish()
+
+    assert place.read_records() == [record]
+    assert not (place.folder / "trials" / trial.key).exists()
+    student = build_student(trial.student, digits)
+    load_weights(student, place.folder / str(record.weights))
+    assert weights_hash(student) == record.weights_hash
+    go_to_node("third")
+    assert kept_record(trial, environment) == record, "whoever gets the trial once more finds that it is done"
+
+    # The same trial where the home is a folder: no node, no keeper.
+    common = HomeAddress(path=home.path)
+    undisturbed = run_to_end(
+        trial,
+        replace(environment, folder=str(tmp_path / "alone"), home=None, tickets={"big": replace(ticket, home=common)}),
+        digits,
+    )
+    assert undisturbed.weights_hash == record.weights_hash
+    assert count_fills(Path(home.path) / "knowledge", ticket.weights_hash)["samples"] == VIEWS * TRAIN
