@@ -153,6 +153,9 @@ class Filler:
             raise step
         return step if isinstance(step, str) else self.fill(step)
 
+    def tell_others(self, method: str, *arguments: Any) -> None:
+        """There are no replicas."""
+
     def fill(self, rows: list[int]) -> None:
         with self.store.writer(self.identity, rows=6, shape=(2,), dtype="float32") as writer:
             writer.put(np.array(rows, dtype=np.int64), np.ones((len(rows), 2), np.float32))
