@@ -52,6 +52,7 @@ def write_spec(path: Path, **changes: Any) -> Path:
 def cluster() -> Iterator[None]:
     """One Ray for every sweep that is driven from this process."""
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

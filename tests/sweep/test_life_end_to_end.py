@@ -18,7 +18,7 @@ import ray
 import yaml
 
 from stillhouse.errors import InfrastructureError, Interrupted, UsageError
-from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.records import Trial
 from stillhouse.sweep.home import SweepHome
 from stillhouse.sweep.life import stop_sweep
 from stillhouse.sweep.progress import Progress
@@ -29,17 +29,20 @@ from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS, SAMPLES = 3, 320
+# Long enough that a request arrives in the middle of a trial and of the teacher's training.
+EPOCHS, TEACHER_EPOCHS, SAMPLES = 150, 60, 320
 SPEC: dict[str, Any] = {
     "name": "life",
     "dataset": {"name": "digits", "validation": 80, "options": {"limit": SAMPLES + 80}},
     "views": {"policy": [{"crop": {"padding": 1}}], "count": 2},
-    "teachers": {"big": {"model": "lenet", "train": {"epochs": 3}}},
+    "teachers": {"big": {"model": "lenet", "train": {"epochs": TEACHER_EPOCHS}}},
     "students": [{"model": "mlp", "hidden": [16]}],
-    "methods": {"scratch": {}, "kd": {"temperature": 4.0}},
+    "methods": {"scratch": {"label_smoothing": {"uniform": [0.0, 0.3]}}, "kd": {"temperature": 4.0}},
     "search": {"trials_per_method": 3, "max_epochs": EPOCHS},
     "max_concurrent_trials": 2,
 }
+ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"]["scratch"]}}
+"""The same controls without anything that asks a teacher: started in a few seconds."""
 
 
 def write_spec(path: Path, **changes: Any) -> Path:
@@ -50,6 +53,7 @@ def write_spec(path: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -64,6 +68,12 @@ def cluster() -> Iterator[None]:
 def undisturbed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("undisturbed")
     return Sweep.from_yaml(write_spec(folder / "life.yaml"), home=folder / "home").run()
+
+
+@pytest.fixture(scope="module")
+def alone(undisturbed: Results) -> dict[str, str | None]:
+    """Weights of the controls, which need no teacher."""
+    return weights_of(record for record in undisturbed.records if record.trial.method == "scratch")
 
 
 @pytest.fixture
@@ -89,7 +99,6 @@ class Events(Progress):
     at: str = ""
     act: Callable[[], None] = lambda: None
     started: list[str] = field(default_factory=list)
-    since: list[str] = field(default_factory=list)
     acted: bool = False
 
     def __post_init__(self) -> None:
@@ -101,9 +110,9 @@ class Events(Progress):
 
     def trial_started(self, trial: Trial) -> None:
         super().trial_started(trial)
+        if trial.key in self.started:
+            self._event("again")
         self.started.append(trial.key)
-        if self.acted:
-            self.since.append(trial.key)
 
     def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
         super().trial_epoch(key, epoch, accuracy)
@@ -123,14 +132,12 @@ class Interruptions:
     """What three runs of one sweep left behind: ended in the teacher's training, in the trials, and not at all."""
 
     place: SweepHome
-    teacher_checkpoints: int
     sentences: list[str]
-    stopped: bool
-    since: list[str]
+    teacher_checkpoints: int
+    answers: list[bool]
+    events: Events
     kept: dict[str, tuple[int, int]]
     checkpoints: set[str]
-    under_way: set[str]
-    report: bool
     status: dict[str, Any]
     results: Results
 
@@ -144,49 +151,26 @@ def interrupted(spec: Path, home: Path, events: Events) -> str:
 @pytest.fixture(scope="module")
 def interruptions(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Interruptions:
     folder = tmp_path_factory.mktemp("interrupted")
-    # Long enough that the request arrives in the middle.
-    teacher = {"big": {"model": "lenet", "train": {"epochs": 400}}}
-    spec, place = write_spec(folder / "life.yaml", teachers=teacher), SweepHome(folder / "home", "life")
+    spec, place = write_spec(folder / "life.yaml"), SweepHome(folder / "home", "life")
+    answers: list[bool] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(stop_sweep(place.home, "life", wait_s=120, tell=lambda _text: None))
+    )
     early = Events(at="teacher", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
     sentences = [interrupted(spec, place.home, early)]
-    checkpoints_of_teacher = len(list((place.home / "teachers").glob("*/checkpoint")))
-
-    spec, place = write_spec(folder / "life.yaml"), SweepHome(folder / "second", "life")
-    answers: list[bool] = []
-
-    def ask() -> None:
-        place.stop_request.parent.mkdir(exist_ok=True)
-        asking = threading.Thread(
-            target=lambda: answers.append(stop_sweep(place.home, "life", wait_s=60, tell=lambda _text: None))
-        )
-        asking.start()
-        threads.append(asking)
-
-    threads: list[threading.Thread] = []
-    # Trials that can not end before the request is seen.
-    long = write_spec(folder / "long.yaml", search={**SPEC["search"], "max_epochs": 2000})
-    events = Events(at="epoch", act=ask)
-    sentences.append(interrupted(long, place.home, events))
-    for thread in threads:
-        thread.join()
+    teacher_checkpoints = len(list((place.home / "teachers").glob("*/checkpoint")))
+    late = Events(at="epoch", act=asking.start)
+    sentences.append(interrupted(spec, place.home, late))
+    asking.join()
     checkpoints = {path.parent.name for path in (place.folder / "trials").glob("*/checkpoint")}
-    kept, under_way, report = stamps(place), set(events.started), (place.report / "report.html").exists()
-    status = StatusReader(place).read()
-    place = SweepHome(folder / "third", "life")
-    middle = Events(at="epoch", act=lambda: os.kill(os.getpid(), signal.SIGINT))
-    sentences.append(interrupted(spec, place.home, middle))
-    before = stamps(place)
+    kept, status = stamps(place), StatusReader(place).read()
     results = Sweep.named("life", home=place.home).run()
-    assert {key: stamp for key, stamp in stamps(place).items() if key in before} == before
-    return Interruptions(
-        place, checkpoints_of_teacher, sentences, answers[0], [*events.since, *middle.since], kept, checkpoints, under_way,
-        report, status, results,
-    )  # fmt: skip
+    return Interruptions(place, sentences, teacher_checkpoints, answers, late, kept, checkpoints, status, results)
 
 
 def test_whatever_ends_a_sweep_the_command_to_go_on_is_told(interruptions: Interruptions) -> None:
-    for sentence in interruptions.sentences:
-        assert sentence.startswith("interrupted; finished trials are kept. Go on with: stillhouse resume life --home ")
+    sentence = f"interrupted; finished trials are kept. Go on with: stillhouse resume life --home {interruptions.place.home}"
+    assert interruptions.sentences == [sentence, sentence]
 
 
 def test_a_teacher_in_training_writes_a_checkpoint(interruptions: Interruptions) -> None:
@@ -194,41 +178,36 @@ def test_a_teacher_in_training_writes_a_checkpoint(interruptions: Interruptions)
 
 
 def test_trials_under_way_write_checkpoints_and_no_other_one_starts(interruptions: Interruptions) -> None:
-    assert interruptions.under_way
-    assert interruptions.checkpoints == interruptions.under_way
-    assert interruptions.since == []
+    assert interruptions.checkpoints
+    assert interruptions.checkpoints == set(interruptions.events.started) - interruptions.kept.keys()
+    assert len(interruptions.events.started) <= 2
 
 
 def test_stop_waits_for_the_end_and_status_tells_of_it(interruptions: Interruptions) -> None:
-    assert interruptions.stopped
+    assert interruptions.answers == [True]
     status = interruptions.status
-    assert (status["state"], status["planned"], status["done"], status["running"]) == ("unfinished", 4, 0, [])
+    assert (status["state"], status["planned"], status["running"]) == ("unfinished", 6, [])
 
 
 def test_an_interrupted_sweep_ends_as_an_undisturbed_one(interruptions: Interruptions, undisturbed: Results) -> None:
     assert weights_of(interruptions.results.records) == weights_of(undisturbed.records)
+    after = stamps(interruptions.place)
+    assert {key: after[key] for key in interruptions.kept} == interruptions.kept
     (teacher,) = interruptions.results.facts.teachers
     (expected,) = undisturbed.facts.teachers
-    assert teacher.samples_forwarded == expected.samples_forwarded
+    assert teacher.samples_forwarded == expected.samples_forwarded == 2 * SAMPLES
     assert teacher.samples_reused == expected.samples_reused
     assert StatusReader(interruptions.place).read()["state"] == "finished"
 
 
-def test_a_request_while_tune_retries_a_trial_ends_the_sweep(undisturbed: Results, copy: SweepHome) -> None:
-    shutil.rmtree(copy.ledger.folder)
-    # Students can not be written, so that every attempt of a trial fails.
-    shutil.rmtree(copy.folder / "students")
-    (copy.folder / "students").write_text("")
-
-    def interrupt_later() -> None:
-        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-
-    events = Events(at="epoch", act=interrupt_later)
-    with pytest.raises((Interrupted, InfrastructureError)) as caught:
-        Sweep.named("life", home=copy.home, progress=events).run()
-    assert isinstance(caught.value, Interrupted), caught.value
-    (copy.folder / "students").unlink()
-    assert weights_of(Sweep.named("life", home=copy.home).run().records) == weights_of(undisturbed.records)
+def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_path: Path) -> None:
+    spec, place = write_spec(tmp_path / "life.yaml", **ALONE), SweepHome(tmp_path / "home", "life")
+    place.folder.mkdir(parents=True)
+    # Students can not be written, so that every attempt of a trial fails at its end.
+    (place.folder / "students").write_text("")
+    events = Events(at="again", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert "stillhouse resume" in interrupted(spec, place.home, events)
+    assert not stamps(place)
 
 
 # The disk
@@ -257,16 +236,11 @@ def fill_up(folder: Path, leave: int) -> None:
     (folder / "ballast").write_bytes(b"0" * max(0, room))
 
 
-@pytest.mark.parametrize("moment", ["before the teacher is trained", "in the middle of the trials"])
-def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed: Results, tmp_path: Path, moment: str) -> None:
+def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed: Results, tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "life.yaml", tracking={"uri": f"sqlite:///{tmp_path}/tracking.db"})
-    with small_disk(tmp_path / "home", "12m") as grow:
+    with small_disk(tmp_path / "home", "16m") as grow:
         place = SweepHome(tmp_path / "home", "life")
-        if moment.startswith("before"):
-            events = Events()
-            fill_up(place.home, 64 << 10)
-        else:
-            events = Events(at="epoch", act=lambda: fill_up(place.home, 0))
+        events = Events(at="epoch", act=lambda: fill_up(place.home, 0))
         with pytest.raises(InfrastructureError) as caught:
             Sweep.from_yaml(spec, home=place.home, progress=events).run()
         sentence = str(caught.value)
@@ -275,10 +249,18 @@ def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed:
         assert "\n" not in sentence
         assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
         before = stamps(place)
+        assert len(before) < 6
         grow("64m")
         results = Sweep.from_yaml(spec, home=place.home).run()
         assert {key: stamps(place)[key] for key in before} == before
         assert weights_of(results.records) == weights_of(undisturbed.records)
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(cluster: None, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "home", "64k"):
+        with pytest.raises(InfrastructureError, match=r"o space left on device .* and go on with: ") as caught:
+            Sweep.from_yaml(write_spec(tmp_path / "life.yaml", **ALONE), home=tmp_path / "home").run()
+        assert "\n" not in str(caught.value)
 
 
 # Garbled files
@@ -294,27 +276,26 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [garble, truncate])
-def test_whatever_file_is_damaged_the_sweep_ends_as_an_undisturbed_one(
-    undisturbed: Results, copy: SweepHome, damage: Callable[[Path], None]
-) -> None:
-    damage(copy.folder / "facts")
-    again = [record.trial.key for record in undisturbed.records if record.trial.method == "kd"]
-    damage(copy.ledger.folder / f"{again[0]}.record")
-    copy.ledger.remove(again[1])
-    checkpoint = copy.folder / "trials" / again[1] / "checkpoint"
-    checkpoint.parent.mkdir(parents=True)
-    shutil.copyfile(copy.ledger.folder / f"{again[0]}.record", checkpoint)
+def test_whatever_file_is_damaged_the_sweep_ends_as_an_undisturbed_one(undisturbed: Results, copy: SweepHome) -> None:
+    truncate(copy.folder / "facts")
+    torn, gone, garbled = sorted(record.trial.key for record in undisturbed.records if record.trial.method == "kd")
+    truncate(copy.ledger.folder / f"{torn}.record")
+    garble(copy.ledger.folder / f"{garbled}.record")
+    copy.ledger.remove(gone)
+    for key, source in ((gone, "spec.json"), (torn, f"ledger/{gone}.record"), (garbled, f"ledger/{torn}.record")):
+        checkpoint = copy.folder / "trials" / key / "checkpoint"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes((copy.folder / source).read_bytes() if (copy.folder / source).exists() else b"")
     views = sorted(path for path in (copy.home / "knowledge").iterdir() if path.is_dir())
-    damage(views[0] / "manifest")
-    damage(next(views[1].glob("*.arrow")))
+    truncate(views[0] / "manifest")
+    garble(next(views[1].glob("*.arrow")))
     (weights,) = (copy.home / "teachers").glob("*/weights.safetensors")
-    damage(weights)
+    garble(weights)
     before = stamps(copy)
     results = Sweep.named("life", home=copy.home).run()
     assert weights_of(results.records) == weights_of(undisturbed.records)
     changed = {key for key, stamp in stamps(copy).items() if before.get(key) != stamp}
-    assert changed == set(again[:2]), "and nothing that is whole runs again"
+    assert changed == {torn, gone, garbled}, "and nothing that is whole runs again"
 
 
 def test_a_damaged_spec_is_one_sentence(copy: SweepHome) -> None:
@@ -356,69 +337,61 @@ def bad_server(kind: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["is down", "hangs", "answers 500"])
 def test_a_bad_tracking_server_costs_no_trial(
-    undisturbed: Results, copy: SweepHome, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    alone: dict[str, str | None], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stillhouse.tracking.tracker.START_TIMEOUT_S", 1.0)
     monkeypatch.setattr("stillhouse.tracking.tracker.CLOSE_TIMEOUT_S", 0.5)
     monkeypatch.setattr("stillhouse.sweep.sweep._TRACKING_TIMEOUT_S", 1.0)
-    gone = [record.trial.key for record in undisturbed.records if record.trial.method == "scratch"]
-    for key in gone:
-        copy.ledger.remove(key)
-    before = stamps(copy)
     with bad_server(kind) as address:
-        spec = write_spec(tmp_path / "life.yaml", tracking={"uri": address})
-        results = Sweep.from_yaml(spec, home=copy.home).run()
-    assert weights_of(results.records) == weights_of(undisturbed.records)
-    assert {key: stamps(copy)[key] for key in before} == before
+        spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking={"uri": address})
+        results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+    assert weights_of(results.records) == alone
 
 
 # Longer, again, under another name
 
 
-def test_an_extended_sweep_keeps_what_it_has(undisturbed: Results, copy: SweepHome, tmp_path: Path) -> None:
-    before = stamps(copy)
-    results = Sweep.extended("life", 5, home=copy.home).run()
-    assert {key: stamps(copy)[key] for key in before} == before
-    assert results.planned > undisturbed.planned
-    longer = write_spec(tmp_path / "life.yaml", search={**SPEC["search"], "trials_per_method": 5})
-    assert {trial.key for trial in Sweep.from_yaml(longer, home=tmp_path / "other").plan().trials} == set(stamps(copy))
-    again = Sweep.named("life", home=copy.home).run()
-    assert (again.planned, again.reused) == (results.planned, results.planned)
-
-
-def test_failed_trials_run_again_and_their_records_lie_aside(
-    undisturbed: Results, copy: SweepHome, make_record: Callable[..., TrialRecord]
+def test_an_extended_sweep_keeps_what_it_has_and_runs_again_what_it_is_told_to(
+    undisturbed: Results, alone: dict[str, str | None], copy: SweepHome, tmp_path: Path
 ) -> None:
+    kept = write_spec(tmp_path / "life.yaml", **ALONE)
+    place = SweepHome(copy.home, "alone")
+    Sweep.forked(Sweep.from_yaml(kept, home=copy.home).spec, "alone", home=copy.home).run()
+    failed, stopped, whole = sorted(alone)
+    for key, changes in ((failed, {"status": "failed", "reason": "out of luck"}), (stopped, {"status": "stopped"})):
+        record = place.ledger.read(key)
+        assert record is not None
+        place.ledger.write(record.model_copy(update={**changes, "weights_hash": None}))
+    before = stamps(place)
+    results = Sweep.extended("alone", 5, home=copy.home).run(again=["failed"])
+    assert stamps(place)[whole] == before[whole]
+    assert results.planned == len(results.records) == 5
+    assert {record.status for record in results.records} == {"finished"}, "nothing stops trials early where no scheduler does"
+    assert weights_of(results.records).items() >= alone.items()
+    aside = sorted(path.name for path in (place.ledger.folder / "aside").iterdir())
+    assert aside == sorted([f"{failed}.1.record", f"{stopped}.1.record"])
+    again = Sweep.named("alone", home=copy.home).run()
+    assert (again.planned, again.reused) == (5, 5)
+
+
+def test_a_failed_trial_is_left_as_it_is_until_somebody_says_so(undisturbed: Results, copy: SweepHome) -> None:
     record = undisturbed.records[0]
     copy.ledger.write(record.model_copy(update={"status": "failed", "reason": "out of luck", "weights_hash": None}))
     results = Sweep.named("life", home=copy.home).run()
-    assert [failed.reason for failed in results.failed] == ["out of luck"], "a resume leaves them as they are"
-    results = Sweep.named("life", home=copy.home).run(again=["failed"])
-    assert weights_of(results.records) == weights_of(undisturbed.records)
-    (aside,) = (copy.ledger.folder / "aside").iterdir()
-    assert "out of luck" in aside.read_text()
+    assert [failed.reason for failed in results.failed] == ["out of luck"]
 
 
-def test_a_trial_that_was_stopped_early_runs_to_its_end_where_no_scheduler_stops_trials(
-    undisturbed: Results, copy: SweepHome
+def test_a_fork_takes_over_what_its_spec_shares_with_the_sweep(
+    undisturbed: Results, alone: dict[str, str | None], copy: SweepHome, tmp_path: Path
 ) -> None:
-    record = undisturbed.records[0]
-    copy.ledger.write(record.model_copy(update={"status": "stopped", "weights_hash": None}))
-    results = Sweep.named("life", home=copy.home).run()
-    assert {each.status for each in results.records} == {"finished"}
-    assert weights_of(results.records) == weights_of(undisturbed.records)
-
-
-def test_a_fork_takes_over_what_its_spec_shares_with_the_sweep(undisturbed: Results, copy: SweepHome, tmp_path: Path) -> None:
     students = [{"model": "mlp", "hidden": [16]}, {"model": "mlp", "hidden": [8], "name": "smaller"}]
-    sweep = Sweep.from_yaml(write_spec(tmp_path / "life.yaml", students=students), home=copy.home)
-    with pytest.raises(UsageError, match=r"students changed; go on under a new name with --fork NAME"):
+    sweep = Sweep.from_yaml(write_spec(tmp_path / "life.yaml", **ALONE, students=students), home=copy.home)
+    with pytest.raises(UsageError, match=r"methods.kd, students, teachers\S* changed; go on under a new name with --fork NAME"):
         sweep.run()
     before = stamps(copy)
     results = Sweep.forked(sweep.spec, "other", home=copy.home).run()
     assert stamps(copy) == before, "the sweep itself stays as it is"
-    shared = weights_of(results.records).items() & weights_of(undisturbed.records).items()
-    assert results.reused == len(shared) == 3, "the control and two draws of kd with the first student"
+    shared = weights_of(results.records).items() & alone.items()
+    assert results.reused == len(shared) == 2
     for record in results.records:
         assert (results.place.folder / str(record.weights)).is_file()
-        assert record.trial.student.name in ("mlp", "smaller")
