@@ -346,9 +346,7 @@ def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: Ima
     )
     winner = next(trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "lenet")
     winner = winner.model_copy(update={"key": "w", "student": other})
-    records = [
-        TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)
-    ]
+    records = [TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)]
     confirmed = confirm_trials(plan.spec, plan, records, [control, winner])
     assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]
 
