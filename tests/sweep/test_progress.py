@@ -103,7 +103,7 @@ def test_hours_are_what_trials_held_of_the_cluster(make_record: MakeRecord) -> N
     progress, _ = shown()
     progress.claims(cpu=2, gpu=0.25)
     metrics = {"parameters": 10.0, "validation_accuracy": 0.5, "train_seconds": 7200.0}
-    curve = [{"epoch": 1, "validation_accuracy": 0.5, "seconds": 1800.0}, {"epoch": 2, "validation_accuracy": 0.5, "seconds": 1800.0}]
+    curve = [{"epoch": epoch, "validation_accuracy": 0.5, "seconds": 1800.0} for epoch in (1, 2)]
     progress.plan(2, [make_record("a", metrics=metrics), make_record("b", status="failed", metrics={}, curve=curve)])
     state = progress.snapshot()
     assert state["gpu_hours"] == pytest.approx(0.25 * 3)
