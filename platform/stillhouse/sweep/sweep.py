@@ -1,5 +1,6 @@
 """A sweep from its spec to its results."""
 
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -487,28 +488,48 @@ class Sweep:
                     noted = time.monotonic()
 
             for phase in phases:
-                feed = phase()
-                if not feed.has_next():
-                    continue
-                self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
-                before = len(records)
-                lost = cluster.run(
-                    feed,
-                    environment,
-                    parameters=lambda trial: plan.size_of(trial).parameters,
-                    history=list(records.values()),
-                    on_record=keep,
-                )
+                if phase().has_next():
+                    self._run_phase(cluster, phase, plan, environment, records, keep)
                 if self._ending.asked:
                     break
-                if lost:
-                    raise InfrastructureError(
-                        f"{len(lost)} of {len(lost) + len(records) - before} trials did not finish, the first is {lost[0]}; "
-                        f"the others are kept. Go on with: {self.resume_command}"
-                    )
             self._note_suggestions(plan)
             self._note_undone(plan, records, account)
         return crew
+
+    def _run_phase(
+        self,
+        cluster: Cluster,
+        phase: Callable[[], Feed],
+        plan: Plan,
+        environment: TrialEnvironment,
+        records: dict[str, TrialRecord],
+        keep: Callable[[TrialRecord], None],
+    ) -> None:
+        """Runs what the phase's feed hands out; `keep` adds each new record to `records`.
+
+        Raises:
+            InfrastructureError: trials are lost again and again; the others are kept.
+        """
+        begun = len(records)
+        for attempt in itertools.count():
+            feed, before = phase(), len(records)
+            self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
+            lost = cluster.run(
+                feed,
+                environment,
+                parameters=lambda trial: plan.size_of(trial).parameters,
+                history=list(records.values()),
+                on_record=keep,
+            )
+            if self._ending.asked or not lost:
+                return
+            # Tune gives a trial up for good when its worker is lost while it changes trials (ray 2.60).
+            if attempt > 0 and len(records) == before:
+                raise InfrastructureError(
+                    f"{len(lost)} of {len(lost) + len(records) - begun} trials did not finish, the first is {lost[0]}; "
+                    f"the others are kept. Go on with: {self.resume_command}"
+                )
+            self._progress.note(f"{len(lost)} trials were lost with their workers and run again")
 
     def _note_suggestions(self, plan: Plan) -> None:
         """What is not noted is found out again; a full disk is noticed elsewhere."""
