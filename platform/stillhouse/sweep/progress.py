@@ -199,7 +199,7 @@ class Progress:
 
     def _eta(self, now: float) -> float | None:
         """Seconds left if trials go on as in this run, epochs of those under way counted."""
-        under_way = sum(state["epoch"] / state["trial"].epochs for state in self._running.values())
+        under_way = sum(float(state["epoch"] / state["trial"].epochs) for state in self._running.values())
         ran = len(self._tally) - self._reused + under_way
         if not ran or self._trials_started is None:
             return None
