@@ -195,7 +195,7 @@ def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any
         trouble = getattr(error, "strerror", None) or str(error)
     home = Path(folder).parent if probe_read and written else scratch_base()
     return {
-        "scratch": str(scratch_base()),
+        "scratch_folder": str(scratch_base()),
         "scratch_trouble": "" if probe_read and written else _trouble_with(scratch_base()),
         "versions": versions(),
         "package_path": code_facts()["package_path"],
@@ -271,13 +271,13 @@ def _not_common(report: NodeReport, home: Path) -> str:
         why = f"it does not see what is written here ({facts.get('trouble') or 'another file lies there'})"
     elif not facts.get("written"):
         why = f"it can not write there ({facts.get('trouble')})"
-    return f"node {report.node} does not share the home {home}: {why}; it goes through the keeper, copies in {facts['scratch']}"
+    return f"node {report.node} does not share the home {home}: {why}; it goes through the keeper, copies in {facts['scratch_folder']}"
 
 
 def _no_scratch(report: NodeReport) -> str:
     facts = report.facts or {}
     return (
-        f"node {report.node} sees neither the home nor a scratch folder: {facts['scratch']}: {facts['scratch_trouble']}; "
+        f"node {report.node} sees neither the home nor a scratch folder: {facts['scratch_folder']}: {facts['scratch_trouble']}; "
         f"share the home, or set {SCRATCH_VARIABLE} there"
     )
 
