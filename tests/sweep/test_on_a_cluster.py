@@ -21,7 +21,7 @@ from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
 from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.nodes import ask_nodes, check_nodes, examine_nodes, nodes_without_home
+from stillhouse.sweep.nodes import ask_nodes, check_nodes, findings_of, nodes_without_home, versions
 from stillhouse.sweep.sweep import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -147,18 +147,6 @@ def test_a_sweep_at_an_address_takes_its_code_along_and_places_teachers_and_tria
         assert "runtime_resources" in str(record.code["package_path"]), "the checkout's own code came along"
 
 
-def test_every_check_is_made_on_every_node(site: Site, joined: None) -> None:
-    findings = examine_nodes(site.folder / "home")
-    checks = {"versions", "home", "mlflow", "gpus", "token", "clock"}
-    for node_id in site.ids.values():
-        found = of_node(findings, node_id)
-        assert set(found) == checks
-        bad = {what for what, finding in found.items() if not finding.good}
-        # The GPU of this node is made up.
-        assert bad == ({"gpus"} if node_id == site.ids["teacher"] else set())
-    assert not list((site.folder / "home").glob(".doctor*")), "the probes are gone"
-
-
 def test_a_home_that_only_some_nodes_see_is_found(site: Site, joined: None) -> None:
     # The same path is another folder for every process whose working folder is another.
     home = Path("/proc/self/cwd/home")
@@ -166,7 +154,7 @@ def test_a_home_that_only_some_nodes_see_is_found(site: Site, joined: None) -> N
         (folder / "home").mkdir(exist_ok=True)
     (apart,) = nodes_without_home(ask_nodes(home))
     assert site.ids["trial"][:6] in apart.node
-    fact = of_node(examine_nodes(home), site.ids["trial"])["home"].fact
+    fact = {finding.what: finding for finding in findings_of(apart, versions(), "")}["home"].fact
     assert fact.startswith(f"node {apart.node} does not share the home {home}: it does not see what is written here")
     assert "\n" not in fact
 
@@ -182,9 +170,6 @@ def test_a_node_with_another_version_is_found_and_holds_a_sweep_back(
         node = site.nodes.add_node(num_cpus=1)
     try:
         ray.init(address=site.nodes.address, log_to_driver=False, namespace="stillhouse")
-        versions = of_node(examine_nodes(site.folder / "home"), node.node_id)["versions"]
-        assert not versions.good
-        assert versions.fact.startswith("torchvision 0.1.2 (")
         with pytest.raises(
             InfrastructureError, match=rf"node .*{node.node_id[:6]}.* has torchvision 0\.1\.2 .*; install the same"
         ):
@@ -194,16 +179,17 @@ def test_a_node_with_another_version_is_found_and_holds_a_sweep_back(
         site.nodes.remove_node(node)
 
 
-def test_the_doctor_says_one_line_per_check_and_node_and_fails_for_a_home_that_workers_do_not_see(site: Site) -> None:
+def test_the_doctor_makes_every_check_on_every_node_and_fails_for_a_gpu_that_can_not_be_used(site: Site) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["doctor", "--address", site.nodes.address, "--home", str(site.folder / "home"), "--json"])
-    findings = json.loads(done.stdout)
-    nodes = {finding["node"] for finding in findings} - {""}
-    assert len(nodes) == 3
-    assert len([finding for finding in findings if finding["node"]]) == 3 * 6
-    # The made-up GPU.
     assert done.exit_code == 4
-    assert {finding["what"] for finding in findings if not finding["good"]} == {"gpus"}
+    findings = [Finding(**finding) for finding in json.loads(done.stdout)]
+    for name, node_id in site.ids.items():
+        found = of_node(findings, node_id)
+        assert set(found) == {"versions", "home", "mlflow", "gpus", "token", "clock"}
+        # The GPU of the teacher's node is made up.
+        assert [what for what, finding in found.items() if not finding.good] == (["gpus"] if name == "teacher" else [])
+    assert not list((site.folder / "home").glob(".doctor*")), "the probes are gone"
 
 
 def test_an_impossible_request_ends_the_sweep_with_a_sentence_before_anything_starts(site: Site, tmp_path: Path) -> None:
@@ -224,6 +210,33 @@ def test_an_impossible_request_ends_the_sweep_with_a_sentence_before_anything_st
     with pytest.raises(InfrastructureError, match=r"trial_resources\.cpu must be <= 2, .* the largest node has, got 64"):
         sweep.run()
     assert not sweep.place.read_records()
+
+
+def test_a_plan_at_an_address_is_measured_and_placed_there_and_nothing_else_starts(site: Site, tmp_path: Path) -> None:
+    spec = tmp_path / "planned.yaml"
+    spec.write_text(
+        yaml.safe_dump(
+            {
+                "name": "planned",
+                "dataset": {"name": "digits", "validation": 80, "options": {"limit": 240}},
+                "teachers": {"big": {"model": "lenet", "train": {"epochs": 1}, "resources": {"cpu": 1}}},
+                "students": ["mlp"],
+                "methods": {"scratch": {}, "kd": "defaults"},
+                "search": {"trials_per_method": 1, "max_epochs": 1},
+                "trial_resources": {"cpu": 1, "labels": {"pool": "trial"}},
+            }
+        )
+    )
+    command = ["sweep", str(spec), "--home", str(tmp_path / "home"), "--address", site.nodes.address, "--dry-run", "--measure"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    # The teacher takes the head's core, and the node for trials has two.
+    assert document["placement"]["trials_at_once"] == 2
+    assert (document["placement"]["nodes"], document["placement"]["problems"]) == (3, [])
+    assert document["estimate"]["measured"] == 1
+    assert document["estimate"]["trial_hours"] > 0 < document["estimate"]["teacher_hours"]
+    assert not (tmp_path / "home" / "sweeps").exists()
 
 
 def test_an_address_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
