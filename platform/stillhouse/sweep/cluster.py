@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import os
 import time
@@ -257,6 +258,8 @@ class Cluster:
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS_OF_A_TRIAL),
             ),
         )
+        # Why a trial was lost is said by the watch, in one sentence; Tune prints a traceback for each attempt.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with scratch, self._ending.patiently():
             tuner.fit()
         watch.collect()
