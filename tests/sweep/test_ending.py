@@ -16,6 +16,8 @@ import signal, sys, time
 from pathlib import Path
 from stillhouse.sweep.ending import Ending
 
+# A test run in the background of a shell is started with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ending = Ending(Path(sys.argv[1]) / "stop", last_words="go on with: resume", tell=lambda text: print(text, flush=True))
 try:
     with ending:
