@@ -105,7 +105,13 @@ class Cluster:
         self._data_reference: Any = None
         self._handles: list[Any] = []
         self._leases = LeaseHolder({"sweep": spec.name})
-        self._room = self._check_placement(home)
+        try:
+            self._room = self._check_placement(home)
+        except BaseException:
+            # Whoever tries again in this process must not find half a connection.
+            if self._ours:
+                ray.shutdown()
+            raise
         self.home = HomeAddress(path=str(home))
         if not self._local:
             # Also where all nodes share the home: an autoscaler may add one that does not.

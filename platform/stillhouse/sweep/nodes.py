@@ -105,6 +105,9 @@ def check_nodes(home: Path) -> list[str]:
             folder.
     """
     reports = ask_nodes(home)
+    # A node may go while it is asked; the sweep does without it.
+    alive = {_name(node) for node in ray.nodes() if node["Alive"]}
+    reports = [report for report in reports if report.facts is not None or report.node in alive]
     problems = [f"node {report.node} can not run the platform: {report.error}" for report in reports if report.facts is None]
     ours = versions()
     differing = {report.node: _differing(ours, report.facts["versions"]) for report in reports if report.facts is not None}
