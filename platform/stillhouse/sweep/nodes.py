@@ -274,14 +274,15 @@ def _not_common(report: NodeReport, home: Path) -> str:
         why = f"it does not see what is written here ({facts.get('trouble') or 'another file lies there'})"
     elif not facts.get("written"):
         why = f"it can not write there ({facts.get('trouble')})"
-    return f"node {report.node} does not share the home {home}: {why}; it goes through the keeper, copies in {facts['scratch_folder']}"
+    sentence = f"node {report.node} does not share the home {home}: {why}"
+    return f"{sentence}; it goes through the keeper, copies in {facts.get('scratch_folder')}"
 
 
 def _no_scratch(report: NodeReport) -> str:
     facts = report.facts or {}
     return (
-        f"node {report.node} sees neither the home nor a scratch folder: {facts['scratch_folder']}: {facts['scratch_trouble']}; "
-        f"share the home, or set {SCRATCH_VARIABLE} there"
+        f"node {report.node} sees neither the home nor a scratch folder "
+        f"({facts['scratch_folder']}: {facts['scratch_trouble']}); share the home, or set {SCRATCH_VARIABLE} there"
     )
 
 
