@@ -226,9 +226,9 @@ class Raising(Method):
         (KeyError(), r"KeyError \(test_runner.py:\d+\)"),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried"),
-            r"out of memory: CUDA out of memory.; lower training.batch_size",
+            r"out of memory: CUDA out of memory; lower training.batch_size, .* or give each trial a larger trial_resources.gpu",
         ),
-        (MemoryError(), r"out of memory: no more; lower training.batch_size"),
+        (MemoryError(), r"out of memory: no more; lower training.batch_size, set training.micro_batch to auto"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -217,7 +217,7 @@ def test_a_trial_without_memory_fails_with_advice(
     record = run(environment, digits, make_trial())
     assert record.status == "failed"
     assert record.reason == (
-        "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.; lower training.batch_size, set "
+        "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB; lower training.batch_size, set "
         "training.micro_batch to auto, or give each trial a larger trial_resources.gpu"
     )
 

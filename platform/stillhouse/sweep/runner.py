@@ -337,10 +337,9 @@ def failure_reason(error: BaseException) -> str:
     if isinstance(error, TrialError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return (
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no more'}; "
-            f"lower training.batch_size, set training.micro_batch to auto, or give each trial a larger trial_resources.gpu"
-        )
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else "no more"
+        share = ", or give each trial a larger trial_resources.gpu" if isinstance(error, torch.OutOfMemoryError) else ""
+        return f"out of memory: {said}; lower training.batch_size, set training.micro_batch to auto{share}"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
     said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")
