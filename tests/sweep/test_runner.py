@@ -133,6 +133,22 @@ def test_an_inline_teacher_forwards_every_sample_of_every_epoch(
     assert record.teaching["samples_gathered"] == 0
 
 
+def test_what_was_taken_of_a_teacher_before_a_trial_was_killed_counts(
+    environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
+) -> None:
+    scores = {"big": TeacherScore(parameters=2420, test_accuracy=0.75)}
+    environment = dataclasses.replace(environment, tickets={"big": ticket}, teachers=scores)
+    trial = make_trial(method="kd", teacher="big", epochs=4)
+    killed = TrialRunner(trial, environment, digits)
+    for _ in range(3):
+        killed.run_epoch()
+    again = TrialRunner(trial, environment, digits)
+    again.run_epoch()
+    teaching = again.finish().teaching
+    assert teaching["samples_gathered"] == 4 * 160
+    assert teaching["bytes_gathered"] == 4 * 160 * 10 * 4
+
+
 def test_a_trial_that_was_killed_goes_on_at_its_checkpoint_and_ends_the_same(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, tmp_path: Path
 ) -> None:

@@ -235,8 +235,8 @@ class Trainer:
         """What is evaluated beside the student, by name."""
         return {name: model for name, model in self._classifiers.items() if name != "student"}
 
-    def save(self, path: Path) -> None:
-        """Writes everything that the rest of the training depends on, between two epochs."""
+    def save(self, path: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes everything that the rest of the training depends on, between two epochs, and `notes` of the caller's own."""
         save_checkpoint(
             path,
             {
@@ -254,11 +254,12 @@ class Trainer:
                 "train_seconds": self.train_seconds,
                 "wait_seconds": self.wait_seconds,
                 "micro_batch": self.micro_batch,
+                "notes": dict(notes or {}),
             },
         )
 
-    def load(self, path: Path) -> None:
-        """Goes on where `save` stopped.
+    def load(self, path: Path) -> dict[str, Any]:
+        """Goes on where `save` stopped, and gives back its notes.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -284,6 +285,7 @@ class Trainer:
             self._students_made = state["students_made"]
             if self._training.micro_batch == "auto":
                 self.micro_batch = state.get("micro_batch")
+            return dict(state.get("notes", {}))
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{path} does not fit this training: {error}") from error
 

@@ -5,7 +5,7 @@ import gc
 import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,9 +85,6 @@ class TrialRunner:
 
     Where several workers train the student each has a runner; checkpoints and the record are written by that of worker 0.
 
-    Attributes:
-        others: what the other workers took of the teachers, for the record.
-
     Raises:
         InfrastructureError: the teacher is gone or the disk is full; the trial may run again.
     """
@@ -96,7 +93,9 @@ class TrialRunner:
         self, trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu", workers: Workers = ALONE
     ) -> None:
         self.trial = trial
-        self.others: Sequence[Mapping[str, Any]] = ()
+        # What earlier attempts took of the teachers, and what the other workers did in this one.
+        self._taken_before: dict[str, Any] = {}
+        self._taken_by_others: dict[str, Any] = {}
         self._workers = workers
         self._environment = environment
         self._data = data
@@ -110,7 +109,7 @@ class TrialRunner:
         self._trainer = self._make_trainer()
         self._home.pull(self._checkpoint)
         try:
-            self._trainer.load(self._checkpoint)
+            self._taken_before = self._trainer.load(self._checkpoint)
         except FileNotFoundError:
             pass
         except Damaged:
@@ -148,6 +147,8 @@ class TrialRunner:
         """
         while (entry := self._try_epoch()) is None:
             self._start_smaller()
+        if self._workers.size > 1:
+            self._count_others()
         if not self.comparable:
             # The entry stands in the curve: early stopping of a later run must not compare it either.
             entry["comparable"] = False
@@ -169,6 +170,7 @@ class TrialRunner:
     def _start_smaller(self) -> None:
         smaller = self._micro_batch // 2
         self._drop_checkpoint()
+        self._taken_before = {}
         # What the old one holds must be free before the new one is made.
         del self._trainer
         gc.collect()
@@ -181,14 +183,27 @@ class TrialRunner:
         whole = min(self._environment.training.batch_size, len(self._data.train))
         return whole if self._trainer.micro_batch is None else self._trainer.micro_batch
 
-    def counters(self) -> dict[str, Any]:
-        """What this worker took of the teachers; nothing without one."""
-        return add_counters(self._teachers) if self._teachers else {}
+    def _taken(self) -> dict[str, Any]:
+        """What the whole trial took of the teachers up to its last whole epoch; nothing without one."""
+        if not self._teachers:
+            return {}
+        shares = (self._taken_before, self._taken_by_others, add_counters(self._teachers))
+        return sum_counters([share for share in shares if share])
+
+    def _count_others(self) -> None:
+        """All workers must come here together."""
+        if not self._teachers:
+            return
+        own = add_counters(self._teachers)
+        names = [name for name in own if name != "way"]
+        mine = torch.tensor([own[name] for name in names], device=self._device)
+        others = (self._workers.sum(mine) - mine).tolist()
+        self._taken_by_others = {"way": own["way"], **dict(zip(names, others, strict=True))}
 
     def save(self) -> None:
         """Writes a checkpoint; a full disk costs the checkpoint, not the trial."""
         with contextlib.suppress(OSError):
-            self._trainer.save(self._checkpoint)
+            self._trainer.save(self._checkpoint, self._taken())
             self._home.push(self._checkpoint)
         self._saved = time.monotonic()
 
@@ -227,7 +242,7 @@ class TrialRunner:
     def _write(self, status: str, **fields: Any) -> TrialRecord:
         teaching: dict[str, Any] = {}
         if self._teachers:
-            teaching = {**sum_counters([self.counters(), *self.others]), "wait_seconds": self._trainer.wait_seconds}
+            teaching = {**self._taken(), "wait_seconds": self._trainer.wait_seconds}
         record = TrialRecord.model_validate(
             {
                 "trial": self.trial,

@@ -51,10 +51,6 @@ class Peer:
         assert self._runner is not None, "a trial begins before its first epoch"
         return self._answer(self._runner.run_epoch)
 
-    def counters(self) -> dict[str, Any]:
-        """What this worker took of the teachers."""
-        return self._runner.counters() if self._runner is not None else {}
-
     def _answer(self, act: Callable[[], Any]) -> tuple[str, str] | None:
         try:
             act()
@@ -125,12 +121,6 @@ class Peers:
                 raise TogetherError(reason) from failure
             raise InfrastructureError(f"the workers of a trial lost each other: {reason}") from failure
         raise InfrastructureError(f"the workers of a trial lost each other: {_first_line(failure)}") from failure
-
-    def counters(self) -> list[dict[str, Any]]:
-        try:
-            return list(ray.get([handle.counters.remote() for handle in self._handles]))
-        except RayError as error:
-            raise InfrastructureError(f"a worker of a trial is gone: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Ends the others."""

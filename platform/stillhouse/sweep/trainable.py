@@ -69,8 +69,6 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
             return self._report(None, status="failed")
         # Behind the last epoch only the disk can fail, which is no fault of the trial.
         if self._runner.finished:
-            if self._peers is not None:
-                self._runner.others = self._peers.counters()
             self._runner.finish()
         status = "finished" if self._runner.finished else "running"
         return self._report(entry, status=status, curve=self._runner.curve if first else None)
