@@ -1,42 +1,108 @@
 """What the driver makes of a teacher's trouble. Ray itself is stood in for; whole sweeps are in test_end_to_end."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from stillhouse.errors import InfrastructureError, UsageError
-from stillhouse.sweep.cluster import asked
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep import cluster
+from stillhouse.sweep.cluster import Cluster, TrialWatch, asked
+from stillhouse.sweep.ending import Ending
+from stillhouse.sweep.ledger import Ledger
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.trainable import TRIAL_KEY
 
 
+@dataclass
 class Handle:
-    """An actor's handle whose every method gives an answer."""
+    """An actor's handle: the answers of its methods; an error is raised to whoever takes it for an answer."""
 
-    def __getattr__(self, _method: str) -> "Handle":
-        return self
+    answers: dict[str, Any]
 
-    def remote(self, *_arguments: Any) -> None:
-        return None
-
-
-def answering(patch: pytest.MonkeyPatch, error: Exception) -> None:
-    def get(_answer: Any) -> None:
-        raise error
-
-    patch.setattr(ray, "get", get)
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *_arguments: self.answers.get(method))
 
 
-def test_a_reduction_that_raises_at_the_teacher_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
+    monkeypatch.setattr(cluster, "_PAUSE_S", 0.0)
+
+
+def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
     cause = ValueError("no such axis")
     traceback = "Traceback (most recent call last):\n  File own.py, line 3, in reduce\nValueError: no such axis\n"
-    answering(monkeypatch, RayTaskError("measure", traceback, cause).as_instanceof_cause())
+    handle = Handle({"measure": RayTaskError("measure", traceback, cause).as_instanceof_cause()})
     with pytest.raises(UsageError, match="can not measure what the methods ask of it: ValueError: no such axis") as caught:
-        asked(Handle(), "measure")
+        asked(handle, "measure")
     assert "\n" not in str(caught.value)
 
 
-def test_a_teacher_that_is_gone_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
-    answering(monkeypatch, ActorDiedError())
+def test_a_teacher_that_stays_away_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
     with pytest.raises(InfrastructureError, match="actor is gone"):
-        asked(Handle(), "measure")
+        asked(Handle({"measure": ActorDiedError()}), "measure")
+
+
+# A teacher that dies while it is made ready
+
+GONE = ActorUnavailableError("the actor is restarting", None)
+DIES = Handle({"process_id": 1, "prepare": GONE})
+RESTARTS = Handle({"process_id": GONE, "prepare": GONE})
+READY = Handle({"process_id": 2, "prepare": {"device": "cpu"}, "status": "ready"})
+
+
+def prepare(tmp_path: Path, *handles: Handle) -> Any:
+    """What comes of a teacher whose actor is found in these states, one after another."""
+    found = iter(handles)
+    driver = Cluster.__new__(Cluster)
+    driver._progress = Progress("s", quiet=True)
+    driver._ending = Ending(tmp_path / "stop")
+    definition: Any = SimpleNamespace(name="big")
+    return driver._prepare(definition, lambda: ("big-actor", next(found)))
+
+
+def test_a_teacher_that_takes_long_to_come_back_has_not_died_as_often_as_it_was_asked(tmp_path: Path) -> None:
+    assert prepare(tmp_path, DIES, *[RESTARTS] * 9, DIES, *[RESTARTS] * 9, READY).handle is READY
+
+
+def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_its_deaths(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match=r"^teacher 'big' died 4 times while it was made ready: .*restarting"):
+        prepare(tmp_path, *[DIES, RESTARTS] * 4)
+
+
+def test_a_teacher_that_does_not_come_back_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
+    with pytest.raises(InfrastructureError, match=r"^teacher 'big' did not come back for"):
+        prepare(tmp_path, RESTARTS)
+
+
+# A record that is damaged before the driver has read it
+
+
+def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
+    tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., TrialRecord]
+) -> None:
+    ledger, lost, records = Ledger(tmp_path), list[str](), list[TrialRecord]()
+    watch = TrialWatch(lambda _trial: 1000, ledger, Progress("s", quiet=True), on_record=records.append, on_loss=lost.append)
+    trial = make_trial("a")
+    watch.add(trial)
+    ledger.write(make_record("a"))
+    ledger.path("a").write_bytes(ledger.path("a").read_bytes()[:-1])
+    ended = SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, last_result={"status": "finished"})
+    watch.on_trial_complete(1, [], ended)
+    assert (lost, records) == (["a"], [])
+    assert watch.lost() == {"a": "its record is gone or damaged"}

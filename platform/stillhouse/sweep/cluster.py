@@ -54,6 +54,9 @@ from stillhouse.workers import driver_import_paths
 
 _RESTARTS_OF_A_TRIAL = 3
 _RESTARTS_OF_A_TEACHER = 3
+ACTOR_PATIENCE_S = 120.0
+"""How long a teacher's actor that is gone is waited for."""
+_PAUSE_S = 1.0
 _STATUS_INTERVAL_S = 0.5
 _MAX_CONCURRENT_REMOTE = 256
 
@@ -205,12 +208,14 @@ class Cluster:
         parameters: Callable[[Trial], int],
         history: Iterable[TrialRecord],
         on_record: Callable[[TrialRecord], None],
+        give_up: Callable[[], bool] = lambda: False,
     ) -> list[str]:
         """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
 
         Args:
             parameters: of a trial's student, for the size brackets.
             on_record: called with each new record, in the driver; must not block.
+            give_up: asked all the time; once it is true, trials are ended as when the user asks for it.
 
         Returns:
             reasons of trials that have no record because the infrastructure failed them; none when the sweep was asked to
@@ -258,7 +263,7 @@ class Cluster:
                 storage_path=scratch.name,
                 verbose=0,
                 callbacks=[watch],
-                stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None),
+                stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None or give_up()),
                 # Trials keep their own checkpoints, found by their keys in any later run.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS_OF_A_TRIAL),
@@ -312,30 +317,37 @@ class Cluster:
 
     def _prepare(self, definition: TeacherDefinition, start: Callable[[], tuple[str, Any]]) -> Teacher:
         name = definition.name
-        for attempt in range(_RESTARTS_OF_A_TEACHER + 1):
+        deaths, heard = 0, time.monotonic()
+        while True:
             # One that was found may have ended since, with its last lease; then this starts another.
             actor, handle = start()
-            waiting = handle.prepare.remote()
+            there, waiting = handle.process_id.remote(), handle.prepare.remote()
             try:
                 facts = self._wait_for_teacher(name, handle, waiting)
                 self._progress.teacher(name, ray.get(handle.status.remote()))
             except RayActorError as error:
-                if attempt == _RESTARTS_OF_A_TEACHER:
+                # An actor that is being started again refuses calls; that is not another death.
+                if _answered(there):
+                    deaths, heard = deaths + 1, time.monotonic()
+                if deaths > _RESTARTS_OF_A_TEACHER:
                     raise InfrastructureError(
-                        f"teacher '{name}' died {attempt + 1} times while it was made ready: {error}"
+                        f"teacher '{name}' died {deaths} times while it was made ready: {error}"
                     ) from error
-                time.sleep(1)
+                if time.monotonic() - heard > ACTOR_PATIENCE_S:
+                    raise InfrastructureError(
+                        f"teacher '{name}' did not come back for {ACTOR_PATIENCE_S:.0f} s: {error}"
+                    ) from error
+                time.sleep(_PAUSE_S)
                 continue
             if facts.get("exit_code") == Interrupted.exit_code and not self._ending.asked:
                 # Another sweep shares the teacher, and was ended.
-                time.sleep(1)
+                time.sleep(_PAUSE_S)
                 continue
             if "error" in facts:
                 kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
                 kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
                 raise kind(facts["error"])
             return Teacher(definition, actor, handle, facts)
-        raise AssertionError("unreachable")
 
     def _wait_for_teacher(self, name: str, handle: Any, waiting: Any) -> dict[str, Any]:
         """What `prepare` answers. A teacher in training that is to end gets a while for its checkpoint."""
@@ -435,7 +447,12 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = key_of(trial.config[TRIAL_KEY])
         record = self._ledger.read(key)
-        if record is None and trial.last_result.get("status") == NO_ROOM:
+        status = trial.last_result.get("status")
+        if record is None and status == NO_ROOM:
+            return
+        if record is None and status in ("finished", "failed"):
+            # It was written; nobody stopped this trial.
+            self._lose(key, "its record is gone or damaged")
             return
         if record is None:
             record = self._stopped(key)
@@ -458,9 +475,12 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         text = ""
         with suppress(OSError):
             text = Path(trial.error_file).read_text()
-        self._open[key] = _last_sentence(text)
+        self._lose(key, _last_sentence(text))
+
+    def _lose(self, key: str, reason: str) -> None:
+        self._open[key] = reason
         self._on_loss(key)
-        self._progress.note(f"{key} was lost: {self._open[key]}")
+        self._progress.note(f"{key} was lost: {reason}")
 
     def _stopped(self, key: str) -> TrialRecord:
         curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
@@ -481,14 +501,36 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
 
 
 def asked(handle: Any, method: str, *arguments: Any) -> Any:
-    """One call of a teacher's actor from the driver; its loss is an `InfrastructureError`."""
+    """One call of a teacher's actor from the driver, repeated while the actor is started again.
+
+    Raises:
+        InfrastructureError: the actor did not come back in time.
+        UsageError: the call raised there.
+    """
+    deadline = time.monotonic() + ACTOR_PATIENCE_S
+    while True:
+        try:
+            return ray.get(getattr(handle, method).remote(*arguments))
+        except RayActorError as error:
+            if time.monotonic() + _PAUSE_S > deadline:
+                raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
+        except RayTaskError as error:
+            # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
+            raise UsageError(
+                f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}"
+            ) from error
+        time.sleep(_PAUSE_S)
+
+
+def _answered(call: Any) -> bool:
+    """Whether a call of an actor, sent before another one that failed, was answered."""
+    if not ray.wait([call], timeout=0)[0]:
+        return False
     try:
-        return ray.get(getattr(handle, method).remote(*arguments))
-    except RayActorError as error:
-        raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
-    except RayTaskError as error:
-        # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
-        raise UsageError(f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}") from error
+        ray.get(call)
+    except RayActorError:
+        return False
+    return True
 
 
 def request_ahead(teacher: Teacher, views: Mapping[int, Reading], kinds: Sequence[Knowledge]) -> None:

@@ -50,6 +50,7 @@ class SweepHome:
         self.ledger = Ledger(self.folder / "ledger")
         self.report = self.folder / "report"
         self.stop_request = self.folder / "stop"
+        self._started = False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -87,6 +88,11 @@ class SweepHome:
             return True
         return False
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the folder is gone since `keep_spec`; workers may have made parts of it again."""
+        return self._started and not (self.folder / "spec.json").exists()
+
     def keep_spec(
         self,
         spec: Mapping[str, Any],
@@ -120,6 +126,7 @@ class SweepHome:
         write_json(path, spec)
         # A tracking address may hold a password.
         path.chmod(0o600)
+        self._started = True
 
     def read_spec(self) -> dict[str, Any] | None:
         """The spec as noted; None when the sweep never started.

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.doctor import LEAST_FREE_BYTES, Finding
@@ -38,6 +38,9 @@ _HEAD = "node:__internal_head__"
 _LARGEST_CLOCK_DIFFERENCE_S = 10.0
 _SOCKET_PATIENCE_S = 10.0
 _GPU_PATIENCE_S = 60.0
+_LOSSES = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
+_LOSS_PATIENCE_S, _LOSS_PAUSE_S = 30.0, 1.0
+"""Ray notices within about 20 s that a machine is gone without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class NodeReport:
         node: `ADDRESS (first digits of Ray's node id)`.
         gpus: that Ray counts there.
         facts: what `look_around` gave; None when it could not run, `error` says why.
+        lost: whether the worker or its node died meanwhile, which may have nothing to do with the platform.
         came_back: whether what the worker wrote into the home was read here.
         clock_difference_s: of the node's clock and this one's, beyond what the round trip explains.
     """
@@ -56,6 +60,7 @@ class NodeReport:
     gpus: float
     facts: Mapping[str, Any] | None
     error: str = ""
+    lost: bool = False
     came_back: bool = False
     clock_difference_s: float = 0.0
 
@@ -104,10 +109,7 @@ def check_nodes(home: Path) -> list[str]:
         InfrastructureError: a node runs nothing, has other versions than this process, or has neither the home nor a scratch
             folder.
     """
-    reports = ask_nodes(home)
-    # A node may go while it is asked; the sweep does without it.
-    alive = {_name(node) for node in ray.nodes() if node["Alive"]}
-    reports = [report for report in reports if report.facts is not None or report.node in alive]
+    reports = _ask_again(ask_nodes(home), home)
     problems = [f"node {report.node} can not run the platform: {report.error}" for report in reports if report.facts is None]
     ours = versions()
     differing = {report.node: _differing(ours, report.facts["versions"]) for report in reports if report.facts is not None}
@@ -123,6 +125,19 @@ def check_nodes(home: Path) -> list[str]:
     return [f"{which} not see the home {home}: what is there goes through the home's keeper"]
 
 
+def _ask_again(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
+    """The reports without nodes that went while they were asked: Ray lists a dead one as alive until it misses it."""
+    found, deadline = list(reports), time.monotonic() + _LOSS_PATIENCE_S
+    while True:
+        alive = {_name(node) for node in _usable_nodes()}
+        found = [report for report in found if report.facts is not None or report.node in alive]
+        doubtful = {report.node for report in found if report.lost}
+        if not doubtful or time.monotonic() > deadline:
+            return found
+        time.sleep(_LOSS_PAUSE_S)
+        found = [report for report in found if not report.lost] + ask_nodes(home, among=doubtful)
+
+
 def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
     """The nodes that do not share the driver's home, among those that can run anything."""
     return [report for report in reports if report.facts is not None and not report.shares_home]
@@ -135,6 +150,12 @@ def nodes_of_cluster() -> list[NodeKind]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def _usable_nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive and that nobody is about to take away: those start nothing new."""
+    draining = ray._private.state.state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def addable_nodes() -> list[NodeKind] | None:
@@ -164,9 +185,13 @@ def kinds_of_config(config: Mapping[str, Any]) -> list[NodeKind]:
     ]
 
 
-def ask_nodes(home: Path, location: Location | None = None) -> list[NodeReport]:
-    """A report of every node that is alive, in the order of their addresses."""
-    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=_name)
+def ask_nodes(home: Path, location: Location | None = None, among: Collection[str] | None = None) -> list[NodeReport]:
+    """A report of every node that can be used, in the order of their addresses.
+
+    Args:
+        among: names of the nodes that are asked; None for all.
+    """
+    nodes = sorted((node for node in _usable_nodes() if among is None or _name(node) in among), key=_name)
     folder = home / f".doctor-{secrets.token_hex(4)}"
     try:
         write_checked(folder / "driver", b"driver")
@@ -314,7 +339,8 @@ def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -
         apart = _clock_difference(node)
     except RayError as error:
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-        return NodeReport(node=name, gpus=gpus, facts=None, error=lines[-1] if lines else type(error).__name__)
+        said = lines[-1] if lines else type(error).__name__
+        return NodeReport(node=name, gpus=gpus, facts=None, error=said, lost=isinstance(error, _LOSSES))
     came_back = False
     with suppress(OSError, Damaged):
         came_back = read_checked(folder / f"node-{node['NodeID']}") == b"node"

@@ -13,7 +13,7 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
-from stillhouse.errors import InfrastructureError, Interrupted, SpecError, UsageError, is_disk_full
+from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError, is_disk_full
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.provenance import environment_facts
@@ -183,7 +183,7 @@ class Sweep:
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
                 seen_fills = last_fill_log_bytes(self.place)
-                with self._ending, following(self._progress, self.place):
+                with self._unless_removed(), self._ending, following(self._progress, self.place):
                     return self._run(plan, started, again, seen_fills)
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
@@ -261,6 +261,23 @@ class Sweep:
             if is_disk_full(error):
                 raise InfrastructureError(self._trouble(error, str(error))) from error
             raise
+
+    @contextmanager
+    def _unless_removed(self) -> Iterator[None]:
+        """Whatever breaks since somebody removed the sweep's folder has that for its reason."""
+        try:
+            yield
+        except (OSError, StillhouseError, KeyboardInterrupt) as error:
+            if not self.place.is_removed:
+                raise
+            self._refuse_removed(error)
+
+    def _refuse_removed(self, error: BaseException | None = None) -> None:
+        if self.place.is_removed:
+            raise InfrastructureError(
+                f"the folder {self.place.folder} was removed while the sweep ran, and what had finished with it; "
+                f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
+            ) from error
 
     def _trouble(self, error: Exception, reason: str) -> str:
         place = getattr(error, "filename", None) or self.place.folder
@@ -520,7 +537,9 @@ class Sweep:
                 parameters=lambda trial: plan.size_of(trial).parameters,
                 history=list(records.values()),
                 on_record=keep,
+                give_up=lambda: self.place.is_removed,
             )
+            self._refuse_removed()
             if self._ending.asked or not lost:
                 return
             # Tune gives a trial up for good when its worker is lost while it changes trials (ray 2.60).
