@@ -203,6 +203,7 @@ def run_through_tune(trials: int, fed: bool) -> float:
     from stillhouse.spec.records import StudentChoice, Trial
     from stillhouse.spec.schema import SearchBudget
     from stillhouse.sweep.feed import ListFeed
+    from stillhouse.sweep.schedulers import InTurn
     from stillhouse.sweep.searchers import FeedSearcher
     from stillhouse.sweep.spending import Spending
     from stillhouse.sweep.trainable import TRIAL_KEY
@@ -227,6 +228,7 @@ def run_through_tune(trials: int, fed: bool) -> float:
         config |= {
             "search_alg": FeedSearcher(ListFeed(listed, {}, Spending(SearchBudget())), lambda trial: None),
             "num_samples": trials,
+            "scheduler": InTurn(),
         }
     else:
         space = {TRIAL_KEY: tune.grid_search([trial.model_dump_json() for trial in listed])}

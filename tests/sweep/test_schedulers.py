@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchSpec
 from stillhouse.sweep.brackets import bracket_name, size_bracket
-from stillhouse.sweep.schedulers import BracketedScheduler, MedianLadder, key_of, make_ladder
+from stillhouse.sweep.schedulers import BracketedScheduler, InTurn, MedianLadder, key_of, make_ladder
 from stillhouse.sweep.trainable import TRIAL_KEY
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -140,3 +140,11 @@ def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
 
 def test_the_key_is_read_off_a_trials_json(make_trial: MakeTrial) -> None:
     assert key_of(make_trial("abc").model_dump_json()) == "abc"
+
+
+@pytest.mark.parametrize("kind", [InTurn(), scheduler({})])
+def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(kind: InTurn) -> None:
+    def walk() -> list[Any]:
+        raise AssertionError("all trials were looked at")
+
+    assert kind.choose_trial_to_run(SimpleNamespace(get_trials=walk, get_live_trials=walk)) is None

@@ -42,7 +42,7 @@ from stillhouse.sweep.nodes import addable_nodes, check_nodes, nodes_of_cluster
 from stillhouse.sweep.placement import place, ray_options, worker_bundles
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.runner import TrialEnvironment, now
-from stillhouse.sweep.schedulers import BracketedScheduler, key_of, make_ladder
+from stillhouse.sweep.schedulers import BracketedScheduler, InTurn, key_of, make_ladder
 from stillhouse.sweep.searchers import FeedSearcher
 from stillhouse.sweep.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
 from stillhouse.teachers.actor import start_actor
@@ -278,11 +278,11 @@ class Cluster:
             raise InfrastructureError(watch.no_room)
         return [] if self._ending.asked else [f"{key}: {reason}" for key, reason in watch.lost().items()]
 
-    def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> BracketedScheduler | None:
+    def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> InTurn:
         search = self._spec.search
         # A confirming trial is there to be measured, not to be stopped.
         if search.scheduler == "none" or not feed.stoppable:
-            return None
+            return InTurn()
         earlier = list(history)
         brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
         return BracketedScheduler(

@@ -81,7 +81,18 @@ def make_ladder(search: SearchSpec) -> Ladder:
     return AshaLadder(max_epochs=search.max_epochs, grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor)
 
 
-class BracketedScheduler(FIFOScheduler):  # type: ignore[misc]  # ray is not typed
+class InTurn(FIFOScheduler):  # type: ignore[misc]  # ray is not typed
+    """Trials start in the order in which they came.
+
+    Tune's own FIFO scheduler looks at every trial there ever was, at each step of the controller, to name one that waits.
+    Where none is named the controller takes the first of its own list of those that wait.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        return None
+
+
+class BracketedScheduler(InTurn):
     """Early stopping with one ladder per size bracket.
 
     Results of stages that say nothing about the student's end are not compared. Which trials stop depends on the order in
