@@ -29,7 +29,7 @@ from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 
 SMALL = 4000
 SIZE = 16
@@ -138,8 +138,7 @@ def test_a_teacher_fills_from_a_pack_what_it_fills_from_its_pixels(data: ImageDa
         (tmp_path / f"knowledge-{number}").mkdir()
         store = KnowledgeStore(tmp_path / f"knowledge-{number}")
         service = TeacherService(teacher, each, views, store)
-        service._kinds[kind_id(logits())] = logits()
-        service.fill(1)
+        service.fill(1, [logits()])
         filled.append(store.open(view_identity(service.base, logits(), 1)).gather(torch.arange(len(each.train))))
     assert torch.equal(filled[0], filled[1])
 

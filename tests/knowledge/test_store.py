@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stillhouse.durable import Damaged
+from stillhouse.durable import Damaged, write_checked
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import layout as layout_module
 from stillhouse.knowledge import view as view_module
+from stillhouse.knowledge import writer as writer_module
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import NotReady
 from stillhouse.knowledge.writer import ViewWriter, hold
@@ -488,6 +490,27 @@ def test_a_view_is_compared_with_its_checksums_once_in_a_process_unless_it_was_t
 
 
 # Identities and housekeeping
+
+
+def test_a_part_that_is_harmed_while_its_view_is_sealed_is_not_trusted(
+    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harming(path: Path, content: bytes) -> None:
+        write_checked(path, content)
+        if path.name == "manifest":
+            # Later than the last row by more than a tick of the file system's clock.
+            time.sleep(0.05)
+            part = path.with_name("part-000.arrow")
+            part.write_bytes(flipped(part.read_bytes()))
+
+    def flipped(content: bytes) -> bytes:
+        place = content.index(numbers(ROWS, 2)[5].tobytes())
+        return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+    monkeypatch.setattr(writer_module, "write_checked", harming)
+    fill(store, numbers(ROWS, 2))
+    with pytest.raises(Damaged, match="checksum"):
+        store.open(IDENTITY)
 
 
 def test_another_identity_is_another_view(store: KnowledgeStore) -> None:

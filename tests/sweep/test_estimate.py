@@ -1,5 +1,6 @@
 """Hours from seconds: the sums by hand, the measurement by networks of which one does many times the other's work."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.knowledge import input_gradient
 from stillhouse.sweep import estimate as module
-from stillhouse.sweep.estimate import Outlook, Speed, estimate, measure_speeds
+from stillhouse.sweep.estimate import Job, Outlook, Speed, estimate, measure_speeds
 from stillhouse.sweep.placement import Placement
 from stillhouse.sweep.sweep import Sweep
 
@@ -36,7 +38,7 @@ def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
     """Stands in for the clock: speeds by model, or by model and first hidden width."""
 
     def measure(jobs: Any, *_rest: Any) -> tuple[str, list[Speed]]:
-        return "paper", [speeds[f"{model} {options.get('hidden', [''])[0]}".strip()] for model, options in jobs]
+        return "paper", [speeds[f"{model} {options.get('hidden', [''])[0]}".strip()] for model, options, _ in jobs]
 
     patch.setattr(module, "measure_speeds", measure)
 
@@ -44,7 +46,11 @@ def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
 def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(
         monkeypatch,
-        {"mlp 16": Speed(train=1, forward=0.5), "mlp 64": Speed(train=2, forward=1), "lenet": Speed(train=8, forward=3)},
+        {
+            "mlp 16": Speed(train=1, forward=0.5),
+            "mlp 64": Speed(train=2, forward=1),
+            "lenet": Speed(train=8, forward=3, teach=4),
+        },
     )
     sweep = make_sweep(tmp_path)
     plan = sweep.plan()
@@ -53,7 +59,7 @@ def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytes
     trials = {planned.student.name: planned.trials for planned in plan.students}
     trial_s = {"mlp": 3 * (400 * 1 + 100 * 0.5), "wide": 3 * (400 * 2 + 100 * 1)}
     trials_s = sum(count * trial_s[name] for name, count in trials.items())
-    training_s, shared_s = 5 * (400 * 8 + 100 * 3), 2 * 400 * 3
+    training_s, shared_s = 5 * (400 * 8 + 100 * 3), 2 * 400 * 4
     taught = sum(trial.teacher is not None for trial in plan.trials)
     assert found.trial_hours == pytest.approx(trials_s / 3600)
     assert found.teacher_training_hours == pytest.approx(training_s / 3600)
@@ -61,6 +67,20 @@ def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytes
     assert found.inside_hours == pytest.approx(taught * 3 * 400 * 3 / 3600)
     assert found.gpu_hours == pytest.approx((0.25 * trials_s + training_s + shared_s) / 3600)
     assert (found.students, found.measured, found.where) == (2, 2, "paper")
+
+
+def test_a_trial_that_asks_for_gradients_pays_for_the_pass_back_wherever_the_teacher_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = Speed(train=1, forward=0.5)
+    pretend(monkeypatch, {"mlp 16": student, "mlp 64": student, "lenet": Speed(train=8, forward=3, teach=7)})
+    methods = {"kd": {"temperature": 4.0}, "gradient_attention": {}}
+    sweep = make_sweep(tmp_path, methods=methods, students=[SPEC["students"][0]])
+    plan = sweep.plan()
+    found = estimate(plan, sweep.data())
+    trials = plan.trials_per_method
+    assert found.teacher_hours == pytest.approx(2 * 400 * 7 / 3600)
+    assert found.inside_hours == pytest.approx(3 * 400 * (trials["kd"] * 3 + trials["gradient_attention"] * 7) / 3600)
 
 
 def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +102,13 @@ def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path,
 def test_a_network_of_many_times_the_work_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS_EACH", 0.05)
     sweep = make_sweep(tmp_path)
-    jobs: list[Any] = [("mlp", {"hidden": [8]}), ("resnet8", {"width": 1.0})]
-    _, (small, large) = measure_speeds(jobs, sweep.data(), sweep.spec.training, sweep.spec.views.policy)
+    gradients = pickle.dumps([input_gradient()])
+    jobs = [Job("mlp", {"hidden": [8]}), Job("resnet8", {"width": 1.0}), Job("resnet8", {"width": 1.0}, gradients)]
+    _, (small, large, teacher) = measure_speeds(jobs, sweep.data(), sweep.spec.training, sweep.spec.views.policy)
     assert 0 < small.forward < large.forward
     assert 0 < small.train < large.train
+    assert large.teach == large.forward
+    assert teacher.teach > teacher.forward
 
 
 def test_the_command_measures_prints_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

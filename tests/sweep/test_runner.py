@@ -62,9 +62,8 @@ def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: V
     definition = TeacherDefinition(name="big", model="lenet", epochs=2, num_classes=10, input_shape=(1, 8, 8))
     teacher = TeacherLibrary(home / "teachers").obtain(definition, digits, views)
     service = TeacherService(teacher, digits, views, KnowledgeStore(home / "knowledge"))
-    service._kinds[kind_id(logits())] = logits()
     for view in range(views.count):
-        service.fill(view)
+        service.fill(view, [logits()])
     return TeacherTicket(
         definition=definition,
         weights_path=str(teacher.path),

@@ -69,9 +69,8 @@ def teach(home: HomeAddress, data: ImageData, views: Views) -> TeacherTicket:
     teacher = TeacherLibrary(here.folder / "teachers", here).obtain(definition, data, views)
     here.store.root.mkdir(parents=True, exist_ok=True)
     service = TeacherService(teacher, data, views, here.store, note_fill=here.note_fill)
-    service._kinds[kind_id(logits())] = logits()
     for view in range(VIEWS):
-        service.fill(view)
+        service.fill(view, [logits()])
     return TeacherTicket(
         definition=definition,
         weights_path=str(here.there(teacher.path)),

@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.data.views import Views
 from stillhouse.errors import UsageError
-from stillhouse.knowledge import Knowledge, feature, logits
+from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.sweep.ways import KnowledgeRoom
+from stillhouse.sweep.ways import Asked, KnowledgeRoom
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.service import kind_id
 
-VIEWS = Views(("crop",), 2, (1, 8, 8), 1000)
+SAMPLES = 1000
 BASE = {"teacher": {"weights": "ours"}}
-KINDS = {kind_id(kind): kind for kind in (logits(), feature("layer"))}
+KINDS = {kind_id(kind): Asked(kind, frozenset({0, 1})) for kind in (logits(), feature("layer"))}
 MEASURED: dict[str, Any] = {
-    "seconds_per_sample": 1.0,
     "bytes_per_sample": {kind_id(logits()): 40, kind_id(feature("layer")): 400},
     "read_seconds": dict.fromkeys(KINDS, 0.5),
+    "compute_seconds": dict.fromkeys(KINDS, 1.0),
 }
 
 
@@ -36,9 +35,9 @@ def fill(home: Path, identity: dict[str, Any], *, used: float, num_bytes: int = 
     return next(int(entry["bytes"]) for entry in store.entries() if entry["key"] == store.key(identity))
 
 
-def ways(room: KnowledgeRoom, kinds: dict[str, Knowledge] = KINDS) -> dict[str, str]:
-    choices = room.choose(kinds, MEASURED, BASE, VIEWS)
-    return {str(KINDS[text]): choice.way for text, choice in choices.items()}
+def ways(room: KnowledgeRoom, kinds: dict[str, Asked] = KINDS) -> dict[str, str]:
+    choices = room.choose(kinds, MEASURED, BASE, SAMPLES)
+    return {str(KINDS[text].kind): choice.way for text, choice in choices.items()}
 
 
 def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
@@ -48,11 +47,22 @@ def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
     assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=79_999), tmp_path)) == {"logits": "inline", "layer": "inline"}
 
 
+def test_a_view_in_which_no_trial_reads_a_kind_takes_no_room(tmp_path: Path) -> None:
+    """80 kB of logits, and 400 kB of features in one of the two views."""
+    once = KINDS | {kind_id(feature("layer")): Asked(feature("layer"), frozenset({1}))}
+    room = KnowledgeRoom(KnowledgeSpec(max_bytes=480_000), tmp_path)
+    assert ways(room, once) == {"logits": "cached", "layer": "cached"}
+    # What no trial of this sweep reads is nobody's, and goes when others need the room.
+    fill(tmp_path, view_identity(BASE, feature("layer"), 0), used=1, num_bytes=400_000)
+    assert [entry["identity"]["view"] for entry in room.make_room()] == [0]
+    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=479_999), tmp_path), once)["layer"] == "inline"
+
+
 def test_teachers_share_the_room(tmp_path: Path) -> None:
     room = KnowledgeRoom(KnowledgeSpec(max_bytes=100_000), tmp_path)
-    only = {kind_id(logits()): logits()}
+    only = {kind_id(logits()): KINDS[kind_id(logits())]}
     assert ways(room, only) == {"logits": "cached"}
-    choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, VIEWS)
+    choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, SAMPLES)
     assert [choice.way for choice in choices.values()] == ["inline"]
 
 

@@ -7,11 +7,18 @@ import pytest
 from stillhouse.errors import UsageError
 from stillhouse.teachers.choice import Choice, Cost, choose_calling_way, choose_ways
 
-FACTS: dict[str, Any] = {"seconds_per_sample": 1e-4, "num_samples": 50_000, "num_views": 8, "room_bytes": 10**11}
+FACTS: dict[str, Any] = {"num_samples": 50_000, "room_bytes": 10**11}
 
 
-def cost(num_bytes: int, asked: str = "auto", name: str = "logits") -> Cost:
-    return Cost(name=name, asked=asked, bytes_per_sample=num_bytes, read_seconds=num_bytes / 1e9)
+def cost(num_bytes: int, asked: str = "auto", name: str = "logits", compute_seconds: float = 1e-4, num_views: int = 8) -> Cost:
+    return Cost(
+        name=name,
+        asked=asked,
+        bytes_per_sample=num_bytes,
+        read_seconds=num_bytes / 1e9,
+        compute_seconds=compute_seconds,
+        num_views=num_views,
+    )
 
 
 def choose(one: Cost, **changes: Any) -> Choice:
@@ -28,6 +35,20 @@ def test_a_map_that_is_read_slower_than_recomputed_is_inline() -> None:
     assert choose(cost(100_000)).way == "cached"
     assert choose(cost(100_001)).way == "inline"
     assert "recomputing is quicker" in choose(cost(100_001)).reason
+
+
+def test_what_takes_the_teacher_more_than_a_forward_pass_is_worth_more_bytes() -> None:
+    """A pass forward and back of 200 us: reading 200 kB takes as long."""
+    assert choose(cost(199_000, compute_seconds=2e-4)).way == "cached"
+    assert choose(cost(201_000, compute_seconds=2e-4)).way == "inline"
+    assert "200.00 µs to compute" in choose(cost(199_000, compute_seconds=2e-4)).reason
+
+
+def test_only_the_views_that_are_read_take_room() -> None:
+    """2 views of 50,000 samples of 400 B are 40 MB."""
+    assert choose(cost(400, num_views=2), room_bytes=40_000_000).reason.endswith("2 views take 40.0 MB")
+    assert choose(cost(400, num_views=2), room_bytes=39_999_999).way == "inline"
+    assert choose(cost(400, num_views=0), room_bytes=0).way == "cached"
 
 
 def test_views_that_take_more_than_the_room_are_inline() -> None:

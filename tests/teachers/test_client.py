@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -15,11 +16,11 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stillhouse.errors import InfrastructureError
-from stillhouse.knowledge import logits
+from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
 from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.serving import Busy
 
@@ -171,9 +172,9 @@ def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda _seconds: now.__setitem__(0, now[0] + 1.0))
 
-    def make(*steps: Any) -> tuple[ViewOpener, Filler]:
+    def make(*steps: Any, plan: FillPlan = TICKET.plan) -> tuple[ViewOpener, Filler]:
         filler = Filler(tmp_path, *steps)
-        ticket = dataclasses.replace(TICKET, store=str(tmp_path))
+        ticket = dataclasses.replace(TICKET, store=str(tmp_path), plan=plan)
         return ViewOpener(ticket, {"logits": logits()}, cast("ActorLink", filler)), filler
 
     return make
@@ -188,6 +189,14 @@ def test_a_view_is_opened_when_its_filling_has_begun_with_one_call(opener: MakeO
     assert view.ready(torch.tensor([0, 4]))
     assert not view.ready(torch.tensor([1]))
     assert filler.asked == [(3, [logits()], False, False, (7, 1))]
+
+
+def test_a_request_names_all_that_the_plan_fills_the_view_with(opener: MakeOpener) -> None:
+    """An actor that was restarted knows of no other trial, and must not forward the view once for each."""
+    plan = FillPlan.make([(logits(), {3, 4}), (feature("relu1"), {4}), (feature("relu2"), {3})])
+    open_views, filler = opener([4, 0], plan=pickle.loads(pickle.dumps(plan)))
+    assert list(open_views(3)) == ["logits"]
+    assert filler.asked[0][1] == [logits(), feature("relu2")]
 
 
 def test_a_sealed_view_needs_no_call(opener: MakeOpener) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,11 @@ def fill(store: KnowledgeStore, rows: NDArray[np.int64] | None = None) -> None:
             open_writer.seal()
 
 
-def wait_for(store: KnowledgeStore, there: Callable[[View], bool]) -> View:
+def wait_for(store: KnowledgeStore, there: Callable[[View], bool], identity: Mapping[str, Any] = IDENTITY) -> View:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            view = store.follow(IDENTITY)
+            view = store.follow(identity)
             if there(view):
                 return view
         except FileNotFoundError:
@@ -184,6 +184,35 @@ def test_a_flipped_byte_in_a_copy_or_at_home_is_never_read(home: Home, place: st
     np.testing.assert_array_equal(all_of(wait_for(home.second, lambda view: view.complete)), VALUES)
 
 
+def test_what_a_copier_met_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second copier that meets the same would have it told when it has long been mended."""
+    fill(home.store)
+    (part,) = home.store.folder(IDENTITY).glob("part-*")
+    part.write_bytes(b"")
+    asked, go, copies = [0], threading.Event(), home.first._copies
+    call, follow = home.link.call, copies.follow
+
+    def waiting(method: str, *arguments: Any) -> Any:
+        asked[0] += method == "layout"
+        assert go.wait(20)
+        return call(method, *arguments)
+
+    def slow(identity: Any) -> View:
+        for copier in home.first._copying.values():
+            go.set()
+            copier.join(20)
+        return follow(identity)
+
+    monkeypatch.setattr(home.link, "call", waiting)
+    monkeypatch.setattr(copies, "follow", slow)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            home.first.follow(IDENTITY)
+    with pytest.raises(Damaged):
+        home.first.follow(IDENTITY)
+    assert asked == [1]
+
+
 def _missing(store: KnowledgeStore) -> NDArray[np.bool_]:
     with writer(store) as looked:
         return np.array(looked.missing)
@@ -199,6 +228,29 @@ def test_of_two_processes_of_a_node_one_copies_and_the_other_reads(home: Home, t
     assert "rows" not in neighbour_link.calls
     fill(home.store, np.arange(400, ROWS))
     wait_for(neighbour, lambda view: view.complete)
+
+
+def test_copies_that_were_not_read_for_longest_make_room_for_new_ones(home: Home, tmp_path: Path) -> None:
+    """There is room for two and a half."""
+    views = [IDENTITY | {"view": number} for number in range(3)]
+    for identity in views:
+        with home.store.writer(identity, rows=ROWS, shape=(3,), dtype="float32") as open_writer:
+            open_writer.put(np.arange(ROWS), VALUES)
+            open_writer.commit()
+            open_writer.seal()
+    room = sum(entry["bytes"] for entry in home.store.entries()) * 5 // 6
+    small = DistantStore(tmp_path / "small", home.link, max_bytes=room)
+
+    def read(number: int) -> None:
+        wait_for(small, lambda _view: small.is_sealed(views[number]), views[number])
+        np.testing.assert_array_equal(all_of(small.follow(views[number])), VALUES)
+        time.sleep(0.02)
+
+    for number in (0, 1, 0, 2):
+        read(number)
+    assert [small.is_sealed(identity) for identity in views] == [True, False, True]
+    read(1)
+    assert [small.is_sealed(identity) for identity in views] == [False, True, True]
 
 
 @pytest.mark.parametrize(

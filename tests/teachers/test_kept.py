@@ -17,7 +17,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.kept import describe_kind, kept_teachers
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 
 
 def energy(output: Tensor) -> Tensor:
@@ -30,11 +30,8 @@ def home(tmp_path: Path, make_definition: Callable[..., TeacherDefinition], digi
     teacher = TeacherLibrary(tmp_path / "teachers").obtain(make_definition(epochs=1), digits, views)
     service = TeacherService(teacher, digits, views, KnowledgeStore(tmp_path / "knowledge"))
     service._store.root.mkdir()
-    for kind in (logits(), feature("relu1")):
-        service._kinds[kind_id(kind)] = kind
-        service.fill(0)
-    del service._kinds[kind_id(feature("relu1"))]
-    service.fill(1)
+    service.fill(0, [logits(), feature("relu1")])
+    service.fill(1, [logits()])
     return tmp_path
 
 

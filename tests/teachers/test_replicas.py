@@ -24,7 +24,7 @@ from stillhouse.teachers import service as service_module
 from stillhouse.teachers.client import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
 from stillhouse.teachers.library import LoadedTeacher
-from stillhouse.teachers.service import TeacherService, count_fills, kind_id
+from stillhouse.teachers.service import TeacherService, count_fills
 
 ROWS = 160
 BATCH = 8
@@ -34,9 +34,7 @@ READING = (3, 1)
 
 def service_over(root: Path, teacher: LoadedTeacher, data: ImageData, views: Views) -> TeacherService:
     root.mkdir(exist_ok=True)
-    service = TeacherService(teacher, data, views, KnowledgeStore(root))
-    service._kinds |= {kind_id(kind): kind for kind in KINDS}
-    return service
+    return TeacherService(teacher, data, views, KnowledgeStore(root))
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +58,7 @@ from stillhouse.spec.training import Training
 from stillhouse.teachers import service as service_module
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 
 root, library, dies_in_batch, batch, reading = sys.argv[1:]
 service_module.FILL_BATCH, service_module._STRETCH_S = int(batch), 0.0
@@ -75,7 +73,6 @@ definition = TeacherDefinition(
     input_shape=data.input_shape,
 )
 service = TeacherService(TeacherLibrary(Path(library)).obtain(definition, data, views), data, views, KnowledgeStore(Path(root)))
-service._kinds |= {kind_id(kind): kind for kind in (logits(), feature("relu1"))}
 fill_batch, batches = service._fill_batch, [0]
 
 def slow(*arguments):
@@ -88,7 +85,7 @@ def slow(*arguments):
 service._fill_batch = slow
 print("ready", flush=True)
 sys.stdin.readline()
-service.fill(1, tuple(map(int, reading.split(","))))
+service.fill(1, [logits(), feature("relu1")], tuple(map(int, reading.split(","))))
 print(service.counters()["samples_forwarded"], flush=True)
 """
 
@@ -130,7 +127,7 @@ def test_two_processes_fill_a_view_together_without_forwarding_a_sample_twice(
     trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path, dies_in_batch: int
 ) -> None:
     alone = service_over(tmp_path / "alone", trained[1], digits, views)
-    alone.fill(1, READING)
+    alone.fill(1, KINDS, READING)
     root = tmp_path / "shared"
     codes, forwarded = fill_in_processes(root, trained[0], [0, dies_in_batch])
     assert codes == ([0, 9] if dies_in_batch else [0, 0])

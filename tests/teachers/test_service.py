@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,19 @@ KINDS = [logits(), feature(LAYER), reduced(energy, LAYER)]
 @pytest.fixture
 def make_service(
     trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path
-) -> Callable[..., TeacherService]:
+) -> Iterator[Callable[..., TeacherService]]:
     """Services over one store, as an actor that is restarted."""
     (tmp_path / "knowledge").mkdir()
+    made: list[TeacherService] = []
 
     def make(store: KnowledgeStore | None = None, **options: Any) -> TeacherService:
-        return TeacherService(trained[1], digits, views, store or KnowledgeStore(tmp_path / "knowledge"), **options)
+        service = TeacherService(trained[1], digits, views, store or KnowledgeStore(tmp_path / "knowledge"), **options)
+        made.append(service)
+        return service
 
-    return make
-
-
-def remember(service: TeacherService, *kinds: Knowledge) -> None:
-    """Makes the kinds known without the thread that fills."""
-    service._kinds |= {kind_id(kind): kind for kind in kinds}
+    yield make
+    for service in made:
+        service.close()
 
 
 def opened(service: TeacherService, kind: Knowledge, view: int) -> View:
@@ -83,12 +83,11 @@ def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
     make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views
 ) -> None:
     service = make_service()
-    remember(service, *KINDS)
     model = trained[1].model
     kept: list[Tensor] = []
     handle = model.get_submodule(LAYER).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     for view in (0, 2):
-        service.fill(view)
+        service.fill(view, KINDS)
         kept.clear()
         pixels = views.augment(digits.train.images, torch.arange(ROWS), view)
         with torch.no_grad():
@@ -101,30 +100,26 @@ def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
 
 def test_kinds_that_miss_share_one_forward_pass(make_service: Callable[..., TeacherService]) -> None:
     service = make_service()
-    remember(service, *KINDS)
-    service.fill(0)
+    service.fill(0, KINDS)
     assert service.counters()["samples_forwarded"] == ROWS
-    service.fill(1)
+    service.fill(1, KINDS)
     assert service.counters()["samples_forwarded"] == 2 * ROWS
 
 
 def test_what_is_sealed_is_not_forwarded_again_by_anybody(make_service: Callable[..., TeacherService]) -> None:
     service = make_service()
-    remember(service, logits())
-    service.fill(0)
-    service.fill(0)
+    service.fill(0, [logits()])
+    service.fill(0, [logits()])
     assert service.counters()["samples_forwarded"] == ROWS
     restarted = make_service()
-    remember(restarted, logits(), feature(LAYER))
-    restarted.fill(0)
+    restarted.fill(0, [logits(), feature(LAYER)])
     assert restarted.counters()["samples_forwarded"] == ROWS, "for the kind that was missing"
     assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == 2 * ROWS
 
 
 def test_counters_and_log_say_what_was_written(make_service: Callable[..., TeacherService]) -> None:
     service = make_service()
-    remember(service, *KINDS)
-    service.fill(0)
+    service.fill(0, KINDS)
     # Ten classes; the layer's maps; the same without their channels: 4 bytes each.
     shape = opened(service, feature(LAYER), 0).shape
     written = 4 * ROWS * (10 + int(np.prod(shape)) + int(np.prod(shape[1:])))
@@ -146,12 +141,11 @@ def test_rows_are_filled_in_the_order_in_which_they_are_read(
 
     monkeypatch.setattr(TeacherService, "_forward", watching)
     service = make_service()
-    remember(service, logits())
-    service.fill(0, (7, 3))
+    service.fill(0, [logits()], (7, 3))
     assert seen[:2] == [0, 1], "to know the shape"
     assert seen[2:] == reading_order(7, 3, ROWS).tolist()
     seen.clear()
-    service.fill(1)
+    service.fill(1, [logits()])
     assert seen[2:] == list(range(ROWS))
 
 
@@ -160,7 +154,6 @@ def test_rows_can_be_read_while_the_view_is_being_filled(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service()
-    remember(service, *KINDS)
     order = torch.from_numpy(reading_order(0, 0, ROWS))
     ready: list[int] = []
     note = TeacherService._note
@@ -172,7 +165,7 @@ def test_rows_can_be_read_while_the_view_is_being_filled(
         assert all(view.ready(order[: ready[-1]]) for view in views)
 
     monkeypatch.setattr(TeacherService, "_note", looking)
-    service.fill(0, (0, 0))
+    service.fill(0, KINDS, (0, 0))
     assert ready == [40, 80, 120, 160]
 
 
@@ -184,8 +177,7 @@ def test_harmed_rows_alone_are_forwarded_again(
     monkeypatch.setattr(layout_module, "_BLOCK_BYTES", 800)
     monkeypatch.setattr(layout_module, "_PART_BYTES", 1600)
     service = make_service()
-    remember(service, logits())
-    service.fill(0)
+    service.fill(0, [logits()])
     before = rows_of(service, logits(), 0)
     folder = service._store.folder(view_identity(service.base, logits(), 0))
     part = folder / "part-002.arrow"
@@ -200,8 +192,7 @@ def test_harmed_rows_alone_are_forwarded_again(
     else:
         part.write_bytes((folder / "part-001.arrow").read_bytes())
     restarted = make_service()
-    remember(restarted, logits())
-    restarted.fill(0)
+    restarted.fill(0, [logits()])
     assert restarted.counters()["samples_forwarded"] == (20 if harm == "garbled" else 40)
     assert torch.allclose(rows_of(restarted, logits(), 0), before, atol=1e-5)
 
@@ -222,7 +213,6 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     service = make_service()
-    remember(service, *KINDS)
     calls = {"append": 0, "note": 0, "batch": 0}
     append, note, batch = ViewWriter._append, TeacherService._note, TeacherService._fill_batch
     last_append = {"between data and journal": 7, "between two journals": 8}.get(point)
@@ -252,19 +242,17 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
         if point == "at sealing":
             patch.setattr(ViewWriter, "seal", die)
         with pytest.raises(Died):
-            service.fill(0, (0, 0))
+            service.fill(0, KINDS, (0, 0))
     assert not service._store.is_sealed(view_identity(service.base, logits(), 0))
     kept = ROWS if point == "at sealing" else 80
     assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == kept
     restarted = make_service()
-    remember(restarted, *KINDS)
-    restarted.fill(0, (5, 5))
+    restarted.fill(0, KINDS, (5, 5))
     assert restarted.counters()["samples_forwarded"] == ROWS - kept
     assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == ROWS
     undisturbed = make_service(store=KnowledgeStore(service._store.root / "elsewhere"))
     undisturbed._store.root.mkdir()
-    remember(undisturbed, *KINDS)
-    undisturbed.fill(0, (0, 0))
+    undisturbed.fill(0, KINDS, (0, 0))
     for kind in KINDS:
         assert torch.equal(rows_of(restarted, kind, 0), rows_of(undisturbed, kind, 0))
 
@@ -274,7 +262,6 @@ def test_kinds_that_miss_different_rows_share_a_pass_over_what_either_misses(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service()
-    remember(service, logits())
     with monkeypatch.context() as patch:
         batches: list[int] = []
         batch = TeacherService._fill_batch
@@ -287,10 +274,9 @@ def test_kinds_that_miss_different_rows_share_a_pass_over_what_either_misses(
 
         patch.setattr(TeacherService, "_fill_batch", twice)
         with pytest.raises(Died):
-            service.fill(0)
+            service.fill(0, [logits()])
     both = make_service()
-    remember(both, logits(), feature(LAYER))
-    both.fill(0)
+    both.fill(0, [logits(), feature(LAYER)])
     assert both.counters()["samples_forwarded"] == ROWS
     assert both.counters()["bytes_written"] == 4 * (80 * 10 + ROWS * int(np.prod(opened(both, feature(LAYER), 0).shape)))
 
@@ -304,21 +290,19 @@ def test_a_full_disk_is_one_sentence_and_filling_goes_on_when_there_is_room(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     service = make_service()
-    remember(service, logits())
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(InfrastructureError, match="no room") as caught:
-            service.fill(0)
+            service.fill(0, [logits()])
     assert "\n" not in str(caught.value)
-    service.fill(0)
+    service.fill(0, [logits()])
     assert rows_of(service, logits(), 0).shape == (ROWS, 10)
 
 
 def test_half_precision_is_the_rounded_knowledge_at_half_the_size(make_service: Callable[..., TeacherService]) -> None:
     whole, half = make_service(), make_service(dtype="float16")
     for service in (whole, half):
-        remember(service, logits())
-        service.fill(0)
+        service.fill(0, [logits()])
     assert torch.equal(rows_of(half, logits(), 0), rows_of(whole, logits(), 0).half())
     assert opened(half, logits(), 0).bytes_per_sample == opened(whole, logits(), 0).bytes_per_sample / 2 == 20
 
@@ -326,9 +310,9 @@ def test_half_precision_is_the_rounded_knowledge_at_half_the_size(make_service: 
 def test_measuring_gives_the_weight_of_each_kind(make_service: Callable[..., TeacherService]) -> None:
     measured = make_service().measure(KINDS)
     assert measured["seconds_per_sample"] > 0
+    assert all(measured["compute_seconds"][kind_id(kind)] > 0 for kind in KINDS)
     service = make_service()
-    remember(service, *KINDS)
-    service.fill(0)
+    service.fill(0, KINDS)
     for kind in KINDS:
         assert measured["bytes_per_sample"][kind_id(kind)] == opened(service, kind, 0).bytes_per_sample
     assert make_service(dtype="float16").measure([logits()])["bytes_per_sample"] == {kind_id(logits()): 20}
@@ -350,8 +334,7 @@ def test_a_sealed_input_gradient_is_of_the_samples_own_class(
     make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher]
 ) -> None:
     service, model = make_service(), trained[1].model
-    remember(service, input_gradient())
-    service.fill(0)
+    service.fill(0, [input_gradient()])
     images = service._view_images(0, np.arange(ROWS)).requires_grad_()
     loss = torch.nn.functional.cross_entropy(model(images), service._labels, reduction="sum")
     torch.testing.assert_close(rows_of(service, input_gradient(), 0), torch.autograd.grad(loss, images)[0])
@@ -386,7 +369,7 @@ def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
     filled: list[int] = []
     begun, go = threading.Event(), threading.Event()
 
-    def fill(_self: TeacherService, view: int, _reading: object) -> None:
+    def fill(_self: TeacherService, view: int, _kinds: object, _reading: object) -> None:
         begun.set()
         go.wait(30)
         filled.append(view)
@@ -401,6 +384,41 @@ def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
     go.set()
     wait_for(lambda: len(filled) == 4)
     assert filled == [0, 7, 1, 2]
+
+
+def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    fill = TeacherService.fill
+
+    def late(self: TeacherService, view: int, kinds: Iterable[Knowledge], reading: Reading | None) -> None:
+        go.wait(30)
+        fill(self, view, kinds, reading)
+
+    monkeypatch.setattr(TeacherService, "fill", late)
+    service = make_service()
+    service.request(2, [feature(LAYER)], ahead=True)
+    service.request(0, KINDS, ahead=True)
+    service.request(1, [logits()], ahead=True)
+    service.request(1, [feature(LAYER)])
+    go.set()
+    wait_for(lambda: service._filler is None)
+    asked = {0: KINDS, 1: [logits(), feature(LAYER)], 2: [feature(LAYER)]}
+    for view, kinds in asked.items():
+        for kind in KINDS:
+            assert service._store.is_sealed(view_identity(service.base, kind, view)) == (kind in kinds)
+    assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == 3 * ROWS
+
+
+def test_a_service_that_was_closed_leaves_no_thread_behind(make_service: Callable[..., TeacherService]) -> None:
+    service = make_service()
+    for view in range(3):
+        service.request(view, KINDS, ahead=True)
+    service.close()
+    assert "filler" not in {thread.name for thread in threading.enumerate()}
+    # What was begun is whole, the rest is as if it had never been asked.
+    assert {entry["sealed"] for entry in service._store.entries()} <= {True}
 
 
 def test_the_reason_of_a_failed_filling_is_told_once_and_filling_goes_on(
@@ -467,10 +485,9 @@ def train(
         method, service = Taught(), make_service()
         teacher = describe(trained[1].model, name="lenet", input_shape=digits.input_shape)
         kinds = method.knowledge(teacher, teacher)
-        remember(service, *kinds.values())
 
         def open_views(view: int, _names: Collection[str] | None, reading: Reading | None) -> dict[str, View]:
-            service.fill(view, reading)
+            service.fill(view, kinds.values(), reading)
             return {name: opened(service, kind, view) for name, kind in kinds.items()}
 
         trainer = Trainer(
@@ -514,11 +531,10 @@ def test_what_is_drawn_for_a_sample_is_the_same_inline_and_cached_and_another_in
     kind = TopK(2, 3).of(logits(), 10)
     assert kind.draws == 3
     service = make_service()
-    remember(service, kind)
     inline = InlineKnowledge(trained[1].model, {"logits": kind})
     drawn = []
     for view in (0, 1):
-        service.fill(view)
+        service.fill(view, [kind])
         inline.begin_epoch(view)
         indices = torch.arange(40, 80)
         images = digits.normalise(views.augment(digits.train.images, indices, view))

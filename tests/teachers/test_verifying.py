@@ -15,7 +15,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 
 ROWS = 160
 KINDS = [logits(), feature("relu1"), TopK(2, 2).of(logits(), 10)]
@@ -26,9 +26,8 @@ MakeService = Callable[..., TeacherService]
 def make_service(trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path) -> MakeService:
     def make(dtype: str = "float32") -> TeacherService:
         service = TeacherService(trained[1], digits, views, KnowledgeStore(tmp_path), dtype=dtype)
-        service._kinds |= {kind_id(kind): kind for kind in KINDS}
         for view in (0, 2):
-            service.fill(view, (3, 1))
+            service.fill(view, KINDS, (3, 1))
         return service
 
     return make
@@ -65,7 +64,7 @@ def test_a_sample_that_the_teacher_never_said_is_named_and_its_view_made_again(m
     assert found["largest_difference"] == pytest.approx(0.5, rel=1e-3)
     assert not service._store.is_sealed(view_identity(service.base, logits(), 2))
     assert service._store.is_sealed(view_identity(service.base, logits(), 0))
-    service.fill(2, (3, 1))
+    service.fill(2, KINDS, (3, 1))
     assert torch.equal(service._store.open(view_identity(service.base, logits(), 2)).gather(torch.arange(ROWS)), before)
     assert verify(service)["differences"] == []
 

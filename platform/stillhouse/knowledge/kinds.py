@@ -1,13 +1,12 @@
 """Knowledge: what a method asks of a teacher for each sample."""
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from stillhouse.knowledge.code import code_version
 from stillhouse.spec.priors import Scalar
 
 Reduction = Callable[..., Tensor]
@@ -59,12 +58,11 @@ class Knowledge:
         return stored if self.restoration is None else self.restoration(stored, **dict(self.options))
 
     def identity(self) -> dict[str, Any]:
-        """Plain data that is equal if and only if the knowledge is; part of a sealed view's key."""
+        """Plain data that is equal if and only if the knowledge is, and the code behind it; part of a sealed view's key."""
         identity: dict[str, Any] = {"layers": list(self.layers)} | ({"of": "input gradient"} if self.of_input else {})
         if self.reduction is not None:
-            source = inspect.getsource(self.reduction)
             identity["reduction"] = f"{self.reduction.__module__}:{self.reduction.__qualname__}"
-            identity["source"] = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+            identity["source"] = code_version(self.reduction)
             identity["options"] = dict(self.options)
             if self.weights:
                 identity["weights"] = list(self.weights)

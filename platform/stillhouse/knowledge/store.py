@@ -16,6 +16,9 @@ from stillhouse.knowledge.layout import LAYOUT, MANIFEST, STORE_VERSION, Layout
 from stillhouse.knowledge.view import View, distrust, open_growing, open_sealed
 from stillhouse.knowledge.writer import ViewWriter, hold, unseal
 
+DISK_SHARE = 0.5
+"""What all views together may take of the disk, of what they have and what is free, where nobody says."""
+
 
 class KnowledgeStore:
     """All views under one folder, addressed by content.
@@ -120,6 +123,12 @@ class KnowledgeStore:
                 with suppress(FileNotFoundError, Damaged):
                     entry |= {"identity": dict(Layout.read(folder / name)[0].identity), "sealed": name == MANIFEST}
             yield entry
+
+    def budget(self, max_bytes: int | None) -> int:
+        """What all views together may take of the disk: `max_bytes`, if it has that much; None is a share of the disk."""
+        folder = next(each for each in (self.root, *self.root.parents) if each.exists())
+        disk = sum(entry["bytes"] for entry in self.entries()) + shutil.disk_usage(folder).free
+        return int(DISK_SHARE * disk) if max_bytes is None else min(max_bytes, disk)
 
     def prune(self, keep_bytes: int, spare: Collection[str] = ()) -> list[dict[str, Any]]:
         """Removes the views that were of no use for the longest time until at most `keep_bytes` are left; gives their entries.

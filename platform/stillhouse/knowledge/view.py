@@ -124,8 +124,9 @@ def open_sealed(folder: Path) -> View:
         Damaged: the manifest or a part is not what was written.
     """
     layout, content = Layout.read(folder / MANIFEST)
-    view = View(folder, layout, sealed=True)
+    # Taken before the parts are mapped and compared: what is written to them meanwhile leaves them unchecked.
     stamps = stamps_of(folder, layout)
+    view = View(folder, layout, sealed=True)
     if not stamps <= _checked:
         for (part, first, last), checksum in zip(layout.blocks(), content["blocks"], strict=True):
             begin, _ = layout.part_stretch(part)
@@ -150,7 +151,15 @@ def open_growing(folder: Path) -> View:
 
 
 def stamps_of(folder: Path, layout: Layout) -> set[tuple[str, int, int, int]]:
-    return {part_stamp(folder / layout.part_file(part)) for part in range(layout.num_parts)}
+    """One stamp for each part.
+
+    Raises:
+        Damaged: a part is missing.
+    """
+    try:
+        return {part_stamp(folder / layout.part_file(part)) for part in range(layout.num_parts)}
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename} is missing") from error
 
 
 def trust(stamps: set[tuple[str, int, int, int]]) -> None:

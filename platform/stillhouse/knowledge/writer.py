@@ -180,13 +180,15 @@ class ViewWriter:
         assert self._done.all(), "a view is sealed when all of its rows are durable"
         if not self._sealed:
             checksums = []
+            # As they are compared: a part that is written to from here on is not the one that is trusted.
+            stamps = stamps_of(self._folder, self._layout)
             for part, first, last in self._layout.blocks():
                 begin, _ = self._layout.part_stretch(part)
                 checksums.append(block_checksum(self._parts[part][first - begin : last - begin]))
             document = self._layout.document(blocks=checksums)
             with room_for(len(document), self._folder):
                 write_checked(self._folder / MANIFEST, document)
-            trust(stamps_of(self._folder, self._layout))
+            trust(stamps)
             self._sealed = True
 
     def close(self) -> None:

@@ -389,7 +389,8 @@ class KnowledgeSpec(Section):
         tail_draws: how many of the other classes stand for their mass, drawn so that it is right on average; 0 spreads it
             evenly.
         max_bytes: what all sealed views together may take of the disk, such as `20GB`, other sweeps' included: theirs go,
-            least recently used first, where this sweep's need the room. Null: half of what they have and what is free.
+            least recently used first, where this sweep's need the room. Null: half of what they have and what is free. The
+            same holds for the copies on each node that does not see the home.
     """
 
     way: Way = "auto"

@@ -29,7 +29,6 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
-from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.brackets import size_bracket
@@ -46,7 +45,7 @@ from stillhouse.sweep.schedulers import BracketedScheduler, InTurn, key_of, make
 from stillhouse.sweep.searchers import FeedSearcher
 from stillhouse.sweep.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
 from stillhouse.teachers.actor import start_actor
-from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition
 from stillhouse.teachers.homes import HomeAddress, kept_home
 from stillhouse.teachers.keeper import bring_weights, start_keeper
 from stillhouse.teachers.leases import EXPIRE_S, LeaseHolder
@@ -118,7 +117,7 @@ class Cluster:
         self.home = HomeAddress(path=str(home))
         if not self._local:
             # Also where all nodes share the home: an autoscaler may add one that does not.
-            self.home = kept_home(home)
+            self.home = kept_home(home, spec.knowledge.max_bytes)
             self._handles.append(keeper := start_keeper(self.home))
             self._leases.hold(keeper)
 
@@ -533,11 +532,12 @@ def _answered(call: Any) -> bool:
     return True
 
 
-def request_ahead(teacher: Teacher, views: Mapping[int, Reading], kinds: Sequence[Knowledge]) -> None:
-    """Lets the teacher fill these views, each in the order in which it is read first; nothing waits for it."""
-    for handle in (teacher.handle, *teacher.replicas.values()):
-        for view, reading in views.items():
-            handle.request.remote(view, list(kinds), True, False, reading)
+def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan) -> None:
+    """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
+    for view, reading in views.items():
+        if kinds := plan.kinds(view):
+            for handle in (teacher.handle, *teacher.replicas.values()):
+                handle.request.remote(view, kinds, True, False, reading)
 
 
 def _trial_name(trial: Any) -> str:

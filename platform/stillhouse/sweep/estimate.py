@@ -1,21 +1,27 @@
 """What a plan will take in hours, from a measured second of each student and teacher on the machine that will run them."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
+from ray import cloudpickle
+from torch import nn
 
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
+from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import canonical_json
+from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
 from stillhouse.spec.schema import Resources, SweepSpec, TrialResources
 from stillhouse.spec.training import Training
+from stillhouse.sweep.asking import asked_knowledge
 from stillhouse.sweep.connection import connect
 from stillhouse.sweep.nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.placement import Placement, place, ray_options
@@ -26,15 +32,23 @@ SECONDS_EACH = 1.0
 _MOST_STUDENTS = 16
 _FEW_BATCHES = 4
 _EVALUATED = 512
+_TAUGHT = 64
 _HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Seconds per sample of one network: a supervised training step on augmented images, and a forward pass."""
+    """Seconds per sample of one network.
+
+    Attributes:
+        train: of a supervised training step on augmented images.
+        forward: of a forward pass.
+        teach: of a pass that gives all the knowledge that is asked of it, with its pass backward where one is needed.
+    """
 
     train: float
     forward: float
+    teach: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +60,9 @@ class Estimate:
         measured: distinct students that were measured; the others are scaled by their MACs from the nearest one.
         trial_hours: of the trials without their teachers.
         gpu_hours: of trials and teachers, each by its share of a GPU; 0 without GPUs.
-        teacher_hours: each teacher's forward passes over the views that the trials see, once.
+        teacher_hours: each teacher's passes over the views that the trials see, once, for all that they ask of it.
         teacher_training_hours: training the teachers that are not given, if that was never done.
-        inside_hours: the forward passes with a teacher inside every trial.
+        inside_hours: the passes with a teacher inside every trial.
         confirm_hours: of the confirm phase at most.
     """
 
@@ -160,9 +174,9 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     chosen = _spread(plan.students)
     students = {_key(planned.student.model, planned.student.options): planned for planned in plan.students}
     measure = _on_cluster(spec, data) if remote else _here(spec, data)
-    jobs = [(planned.student.model, planned.student.options) for planned in chosen]
+    jobs = [Job(planned.student.model, planned.student.options) for planned in chosen]
     where, speeds = measure(jobs, spec.training, _one_worker(spec.trial_resources))
-    of_student = dict(zip((_key(*job) for job in jobs), speeds, strict=True))
+    of_student = dict(zip((_key(job.model, job.options) for job in jobs), speeds, strict=True))
     for key, planned in students.items():
         of_student.setdefault(key, _scaled(planned, chosen, of_student))
 
@@ -176,18 +190,25 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     trials_s = scale * sum(planned.trials * trial_s[key] for key, planned in students.items())
     gpu_s = trials_s * spec.trial_resources.gpu
 
+    views = make_views(spec, data)
+    asked_of = asked_knowledge(spec, plan.asking, data, views, adaptive=plan.search is not None)
+    asking = Counter(name for trial in plan.asking for name in trial.teachers)
     shared_s = training_s = inside_s = 0.0
     for teacher in plan.teachers:
         if not teacher.trials:
             continue
         recipe = spec.teachers[teacher.name]
-        _, (speed,) = measure([(teacher.model, teacher.options)], recipe.train, recipe.resources)
-        seen = min(make_views(spec, data).count, epochs) * samples
+        asked = list(asked_of.get(teacher.name, {}).values())
+        job = Job(teacher.model, teacher.options, cloudpickle.dumps([each.kind for each in asked]))
+        _, (speed,) = measure([job], recipe.train, recipe.resources)
+        seen = min(views.count, epochs) * samples
         training = recipe.train.epochs * (samples * speed.train + validation * speed.forward) if teacher.trains else 0.0
-        shared_s += seen * speed.forward
-        inside_s += scale * teacher.trials * samples * epochs * speed.forward
+        # Alone a trial pays for a pass back only where it asks for gradients, and next to nothing for its reductions.
+        back = min(1.0, sum(each.trials for each in asked if each.kind.of_input) / max(1, asking[teacher.name]))
+        shared_s += seen * speed.teach
+        inside_s += scale * teacher.trials * samples * epochs * (speed.forward + back * max(0.0, speed.teach - speed.forward))
         training_s += training
-        gpu_s += (training + seen * speed.forward) * recipe.resources.gpu
+        gpu_s += (training + seen * speed.teach) * recipe.resources.gpu
     mean_s = trials_s / plan.num_trials if plan.num_trials else 0.0
     return Estimate(
         where=where,
@@ -202,7 +223,14 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     )
 
 
-Job = tuple[str, Mapping[str, Any]]
+class Job(NamedTuple):
+    """A network to be measured, and the kinds of knowledge that are asked of it, pickled."""
+
+    model: str
+    options: Mapping[str, Any]
+    asked: bytes = b""
+
+
 Measure = Callable[[Sequence[Job], Training, Resources | TrialResources], tuple[str, list[Speed]]]
 
 
@@ -222,11 +250,12 @@ def _here(spec: SweepSpec, data: ImageData) -> Measure:
 
 def _on_cluster(spec: SweepSpec, data: ImageData) -> Measure:
     shared = ray.put(_excerpt(data, spec.training.batch_size).to_arrays(test=False))
+    folders = tuple(spec.method_paths)
 
     def work(
         reference: list[Any], jobs: Sequence[Job], training: Training, policy: tuple[Any, ...], threads: int
     ) -> tuple[str, list[Speed]]:
-        prepare_worker((), threads)
+        prepare_worker((), threads, folders)
         return measure_speeds(jobs, ImageData.from_arrays(*ray.get(reference[0])), training, policy)
 
     def measure(jobs: Sequence[Job], training: Training, claim: Resources | TrialResources) -> tuple[str, list[Speed]]:
@@ -242,25 +271,23 @@ def _on_cluster(spec: SweepSpec, data: ImageData) -> Measure:
 def measure_speeds(
     jobs: Iterable[Job], data: ImageData, training: Training, policy: tuple[Any, ...]
 ) -> tuple[str, list[Speed]]:
-    """The device, and the speed of each (model, options), about a second each."""
+    """The device, and the speed of each network, about a second each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name(0) if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return where, [_speed(model, options, data, training, policy, device) for model, options in jobs]
+    return where, [_speed(job, data, training, policy, device) for job in jobs]
 
 
-def _speed(
-    model: str, options: Mapping[str, Any], data: ImageData, training: Training, policy: tuple[Any, ...], device: str
-) -> Speed:
+def _speed(job: Job, data: ImageData, training: Training, policy: tuple[Any, ...], device: str) -> Speed:
     epochs = 10_000
     trainer = Trainer(
-        new_student=lambda: build_model(model, num_classes=data.num_classes, input_shape=data.input_shape, **options),
+        new_student=lambda: build_model(job.model, num_classes=data.num_classes, input_shape=data.input_shape, **job.options),
         method=Method(),
         data=data,
         views=Views(policy, epochs if policy else 1, data.input_shape, len(data.train.labels), 0),
         # Next to no learning: a second of training must not end in a loss that is not finite.
         training=training.model_copy(update={"learning_rate": 1e-12, "warmup_epochs": 0.0, "compile": False}),
         epochs=epochs,
-        student_name=model,
+        student_name=job.model,
         device=device,
     )
 
@@ -269,7 +296,22 @@ def _speed(
 
     forward = _median_s(evaluate, SECONDS_EACH / 2) / len(data.validation.labels)
     whole = _median_s(trainer.run_epoch, SECONDS_EACH)
-    return Speed(train=max(0.0, whole - forward * len(data.validation.labels)) / len(data.train.labels), forward=forward)
+    return Speed(
+        train=max(0.0, whole - forward * len(data.validation.labels)) / len(data.train.labels),
+        forward=forward,
+        teach=max(forward, _teaching_s(trainer.student, job, data, device)) if job.asked else forward,
+    )
+
+
+def _teaching_s(model: nn.Module, job: Job, data: ImageData, device: str) -> float:
+    """Seconds per sample of one pass for all the kinds that are asked."""
+    kinds = {str(number): kind for number, kind in enumerate(cloudpickle.loads(job.asked))}
+    count = min(_TAUGHT, len(data.train.labels))
+    places, labels = torch.arange(count), data.train.labels[:count].to(device)
+    images = data.normalise(data.train.images.index_select(0, places).to(device))
+    with FeatureReader(model.eval(), layers_of(kinds)) as reader:
+        seconds = _median_s(lambda: compute_knowledge(reader, kinds, images, labels, (0, places)), SECONDS_EACH / 2)
+    return seconds / count
 
 
 def _median_s(work: Callable[[], Any], seconds: float) -> float:

@@ -14,21 +14,19 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError, is_disk_full
-from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.models.architecture import Architecture
 from stillhouse.provenance import environment_facts
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
+from stillhouse.sweep.asking import asked_knowledge
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import check, check_file
 from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
 from stillhouse.sweep.ending import PATIENCE_S, Ending
 from stillhouse.sweep.feed import Feed, ListFeed, start_feed, undone_note
 from stillhouse.sweep.home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
-from stillhouse.sweep.hyperparameters import make_method
 from stillhouse.sweep.limits import over_limit
 from stillhouse.sweep.plan import Plan, confirm_trials, make_plan, make_views
 from stillhouse.sweep.progress import Progress
@@ -40,8 +38,8 @@ from stillhouse.sweep.tracked import store_front
 from stillhouse.sweep.ways import KnowledgeRoom, form_of_logits
 from stillhouse.teachers.actor import make_ticket
 from stillhouse.teachers.choice import Choice, choose_calling_way
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
-from stillhouse.teachers.service import count_fills, kind_id
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
+from stillhouse.teachers.service import count_fills
 from stillhouse.tracking import Tracker, fetch_weights
 
 _TRACKING_TIMEOUT_S = 120.0
@@ -196,8 +194,8 @@ class Sweep:
             `compared`, and `differences` with the `teacher` and what `verify_sealed` says of each; what differs is removed.
         """
         plan = self.plan()
-        kinds = self._asked_knowledge(plan.asking)
-        definitions = [self._definition(name) for name in self.spec.teachers if kinds.get(name)]
+        asked_of = asked_knowledge(self.spec, plan.asking, self.data(), self._views(), adaptive=plan.search is not None)
+        definitions = [self._definition(name) for name in self.spec.teachers if asked_of.get(name)]
         compared, differences = 0, []
         if definitions:
             with Cluster(
@@ -206,7 +204,8 @@ class Sweep:
                 cluster.share(self.data())
                 for running in cluster.start_teachers(definitions, self.data(), self._views()):
                     name = running.definition.name
-                    found = asked(running.handle, "verify", list(kinds[name].values()), pairs, self.spec.search.seed)
+                    kinds = [each.kind for each in asked_of[name].values()]
+                    found = asked(running.handle, "verify", kinds, pairs, self.spec.search.seed)
                     compared += found["compared"]
                     differences += [{"teacher": name, **each} for each in found["differences"]]
         return {"compared": compared, "differences": differences}
@@ -491,8 +490,7 @@ class Sweep:
             on_teachers([member.facts for member in crew.values()])
             # Latency was measured on a quiet machine; from here on the teachers run ahead of the trials.
             for member in crew.values():
-                if member.cached:
-                    request_ahead(member.running, self._planned_views(plan.asking, self._views()), member.cached)
+                request_ahead(member.running, self._planned_views(plan.asking, self._views()), member.ticket.plan)
 
             noted = time.monotonic()
 
@@ -572,24 +570,24 @@ class Sweep:
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
         """Starts every teacher that a trial asks, and decides the ways of what is asked of it."""
         data, views = self.data(), self._views()
-        kinds = self._asked_knowledge(plan.asking)
-        definitions = [self._definition(name) for name in self.spec.teachers if name in kinds]
+        asked_of = asked_knowledge(self.spec, plan.asking, data, views, adaptive=plan.search is not None)
+        definitions = [self._definition(name) for name in self.spec.teachers if name in asked_of]
         crew = {}
         room = KnowledgeRoom(self.spec.knowledge, self.place.home)
         for running in cluster.start_teachers(definitions, data, views):
             name = running.definition.name
-            measured = asked(running.handle, "measure", list(kinds[name].values()))
-            choices = room.choose(kinds[name], measured, running.facts["base"], views)
-            explained = {str(kinds[name][text]): choice for text, choice in choices.items()}
+            kinds = asked_of[name]
+            measured = asked(running.handle, "measure", [each.kind for each in kinds.values()])
+            choices = room.choose(kinds, measured, running.facts["base"], views.num_samples)
+            explained = {str(kinds[text].kind): choice for text, choice in choices.items()}
             calling = self._choose_calling(running)
             if any(methods.find(trial.method).calls_teacher for trial in plan.asking if name in trial.teachers):
                 explained["calls"] = calling
             for what, choice in explained.items():
                 self._progress.note(f"teacher {name}: {what} {choice.way}: {choice.reason}")
-            cached = [kind for text, kind in kinds[name].items() if choices[text].way == "cached"]
+            cached = [(each.kind, each.views) for text, each in kinds.items() if choices[text].way == "cached"]
             crew[name] = _ReadyTeacher(
                 running,
-                cached,
                 make_ticket(
                     running.definition,
                     running.facts,
@@ -598,6 +596,7 @@ class Sweep:
                     actor=running.actor,
                     replicas=tuple(running.replicas),
                     ways={text: choice.way for text, choice in choices.items()},
+                    plan=FillPlan.make(cached),
                     calling_way=calling.way,
                     top_k=form_of_logits(self.spec.knowledge),
                 ),
@@ -626,24 +625,6 @@ class Sweep:
             num_classes=data.num_classes,
             input_shape=data.input_shape,
         )
-
-    def _asked_knowledge(self, trials: Sequence[Trial]) -> dict[str, dict[str, Knowledge]]:
-        """All that the trials ask of each teacher, each kind once: one forward pass gives them all."""
-        asked_of: dict[str, dict[str, Knowledge]] = {}
-        top_k = form_of_logits(self.spec.knowledge)
-        for trial in trials:
-            for name in trial.teachers:
-                asked_of.setdefault(name, {})
-                teacher = self._describe(self.spec.teachers[name].model, self.spec.teachers[name].options)
-                student = self._describe(trial.student.model, trial.student.options)
-                for kind in make_method(trial.method, trial.hyperparameters).knowledge(teacher, student).values():
-                    form = kind if top_k is None else top_k.of(kind, self.data().num_classes)
-                    asked_of[name].setdefault(kind_id(form), form)
-        return asked_of
-
-    def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
-        data = self.data()
-        return blueprint(model, options, data.num_classes, data.input_shape).architecture
 
     def _planned_views(self, trials: Sequence[Trial], views: Views) -> dict[int, Reading]:
         """The views that trials will see, in the order in which they will, and how each is read first."""
@@ -764,10 +745,9 @@ class Sweep:
 
 @dataclass
 class _ReadyTeacher:
-    """A loaded teacher with everything that trials and the report need of it, and the kinds of knowledge that it seals."""
+    """A loaded teacher with everything that trials and the report need of it."""
 
     running: Teacher
-    cached: Sequence[Knowledge]
     ticket: TeacherTicket
     facts: TeacherFacts
 

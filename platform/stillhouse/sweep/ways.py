@@ -1,11 +1,10 @@
 """Which way each kind of knowledge goes in a sweep, and the room that its sealed views take of the disk."""
 
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.views import Views
 from stillhouse.errors import UsageError, did_you_mean
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
@@ -14,8 +13,14 @@ from stillhouse.spec.schema import KnowledgeSpec
 from stillhouse.teachers.choice import Choice, Cost, choose_ways
 from stillhouse.teachers.definition import view_identity
 
-DISK_SHARE = 0.5
-"""What all sealed views together may take of the disk, of what they have and what is free, where the spec does not say."""
+
+@dataclass(frozen=True)
+class Asked:
+    """A kind of knowledge, the views in which some trial reads it, and how many trials do."""
+
+    kind: Knowledge
+    views: frozenset[int]
+    trials: int = 1
 
 
 class KnowledgeRoom:
@@ -28,19 +33,18 @@ class KnowledgeRoom:
     def __init__(self, spec: KnowledgeSpec, home: Path) -> None:
         self._spec = spec
         self._store = KnowledgeStore(home / "knowledge")
-        kept = sum(entry["bytes"] for entry in self._store.entries())
-        disk = kept + shutil.disk_usage(home).free
-        self._budget = int(DISK_SHARE * disk) if spec.max_bytes is None else min(spec.max_bytes, disk)
+        self._budget = self._store.budget(spec.max_bytes)
         self._room = self._budget
         self._own: dict[str, int] = {}
         self._asked: set[str] = set()
 
     def choose(
-        self, kinds: Mapping[str, Knowledge], measured: Mapping[str, Any], base: Mapping[str, Any], views: Views
+        self, asked: Mapping[str, Asked], measured: Mapping[str, Any], base: Mapping[str, Any], num_samples: int
     ) -> dict[str, Choice]:
         """The way of each of a teacher's kinds; takes room for those that are cached.
 
         Args:
+            asked: by the kind's text.
             measured: what `TeacherService.measure` gave for these kinds.
             base: the fixed part of the teacher's `view_identity`.
 
@@ -49,30 +53,26 @@ class KnowledgeRoom:
         """
         costs = {
             text: Cost(
-                name=str(kind),
-                asked=self._spec.ways.get(str(kind), self._spec.way),
+                name=str(each.kind),
+                asked=self._spec.ways.get(str(each.kind), self._spec.way),
                 bytes_per_sample=measured["bytes_per_sample"][text],
                 read_seconds=measured["read_seconds"][text],
+                compute_seconds=measured["compute_seconds"][text],
+                num_views=len(each.views),
             )
-            for text, kind in kinds.items()
+            for text, each in asked.items()
         }
         for text, cost in costs.items():
-            if cost.asked == "served" and kinds[text].draws:
+            if cost.asked == "served" and asked[text].kind.draws:
                 raise UsageError("knowledge.tail_draws must be 0 where knowledge.way is served: draws go by a sample's place")
-        self._asked |= {str(kind) for kind in kinds.values()}
-        choices = choose_ways(
-            costs,
-            seconds_per_sample=measured["seconds_per_sample"],
-            num_samples=views.num_samples,
-            num_views=views.count,
-            room_bytes=self._room,
-        )
+        self._asked |= {str(each.kind) for each in asked.values()}
+        choices = choose_ways(costs, num_samples=num_samples, room_bytes=self._room)
         for text, choice in choices.items():
             if choice.way == "cached":
-                each = costs[text].bytes_per_sample * views.num_samples
-                keys = [KnowledgeStore.key(view_identity(base, kinds[text], view)) for view in range(views.count)]
-                self._room -= each * len(set(keys) - self._own.keys())
-                self._own |= dict.fromkeys(keys, each)
+                size = costs[text].bytes_per_sample * num_samples
+                keys = [KnowledgeStore.key(view_identity(base, asked[text].kind, view)) for view in asked[text].views]
+                self._room -= size * len(set(keys) - self._own.keys())
+                self._own |= dict.fromkeys(keys, size)
         return choices
 
     def check_forced(self) -> None:

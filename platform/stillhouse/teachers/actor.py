@@ -23,7 +23,7 @@ from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.provenance import code_facts
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
 from stillhouse.teachers.homes import HomeAddress, NodeHome, node_home
 from stillhouse.teachers.leases import EXPIRE_S, Leased
 from stillhouse.teachers.library import TeacherLibrary
@@ -305,6 +305,7 @@ def make_ticket(
     actor: str,
     replicas: Sequence[str] = (),
     ways: Mapping[str, str],
+    plan: FillPlan,
     calling_way: str = "inline",
     top_k: TopK | None = None,
 ) -> TeacherTicket:
@@ -320,6 +321,7 @@ def make_ticket(
         replicas=tuple(replicas),
         namespace=NAMESPACE,
         ways=dict(ways),
+        plan=plan,
         calling_way=calling_way,
         top_k=top_k,
         home=home,

@@ -23,17 +23,19 @@ class Cost:
         asked: `auto`, or the way that the spec forces.
         bytes_per_sample: in the store.
         read_seconds: in which a sample's knowledge is gathered from a map of the store, one thread.
+        compute_seconds: in which the teacher computes it for a sample, with all passes that it takes.
+        num_views: in which it is read.
     """
 
     name: str
     asked: str
     bytes_per_sample: int
     read_seconds: float
+    compute_seconds: float
+    num_views: int
 
 
-def choose_ways(
-    costs: Mapping[str, Cost], *, seconds_per_sample: float, num_samples: int, num_views: int, room_bytes: int
-) -> dict[str, Choice]:
+def choose_ways(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: int) -> dict[str, Choice]:
     """The way of each kind of one teacher's knowledge.
 
     `cached` where reading a sample back is quicker than computing it and the views fit the room, else `inline`. The student's
@@ -42,7 +44,6 @@ def choose_ways(
 
     Args:
         costs: by kind.
-        seconds_per_sample: the teacher's measured forward time.
         room_bytes: what the sweep may still take of the store.
 
     Raises:
@@ -51,26 +52,26 @@ def choose_ways(
     choices: dict[str, Choice] = {}
     # What is forced goes first, then by size.
     for kind, cost in sorted(costs.items(), key=lambda item: (item[1].asked == "auto", item[1].bytes_per_sample)):
-        total = cost.bytes_per_sample * num_samples * num_views
+        total = cost.bytes_per_sample * num_samples * cost.num_views
         facts = (
             f"{cost.bytes_per_sample:,} B per sample: {1e6 * cost.read_seconds:.2f} µs to read back, "
-            f"{1e6 * seconds_per_sample:.2f} µs to compute"
+            f"{1e6 * cost.compute_seconds:.2f} µs to compute"
         )
         if cost.asked != "auto":
             if cost.asked == "cached" and total > room_bytes:
                 raise UsageError(
-                    f"knowledge.way is cached, but {num_views} views of {cost.name} take {total / 1e9:.2f} GB and there is "
-                    f"room for {room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
+                    f"knowledge.way is cached, but {cost.num_views} views of {cost.name} take {total / 1e9:.2f} GB and there "
+                    f"is room for {room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
                 )
             choices[kind] = Choice(cost.asked, f"asked for in the spec; {facts}")
-        elif cost.read_seconds > seconds_per_sample:
+        elif cost.read_seconds > cost.compute_seconds:
             choices[kind] = Choice("inline", f"{facts}; recomputing is quicker")
         elif total > room_bytes:
             choices[kind] = Choice(
-                "inline", f"{num_views} views take {total / 1e9:.2f} GB, more than the {room_bytes / 1e9:.2f} GB of room"
+                "inline", f"{cost.num_views} views take {total / 1e9:.2f} GB, more than the {room_bytes / 1e9:.2f} GB of room"
             )
         else:
-            choices[kind] = Choice("cached", f"{facts}; {num_views} views take {total / 1e6:.1f} MB")
+            choices[kind] = Choice("cached", f"{facts}; {cost.num_views} views take {total / 1e6:.1f} MB")
         if choices[kind].way == "cached":
             room_bytes -= total
     return {kind: choices[kind] for kind in costs}

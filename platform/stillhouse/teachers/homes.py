@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stillhouse.durable import Damaged, write_atomic
 from stillhouse.errors import InfrastructureError
-from stillhouse.knowledge.layout import block_checksum
+from stillhouse.knowledge.layout import Layout, block_checksum
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 
@@ -45,11 +45,13 @@ class HomeAddress:
         path: the absolute folder, as the driver sees it.
         mark: what stands in the folder's mark; a folder at this path without it is another one.
         keeper: the name of the actor that nodes without the folder ask; None where every process sees the folder.
+        max_bytes: what the copies of sealed views may take on each node without the folder; None: a share of its disk.
     """
 
     path: str
     mark: str = ""
     keeper: str | None = None
+    max_bytes: int | None = None
 
     @property
     def is_common(self) -> bool:
@@ -63,8 +65,11 @@ class HomeAddress:
         return False
 
 
-def kept_home(home: Path) -> HomeAddress:
+def kept_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
     """The address of this home for processes on any node; gives the home its mark if it has none.
+
+    Args:
+        max_bytes: as for `HomeAddress`.
 
     Raises:
         InfrastructureError: the home can not be written.
@@ -72,14 +77,14 @@ def kept_home(home: Path) -> HomeAddress:
     try:
         with suppress(FileNotFoundError):
             if re.fullmatch("[0-9a-f]{16}", mark := (home / _MARK).read_text()):
-                return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}")
+                return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
         mark = secrets.token_hex(8)
         write_atomic(home / _MARK, mark.encode())
     except OSError as error:
         raise InfrastructureError(
             f"can not write into {home}: {error.strerror or error}; choose another with --home"
         ) from error
-    return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}")
+    return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
 
 
 class NodeHome:
@@ -102,7 +107,7 @@ class NodeHome:
         assert address.keeper is not None
         self._keeper = KeeperLink(address.keeper)
         self.folder = scratch_folder(address.mark)
-        self.store = DistantStore(self.folder / "knowledge", self._keeper)
+        self.store = DistantStore(self.folder / "knowledge", self._keeper, max_bytes=address.max_bytes)
 
     def here(self, path: str | Path) -> Path:
         """Where a file of the home, by its path at the driver, lies on this node; others stay where they are."""
@@ -237,11 +242,14 @@ class DistantStore(KnowledgeStore):
 
     Args:
         root: of this node's copies.
+        max_bytes: what the copies may take together, as far as a view that is being read fits; the least recently used ones
+            make room for a new one, and are copied again when they are needed. None: a share of the disk.
     """
 
-    def __init__(self, root: Path, keeper: KeeperLink) -> None:
+    def __init__(self, root: Path, keeper: KeeperLink, *, max_bytes: int | None = None) -> None:
         super().__init__(root)
         self._copies = KnowledgeStore(root)
+        self._max_bytes = max_bytes
         self._keeper = keeper
         self._doubted: set[str] = set()
         self._copying: dict[str, threading.Thread] = {}
@@ -302,7 +310,8 @@ class DistantStore(KnowledgeStore):
     def _copy(self, key: str, identity: Mapping[str, Any]) -> None:
         with self._guard:
             known = self._copying.get(key)
-            if known is None or not known.is_alive():
+            # Trouble is told before anybody tries again: else a second one is told when the first has been mended.
+            if key not in self._trouble and (known is None or not known.is_alive()):
                 thread = threading.Thread(target=self._copy_rows, args=(key, dict(identity)), name="copier", daemon=True)
                 self._copying[key] = thread
                 thread.start()
@@ -320,6 +329,7 @@ class DistantStore(KnowledgeStore):
         layout = self._keeper.call("layout", identity)
         if layout is None:
             return False
+        self._make_room(identity, layout)
         # Waits while another process of this node copies, and goes on when that one dies.
         with self._copies.writer(identity, **layout) as writer:
             while writer.missing.any():
@@ -334,6 +344,13 @@ class DistantStore(KnowledgeStore):
                     time.sleep(_POLL_S)
             writer.seal()
         return True
+
+    def _make_room(self, identity: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+        """For one more copy, unless its room is taken already."""
+        if self._copies.folder(identity).exists():
+            return
+        needed = Layout.make(identity=identity, **layout).num_bytes
+        self._copies.prune(max(0, self._copies.budget(self._max_bytes) - needed))
 
 
 class _DistantView:

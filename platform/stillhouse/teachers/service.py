@@ -36,6 +36,8 @@ from stillhouse.teachers.serving import FairLock, ModelServer
 from stillhouse.teachers.verifying import verify_sealed
 
 FILL_BATCH = 512
+_MEASURED, _MEASURED_FEW = 256, 64
+"""Samples in the measured batches: of a forward pass, and of each kind of knowledge."""
 _COMMIT_SHARE = 0.05
 """Stretches grow until making them durable takes no more than this part of computing them."""
 _STRETCH_S = 1.0
@@ -52,7 +54,7 @@ def kind_id(kind: Knowledge) -> str:
 class TeacherService:
     """One loaded teacher, filling the views that trials ask for, and running ahead with those they will ask for.
 
-    Safe to call from several threads: one thread fills, a lock guards the model.
+    Safe to call from several threads: one thread fills, a lock guards the model. It fills until `close`.
 
     Args:
         dtype: number format of sealed views, float32 or float16.
@@ -84,40 +86,47 @@ class TeacherService:
         self.base = base_identity(
             weights_hash=teacher.weights_hash, definition=teacher.definition, data=data, views=views, dtype=dtype
         )
-        self._kinds: dict[str, Knowledge] = {}
+        self._kinds: dict[int, dict[str, Knowledge]] = {}
         self._queue: list[tuple[int, int, int, Reading | None]] = []
         self._counted: set[str] = set()
         self._order = itertools.count()
-        self._wanted = threading.Condition()
+        self._wanted = threading.Lock()
         self._model_lock = FairLock()
         self._server = ModelServer(teacher.model, lock=self._model_lock, device=device, merged_rows=merged_rows)
         self._filler: threading.Thread | None = None
+        self._closed = False
         self._error: str | None = None
         self._samples_forwarded = 0
         self._bytes_written = 0
         self._fill_seconds = 0.0
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
-        """What a forward pass costs and what each kind weighs.
+        """What a forward pass costs, and what each kind costs and weighs.
 
-        `seconds_per_sample`, and by kind: `bytes_per_sample`, and `read_seconds` to gather one sample from the store.
+        `seconds_per_sample` of a forward pass alone, and by kind: `compute_seconds` of one sample, with all passes that the
+        kind takes, `bytes_per_sample`, and `read_seconds` to gather one sample from the store.
         """
         wanted = {kind_id(kind): kind for kind in kinds}
-        count = min(256, len(self._images))
-        images = self._view_images(0, np.arange(count))
+        count = min(_MEASURED, len(self._images))
+        images, few = self._view_images(0, np.arange(count)), min(_MEASURED_FEW, count)
         with self._model_lock, FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
-            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
-            times = []
-            for _ in range(3):
+
+            def seconds(some: Mapping[str, Knowledge], rows: int) -> float:
                 started = time.perf_counter()
-                compute_knowledge(reader, {}, images)
+                compute_knowledge(reader, some, images[:rows], self._labels[:rows], (0, torch.arange(rows)))
                 if self._device != "cpu":
                     torch.cuda.synchronize()
-                times.append(time.perf_counter() - started)
+                return time.perf_counter() - started
+
+            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
+            forward = sorted(seconds({}, count) for _ in range(3))[1] / count
+            # The first pass of a shape is the slow one.
+            each = {name: min(seconds({name: kind}, few) for _ in range(2)) / few for name, kind in wanted.items()}
         width = np.dtype(self._dtype).itemsize
         sizes = {name: width * value[0].numel() for name, value in sample.items()}
         return {
-            "seconds_per_sample": sorted(times)[1] / count,
+            "seconds_per_sample": forward,
+            "compute_seconds": each,
             "bytes_per_sample": sizes,
             "read_seconds": {name: seconds_per_row(self._store.root, size) for name, size in sizes.items()},
         }
@@ -133,19 +142,21 @@ class TeacherService:
     ) -> str | None:
         """Asks for a sealed view of `kinds`; returns at once, with the reason if filling has failed.
 
-        A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing.
+        A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing. What is
+        asked of a view until its turn comes shares one forward pass.
 
         Args:
             view: number of the view.
-            kinds: what is wanted of it.
+            kinds: what is wanted of it, now or later.
             ahead: whether nobody waits for it yet.
             damaged: whether the caller found it damaged; it is then checked against its checksums again.
             reading: in which order the caller will read it.
         """
         urgency = _AHEAD if ahead else _REQUESTED
         with self._wanted:
+            assert not self._closed, "a service that was closed fills no more"
             for kind in kinds:
-                self._kinds.setdefault(kind_id(kind), kind)
+                self._kinds.setdefault(view, {}).setdefault(kind_id(kind), kind)
                 if damaged:
                     self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
@@ -154,11 +165,19 @@ class TeacherService:
             if self._filler is None or not self._filler.is_alive():
                 self._filler = threading.Thread(target=self._fill_queue, name="filler", daemon=True)
                 self._filler.start()
-            self._wanted.notify()
         return error
 
-    def fill(self, view: int, reading: Reading | None = None) -> None:
-        """Seals view number `view` for every kind that was ever requested; kinds that miss share one forward pass.
+    def close(self) -> None:
+        """Forgets what was requested and not begun, and waits until the view under way is sealed."""
+        with self._wanted:
+            self._closed = True
+            self._queue.clear()
+            filler = self._filler
+        if filler is not None:
+            filler.join()
+
+    def fill(self, view: int, kinds: Iterable[Knowledge], reading: Reading | None = None) -> None:
+        """Seals view number `view` for these kinds; those that miss share one forward pass.
 
         Args:
             reading: how the first trial will read the view: rows are filled in that order, else by their numbers.
@@ -168,8 +187,8 @@ class TeacherService:
         """
         started = time.perf_counter()
         missing: dict[str, Knowledge] = {}
-        for name, kind in list(self._kinds.items()):
-            identity = view_identity(self.base, kind, view)
+        for kind in kinds:
+            name, identity = kind_id(kind), view_identity(self.base, kind, view)
             try:
                 self._store.open(identity)
             except FileNotFoundError:
@@ -329,11 +348,14 @@ class TeacherService:
     def _fill_queue(self) -> None:
         while True:
             with self._wanted:
-                while not self._queue:
-                    self._wanted.wait()
+                if not self._queue:
+                    # Under the lock: whoever requests next starts another thread.
+                    self._filler = None
+                    return
                 *_, view, reading = heapq.heappop(self._queue)
+                kinds = list(self._kinds[view].values())
             try:
-                self.fill(view, reading)
+                self.fill(view, kinds, reading)
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
                     self._error = f"{type(error).__name__}: {error}"
