@@ -1,6 +1,7 @@
 """A sweep interrupted, starved of disk, garbled, extended, retried and forked; one Ray for all, the driver in this process."""
 
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,9 @@ from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.state import StatusReader
 from stillhouse.sweep.sweep import Sweep
+from stillhouse.sweep.tracked import sync_sweep
+from stillhouse.tracking import locate
+from stillhouse.tracking.server import log_file, start_server, stop_server, wait_until_healthy
 from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -43,6 +47,7 @@ SPEC: dict[str, Any] = {
 }
 ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"]["scratch"]}}
 """The same controls without anything that asks a teacher: started in a few seconds."""
+SHORT: dict[str, Any] = {**ALONE, "search": {"trials_per_method": 3, "max_epochs": 20}}
 
 
 def write_spec(path: Path, **changes: Any) -> Path:
@@ -305,6 +310,35 @@ def test_a_damaged_spec_is_one_sentence(copy: SweepHome) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_sweep_that_an_older_version_began_goes_on(undisturbed: Results, copy: SweepHome, tmp_path: Path) -> None:
+    path = copy.folder / "spec.json"
+    today = json.loads(path.read_text())
+    old = copy.kept_spec()
+    # As if these had come into being since.
+    del old["knowledge"], old["search"]["scheduler"], old["teachers"]["big"]["replicas"], old["students"][0]["name"]
+    path.write_text(json.dumps(old))
+    results = Sweep.from_yaml(write_spec(tmp_path / "life.yaml"), home=copy.home).run()
+    assert results.reused == results.planned == 6
+    assert json.loads(path.read_text()) == today
+    path.write_text(json.dumps({**old, "students": [{"model": "lenet"}]}))
+    with pytest.raises(UsageError, match="was started with another spec: students"):
+        Sweep.from_yaml(write_spec(tmp_path / "life.yaml"), home=copy.home).run()
+
+
+def test_a_sweep_whose_folder_is_removed_ends_with_what_happened_and_can_start_again(cluster: None, tmp_path: Path) -> None:
+    spec, place = write_spec(tmp_path / "life.yaml", **SHORT), SweepHome(tmp_path / "home", "life")
+    events = Events(at="epoch", act=lambda: shutil.rmtree(place.folder, ignore_errors=True))
+    with pytest.raises(InfrastructureError) as caught:
+        Sweep.from_yaml(spec, home=place.home, progress=events).run()
+    assert str(caught.value) == (
+        f"the folder {place.folder} was removed while the sweep ran, and what had finished with it; "
+        f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
+    )
+    assert len(events.started) <= 2, "no other trial is started"
+    records = Sweep.from_yaml(spec, home=place.home).run().records
+    assert [record.status for record in records] == ["finished"] * 3
+
+
 # The tracking server
 
 
@@ -346,6 +380,33 @@ def test_a_bad_tracking_server_costs_no_trial(
         spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking={"uri": address})
         results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
     assert weights_of(results.records) == alone
+
+
+def test_a_server_that_freezes_in_the_middle_holds_up_nothing_and_a_sync_completes_it(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    location = locate(None, tmp_path / "server")
+    server = start_server(location, port)
+    try:
+        wait_until_healthy(server, port, log_file(location))
+        spec = write_spec(tmp_path / "life.yaml", **SHORT, tracking={"uri": f"http://127.0.0.1:{port}"})
+        freezing = Events(at="epoch", act=lambda: os.killpg(server.pid, signal.SIGSTOP))
+        results = Sweep.from_yaml(spec, home=tmp_path / "home", progress=freezing).run()
+        # The sweep has ended, and the server still stands still.
+        assert [record.status for record in results.records] == ["finished"] * 3
+        os.killpg(server.pid, signal.SIGCONT)
+        done, students = sync_sweep(Results.read(tmp_path / "home", "life"))
+        assert (done.failed, students.reasons) == (0, ())
+        assert done.created + done.skipped == 3
+        again, _ = sync_sweep(Results.read(tmp_path / "home", "life"))
+        assert (again.created, again.skipped) == (0, 3)
+    finally:
+        os.killpg(server.pid, signal.SIGCONT)
+        stop_server(server)
 
 
 # Longer, again, under another name
