@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .stillhouse
+TEST_PROCESSES ?= 2
 WHEEL_ENV ?= $(shell mktemp -d -u -t stillhouse-wheel-XXXXXX)
 
 .PHONY: help setup demo ui test lint types imports check wheel wheel-test bench clean
@@ -13,7 +14,7 @@ help:
 	@echo "make ui          open MLflow on what the demo recorded"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       linters, types, import contract"
-	@echo "make wheel-test  build the wheel, install it in a fresh environment, run a sweep with it"
+	@echo "make wheel-test  build the wheel, run a sweep with it in an environment of its own"
 
 setup: $(VENV)/.ready
 
@@ -31,7 +32,7 @@ ui: setup
 	$(BIN)/stillhouse ui quickstart --home $(HOME_DIR)
 
 test: setup
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -50,7 +51,7 @@ wheel: setup
 	$(BIN)/python -m build --wheel --outdir dist >/dev/null
 
 wheel-test: wheel
-	trap 'rm -rf $(WHEEL_ENV)' EXIT; sh tests/wheel.sh "$(PYTHON)" $(WHEEL_ENV) dist/*.whl constraints.txt
+	trap 'rm -rf $(WHEEL_ENV)' EXIT; sh tests/wheel.sh $(BIN)/python $(WHEEL_ENV) dist/*.whl
 
 bench: setup
 	for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done

@@ -1,11 +1,9 @@
 #!/bin/sh
-# Installs a wheel in a fresh environment and runs a sweep with it, far from the checkout.
-# Usage: wheel.sh PYTHON ENVIRONMENT WHEEL CONSTRAINTS
+# Runs a sweep with a wheel far from the checkout, in an environment that has nothing but what the wheel declares.
+# Usage: wheel.sh PYTHON ENVIRONMENT WHEEL, with the Python of an environment in which its requirements are installed.
 set -eu
-python=$1 environment=$2 wheel=$(realpath "$3") constraints=$(realpath "$4")
-"$python" -m venv "$environment"
-"$environment/bin/python" -m pip install --quiet --upgrade pip
-"$environment/bin/python" -m pip install --quiet --constraint "$constraints" "$wheel"
+python=$1 environment=$2 wheel=$(realpath "$3")
+"$python" "$(dirname "$0")/wheel_environment.py" "$environment" "$wheel"
 cd "$environment"
 unset PYTHONPATH
 cat >spec.yaml <<'SPEC'

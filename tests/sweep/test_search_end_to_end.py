@@ -29,7 +29,7 @@ SPEC: dict[str, Any] = {
         "trials_ahead": 2,
         "max_epochs": 1,
     },
-    "max_concurrent_trials": 2,
+    "max_concurrent_trials": 1,
 }
 
 

@@ -26,6 +26,7 @@ SPEC: dict[str, Any] = {
     "methods": {"data_free_adversarial": {"student_steps": 1, "generator_channels": 8}},
     "search": {"algorithm": "grid", "max_epochs": 3, "scheduler": "none", "confirm_seeds": 0},
     "training": {"batch_size": 32, "optimizer": "sgd", "learning_rate": 0.001, "momentum": 0.0},
+    "max_concurrent_trials": 1,
 }
 
 
