@@ -142,6 +142,22 @@ def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: in
     assert len(rerun) == 30 - ended_after, "nothing finished runs again"
 
 
+@pytest.mark.parametrize("objectives", [MAX, MIN])
+@pytest.mark.parametrize("ended_after", [19, 41])
+def test_a_search_that_looks_at_a_part_of_its_results_goes_on_the_same(ended_after: int, objectives: dict[str, str]) -> None:
+    def study() -> Study:
+        return study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives, looked_at=18)
+
+    whole, _ = run_feed([study()], peak)
+    _, records = run_feed([study()], peak, order=1, most=ended_after)
+    resumed, _ = run_feed([study()], peak, order=2, records=records)
+    assert list(resumed.known) == list(whole.known)
+    unbounded, _ = run_feed([study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives)], peak)
+    # As long as all can be looked at nothing is different.
+    assert list(whole.known)[:18] == list(unbounded.known)[:18]
+    assert list(whole.known) != list(unbounded.known)
+
+
 def test_tpe_comes_closer_to_the_best_than_its_random_start() -> None:
     _, records = run_feed([study_of(plan_of(WEIGHT, trials=40, startup=8))], peak)
     distances = [abs(math.log10(record.trial.hyperparameters["weight"]) - 2) for record in records.values()]

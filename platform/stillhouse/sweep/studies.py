@@ -6,8 +6,10 @@ asks for the same trials again and finds those that are finished in the ledger.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
@@ -19,6 +21,7 @@ from stillhouse.data.hashing import derive_key
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.sweep.draw import Draw, rounded
+from stillhouse.sweep.window import Window
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -27,6 +30,9 @@ _TEACHER = "teacher"
 _SETTING = "method."
 _ATTEMPTS = 10
 """Suggestions that are asked for in place of ones that were made before or can not run."""
+
+_LOOKED_AT = 350
+"""Results that TPE looks at, at most (see `Window`)."""
 
 _INFEASIBLE = "can run"
 
@@ -57,12 +63,32 @@ class StudyPlan:
     reserve: tuple[Draw, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """An answer of Optuna's: the number of its trial, and the parameters."""
+
+    number: int
+    params: Mapping[str, Any]
+
+
 @dataclass
 class _Slot:
-    """A trial of a study, and Optuna's own of it."""
+    """A trial of a study, Optuna's own of it, and its objectives once they are told: None when it failed."""
 
     trial: Trial
-    asked: optuna.Trial
+    asked: _Asked
+    values: Sequence[float] | None = None
+
+
+class _Tpe(optuna.samplers.TPESampler):
+    """Optuna's TPE for parameters that are the same in every trial, which it finds out by reading all of them otherwise."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._known_space = {name: space[name] for name in sorted(space) if not space[name].single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._known_space
 
 
 class Study:
@@ -74,6 +100,7 @@ class Study:
         ahead: trials that may be asked for beyond those whose results are told.
         make_trial: the trial of a draw; None when it can not run, which Optuna is told.
         memory: what was suggested before in the same place, shared by the studies of one sweep: asking again is slow.
+        looked_at: results that TPE looks at, at most.
     """
 
     def __init__(
@@ -87,8 +114,10 @@ class Study:
         ahead: int,
         make_trial: Callable[[Draw], Trial | None],
         memory: Memory | None = None,
+        looked_at: int = _LOOKED_AT,
     ) -> None:
         self.plan = plan
+        self._looked_at = looked_at
         self._memory: Memory = {} if memory is None else memory
         self._objectives = objectives
         self._ahead = ahead
@@ -98,6 +127,8 @@ class Study:
         self._algorithm = algorithm
         self._startup_trials = startup_trials
         self._study: optuna.Study | None = None
+        self._later: deque[Callable[[optuna.Study], Any]] = deque()
+        self._unanswered: dict[int, optuna.Trial] = {}
         self._slots: list[_Slot] = []
         self._by_key: dict[str, int] = {}
         self._reserve = list(plan.reserve)
@@ -141,40 +172,61 @@ class Study:
             return self._take(*found)
         return None
 
+    def _ask(self, parameters: Mapping[str, Any] | None = None) -> _Asked:
+        """Optuna's next trial, with the given parameters or those that it suggests."""
+        number = self._num_asked
+        place = f"{self.plan.method} {self.plan.label} {number} {self._heard:x}"
+        self._num_asked += 1
+        known = self._memory.get(place) if parameters is None else parameters
+        if known is None:
+            known = self._optuna_asks(self._optuna(), number=number, parameters=None)
+        else:
+            self._later.append(partial(self._optuna_asks, number=number, parameters=known))
+        self._memory[place] = dict(known)
+        return _Asked(number, known)
+
     def _optuna(self) -> optuna.Study:
+        """Optuna's study, which is told what happened only when it is asked: a search that is read again asks nothing."""
         if self._study is None:
             directions = [
                 StudyDirection.MAXIMIZE if direction == "max" else StudyDirection.MINIMIZE
                 for direction in self._objectives.values()
             ]
-            self._study = optuna.create_study(directions=directions)
+            # NSGA-II takes parents from any generation, and what it does with them costs little.
+            storage = Window(directions, self._looked_at) if self._algorithm == "tpe" else None
+            self._study = optuna.create_study(directions=directions, storage=storage)
+        while self._later:
+            self._later.popleft()(self._study)
         return self._study
 
-    def _ask(self, parameters: Mapping[str, Any] | None = None) -> optuna.Trial:
-        """Optuna's next trial, with the given parameters or those that it suggests."""
-        place = f"{self.plan.method} {self.plan.label} {self._num_asked} {self._heard:x}"
+    def _optuna_asks(self, study: optuna.Study, *, number: int, parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
         # A sampler of its own for each question: what it draws depends on what was told, not on how often it was asked.
-        seed = derive_key(self._algorithm, self._seed, self.plan.method, self.plan.label, self._num_asked) % 2**32
-        self._num_asked += 1
-        study = self._optuna()
-        parameters = self._memory.get(place) if parameters is None else parameters
+        seed = derive_key(self._algorithm, self._seed, self.plan.method, self.plan.label, number) % 2**32
         if self._algorithm == "nsga2":
             study.sampler = genetic = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=seed)
         elif parameters is None:
-            study.sampler = optuna.samplers.TPESampler(n_startup_trials=self._startup_trials, multivariate=True, seed=seed)
+            study.sampler = _Tpe(self._space, n_startup_trials=self._startup_trials, multivariate=True, seed=seed)
         else:
             study.sampler = optuna.samplers.RandomSampler(seed=seed)
         if parameters is not None:
             study.enqueue_trial(dict(parameters))
-        asked = study.ask(self._space)
+        asked = self._unanswered[number] = study.ask(self._space)
         if self._algorithm == "nsga2":
             # It notes this only of trials whose parameters it suggests, and those that are given belong to a generation too.
             generation = genetic.get_trial_generation(study, study.get_trials(deepcopy=False)[asked.number])
             genetic.get_parent_population(study, generation)
-        self._memory[place] = asked.params
-        return asked
+        return asked.params
 
-    def _take(self, trial: Trial, asked: optuna.Trial) -> Trial:
+    def _optuna_hears(self, study: optuna.Study, *, number: int, values: Sequence[float] | None) -> None:
+        asked = self._unanswered.pop(number)
+        # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
+        asked.set_constraint(_INFEASIBLE, 1.0 if values is None else 0.0)
+        study.tell(asked, [0.0] * len(self._objectives) if values is None else values)
+
+    def _optuna_drops(self, study: optuna.Study, *, number: int) -> None:
+        study.tell(self._unanswered.pop(number), state=TrialState.FAIL)
+
+    def _take(self, trial: Trial, asked: _Asked) -> Trial:
         self._by_key[trial.key] = len(self._slots)
         self._slots.append(_Slot(trial, asked))
         return trial
@@ -186,26 +238,21 @@ class Study:
             record = results.get(slot.trial.key)
             if record is None:
                 return False
-            self._tell(slot.asked, self._values(record))
+            slot.values = self._values(record)
+            self._tell(slot.asked, slot.values)
             self._told += 1
         return True
 
-    def _tell(self, asked: optuna.Trial, values: Sequence[float] | None) -> None:
+    def _tell(self, asked: _Asked, values: Sequence[float] | None) -> None:
         self._heard = derive_key(self._heard, asked.number, repr(values))
-        if values is None:
-            # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
-            asked.set_constraint(_INFEASIBLE, 1.0)
-            values = [0.0] * len(self._objectives)
-        else:
-            asked.set_constraint(_INFEASIBLE, 0.0)
-        self._optuna().tell(asked, list(values))
+        self._later.append(partial(self._optuna_hears, number=asked.number, values=values))
 
     def _values(self, record: TrialRecord) -> list[float] | None:
         """The objectives; None when the trial failed or one of them is missing or no number."""
         values = [record.metrics.get(name, math.nan) for name in self._objectives]
         return values if record.status != "failed" and all(map(math.isfinite, values)) else None
 
-    def _suggest(self) -> tuple[Trial, optuna.Trial] | None:
+    def _suggest(self) -> tuple[Trial, _Asked] | None:
         for _ in range(_ATTEMPTS if self._space else 1):
             asked = self._ask()
             trial = self._make_trial(_draw_at(asked.params, self.plan))
@@ -216,13 +263,12 @@ class Study:
             if place is None:
                 return trial, asked
             if place < self._told:
-                first = self._optuna().get_trials(deepcopy=False)[self._slots[place].asked.number]
-                self._tell(asked, None if any(first.constraints.values()) else first.values)
+                self._tell(asked, self._slots[place].values)
             else:
-                self._optuna().tell(asked, state=TrialState.FAIL)
+                self._later.append(partial(self._optuna_drops, number=asked.number))
         return None
 
-    def _from_reserve(self) -> tuple[Trial, optuna.Trial] | None:
+    def _from_reserve(self) -> tuple[Trial, _Asked] | None:
         while self._reserve:
             draw = self._reserve.pop(0)
             trial = self._make_trial(draw)
