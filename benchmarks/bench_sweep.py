@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--limit", type=int, help="training images, validation included")
+    parser.add_argument("--teacher", help="another model as the teacher, such as resnet14: a smaller R, in less time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--concurrent", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16: one repetition each")
@@ -260,6 +261,8 @@ def main() -> None:
     pair = PAIRS[arguments.pair]
     if arguments.epochs:
         pair = replace(pair, epochs=arguments.epochs, views=min(pair.views, arguments.epochs))
+    if arguments.teacher:
+        pair = replace(pair, teacher={"model": arguments.teacher})
     if arguments.limit:
         options = {**pair.dataset["options"], "limit": arguments.limit}
         pair = replace(pair, dataset={**pair.dataset, "options": options})
@@ -271,7 +274,14 @@ def main() -> None:
             answer = curve(bench, [int(number) for number in arguments.curve.split(",")], arguments.picture)
         else:
             answer = compare(bench, arguments.repeats, arguments.trials, arguments.torchdistill, Path(folder))
-    facts = {"pair": arguments.pair, "epochs": pair.epochs, "views": pair.views, "samples": bench.train_samples}
+    facts = {
+        "pair": arguments.pair,
+        "teacher": pair.teacher,
+        "student": pair.student,
+        "epochs": pair.epochs,
+        "views": pair.views,
+        "samples": bench.train_samples,
+    }
     facts |= {"concurrent": arguments.concurrent, "cpus": os.cpu_count(), "machine": platform.machine()}
     print(json.dumps({"benchmark": "sweep", **facts, **answer}))
 
