@@ -45,7 +45,7 @@ SPEC: dict[str, Any] = {
     "search": {"trials_per_method": 3, "max_epochs": EPOCHS},
     "max_concurrent_trials": 2,
 }
-ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"]["scratch"]}}
+ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"]["scratch"]}, "max_concurrent_trials": 1}
 """The same controls without anything that asks a teacher: started in a few seconds."""
 SHORT: dict[str, Any] = {**ALONE, "search": {"trials_per_method": 3, "max_epochs": 20}}
 
@@ -242,7 +242,8 @@ def fill_up(folder: Path, leave: int) -> None:
 
 
 def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed: Results, tmp_path: Path) -> None:
-    spec = write_spec(tmp_path / "life.yaml", tracking={"uri": f"sqlite:///{tmp_path}/tracking.db"})
+    tracking = {"uri": f"sqlite:///{tmp_path}/tracking.db"}
+    spec = write_spec(tmp_path / "life.yaml", tracking=tracking, max_concurrent_trials=1)
     with small_disk(tmp_path / "home", "16m") as grow:
         place = SweepHome(tmp_path / "home", "life")
         events = Events(at="epoch", act=lambda: fill_up(place.home, 0))
