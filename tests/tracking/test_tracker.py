@@ -131,14 +131,52 @@ def test_a_run_left_half_written_is_completed(
     home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
 ) -> None:
     _track(home, make_facts(), [make_record(0)])
+    (before,) = runs_in(locate(None, home))
     with sqlite3.connect(home / "mlflow.db") as database:  # as after a kill between the batches
-        database.execute("delete from tags where key = 'record_digest'")
+        database.execute("update runs set status = 'RUNNING', end_time = null where run_uuid = ?", (before.info.run_id,))
         database.execute("delete from metrics where key = 'test_accuracy'")
         database.execute("delete from latest_metrics where key = 'test_accuracy'")
     database.close()
     _track(home, make_facts(), [make_record(0)])
     (run,) = runs_in(locate(None, home))
     assert run.data.metrics["test_accuracy"] == 0.75
+    assert (run.info.run_id, run.info.status) == (before.info.run_id, "FINISHED")
+
+
+def test_a_run_left_half_written_of_another_record_is_replaced(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    _track(home, make_facts(), [make_record(0, status="failed", reason="node lost")])
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("update runs set status = 'RUNNING', end_time = null where name like '%cafe%'")
+    database.close()
+    _track(home, make_facts(), [make_record(0)])
+    (run,) = runs_in(locate(None, home))
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
+    assert "reason" not in run.data.tags
+
+
+def test_trials_are_compared_with_a_teacher_as_soon_as_it_is_known(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    tracker = Tracker(None, home=home, experiment="tests")
+    tracker.start_sweep(make_facts(teachers=[]))
+    tracker.know(make_facts())
+    tracker.log_trial(make_record(0))
+    tracker.drain()
+    tracker.close()
+    (run,) = runs_in(locate(None, home))
+    assert (run.data.metrics["compression_ratio"], run.data.metrics["accuracy_drop"]) == (10.0, 0.125)
+
+
+def test_the_file_is_whole_when_nobody_writes_any_more(
+    home: Path, tmp_path: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    _track(home, make_facts(), [make_record(0)])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(home / "mlflow.db", copy)
+    assert len(runs_in(locate(None, copy))) == 1
 
 
 def test_comparisons_are_completed_when_the_teacher_is_measured_at_the_end(

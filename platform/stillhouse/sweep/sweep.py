@@ -325,9 +325,9 @@ class Sweep:
                 # Now, not at the end: a later run that finds nothing missing starts no teacher and must know of them.
                 known = [_add_up(teacher, [lost.get(teacher.key, {})], records.values(), earlier) for teacher in teachers]
                 seconds = earlier.seconds if earlier else 0.0
-                self.place.write_facts(
-                    facts.model_copy(update={"teachers": known, "seconds": seconds, "open_fills": fills_before})
-                )
+                told = facts.model_copy(update={"teachers": known, "seconds": seconds, "open_fills": fills_before})
+                self.place.write_facts(told)
+                tracker.know(told)
 
             account = Spending(
                 self.spec.search.budget,

@@ -64,6 +64,12 @@ class Location:
         return self.uri.partition(":")[0].partition("+")[0] in {"sqlite", "postgresql", "mysql", "mssql"}
 
     @property
+    def own_database(self) -> Path | None:
+        """The SQLite file of this home; None for a store that is kept elsewhere."""
+        path = self.home / "mlflow.db"
+        return path if self.uri == f"sqlite:///{path}" else None
+
+    @property
     def pages(self) -> str | None:
         """Where a browser finds this store: the server, or where `stillhouse ui` serves a database; None for others."""
         if not self.is_server:

@@ -93,6 +93,14 @@ class Tracker:
             self._warn(f"opening {self.uri} takes long; the sweep goes on, tracking follows")
         return self.run_id
 
+    def know(self, facts: SweepFacts) -> None:
+        """Takes what is known of the sweep by now. Trials are compared with teachers that are known when they are written;
+        with those that become known later it is made up for at the end, one request for each trial.
+        """
+        self._facts = facts
+        if self._writer is not None:
+            self._writer.know(facts)
+
     def log_trial(self, record: TrialRecord) -> None:
         """Queues the child run of `record`; returns at once."""
         with self._changed:
@@ -181,6 +189,8 @@ class Tracker:
         elif self._writer is None:
             assert self._facts is not None
             self._writer = SweepWriter(self.location, self.experiment, self._facts)
+            # Something may have become known while the store was opened.
+            self._writer.know(self._facts)
         elif self._pending:
             self._writer.write_trial(self._pending[0])
             self._pending.popleft()

@@ -38,17 +38,24 @@ _RUNS_PER_PAGE = 1000
 _DATA_FILES = {".csv", ".json", ".md", ".txt", ".yaml", ".yml"}
 _PAGES = {".html"}
 
+_ENDED = {"FINISHED", "FAILED"}
+
 Outcome = Literal["created", "skipped"]
 
 
 @dataclass
 class _Child:
-    """What is known of a child run that stands in the store."""
+    """What is known of a child run that stands in the store.
+
+    Attributes:
+        complete: whether the run has ended, which is the last thing that is written of it.
+    """
 
     run_id: str
     digest: str | None
     teacher: str | None
     status: str
+    complete: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -72,6 +79,10 @@ class SweepWriter:
         attempt(self._read_children)
         self._save_views()
 
+    def know(self, facts: SweepFacts) -> None:
+        """Takes the facts as they are by now: trials written from here on are compared with their teachers."""
+        self._facts = facts
+
     def write_trial(self, record: TrialRecord) -> Outcome:
         """Writes the child run of `record`, unless it stands there with the same content."""
         entry = trial_entry(record, sweep=self._facts.name, teachers=self._facts.teachers)
@@ -79,9 +90,9 @@ class SweepWriter:
             # The answer to its creation got lost on the way: it may exist.
             attempt(lambda: self._read_children(entry.key))
         child = self._children.get(entry.key)
-        if child is not None and child.digest == entry.digest:
+        if child is not None and child.complete and child.digest == entry.digest:
             return "skipped"
-        if child is not None and child.digest is not None:
+        if child is not None and child.digest != entry.digest:
             # Params can't be changed, and two attempts in one curve would mislead: the new record gets a new run.
             stale = child.run_id
             attempt(lambda: self._models.remove_of(stale))
@@ -121,7 +132,7 @@ class SweepWriter:
         server = self.location.pages
         if server is None:
             return {}
-        runs = {key: child.run_id for key, child in sorted(self._children.items()) if child.digest is not None}
+        runs = {key: child.run_id for key, child in sorted(self._children.items()) if child.complete}
         return {key: run_address(server, self.experiment_id, run_id) for key, run_id in {"": self.run_id, **runs}.items()}
 
     def end(self, status: Literal["FINISHED", "KILLED"]) -> None:
@@ -177,11 +188,12 @@ class SweepWriter:
                 digest=tags.get("record_digest"),
                 teacher=tags.get("teacher"),
                 status=tags.get("status", "failed"),
+                complete=run.info.status in _ENDED,
                 metrics=dict(run.data.metrics),
             )
             known = self._children.get(tags["trial_key"])
             if known is not None and known.run_id != child.run_id:
-                keep, drop = (known, child) if known.digest is not None or child.digest is None else (child, known)
+                keep, drop = (known, child) if known.complete or not child.complete else (child, known)
                 self._client.delete_run(drop.run_id)
                 child = keep
             self._children[tags["trial_key"]] = child
@@ -202,7 +214,7 @@ class SweepWriter:
                 return runs
 
     def _write_entry(self, entry: RunEntry, child: _Child | None) -> None:
-        """Creates, fills and ends a run. `record_digest` comes with the last batch and says that all of it is there.
+        """Creates, fills and ends a run. That it has ended says that all of the record `record_digest` is there.
 
         A run that was left half-written is filled again: every point has the record's own time, so a second
         writing of it changes nothing.
@@ -213,18 +225,18 @@ class SweepWriter:
             run = self._client.create_run(
                 self.experiment_id,
                 start_time=entry.started_ms or None,
-                tags=entry.tags | {"mlflow.parentRunId": self.run_id},
+                tags=entry.tags | {"mlflow.parentRunId": self.run_id, "record_digest": entry.digest},
                 run_name=clip(entry.name, 250),
             )
             teacher, status = entry.tags.get("teacher"), entry.tags["status"]
-            child = _Child(run_id=run.info.run_id, digest=None, teacher=teacher, status=status)
+            child = _Child(run_id=run.info.run_id, digest=entry.digest, teacher=teacher, status=status)
             self._children[entry.key] = child
             self._uncertain = None
             self._client.log_inputs(child.run_id, self._dataset_inputs())
         model_id = self._models.student(child.run_id, entry, fresh=fresh)
-        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, {"record_digest": entry.digest}, model_id)
+        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, model_id)
         self._client.set_terminated(child.run_id, entry.status, end_time=entry.finished_ms or None)
-        child.digest = entry.digest
+        child.complete = True
         child.metrics = {point.name: point.value for point in entry.points if point.step == 0}
 
     def _log(
@@ -233,28 +245,22 @@ class SweepWriter:
         points: Sequence[Point],
         params: Mapping[str, str],
         when_ms: int,
-        last_tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
     ) -> None:
-        """Metrics and params in as few batches as the limits allow, `last_tags` with the last of them.
-
-        The metrics of step 0 are also those of the model `model_id`.
-        """
-        from mlflow.entities import Metric, Param, RunTag
+        """Metrics and params in as few batches as the limits allow; the metrics of step 0 also for the model `model_id`."""
+        from mlflow.entities import Metric, Param
 
         metrics = [
             Metric(point.name, point.value, when_ms, point.step, model_id=None if point.step else model_id, run_id=run_id)
             for point in points
         ]
         listed = [Param(name, value) for name, value in params.items()]
-        tags = [RunTag(name, value) for name, value in (last_tags or {}).items()]
         count = max(_pieces(metrics, _METRICS_PER_BATCH), _pieces(listed, _PARAMS_PER_BATCH), 1)
         for number in range(count):
             self._client.log_batch(
                 run_id,
                 metrics=metrics[number * _METRICS_PER_BATCH :][:_METRICS_PER_BATCH],
                 params=listed[number * _PARAMS_PER_BATCH :][:_PARAMS_PER_BATCH],
-                tags=tags if number == count - 1 else [],
             )
 
     def _compare(self, child: _Child) -> None:
