@@ -421,6 +421,38 @@ def test_a_service_that_was_closed_leaves_no_thread_behind(make_service: Callabl
     assert {entry["sealed"] for entry in service._store.entries()} <= {True}
 
 
+@pytest.mark.usefixtures("small_batches")
+def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_it_is_asked(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, half_way, go_on = make_service(), threading.Event(), threading.Event()
+    fill_batch = service._fill_batch
+
+    def slow(*arguments: Any) -> None:
+        if service._samples_forwarded == ROWS // 2:
+            half_way.set()
+            go_on.wait(20)
+        fill_batch(*arguments)
+
+    monkeypatch.setattr(service, "_fill_batch", slow)
+    for view in range(2):
+        service.request(view, [logits()])
+    assert half_way.wait(20)
+    resting = threading.Thread(target=service.rest)
+    resting.start()
+    wait_for(lambda: service._resting)
+    go_on.set()
+    resting.join()
+    store = service._store.root
+    # The stretch that was under way, and not another one.
+    assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS // 2 + 40
+    assert service._filler is None
+    assert service.request(0, [logits()]) is None
+    wait_for(lambda: service._store.is_sealed(view_identity(service.base, logits(), 0)))
+    service.close()
+    assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS
+
+
 def test_the_reason_of_a_failed_filling_is_told_once_and_filling_goes_on(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,9 @@ class TeacherActor(Leased):
     def release(self, holder: str) -> None:
         self._references.pop(holder, None)
         super().release(holder)
+        if self._book.over and self._service is not None:
+            # Whoever was the last one is about to close its account.
+            self._service.rest()
 
     def about(self) -> dict[str, Any]:
         """What the actor is, and who uses it."""

@@ -130,12 +130,11 @@ class LeaseHolder:
         with self._lock:
             held = [handle for handle, _ in self._held.values()]
             self._held.clear()
-        answers = []
-        for handle in held:
+        deadline = time.monotonic() + patience_s
+        # The last one first: a teacher that comes to rest still needs the home's keeper.
+        for handle in reversed(held):
             with suppress(RayActorError):
-                answers.append(handle.release.remote(self._holder))
-        if answers:
-            ray.wait(answers, num_returns=len(answers), timeout=patience_s)
+                ray.wait([handle.release.remote(self._holder)], timeout=max(0.0, deadline - time.monotonic()))
 
     def _send(self, handle: Any, brought: tuple[Any, ...]) -> None:
         # An actor that is gone for the moment is asked again in time.

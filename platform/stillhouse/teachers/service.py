@@ -95,6 +95,7 @@ class TeacherService:
         self._server = ModelServer(teacher.model, lock=self._model_lock, device=device, merged_rows=merged_rows)
         self._filler: threading.Thread | None = None
         self._closed = False
+        self._resting = False
         self._error: str | None = None
         self._samples_forwarded = 0
         self._bytes_written = 0
@@ -160,12 +161,22 @@ class TeacherService:
                 if damaged:
                     self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
+            self._resting = False
             if not any(queued == view and urgent <= urgency for urgent, _, queued, _ in self._queue):
                 heapq.heappush(self._queue, (urgency, next(self._order), view, reading))
             if self._filler is None or not self._filler.is_alive():
                 self._filler = threading.Thread(target=self._fill_queue, name="filler", daemon=True)
                 self._filler.start()
         return error
+
+    def rest(self) -> None:
+        """Forgets what was requested, and returns when what is under way is durable and counted; requests may come again."""
+        with self._wanted:
+            self._queue.clear()
+            self._resting = True
+            filler = self._filler
+        if filler is not None:
+            filler.join()
 
     def close(self) -> None:
         """Forgets what was requested and not begun, and waits until the view under way is sealed."""
@@ -236,6 +247,8 @@ class TeacherService:
         num_batches = 1
         with read_ahead(self._images, (self._views.reads(torch.from_numpy(rows), view) for rows in todo.ahead())):
             while todo.left:
+                if self._resting:
+                    raise _RestingError
                 started = time.perf_counter()
                 stretch: list[_Batch] = []
                 while len(stretch) < num_batches and (batch := todo.take()) is not None:
@@ -356,6 +369,8 @@ class TeacherService:
                 kinds = list(self._kinds[view].values())
             try:
                 self.fill(view, kinds, reading)
+            except _RestingError:
+                continue
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
                     self._error = f"{type(error).__name__}: {error}"
@@ -384,6 +399,10 @@ class TeacherService:
         if token not in self._counted:
             self._counted = logged_stretches(self._store.root, self.teacher.weights_hash)
         return token in self._counted
+
+
+class _RestingError(Exception):
+    """Nobody wants the rest of the view for now."""
 
 
 @dataclass(frozen=True, eq=False)
