@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
 from stillhouse.knowledge import input_gradient
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.features import FeatureReader
 from stillhouse.sweep import estimate as module
 from stillhouse.sweep.estimate import Job, Outlook, Speed, estimate, measure_speeds
 from stillhouse.sweep.placement import Placement
@@ -100,7 +103,15 @@ def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path,
 
 
 def test_a_network_of_many_times_the_work_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Knowledge]] = []
+    compute = module.compute_knowledge
+
+    def watched(reader: FeatureReader, kinds: Mapping[str, Knowledge], *arguments: Any) -> dict[str, torch.Tensor]:
+        asked.append(list(kinds.values()))
+        return compute(reader, kinds, *arguments)
+
     monkeypatch.setattr(module, "SECONDS_EACH", 0.05)
+    monkeypatch.setattr(module, "compute_knowledge", watched)
     sweep = make_sweep(tmp_path)
     gradients = pickle.dumps([input_gradient()])
     jobs = [Job("mlp", {"hidden": [8]}), Job("resnet8", {"width": 1.0}), Job("resnet8", {"width": 1.0}, gradients)]
@@ -108,7 +119,9 @@ def test_a_network_of_many_times_the_work_takes_longer(tmp_path: Path, monkeypat
     assert 0 < small.forward < large.forward
     assert 0 < small.train < large.train
     assert large.teach == large.forward
-    assert teacher.teach > teacher.forward
+    assert teacher.teach >= teacher.forward
+    assert asked, "the pass backward was measured"
+    assert all(kinds == [input_gradient()] for kinds in asked), "and for this one alone"
 
 
 def test_the_command_measures_prints_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

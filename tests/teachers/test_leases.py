@@ -29,7 +29,7 @@ from stillhouse.knowledge import logits
 from stillhouse.spec.training import Training
 from stillhouse.teachers.actor import make_ticket, start_actor
 from stillhouse.teachers.client import ActorLink
-from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition
 from stillhouse.teachers.homes import HomeAddress
 from stillhouse.teachers.leases import LeaseHolder
 
@@ -52,7 +52,7 @@ actor, handle = start_actor(definition, data, reference, views, home=where, dtyp
 leases = LeaseHolder({"sweep": name}, renew_s=0.5)
 leases.hold(handle, [reference])
 facts = ray.get(handle.prepare.remote())
-ticket = make_ticket(definition, facts, home=where, dtype="float32", actor=actor, ways={})
+ticket = make_ticket(definition, facts, home=where, dtype="float32", actor=actor, ways={}, plan=FillPlan())
 link = ActorLink(ticket, patience_s=60)
 print("process", link.call("process_id"), flush=True)
 for line in sys.stdin:

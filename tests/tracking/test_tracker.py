@@ -247,8 +247,9 @@ _DRIVER = """
 import sys
 from pathlib import Path
 from stillhouse.spec.records import SweepFacts
-from stillhouse.tracking import Tracker
+from stillhouse.tracking import Tracker, tracker as module
 
+module.START_TIMEOUT_S = 100.0  # both make the tables, one behind the other, on a machine that may be busy
 facts = SweepFacts.model_validate_json(sys.argv[2])
 tracker = Tracker(None, home=Path(sys.argv[1]), experiment="tests")
 print(tracker.start_sweep(facts))
