@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.distill.sources import compute_knowledge
 from stillhouse.knowledge import input_gradient
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
@@ -104,11 +105,10 @@ def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path,
 
 def test_a_network_of_many_times_the_work_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[Knowledge]] = []
-    compute = module.compute_knowledge
 
     def watched(reader: FeatureReader, kinds: Mapping[str, Knowledge], *arguments: Any) -> dict[str, torch.Tensor]:
         asked.append(list(kinds.values()))
-        return compute(reader, kinds, *arguments)
+        return compute_knowledge(reader, kinds, *arguments)
 
     monkeypatch.setattr(module, "SECONDS_EACH", 0.05)
     monkeypatch.setattr(module, "compute_knowledge", watched)
