@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, layers_of
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, compute_knowledge, layers_of
 from stillhouse.errors import TrialError
 from stillhouse.knowledge import feature, input_gradient, logits, reduced
+from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import NotReady, View
-from stillhouse.models.features import UnreadableLayer
+from stillhouse.models.features import FeatureReader, UnreadableLayer
+from stillhouse.models.pieces import CPU_ROWS
 
 IMAGES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
@@ -39,6 +41,44 @@ def test_an_inline_teacher_answers_in_evaluation_mode_without_gradients() -> Non
 def test_the_layers_of_several_kinds_are_read_once_each() -> None:
     kinds = {"a": feature("0"), "b": reduced(torch.maximum, "0", "1"), "c": logits()}
     assert layers_of(kinds) == ["0", "1"]
+
+
+class Squares(nn.Module):
+    """Logits (x0^2, 0) of inputs [B, 1], with the sizes of the batches that it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked.append(len(images))
+        return torch.cat([images.square(), torch.zeros_like(images)], 1)
+
+
+def beside(outputs: Tensor, draws: Tensor) -> Tensor:
+    return torch.cat([outputs, draws], 1)
+
+
+def test_a_large_batch_is_computed_in_pieces_that_no_sample_notices() -> None:
+    model, count = Squares(), 2 * CPU_ROWS + 3
+    images, labels = torch.linspace(-1, 1, count, dtype=torch.float64)[:, None], torch.arange(count) % 2
+    places = torch.arange(count).flip(0)
+    drawn = Knowledge(reduction=beside, draws=2)
+    kinds = {"logits": logits(), "gradient": input_gradient(), "drawn": drawn}
+    with FeatureReader(model) as reader:
+        computed = compute_knowledge(reader, kinds, images, labels, (5, places))
+        (alone,) = compute_knowledge(reader, {"drawn": drawn}, images[-1:], None, (5, places[-1:]))["drawn"]
+    assert model.asked == [*(2 * [CPU_ROWS]), *(2 * [CPU_ROWS]), 3, 3, 1]  # the gradient takes a pass of its own
+    assert torch.equal(computed["logits"][:, :1], images.square())
+    # d/dx of -log softmax((x^2, 0))[label], by hand: 2x (sigmoid(x^2) - 1) for class 0, 2x sigmoid(x^2) for class 1.
+    expected = 2 * images * (images.square().sigmoid() - (labels == 0)[:, None].double())
+    torch.testing.assert_close(computed["gradient"], expected)
+    assert torch.equal(computed["drawn"][-1], alone)
+
+
+def test_no_samples_are_no_knowledge() -> None:
+    with FeatureReader(teacher().eval()) as reader:
+        assert compute_knowledge(reader, {"logits": logits()}, IMAGES[:0])["logits"].shape == (0, 2)
 
 
 def test_a_layer_that_is_overwritten_behind_itself_is_refused() -> None:

@@ -14,6 +14,7 @@ from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
 from stillhouse.models.features import FeatureReader
+from stillhouse.models.pieces import pieces
 
 Reading = tuple[int, int]
 """(seed, epoch) of a training: it decides the order in which samples are read, see `data.hashing.reading_order`."""
@@ -59,7 +60,7 @@ def compute_knowledge(
     labels: Tensor | None = None,
     places: Places | None = None,
 ) -> dict[str, Tensor]:
-    """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it.
+    """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it; a large batch goes in pieces.
 
     Kinds of the input gradient take a pass of their own, so that asking for one changes no bit of the others.
 
@@ -70,6 +71,24 @@ def compute_knowledge(
     Raises:
         TrialError: the teacher's outputs are not all finite.
     """
+    computed = [
+        _compute_piece(
+            reader,
+            knowledge,
+            images[piece],
+            None if labels is None else labels[piece],
+            None if places is None else (places[0], places[1][piece]),
+        )
+        for piece in pieces(images)
+    ]
+    if len(computed) == 1:
+        return computed[0]
+    return {name: torch.cat([each[name] for each in computed]) for name in knowledge}
+
+
+def _compute_piece(
+    reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor | None, places: Places | None
+) -> dict[str, Tensor]:
     with torch.no_grad():
         logits, features = reader(images)
         assert logits is not None

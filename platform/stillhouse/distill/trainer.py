@@ -28,6 +28,7 @@ from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError, did_you_mean
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.features import FeatureReader
+from stillhouse.models.pieces import pieces
 from stillhouse.spec.training import Training
 
 _EVALUATION_BATCH = 512
@@ -558,7 +559,8 @@ def count_correct(
         for start in starts:
             images = split.images[start : start + _EVALUATION_BATCH].to(device)
             labels = split.labels[start : start + _EVALUATION_BATCH].to(device)
-            logits = model(data.normalise(images).contiguous(memory_format=memory_format))
-            correct += (logits.argmax(1) == labels).sum()
+            for piece in pieces(images):
+                logits = model(data.normalise(images[piece]).contiguous(memory_format=memory_format))
+                correct += (logits.argmax(1) == labels[piece]).sum()
     model.train(was_training)
     return int(correct)
