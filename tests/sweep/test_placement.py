@@ -1,5 +1,8 @@
 """What fits where, by hand-made nodes."""
 
+import itertools
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -32,6 +35,57 @@ def node(cpu: float, gpu: float = 0, *, count: int = 1, labels: dict[str, str] |
 def test_teachers_come_first_and_trials_get_what_is_left() -> None:
     found = place(make_spec({"cpu": 1, "gpu": 0.25}, {"gpu": 1}), [node(8, 1), node(8, 1)])
     assert (found.trials, found.problems) == (4, ())
+
+
+def test_a_teacher_stands_where_it_leaves_room_for_most_trials_whatever_the_order_of_the_nodes() -> None:
+    spec = make_spec({"cpu": 1, "labels": {"pool": "trial"}}, {"cpu": 1})
+    nodes = [
+        NodeKind(name=name, node_id=name, resources={"CPU": cpu}, labels={"pool": name})
+        for name, cpu in (("head", 1), ("trial", 2), ("small", 0.5))
+    ]
+    for given in itertools.permutations(nodes):
+        found = place(spec, given)
+        assert (found.trials, found.teachers) == (2, {"big": ("head",)})
+
+
+def test_a_teacher_that_fits_anywhere_leaves_its_node_to_one_that_does_not() -> None:
+    spec = make_spec({"cpu": 1}, teachers={"any": cpu_teacher(1), "large": cpu_teacher(4)})
+    assert place(spec, [node(4), node(2)]).problems == ()
+
+
+def cpu_teacher(cpu: int) -> dict[str, Any]:
+    return {"model": "lenet", "resources": {"cpu": cpu}}
+
+
+def most_trials(teachers: Sequence[int], trial: int, cores: Sequence[int]) -> int:
+    """By trying every place of every teacher; -1 when they do not fit."""
+    most = -1
+    for places in itertools.product(range(len(cores)), repeat=len(teachers)):
+        left = list(cores)
+        for place_of, needs in zip(places, teachers, strict=True):
+            left[place_of] -= needs
+        if min(left) >= 0:
+            most = max(most, sum(free // trial for free in left))
+    return most
+
+
+def test_no_other_places_of_the_teachers_leave_room_for_more_trials() -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        cores = [generator.randint(1, 6) for _ in range(generator.randint(1, 4))]
+        teachers = [generator.randint(1, 3) for _ in range(generator.randint(1, 4))]
+        trial = generator.randint(1, 3)
+        spec = make_spec({"cpu": trial}, teachers={f"t{number}": cpu_teacher(needs) for number, needs in enumerate(teachers)})
+        found, most = place(spec, [node(each) for each in cores]), most_trials(teachers, trial, cores)
+        if most < 0:
+            assert any(problem.startswith("teachers.") for problem in found.problems)
+        else:
+            assert (found.trials, bool(found.problems)) == (most, most == 0), (cores, teachers, trial)
+
+
+def test_a_teacher_that_holds_nothing_may_stand_anywhere() -> None:
+    found = place(make_spec({"cpu": 1}, {}), [node(1)])
+    assert (found.trials, found.teachers) == (1, {"big": ("",)})
 
 
 def test_shares_of_a_gpu_add_up_in_spite_of_rounding() -> None:

@@ -144,11 +144,10 @@ def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
 
 
 def nodes_of_cluster() -> list[NodeKind]:
-    """The nodes that are alive, with all that they have, whoever uses it now."""
+    """The nodes that can be used, with all that they have, whoever uses it now."""
     return [
-        NodeKind(name=_name(node), resources=node["Resources"], labels=node.get("Labels") or {})
-        for node in ray.nodes()
-        if node["Alive"]
+        NodeKind(name=_name(node), resources=node["Resources"], labels=node.get("Labels") or {}, node_id=node["NodeID"])
+        for node in _usable_nodes()
     ]
 
 

@@ -1,13 +1,17 @@
 """Whether a cluster can hold a sweep: its teachers first, trials beside them. Knows nothing of Ray but its words."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stillhouse.spec.schema import Claim, Resources, SweepSpec, TrialResources
 
 _LEAST = 1e-9
+_MOST_TRIALS = 10_000
+_MOST_STEPS = 1_000
+"""Of a search for the teachers' places, which none of a few teachers on a few kinds of nodes comes near."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +21,14 @@ class NodeKind:
     Attributes:
         resources: as Ray names them: `CPU`, `GPU`, and those of one's own.
         count: how many of it there are, or may be added.
+        node_id: Ray's, of a node that is there.
     """
 
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str]
     count: int = 1
+    node_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +39,13 @@ class Placement:
         trials: how many trials run at once beside the teachers.
         added: how many nodes of each kind an autoscaler adds for that, by name.
         problems: why teachers or trials can not be placed, a sentence each.
+        teachers: by name the node's id for each of its replicas; "" where any node will do or one is added.
     """
 
     trials: int
     added: Mapping[str, int]
     problems: tuple[str, ...]
+    teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def ray_options(claim: Claim) -> dict[str, Any]:
@@ -74,62 +82,154 @@ def labels_match(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool
 
 
 def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind] = ()) -> Placement:
-    """Places each teacher, then as many trials as fit.
+    """Places each teacher where it leaves room for most trials, then as many trials as fit.
+
+    What is found depends on what the nodes have, not on the order in which they are given. An autoscaler's nodes are taken
+    where those that are there have no room.
 
     Args:
         nodes: that are there, empty.
         addable: kinds that an autoscaler may add.
     """
-    room = _Room(nodes, addable)
+    claims = [(name, teacher.resources) for name, teacher in spec.teachers.items() for _ in range(teacher.replicas)]
+    found = _Search([claim for _, claim in claims], spec.trial_resources, nodes, addable).best
     problems = []
-    for name, teacher in spec.teachers.items():
-        if not all(room.take(teacher.resources) for _ in range(teacher.replicas)):
-            problems.append(_reason(f"teachers.{name}.resources", teacher.resources, [*nodes, *addable]))
-    trials = 0
+    teachers: dict[str, tuple[str, ...]] = dict.fromkeys(spec.teachers, ())
+    for (name, claim), node_id in zip(claims, found.nodes, strict=True):
+        problem = _reason(f"teachers.{name}.resources", claim, [*nodes, *addable]) if node_id is None else None
+        if problem is not None and problem not in problems:
+            problems.append(problem)
+        teachers[name] += (node_id or "",)
     # The spec may plan more than the cluster will ever hold, and a small trial fits a large cluster very often.
-    most = spec.max_concurrent_trials or 10_000
-    while trials < most and room.take(spec.trial_resources):
-        trials += 1
+    trials = min(found.room + sum(found.room_added.values()), spec.max_concurrent_trials or _MOST_TRIALS)
     if not trials:
         problems.append(_reason("trial_resources", spec.trial_resources, [*nodes, *addable]))
-    return Placement(trials=trials, added=room.added, problems=tuple(problems))
+    added, rest = dict(found.added), trials - found.room
+    for name, room in found.room_added.items():
+        if (taken := min(rest, room)) > 0:
+            added[name] = added.get(name, 0) + math.ceil(taken / found.room_each[name])
+            rest -= taken
+    return Placement(trials=trials, added=added, teachers=teachers, problems=tuple(problems))
 
 
-class _Room:
-    """What is left of the nodes while a sweep is placed."""
+@dataclass(frozen=True)
+class _Shape:
+    """What is free on a node, and its labels, as far as the sweep asks for them: nodes of one shape are alike."""
 
-    def __init__(self, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]) -> None:
-        self._free = [(dict(node.resources), node.labels) for node in nodes for _ in range(node.count)]
-        self._addable = list(addable)
-        self.added: dict[str, int] = {}
+    free: tuple[float, ...]
+    labels: tuple[tuple[str, str], ...]
 
-    def take(self, claim: Resources | TrialResources) -> bool:
+
+_Rooms = Mapping[_Shape, tuple[str, ...]]
+"""The nodes of each shape, by their ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A place for each teacher.
+
+    Attributes:
+        nodes: of each claim in turn; "" where any node will do or one is to be added, None where there is none.
+        added: nodes that are added for teachers.
+        room: for trials on the nodes that are there and those.
+        room_added: for trials on further nodes of each kind, and on each of them in `room_each`.
+    """
+
+    nodes: tuple[str | None, ...]
+    added: Mapping[str, int]
+    room: int
+    room_added: Mapping[str, int]
+    room_each: Mapping[str, int]
+
+    @property
+    def worth(self) -> tuple[int, int]:
+        return -self.nodes.count(None), self.room + sum(self.room_added.values())
+
+
+class _Search:
+    """Looks through the places that teachers can take, the most promising first; gives up in very large searches."""
+
+    def __init__(
+        self, claims: Sequence[Claim], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
+    ) -> None:
+        self._claims, self._trial = claims, trial
+        self._resources = sorted({name for claim in (*claims, trial) for name in bundle(claim)})
+        self._labels = sorted({name for claim in (*claims, trial) for name in claim.labels})
+        self._addable = {kind.name: (self._shape(kind), kind.count) for kind in addable}
+        self._steps = 0
+        self._best: _Found | None = None
+        rooms: dict[_Shape, tuple[str, ...]] = {}
+        for node in sorted(nodes, key=lambda each: each.name):
+            shape = self._shape(node)
+            rooms[shape] = rooms.get(shape, ()) + (node.node_id,) * node.count
+        self._look(rooms, {}, ())
+
+    @property
+    def best(self) -> _Found:
+        assert self._best is not None, "the first descent always ends"
+        return self._best
+
+    def _shape(self, kind: NodeKind) -> _Shape:
+        labels = tuple((name, kind.labels[name]) for name in self._labels if name in kind.labels)
+        return _Shape(tuple(kind.resources.get(name, 0.0) for name in self._resources), labels)
+
+    def _times(self, claim: Claim, shape: _Shape) -> int:
+        """How often the claim fits a node of this shape."""
+        if not labels_match(dict(shape.labels), claim.labels):
+            return 0
+        free = dict(zip(self._resources, shape.free, strict=True))
+        return min((int(free[name] / share + _LEAST) for name, share in bundle(claim).items()), default=_MOST_TRIALS)
+
+    def _without(self, shape: _Shape, claim: Claim) -> _Shape:
         needs = bundle(claim)
-        for free, labels in self._free:
-            if _fits(free, labels, needs, claim.labels):
-                _subtract(free, needs)
-                return True
-        for kind in self._addable:
-            left = kind.count - self.added.get(kind.name, 0)
-            if left > 0 and _fits(kind.resources, kind.labels, needs, claim.labels):
-                new = dict(kind.resources)
-                _subtract(new, needs)
-                # In front: the next claim most likely goes beside this one.
-                self._free.insert(0, (new, kind.labels))
-                self.added[kind.name] = self.added.get(kind.name, 0) + 1
-                return True
-        return False
+        left = (have - needs.get(name, 0.0) for name, have in zip(self._resources, shape.free, strict=True))
+        return _Shape(tuple(left), shape.labels)
+
+    def _found(self, rooms: _Rooms, added: Mapping[str, int], nodes: tuple[str | None, ...]) -> _Found:
+        each = {name: self._times(self._trial, shape) for name, (shape, _) in self._addable.items()}
+        return _Found(
+            nodes=nodes,
+            added=added,
+            room=sum(len(ids) * self._times(self._trial, shape) for shape, ids in rooms.items()),
+            room_added={name: (count - added.get(name, 0)) * each[name] for name, (_, count) in self._addable.items()},
+            room_each=each,
+        )
+
+    def _look(self, rooms: _Rooms, added: Mapping[str, int], nodes: tuple[str | None, ...]) -> None:
+        here = self._found(rooms, added, nodes)
+        # A further teacher never makes room.
+        if self._best is not None and (here.worth <= self._best.worth or self._steps > _MOST_STEPS):
+            return
+        self._steps += 1
+        if len(nodes) == len(self._claims):
+            self._best = here
+            return
+        options = [(left, more, (*nodes, node_id)) for node_id, left, more in self._options(len(nodes), rooms, added)]
+        options.sort(key=lambda each: self._found(*each).worth, reverse=True)
+        for option in options or [(rooms, added, (*nodes, None))]:
+            self._look(*option)
+
+    def _options(self, place: int, rooms: _Rooms, added: Mapping[str, int]) -> list[tuple[str, _Rooms, Mapping[str, int]]]:
+        """The node that a claim may take, what all nodes have free then, and the nodes that are added."""
+        claim = self._claims[place]
+        fitting = [(shape, ids) for shape, ids in rooms.items() if ids and self._times(claim, shape)]
+        if fitting and not bundle(claim):
+            return [("", rooms, added)]
+        if fitting:
+            return [(ids[0], self._move(rooms, shape, claim), added) for shape, ids in fitting]
+        return [
+            ("", _joined(rooms, self._without(shape, claim), ""), {**added, name: added.get(name, 0) + 1})
+            for name, (shape, count) in self._addable.items()
+            if added.get(name, 0) < count and self._times(claim, shape)
+        ]
+
+    def _move(self, rooms: _Rooms, shape: _Shape, claim: Claim) -> _Rooms:
+        first, *others = rooms[shape]
+        return _joined({**rooms, shape: tuple(others)}, self._without(shape, claim), first)
 
 
-def _fits(
-    free: Mapping[str, float], labels: Mapping[str, str], needs: Mapping[str, float], selector: Mapping[str, str]
-) -> bool:
-    return labels_match(labels, selector) and all(share <= free.get(name, 0) + _LEAST for name, share in needs.items())
-
-
-def _subtract(free: dict[str, float], needs: Mapping[str, float]) -> None:
-    for name, share in needs.items():
-        free[name] -= share
+def _joined(rooms: _Rooms, shape: _Shape, node_id: str) -> _Rooms:
+    return {**rooms, shape: (node_id, *rooms.get(shape, ()))}
 
 
 def _reason(key: str, claim: Resources | TrialResources, kinds: Sequence[NodeKind]) -> str:
