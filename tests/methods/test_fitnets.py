@@ -36,6 +36,14 @@ def test_summed_over_positions_it_equals_equation_3(open_case: Open) -> None:
     case.check(hint_loss(case["in.s_feat"], case["in.t_feat"], "sum"), "aux.paper_half_sq_norm_batchmean")
 
 
+def test_a_mean_over_all_elements_is_met_up_to_its_scale(open_case: Open) -> None:
+    case = open_case("fitnet-repdistiller-mse")
+    hint = case["in.t_feat"]
+    loss = hint_loss(case["in.s_feat"], hint) * 2 / hint.shape[1]
+    case.check(loss)
+    case.check_gradients(loss, "s_feat")
+
+
 def test_the_softened_cross_entropy_equals_a_published_implementation(open_case: Open) -> None:
     case = open_case("kd-passalis")
     loss = softened_cross_entropy(case["in.s_logits"], case["in.t_logits"], case.number("T"))

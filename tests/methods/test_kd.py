@@ -19,6 +19,29 @@ def test_the_soft_loss_equals_published_implementations(open_case: Open, name: s
     case.check_gradients(loss, "s_logits")
 
 
+def test_an_implementation_without_the_factor_of_the_temperature_is_met_once_divided_by_it(open_case: Open) -> None:
+    case = open_case("kd-sseung-tf")
+    temperature = case.number("T")
+    loss = kd_loss(case["in.s_logits"], case["in.t_logits"], temperature) / temperature**2
+    case.check(loss)
+    case.check_gradients(loss, "s_logits")
+
+
+def test_an_implementation_that_sums_over_the_batch_has_that_many_times_the_gradient(open_case: Open) -> None:
+    case = open_case("kd-tusimple-nst-kd")
+    student = case["in.s_logits"]
+    assert case.number("weight_lambda") == case.number("T") ** 2
+    case.check_gradients(len(student) * kd_loss(student, case["in.t_logits"], case.number("T")), "s_logits")
+
+
+def test_pixels_count_as_samples(open_case: Open) -> None:
+    case = open_case("kd-pixelwise-distseg")
+    student, teacher = (case[f"in.{who}_logits"].movedim(1, -1).flatten(0, 2) for who in "st")
+    loss = kd_loss(student, teacher, case.number("T"))
+    case.check(loss)
+    case.check_gradients(loss, "s_logits")
+
+
 @pytest.mark.parametrize(("name", "weight"), [("kd-zagoruyko", "alpha"), ("kd-torchdistill", "beta")])
 def test_the_weighted_loss_equals_published_implementations(open_case: Open, name: str, weight: str) -> None:
     case = open_case(name)
