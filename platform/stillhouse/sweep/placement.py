@@ -150,7 +150,7 @@ class _Search:
     """Looks through the places that teachers can take, the most promising first; gives up in very large searches."""
 
     def __init__(
-        self, claims: Sequence[Claim], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
+        self, claims: Sequence[Resources], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
     ) -> None:
         self._claims, self._trial = claims, trial
         self._resources = sorted({name for claim in (*claims, trial) for name in bundle(claim)})
@@ -173,14 +173,14 @@ class _Search:
         labels = tuple((name, kind.labels[name]) for name in self._labels if name in kind.labels)
         return _Shape(tuple(kind.resources.get(name, 0.0) for name in self._resources), labels)
 
-    def _times(self, claim: Claim, shape: _Shape) -> int:
+    def _times(self, claim: Resources | TrialResources, shape: _Shape) -> int:
         """How often the claim fits a node of this shape."""
         if not labels_match(dict(shape.labels), claim.labels):
             return 0
         free = dict(zip(self._resources, shape.free, strict=True))
         return min((int(free[name] / share + _LEAST) for name, share in bundle(claim).items()), default=_MOST_TRIALS)
 
-    def _without(self, shape: _Shape, claim: Claim) -> _Shape:
+    def _without(self, shape: _Shape, claim: Resources) -> _Shape:
         needs = bundle(claim)
         left = (have - needs.get(name, 0.0) for name, have in zip(self._resources, shape.free, strict=True))
         return _Shape(tuple(left), shape.labels)
@@ -223,7 +223,7 @@ class _Search:
             if added.get(name, 0) < count and self._times(claim, shape)
         ]
 
-    def _move(self, rooms: _Rooms, shape: _Shape, claim: Claim) -> _Rooms:
+    def _move(self, rooms: _Rooms, shape: _Shape, claim: Resources) -> _Rooms:
         first, *others = rooms[shape]
         return _joined({**rooms, shape: tuple(others)}, self._without(shape, claim), first)
 
