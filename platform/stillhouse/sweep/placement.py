@@ -153,8 +153,9 @@ class _Search:
         self, claims: Sequence[Resources], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
     ) -> None:
         self._claims, self._trial = claims, trial
-        self._resources = sorted({name for claim in (*claims, trial) for name in bundle(claim)})
-        self._labels = sorted({name for claim in (*claims, trial) for name in claim.labels})
+        asked: list[Resources | TrialResources] = [*claims, trial]
+        self._resources = sorted({name for claim in asked for name in bundle(claim)})
+        self._labels = sorted({name for claim in asked for name in claim.labels})
         self._addable = {kind.name: (self._shape(kind), kind.count) for kind in addable}
         self._steps = 0
         self._best: _Found | None = None
