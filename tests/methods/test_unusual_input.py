@@ -1,7 +1,7 @@
 """What every method does with input that is out of the ordinary: a defined value or one sentence, never a crash."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData, Split, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.calls import InlineTeacher
-from stillhouse.distill.method import Method, MethodError
+from stillhouse.distill.method import Method, MethodError, Setup
 from stillhouse.distill.sources import InlineKnowledge
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import TrialError
@@ -22,7 +22,7 @@ from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.registry import build_model, model_names
 from stillhouse.spec.training import Training
 from stillhouse.sweep.blueprint import blueprint
-from stillhouse.testing import MethodTrial
+from stillhouse.testing import MethodTrial, make_step
 
 EVERY = pytest.mark.parametrize("name", methods.names())
 
@@ -134,6 +134,14 @@ def taught() -> list[str]:
     return [name for name in methods.names() if methods.find(name)().knowledge(*of_whom)]
 
 
+def reads_layers(name: str) -> bool:
+    trial = MethodTrial(Method())
+    return bool(methods.find(name)().student_layers(trial.teacher_architecture, trial.student_architecture))
+
+
+LAYERED = [name for name in taught() if reads_layers(name)]
+
+
 @pytest.mark.parametrize("name", taught())
 def test_a_teacher_whose_outputs_are_no_numbers_is_one_sentence(name: str, digits: ImageData) -> None:
     teacher = build("resnet8", digits)
@@ -143,18 +151,45 @@ def test_a_teacher_whose_outputs_are_no_numbers_is_one_sentence(name: str, digit
         train(methods.find(name)(), digits, teacher)
 
 
+def outputs(architecture: Architecture, layers: Iterable[str]) -> dict[str, Tensor]:
+    return {layer: torch.randn(3, *architecture.shape(layer)).relu().requires_grad_() for layer in layers}
+
+
+def losses_on_default_layers(method: Method, teacher: Architecture, student: Architecture) -> list[Tensor]:
+    """The loss of every stage, for three samples of outputs as large as those of the two networks."""
+    kinds = method.knowledge(teacher, student)
+    setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=8, epochs=4)
+    of_teacher, logits = outputs(teacher, (layer for kind in kinds.values() for layer in kind.layers)), torch.randn(3, 10)
+    knowledge = {}
+    for name, kind in kinds.items():
+        weights = [torch.randn(of_teacher[kind.layers[0]].shape[1]) for _ in kind.weights]
+        knowledge[name] = kind.compute(logits, of_teacher, weights).detach()
+    modules = {name: helper.module for name, helper in method.modules(setup).items()}
+    losses = []
+    for stage in method.stages(setup):
+        step = make_step(
+            student_logits=torch.randn(3, 10, requires_grad=True) if stage.until is None else None,
+            labels=torch.tensor([0, 1, 1]),
+            teacher=knowledge,
+            student_features=outputs(student, method.student_layers(teacher, student)),
+            modules=modules,
+            stage=stage,
+            progress=0.5,
+        )
+        losses.append(torch.stack(list(method.loss(step).values())).sum())
+    return losses
+
+
 @pytest.mark.parametrize("model", model_names())
 def test_every_shipped_model_has_default_layers_or_is_said_not_to_suit(model: str) -> None:
-    """Student and teacher of that model, and each of them beside a network of another family, at 32 x 32."""
-    ours = blueprint(model, {}, 10, (3, 32, 32)).architecture
-    other = blueprint("resnet14", {}, 10, (3, 32, 32)).architecture
-    for name, (teacher, student) in itertools.product(taught(), ((ours, ours), (other, ours), (ours, other))):
-        method = methods.find(name)()
+    """As teacher and student, and as each of them beside a network of another family; at 32 x 32 and a quarter's width."""
+    ours, other = (blueprint(name, {"width": 0.25}, 10, (3, 32, 32)).architecture for name in (model, "resnet14"))
+    for name, (teacher, student) in itertools.product(LAYERED, ((ours, ours), (other, ours), (ours, other))):
         try:
-            asked = method.knowledge(teacher, student)
-            for layer in [*(layer for kind in asked.values() for layer in kind.layers)]:
-                teacher.shape(layer)
-            for layer in method.student_layers(teacher, student):
-                student.shape(layer)
+            losses = losses_on_default_layers(methods.find(name)(), teacher, student)
         except MethodError as error:
             assert str(error).startswith("needs ")  # noqa: PT017
+        else:
+            for loss in losses:
+                assert bool(loss.isfinite()), name
+                loss.backward()
