@@ -125,6 +125,12 @@ def test_a_student_without_a_teacher_is_compared_with_the_best_one() -> None:
     assert comparison({"parameters": 100.0}, None, teachers) == {"compression_ratio": 40.0}
 
 
+def test_a_student_of_several_teachers_is_compared_with_the_best_of_them() -> None:
+    teachers = [_teacher("a", 1000, 0.5), _teacher("b", 2000, 0.75), _teacher("c", 4000, 0.875)]
+    metrics = {"parameters": 100.0, "test_accuracy": 0.5}
+    assert comparison(metrics, "a+b", teachers) == {"compression_ratio": 20.0, "accuracy_drop": 0.25}
+
+
 def test_nothing_is_compared_before_the_teacher_is_known() -> None:
     assert comparison({"parameters": 100.0, "test_accuracy": 0.5}, "a", []) == {}
 

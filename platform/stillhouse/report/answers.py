@@ -208,7 +208,7 @@ class TeacherCost:
     Attributes:
         trials: trials that used its knowledge.
         samples_used: samples times epochs, summed over those trials.
-        forward_seconds: time of its forward passes in this run of the sweep.
+        forward_seconds: time of its forward passes: filling views as it was measured, inside trials by the time per sample.
         inside_seconds: `samples_used` at its measured time per sample; None when that was not measured.
     """
 
@@ -228,15 +228,16 @@ def teacher_costs(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[Tea
     per_epoch = facts.dataset.get("train_samples")
     costs = []
     for teacher in facts.teachers:
-        users = [record for record in records if record.trial.teacher == teacher.name]
+        users = [record for record in records if teacher.name in record.trial.teachers]
         used = [_samples_used(record, per_epoch if isinstance(per_epoch, int) else 0) for record in users]
+        forwarded = sum(_share(record, "samples_forwarded") or 0 for record in users)
         inside = None if teacher.seconds_per_sample is None else teacher.seconds_per_sample * sum(used)
         costs.append(
             TeacherCost(
                 teacher=teacher,
                 trials=sum(samples > 0 for samples in used),
                 samples_used=sum(used),
-                forward_seconds=teacher.fill_seconds,
+                forward_seconds=teacher.fill_seconds + (teacher.seconds_per_sample or 0.0) * forwarded,
                 inside_seconds=inside,
             )
         )
@@ -244,6 +245,18 @@ def teacher_costs(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[Tea
 
 
 def _samples_used(record: TrialRecord, per_epoch: int) -> int:
-    """What the trial counted itself; failing that, its epochs over the training data."""
-    counted = record.teaching.get("samples_gathered")
-    return int(counted) if isinstance(counted, int | float) and math.isfinite(counted) else record.epochs_run * per_epoch
+    """What the trial counted itself; failing that, its epochs over the training data.
+
+    A sample of which some knowledge was read and some computed is one sample.
+    """
+    counted = [_share(record, name) for name in ("samples_gathered", "samples_forwarded")]
+    known = [count for count in counted if count is not None]
+    return max(known) if known else record.epochs_run * per_epoch
+
+
+def _share(record: TrialRecord, name: str) -> int | None:
+    """What the trial counted of each of its teachers, which it asks equally often."""
+    counted = record.teaching.get(name)
+    if not isinstance(counted, int | float) or not math.isfinite(counted):
+        return None
+    return int(counted) // len(record.trial.teachers)

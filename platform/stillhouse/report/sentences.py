@@ -266,11 +266,11 @@ def trust(facts: SweepFacts, found: Sequence[Configuration], gained: Sequence[Ga
 def teacher_sentences(cost: TeacherCost) -> list[str]:
     teacher = cost.teacher
     samples = counted(teacher.samples_forwarded, "sample")
-    spent = f"Its forward passes took {duration(cost.forward_seconds)} in this run ({samples})."
+    spent = f"Its forward passes took {duration(cost.forward_seconds)} ({samples})."
     if teacher.trained_now:
         spent += f" It was trained in this sweep, in {duration(teacher.train_seconds)}."
     else:
-        spent += " It was not trained in this run."
+        spent += " It was not trained in this sweep."
     if cost.inside_seconds is None:
         return [spent, "What it would have cost inside every trial is not known: its time per sample was not measured."]
     inside = (

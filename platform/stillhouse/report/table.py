@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.report.wording import redacted
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
 
 _LARGEST_INTEGER = 2**63 - 1
 
@@ -85,11 +85,10 @@ def table_columns(facts: SweepFacts, records: Sequence[TrialRecord]) -> tuple[Co
 
 
 def reference_teacher(facts: SweepFacts, teacher: str | None) -> TeacherFacts | None:
-    """The teacher that a student's size and accuracy are held against: its own, else the most accurate of the sweep."""
-    for candidate in facts.teachers:
-        if candidate.name == teacher:
-            return candidate
-    return max(facts.teachers, key=lambda each: _finite(each.test_accuracy, -1.0), default=None)
+    """The teacher that a student's size and accuracy are held against: its own, else one of the sweep; the most accurate."""
+    names = teacher.split(TEACHER_JOINT) if teacher else []
+    own = [each for each in facts.teachers if each.name in names] or facts.teachers
+    return max(own, key=lambda each: _finite(each.test_accuracy, -1.0), default=None)
 
 
 def parquet_bytes(table: pd.DataFrame, columns: Iterable[Column], about: dict[str, Any]) -> bytes:

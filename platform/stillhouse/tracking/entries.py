@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from stillhouse.durable import content_hash
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.tracking.locations import mask_secrets, mask_uri
 
 # mlflow.utils.validation: MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
@@ -126,7 +126,7 @@ def _numbers(values: Mapping[str, Any], *, step: int = 0) -> Iterator[Point]:
 
 
 def reference_teacher(teachers: Sequence[TeacherFacts]) -> TeacherFacts | None:
-    """The most accurate teacher: what a student without a teacher of its own is compared with."""
+    """The most accurate teacher: what a student of several, or of none, is compared with."""
 
     def accuracy(teacher: TeacherFacts) -> float:
         known = [value for value in (teacher.test_accuracy, teacher.validation_accuracy) if value is not None]
@@ -138,10 +138,11 @@ def reference_teacher(teachers: Sequence[TeacherFacts]) -> TeacherFacts | None:
 def comparison(metrics: Mapping[str, float], teacher: str | None, teachers: Sequence[TeacherFacts]) -> dict[str, float]:
     """`compression_ratio` (teacher's parameters / student's) and `accuracy_drop` (teacher's test accuracy - student's).
 
-    Against the trial's own teacher, or the sweep's most accurate one where the trial has none (`scratch`). Only
+    Against the most accurate of the trial's own teachers, or of the sweep's where the trial has none (`scratch`). Only
     what is known: a teacher's test accuracy may be read at the end of the sweep.
     """
-    own = next((facts for facts in teachers if facts.name == teacher), None) or reference_teacher(teachers)
+    names = teacher.split(TEACHER_JOINT) if teacher else []
+    own = reference_teacher([facts for facts in teachers if facts.name in names] or teachers)
     if own is None:
         return {}
     found = {}
