@@ -72,9 +72,10 @@ class AttentionTransfer(Method):
         family="F",
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is gradient_attention",
         deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
-        suggested="attention_weight 1000 (the authors' repository), power 2",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); "
-        "a student without BatchNorm wants a weight below 200",
+        suggested="attention_weight 1000 (section 4.1; the authors' repository too, with form code), power 2",
+        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); a "
+        "student without BatchNorm wants a weight below 200, and so do small images: 84.7% with 1000, 95.4% with 100, 95.9% "
+        "for plain training (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
     )
 
     attention_weight: float = hyperparameter(

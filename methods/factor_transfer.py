@@ -91,7 +91,9 @@ class FactorTransfer(MapMethod):
         equations="equations 1 to 3; the paraphraser is trained first and then frozen",
         deviations="the paraphraser's training is part of the trial's epochs and uses Adam",
         suggested="factor_weight 500 (authors) or 200 (RepDistiller), code_ratio 0.5, norm 1",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",
+        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); with "
+        "norm 1 the distance grows as maps shrink: 93.7% with 500 on maps of 2 x 2, 95.1% with 100, 95.9% for plain training "
+        "(12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
 
     factor_weight: float = hyperparameter(500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, of the factors' distance")

@@ -9,8 +9,9 @@ where the guided map is the smaller, a fully connected layer between vectors.
 Reduction: the authors' code sums the squares over channels and takes the mean over batch and positions; this is the
 default, since their numbers were made with it. Equation 3 read literally also sums over positions: `positions="sum"`.
 Deviations: r is linear whatever the hint's non-linearity, which is not known at plan time, and is trained by Adam, since
-plain descent at a student's usual rate diverges on large hints (NaN in the first epoch at 0.05 between vectors). By default
-the hint is the teacher's middle stage and the guided layer the student's stage nearest to it in size.
+plain descent at a student's usual rate diverges on large hints (NaN in the first epoch at 0.05 between vectors). Stage 2
+trains all layers at one rate; the authors' script can slow down those of stage 1. By default the hint is the teacher's middle
+stage and the guided layer the student's stage nearest to it in size.
 
 Verified against the formulas of the authors' code (hint cost, softened cost) in float64.
 """
@@ -87,9 +88,12 @@ class FitNets(Method):
         arxiv="1412.6550",
         family="F",
         equations="equations 2 and 3; the two stages of algorithm 1",
-        deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code",
-        suggested="temperature 3, kd_weight falling from 4 to 1: as they are commonly quoted, not checked against the paper",
-        interactions="hints close to the output over-regularise a small student (section 2.2 of the paper)",
+        deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code; one rate "
+        "for all layers in stage 2",
+        suggested="temperature 3, kd_weight falling from 4 to 1, as in the authors' CIFAR-10 configuration; to 0 on MNIST",
+        interactions="hints close to the output over-regularise a small student (section 2.2 of the paper); in a short "
+        "training stage 1 costs more than it brings: 94.9% with 0.3 of 12 epochs, 96.5% with 0.1, 96.8% without, 95.7% for "
+        "plain training (1000 digits, resnet8 of width 0.25, 4 seeds)",
     )
 
     hint_fraction: float = hyperparameter(0.3, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1")

@@ -56,7 +56,9 @@ class LabelRefinery(Method):
         equations="the KL to the previous generation's output on the same crop, over several generations",
         deviations="generations share the trial's epochs; no adversarial jittering",
         suggested="2 to 4 generations with random crops",
-        interactions="sees no labels: errors of the first refinery stay; without crops it is plain soft labels at T = 1",
+        interactions="sees no labels: errors of the first refinery stay; without crops it is plain soft labels at T = 1; a "
+        "generation too short to converge teaches nearly uniform labels: 79.0% with 2 generations in 12 epochs, 96.3% with "
+        "1, 95.9% for plain training (1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
 
     generations: int = hyperparameter(2, minimum=1, prior=Integers(1, 4), help="students trained one after the other")

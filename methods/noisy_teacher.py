@@ -6,8 +6,10 @@
 The student regresses the teacher's logits and sees no labels. Each sample of a batch is chosen with probability alpha.
 sigma = 0 or alpha = 0 is plain logit regression (Ba, Caruana 2014, arXiv 1312.6184).
 
-Deviations: `logit_weight` scales the loss. It is 1 in the paper; at 1 and a learning rate of 0.05, which suits
-cross-entropy, students without BatchNorm diverge in the first epochs, so the default is 0.1.
+Deviations: `logit_weight` scales the loss, 1 in the paper. The paper can choose the learning rate for this loss; in a sweep all
+methods share one that suits cross-entropy, so the default of 0.1 stands for a tenth of it. Students of 1000 digits at a rate
+of 0.05: a perceptron diverges at 1 and has 97.2% at 0.1; a LeNet diverges at 1 and is unstable at 0.1; with gradients clipped
+at 5, both weights train both students (95.6% to 97.4%).
 
 Verified against the formula in float64 on recorded draws; no code of the authors exists, and the third-party ones differ
 (noise without the 1, or one draw per class).
@@ -49,9 +51,10 @@ class NoisyTeacher(Method):
         arxiv="1610.09650",
         family="L",
         equations="the squared error of logits and the multiplicative noise of section 3",
-        deviations="the loss is scaled by logit_weight, 0.1 by default",
-        suggested="sigma up to 1 with alpha around 0.5; both are swept in the paper",
-        interactions="gradients grow with the teacher's logits: a confident teacher wants a lower learning rate or clipping",
+        deviations="the loss is scaled by logit_weight, 0.1 by default and 1 in the paper",
+        suggested="sigma up to 1 with alpha around 0.5, both swept in the paper; logit_weight 1 with gradients clipped at 5",
+        interactions="gradients grow with the teacher's logits: a student without BatchNorm wants a lower rate or clipped "
+        "gradients, whatever the weight",
     )
 
     sigma: float = hyperparameter(0.9, minimum=0, prior=Uniform(0.1, 1.0), help="standard deviation of the noise")

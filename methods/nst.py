@@ -90,7 +90,9 @@ class NST(MapMethod):
         equations="the squared maximum mean discrepancy with its linear, polynomial and Gaussian kernels",
         deviations="sigma^2 per sample, without gradient; maps average-pooled to the smaller",
         suggested="nst_weight 50 with the polynomial kernel (the authors' code takes 50 for what is lambda / 2 here)",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100)",
+        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100), and on "
+        "maps of few positions: 93.0% with 50 on 2 x 2, 95.2% with 10, 95.7% for plain training (12 epochs of 1000 digits, "
+        "resnet8 of width 0.25, 4 seeds)",
     )
 
     nst_weight: float = hyperparameter(50.0, minimum=0, prior=LogUniform(1, 500), help="lambda")
