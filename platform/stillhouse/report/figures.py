@@ -12,7 +12,16 @@ import numpy as np
 import plotly.graph_objects as go
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import AXES, FRONT_COLOUR, GREY, TEACHER_COLOUR, Looks, Spread, axis_value, baseline_first
+from stillhouse.report.looks import (
+    AXES,
+    FRONT_COLOUR,
+    TEACHER_COLOUR,
+    Looks,
+    Spread,
+    axis_value,
+    baseline_first,
+    without_outliers,
+)
 from stillhouse.report.statistics import (
     Configuration,
     Sensitivity,
@@ -32,8 +41,6 @@ _MOST_POINTS = 1_500
 _MOST_FAINT_CURVES = 8
 _MOST_FIGURES = 60
 _LONGEST_VALUE = 80
-# Tukey's outer fence, in interquartile ranges.
-_FAR = 3.0
 
 
 def themes() -> dict[str, Any]:
@@ -106,7 +113,7 @@ def tradeoff_figure(
         "accuracies": {
             name: {
                 "title": title,
-                "range": _without_outliers([value for trace in traces for value in trace["y"][name]]),
+                "range": without_outliers([value for trace in traces for value in trace["y"][name]]),
                 "y": [trace["y"][name] for trace in traces],
                 "errors": [trace["errors"][name] for trace in traces],
                 "lines": [getattr(teacher, name) for teacher in teachers],
@@ -150,17 +157,6 @@ _TEACHER_LINE = {
 }
 
 
-def _without_outliers(values: Sequence[float | None]) -> list[float] | None:
-    """Where the axis begins and ends when values far below the rest would press it flat; None where there are none."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    first, third = np.quantile(known, (0.25, 0.75))
-    near = known[known >= first - _FAR * (third - first)]
-    if near.size == known.size or np.ptp(near) == 0:
-        return None
-    room = 0.08 * float(np.ptp(near))
-    return [float(near.min()) - 2 * room, float(near.max()) + room]
-
-
 def _thinned(found: Sequence[Configuration], keep: Sequence[Configuration]) -> list[Configuration]:
     """At most `_MOST_POINTS` of them: those to keep, and the rest evenly from the best to the worst."""
     if len(found) <= _MOST_POINTS:
@@ -192,14 +188,14 @@ def _point_trace(
     }
     xs = {axis: [axis_value(each, axis) for each in points] for axis in AXES}
     spread = {axis: [spreads[axis](each) for each in points] for axis in AXES}
-    colour = looks.colours.get(looks.group(first), GREY)
+    colour = looks.colours[looks.group(first)]
     links = [addresses.get(each.key) for each in points]
     trace = {
         "x": xs["parameters"],
         "y": ys["test_accuracy"],
         "mode": "markers",
         "name": _text(f"{first.method}, {first.student}"),
-        "marker": {"color": colour, "symbol": looks.shapes[first.student][0], "size": 12 if large else 6},
+        "marker": {"color": colour, "symbol": looks.symbol(looks.group(first), first.student), "size": 12 if large else 6},
         "opacity": 0.95 if large else 0.4,
         "customdata": [_hover(each) for each in points],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -365,7 +361,7 @@ def _faint_curve(record: TrialRecord, method: str, looks: Looks) -> dict[str, An
         "x": epochs,
         "y": _rounded(accuracies),
         "mode": "lines",
-        "line": {"color": looks.colours[method], "width": 1},
+        "line": {"color": looks.colours[method], "width": 1, "dash": looks.dash(method)},
         "opacity": 0.3,
         "legendgroup": _text(method),
         "showlegend": False,
@@ -383,7 +379,7 @@ def _bold_curve(records: Sequence[TrialRecord], method: str, looks: Looks) -> di
         "x": curves[0][0][:length],
         "y": _rounded(mean.tolist()),
         "mode": "lines+markers",
-        "line": {"color": looks.colours[method], "width": 2.6},
+        "line": {"color": looks.colours[method], "width": 2.6, "dash": looks.dash(method)},
         "marker": {"size": 5, "color": looks.colours[method], "line": {"width": 0}},
         "name": _text(method),
         "legendgroup": _text(method),
@@ -415,7 +411,7 @@ def _sensitivity_figure(each: Sensitivity, looks: Looks) -> dict[str, Any]:
             "marker": {
                 "color": looks.colours[each.method],
                 "size": 9,
-                "symbol": [looks.shapes[each.students[pick]][0] for pick in picks],
+                "symbol": [looks.symbol(each.method, each.students[pick]) for pick in picks],
             },
             "opacity": 0.8,
             "customdata": [_text(each.students[pick]) for pick in picks],

@@ -165,13 +165,13 @@ def render_page(
     )
 
 
-def chips(looks: Looks, found: Sequence[Configuration]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """The legend as check boxes: for each kind the names, each with its colour or its shape."""
-    coloured = [(name, looks.colours[name], "") for name in looks.groups(found)]
-    shaped = [(name, "", looks.shapes[name][2]) for name in dict.fromkeys(each.student for each in found)]
+def chips(looks: Looks, found: Sequence[Configuration]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The legend as check boxes: for each kind the names, each with its colour and fill or its shape."""
+    coloured = [{"name": name, "colour": looks.colours[name], "fill": looks.fills[name]} for name in looks.groups(found)]
+    shaped = [{"name": name, "shape": looks.shapes[name][2]} for name in dict.fromkeys(each.student for each in found)]
     if not looks.by_sweep:
         return [("method", coloured), ("student", shaped)]
-    methods = [(name, "", "") for name in sorted({each.method for each in found})]
+    methods = [{"name": name} for name in sorted({each.method for each in found})]
     return [("sweep", coloured), ("student", shaped), ("method", methods)]
 
 

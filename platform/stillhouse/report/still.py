@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread
+from stillhouse.report.looks import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread, without_outliers
 from stillhouse.report.statistics import Configuration, grouped, winners
 from stillhouse.report.wording import percent, short
 from stillhouse.spec.records import TeacherFacts
@@ -57,7 +57,7 @@ def _draw_panel(
     large = set(best)
     spread = Spread(best, axis, looks)
     for (name, student), group in grouped(found, lambda each: (looks.group(each), each.student)).items():
-        colour, marker = looks.colours[name], looks.shapes[student][1]
+        colour, marker, fill = looks.colours[name], looks.shapes[student][1], looks.fill_style(name)
         faint = [each for each in group if each not in large and each.metric(axis)]
         panel.plot(
             [spread(each) or math.nan for each in faint],
@@ -65,6 +65,7 @@ def _draw_panel(
             linestyle="none",
             marker=marker,
             markersize=3.5,
+            fillstyle=fill,
             color=colour,
             alpha=0.35,
         )
@@ -76,9 +77,10 @@ def _draw_panel(
             linestyle="none",
             marker=marker,
             markersize=7,
+            fillstyle=fill,
             color=colour,
-            markeredgecolor="#1c2530",
-            markeredgewidth=0.6,
+            markeredgecolor="#1c2530" if fill == "full" else colour,
+            markeredgewidth=0.6 if fill == "full" else 1.4,
             elinewidth=1,
             capsize=2,
         )
@@ -98,6 +100,8 @@ def _draw_panel(
                 [place], [teacher.test_accuracy], marker="*", markersize=15, color=TEACHER_COLOUR, markeredgecolor="#1c2530"
             )
             panel.axhline(teacher.test_accuracy, color=TEACHER_COLOUR, linewidth=1, linestyle=":", zorder=0)
+    if span := without_outliers([each.test.mean for each in found] + [each.test_accuracy for each in teachers]):
+        panel.set_ylim(span)
     panel.set_xscale("log")
     panel.set_xlabel(AXES[axis])
     panel.set_ylabel("Test accuracy")
@@ -116,7 +120,15 @@ def _draw_panel(
 
 def _legend_handles(teachers: Sequence[TeacherFacts], found: Sequence[Configuration], looks: Looks) -> list[Line2D]:
     handles = [
-        Line2D([], [], linestyle="none", marker="o", color=looks.colours[name], label=_still(name))
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color=looks.colours[name],
+            fillstyle=looks.fill_style(name),
+            label=_still(name),
+        )
         for name in looks.groups(found)
     ]
     handles += [

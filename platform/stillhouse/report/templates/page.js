@@ -120,6 +120,13 @@
       };
       return draw(scatter, { data: traces, layout, narrow: narrowLayout });
     };
+    for (const button of document.querySelectorAll("#tradeoff-controls button")) {
+      const kind = button.dataset.all ?? button.dataset.none;
+      button.addEventListener("click", () => {
+        for (const input of document.querySelectorAll(`input[data-kind="${kind}"]`)) input.checked = "all" in button.dataset;
+        show();
+      });
+    }
     for (const input of document.querySelectorAll("#tradeoff-controls input")) {
       input.addEventListener("change", show);
     }
