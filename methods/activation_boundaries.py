@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import Connectors, MapMethod, make_connector, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.maps import MapMethod, make_connector, meeting_size, shrink
+from stillhouse.distill.method import Card, Helper, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.kd import kd_loss
 from stillhouse.models.architecture import Architecture
@@ -91,9 +92,7 @@ class ActivationBoundaries(MapMethod):
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.active:
             return (Stage(name="distill", epochs=setup.epochs),)
-        if setup.epochs < 2:
-            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
-        boundary_epochs = min(max(round(self.boundary_fraction * setup.epochs), 1), setup.epochs - 1)
+        boundary_epochs = epochs_of_first_stage(setup.epochs, self.boundary_fraction)
         guided = self.student_layers(setup.teacher, setup.student)
         signs = tuple(f"active.{layer}" for layer in guided)
         outputs = ("logits",) if self.kd_weight else ()
@@ -103,12 +102,7 @@ class ActivationBoundaries(MapMethod):
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        if not self.active:
-            return {}
-        assert setup.teacher is not None, "activation boundaries come from a teacher"
-        pairs = self.pairs(setup.teacher, setup.student).items()
-        connectors = (make_connector(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
-        return {"connectors": Helper(module=Connectors(connectors))}
+        return self.connectors(setup, make_connector)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.stage.name == "distill":

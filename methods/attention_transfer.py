@@ -15,7 +15,6 @@ smaller and normalised again. `kd_weight` > 0 adds the soft targets of `kd`, as 
 Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and the maps' formulas.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.method import Card, Method, MethodError, Step, Unsuitable, hyperparameter
+from stillhouse.distill.maps import MapMethod
+from stillhouse.distill.method import Card, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.kd import kd_loss
 from stillhouse.models.architecture import Architecture
@@ -63,7 +63,7 @@ def squared_attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionTransfer(Method):
+class AttentionTransfer(MapMethod):
     """The student's feature maps attend to the places that the teacher's attend to."""
 
     card: ClassVar[Card] = Card(
@@ -92,30 +92,24 @@ class AttentionTransfer(Method):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         asked = {
             f"attention.{layer}": reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
-            for layer, of_teacher in self._pairs(teacher, student).items()
+            for layer, of_teacher in (self.pairs(teacher, student) if self.active else {}).items()
         }
         return asked | ({"logits": logits()} if self.kd_weight else {})
 
-    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
-        if not self.attention_weight:
-            return ()
-        assert teacher is not None, "attention transfer has a teacher"
-        return list(self._pairs(teacher, student))
+    @property
+    def active(self) -> bool:
+        return self.attention_weight > 0
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
         if self.kd_weight:
             terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
-        if not self.attention_weight:
+        if not self.active:
             return terms
         attention = torch.stack(
             [self._distance(features, step.teacher[f"attention.{layer}"]) for layer, features in step.student_features.items()]
         )
         return terms | {"attention": self.attention_weight * attention.sum()}
-
-    def _pairs(self, teacher: Architecture, student: Architecture) -> Mapping[str, str]:
-        """Which maps meet; none where a weight of 0 switches them off."""
-        return paired_stages(teacher, student) if self.attention_weight else {}
 
     def _distance(self, features: Tensor, teacher: Tensor) -> Tensor:
         student = attention_map(features, power=self.power, pooling=self.pooling)
@@ -125,25 +119,3 @@ class AttentionTransfer(Method):
         if self.form == "code":
             return squared_attention_distance(student, teacher) * height * width / elements
         return attention_distance(student, teacher) / (2 * elements)
-
-
-def paired_stages(teacher: Architecture, student: Architecture) -> Mapping[str, str]:
-    """{student's layer: teacher's layer}, paired from the last stage backwards.
-
-    Stages of one pixel are left out: all their normalised maps are equal.
-
-    Raises:
-        Unsuitable: the student has no feature maps.
-        MethodError: the teacher has none.
-    """
-    of_student, of_teacher = _maps(student), _maps(teacher)
-    if not of_student:
-        raise Unsuitable(f"needs feature maps, student {student.name} has none; use a convolutional student")
-    if not of_teacher:
-        raise MethodError(f"needs feature maps, teacher {teacher.name} has none; use a convolutional teacher")
-    return dict(zip(reversed(of_student), reversed(of_teacher), strict=False))
-
-
-def _maps(architecture: Architecture) -> list[str]:
-    shapes = {layer: architecture.shape(layer) for layer in architecture.stages}
-    return [layer for layer, shape in shapes.items() if len(shape) == 3 and shape[1] * shape[2] > 1]

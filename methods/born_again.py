@@ -28,13 +28,13 @@ from stillhouse.distill.method import (
     Card,
     Helper,
     Method,
-    MethodError,
     Setup,
     Stage,
     StageStart,
     Step,
     hyperparameter,
 )
+from stillhouse.distill.stages import generations
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Choice, Integers
@@ -149,20 +149,7 @@ class BornAgain(Method):
         return {"logits": logits()}
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        """Equal shares of the epochs; what is left over goes to the last generation."""
-        if setup.epochs < self.generations:
-            raise MethodError(f"needs at least one epoch for each of its {self.generations} generations, has {setup.epochs}")
-        share, rest = divmod(setup.epochs, self.generations)
-        last = self.generations
-        return [
-            Stage(
-                name=f"generation_{number}",
-                epochs=share + (rest if number == last else 0),
-                comparable=number == last,
-                knowledge=None if number == 1 else (),
-            )
-            for number in range(1, last + 1)
-        ]
+        return generations(setup.epochs, self.generations)
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         members = [setup.new_student() for _ in range(self.generations - 1)]

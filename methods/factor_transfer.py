@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
 from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
@@ -95,6 +96,7 @@ class FactorTransfer(MapMethod):
         "norm 1 the distance grows as maps shrink: 93.7% with 500 on maps of 2 x 2, 95.1% with 100, 95.9% for plain training "
         "(12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
+    last_alone: ClassVar[bool] = True
 
     factor_weight: float = hyperparameter(500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, of the factors' distance")
     code_ratio: float = hyperparameter(0.5, above=0, maximum=4, help="k, the factor's channels over the teacher's")
@@ -115,7 +117,7 @@ class FactorTransfer(MapMethod):
         for named in (self.teacher_maps, self.student_maps):
             if named and "," in named:
                 raise MethodError(f"transfers one factor, so one layer of each network, got '{named}'")
-        return dict(list(super().pairs(teacher, student).items())[-1:])
+        return super().pairs(teacher, student)
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
@@ -127,9 +129,7 @@ class FactorTransfer(MapMethod):
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.active:
             return super().stages(setup)
-        if setup.epochs < 2:
-            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
-        epochs = min(max(round(self.paraphraser_fraction * setup.epochs), 1), setup.epochs - 1)
+        epochs = epochs_of_first_stage(setup.epochs, self.paraphraser_fraction)
         # The student is not looked at while the paraphraser is trained, so its forward pass ends as early as it can.
         first = next(iter(setup.student.shapes))
         return [

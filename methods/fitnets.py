@@ -35,6 +35,7 @@ from stillhouse.distill.method import (
     Unsuitable,
     hyperparameter,
 )
+from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, feature, logits
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
@@ -142,10 +143,8 @@ class FitNets(Method):
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.hint_weight:
             return (Stage(name="distill", epochs=setup.epochs),)
-        if setup.epochs < 2:
-            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
         assert setup.teacher is not None, "hints come from a teacher"
-        hint_epochs = min(max(round(self.hint_fraction * setup.epochs), 1), setup.epochs - 1)
+        hint_epochs = epochs_of_first_stage(setup.epochs, self.hint_fraction)
         return [
             Stage(
                 name="hint",

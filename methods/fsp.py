@@ -24,10 +24,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillhouse.distill.maps import Connectors, MapMethod
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, Unsuitable, hyperparameter
+from stillhouse.distill.maps import MapMethod, widen
+from stillhouse.distill.method import Card, Helper, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
@@ -63,6 +64,7 @@ class FSP(MapMethod):
         suggested="flow_weight 0.01; 50 with form mean (RepDistiller, in one stage with the labels)",
         interactions="made for networks of one family: with unlike channels the convolutions learn part of the flow",
     )
+    relates_pairs: ClassVar[bool] = True
 
     flow_fraction: float = hyperparameter(
         0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1"
@@ -78,19 +80,6 @@ class FSP(MapMethod):
     def active(self) -> bool:
         return self.flow_weight > 0
 
-    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}, at least two.
-
-        Raises:
-            Unsuitable: there is only one.
-        """
-        pairs = super().pairs(teacher, student)
-        if len(pairs) < 2:
-            raise Unsuitable(
-                f"needs two feature maps each of {teacher.name} and {student.name}; name them or use larger images"
-            )
-        return pairs
-
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
             return {}
@@ -100,9 +89,7 @@ class FSP(MapMethod):
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.active:
             return (Stage(name="classify", epochs=setup.epochs),)
-        if setup.epochs < 2:
-            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
-        flow_epochs = min(max(round(self.flow_fraction * setup.epochs), 1), setup.epochs - 1)
+        flow_epochs = epochs_of_first_stage(setup.epochs, self.flow_fraction)
         last = self.student_layers(setup.teacher, setup.student)[-1]
         return [
             Stage(name="flow", epochs=flow_epochs, until=last, comparable=False),
@@ -110,15 +97,7 @@ class FSP(MapMethod):
         ]
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        if not self.active:
-            return {}
-        assert setup.teacher is not None, "flows come from a teacher"
-        channels = [
-            (setup.student.shape(of_student)[0], setup.teacher.shape(of_teacher)[0])
-            for of_student, of_teacher in self.pairs(setup.teacher, setup.student).items()
-        ]
-        layers = (nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
-        return {"connectors": Helper(module=Connectors(layers))}
+        return self.connectors(setup, widen)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.stage.name == "classify":

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import Connectors, MapMethod, make_connector
+from stillhouse.distill.maps import MapMethod, make_connector
 from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature, reduced
 from stillhouse.models.architecture import Architecture
@@ -50,17 +50,13 @@ class InterChannel(MapMethod):
         suggested="correlation_weight 2.5 on CIFAR-100",
         interactions="with many channels the correlation matrix outgrows the map: the map is asked for then",
     )
+    last_alone: ClassVar[bool] = True
 
     correlation_weight: float = hyperparameter(2.5, minimum=0, prior=LogUniform(0.1, 50), help="beta of the authors' code")
 
     @property
     def active(self) -> bool:
         return self.correlation_weight > 0
-
-    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}: the last pair, or those that are named."""
-        pairs = super().pairs(teacher, student)
-        return pairs if self.student_maps or self.teacher_maps else dict([pairs.popitem()])
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
@@ -75,12 +71,7 @@ class InterChannel(MapMethod):
         return asked
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        if not self.active:
-            return {}
-        assert setup.teacher is not None, "correlations come from a teacher"
-        pairs = self.pairs(setup.teacher, setup.student).items()
-        connectors = (make_connector(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
-        return {"connectors": Helper(module=Connectors(connectors))}
+        return self.connectors(setup, make_connector)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)

@@ -24,10 +24,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillhouse.distill.maps import Connectors, MapMethod
-from stillhouse.distill.method import Card, Helper, Setup, Step, Unsuitable, hyperparameter
+from stillhouse.distill.maps import MapMethod, widen
+from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Integers, LogUniform
@@ -106,6 +106,7 @@ class KDSVD(MapMethod):
         suggested="svd_weight 1, one vector",
         interactions="the decomposition of each sample's maps is slow for wide networks",
     )
+    relates_pairs: ClassVar[bool] = True
 
     svd_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.1, 100), help="weight of the feature loss")
     vectors: int = hyperparameter(1, minimum=1, prior=Integers(1, 4), help="k, the teacher's singular vectors per map")
@@ -113,19 +114,6 @@ class KDSVD(MapMethod):
     @property
     def active(self) -> bool:
         return self.svd_weight > 0
-
-    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}, at least two.
-
-        Raises:
-            Unsuitable: there is only one.
-        """
-        pairs = super().pairs(teacher, student)
-        if len(pairs) < 2:
-            raise Unsuitable(
-                f"needs two feature maps each of {teacher.name} and {student.name}; name them or use larger images"
-            )
-        return pairs
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
@@ -137,15 +125,7 @@ class KDSVD(MapMethod):
         return {f"vectors.{ours}": reduced(singular_vectors, theirs, number=number) for ours, theirs in pairs.items()}
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        if not self.active:
-            return {}
-        assert setup.teacher is not None, "features come from a teacher"
-        channels = [
-            (setup.student.shape(of_student)[0], setup.teacher.shape(of_teacher)[0])
-            for of_student, of_teacher in self.pairs(setup.teacher, setup.student).items()
-        ]
-        layers = (nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1) for ours, theirs in channels)
-        return {"connectors": Helper(module=Connectors(layers))}
+        return self.connectors(setup, widen)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)

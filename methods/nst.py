@@ -94,6 +94,7 @@ class NST(MapMethod):
         "maps of few positions: 93.0% with 50 on 2 x 2, 95.2% with 10, 95.7% for plain training (12 epochs of 1000 digits, "
         "resnet8 of width 0.25, 4 seeds)",
     )
+    last_alone: ClassVar[bool] = True
 
     nst_weight: float = hyperparameter(50.0, minimum=0, prior=LogUniform(1, 500), help="lambda")
     kernel: Literal["linear", "polynomial", "gaussian"] = hyperparameter(
@@ -103,11 +104,6 @@ class NST(MapMethod):
     @property
     def active(self) -> bool:
         return self.nst_weight > 0
-
-    def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}: the last pair, or those that are named."""
-        pairs = super().pairs(teacher, student)
-        return pairs if self.student_maps or self.teacher_maps else dict([pairs.popitem()])
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:

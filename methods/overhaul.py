@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.distill.maps import Connectors, MapMethod, make_connector, meeting_size, shrink
+from stillhouse.distill.maps import MapMethod, make_connector, meeting_size, shrink
 from stillhouse.distill.method import Card, Helper, MethodError, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
@@ -107,12 +107,7 @@ class Overhaul(MapMethod):
         return asked
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        if not self.active:
-            return {}
-        assert setup.teacher is not None, "features come from a teacher"
-        pairs = self.pairs(setup.teacher, setup.student).items()
-        connectors = (make_connector(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
-        return {"connectors": Helper(module=Connectors(connectors))}
+        return self.connectors(setup, make_connector)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)

@@ -32,6 +32,7 @@ from stillhouse.distill.method import (
     Update,
     hyperparameter,
 )
+from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.methods.kd import kd_loss
 from stillhouse.models.architecture import Architecture
@@ -73,9 +74,7 @@ class TeacherAssistant(Method):
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.kd_weight:
             return super().stages(setup)
-        if setup.epochs < 2:
-            raise MethodError(f"needs an epoch for each of its 2 stages, has {setup.epochs}")
-        epochs = min(max(round(self.assistant_fraction * setup.epochs), 1), setup.epochs - 1)
+        epochs = epochs_of_first_stage(setup.epochs, self.assistant_fraction)
         # The student is not looked at while the assistant is trained, so its forward pass ends as early as it can.
         first = next(iter(setup.student.shapes))
         return [

@@ -11,7 +11,6 @@ from stillhouse.methods.attention_transfer import (
     AttentionTransfer,
     attention_distance,
     attention_map,
-    paired_stages,
     resize_attention,
     squared_attention_distance,
 )
@@ -151,7 +150,17 @@ def test_without_weight_only_the_labels_count() -> None:
 def test_stages_are_paired_from_the_last_backwards() -> None:
     teacher = architecture((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))
     student = architecture((6, 14, 14), (16, 5, 5))
-    assert paired_stages(teacher, student) == {"stage1": "stage3", "stage0": "stage2"}
+    assert AttentionTransfer().pairs(teacher, student) == {"stage1": "stage3", "stage0": "stage2"}
+
+
+def test_layers_may_be_named() -> None:
+    maps = architecture((16, 32, 32), (16, 16, 16), (32, 8, 8))
+    method = AttentionTransfer(teacher_maps="stage0, stage2", student_maps="stage1, stage2")
+    assert {name: kind.layers for name, kind in method.knowledge(maps, maps).items()} == {
+        "attention.stage1": ("stage0",),
+        "attention.stage2": ("stage2",),
+    }
+    assert method.student_layers(maps, maps) == ["stage1", "stage2"]
 
 
 def test_the_teacher_is_asked_for_maps_not_for_features() -> None:

@@ -3,14 +3,14 @@
 B batch, K channels, H and W height and width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Method, MethodError, Unsuitable, hyperparameter
+from stillhouse.distill.method import Helper, Method, MethodError, Setup, Unsuitable, hyperparameter
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.layers import initialise_convolutions
 
@@ -21,6 +21,10 @@ class MapMethod(Method):
 
     before_relu: ClassVar[bool] = False
     """Whether the maps in front of the stages' ReLU are meant, by default."""
+    last_alone: ClassVar[bool] = False
+    """Whether only the last pair is compared, unless layers are named."""
+    relates_pairs: ClassVar[bool] = False
+    """Whether each pair is related to the next, so that there must be two."""
 
     teacher_maps: str | None = hyperparameter(None, help="the teacher's layers, as in 'layer2, layer3'; by default its stages")
     student_maps: str | None = hyperparameter(None, help="the student's layers, shallow to deep; by default its stages")
@@ -31,10 +35,30 @@ class MapMethod(Method):
         return True
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}, shallow to deep; see `paired_maps`."""
-        return paired_maps(
+        """{student's layer: teacher's layer}, shallow to deep; see `paired_maps`.
+
+        Raises:
+            Unsuitable: there is one pair where two are needed.
+        """
+        pairs = paired_maps(
             teacher, student, teacher_maps=self.teacher_maps, student_maps=self.student_maps, before_relu=self.before_relu
         )
+        if self.relates_pairs and len(pairs) < 2:
+            raise Unsuitable(
+                f"needs two feature maps each of {teacher.name} and {student.name}; name them or use larger images"
+            )
+        if self.last_alone and not (self.teacher_maps or self.student_maps):
+            return dict([pairs.popitem()])
+        return pairs
+
+    def connectors(self, setup: Setup, connect: Callable[[int, int], nn.Module]) -> dict[str, Helper]:
+        """The helper `connectors`: what `connect` makes of the student's and the teacher's channels, for each pair."""
+        if not self.active:
+            return {}
+        assert setup.teacher is not None, "feature maps come from a teacher"
+        pairs = self.pairs(setup.teacher, setup.student).items()
+        layers = (connect(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
+        return {"connectors": Helper(module=Connectors(layers))}
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         if not self.active:
@@ -100,6 +124,11 @@ def make_connector(num_inputs: int, num_outputs: int) -> nn.Sequential:
     connector = nn.Sequential(nn.Conv2d(num_inputs, num_outputs, 1, bias=False), nn.BatchNorm2d(num_outputs))
     initialise_convolutions(connector)
     return connector
+
+
+def widen(num_inputs: int, num_outputs: int) -> nn.Module:
+    """A 1x1 convolution where the numbers of channels differ, nothing where they are equal."""
+    return nn.Identity() if num_inputs == num_outputs else nn.Conv2d(num_inputs, num_outputs, 1)
 
 
 class Connectors(nn.ModuleList):
