@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 _MEASURED_BYTES = 16 << 20
 _BATCH = 256
@@ -24,15 +23,14 @@ def seconds_per_row(folder: Path, row_bytes: int) -> float:
         with tempfile.TemporaryFile(dir=folder) as file:
             np.arange(rows * num_floats, dtype=np.float32).tofile(file)
             file.flush()
-            table = torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, num_floats)))
-            generator = torch.Generator().manual_seed(0)
+            table = np.asarray(np.memmap(file, np.float32, "r", shape=(rows, num_floats)))
             batch = min(_BATCH, rows)
-            batches = [torch.randint(rows, (batch,), generator=generator) for _ in range(_BATCHES)]
+            batches = np.random.default_rng(0).integers(rows, size=(_BATCHES, batch))
             seconds = []
             for _ in range(3):
                 started = time.perf_counter()
                 for indices in batches:
-                    table.index_select(0, indices)
+                    table.take(indices, axis=0)
                 seconds.append(time.perf_counter() - started)
     except OSError:
         return float("inf")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,7 +39,6 @@ class View:
         self._folder = folder
         self._layout = layout
         self._arrays = [map_part(folder / layout.part_file(part), layout, part)[0] for part in range(layout.num_parts)]
-        self._parts = [_over(array) for array in self._arrays]
         self._ready = torch.full((layout.rows,), sealed)
         self._complete = sealed
         self._journals = JournalReader(folder, layout.rows)
@@ -95,15 +93,7 @@ class View:
         """
         if not self._knows(indices):
             raise NotReady(f"{self._folder} does not hold all of the rows yet")
-        if len(self._parts) == 1:
-            return self._parts[0].index_select(0, indices)
-        rows = torch.empty((len(indices), *self.shape), dtype=self._parts[0].dtype)
-        part_of = torch.div(indices, self._layout.part_rows, rounding_mode="floor")
-        for number in torch.unique(part_of).tolist():
-            places = torch.nonzero(part_of == number).squeeze(1)
-            local = indices.index_select(0, places) - number * self._layout.part_rows
-            rows.index_copy_(0, places, self._parts[number].index_select(0, local))
-        return rows
+        return torch.from_numpy(_rows_of(self._arrays, self._layout, indices.numpy()))
 
     def _knows(self, indices: Tensor) -> bool:
         return self._complete or bool(self._ready.index_select(0, indices).all())
@@ -176,18 +166,17 @@ def distrust(folder: Path) -> None:
 
 def stretch_checksum(arrays: Sequence[NDArray[Any]], layout: Layout, stretch: Stretch) -> str:
     """The checksum of the stretch's rows as they are in the parts now."""
+    return block_checksum(_rows_of(arrays, layout, stretch.rows))
+
+
+def _rows_of(arrays: Sequence[NDArray[Any]], layout: Layout, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """A copy [B, ...] of the rows [B] out of the parts."""
+    # For rows of 200 bytes `take` is 2 to 3 times as fast as `torch.index_select`, and 5 times as fast as indexing.
     if len(arrays) == 1:
-        return block_checksum(arrays[0][stretch.rows])
-    part_of = stretch.rows // layout.part_rows
-    values = np.empty((len(stretch.rows), *layout.shape), arrays[0].dtype)
+        return arrays[0].take(rows, axis=0)
+    values = np.empty((len(rows), *layout.shape), arrays[0].dtype)
+    part_of = rows // layout.part_rows
     for part in np.unique(part_of):
         there = part_of == part
-        values[there] = arrays[part][stretch.rows[there] - part * layout.part_rows]
-    return block_checksum(values)
-
-
-def _over(array: NDArray[Any]) -> Tensor:
-    """A tensor over the map: nothing is copied, nothing may be written."""
-    # `torch.from_numpy` warns of arrays that may not be written to.
-    flat: Tensor = torch.utils.dlpack.from_dlpack(pa.array(array.reshape(-1)))
-    return flat.view(array.shape)
+        values[there] = arrays[part].take(rows[there] - part * layout.part_rows, axis=0)
+    return values
