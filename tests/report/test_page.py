@@ -224,7 +224,44 @@ def test_best_answers_come_back_with_the_files(facts: Facts, sweep: Sweep, tmp_p
     assert [each["budget"] for each in files.best] == [{"parameters": 30_000}, {"parameters": 10}]
     assert files.best[0]["parameters"] <= 30_000
     assert files.best[1]["trial"] is None
-    assert "No finished student fits: every finished student is larger." in words(files)
+    assert "Nothing fits. The finished student that comes nearest takes 5.4k parameters." in words(files)
+
+
+def test_an_answer_has_the_interval_and_the_number_of_seeds_of_everything_that_has_seeds(
+    facts: Facts, record: Make, tmp_path: Path
+) -> None:
+    accuracies = (0.80, 0.81, 0.82)
+    records = [record("a", seed=seed, test=accuracy) for seed, accuracy in enumerate(accuracies)]
+    records += [record("control", seed=seed, test=accuracy - 0.01 * seed) for seed, accuracy in enumerate(accuracies)]
+    (best,) = write_report(facts(), records, tmp_path).best
+    # t(0.975, 2) / sqrt(3) = 2.484138 with a deviation of 0.01; the gains are 0, 0.01 and 0.02.
+    assert best["method"] == "a"
+    assert best["validation_interval"] == best["test_interval"] == pytest.approx([0.81 - 0.02484138, 0.81 + 0.02484138])
+    assert best["accuracy_drop_interval"] == pytest.approx([0.131 - 0.02484138, 0.131 + 0.02484138])
+    assert best["gain_interval"] == pytest.approx([0.01 - 0.02484138, 0.01 + 0.02484138])
+    assert (best["seeds"], best["gain_seeds"], best["teacher"]) == (3, 3, "large")
+
+
+def test_a_curve_over_seeds_has_its_interval_in_the_hover(facts: Facts, record: Make, tmp_path: Path) -> None:
+    records = [
+        record("a", seed=seed, curve=[{"epoch": 1, "validation_accuracy": 0.5 + seed / 100}], test=0.5) for seed in range(3)
+    ]
+    ((panel,),) = figures(write_report(facts(), records, tmp_path))["curves"].values()
+    bold = next(trace for trace in panel["data"] if trace.get("name") == "a")
+    assert bold["y"] == [0.51]
+    assert bold["customdata"] == [" ± 2.48"]
+
+
+def test_every_kind_of_a_teachers_knowledge_stands_in_a_line_of_its_own(facts: Facts, record: Make, tmp_path: Path) -> None:
+    kinds = [
+        "logits cached: 40 B per sample; 4 views take 0.5 MB",
+        "flow_matrix(layer1, layer2) inline: 2 kB per sample; no room",
+        "calls served: inputs of a method's own making exist in no view",
+    ]
+    teacher = facts().teachers[0].model_copy(update={"reason": "; ".join(kinds)})
+    page = read(write_report(facts(teachers=[teacher]), [record()], tmp_path))
+    for kind in kinds:
+        assert f"<li>{kind.replace(chr(39), '&#39;')}</li>" in page
 
 
 def test_text_that_matplotlib_would_read_as_mathematics_is_drawn_as_it_is(facts: Facts, record: Make, tmp_path: Path) -> None:

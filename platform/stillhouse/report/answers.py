@@ -32,6 +32,7 @@ class Answer:
         ahead: those whose whole interval lies above `best`: the choice by validation was unlucky.
         unsure: those that share too few seeds with `best` for an interval.
         behind: how many are surely worse.
+        least: the smallest size that any finished student has, by the budget's own measure.
         gain: over the baseline on the same student, paired where they share seeds.
     """
 
@@ -43,6 +44,7 @@ class Answer:
     ahead: tuple[Configuration, ...] = ()
     unsure: tuple[Configuration, ...] = ()
     behind: int = 0
+    least: float | None = None
     gain: Estimate | None = None
     gain_kind: Literal["paired", "unpaired"] = "paired"
 
@@ -74,13 +76,23 @@ class Answer:
             "hyperparameters": dict(self.best.hyperparameters),
             **{name: self.best.metric(name) for name in SIZES},
             "validation_accuracy": self.best.validation.mean,
+            "validation_interval": _interval(self.best.validation),
             "test_accuracy": self.best.test.mean,
-            "test_interval": [self.best.test.low, self.best.test.high] if self.best.test.half_width is not None else None,
+            "test_interval": _interval(self.best.test),
             "seeds": self.best.test.n,
+            "teacher": self.teacher.name if self.teacher else None,
             "compression_ratio": self.compression,
             "accuracy_drop": self.drop.mean if self.drop else None,
+            "accuracy_drop_interval": _interval(self.drop),
+            "gain": self.gain.mean if self.gain else None,
+            "gain_interval": _interval(self.gain),
+            "gain_seeds": self.gain.n if self.gain else None,
             "tied_with": [each.key for each in (*self.ahead, *self.tied)],
         }
+
+
+def _interval(estimate: Estimate | None) -> list[float] | None:
+    return None if estimate is None or estimate.half_width is None else [estimate.low, estimate.high]
 
 
 def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
@@ -117,7 +129,8 @@ def _answer(
 ) -> Answer:
     budget = within if title == "budget" else None
     if chosen is None:
-        return Answer(title=title, budget=budget)
+        sizes = [size for each in best if (size := each.metric(within.metric)) is not None]
+        return Answer(title=title, budget=budget, least=min(sizes, default=None))
     sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
     for rival in sorted(_within(best, within), key=_rank):
         # Sweeps may share a trial: it is no rival of itself.

@@ -26,6 +26,7 @@ from stillhouse.report.statistics import (
     Configuration,
     Sensitivity,
     grouped,
+    mean_with_interval,
     winners,
 )
 from stillhouse.report.wording import duration, milliseconds, percent, short, size, value_text, whole
@@ -373,17 +374,19 @@ def _bold_curve(records: Sequence[TrialRecord], method: str, looks: Looks) -> di
     """The mean over the seeds, as far as all of them ran."""
     curves = [_curve(record) for record in records]
     length = min(len(epochs) for epochs, _ in curves)
-    mean = np.mean([accuracies[:length] for _, accuracies in curves], axis=0)
-    seeds = "" if len(records) == 1 else f" (mean of {len(records)} seeds)"
+    estimates = [mean_with_interval(accuracies[epoch] for _, accuracies in curves) for epoch in range(length)]
+    seeds = "" if len(records) == 1 else f" (mean and 95% interval of {len(records)} seeds)"
+    spreads = ["" if each.half_width is None else f" ± {100 * each.half_width:.2f}" for each in estimates]
     return {
         "x": curves[0][0][:length],
-        "y": _rounded(mean.tolist()),
+        "y": _rounded([each.mean for each in estimates]),
+        "customdata": spreads,
         "mode": "lines+markers",
         "line": {"color": looks.colours[method], "width": 2.6, "dash": looks.dash(method)},
         "marker": {"size": 5, "color": looks.colours[method], "line": {"width": 0}},
         "name": _text(method),
         "legendgroup": _text(method),
-        "hovertemplate": f"<b>{_text(method)}</b>{seeds}<br>epoch %{{x}}: %{{y:.2%}}<extra></extra>",
+        "hovertemplate": f"<b>{_text(method)}</b>{seeds}<br>epoch %{{x}}: %{{y:.2%}}%{{customdata}}<extra></extra>",
     }
 
 

@@ -204,7 +204,12 @@ def section_context(
         "stopped_words": "The scheduler stopped these on validation data; without a test accuracy they are in no comparison.",
         "notes": notes,
         "costs": [
-            {"teacher": cost.teacher, "sentences": sentences.teacher_sentences(cost), "facts": sentences.teacher_facts(cost)}
+            {
+                "teacher": cost.teacher,
+                "sentences": sentences.teacher_sentences(cost),
+                "facts": sentences.teacher_facts(cost),
+                "ways": sentences.teacher_ways(cost),
+            }
             for cost in teacher_costs(facts, records)
         ],
         "provenance": sentences.provenance(facts),
@@ -278,12 +283,11 @@ def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
 
 
 def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dict[str, Any]:
-    smallest = "every finished student is larger" if answer.best is None else ""
     return {
         "asked": sentences.card_title(answer),
         "best": answer.best,
         "link": addresses.get(answer.best.key) if answer.best else None,
-        "nothing": f"No finished student fits: {smallest}." if smallest else "",
+        "nothing": sentences.nothing_fits(answer) if answer.best is None else "",
         "facts": sentences.card_facts(facts, answer),
         "state": sentences.verdict_state(answer),
         "tag": sentences.verdict_tag(answer),

@@ -1,5 +1,6 @@
 """What the page says in words: the answer, how sure it is, what the teacher cost."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 _MOST_NAMES = 4
+# A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may hold semicolons itself.
+_NEXT_KIND = re.compile(r"; (?=[^;:]+ (?:cached|served|inline): )")
 _PLAIN_TITLES = {
     "most accurate": "Most accurate of all",
     "knee": "At a knee of the front",
@@ -100,7 +103,8 @@ def _against(answer: Answer) -> str:
     if drop is None or teacher is None:
         return ""
     side = "below" if drop.mean >= 0 else "above"
-    text = f", {points(abs(drop.mean))} points {side} its teacher {teacher.name} ({percent(teacher.test_accuracy)})"
+    spread = "" if drop.half_width is None else f" ± {points(drop.half_width)}"
+    text = f", {points(abs(drop.mean))}{spread} points {side} its teacher {teacher.name} ({percent(teacher.test_accuracy)})"
     if answer.compression is not None:
         many = "fewer" if answer.compression >= 1 else "as many"
         text += f", with {ratio(answer.compression)} {many} parameters"
@@ -191,6 +195,13 @@ def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:
 
 def card_title(answer: Answer) -> str:
     return f"Best with at most {budget_words(answer.budget)}" if answer.budget else _PLAIN_TITLES[answer.title]
+
+
+def nothing_fits(answer: Answer) -> str:
+    """What the budget would have to be."""
+    if answer.budget is None or answer.least is None:
+        return "No student finished."
+    return f"The finished student that comes nearest takes {budget_words(Budget(answer.budget.metric, answer.least))}."
 
 
 def card_facts(facts: SweepFacts, answer: Answer) -> list[tuple[str, str]]:
@@ -290,7 +301,6 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
 def teacher_facts(cost: TeacherCost) -> list[tuple[str, str]]:
     teacher = cost.teacher
     accuracies = f"test {percent(teacher.test_accuracy, 2)}, validation {percent(teacher.validation_accuracy, 2)}"
-    way = f"{teacher.way}: {redacted(teacher.reason)}" if teacher.reason else teacher.way
     return [
         ("Accuracy", accuracies),
         (
@@ -298,12 +308,17 @@ def teacher_facts(cost: TeacherCost) -> list[tuple[str, str]]:
             f"{whole(teacher.parameters)} parameters, {size(teacher.size_bytes)}, {short(teacher.macs)} MACs, "
             f"{milliseconds(teacher.latency_ms)}",
         ),
-        ("Way", way),
+        ("Way", teacher.way),
         ("Samples forwarded", whole(teacher.samples_forwarded)),
         ("Samples reused", whole(teacher.samples_reused)),
         ("Written", size(teacher.bytes_written)),
         ("Key", teacher.key),
     ]
+
+
+def teacher_ways(cost: TeacherCost) -> list[str]:
+    """Why each kind of its knowledge came the way it did."""
+    return [redacted(kind) for kind in _NEXT_KIND.split(cost.teacher.reason) if kind]
 
 
 def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[TeacherCost]) -> list[tuple[str, str]]:

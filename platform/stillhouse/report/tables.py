@@ -41,6 +41,7 @@ def heat(facts: SweepFacts, records: Sequence[TrialRecord], gained: Sequence[Gai
     words = (
         f"Percentage points of test accuracy over {facts.baseline} on the same student, each side the winner by validation "
         "accuracy. ± is the 95% interval, n the seeds that both sides share; bold where the interval leaves out zero. "
+        "Click a heading to sort. "
     )
     if with_value and single == len(with_value):
         words += "Here every gain rests on a single seed and has no interval: read no order into it."
@@ -72,9 +73,9 @@ def _span(sizes: Sequence[float]) -> str:
 
 def _heat_cell(gain: Gain | None, largest: float) -> dict[str, Any]:
     if gain is None:
-        return {"number": "", "words": "not run", "look": "none", "strength": "0"}
+        return {"number": "", "value": None, "words": "not run", "look": "none", "strength": "0"}
     if gain.difference is None:
-        return {"number": "", "words": "no baseline of this size", "look": "none", "strength": "0"}
+        return {"number": "", "value": None, "words": "no baseline of this size", "look": "none", "strength": "0"}
     difference = gain.difference
     look = ("gain" if difference.mean >= 0 else "loss") + (" sure" if difference.sign() else "")
     if difference.half_width is None:
@@ -86,6 +87,7 @@ def _heat_cell(gain: Gain | None, largest: float) -> dict[str, Any]:
         words += ", unpaired"
     return {
         "number": wording.points(difference.mean, signed=True),
+        "value": f"{difference.mean:.8g}",
         "words": words,
         "look": look,
         "strength": f"{min(1.0, abs(difference.mean) / largest):.3f}",
