@@ -7,7 +7,9 @@ The paper minimises the cross-entropy of the softened outputs; KL differs from i
 gradient, and is 0 for equal outputs. T^2 keeps the soft term's gradient at the same scale for every T (section 2).
 
 Variants: `soft_only` is the first term alone with weight 1; `hard_label` replaces the soft targets by the teacher's argmax.
-Deviations: `linear_decay` of w is not in the paper.
+`samples` gives each sample a share w_n of its own: w where the teacher is right and 0 where it is wrong, or w times the
+teacher's probability of the label; the label gets the rest, 1 - w_n.
+Deviations: `linear_decay` of w and shares of single samples are not in the paper.
 
 Verified against the numbers of RepDistiller, torchdistill, Attention Transfer and MGD (T = 1.5), and against the limit
 T^2 dKL/ds -> (s - z) / C of section 2.1 for logits of zero mean.
@@ -41,6 +43,28 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+def kd_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """The same for each sample by itself: [B]."""
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+
+
+def teachers_shares(teacher_logits: Tensor, targets: Tensor, samples: str) -> Tensor:
+    """How far the teacher is to be believed on each sample, in [0, 1]: [B].
+
+    Args:
+        teacher_logits: [B, C].
+        targets: [B] int64, or probabilities [B, C] of mixed samples.
+        samples: "teacher_right" is 1 where the teacher's argmax is the (larger) class, else 0; "teacher_confidence" the
+            teacher's probability of the class, at temperature 1.
+    """
+    classes = F.one_hot(targets, teacher_logits.shape[1]).to(teacher_logits.dtype) if targets.ndim == 1 else targets
+    if samples == "teacher_right":
+        return (teacher_logits.argmax(dim=1) == classes.argmax(dim=1)).to(teacher_logits.dtype)
+    return (F.softmax(teacher_logits, dim=1) * classes).sum(dim=1)
+
+
 def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy of the student [B, C] with the teacher's argmax, the mean over the batch."""
     return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1))
@@ -55,7 +79,7 @@ class KD(Method):
         arxiv="1503.02531",
         family="L",
         equations="section 2, with the factor T^2 and the weighted average of both terms",
-        deviations="KL instead of cross-entropy (same gradient); the weight may decay",
+        deviations="KL instead of cross-entropy (same gradient); the weight may decay, or depend on the sample",
         suggested="temperature 4, kd_weight 0.9 on CIFAR-100; temperature 2.5 to 20 in the paper",
         interactions="label smoothing of the teacher erases what the soft targets say of the other classes (arXiv 1906.02629)",
     )
@@ -70,11 +94,16 @@ class KD(Method):
     variant: Literal["weighted", "soft_only", "hard_label"] = hyperparameter(
         "weighted", choices=("weighted", "soft_only", "hard_label"), help="soft_only: no labels; hard_label: teacher's argmax"
     )
+    samples: Literal["alike", "teacher_right", "teacher_confidence"] = hyperparameter(
+        "alike",
+        choices=("alike", "teacher_right", "teacher_confidence"),
+        help="kd_weight for all samples, for those on which the teacher is right, or times its probability of the label",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unused = {"soft_only": ("kd_weight", "weight_schedule"), "hard_label": ("temperature",)}.get(self.variant, ())
-        for name in unused:
+        unused = {"soft_only": ("kd_weight", "weight_schedule", "samples"), "hard_label": ("temperature",)}
+        for name in unused.get(self.variant, ()):
             if getattr(self, name) != self.defaults()[name]:
                 warnings.warn(f"{name} has no effect with variant={self.variant!r}", stacklevel=3)
 
@@ -88,8 +117,22 @@ class KD(Method):
             return super().loss(step)
         teacher_logits = step.teacher["logits"]
         weight = self.kd_weight * (1 - step.progress if self.weight_schedule == "linear_decay" else 1)
+        if self.samples != "alike":
+            return self._shared(step, weight * teachers_shares(teacher_logits, step.targets, self.samples))
         if self.variant == "hard_label":
             taught = {"hard_label": weight * hard_label_loss(step.logits, teacher_logits)}
         else:
             taught = {"kd": weight * kd_loss(step.logits, teacher_logits, self.temperature)}
         return {"cross_entropy": (1 - weight) * F.cross_entropy(step.logits, step.targets)} | taught
+
+    def _shared(self, step: Step, shares: Tensor) -> dict[str, Tensor]:
+        """The terms where each sample has a share [B] of its own."""
+        teacher_logits = step.teacher["logits"]
+        if self.variant == "hard_label":
+            taught = {"hard_label": F.cross_entropy(step.logits, teacher_logits.argmax(dim=1), reduction="none")}
+        else:
+            taught = {"kd": kd_losses(step.logits, teacher_logits, self.temperature)}
+        labelled = F.cross_entropy(step.logits, step.targets, reduction="none")
+        return {"cross_entropy": ((1 - shares) * labelled).mean()} | {
+            name: (shares * losses).mean() for name, losses in taught.items()
+        }

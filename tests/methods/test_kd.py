@@ -1,11 +1,12 @@
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from stillhouse.methods.kd import KD, hard_label_loss, kd_loss
+from stillhouse.methods.kd import KD, hard_label_loss, kd_loss, teachers_shares
 from stillhouse.testing import ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
@@ -136,11 +137,47 @@ def test_the_hard_label_variant_weighs_the_teachers_class_against_the_label() ->
     torch.testing.assert_close(terms["cross_entropy"], 0.75 * F.cross_entropy(student, torch.zeros(4, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("variant", ["weighted", "hard_label"])
+def test_a_sample_on_which_the_teacher_is_wrong_may_learn_from_its_label_alone(
+    variant: Literal["weighted", "hard_label"],
+) -> None:
+    student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    teacher = torch.tensor([[0.0, 5.0, 1.0], [4.0, 2.0, 1.0]])
+    labels = torch.tensor([1, 2])
+    method = KD(variant=variant, kd_weight=0.75, samples="teacher_right")
+    terms = method.loss(make_step(student_logits=student, labels=labels, teacher={"logits": teacher}))
+    soft = hard_label_loss(student[:1], teacher[:1]) if variant == "hard_label" else kd_loss(student[:1], teacher[:1], 4.0)
+    hard = F.cross_entropy(student, labels, reduction="none")
+    torch.testing.assert_close(terms[{"weighted": "kd"}.get(variant, variant)], 0.75 * soft / 2)
+    torch.testing.assert_close(terms["cross_entropy"], (0.25 * hard[0] + hard[1]) / 2)
+
+
+def test_a_teachers_confidence_in_the_label_is_its_probability() -> None:
+    # (3/4, 1/4) for class 1, (1/2, 1/2) for a sample that is 3/10 of class 0
+    teacher = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(
+        teachers_shares(teacher[:1], torch.tensor([1]), "teacher_confidence"), torch.tensor([0.25]), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        teachers_shares(teacher[1:], torch.tensor([[0.3, 0.7]]), "teacher_confidence"), torch.tensor([0.5])
+    )
+
+
+def test_where_the_teacher_is_always_right_its_samples_are_alike() -> None:
+    student, teacher = torch.randn(4, 10), torch.randn(4, 10)
+    step = make_step(student_logits=student, labels=teacher.argmax(1), teacher={"logits": teacher})
+    alike, right = KD().loss(step), KD(samples="teacher_right").loss(step)
+    for name, term in alike.items():
+        torch.testing.assert_close(right[name], term)
+
+
 def test_a_setting_without_effect_warns() -> None:
     with pytest.warns(UserWarning, match="temperature has no effect with variant='hard_label'"):
         KD(variant="hard_label", temperature=2.0)
     with pytest.warns(UserWarning, match="kd_weight has no effect with variant='soft_only'"):
         KD(variant="soft_only", kd_weight=0.5)
+    with pytest.warns(UserWarning, match="samples has no effect with variant='soft_only'"):
+        KD(variant="soft_only", samples="teacher_right")
 
 
 @pytest.mark.parametrize(
