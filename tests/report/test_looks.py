@@ -65,3 +65,4 @@ def test_an_axis_begins_above_what_lies_far_below_the_rest() -> None:
 
 def test_values_near_each_other_leave_the_axis_alone() -> None:
     assert without_outliers([0.7, 0.71, 0.72, None]) is None
+    assert without_outliers([None]) is None

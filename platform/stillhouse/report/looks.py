@@ -126,6 +126,8 @@ def axis_value(each: Configuration, axis: str) -> float | None:
 def without_outliers(values: Sequence[float | None]) -> list[float] | None:
     """Where the axis begins and ends when values far below the rest would press it flat; None where there are none."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)
+    if known.size == 0:
+        return None
     first, third = np.quantile(known, (0.25, 0.75))
     near = known[known >= first - _FAR * (third - first)]
     if near.size == known.size or np.ptp(near) == 0:
