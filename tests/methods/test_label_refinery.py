@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -7,9 +8,9 @@ from torch import nn
 
 from stillhouse.distill.method import MethodError, Setup, Stage
 from stillhouse.methods.born_again import soft_cross_entropy
-from stillhouse.methods.label_refinery import LabelRefinery, refinery_loss
+from stillhouse.methods.label_refinery import LabelRefinery, adversarial_images, refinery_loss
 from stillhouse.models.architecture import Architecture
-from stillhouse.testing import MethodTrial, ReferenceCase, make_step
+from stillhouse.testing import MethodTrial, ReferenceCase, check_method, make_step
 
 Open = Callable[[str], ReferenceCase]
 NET = Architecture(name="net", num_classes=3, input_shape=(1, 2, 2), shapes={})
@@ -61,6 +62,46 @@ def test_generations_share_the_epochs_and_only_the_last_is_compared() -> None:
     assert [(stage.epochs, stage.comparable) for stage in stages] == [(2, False), (2, False), (3, True)]
     with pytest.raises(MethodError, match="each of its 3 generations, has 2"):
         LabelRefinery(generations=3).stages(setup(2))
+
+
+def test_an_adversarial_image_lies_uphill_by_the_gradient_of_its_own_loss() -> None:
+    # Of s = W x + b and a constant p the gradient of KL(p || softmax(s)) is W^T (softmax(s) - p).
+    student = nn.Linear(4, 3).double()
+    images = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    refined, logits = torch.randn(5, 3, dtype=torch.float64), student(images)
+    moved = adversarial_images(images, logits, refined, 0.5)
+    expected = images + 0.5 * (logits.softmax(1) - refined.softmax(1)) @ student.weight
+    torch.testing.assert_close(moved, expected)
+    assert not moved.requires_grad
+
+
+def test_half_the_loss_is_of_images_that_set_the_generations_apart() -> None:
+    student, refinery = nn.Linear(4, 3), nn.Linear(4, 3)
+    images = torch.randn(5, 4, requires_grad=True)
+    step = make_step(
+        student=student,
+        student_logits=student(images),
+        images=images,
+        modules={"refinery": refinery},
+        stage=Stage(name="generation_2", epochs=1),
+    )
+    method = LabelRefinery(adversarial_step=0.5)
+    assert method.differentiates_images
+    terms = method.loss(step)
+    moved = adversarial_images(images, step.logits, refinery(images), 0.5)
+    torch.testing.assert_close(terms["refined_labels"], refinery_loss(step.logits, refinery(images)) / 2)
+    torch.testing.assert_close(terms["adversarial"], refinery_loss(student(moved), refinery(moved)) / 2)
+
+
+@pytest.mark.parametrize("first", ["teacher", "labels"])
+def test_the_adversarial_variant_keeps_what_is_promised_of_every_method(first: Literal["teacher", "labels"]) -> None:
+    check_method(LabelRefinery(adversarial_step=0.5, first=first))
+
+
+def test_one_generation_has_nothing_to_be_set_apart_from() -> None:
+    with pytest.warns(UserWarning, match="adversarial_step has no effect with generations=1"):
+        method = LabelRefinery(generations=1, adversarial_step=0.5)
+    assert not method.differentiates_images
 
 
 def test_one_generation_keeps_no_copy() -> None:
