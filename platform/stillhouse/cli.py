@@ -901,8 +901,10 @@ def _print_config(spec: Any, as_json: bool) -> int:
 def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None) -> int:
     from stillhouse.errors import InfrastructureError
     from stillhouse.sweep.show import show_outlook, show_plan
+    from stillhouse.sweep.volume import measure_volume
 
     plan = sweep.plan()
+    volume = measure_volume(plan, sweep.data(), sweep.place.home)
     outlook = None
     if measure or address:
         from stillhouse.sweep.estimate import look_ahead
@@ -911,9 +913,10 @@ def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None
         with native_stderr_in(sweep.place.home / "driver.log"):
             outlook = look_ahead(plan, sweep.data(), measure=measure, address=address)
     if as_json:
-        _print_json(plan.to_dict() | (outlook.to_dict() if outlook else {}))
+        _print_json(plan.to_dict() | {"knowledge": volume.to_dict()} | (outlook.to_dict() if outlook else {}))
     else:
         show_plan(plan, _console())
+        show_outlook(volume.lines(), _console())
         if outlook is not None:
             show_outlook(outlook.lines(), _console())
     return InfrastructureError.exit_code if outlook is not None and outlook.impossible else OK

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import UsageError
-from stillhouse.teachers.choice import Choice, Cost, choose_calling_way, choose_ways
+from stillhouse.teachers.choice import Choice, Cost, choose_calling_way, choose_ways, readable_bytes
 
 FACTS: dict[str, Any] = {"num_samples": 50_000, "room_bytes": 10**11}
 
@@ -26,7 +26,7 @@ def choose(one: Cost, **changes: Any) -> Choice:
 
 
 def test_logits_are_cached() -> None:
-    said = "400 B per sample: 0.40 µs to read back, 100.00 µs to compute; 8 views take 160.0 MB"
+    said = "400 B per sample: 0.40 µs to read back, 100.00 µs to compute; 8 views take 160.00 MB"
     assert choose(cost(400)) == Choice("cached", said)
 
 
@@ -46,7 +46,7 @@ def test_what_takes_the_teacher_more_than_a_forward_pass_is_worth_more_bytes() -
 
 def test_only_the_views_that_are_read_take_room() -> None:
     """2 views of 50,000 samples of 400 B are 40 MB."""
-    assert choose(cost(400, num_views=2), room_bytes=40_000_000).reason.endswith("2 views take 40.0 MB")
+    assert choose(cost(400, num_views=2), room_bytes=40_000_000).reason.endswith("2 views take 40.00 MB")
     assert choose(cost(400, num_views=2), room_bytes=39_999_999).way == "inline"
     assert choose(cost(400, num_views=0), room_bytes=0).way == "cached"
 
@@ -55,7 +55,7 @@ def test_views_that_take_more_than_the_room_are_inline() -> None:
     """8 views of 50,000 samples of 400 B are 160 MB."""
     assert choose(cost(400), room_bytes=160_000_000).way == "cached"
     assert choose(cost(400), room_bytes=159_999_999).way == "inline"
-    assert "0.16 GB, more than the 0.16 GB of room" in choose(cost(400), room_bytes=159_999_999).reason
+    assert "160.00 MB, more than the 160.00 MB of room" in choose(cost(400), room_bytes=159_999_999).reason
 
 
 def test_kinds_share_the_room_and_the_small_ones_take_it_first() -> None:
@@ -97,3 +97,8 @@ def test_inputs_of_a_methods_own_making_are_served_only_by_a_teacher_that_alone_
     assert choice.way == way
     for forced in ("served", "inline"):
         assert choose_calling_way(asked=forced, teacher_on_gpu=teacher_on_gpu, trials_on_gpu=trials_on_gpu).way == forced
+
+
+def test_sizes_are_told_in_the_unit_that_leaves_them_at_least_one() -> None:
+    told = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 1_500_000: "1.50 MB", 20 * 10**9: "20.00 GB"}
+    assert {size: readable_bytes(size) for size in told} == told

@@ -60,18 +60,20 @@ def choose_ways(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: int)
         if cost.asked != "auto":
             if cost.asked == "cached" and total > room_bytes:
                 raise UsageError(
-                    f"knowledge.way is cached, but {cost.num_views} views of {cost.name} take {total / 1e9:.2f} GB and there "
-                    f"is room for {room_bytes / 1e9:.2f} GB; raise knowledge.max_bytes, lower views.count, or let way be auto"
+                    f"knowledge.way is cached, but {cost.num_views} views of {cost.name} take {readable_bytes(total)} and "
+                    f"there is room for {readable_bytes(room_bytes)}; raise knowledge.max_bytes, lower views.count, "
+                    "or let way be auto"
                 )
             choices[kind] = Choice(cost.asked, f"asked for in the spec; {facts}")
         elif cost.read_seconds > cost.compute_seconds:
             choices[kind] = Choice("inline", f"{facts}; recomputing is quicker")
         elif total > room_bytes:
             choices[kind] = Choice(
-                "inline", f"{cost.num_views} views take {total / 1e9:.2f} GB, more than the {room_bytes / 1e9:.2f} GB of room"
+                "inline",
+                f"{cost.num_views} views take {readable_bytes(total)}, more than the {readable_bytes(room_bytes)} of room",
             )
         else:
-            choices[kind] = Choice("cached", f"{facts}; {cost.num_views} views take {total / 1e6:.1f} MB")
+            choices[kind] = Choice("cached", f"{facts}; {cost.num_views} views take {readable_bytes(total)}")
         if choices[kind].way == "cached":
             room_bytes -= total
     return {kind: choices[kind] for kind in costs}
@@ -93,3 +95,11 @@ def choose_calling_way(*, asked: str, teacher_on_gpu: bool, trials_on_gpu: bool)
         "inline",
         "inputs of a method's own making exist in no view, and trials are as fast as the shared teacher they would wait for",
     )
+
+
+def readable_bytes(num_bytes: int) -> str:
+    """In the unit that leaves it at least 1: `1.50 kB` of 1000 bytes each."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes} B"
