@@ -111,8 +111,7 @@ def loop_speeds(data: ImageData, model: str, options: dict[str, float], size: in
     next(hand)
     ours: list[float] = []
     theirs: list[float] = []
-    turns: list[tuple[Callable[[], object], list[float]]]
-    turns = [(trainer.run_epoch, ours), (lambda: next(hand), theirs)]
+    turns: list[tuple[Callable[[], object], list[float]]] = [(trainer.run_epoch, ours), (hand.__next__, theirs)]
     for _ in range(REPEATS):
         for work, times in turns:
             times.append(timed(work))
