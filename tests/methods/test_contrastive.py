@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stillhouse.distill.method import MethodError, Setup, Step
 from stillhouse.methods.contrastive import Contrastive, ContrastMemory, contrast_loss, draw_contrast
 from stillhouse.models.architecture import Architecture
-from stillhouse.testing import ReferenceCase, make_step
+from stillhouse.testing import MethodTrial, ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
 NET = Architecture(name="net", num_classes=3, input_shape=(3, 8, 8), shapes={"pool": (8, 1, 1)}, pooled="pool")
@@ -148,6 +148,15 @@ def test_equal_seeds_draw_equal_others_and_the_weight_scales_both_terms() -> Non
 def test_a_memory_beyond_its_limit_is_refused_with_its_size() -> None:
     with pytest.raises(MethodError, match="memory_limit_mb is 100, the memory of 1000000 samples in 128 dimensions takes 1024"):
         Contrastive(memory_limit_mb=100).modules(setup(1_000_000))
+
+
+def test_the_memory_is_reported_with_the_helpers() -> None:
+    trial = MethodTrial(Contrastive(width=6))
+    embeddings = sum(
+        (math.prod(net.shape(net.pooled or "")) + 1) * 6 for net in (trial.student_architecture, trial.teacher_architecture)
+    )
+    # Two vectors of 6 and an int64 class for each of 256 samples, and two normalisers.
+    assert trial.trainer().helper_bytes == 256 * (2 * 6 * 4 + 8) + 2 * 4 + embeddings * 4
 
 
 def test_the_memory_is_saved_but_never_trained() -> None:

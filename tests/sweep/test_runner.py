@@ -105,6 +105,15 @@ def test_a_trial_ends_with_a_record_of_all_that_was_found(
     assert record.started <= record.finished
 
 
+def test_what_a_method_kept_beside_the_student_is_reported_and_not_counted_as_student(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    record = run_to_end(make_trial(method="mutual_learning"), environment, digits)
+    assert record.metrics["parameters"] == 1210
+    assert record.metrics["helper_bytes"] == 4 * 1210  # one peer of the same kind
+    assert "helper_bytes" not in run_to_end(make_trial("plain"), environment, digits).metrics
+
+
 def test_a_taught_trial_reads_sealed_views_and_is_compared_with_its_teacher(
     environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
 ) -> None:

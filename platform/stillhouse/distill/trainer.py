@@ -236,6 +236,11 @@ class Trainer:
         """What is evaluated beside the student, by name."""
         return {name: model for name, model in self._classifiers.items() if name != "student"}
 
+    @property
+    def helper_bytes(self) -> int:
+        """What the method keeps beside the student while it trains: the helpers' weights and buffers, no optimiser's state."""
+        return sum(tensor.nbytes for module in self._modules.values() for tensor in module.state_dict().values())
+
     def save(self, path: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes everything that the rest of the training depends on, between two epochs, and `notes` of the caller's own."""
         save_checkpoint(

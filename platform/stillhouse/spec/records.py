@@ -56,7 +56,8 @@ class TrialRecord(_Record):
             students only); `failed`, with the `reason`.
         metrics: numbers of the end state: `validation_accuracy`, `test_accuracy` (fractions in [0, 1]), `parameters`,
             `trainable_parameters`, `size_bytes`, `macs`, `latency_ms` (p50, batch 1), `latency_p95_ms`,
-            `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, and what the method adds.
+            `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, `helper_bytes` (of what the method kept beside the
+            student: regressors, memories, peers) where there are any, and what the method adds.
         curve: one entry per epoch: `epoch` (from 1), `stage`, `train_loss`, each loss term by name,
             `validation_accuracy`, `learning_rate`, `seconds`, and `comparable: false` in stages that say nothing about
             the student's end.

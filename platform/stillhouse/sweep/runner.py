@@ -219,6 +219,8 @@ class TrialRunner:
         }
         if self._environment.training.micro_batch == "auto" and self._trainer.micro_batch is not None:
             metrics["micro_batch"] = self._trainer.micro_batch
+        if self._trainer.helper_bytes:
+            metrics["helper_bytes"] = self._trainer.helper_bytes
         for name, peer in self._trainer.peers().items():
             metrics[f"test_accuracy_{name}"] = self._trainer.evaluate(self._data.test, peer)
         scores = [self._environment.teachers[name] for name in self.trial.teachers]
