@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from stillhouse.report.looks import Looks, Spread, without_outliers
+from stillhouse.report.looks import Looks, Spread, axis_value, devices_held, without_outliers
 from stillhouse.report.statistics import configurations
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
@@ -66,3 +66,13 @@ def test_an_axis_begins_above_what_lies_far_below_the_rest() -> None:
 def test_values_near_each_other_leave_the_axis_alone() -> None:
     assert without_outliers([0.7, 0.71, 0.72, None]) is None
     assert without_outliers([None]) is None
+
+
+def test_training_time_counts_the_share_of_a_gpu_that_a_trial_held(facts: Facts, record: Make) -> None:
+    made = record(metrics={"train_seconds": 7_200.0})
+    hours = []
+    for resources in ({"cpu": 1, "gpu": 0.25}, {"cpu": 8, "gpu": 4}, {"cpu": 2, "gpu": 0}, None):
+        spec = {} if resources is None else {"trial_resources": resources}
+        (found,) = configurations([made], devices=devices_held(facts(spec=spec)))
+        hours.append(axis_value(found, "train_hours"))
+    assert hours == [0.5, 8.0, 2.0, 2.0]

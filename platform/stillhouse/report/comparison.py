@@ -11,7 +11,7 @@ import pandas as pd
 from stillhouse.report import sentences, wording
 from stillhouse.report.answers import Answer, answers, pooled_answers
 from stillhouse.report.figures import themes, tradeoff_figure
-from stillhouse.report.looks import Looks
+from stillhouse.report.looks import Looks, devices_held
 from stillhouse.report.page import (
     ReportFiles,
     alternative,
@@ -54,7 +54,10 @@ def write_comparison(sources: Sequence[Source], folder: Path, budgets: Sequence[
     """
     records = [record for source in sources for record in source.records]
     labels = choice_labels(records)
-    found = {source.name: configurations(source.records, sweep=source.name, labels=labels) for source in sources}
+    found = {
+        source.name: configurations(source.records, sweep=source.name, labels=labels, devices=devices_held(source.facts))
+        for source in sources
+    }
     pooled = [each for group in found.values() for each in group]
     apart = differences(sources)
     facts = {source.name: source.facts for source in sources}

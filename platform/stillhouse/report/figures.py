@@ -191,12 +191,18 @@ def _point_trace(
     spread = {axis: [spreads[axis](each) for each in points] for axis in AXES}
     colour = looks.colours[looks.group(first)]
     links = [addresses.get(each.key) for each in points]
+    symbol = looks.symbol(looks.group(first), first.student)
     trace = {
         "x": xs["parameters"],
         "y": ys["test_accuracy"],
         "mode": "markers",
         "name": _text(f"{first.method}, {first.student}"),
-        "marker": {"color": colour, "symbol": looks.symbol(looks.group(first), first.student), "size": 12 if large else 6},
+        "marker": {
+            "color": colour,
+            "symbol": symbol,
+            "size": 12 if large else 6,
+            **({"line": {"width": 2.2}} if large and "open" in symbol else {}),
+        },
         "opacity": 0.95 if large else 0.4,
         "customdata": [_hover(each) for each in points],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -251,7 +257,7 @@ def _teacher_trace(teacher: TeacherFacts) -> dict[str, Any]:
         "size_bytes": [teacher.size_bytes],
         "macs": [teacher.macs],
         "latency_ms": [teacher.latency_ms],
-        "train_hours": [teacher.train_seconds / 3600 if teacher.trained_now else None],
+        "train_hours": [teacher.train_seconds / 3600 or None],
     }
     ys = {"test_accuracy": [teacher.test_accuracy], "validation_accuracy": [teacher.validation_accuracy]}
     lines = [
@@ -322,11 +328,16 @@ def curve_figures(
             traces.append(bold)
             late += bold["y"][len(bold["y"]) // 3 :]
         layout = {
-            "height": 420,
+            # So high that the legend needs no scrolling.
+            "height": max(420, 100 + 20 * len(methods)),
             "margin": {"l": 64, "r": 16, "t": 34, "b": 56},
             "hovermode": "closest",
             "xaxis": {"title": {"text": "Epoch"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": "Validation accuracy"}, "tickformat": ".1%", "range": _range(late)},
+            "yaxis": {
+                "title": {"text": "Validation accuracy"},
+                "tickformat": ".1%",
+                "range": without_outliers(late) or _range(late),
+            },
             "legend": {"groupclick": "togglegroup"},
         }
         figures[student] = [{**_plain(traces, layout), "narrow": _NARROW_CURVES}]

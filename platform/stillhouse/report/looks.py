@@ -115,11 +115,16 @@ def baseline_first(facts: SweepFacts, methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: (method != facts.baseline, method))
 
 
+def devices_held(facts: SweepFacts) -> float:
+    """GPUs, or the share of one, that each trial of the sweep holds by the spec; 1 where it trains on the CPU."""
+    return float((facts.spec.get("trial_resources") or {}).get("gpu") or 1.0)
+
+
 def axis_value(each: Configuration, axis: str) -> float | None:
     """Where the configuration lies on one of `AXES`."""
     if axis == "train_hours":
         seconds = each.metric("train_seconds")
-        return None if seconds is None else seconds / 3600
+        return None if seconds is None else seconds * each.devices / 3600
     return each.metric(axis)
 
 

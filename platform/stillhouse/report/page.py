@@ -23,7 +23,7 @@ from stillhouse.durable import write_atomic
 from stillhouse.report import sentences, wording
 from stillhouse.report.answers import Answer, answers, teacher_costs
 from stillhouse.report.figures import Tradeoff, curve_figures, sensitivity_figures, themes, tradeoff_figure
-from stillhouse.report.looks import Looks
+from stillhouse.report.looks import Looks, devices_held
 from stillhouse.report.statistics import (
     Configuration,
     configurations,
@@ -76,7 +76,7 @@ def write_report(
         OSError: the disk is full or the folder is not writable; what lay there before is as it was.
     """
     table = trials_table(facts, records)
-    found = configurations(records)
+    found = configurations(records, devices=devices_held(facts))
     answered = answers(facts, found, budgets)
     still = tradeoff_png(facts.name, found, facts.teachers, Looks.of(facts, records))
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}

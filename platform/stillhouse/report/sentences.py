@@ -215,7 +215,9 @@ def card_facts(facts: SweepFacts, answer: Answer) -> list[tuple[str, str]]:
     if answer.gain is not None:
         rows.append((f"Over {facts.baseline}", _gain_words(answer)))
     if answer.best is not None:
-        rows.append(("Chosen from", counted(answer.best.considered, "trial")))
+        rivals = len(answer.tied) + len(answer.ahead) + len(answer.unsure) + answer.behind
+        tried = f"{counted(answer.best.considered, 'trial')} of this method on it"
+        rows.append(("Chosen from", f"{tried}, then {counted(rivals + 1, 'winner')} of its size" if rivals else tried))
     return rows
 
 

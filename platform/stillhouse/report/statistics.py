@@ -89,6 +89,7 @@ class Configuration:
         choice: the student's label, with the options in which students of that label differ.
         considered: finished and stopped trials that the search tried for this method and student label.
         sweep: its sweep's name where several are compared.
+        devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
     """
 
     method: str
@@ -99,6 +100,7 @@ class Configuration:
     records: tuple[TrialRecord, ...]
     considered: int = 1
     sweep: str = ""
+    devices: float = 1.0
 
     @cached_property
     def reported(self) -> tuple[TrialRecord, ...]:
@@ -141,13 +143,14 @@ class Configuration:
 
 
 def configurations(
-    records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None
+    records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None, devices: float = 1.0
 ) -> list[Configuration]:
     """The finished trials with both accuracies, gathered over their seeds; in order of their first record.
 
     Args:
         sweep: noted with each of them.
         labels: of the concrete students by `student_key`; by default those that `records` need.
+        devices: that each trial held.
     """
     labels = choice_labels(records) if labels is None else labels
     considered: dict[tuple[str, str], int] = defaultdict(int)
@@ -165,6 +168,7 @@ def configurations(
             records=tuple(sorted(group, key=lambda record: (record.trial.phase, record.trial.seed, record.trial.key))),
             considered=max(1, considered[first.trial.method, first.trial.student.name]),
             sweep=sweep,
+            devices=devices,
         )
         for group in groups.values()
         for first in group[:1]

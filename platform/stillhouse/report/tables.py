@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stillhouse.report import wording
@@ -22,7 +23,9 @@ def heat(facts: SweepFacts, records: Sequence[TrialRecord], gained: Sequence[Gai
     if not gained:
         return {"rows": [], "words": f"No method finished beside {facts.baseline}, so there is no gain to show."}
     columns = _heat_columns(records, gained)
-    largest = max((abs(value) for value in with_value), default=0.0) or 1.0
+    # One method that failed badly would leave all others without colour.
+    largest = float(np.quantile(np.abs(with_value), 0.9)) if with_value else 0.0
+    largest = largest or 1.0
     by_place = {(gain.method, gain.column): gain for gain in gained}
     rows = []
     for method, group in sorted(grouped(gained, lambda gain: gain.method).items()):
