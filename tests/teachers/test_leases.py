@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
+from ray.exceptions import ActorDiedError, RayActorError
 
-from stillhouse.teachers.leases import LeaseBook
+from stillhouse.teachers.leases import LeaseBook, Leased, LeaseHolder
 from stillhouse.teachers.running import end_teachers, running_teachers
 
 DRIVER = """
@@ -91,12 +92,77 @@ def test_an_actor_ends_at_once_when_its_last_lease_is_released() -> None:
     assert book.over
 
 
+def test_a_lease_that_comes_too_late_is_refused() -> None:
+    book = LeaseBook(60.0, clock=lambda: 0.0)
+    assert book.renew("one", {})
+    assert not book.close_if_over()
+    book.release("one")
+    assert book.renew("two", {}), "nobody has looked yet"
+    book.release("two")
+    assert book.close_if_over()
+    assert not book.renew("three", {})
+    assert book.over
+
+
 def test_an_actor_that_nobody_leases_ends() -> None:
     now = [0.0]
     book = LeaseBook(60.0, clock=lambda: now[0])
     assert not book.over
     now[0] = 61.0
     assert book.over
+
+
+class Stand:
+    """An actor's handle that stands in for a real one: its `lease` answers one after another, and says when it was asked."""
+
+    def __init__(self, name: str, *answers: Any) -> None:
+        self._actor_id = name
+        self._answers = list(answers)
+        self.asked = 0
+        self.lease = self.release = self
+
+    def remote(self, *_arguments: Any) -> list[Any]:
+        self.asked += 1
+        # A reference, of which `ray.get` gives the content.
+        return [self._answers.pop(0) if self._answers else True]
+
+
+@pytest.fixture
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(reference: list[Any]) -> Any:
+        if isinstance(reference[0], Exception):
+            raise reference[0]
+        return reference[0]
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+
+
+GONE = ActorDiedError()
+
+
+@pytest.mark.usefixtures("_no_ray")
+@pytest.mark.parametrize("answer", [False, GONE])
+def test_an_actor_that_gives_no_lease_is_started_again_until_one_does(answer: Any) -> None:
+    ending, other = Stand("ending", answer, answer), Stand("other")
+    found = iter([ending, other])
+    holder = LeaseHolder({}, renew_s=0.01)
+    holder.hold(ending, again=lambda: next(found))
+    wait_until(lambda: other.asked > 1, 10)
+    holder.close()
+    assert ending.asked == 2
+
+
+@pytest.mark.usefixtures("_no_ray")
+def test_who_wants_no_other_actor_is_told_that_there_is_no_lease() -> None:
+    ending, living = Stand("ending", False, False, False), Stand("living")
+    holder = LeaseHolder({}, renew_s=60.0)
+    holder.hold(ending)
+    holder.hold(living)
+    assert not holder.is_granted(ending)
+    assert holder.is_granted(living)
+    assert not holder.is_granted(Stand("nobody's"))
+    holder.close()
 
 
 class Driver:
@@ -211,3 +277,45 @@ def test_an_actor_that_is_released_is_gone_and_the_next_sweep_starts_another(sta
     second = start("second").ready()
     assert second.actor_process != first.actor_process
     assert second.ask() == answer
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_actor_that_is_found_in_the_moment_of_its_end_is_started_again(address: str) -> None:
+    class Lingering(Leased):
+        ending = False
+
+        def _end_when_over(self, own: Any, look_s: float) -> None:
+            while not self._book.close_if_over():
+                time.sleep(look_s)
+            self.ending = True
+            time.sleep(3.0)
+            super()._end_when_over(own, look_s)
+
+        def about(self) -> dict[str, Any]:
+            return {"pid": os.getpid(), "ending": self.ending, "leases": self.leases()}
+
+    options = {"name": "lingering", "namespace": "stillhouse", "get_if_exists": True, "lifetime": "detached"}
+
+    def start() -> Any:
+        return ray.remote(Lingering).options(**options, num_cpus=0, max_restarts=-1, max_concurrency=4).remote(60.0)
+
+    def about() -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = ray.get(ray.get_actor("lingering", namespace="stillhouse").about.remote())
+        except (ValueError, RayActorError):
+            return {"pid": 0, "ending": False, "leases": []}
+        return found
+
+    first, second = LeaseHolder({"sweep": "first"}), LeaseHolder({"sweep": "second"})
+    first.hold(start())
+    wait_until(lambda: about()["leases"])
+    before = about()["pid"]
+    first.close()
+    wait_until(lambda: about()["ending"])
+    second.hold(start(), again=start)
+    assert about()["pid"] == before, "the one that ends was found"
+    wait_until(lambda: [each["sweep"] for each in about()["leases"]] == ["second"])
+    assert about()["pid"] != before
+    second.close()
+    wait_until(lambda: not about()["pid"])

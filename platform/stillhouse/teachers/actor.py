@@ -116,11 +116,11 @@ class TeacherActor(Leased):
             }
         return self._facts
 
-    def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> None:
-        """Keeps the actor alive for `holder`, who brings a reference of the data of its own."""
+    def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> bool:
+        """Keeps the actor alive for `holder`, who brings a reference of the data of its own; False when it is too late."""
         if data is not None:
             self._references[holder] = data
-        super().lease(holder, about)
+        return super().lease(holder, about)
 
     def release(self, holder: str) -> None:
         self._references.pop(holder, None)

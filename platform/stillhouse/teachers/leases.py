@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 RENEW_S = 10.0
 """How often a driver renews its leases."""
@@ -30,15 +31,17 @@ class LeaseBook:
         self._expire_s = expire_s
         self._clock = clock
         self._began = clock()
-        self._had_one = False
+        self._had_one = self._closed = False
         self._leases: dict[str, tuple[float, Mapping[str, Any]]] = {}
         self._lock = threading.Lock()
 
-    def renew(self, holder: str, about: Mapping[str, Any]) -> None:
-        """Gives `holder` a lease, or lets it last from now on."""
+    def renew(self, holder: str, about: Mapping[str, Any]) -> bool:
+        """Gives `holder` a lease, or lets it last from now on; False when it is too late for that."""
         with self._lock:
-            self._had_one = True
-            self._leases[holder] = (self._clock(), about)
+            if not self._closed:
+                self._had_one = True
+                self._leases[holder] = (self._clock(), about)
+            return not self._closed
 
     def release(self, holder: str) -> None:
         with self._lock:
@@ -54,8 +57,17 @@ class LeaseBook:
     def over(self) -> bool:
         """Whether the last lease was released or has expired, or none was ever asked for in time."""
         with self._lock:
-            self._drop_expired()
-            return not self._leases and (self._had_one or self._clock() - self._began > self._expire_s)
+            return self._is_over()
+
+    def close_if_over(self) -> bool:
+        """Whether it is over, and with that for good: whoever comes later gets no lease."""
+        with self._lock:
+            self._closed = self._closed or self._is_over()
+            return self._closed
+
+    def _is_over(self) -> bool:
+        self._drop_expired()
+        return not self._leases and (self._had_one or self._clock() - self._began > self._expire_s)
 
     def _drop_expired(self) -> None:
         oldest = self._clock() - self._expire_s
@@ -76,8 +88,9 @@ class Leased:
             own = ray.get_runtime_context().current_actor
             threading.Thread(target=self._end_when_over, args=(own, look_s), name="leases", daemon=True).start()
 
-    def lease(self, holder: str, about: Mapping[str, Any]) -> None:
-        self._book.renew(holder, about)
+    def lease(self, holder: str, about: Mapping[str, Any]) -> bool:
+        """`LeaseBook.renew`."""
+        return self._book.renew(holder, about)
 
     def release(self, holder: str) -> None:
         self._book.release(holder)
@@ -87,13 +100,33 @@ class Leased:
         return self._book.listed()
 
     def _end_when_over(self, own: Any, look_s: float) -> None:
-        while not self._book.over:
+        while not self._book.close_if_over():
             time.sleep(look_s)
         # An actor that merely left would be started anew.
         with suppress(Exception):
             ray.kill(own, no_restart=True)
             time.sleep(EXPIRE_S)
         os._exit(1)
+
+
+@dataclass
+class _Held:
+    """An actor that is leased, what its `lease` takes besides, what starts it again, and its last answer."""
+
+    handle: Any
+    brought: tuple[Any, ...]
+    again: Callable[[], Any] | None
+    answer: Any = None
+
+    def is_lost(self, *, wait: bool = False) -> bool:
+        """Whether the actor said that it ends, or has ended; an answer that is not there yet is waited for only if told."""
+        answer = self.answer
+        if answer is not None and not wait and not ray.wait([answer], timeout=0)[0]:
+            return False
+        try:
+            return answer is None or not ray.get(answer)
+        except RayError:
+            return True
 
 
 class LeaseHolder:
@@ -107,43 +140,65 @@ class LeaseHolder:
         self._about = {**about, "host": socket.gethostname(), "pid": os.getpid()}
         self._holder = secrets.token_hex(8)
         self._renew_s = renew_s
-        self._held: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+        self._held: dict[Any, _Held] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="leases", daemon=True)
 
-    def hold(self, handle: Any, *brought: Any) -> None:
+    def hold(self, handle: Any, *brought: Any, again: Callable[[], Any] | None = None) -> None:
         """Leases the actor and goes on doing so. Nothing waits for the answer: the actor may not have a place yet.
 
         Args:
             brought: what the actor's `lease` takes besides.
+            again: starts the actor anew, or finds it; called where it ends all the same, such as one that was found when its
+                last lease had just been released. None leaves that to others.
         """
+        held = _Held(handle, brought, again)
         with self._lock:
-            self._held[handle._actor_id] = (handle, brought)
+            self._held[handle._actor_id] = held
             if not self._renewer.is_alive():
                 self._renewer.start()
-        self._send(handle, brought)
+        self._send(held)
+
+    def is_granted(self, handle: Any) -> bool:
+        """Whether the actor lives on for this process; waits for its answer."""
+        with self._lock:
+            held = self._held.get(handle._actor_id)
+        return held is not None and not held.is_lost(wait=True)
 
     def close(self, patience_s: float = 5.0) -> None:
         """Releases all leases; an actor that does not answer in time finds that they expire."""
         self._ended.set()
+        if self._renewer.is_alive():
+            self._renewer.join(patience_s)
         with self._lock:
-            held = [handle for handle, _ in self._held.values()]
+            handles = [held.handle for held in self._held.values()]
             self._held.clear()
         deadline = time.monotonic() + patience_s
         # The last one first: a teacher that comes to rest still needs the home's keeper.
-        for handle in reversed(held):
+        for handle in reversed(handles):
             with suppress(RayActorError):
                 ray.wait([handle.release.remote(self._holder)], timeout=max(0.0, deadline - time.monotonic()))
 
-    def _send(self, handle: Any, brought: tuple[Any, ...]) -> None:
+    def _send(self, held: _Held) -> None:
+        answer = None
         # An actor that is gone for the moment is asked again in time.
         with suppress(RayActorError):
-            handle.lease.remote(self._holder, self._about, *brought)
+            answer = held.handle.lease.remote(self._holder, self._about, *held.brought)
+        held.answer = answer
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._renew_s):
+        due = time.monotonic() + self._renew_s
+        while not self._ended.wait(min(_LONGEST_LOOK_S, self._renew_s)):
             with self._lock:
-                held = list(self._held.values())
-            for handle, brought in held:
-                self._send(handle, brought)
+                everything = list(self._held.values())
+            is_due = time.monotonic() >= due
+            for held in everything:
+                again = held.again if held.again is not None and held.is_lost() else None
+                if again is not None:
+                    # What goes wrong here is tried again in a moment.
+                    with suppress(Exception):
+                        held.handle = again()
+                if again is not None or is_due:
+                    self._send(held)
+            due = time.monotonic() + self._renew_s if is_due else due
