@@ -68,6 +68,22 @@ def test_a_methods_check_box_takes_its_points_away_and_a_size_moves_them(page: A
     assert page.console == []
 
 
+def test_one_click_takes_all_methods_away_and_another_brings_them_back(page: Any) -> None:
+    before = page.run("document.querySelectorAll('#tradeoff .yerror').length")
+    page.run("document.querySelector('button[data-none=method]').click()")
+    page.wait("document.querySelectorAll('#tradeoff .yerror').length === 0")
+    page.run("document.querySelector('button[data-all=method]').click()")
+    page.wait(f"document.querySelectorAll('#tradeoff .yerror').length === {before}")
+
+
+def test_gains_are_sorted_by_the_student_that_is_clicked(page: Any) -> None:
+    page.run("document.querySelectorAll('table.heat thead button')[1].click()")
+    gains = page.run("[...document.querySelectorAll('table.heat tbody tr')].map((row) => row.cells[1].dataset.v)")
+    numbers = [float(each) for each in gains if each is not None]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 2
+
+
 def test_the_filter_leaves_the_rows_that_hold_every_word(page: Any, sweep: Sweep) -> None:
     page.run("document.querySelector('#filter').value = 'peers lenet'")
     page.run("document.querySelector('#filter').dispatchEvent(new Event('input'))")
@@ -92,7 +108,7 @@ def test_the_arrow_keys_walk_the_points_and_enter_opens_the_run(page: Any) -> No
 
 def test_every_control_is_reached_with_the_tab_key(page: Any) -> None:
     seen = set()
-    for _ in range(70):
+    for _ in range(100):
         page.press("Tab")
         seen.add(page.run("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
     assert {"theme", "log", "tradeoff", "size-axis", "accuracy-axis", "filter", "skip"} <= seen

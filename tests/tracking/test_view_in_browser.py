@@ -18,6 +18,7 @@ FactsMaker = Callable[..., SweepFacts]
 PLOTS = "[...document.querySelectorAll('.js-plotly-plot')]"
 # What mlflow 3.17's own pages write: it asks who is logged in where there are no logins, and its table warns of old names.
 _OF_MLFLOW = ("/mlflow/users/current", "AG Grid")
+AXES = "[...document.querySelectorAll('.parcoords .axis-title, .parcoords .label, .parcoords text')].map((e) => e.textContent)"
 COUNTS = f"{PLOTS}.slice(0, 4).map((plot) => plot.querySelectorAll('path.point').length)"
 
 
@@ -48,6 +49,8 @@ def test_the_view_opens_with_a_point_for_every_finished_trial_in_every_scatter(
     ui(server.uri, tmp_path, open_view="viewed")
     browser.open(capsys.readouterr().out.strip(), width=1700, height=1400)
     browser.wait(f"{PLOTS}.length >= 4 && JSON.stringify({COUNTS}) === '[14,14,14,14]'", timeout_s=120)
+    # The fifth chart is drawn in WebGL; its axes are in the page.
+    browser.wait(f"{AXES}.includes('method') && {AXES}.includes('student') && {AXES}.includes('parameters')")
     time.sleep(1)
     browser.screenshot("mlflow-view")
     assert [line for line in browser.console if not any(known in line for known in _OF_MLFLOW)] == []

@@ -7,7 +7,7 @@ and the `state` as text.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def experiment_view() -> View:
     return _view("stillhouse", "Accuracy against size", "tags.role = 'trial'")
 
 
-def sweep_view(sweep: str, teachers: Sequence[str] = ()) -> View:
+def sweep_view(sweep: str) -> View:
     """The trials of one sweep."""
     quote = '"' if "'" in sweep else "'"
     return _view(

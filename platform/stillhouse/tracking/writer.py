@@ -297,8 +297,7 @@ class SweepWriter:
         return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
 
     def _save_views(self) -> None:
-        teachers = [teacher.name for teacher in self._facts.teachers]
-        for view in (experiment_view(), sweep_view(self._facts.name, teachers)):
+        for view in (experiment_view(), sweep_view(self._facts.name)):
             attempt(partial(self._client.set_experiment_tag, self.experiment_id, view.tag, view.value))
 
     def _log_files(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
