@@ -18,6 +18,7 @@ from stillhouse.sweep.ending import Ending
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.trainable import TRIAL_KEY
+from stillhouse.teachers.leases import LeaseHolder
 
 
 @dataclass
@@ -63,6 +64,7 @@ GONE = ActorUnavailableError("the actor is restarting", None)
 DIES = Handle({"process_id": 1, "prepare": GONE})
 RESTARTS = Handle({"process_id": GONE, "prepare": GONE})
 READY = Handle({"process_id": 2, "prepare": {"device": "cpu"}, "status": "ready"})
+LAST_WORDS = Handle({"process_id": 1, "prepare": {"device": "cpu"}, "status": "ready"})
 
 
 def prepare(tmp_path: Path, *handles: Handle) -> Any:
@@ -71,12 +73,19 @@ def prepare(tmp_path: Path, *handles: Handle) -> Any:
     driver = Cluster.__new__(Cluster)
     driver._progress = Progress("s", quiet=True)
     driver._ending = Ending(tmp_path / "stop")
+    driver._local = False
+    driver._leases = LeaseHolder({})
+    driver._leases.is_granted = lambda handle: handle is not LAST_WORDS  # type: ignore[method-assign]
     definition: Any = SimpleNamespace(name="big")
     return driver._prepare(definition, lambda: ("big-actor", next(found)))
 
 
 def test_a_teacher_that_takes_long_to_come_back_has_not_died_as_often_as_it_was_asked(tmp_path: Path) -> None:
     assert prepare(tmp_path, DIES, *[RESTARTS] * 9, DIES, *[RESTARTS] * 9, READY).handle is READY
+
+
+def test_a_teacher_that_answers_and_gives_no_lease_is_started_again(tmp_path: Path) -> None:
+    assert prepare(tmp_path, LAST_WORDS, LAST_WORDS, READY).handle is READY
 
 
 def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_its_deaths(tmp_path: Path) -> None:

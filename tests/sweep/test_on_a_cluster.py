@@ -20,22 +20,25 @@ from stillhouse.cli import app
 from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
+from stillhouse.sweep.cluster import Cluster
+from stillhouse.sweep.ending import Ending
 from stillhouse.sweep.home import SweepHome
 from stillhouse.sweep.nodes import ask_nodes, check_nodes, findings_of, nodes_without_home, versions
+from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.sweep import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 OWN_NET = """
 import ray
+import torch
 from pathlib import Path
-from torch import nn
 from own_layers import flat
 
 def tiny(num_classes, input_shape, notes=""):
     if notes and ray.is_initialized():
         with Path(notes).open("a") as file:
-            file.write(ray.get_runtime_context().get_node_id() + "\\n")
+            file.write(f"{ray.get_runtime_context().get_node_id()} {torch.get_num_threads()}\\n")
     return flat(num_classes, input_shape)
 """
 OWN_LAYERS = """
@@ -121,7 +124,7 @@ def test_a_sweep_at_an_address_takes_its_code_along_and_places_teachers_and_tria
         "methods": {"scratch": {}, "plain": {}, "kd": "defaults"},
         "method_paths": ["methods"],
         "search": {"trials_per_method": 1, "max_epochs": 1},
-        "trial_resources": {"cpu": 1, "custom": {"slot": 1}, "labels": {"pool": "trial"}},
+        "trial_resources": {"cpu": 2, "custom": {"slot": 1}, "labels": {"pool": "trial"}},
     }
     path = own / "placed.yaml"
     path.write_text(yaml.safe_dump(spec))
@@ -138,7 +141,7 @@ def test_a_sweep_at_an_address_takes_its_code_along_and_places_teachers_and_tria
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trials"] == {"planned": 3, "finished": 3, "failed": 0, "reused": 0}
     # The teacher's actor builds its network, and so do trials that look at it; students are built by trials alone.
-    assert set(notes["student"].read_text().split()) == {site.ids["trial"]}
+    assert set(notes["student"].read_text().splitlines()) == {f"{site.ids['trial']} 2"}, "with as many threads as cores"
     assert site.ids["teacher"] in notes["teacher"].read_text().split()
     here = code_facts()
     for record in SweepHome(site.folder / "home", "placed").read_records():
@@ -233,12 +236,41 @@ def test_a_plan_at_an_address_is_measured_and_placed_there_and_nothing_else_star
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
-    # The node for trials has two cores, of which the teacher, which may go anywhere, takes one at most.
-    assert document["placement"]["trials_at_once"] in (1, 2)
+    # The node for trials has two cores, and the teacher, which may go anywhere, goes elsewhere.
+    assert document["placement"]["trials_at_once"] == 2
     assert (document["placement"]["nodes"], document["placement"]["problems"]) == (3, [])
     assert document["estimate"]["measured"] == 1
     assert document["estimate"]["trial_hours"] > 0 < document["estimate"]["teacher_hours"]
     assert not (tmp_path / "home" / "sweeps").exists()
+
+
+def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "apart.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "apart",
+                "dataset": {"name": "digits", "validation": 80, "options": {"limit": 240}},
+                "teachers": {"big": {"model": "mlp", "train": {"epochs": 1}, "resources": {"cpu": 1}}},
+                "students": ["mlp"],
+                "methods": ["scratch"],
+                # On every node but one, which is left for the teacher.
+                "trial_resources": {"cpu": 1, "labels": {"pool": "in(trial, teacher)"}},
+            }
+        )
+    )
+    sweep = Sweep.from_yaml(path, home=tmp_path / "home")
+    place = Cluster(
+        sweep.spec,
+        address=site.nodes.address,
+        home=tmp_path / "home",
+        progress=Progress("apart", quiet=True),
+        ending=Ending(tmp_path / "stop"),
+    )
+    with place as cluster:
+        cluster.share(sweep.data())
+        (teacher,) = cluster.start_teachers([sweep._definition("big")], sweep.data(), sweep._views())
+        assert ray.get(teacher.handle.about.remote())["node"] == site.ids["head"]
 
 
 def test_an_address_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
@@ -38,7 +39,7 @@ from stillhouse.sweep.feed import Feed
 from stillhouse.sweep.latency import measure_models
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.nodes import addable_nodes, check_nodes, nodes_of_cluster
-from stillhouse.sweep.placement import place, ray_options, worker_bundles
+from stillhouse.sweep.placement import Placement, place, ray_options, worker_bundles
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.runner import TrialEnvironment, now
 from stillhouse.sweep.schedulers import BracketedScheduler, InTurn, key_of, make_ladder
@@ -108,7 +109,7 @@ class Cluster:
         self._handles: list[Any] = []
         self._leases = LeaseHolder({"sweep": spec.name})
         try:
-            self._room = self._check_placement(home)
+            self._placement = self._check_placement(home)
         except BaseException:
             # Whoever tries again in this process must not find half a connection.
             if self._ours:
@@ -119,7 +120,7 @@ class Cluster:
             # Also where all nodes share the home: an autoscaler may add one that does not.
             self.home = kept_home(home, spec.knowledge.max_bytes)
             self._handles.append(keeper := start_keeper(self.home))
-            self._leases.hold(keeper)
+            self._leases.hold(keeper, again=partial(start_keeper, self.home))
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +174,7 @@ class Cluster:
             dtype=self._spec.knowledge.dtype,
             cpus=resources.cpu,
             gpus=resources.gpu,
-            placement=ray_options(resources),
+            placement={**ray_options(resources), **_rather_on(self._placement.teachers[definition.name][replica])},
             import_paths=list(self.import_paths),
             method_folders=list(self._spec.method_paths),
             expire_s=None if self._local else EXPIRE_S,
@@ -296,10 +297,10 @@ class Cluster:
         if not self._local:
             # An autoscaler must see the demand.
             return min(max(trials, 1), _MAX_CONCURRENT_REMOTE)
-        return max(1, self._room)
+        return max(1, self._placement.trials)
 
-    def _check_placement(self, home: Path) -> int:
-        """How many trials fit the cluster beside the teachers.
+    def _check_placement(self, home: Path) -> Placement:
+        """Where the teachers go, and how many trials fit the cluster beside them.
 
         Raises:
             InfrastructureError: a teacher, or not one trial; or the nodes are not fit for the sweep.
@@ -312,7 +313,7 @@ class Cluster:
         if not self._local:
             for line in check_nodes(home):
                 self._progress.note(line)
-        return found.trials
+        return found
 
     def _prepare(self, definition: TeacherDefinition, start: Callable[[], tuple[str, Any]]) -> Teacher:
         name = definition.name
@@ -346,6 +347,10 @@ class Cluster:
                 kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
                 kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
                 raise kind(facts["error"])
+            if not self._local and not self._leases.is_granted(handle):
+                # It answers for the last time.
+                time.sleep(_PAUSE_S)
+                continue
             return Teacher(definition, actor, handle, facts)
 
     def _wait_for_teacher(self, name: str, handle: Any, waiting: Any) -> dict[str, Any]:
@@ -530,6 +535,13 @@ def _answered(call: Any) -> bool:
     except RayActorError:
         return False
     return True
+
+
+def _rather_on(node_id: str) -> dict[str, Any]:
+    """Ray's options for an actor that is to be on this node, or elsewhere where the node is full or gone."""
+    if not node_id:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}
 
 
 def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan) -> None:
