@@ -329,7 +329,7 @@ def curve_figures(
             late += bold["y"][len(bold["y"]) // 3 :]
         layout = {
             # So high that the legend needs no scrolling.
-            "height": max(420, 100 + 20 * len(methods)),
+            "height": max(420, 100 + 26 * len(methods)),
             "margin": {"l": 64, "r": 16, "t": 34, "b": 56},
             "hovermode": "closest",
             "xaxis": {"title": {"text": "Epoch"}, "rangemode": "tozero"},

@@ -101,7 +101,7 @@ def _draw_panel(
             )
             panel.axhline(teacher.test_accuracy, color=TEACHER_COLOUR, linewidth=1, linestyle=":", zorder=0)
     if span := without_outliers([each.test.mean for each in found] + [each.test_accuracy for each in teachers]):
-        panel.set_ylim(span)
+        panel.set_ylim(*span)
     panel.set_xscale("log")
     panel.set_xlabel(AXES[axis])
     panel.set_ylabel("Test accuracy")
