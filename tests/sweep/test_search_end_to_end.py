@@ -1,4 +1,4 @@
-"""An adaptive search on a real cluster: ended by its budget in the middle, resumed, and the same as one undisturbed."""
+"""Searches on a real cluster: ended by a budget in the middle and resumed, stopped early, confirmed on fresh seeds."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -69,3 +69,35 @@ def test_a_search_that_its_budget_ended_goes_on_as_if_nothing_had_happened(clust
     resumed = run(tmp_path, "part")
     assert resumed.reused == 5
     assert outcome(resumed) == outcome(whole)
+
+
+EARLY: dict[str, Any] = {
+    "dataset": {"name": "digits", "validation": 80, "options": {"limit": 240}},
+    "students": [{"model": "mlp", "hidden": [8], "name": "small"}, {"model": "mlp", "hidden": [64], "name": "large"}],
+    "methods": {"scratch": {"label_smoothing": {"uniform": [0.0, 0.9]}}},
+    "search": {"trials_per_method": 10, "max_epochs": 6, "grace_epochs": 1, "reduction_factor": 2, "confirm_seeds": 2},
+    "tracking": {"uri": "http://127.0.0.1:9"},
+    "max_concurrent_trials": 1,
+}
+
+
+def test_trials_are_stopped_within_their_size_and_the_winners_are_confirmed_on_fresh_seeds(
+    cluster: None, tmp_path: Path
+) -> None:
+    spec = validate({**EARLY, "name": "early", "search": {**EARLY["search"], "scheduler": "asha"}})
+    results = Sweep(spec, home=tmp_path).run()
+    searched = [record for record in results.records if record.trial.phase == "search"]
+    assert len(searched) == 10
+    stopped = [record for record in searched if record.status == "stopped"]
+    assert stopped
+    assert all(1 <= record.epochs_run < 6 for record in stopped)
+    for student in ("small", "large"):
+        finished = [each for each in searched if each.trial.student.name == student and each.status == "finished"]
+        # A large student that is better from its first epoch on does not stop all small ones.
+        winner = max(finished, key=lambda each: each.metrics["validation_accuracy"])
+        confirmed = [each for each in results.records if each.trial.phase == "confirm" and each.trial.student.name == student]
+        assert [(each.status, each.epochs_run) for each in confirmed] == [("finished", 6)] * 2
+        assert {str(each.trial.hyperparameters) for each in confirmed} == {str(winner.trial.hyperparameters)}
+        assert len({winner.trial.seed, *(each.trial.seed for each in confirmed)}) == 3
+    again = Sweep(spec, home=tmp_path).run()
+    assert (again.planned, again.reused) == (14, 14), "what was stopped stays so"
