@@ -329,7 +329,7 @@ def curve_figures(
             late += bold["y"][len(bold["y"]) // 3 :]
         layout = {
             # So high that the legend needs no scrolling.
-            "height": max(420, 100 + 26 * len(methods)),
+            "height": max(420, 100 + 20 * len(methods)),
             "margin": {"l": 64, "r": 16, "t": 34, "b": 56},
             "hovermode": "closest",
             "xaxis": {"title": {"text": "Epoch"}, "rangemode": "tozero"},
@@ -338,7 +338,7 @@ def curve_figures(
                 "tickformat": ".1%",
                 "range": without_outliers(late) or _range(late),
             },
-            "legend": {"groupclick": "togglegroup"},
+            "legend": {"groupclick": "togglegroup", "tracegroupgap": 0},
         }
         figures[student] = [{**_plain(traces, layout), "narrow": _NARROW_CURVES}]
     return figures
