@@ -8,6 +8,9 @@ import signal
 import socket
 import subprocess
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +36,7 @@ from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+SLOW_S = 0.3
 # Long enough that a request arrives in the middle of a trial and of the teacher's training.
 EPOCHS, TEACHER_EPOCHS, SAMPLES = 150, 60, 320
 SPEC: dict[str, Any] = {
@@ -221,7 +225,7 @@ def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_p
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
     """A file system of its own at `folder`; gives what makes it larger."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("only root can mount a small disk")
@@ -383,31 +387,85 @@ def test_a_bad_tracking_server_costs_no_trial(
     assert weights_of(results.records) == alone
 
 
+@contextmanager
+def running_server(folder: Path) -> Iterator[tuple[str, int]]:
+    """The address of a tracking server of its own, and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    location = locate(None, folder)
+    server = start_server(location, port)
+    try:
+        wait_until_healthy(server, port, log_file(location))
+        yield f"http://127.0.0.1:{port}", server.pid
+    finally:
+        os.killpg(server.pid, signal.SIGCONT)
+        stop_server(server)
+
+
+def check_tracked(home: Path) -> None:
+    """A sync completes what stands in MLflow, and behind it nothing is missing."""
+    done, students = sync_sweep(Results.read(home, "life"))
+    assert (done.failed, students.reasons) == (0, ())
+    assert done.created + done.skipped == 3
+    again, _ = sync_sweep(Results.read(home, "life"))
+    assert (again.created, again.skipped) == (0, 3)
+
+
+class _Slow(http.server.BaseHTTPRequestHandler):
+    """Hands every request on to another server when a while has passed."""
+
+    behind = ""
+
+    def do_GET(self) -> None:
+        time.sleep(SLOW_S)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+        asked = urllib.request.Request(self.behind + self.path, body or None, kind, method=self.command)
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                status, content = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, content = error.code, error.read()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+def test_a_slow_server_holds_up_no_trial_and_gets_all_of_them(cluster: None, tmp_path: Path) -> None:
+    with running_server(tmp_path / "server") as (address, _):
+        proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("_SlowOf", (_Slow,), {"behind": address}))
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            slow = {"uri": f"http://127.0.0.1:{proxy.server_port}"}
+            spec = write_spec(tmp_path / "life.yaml", **SHORT, tracking=slow)
+            results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+            check_tracked(tmp_path / "home")
+        finally:
+            proxy.shutdown()
+            proxy.server_close()
+    assert [record.status for record in results.records] == ["finished"] * 3
+
+
 def test_a_server_that_freezes_in_the_middle_holds_up_nothing_and_a_sync_completes_it(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    location = locate(None, tmp_path / "server")
-    server = start_server(location, port)
-    try:
-        wait_until_healthy(server, port, log_file(location))
-        spec = write_spec(tmp_path / "life.yaml", **SHORT, tracking={"uri": f"http://127.0.0.1:{port}"})
-        freezing = Events(at="epoch", act=lambda: os.killpg(server.pid, signal.SIGSTOP))
+    with running_server(tmp_path / "server") as (address, process):
+        spec = write_spec(tmp_path / "life.yaml", **SHORT, tracking={"uri": address})
+        freezing = Events(at="epoch", act=lambda: os.killpg(process, signal.SIGSTOP))
         results = Sweep.from_yaml(spec, home=tmp_path / "home", progress=freezing).run()
         # The sweep has ended, and the server still stands still.
         assert [record.status for record in results.records] == ["finished"] * 3
-        os.killpg(server.pid, signal.SIGCONT)
-        done, students = sync_sweep(Results.read(tmp_path / "home", "life"))
-        assert (done.failed, students.reasons) == (0, ())
-        assert done.created + done.skipped == 3
-        again, _ = sync_sweep(Results.read(tmp_path / "home", "life"))
-        assert (again.created, again.skipped) == (0, 3)
-    finally:
-        os.killpg(server.pid, signal.SIGCONT)
-        stop_server(server)
+        os.killpg(process, signal.SIGCONT)
+        check_tracked(tmp_path / "home")
 
 
 # Longer, again, under another name
