@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import yaml
 
 from stillhouse.errors import InfrastructureError, Interrupted, UsageError
 from stillhouse.spec.records import Trial
+from stillhouse.sweep import sweep as sweep_module
 from stillhouse.sweep.home import SweepHome
 from stillhouse.sweep.life import stop_sweep
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
+from stillhouse.sweep.runner import TrialEnvironment
 from stillhouse.sweep.state import StatusReader
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.sweep.tracked import sync_sweep
@@ -51,6 +54,8 @@ SPEC: dict[str, Any] = {
 }
 ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"]["scratch"]}, "max_concurrent_trials": 1}
 """The same controls without anything that asks a teacher: started in a few seconds."""
+NOWHERE = {"uri": "http://127.0.0.1:9"}
+"""A tracking server that is down, which costs a sweep nothing."""
 SHORT: dict[str, Any] = {**ALONE, "search": {"trials_per_method": 3, "max_epochs": 20}}
 
 
@@ -271,6 +276,42 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence(cluster: None, tmp_p
         with pytest.raises(InfrastructureError, match=r"o space left on device .* and go on with: ") as caught:
             Sweep.from_yaml(write_spec(tmp_path / "life.yaml", **ALONE), home=tmp_path / "home").run()
         assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_under_the_ledger_ends_the_sweep_until_there_is_room(
+    alone: dict[str, str | None], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    ledger = home / "sweeps" / "life" / "ledger"
+    spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking=NOWHERE)
+    with small_disk(ledger, "64k") as grow:
+        fill_up(ledger, 0)
+        events = Events()
+        with pytest.raises(InfrastructureError) as caught:
+            Sweep.from_yaml(spec, home=home, progress=events).run()
+        sentence = str(caught.value)
+        assert "o space left on device" in sentence or "no room for" in sentence
+        assert sentence.endswith(f"and go on with: stillhouse resume life --home {home}")
+        assert "\n" not in sentence
+        assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
+        grow("64m")
+        results = Sweep.named("life", home=home).run()
+    assert weights_of(results.records) == alone
+
+
+def test_a_disk_that_is_full_under_the_checkpoints_costs_nothing_else(
+    alone: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
+    place, checkpoints = SweepHome(tmp_path / "home", "life"), set[Path]()
+    with small_disk(place.folder / "trials", "64k"):
+        fill_up(place.folder / "trials", 0)
+        events = Events(at="epoch", act=lambda: checkpoints.update((place.folder / "trials").glob("*/*")))
+        spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking=NOWHERE)
+        results = Sweep.from_yaml(spec, home=place.home, progress=events).run()
+    assert events.acted
+    assert not checkpoints, "not even a part of one is left"
+    assert weights_of(results.records) == alone
 
 
 # Garbled files
