@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="another model as the teacher, such as resnet14: a smaller R, in less time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--concurrent", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16: one repetition each")
+    parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--torchdistill", help="a Python that has torchdistill and this environment's packages")
     arguments = parser.parse_args()
@@ -271,7 +271,7 @@ def main() -> None:
         bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent)
         bench.prepare()
         if arguments.curve:
-            answer = curve(bench, [int(number) for number in arguments.curve.split(",")], arguments.picture)
+            answer = curve(bench, arguments.repeats, [int(number) for number in arguments.curve.split(",")], arguments.picture)
         else:
             answer = compare(bench, arguments.repeats, arguments.trials, arguments.torchdistill, Path(folder))
     facts = {
@@ -346,25 +346,37 @@ def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, f
     return {"R": ratio, "trials": trials, "contenders": rows, "inline_over_cold": gain, "inline_over_cold_ideal": best}
 
 
-def curve(bench: Bench, numbers: list[int], picture: Path | None) -> dict[str, Any]:
-    """Wall clock over student-only time for growing numbers of trials, beside the ideal."""
+def curve(bench: Bench, repeats: int, numbers: list[int], picture: Path | None) -> dict[str, Any]:
+    """Wall clock over student-only time for growing numbers of trials, beside the ideal; medians of the repetitions."""
+    names = ("student only", "shared, cold", "inside each trial")
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for repeat in range(repeats):
+        for trials in numbers:
+            for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+                runs.setdefault((name, trials), []).append(bench.run(name, trials))
+                print(
+                    f"  {repeat + 1}/{repeats} {trials} {name}: {runs[name, trials][-1].seconds:.1f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     points = []
-    print("| trials | student only s | shared, cold s | ratio | ideal | inside each trial s | ratio | ideal |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| trials | R | student only s | shared, cold s | ratio | ideal | inside each trial s | ratio | ideal |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for trials in numbers:
-        alone, cold, inside = (bench.run(name, trials) for name in ("student only", "shared, cold", "inside each trial"))
-        ratio = cold.teacher_seconds / alone.student_seconds
-        point = {"trials": trials, "R": ratio, "cold": cold.seconds / alone.seconds, "inside": inside.seconds / alone.seconds}
+        alone, cold, inside = (statistics.median(run.seconds for run in runs[name, trials]) for name in names)
+        student = statistics.median(run.student_seconds for run in runs["student only", trials])
+        ratio = statistics.median(run.teacher_seconds for run in runs["shared, cold", trials]) / student
+        point = {"trials": trials, "R": ratio, "cold": cold / alone, "inside": inside / alone}
         point["ideal"] = 1 + bench.pair.views / bench.pair.epochs * ratio / trials
         points.append(point)
         print(
-            f"| {trials} | {alone.seconds:.1f} | {cold.seconds:.1f} | {point['cold']:.2f} | {point['ideal']:.2f} "
-            f"| {inside.seconds:.1f} | {point['inside']:.2f} | {1 + ratio:.2f} |",
+            f"| {trials} | {ratio:.2f} | {alone:.1f} | {cold:.1f} | {point['cold']:.2f} | {point['ideal']:.2f} "
+            f"| {inside:.1f} | {point['inside']:.2f} | {1 + ratio:.2f} |",
             flush=True,
         )
     if picture:
         draw(points, picture)
-    return {"curve": points}
+    return {"curve": points, "repeats": repeats}
 
 
 def draw(points: list[dict[str, float]], path: Path) -> None:
