@@ -5,13 +5,14 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,20 @@ import yaml
 from ray.cluster_utils import Cluster as Nodes
 from ray.core.generated import autoscaler_pb2
 
+import stillhouse
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, Interrupted
 from stillhouse.knowledge.layout import MANIFEST, Layout
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep import sweep as sweep_module
+from stillhouse.sweep.home import SweepHome
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.runner import TrialEnvironment
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.teachers.homes import COMMON_VARIABLE, SCRATCH_VARIABLE
+from stillhouse.teachers.leases import EXPIRE_S
 from stillhouse.teachers.service import fill_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -164,12 +168,18 @@ class Watch(Progress):
         self.notes.append(text)
 
 
-def run(site: Site, home: str, watch: Watch) -> Results:
-    """The sweep in this home; its teacher, but nothing of what it knows, is there already where any sweep trained it."""
+def prepare(site: Site, home: str) -> Path:
+    """The spec; in this home the teacher, but nothing of what it knows, is there already where any sweep trained it."""
     for trained in [] if (site.folder / home).exists() else list(site.folder.glob("undisturbed/teachers")):
         shutil.copytree(trained, site.folder / home / "teachers")
     spec = site.folder / "apart.yaml"
     spec.write_text(yaml.safe_dump(SPEC))
+    return spec
+
+
+def run(site: Site, home: str, watch: Watch) -> Results:
+    """The sweep in this home."""
+    spec = prepare(site, home)
     return Sweep.from_yaml(spec, home=site.folder / home, address=site.nodes.address, progress=watch).run()
 
 
@@ -273,6 +283,48 @@ def test_a_node_with_trials_is_taken_back_and_the_node_with_the_teacher_is_lost(
 
     check(run(site, "nodes", Watch(on_epoch)), undisturbed)
     assert lost == ["teacher", "trial"]
+
+
+@contextmanager
+def driver(site: Site, home: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command line that runs the sweep in this home, in a process of its own."""
+    command = [sys.executable, "-m", "stillhouse.cli", "sweep", str(prepare(site, home)), "--address", site.nodes.address]
+    with subprocess.Popen(
+        [*command, "--home", str(site.folder / home)],
+        cwd=site.folder,
+        env={**os.environ, "PYTHONPATH": str(Path(stillhouse.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(site: Site, undisturbed: Results) -> None:
+    ledger = SweepHome(site.folder / "driver", SPEC["name"]).ledger
+
+    def records() -> dict[str, tuple[bytes, int]]:
+        return {key: (ledger.path(key).read_bytes(), ledger.path(key).stat().st_mtime_ns) for key in [*ledger.keys()]}
+
+    with driver(site, "driver") as process:
+        while not records():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        actors = {pid for name in (TRIAL, "TeacherActor", "Keeper") for pid in site.processes(name)}
+        process.kill()
+    kept = records()
+    assert len(actors) >= 3
+    assert 1 <= len(kept) < TRIALS
+    check(run(site, "driver", Watch()), undisturbed)
+    assert {key: record for key, record in records().items() if key in kept} == kept
+    # The leases of the killed driver end last.
+    deadline = time.monotonic() + 2 * EXPIRE_S
+    while left := [pid for name in (TRIAL, "TeacherActor", "Keeper") for pid in site.processes(name)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in actors)
 
 
 # Chaos

@@ -14,7 +14,7 @@ from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.home import SweepHome, sweep_names
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.state import following, last_fill_log_bytes
+from stillhouse.sweep.state import following
 
 MakeRecord = Callable[..., TrialRecord]
 Run = Callable[..., tuple[int, str, str]]
@@ -106,7 +106,6 @@ def test_status_reads_a_home_without_the_state_of_a_driver(run: Run, halfway: Sw
     (halfway.folder / "state.json").unlink()
     assert json.loads(run("status", "halfway", "--json")[1])["planned"] is None
     assert run("status", "halfway")[0] == 0
-    assert last_fill_log_bytes(halfway) is None
 
 
 def test_a_sweep_whose_driver_ended_well_is_finished(run: Run, tmp_path: Path, make_record: MakeRecord) -> None:

@@ -188,7 +188,7 @@ def test_a_view_is_opened_when_its_filling_has_begun_with_one_call(opener: MakeO
     view = open_views(3, None, (7, 1))["logits"]
     assert view.ready(torch.tensor([0, 4]))
     assert not view.ready(torch.tensor([1]))
-    assert filler.asked == [(3, [logits()], False, False, (7, 1))]
+    assert filler.asked == [(3, [logits()], False, False, (7, 1), TICKET.sweep)]
 
 
 def test_a_request_names_all_that_the_plan_fills_the_view_with(opener: MakeOpener) -> None:

@@ -491,6 +491,29 @@ def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path
     assert count_fills(tmp_path, "a")["bytes"] == 2 * 10111
 
 
+def test_what_is_filled_counts_for_the_sweeps_that_had_asked_for_the_view(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    fill = TeacherService.fill
+
+    def late(self: TeacherService, view: int, kinds: Iterable[Knowledge], reading: Reading | None) -> None:
+        go.wait(30)
+        fill(self, view, kinds, reading)
+
+    monkeypatch.setattr(TeacherService, "fill", late)
+    service = make_service()
+    for view, sweep in ((0, "one"), (1, "one"), (1, "two"), (2, "")):
+        service.request(view, [logits()], ahead=True, sweep=sweep)
+    go.set()
+    wait_for(lambda: service._filler is None)
+    service.request(0, [logits()], sweep="two")
+    wait_for(lambda: service._filler is None)
+    store, weights_hash = service._store.root, service.teacher.weights_hash
+    counted = {sweep: count_fills(store, weights_hash, sweep=sweep)["samples"] for sweep in ("one", "two", "three", None)}
+    assert counted == {"one": 2 * ROWS, "two": ROWS, "three": 0, None: 3 * ROWS}
+
+
 # The same student either way
 
 

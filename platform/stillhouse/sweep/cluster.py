@@ -544,12 +544,12 @@ def _rather_on(node_id: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}
 
 
-def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan) -> None:
+def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
     """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
     for view, reading in views.items():
         if kinds := plan.kinds(view):
             for handle in (teacher.handle, *teacher.replicas.values()):
-                handle.request.remote(view, kinds, True, False, reading)
+                handle.request.remote(view, kinds, True, False, reading, sweep)
 
 
 def _trial_name(trial: Any) -> str:

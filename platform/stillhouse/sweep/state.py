@@ -43,12 +43,6 @@ def following(progress: Progress, place: SweepHome) -> Iterator[None]:
         _write(place, {**progress.snapshot(), "running": [], "eta_seconds": None, "complete": complete})
 
 
-def last_fill_log_bytes(place: SweepHome) -> int | None:
-    """The length of the log of filled views when a driver of the sweep was last seen alive."""
-    length = _read(place).get("fill_log_bytes")
-    return length if isinstance(length, int) else None
-
-
 class StatusReader:
     """The state of one sweep, from its home alone. Read again, it reads only the records that are new."""
 
@@ -100,7 +94,6 @@ def _write(place: SweepHome, state: dict[str, Any]) -> None:
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "fill_log_bytes": place.fill_log_bytes(),
     }
     path = _path(place)
     beside = path.with_name(f".{path.name}.part")

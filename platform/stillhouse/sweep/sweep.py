@@ -33,7 +33,7 @@ from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, now, student_key
 from stillhouse.sweep.spending import Spending
-from stillhouse.sweep.state import following, last_fill_log_bytes
+from stillhouse.sweep.state import following
 from stillhouse.sweep.tracked import store_front
 from stillhouse.sweep.ways import KnowledgeRoom, form_of_logits
 from stillhouse.teachers.actor import make_ticket
@@ -180,9 +180,8 @@ class Sweep:
                 self.place.keep_spec(
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
-                seen_fills = last_fill_log_bytes(self.place)
                 with self._unless_removed(), self._ending, following(self._progress, self.place):
-                    return self._run(plan, started, again, seen_fills)
+                    return self._run(plan, started, again)
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
         """Asks the teachers again for a sample of what is sealed for this sweep, the same one for the same `search.seed`.
@@ -296,7 +295,7 @@ class Sweep:
     def resume_command(self) -> str:
         return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.place.home))}"
 
-    def _run(self, plan: Plan, started: float, again: Collection[str], seen_fills: int | None) -> Results:
+    def _run(self, plan: Plan, started: float, again: Collection[str]) -> Results:
         if plan.search is not None:
             plan.search.memory.update(self.place.read_suggestions())
         records = self._read_ledger(again)
@@ -308,7 +307,7 @@ class Sweep:
         self._progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
         self._progress.claims(cpu=self.spec.trial_resources.cpu, gpu=self.spec.trial_resources.gpu)
         fills_before = self.place.fill_log_bytes()
-        lost = self._fills_of_a_broken_run(earlier, fills_before if seen_fills is None else min(seen_fills, fills_before))
+        lost = self._fills_of_a_broken_run(earlier, fills_before)
         tracker = Tracker(
             self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name
         )
@@ -447,17 +446,22 @@ class Sweep:
     def _fills_of_a_broken_run(self, earlier: SweepFacts | None, until: int) -> dict[str, dict[str, float]]:
         """What teachers forwarded for a run of this sweep that did not come to write it down, by the weights' hash.
 
+        They may have gone on for a while behind its end.
+
         Args:
-            until: length of the log of filled views when that run was last alive; other sweeps may have filled more since.
+            until: length of the log of filled views when this run began.
         """
         if earlier is None or earlier.open_fills is None:
             return {}
-        store = self.place.home / "knowledge"
         lost = {}
         for teacher in earlier.teachers:
-            since, behind = (count_fills(store, teacher.key, since_byte=byte) for byte in (earlier.open_fills, until))
+            since, behind = (self._fills(teacher, byte) for byte in (earlier.open_fills, until))
             lost[teacher.key] = {name: since[name] - behind[name] for name in since}
         return lost
+
+    def _fills(self, teacher: TeacherFacts, since_byte: int) -> dict[str, float]:
+        """What the teacher filled for this sweep."""
+        return count_fills(self.place.home / "knowledge", teacher.key, since_byte=since_byte, sweep=self.spec.name)
 
     def _run_missing(
         self,
@@ -490,7 +494,8 @@ class Sweep:
             on_teachers([member.facts for member in crew.values()])
             # Latency was measured on a quiet machine; from here on the teachers run ahead of the trials.
             for member in crew.values():
-                request_ahead(member.running, self._planned_views(plan.asking, self._views()), member.ticket.plan)
+                ahead = self._planned_views(plan.asking, self._views())
+                request_ahead(member.running, ahead, member.ticket.plan, self.spec.name)
 
             noted = time.monotonic()
 
@@ -599,6 +604,7 @@ class Sweep:
                     plan=FillPlan.make(cached),
                     calling_way=calling.way,
                     top_k=form_of_logits(self.spec.knowledge),
+                    sweep=self.spec.name,
                 ),
                 self._teacher_facts(running, explained),
             )
@@ -719,7 +725,7 @@ class Sweep:
         )
 
     def _spent(self, teacher: TeacherFacts, new: Sequence[TrialRecord], fills_before: int) -> "_Spent":
-        fills = count_fills(self.place.home / "knowledge", teacher.key, since_byte=fills_before)
+        fills = self._fills(teacher, fills_before)
         own = list(_shares(teacher, new))
         return _Spent(
             forwarded=int(fills["samples"]) + sum(teaching.get("samples_forwarded", 0) for teaching in own),

@@ -163,8 +163,9 @@ class TeacherActor(Leased):
         ahead: bool = False,
         damaged: bool = False,
         reading: Reading | None = None,
+        sweep: str = "",
     ) -> str | None:
-        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged, reading=reading)
+        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged, reading=reading, sweep=sweep)
 
     def forward(
         self,
@@ -311,6 +312,7 @@ def make_ticket(
     plan: FillPlan,
     calling_way: str = "inline",
     top_k: TopK | None = None,
+    sweep: str = "",
 ) -> TeacherTicket:
     """What trials need to know of the teacher that the actor has prepared."""
     return TeacherTicket(
@@ -328,4 +330,5 @@ def make_ticket(
         calling_way=calling_way,
         top_k=top_k,
         home=home,
+        sweep=sweep,
     )

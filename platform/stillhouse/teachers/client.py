@@ -205,7 +205,7 @@ class ViewOpener:
     def _ask(self, *, damaged: bool) -> Any:
         # With what others will read of the view, since an actor that was restarted does not know of them.
         kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
-        asked = (self._view, list(kinds.values()), False, damaged, self._reading)
+        asked = (self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep)
         reason = self._link.call("request", *asked)
         self._link.tell_others("request", *asked)
         self._asked = time.monotonic()

@@ -102,6 +102,7 @@ class TeacherTicket:
         calling_way: `served` or `inline`, for methods that call the teacher on inputs of their own making.
         actor: the name of the shared actor.
         replicas: the names of others that do the same work.
+        sweep: for which the teacher is asked.
         top_k: how logits are kept; None keeps them whole.
         home: where the paths above lead; None where every process sees them.
     """
@@ -120,6 +121,7 @@ class TeacherTicket:
     top_k: TopK | None = None
     home: HomeAddress | None = None
     replicas: tuple[str, ...] = ()
+    sweep: str = ""
 
     def form(self, kind: Knowledge) -> Knowledge:
         """In which form `kind` is asked of the teacher."""

@@ -87,6 +87,7 @@ class TeacherService:
             weights_hash=teacher.weights_hash, definition=teacher.definition, data=data, views=views, dtype=dtype
         )
         self._kinds: dict[int, dict[str, Knowledge]] = {}
+        self._sweeps: dict[int, set[str]] = {}
         self._queue: list[tuple[int, int, int, Reading | None]] = []
         self._counted: set[str] = set()
         self._order = itertools.count()
@@ -140,6 +141,7 @@ class TeacherService:
         ahead: bool = False,
         damaged: bool = False,
         reading: Reading | None = None,
+        sweep: str = "",
     ) -> str | None:
         """Asks for a sealed view of `kinds`; returns at once, with the reason if filling has failed.
 
@@ -152,10 +154,13 @@ class TeacherService:
             ahead: whether nobody waits for it yet.
             damaged: whether the caller found it damaged; it is then checked against its checksums again.
             reading: in which order the caller will read it.
+            sweep: to which the log of fills puts down what is filled.
         """
         urgency = _AHEAD if ahead else _REQUESTED
         with self._wanted:
             assert not self._closed, "a service that was closed fills no more"
+            if sweep:
+                self._sweeps.setdefault(view, set()).add(sweep)
             for kind in kinds:
                 self._kinds.setdefault(view, {}).setdefault(kind_id(kind), kind)
                 if damaged:
@@ -377,6 +382,8 @@ class TeacherService:
 
     def _note(self, view: int, rows: int, written: Mapping[str, int], seconds: float, token: str) -> None:
         """One line per stretch in the store's log: the count of forwarded samples outlives every crash."""
+        with self._wanted:
+            sweeps = sorted(self._sweeps.get(view, ()))
         line = {
             "teacher": self.teacher.weights_hash,
             "view": view,
@@ -386,6 +393,7 @@ class TeacherService:
             "kinds": sorted(name for name, num_bytes in written.items() if num_bytes),
             "time": time.time(),
             "stretch": token,
+            "sweeps": sweeps,
         }
         self._note_fill(json.dumps(line))
 
@@ -490,10 +498,16 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0) -> dict[str, float]:
-    """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log behind byte `since_byte`."""
+def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0, sweep: str | None = None) -> dict[str, float]:
+    """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log behind byte `since_byte`.
+
+    Args:
+        sweep: what was filled of views that it had asked for; None for all.
+    """
     counts = {"samples": 0.0, "bytes": 0.0, "seconds": 0.0}
     for entry in _fills(store, weights_hash, since_byte):
+        if sweep is not None and sweep not in entry.get("sweeps", (sweep,)):
+            continue
         counts["samples"] += entry["rows"]
         counts["bytes"] += entry["bytes"]
         counts["seconds"] += entry["seconds"]
