@@ -1,11 +1,14 @@
 """A sweep's folder: one driver at a time, and a spec that stays the same."""
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -68,6 +71,39 @@ def test_another_process_can_not_hold_the_same_sweep(tmp_path: Path) -> None:
     assert hold("s").stdout == "held\n"
 
 
+def test_whoever_only_looks_whether_a_sweep_runs_keeps_no_driver_from_it(tmp_path: Path) -> None:
+    home, looking = SweepHome(tmp_path, "s"), threading.Event()
+    with home.locked():
+        pass
+
+    def look() -> None:
+        with (home.folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            looking.set()
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait()
+    with home.locked():
+        assert home.is_running()
+    thread.join()
+
+
+def test_a_lock_whose_folder_was_removed_meanwhile_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, flock, removals = SweepHome(tmp_path, "s"), fcntl.flock, [True]
+
+    def remove_first(file: IO[str], kind: int) -> None:
+        if removals:
+            removals.clear()
+            home.remove()
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with home.locked():
+        assert SweepHome(tmp_path, "s").is_running()
+
+
 def test_a_home_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
@@ -103,6 +139,22 @@ def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
     changed["search"] = {**SPEC["search"], "scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}
     home.keep_spec(changed)
     assert home.read_spec() == changed
+
+
+def test_where_teachers_run_and_how_their_knowledge_travels_may_change_and_nothing_else_of_them(tmp_path: Path) -> None:
+    home = SweepHome(tmp_path, "s")
+    teacher = {"model": "lenet", "train": {"epochs": 3}, "resources": {"cpu": 64, "custom": {}}, "replicas": 1}
+    knowledge: dict[str, Any] = {"way": "cached", "ways": {}, "dtype": "float32", "max_bytes": None}
+    kept = {**SPEC, "teachers": {"big": teacher}, "knowledge": knowledge}
+    home.keep_spec(kept)
+    placed = {**teacher, "resources": {"cpu": 1, "custom": {"slot": 1}}, "replicas": 2}
+    moved = {**knowledge, "way": "auto", "ways": {"logits": "inline"}, "max_bytes": 1000}
+    changed = {**kept, "teachers": {"big": placed}, "knowledge": moved}
+    home.keep_spec(changed)
+    assert home.read_spec() == changed
+    other = {**changed, "teachers": {"big": {**placed, "model": "mlp"}}, "knowledge": {**moved, "dtype": "float16"}}
+    with pytest.raises(UsageError, match=r"another spec: knowledge\.dtype, teachers\.big\.model changed"):
+        home.keep_spec(other)
 
 
 def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path) -> None:

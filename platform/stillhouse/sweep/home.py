@@ -6,10 +6,11 @@ import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import ValidationError
 
@@ -21,13 +22,19 @@ from stillhouse.sweep.ledger import Ledger
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
 
-_FREE_TO_CHANGE = ("tracking", "report", "trial_resources", "max_concurrent_trials")
+_FREE_TO_CHANGE = re.compile(
+    r"(tracking|report|trial_resources|max_concurrent_trials"
+    r"|knowledge\.(way|ways|max_bytes)|teachers\.[^.]+\.(resources|replicas))([.\[].*)?"
+)
+"""Where a sweep runs and where what it makes is kept. Other than `auto`, a way does what `auto` may do as well."""
 _DECIDES_NO_RESULT = (
     *("search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.budget"),
     *(f"search.budget.{key}" for key in SearchBudget.model_fields),
 )
 """Which trials are run and which are stopped early, not what those give that run to their end."""
 TRIALS_KEY = "search.trials_per_method"
+_LOCK_PATIENCE_S, _LOCK_PAUSE_S = 0.5, 0.02
+"""`is_running` holds the lock too, for a moment."""
 
 
 def resolve_home(flag: str | Path | None = None) -> Path:
@@ -59,23 +66,35 @@ class SweepHome:
         Raises:
             InfrastructureError: another driver holds it, or the folder can not be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise InfrastructureError(
-                f"can not write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
-            ) from error
-        with file:
+        path = self.folder / "lock"
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = path.open("w")
+            except OSError as error:
+                raise InfrastructureError(
+                    f"can not write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
+                ) from error
+            with file:
+                if self._take(file):
+                    yield
+                    return
+            if time.monotonic() > deadline:
                 home = shlex.quote(str(self.home))
                 raise InfrastructureError(
                     f"sweep '{self.name}' is already run by another process; wait for it, or end it with: "
                     f"stillhouse stop {self.name} --home {home}"
-                ) from error
-            yield
+                )
+            time.sleep(_LOCK_PAUSE_S)
+
+    def _take(self, lock: IO[str]) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the folder.
+            return os.fstat(lock.fileno()).st_ino == (self.folder / "lock").stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     def is_running(self) -> bool:
         """Whether a driver holds the sweep."""
@@ -114,11 +133,7 @@ class SweepHome:
         if kept is not None:
             kept = complete(kept)
             free = {*may_change, *_DECIDES_NO_RESULT}
-            changed = sorted(
-                key
-                for key in changed_keys(kept, spec)
-                if key not in free and re.split(r"[.\[]", key, maxsplit=1)[0] not in _FREE_TO_CHANGE
-            )
+            changed = sorted(key for key in changed_keys(kept, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key))
             if changed:
                 raise UsageError(
                     f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
