@@ -114,4 +114,39 @@ def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
     ended = SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, last_result={"status": "finished"})
     watch.on_trial_complete(1, [], ended)
     assert (lost, records) == (["a"], [])
-    assert watch.lost() == {"a": "its record is gone or damaged"}
+    assert watch.lost() == [cluster.Lost("a", "its record is gone or damaged")]
+
+
+# A trial that kills its workers
+
+
+DIED = "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
+CRASHED = "Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file."
+NO_MEMORY = "Worker exit detail: 1 worker(s) were killed due to the node running low on memory."
+"""Words of ray 2.60."""
+
+
+@pytest.mark.parametrize(
+    ("errors", "deaths"),
+    [
+        ([DIED + CRASHED], 1),
+        ([NO_MEMORY], 1),
+        ([DIED + NO_MEMORY], 1),
+        (["The actor died because its node has died. Node Id: 4c2e1f"], 0),
+        ([DIED + CRASHED, "The actor died because its node has died. Node Id: 4c2e1f", DIED + CRASHED], 2),
+        (["ray.exceptions.RayTaskError(InfrastructureError): teacher 'big' did not answer for 120 s"], 0),
+    ],
+)
+def test_how_often_a_trials_worker_died_is_counted_and_not_when_its_node_did(
+    errors: list[str], deaths: int, tmp_path: Path, make_trial: Callable[..., Trial]
+) -> None:
+    lost = list[str]()
+    watch = TrialWatch(
+        lambda _trial: 1000, Ledger(tmp_path), Progress("s", quiet=True), on_record=lambda _record: None, on_loss=lost.append
+    )
+    trial, path = make_trial("a"), tmp_path / "error.txt"
+    watch.add(trial)
+    path.write_text("".join(f"Failure # {number} (occurred at noon)\n{error}\n" for number, error in enumerate(errors, 1)))
+    watch.on_trial_error(1, [], SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, error_file=str(path)))
+    assert lost == ["a"]
+    assert [(each.key, each.deaths) for each in watch.lost()] == [("a", deaths)]

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,13 +53,30 @@ from stillhouse.teachers.keeper import bring_weights, start_keeper
 from stillhouse.teachers.leases import EXPIRE_S, LeaseHolder
 from stillhouse.workers import driver_import_paths
 
-_RESTARTS_OF_A_TRIAL = 3
+RESTARTS_OF_A_TRIAL = 3
+_DEATHS = ("because its worker process has died", "due to the node running low on memory")
+"""What Ray says of a worker that died by itself, or that it ended to keep the node alive (ray 2.60)."""
+_ATTEMPT = "Failure # "
+"""What Tune writes in front of each of a trial's errors (ray 2.60)."""
 _RESTARTS_OF_A_TEACHER = 3
 ACTOR_PATIENCE_S = 120.0
 """How long a teacher's actor that is gone is waited for."""
 _PAUSE_S = 1.0
 _STATUS_INTERVAL_S = 0.5
 _MAX_CONCURRENT_REMOTE = 256
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A trial that has no record because the infrastructure failed it.
+
+    Attributes:
+        deaths: how often its worker died, and not its node.
+    """
+
+    key: str
+    reason: str
+    deaths: int = 0
 
 
 class Teacher:
@@ -209,7 +227,7 @@ class Cluster:
         history: Iterable[TrialRecord],
         on_record: Callable[[TrialRecord], None],
         give_up: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
+    ) -> list[Lost]:
         """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
 
         Args:
@@ -218,8 +236,8 @@ class Cluster:
             give_up: asked all the time; once it is true, trials are ended as when the user asks for it.
 
         Returns:
-            reasons of trials that have no record because the infrastructure failed them; none when the sweep was asked to
-            end, which leaves trials without a record on purpose.
+            trials that have no record because the infrastructure failed them; none when the sweep was asked to end, which
+            leaves trials without a record on purpose.
 
         Raises:
             InfrastructureError: the disk is full.
@@ -266,7 +284,7 @@ class Cluster:
                 stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None or give_up()),
                 # Trials keep their own checkpoints, found by their keys in any later run.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=_RESTARTS_OF_A_TRIAL),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS_OF_A_TRIAL),
             ),
         )
         # Why a trial was lost is said by the watch, in one sentence; Tune prints a traceback for each attempt.
@@ -276,7 +294,7 @@ class Cluster:
         watch.collect()
         if watch.no_room is not None:
             raise InfrastructureError(watch.no_room)
-        return [] if self._ending.asked else [f"{key}: {reason}" for key, reason in watch.lost().items()]
+        return [] if self._ending.asked else watch.lost()
 
     def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> InTurn:
         search = self._spec.search
@@ -410,6 +428,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._curves: dict[str, dict[int, dict[str, Any]]] = {}
         self._started: dict[str, str] = {}
         self._open: dict[str, str] = {}
+        self._deaths: dict[str, int] = {}
         self.no_room: str | None = None
         """Why the sweep must end: the disk that it stands on is full."""
 
@@ -422,9 +441,9 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._trials[trial.key] = trial
         self._open[trial.key] = "it was never started"
 
-    def lost(self) -> dict[str, str]:
+    def lost(self) -> list[Lost]:
         """Trials without a record, and why."""
-        return dict(self._open)
+        return [Lost(key, reason, self._deaths.get(key, 0)) for key, reason in self._open.items()]
 
     def collect(self) -> None:
         """Takes in the records of trials that ended when nobody listened any more."""
@@ -479,6 +498,8 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         text = ""
         with suppress(OSError):
             text = Path(trial.error_file).read_text()
+        attempts = text.split(_ATTEMPT)
+        self._deaths[key] = sum(any(sign in attempt for sign in _DEATHS) for attempt in attempts)
         self._lose(key, _last_sentence(text))
 
     def _lose(self, key: str, reason: str) -> None:

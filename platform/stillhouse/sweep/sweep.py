@@ -1,8 +1,11 @@
 """A sweep from its spec to its results."""
 
 import itertools
+import os
 import shlex
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError, is_disk_full
-from stillhouse.provenance import environment_facts
+from stillhouse.provenance import code_facts, environment_facts
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
@@ -23,7 +26,7 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.asking import asked_knowledge
 from stillhouse.sweep.blueprint import blueprint
 from stillhouse.sweep.check import check, check_file
-from stillhouse.sweep.cluster import Cluster, Teacher, asked, request_ahead
+from stillhouse.sweep.cluster import RESTARTS_OF_A_TRIAL, Cluster, Lost, Teacher, asked, request_ahead
 from stillhouse.sweep.ending import PATIENCE_S, Ending
 from stillhouse.sweep.feed import Feed, ListFeed, start_feed, undone_note
 from stillhouse.sweep.home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
@@ -49,6 +52,8 @@ _MEASURED = "latency_ms"
 """The one size of a student that is not known before the sweep runs."""
 _SHOWN_STUDENTS = 5
 _NOTE_INTERVAL_S = 60.0
+_DEATHS_OF_A_TRIAL = 2 * (1 + RESTARTS_OF_A_TRIAL)
+"""Of its workers, before a trial is given up: as often as it is tried until nothing else is left to run."""
 
 
 class Sweep:
@@ -278,8 +283,8 @@ class Sweep:
             ) from error
 
     def _trouble(self, error: Exception, reason: str) -> str:
-        place = getattr(error, "filename", None) or self.place.folder
-        where = "" if str(place) in reason else f" ({place})"
+        # Not every error of a write says where it was; who says it by a path knows best.
+        where = "" if os.sep in reason else f" ({getattr(error, 'filename', None) or self.place.folder})"
         if not is_disk_full(error):
             return f"{reason}{where}"
         return (
@@ -530,7 +535,7 @@ class Sweep:
         Raises:
             InfrastructureError: trials are lost again and again; the others are kept.
         """
-        begun = len(records)
+        begun, deaths = len(records), Counter[str]()
         for attempt in itertools.count():
             feed, before = phase(), len(records)
             self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
@@ -545,13 +550,39 @@ class Sweep:
             self._refuse_removed()
             if self._ending.asked or not lost:
                 return
+            deaths.update({each.key: each.deaths for each in lost})
+            if deadly := self._deadly(lost, deaths, records):
+                for each in deadly:
+                    keep(self._give_up(feed.known[each.key], deaths[each.key], each.reason))
+                continue
             # Tune gives a trial up for good when its worker is lost while it changes trials (ray 2.60).
             if attempt > 0 and len(records) == before:
                 raise InfrastructureError(
-                    f"{len(lost)} of {len(lost) + len(records) - begun} trials did not finish, the first is {lost[0]}; "
-                    f"the others are kept. Go on with: {self.resume_command}"
+                    f"{len(lost)} of {len(lost) + len(records) - begun} trials did not finish, the first is "
+                    f"{lost[0].key}: {lost[0].reason}; the others are kept. Go on with: {self.resume_command}"
                 )
             self._progress.note(f"{len(lost)} trials were lost with their workers and run again")
+
+    def _deadly(self, lost: Sequence[Lost], deaths: Mapping[str, int], records: Mapping[str, TrialRecord]) -> list[Lost]:
+        """The lost trials that kill whatever worker they get, while as many others as those at least did finish."""
+        deadly = [each for each in lost if deaths[each.key] >= _DEATHS_OF_A_TRIAL]
+        finished = sum(record.status == "finished" for record in records.values())
+        return deadly if len(deadly) <= finished else []
+
+    def _give_up(self, trial: Trial, deaths: int, reason: str) -> TrialRecord:
+        """Writes the record of a trial that no worker survives, so that the sweep goes on without it."""
+        record = TrialRecord(
+            trial=trial,
+            status="failed",
+            reason=f"its worker died {deaths} times; where memory ran out, lower training.batch_size or give each trial more "
+            f"of a machine by trial_resources.cpu. Ray says: {reason}",
+            code=code_facts(),
+            finished=now(),
+        )
+        self.place.ledger.write(record)
+        shutil.rmtree(self.place.folder / "trials" / trial.key, ignore_errors=True)
+        self._progress.trial_done(record)
+        return record
 
     def _note_suggestions(self, plan: Plan) -> None:
         """What is not noted is found out again; a full disk is noticed elsewhere."""
