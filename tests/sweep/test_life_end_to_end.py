@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -56,6 +57,8 @@ ALONE: dict[str, Any] = {"teachers": {}, "methods": {"scratch": SPEC["methods"][
 """The same controls without anything that asks a teacher: started in a few seconds."""
 NOWHERE = {"uri": "http://127.0.0.1:9"}
 """A tracking server that is down, which costs a sweep nothing."""
+FEW: dict[str, Any] = {"search": {"trials_per_method": 1, "max_epochs": EPOCHS}, "tracking": NOWHERE}
+"""The first trial of each method."""
 SHORT: dict[str, Any] = {**ALONE, "search": {"trials_per_method": 3, "max_epochs": 20}}
 
 
@@ -113,10 +116,16 @@ class Events(Progress):
     at: str = ""
     act: Callable[[], None] = lambda: None
     started: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     acted: bool = False
 
     def __post_init__(self) -> None:
         super().__init__("life", quiet=True)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if " cached: " in text:
+            self._event("cached")
 
     def teacher(self, name: str, text: str) -> None:
         if "epoch" in text:
@@ -224,6 +233,51 @@ def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_p
     assert not stamps(place)
 
 
+# Its workers die
+
+DEADLY = '''
+"""A method that no worker survives."""
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stillhouse.distill.method import Card, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadly(Method):
+    """Kills its process in the second epoch."""
+
+    card: ClassVar[Card] = Card(title="Deadly", equations="none")
+
+    def loss(self, step):
+        if step.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(step)
+'''
+
+
+def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.sweep.cluster.RESTARTS_OF_A_TRIAL", 0)
+    monkeypatch.setattr("stillhouse.sweep.sweep._DEATHS_OF_A_TRIAL", 2)
+    (folder := tmp_path / "own").mkdir()
+    (folder / "deadly.py").write_text(DEADLY)
+    changes = {"methods": {"scratch": {}, "deadly": {}}, "search": {"trials_per_method": 1, "max_epochs": 2}}
+    spec = write_spec(tmp_path / "life.yaml", **ALONE | changes, method_paths=[str(folder)], tracking=NOWHERE)
+    results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+    assert {record.trial.method: record.status for record in results.records} == {"scratch": "finished", "deadly": "failed"}
+    (failed,) = results.failed
+    assert str(failed.reason).startswith(
+        "its worker died 2 times; where memory ran out, lower training.batch_size or give each"
+    )
+    assert "\n" not in str(failed.reason)
+    assert not any((results.place.folder / "trials").iterdir())
+
+
 # The disk
 
 
@@ -242,6 +296,12 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
         yield grow
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+def check_few(results: Results, undisturbed: Results) -> None:
+    """The first trial of each method finished with its own bits."""
+    assert {record.trial.method for record in results.records} == {"scratch", "kd"}
+    assert weights_of(results.records).items() <= weights_of(undisturbed.records).items()
 
 
 def fill_up(folder: Path, leave: int) -> None:
@@ -312,6 +372,54 @@ def test_a_disk_that_is_full_under_the_checkpoints_costs_nothing_else(
     assert events.acted
     assert not checkpoints, "not even a part of one is left"
     assert weights_of(results.records) == alone
+
+
+def test_a_disk_that_is_full_under_the_knowledge_ends_a_sweep_that_wants_it_there_until_there_is_room(
+    undisturbed: Results, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(undisturbed.home / "teachers", home / "teachers")
+    spec = write_spec(tmp_path / "life.yaml", **FEW, knowledge={"way": "cached"})
+    with small_disk(home / "knowledge", "1m") as grow:
+        # When the way is chosen there is room; when the first view is written there is none.
+        events = Events(at="cached", act=lambda: fill_up(home / "knowledge", 0))
+        with pytest.raises(InfrastructureError) as caught:
+            Sweep.from_yaml(spec, home=home, progress=events).run()
+        assert events.acted
+        again = f"Make room (`stillhouse teachers prune` helps) and go on with: stillhouse resume life --home {home}"
+        assert re.fullmatch(
+            rf"teacher 'big' can not fill view \d: no room for \d+ bytes of knowledge under {home}/knowledge; "
+            rf"finished trials are kept\. {re.escape(again)}",
+            str(caught.value),
+        )
+        assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
+        before = stamps(SweepHome(home, "life"))
+        with pytest.raises(InfrastructureError) as caught:
+            Sweep.named("life", home=home).run()
+        assert str(caught.value) == (
+            f"no room for 25.60 kB of knowledge under {home}/knowledge, whose disk has 0 B for it; lower views.count or "
+            f"let knowledge.way be auto; finished trials are kept. {again}"
+        )
+        grow("2m")
+        results = Sweep.named("life", home=home).run()
+    assert {key: stamps(SweepHome(home, "life"))[key] for key in before} == before
+    check_few(results, undisturbed)
+    (teacher,) = results.facts.teachers
+    assert teacher.samples_forwarded == 2 * SAMPLES
+
+
+def test_where_the_disk_is_full_under_the_knowledge_alone_auto_computes_it_in_every_trial_and_says_so(
+    undisturbed: Results, tmp_path: Path
+) -> None:
+    home, events = tmp_path / "home", Events()
+    shutil.copytree(undisturbed.home / "teachers", home / "teachers")
+    with small_disk(home / "knowledge", "64k"):
+        fill_up(home / "knowledge", 0)
+        spec = write_spec(tmp_path / "life.yaml", **FEW)
+        results = Sweep.from_yaml(spec, home=home, progress=events).run()
+    said = "2 views take 25.60 kB, more than the 0 B of room; raise knowledge.max_bytes, free some disk, or lower views.count"
+    assert f"teacher big: logits inline: {said} to have them cached" in events.notes
+    check_few(results, undisturbed)
 
 
 # Garbled files

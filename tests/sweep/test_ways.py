@@ -1,13 +1,14 @@
 """The room that a sweep takes of the store, by hand: ten samples, two views, 4 bytes a number."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stillhouse.errors import UsageError
+from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
@@ -66,6 +67,21 @@ def test_teachers_share_the_room(tmp_path: Path) -> None:
     assert [choice.way for choice in choices.values()] == ["inline"]
 
 
+def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """880 kB in all."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=879_999)
+    forced = KnowledgeSpec(way="cached", max_bytes=800_000)
+    with pytest.raises(UsageError, match=r"knowledge\.way is cached, but .*; raise knowledge\.max_bytes"):
+        ways(KnowledgeRoom(forced, tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(InfrastructureError) as caught:
+        ways(KnowledgeRoom(forced, tmp_path))
+    assert str(caught.value) == (
+        f"no room for 880.00 kB of knowledge under {tmp_path}/knowledge, whose disk has 880.00 kB for it; "
+        f"lower views.count or let knowledge.way be auto"
+    )
+
+
 def test_each_kind_can_be_forced(tmp_path: Path) -> None:
     assert ways(KnowledgeRoom(KnowledgeSpec(way="inline", ways={"layer": "cached"}), tmp_path)) == {
         "logits": "inline",
@@ -96,8 +112,6 @@ def test_views_of_other_sweeps_go_least_recently_used_first_and_only_as_far_as_n
 def test_without_a_limit_the_store_takes_half_of_what_it_has_and_what_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     for free, way in ((160_000, "cached"), (159_999, "inline")):
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)

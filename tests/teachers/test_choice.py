@@ -44,6 +44,15 @@ def test_what_takes_the_teacher_more_than_a_forward_pass_is_worth_more_bytes() -
     assert "200.00 µs to compute" in choose(cost(199_000, compute_seconds=2e-4)).reason
 
 
+def test_a_store_in_which_nothing_could_be_timed_is_not_called_slow() -> None:
+    choice = choose(Cost(**vars(cost(400)) | {"read_seconds": float("inf")}))
+    assert choice.way == "inline"
+    assert choice.reason == (
+        "400 B per sample: an unknown time to read back, 100.00 µs to compute, since no file could be written to time it; "
+        "see what room the disk has"
+    )
+
+
 def test_only_the_views_that_are_read_take_room() -> None:
     """2 views of 50,000 samples of 400 B are 40 MB."""
     assert choose(cost(400, num_views=2), room_bytes=40_000_000).reason.endswith("2 views take 40.00 MB")

@@ -21,7 +21,8 @@ def seconds_per_row(folder: Path, row_bytes: int) -> float:
     rows = max(2, _MEASURED_BYTES // (4 * num_floats))
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            np.arange(rows * num_floats, dtype=np.float32).tofile(file)
+            # NumPy's own `tofile` says nothing of a disk that is full.
+            file.write(np.arange(rows * num_floats, dtype=np.float32).data)
             file.flush()
             table = np.asarray(np.memmap(file, np.float32, "r", shape=(rows, num_floats)))
             batch = min(_BATCH, rows)

@@ -126,9 +126,13 @@ class KnowledgeStore:
 
     def budget(self, max_bytes: int | None) -> int:
         """What all views together may take of the disk: `max_bytes`, if it has that much; None is a share of the disk."""
-        folder = next(each for each in (self.root, *self.root.parents) if each.exists())
-        disk = sum(entry["bytes"] for entry in self.entries()) + shutil.disk_usage(folder).free
+        disk = self.disk_bytes()
         return int(DISK_SHARE * disk) if max_bytes is None else min(max_bytes, disk)
+
+    def disk_bytes(self) -> int:
+        """What all views have of the disk, and what is free there."""
+        folder = next(each for each in (self.root, *self.root.parents) if each.exists())
+        return int(sum(entry["bytes"] for entry in self.entries())) + shutil.disk_usage(folder).free
 
     def prune(self, keep_bytes: int, spare: Collection[str] = ()) -> list[dict[str, Any]]:
         """Removes the views that were of no use for the longest time until at most `keep_bytes` are left; gives their entries.

@@ -374,10 +374,7 @@ def room_for(num_bytes: int, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise InfrastructureError(
-            f"no room for {num_bytes} bytes of knowledge under {folder.parent}; "
-            f"free some space (`stillhouse teachers prune`) and run the same command again"
-        ) from error
+        raise InfrastructureError(f"no room for {num_bytes} bytes of knowledge under {folder.parent}") from error
 
 
 def _kept_layout(folder: Path, wanted: Layout) -> Layout:

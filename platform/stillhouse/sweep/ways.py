@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.teachers.choice import Choice, Cost, choose_ways
+from stillhouse.teachers.choice import Choice, Cost, choose_ways, readable_bytes
 from stillhouse.teachers.definition import view_identity
 
 
@@ -33,6 +33,7 @@ class KnowledgeRoom:
     def __init__(self, spec: KnowledgeSpec, home: Path) -> None:
         self._spec = spec
         self._store = KnowledgeStore(home / "knowledge")
+        self._disk = self._store.disk_bytes()
         self._budget = self._store.budget(spec.max_bytes)
         self._room = self._budget
         self._own: dict[str, int] = {}
@@ -49,7 +50,8 @@ class KnowledgeRoom:
             base: the fixed part of the teacher's `view_identity`.
 
         Raises:
-            UsageError: a kind that is forced to be cached does not fit.
+            UsageError: a kind that is forced to be cached does not fit what the spec leaves.
+            InfrastructureError: or what the disk has.
         """
         costs = {
             text: Cost(
@@ -65,6 +67,12 @@ class KnowledgeRoom:
         for text, cost in costs.items():
             if cost.asked == "served" and asked[text].kind.draws:
                 raise UsageError("knowledge.tail_draws must be 0 where knowledge.way is served: draws go by a sample's place")
+        forced = sum(cost.bytes_per_sample * cost.num_views for cost in costs.values() if cost.asked == "cached") * num_samples
+        if forced > (left := self._disk - sum(self._own.values())):
+            raise InfrastructureError(
+                f"no room for {readable_bytes(forced)} of knowledge under {self._store.root}, whose disk has "
+                f"{readable_bytes(left)} for it; lower views.count or let knowledge.way be auto"
+            )
         self._asked |= {str(each.kind) for each in asked.values()}
         choices = choose_ways(costs, num_samples=num_samples, room_bytes=self._room)
         for text, choice in choices.items():

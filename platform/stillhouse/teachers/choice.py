@@ -1,5 +1,6 @@
 """The cost model behind `auto`: which way each kind of knowledge goes, and why."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Cost:
         name: the kind in the user's words.
         asked: `auto`, or the way that the spec forces.
         bytes_per_sample: in the store.
-        read_seconds: in which a sample's knowledge is gathered from a map of the store, one thread.
+        read_seconds: in which a sample's knowledge is gathered from a map of the store, one thread; infinite where no file
+            could be written there.
         compute_seconds: in which the teacher computes it for a sample, with all passes that it takes.
         num_views: in which it is read.
     """
@@ -53,10 +55,8 @@ def choose_ways(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: int)
     # What is forced goes first, then by size.
     for kind, cost in sorted(costs.items(), key=lambda item: (item[1].asked == "auto", item[1].bytes_per_sample)):
         total = cost.bytes_per_sample * num_samples * cost.num_views
-        facts = (
-            f"{cost.bytes_per_sample:,} B per sample: {1e6 * cost.read_seconds:.2f} µs to read back, "
-            f"{1e6 * cost.compute_seconds:.2f} µs to compute"
-        )
+        read = f"{1e6 * cost.read_seconds:.2f} µs" if math.isfinite(cost.read_seconds) else "an unknown time"
+        facts = f"{cost.bytes_per_sample:,} B per sample: {read} to read back, {1e6 * cost.compute_seconds:.2f} µs to compute"
         if cost.asked != "auto":
             if cost.asked == "cached" and total > room_bytes:
                 raise UsageError(
@@ -65,13 +65,16 @@ def choose_ways(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: int)
                     "or let way be auto"
                 )
             choices[kind] = Choice(cost.asked, f"asked for in the spec; {facts}")
-        elif cost.read_seconds > cost.compute_seconds:
-            choices[kind] = Choice("inline", f"{facts}; recomputing is quicker")
         elif total > room_bytes:
             choices[kind] = Choice(
                 "inline",
-                f"{cost.num_views} views take {readable_bytes(total)}, more than the {readable_bytes(room_bytes)} of room",
+                f"{cost.num_views} views take {readable_bytes(total)}, more than the {readable_bytes(room_bytes)} of room; "
+                "raise knowledge.max_bytes, free some disk, or lower views.count to have them cached",
             )
+        elif not math.isfinite(cost.read_seconds):
+            choices[kind] = Choice("inline", f"{facts}, since no file could be written to time it; see what room the disk has")
+        elif cost.read_seconds > cost.compute_seconds:
+            choices[kind] = Choice("inline", f"{facts}; recomputing is quicker")
         else:
             choices[kind] = Choice("cached", f"{facts}; {cost.num_views} views take {readable_bytes(total)}")
         if choices[kind].way == "cached":

@@ -25,6 +25,7 @@ from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
+from stillhouse.errors import StillhouseError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
@@ -378,7 +379,7 @@ class TeacherService:
                 continue
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
-                    self._error = f"{type(error).__name__}: {error}"
+                    self._error = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
 
     def _note(self, view: int, rows: int, written: Mapping[str, int], seconds: float, token: str) -> None:
         """One line per stretch in the store's log: the count of forwarded samples outlives every crash."""
