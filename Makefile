@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .stillhouse
 TEST_PROCESSES ?= 2
-WHEEL_ENV ?= $(shell mktemp -d -u -t stillhouse-wheel-XXXXXX)
 
 .PHONY: help setup demo ui test lint types imports check wheel wheel-test bench clean
 .DELETE_ON_ERROR:
@@ -51,7 +50,7 @@ wheel: setup
 	$(BIN)/python -m build --wheel --outdir dist >/dev/null
 
 wheel-test: wheel
-	trap 'rm -rf $(WHEEL_ENV)' EXIT; sh tests/wheel.sh $(BIN)/python $(WHEEL_ENV) dist/*.whl
+	environment=$$(mktemp -d -t stillhouse-wheel-XXXXXX); trap 'rm -rf "$$environment"' EXIT; sh tests/wheel.sh $(BIN)/python "$$environment" dist/*.whl
 
 bench: setup
 	for benchmark in benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
