@@ -1,7 +1,10 @@
 """Searches on a real cluster: ended by a budget in the middle and resumed, stopped early, confirmed on fresh seeds."""
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,9 @@ import pytest
 import ray
 
 from stillhouse.spec.load import validate
+from stillhouse.sweep.connection import connect
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -35,14 +38,7 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        namespace="stillhouse",
-        runtime_env={"env_vars": dict(environment_of_workers())},
-    )
+    connect(None)
     yield
     ray.shutdown()
 
@@ -101,3 +97,42 @@ def test_trials_are_stopped_within_their_size_and_the_winners_are_confirmed_on_f
         assert len({winner.trial.seed, *(each.trial.seed for each in confirmed)}) == 3
     again = Sweep(spec, home=tmp_path).run()
     assert (again.planned, again.reused) == (14, 14), "what was stopped stays so"
+
+
+def descendants(process: int) -> set[int]:
+    """A process's children, theirs, and so on."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            # The name in brackets may hold anything.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, new = set[int](), {process}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return found - {process}
+
+
+def listening(processes: Iterable[int]) -> list[IPv4Address | IPv6Address]:
+    """The addresses on which these processes wait for connections, by the kernel's tables."""
+    sockets = set[str]()
+    for process in processes:
+        for path in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                sockets.add(str(path.readlink()))
+    found: list[IPv4Address | IPv6Address] = []
+    for table, address in (("tcp", IPv4Address), ("tcp6", IPv6Address)):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                found.append(address(b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's tables of connections")
+def test_a_cluster_of_our_own_listens_on_the_loopback_interface_only(cluster: None) -> None:
+    found = listening(descendants(os.getpid()))
+    mapped = [getattr(each, "ipv4_mapped", None) or each for each in found]
+    assert len(mapped) >= 3, "the control store's, the node's and the agent's at least"
+    assert all(each.is_loopback for each in mapped), mapped

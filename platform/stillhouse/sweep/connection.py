@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from stillhouse.errors import InfrastructureError
@@ -41,7 +42,7 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
     if address is None:
         # Without a word Ray joins whatever cluster it finds traces of on this machine, also one that is gone.
         options |= {"address": "local", "include_dashboard": False}
-        with _one_sentence("can not start a local Ray cluster"):
+        with _one_sentence("can not start a local Ray cluster"), _on_loopback():
             ray.init(**options, runtime_env={"env_vars": dict(environment_of_workers())})
         return
     _knock(address)
@@ -82,6 +83,17 @@ def _knock(address: str) -> None:
             f"can not reach the cluster at {address}: {getattr(error, 'strerror', None) or error}; "
             "give the address that `ray start` printed on the head, HOST:6379, or auto on a node of the cluster"
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray that starts in here listens on the loopback interface, as on macOS and Windows; else on every one of the machine."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
