@@ -1,6 +1,11 @@
 """The measurement of reading: what it leaves behind, and how it grows."""
 
+import shutil
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 from stillhouse.knowledge.speed import seconds_per_row
 
@@ -13,6 +18,22 @@ def test_the_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_row_of_a_mebibyte_takes_longer_than_one_of_forty_bytes(tmp_path: Path) -> None:
     """A factor of 26,000 in bytes: no noise turns that around."""
     assert seconds_per_row(tmp_path, 1 << 20) > seconds_per_row(tmp_path, 40)
+
+
+def test_the_measurement_takes_a_part_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of 100,000 bytes are 625 rows of 40."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage)
+    shapes: list[tuple[int, ...]] = []
+    memmap: Any = np.memmap
+
+    def watching(*arguments: Any, shape: tuple[int, ...]) -> Any:
+        shapes.append(shape)
+        return memmap(*arguments, shape=shape)
+
+    monkeypatch.setattr(np, "memmap", watching)
+    assert 0 < seconds_per_row(tmp_path, 40) < float("inf")
+    assert shapes == [(625, 10)]
 
 
 def test_a_store_that_can_not_be_written_is_read_infinitely_slowly(tmp_path: Path) -> None:

@@ -372,11 +372,12 @@ def test_a_full_disk_at_the_journal_is_one_sentence_and_costs_the_stretch(
 
 
 def flip(path: Path, *, of: NDArray[Any]) -> None:
-    """Flips a bit of the row that holds these values."""
-    content = bytearray(path.read_bytes())
+    """Flips a bit of the row that holds these values, in place, as a disk does: a file that is mapped must not be cut."""
+    content = path.read_bytes()
     place = content.index(of.tobytes())
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([content[place] ^ 1]))
 
 
 def cut(path: Path) -> None:
@@ -415,6 +416,27 @@ def test_a_truncated_part_is_noticed_and_its_rows_alone_made_again(store: Knowle
     assert missing_in(store) == list(range(PART_ROWS * number, min(PART_ROWS * (number + 1), ROWS)))
     fill(store, rows)
     assert np.array_equal(all_rows(store), rows)
+
+
+def test_wherever_a_part_is_garbled_it_is_refused_or_says_the_same(store: KnowledgeStore) -> None:
+    """Also where the envelope of Arrow is hit, whose lengths and places are not to be trusted then."""
+    rows = numbers(ROWS, 2)
+    fill(store, rows)
+    (part,) = parts_of(store)
+    whole = part.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        for bits in (0x01, 0x40, 0xFF):
+            garbled = bytearray(whole)
+            garbled[place] ^= bits
+            part.with_name("beside").write_bytes(garbled)
+            part.with_name("beside").replace(part)
+            store.distrust(IDENTITY)
+            try:
+                assert np.array_equal(all_rows(store), rows)
+            except Damaged:
+                refused += 1
+    assert refused > 3 * rows.nbytes, "every hit of a value, and more"
 
 
 @pytest.mark.usefixtures("small")
@@ -500,12 +522,7 @@ def test_a_part_that_is_harmed_while_its_view_is_sealed_is_not_trusted(
         if path.name == "manifest":
             # Later than the last row by more than a tick of the file system's clock.
             time.sleep(0.05)
-            part = path.with_name("part-000.arrow")
-            part.write_bytes(flipped(part.read_bytes()))
-
-    def flipped(content: bytes) -> bytes:
-        place = content.index(numbers(ROWS, 2)[5].tobytes())
-        return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+            flip(path.with_name("part-000.arrow"), of=numbers(ROWS, 2)[5])
 
     monkeypatch.setattr(writer_module, "write_checked", harming)
     fill(store, numbers(ROWS, 2))
@@ -550,6 +567,24 @@ def test_what_is_kept_is_listed(store: KnowledgeStore) -> None:
     assert store.remove(store.key(IDENTITY))
     assert not store.is_sealed(IDENTITY)
     assert list(KnowledgeStore(store.root / "nowhere").entries()) == []
+
+
+def test_what_others_remove_meanwhile_is_not_listed(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that was replaced by another one, and a view that was evicted."""
+    for number in range(2):
+        fill(store, numbers(ROWS, 2), {"view": number})
+    kept, gone = (store.folder({"view": number}) for number in range(2))
+    (kept / "journal-replaced").symlink_to(kept / "nothing")
+    listed = Path.iterdir
+
+    def late(folder: Path) -> Any:
+        found = list(listed(folder))
+        if folder == store.root:
+            shutil.rmtree(gone)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    assert [entry["identity"]["view"] for entry in store.entries()] == [0]
 
 
 def test_pruning_removes_the_longest_unused_views_first_and_spares_those_in_use(store: KnowledgeStore) -> None:

@@ -19,8 +19,11 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
-from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener
+from stillhouse.models.weights import save_weights
+from stillhouse.teachers import client as client_module
+from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener, weights_here
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.homes import HomeAddress
 from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.serving import Busy
 
@@ -213,6 +216,28 @@ def test_rows_that_do_not_come_are_asked_for_again_every_few_seconds(opener: Mak
     assert len(filler.asked) == 4
 
 
+def test_an_epoch_is_one_call_however_long_it_is_and_however_often_its_batches_wait(
+    opener: MakeOpener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_views, filler = opener([0])
+    open_views(3)
+    tick, slept, rows = time.sleep, itertools.count(1), iter(range(1, 6))
+
+    def sleep(seconds: float) -> None:
+        tick(seconds)
+        # Each row comes when it was waited for as long as nobody asks.
+        if next(slept) % 5 == 0:
+            filler.fill([next(rows)])
+
+    for row in range(1, 6):
+        for _ in range(100):
+            tick(1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", sleep)
+            open_views.await_rows(torch.tensor([row]))
+    assert len(filler.asked) == 1
+
+
 def test_a_filling_that_fails_twice_is_one_sentence(opener: MakeOpener) -> None:
     open_views, _ = opener([0], "no room for 16 bytes", "no room for 16 bytes")
     open_views(3)
@@ -267,3 +292,53 @@ def test_a_trial_gets_logits_of_every_class_back_whatever_form_they_are_kept_in(
     gathered = source.gather(torch.tensor([4, 1]), torch.empty(0))["logits"]
     assert gathered.shape == (2, 100)
     assert torch.equal(gathered.topk(3).values, values[[4, 1]].topk(3).values)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[TeacherTicket, Path]:
+    """A ticket of a teacher that the actor has loaded, and its weights on this node."""
+    path = tmp_path / "weights.safetensors"
+    digest = save_weights(TICKET.definition.build(), path)
+    return dataclasses.replace(TICKET, weights_path=str(path), weights_hash=digest), path
+
+
+def test_the_weights_of_a_trial_are_those_that_the_actor_has_loaded(weights: tuple[TeacherTicket, Path]) -> None:
+    ticket, path = weights
+    assert weights_here(ticket) == path
+
+
+@pytest.mark.parametrize("harm", ["another training", "cut off", "gone"])
+def test_other_weights_are_refused(weights: tuple[TeacherTicket, Path], harm: str) -> None:
+    """Whole and of the right shapes, but another teacher than the one whose knowledge others read."""
+    ticket, path = weights
+    if harm == "another training":
+        save_weights(TICKET.definition.build(), path)
+    elif harm == "cut off":
+        path.write_bytes(path.read_bytes()[:-4])
+    else:
+        path.unlink()
+    with pytest.raises(InfrastructureError, match="no longer holds the weights that teacher 'big' was loaded from"):
+        weights_here(ticket)
+
+
+@pytest.mark.parametrize("copy", ["none", "of another training"])
+def test_a_node_without_the_right_copy_of_the_weights_fetches_it(
+    weights: tuple[TeacherTicket, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: str
+) -> None:
+    ticket, path = weights
+    here = tmp_path / "here" / "weights.safetensors"
+    if copy != "none":
+        save_weights(TICKET.definition.build(), here)
+
+    class Node:
+        def here(self, _path: str) -> Path:
+            return here
+
+        def pull(self, wanted: Path) -> None:
+            wanted.parent.mkdir(exist_ok=True)
+            shutil.copy(path, wanted)
+
+    monkeypatch.setattr(client_module, "node_home", lambda _address: Node())
+    found = weights_here(dataclasses.replace(ticket, home=HomeAddress(path=str(tmp_path))))
+    assert found == here
+    assert found.read_bytes() == path.read_bytes()

@@ -169,9 +169,13 @@ def test_a_flipped_byte_in_a_copy_or_at_home_is_never_read(home: Home, place: st
     wait_for(home.first, lambda _view: home.first.is_sealed(IDENTITY))
     store = home.store if place == "home" else home.first
     (part,) = store.folder(IDENTITY).glob("part-*")
-    content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 1
-    part.write_bytes(content)
+    middle = part.stat().st_size // 2
+    # In place, as a disk does: a file that others may have mapped must not be cut.
+    with part.open("r+b") as file:
+        file.seek(middle)
+        flipped = bytes([file.read(1)[0] ^ 1])
+        file.seek(middle)
+        file.write(flipped)
     if place == "home":
         with pytest.raises(Damaged):
             home.first.open(IDENTITY)
@@ -188,6 +192,7 @@ def test_what_a_copier_met_is_told_once(home: Home, monkeypatch: pytest.MonkeyPa
     """A second copier that meets the same would have it told when it has long been mended."""
     fill(home.store)
     (part,) = home.store.folder(IDENTITY).glob("part-*")
+    part.unlink()
     part.write_bytes(b"")
     asked, go, copies = [0], threading.Event(), home.first._copies
     call, follow = home.link.call, copies.follow
@@ -211,6 +216,35 @@ def test_what_a_copier_met_is_told_once(home: Home, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Damaged):
         home.first.follow(IDENTITY)
     assert asked == [1]
+
+
+def test_a_copy_that_is_sealed_while_somebody_looks_at_it_is_not_copied_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(home.store)
+    looked, copies = threading.Event(), home.first._copies
+    call, follow = home.link.call, copies.follow
+
+    def waiting(method: str, *arguments: Any) -> Any:
+        assert method != "rows" or looked.wait(20)
+        return call(method, *arguments)
+
+    def slow(identity: Any) -> View:
+        view = follow(identity)
+        looked.set()
+        join_copiers()
+        return view
+
+    def join_copiers() -> None:
+        for copier in home.first._copying.values():
+            copier.join(20)
+
+    monkeypatch.setattr(home.link, "call", waiting)
+    monkeypatch.setattr(copies, "follow", slow)
+    wait_for(home.first, lambda _view: True)
+    join_copiers()
+    assert home.first.is_sealed(IDENTITY)
+    assert home.link.calls.count("layout") == 1
 
 
 def _missing(store: KnowledgeStore) -> NDArray[np.bool_]:

@@ -181,6 +181,9 @@ def allocate_part(path: Path, layout: Layout, number: int) -> None:
 def map_part(path: Path, layout: Layout, number: int) -> tuple[NDArray[Any], int]:
     """A part's rows [rows, *shape] over the memory map, not to be written to, and where in the file they begin.
 
+    The file must not be cut in place while it is mapped: whoever reads behind its end dies of SIGBUS. Nothing here does that; a
+    part that is made again is another file, renamed into its place, and whoever has the old one mapped keeps it.
+
     Raises:
         Damaged: the file is missing, cut off or none of this layout.
     """
@@ -188,10 +191,13 @@ def map_part(path: Path, layout: Layout, number: int) -> tuple[NDArray[Any], int
     shape = (last - first, *layout.shape)
     try:
         file = pa.memory_map(str(path))
-        values = pa.ipc.open_file(file).get_batch(0).column(_COLUMN).storage.flatten()
+        batch = pa.ipc.open_file(file).get_batch(0)
+        # A garbled envelope may promise any number of values, and Arrow ends the process when it is believed (pyarrow 25).
+        batch.validate()
+        values = batch.column(_COLUMN).storage.flatten()
         file.seek(0)
         begin = file.read_buffer(1).address
-    except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
+    except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
         raise Damaged(f"{path} is not a part of a view: {error}") from error
     if len(values) != math.prod(shape) or values.type != pa.from_numpy_dtype(np.dtype(layout.dtype)):
         raise Damaged(f"{path} holds {len(values)} values of {values.type}, not {shape} of {layout.dtype}")

@@ -107,11 +107,13 @@ class KnowledgeStore:
     def entries(self) -> Iterator[dict[str, Any]]:
         """What is kept: `key`, `bytes`, `sealed`, `last_used` (seconds since the epoch) and the identity of each view."""
         for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if not folder.is_dir():
+            try:
+                files = _files_in(folder)
+                latest = max((file.st_mtime for file in files.values()), default=folder.stat().st_mtime)
+            except (FileNotFoundError, NotADirectoryError):
+                # No view, or one that is just being removed.
                 continue
-            files = {file.name: file.stat() for file in folder.iterdir() if not file.name.startswith(".")}
             used = files.get(MANIFEST)
-            latest = max((file.st_mtime for file in files.values()), default=folder.stat().st_mtime)
             entry: dict[str, Any] = {
                 "key": folder.name,
                 "bytes": sum(file.st_size for file in files.values()),
@@ -153,6 +155,16 @@ class KnowledgeStore:
                 total -= entry["bytes"]
                 removed.append(entry)
         return removed
+
+
+def _files_in(folder: Path) -> dict[str, os.stat_result]:
+    """The files of a view, but for those that vanish meanwhile: others fill it."""
+    files = {}
+    for file in folder.iterdir():
+        if not file.name.startswith("."):
+            with suppress(FileNotFoundError):
+                files[file.name] = file.stat()
+    return files
 
 
 def _of(identity: Mapping[str, Any], view: View, folder: Path) -> View:

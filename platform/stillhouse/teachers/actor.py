@@ -76,44 +76,12 @@ class TeacherActor(Leased):
 
     def prepare(self) -> dict[str, Any]:
         """Loads or trains the teacher once; gives its facts. A `StillhouseError` comes back as `{"error", "exit_code"}`."""
-        self._ending.clear()
-        if self._service is None:
-            try:
-                data = self._obtain_data()
-                home = node_home(self._home_address)
-                teacher = TeacherLibrary(home.folder / "teachers", home).obtain(
-                    self._definition_here(home),
-                    data,
-                    self._views,
-                    device=self._device,
-                    progress=self._note,
-                    ending=self._ending.is_set,
-                )
-            except StillhouseError as error:
-                return {"error": str(error), "exit_code": error.exit_code}
-            except OSError as error:
-                return {"error": f"{error.strerror or error} ({error.filename})", "exit_code": InfrastructureError.exit_code}
-            home.store.root.mkdir(parents=True, exist_ok=True)
-            self._service = TeacherService(
-                teacher,
-                data,
-                self._views,
-                home.store,
-                dtype=self._dtype,
-                device=self._device,
-                note_fill=home.note_fill,
-            )
-            self._facts = {
-                "key": teacher.key,
-                "weights_path": str(home.there(teacher.path)),
-                "weights_hash": teacher.weights_hash,
-                "validation_accuracy": teacher.validation_accuracy,
-                "train_seconds": teacher.train_seconds,
-                "trained_now": teacher.trained_now,
-                "device": self._device,
-                "seconds_per_sample": self._service.measure(())["seconds_per_sample"],
-                "base": self._service.base,
-            }
+        try:
+            self._ready()
+        except StillhouseError as error:
+            return {"error": str(error), "exit_code": error.exit_code}
+        except OSError as error:
+            return {"error": f"{error.strerror or error} ({error.filename})", "exit_code": InfrastructureError.exit_code}
         return self._facts
 
     def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> bool:
@@ -197,14 +165,46 @@ class TeacherActor(Leased):
         return os.getpid()
 
     def _ready(self) -> TeacherService:
-        # Behind a restart many trials ask at once, and the teacher is loaded for all of them.
+        """The service. Several drivers, and trials behind a restart, ask at once: the teacher is loaded for all of them."""
         with self._preparing:
             if self._service is None:
-                facts = self.prepare()
-                if "error" in facts:
-                    raise StillhouseError(facts["error"])
-        assert self._service is not None
-        return self._service
+                self._ending.clear()
+                self._service = self._load()
+            return self._service
+
+    def _load(self) -> TeacherService:
+        data = self._obtain_data()
+        home = node_home(self._home_address)
+        teacher = TeacherLibrary(home.folder / "teachers", home).obtain(
+            self._definition_here(home),
+            data,
+            self._views,
+            device=self._device,
+            progress=self._note,
+            ending=self._ending.is_set,
+        )
+        home.store.root.mkdir(parents=True, exist_ok=True)
+        service = TeacherService(
+            teacher,
+            data,
+            self._views,
+            home.store,
+            dtype=self._dtype,
+            device=self._device,
+            note_fill=home.note_fill,
+        )
+        self._facts = {
+            "key": teacher.key,
+            "weights_path": str(home.there(teacher.path)),
+            "weights_hash": teacher.weights_hash,
+            "validation_accuracy": teacher.validation_accuracy,
+            "train_seconds": teacher.train_seconds,
+            "trained_now": teacher.trained_now,
+            "device": self._device,
+            "seconds_per_sample": service.measure(())["seconds_per_sample"],
+            "base": service.base,
+        }
+        return service
 
     def _definition_here(self, home: NodeHome) -> TeacherDefinition:
         """The definition with the path that given weights have on this node."""

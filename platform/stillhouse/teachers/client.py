@@ -14,6 +14,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError, RayActorError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
@@ -23,7 +25,7 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
-from stillhouse.models.weights import load_weights
+from stillhouse.models.weights import load_weights, state_hash
 from stillhouse.teachers.definition import TeacherTicket, view_identity
 from stillhouse.teachers.homes import node_home
 from stillhouse.teachers.service import kind_id
@@ -31,7 +33,7 @@ from stillhouse.teachers.serving import Busy
 
 PATIENCE_S = 120.0
 _POLL_S = 0.02
-_REPEAT_S = 5.0
+REPEAT_S = 5.0
 _LONGEST_PAUSE_S = 10.0
 _LONGEST_BUSY_PAUSE_S = 1.0
 _CHOICE_S = 10.0
@@ -131,7 +133,11 @@ class ActorLink:
 
 
 class ViewOpener:
-    """Opens views, sealed or being filled, and waits for their rows; asks the actor for what is not sealed, once per epoch."""
+    """Opens views, sealed or being filled, and waits for their rows.
+
+    The actor is asked once per epoch for what is not sealed, and again whenever one batch has waited for a few seconds, in case
+    the actor has died or failed since.
+    """
 
     def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
         self._ticket = ticket
@@ -166,11 +172,13 @@ class ViewOpener:
         Raises:
             InfrastructureError: the actor can not fill the view, or is gone.
         """
+        # What comes in the next seconds was not lost: a batch that waits for its turn asks nobody.
+        self._asked = time.monotonic()
         self._until(lambda: all(each.ready(indices) for each in self._views.values()))
         return self._views
 
     def _until(self, there: Callable[[], bool]) -> None:
-        """Waits until `there`; the actor is asked again every few seconds, in case it has died or failed since."""
+        """Waits until `there`, and asks the actor every few seconds."""
         failures = 0
         damaged = False
         while True:
@@ -185,7 +193,7 @@ class ViewOpener:
                     damaged = True
             if not damaged and there():
                 return
-            if time.monotonic() - self._asked > _REPEAT_S:
+            if time.monotonic() - self._asked > REPEAT_S:
                 reason = self._ask(damaged=damaged)
                 failures += reason is not None
                 if failures > 1:
@@ -195,7 +203,7 @@ class ViewOpener:
                 # The files that are mapped may have been made anew.
                 with suppress(FileNotFoundError, Damaged):
                     self._views = self._open()
-            time.sleep(_REPEAT_S / 5 if damaged else _POLL_S)
+            time.sleep(REPEAT_S / 5 if damaged else _POLL_S)
 
     def _open(self) -> Mapping[str, View]:
         return {
@@ -368,14 +376,29 @@ class TrialTeacher:
 
 
 def weights_here(ticket: TeacherTicket) -> Path:
-    """The file of the teacher's weights on this node, fetched if need be."""
-    if ticket.home is None:
-        return Path(ticket.weights_path)
-    home = node_home(ticket.home)
-    path = home.here(ticket.weights_path)
-    if not path.exists():
+    """The file of the teacher's weights on this node, fetched if need be; they are those that the actor has loaded.
+
+    Raises:
+        InfrastructureError: they are not, also where the home has them.
+    """
+    home = None if ticket.home is None else node_home(ticket.home)
+    path = Path(ticket.weights_path) if home is None else home.here(ticket.weights_path)
+    # A node's copy may be of an earlier training of this teacher.
+    if not _holds(path, ticket.weights_hash) and home is not None:
         home.pull(path)
+    if not _holds(path, ticket.weights_hash):
+        raise InfrastructureError(
+            f"{path} no longer holds the weights that teacher '{ticket.definition.name}' was loaded from; "
+            "run the same command again"
+        )
     return path
+
+
+def _holds(path: Path, digest: str) -> bool:
+    try:
+        return state_hash(load_file(path)) == digest
+    except (OSError, SafetensorError):
+        return False
 
 
 def _way_of(kind: Knowledge, ticket: TeacherTicket) -> str:

@@ -310,25 +310,25 @@ class DistantStore(KnowledgeStore):
     def _copy(self, key: str, identity: Mapping[str, Any]) -> None:
         with self._guard:
             known = self._copying.get(key)
+            busy = known is not None and known.is_alive()
             # Trouble is told before anybody tries again: else a second one is told when the first has been mended.
-            if key not in self._trouble and (known is None or not known.is_alive()):
+            if key not in self._trouble and not busy and not self._copies.is_sealed(identity):
                 thread = threading.Thread(target=self._copy_rows, args=(key, dict(identity)), name="copier", daemon=True)
                 self._copying[key] = thread
                 thread.start()
 
     def _copy_rows(self, key: str, identity: Mapping[str, Any]) -> None:
         try:
-            while not self._copied(identity):
-                time.sleep(_POLL_S)
+            self._copy_whole(identity)
         except Exception as error:  # the reason must reach the trials that wait
             with self._guard:
                 self._trouble[key] = error
 
-    def _copied(self, identity: Mapping[str, Any]) -> bool:
-        """Copies until this node's view is sealed; False when there is nothing to copy for the moment."""
+    def _copy_whole(self, identity: Mapping[str, Any]) -> None:
+        """Copies until this node's view is sealed, or the home has none: whoever still waits for it comes again."""
         layout = self._keeper.call("layout", identity)
         if layout is None:
-            return False
+            return
         self._make_room(identity, layout)
         # Waits while another process of this node copies, and goes on when that one dies.
         with self._copies.writer(identity, **layout) as writer:
@@ -336,14 +336,13 @@ class DistantStore(KnowledgeStore):
                 try:
                     rows, values, checksum = self._keeper.call("rows", identity, np.packbits(writer.missing))
                 except FileNotFoundError:
-                    return False
+                    return
                 if len(rows) and block_checksum(values) == checksum:
                     writer.put(rows, values)
                     writer.commit()
                 else:
                     time.sleep(_POLL_S)
             writer.seal()
-        return True
 
     def _make_room(self, identity: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
         """For one more copy, unless its room is taken already."""

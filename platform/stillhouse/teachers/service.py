@@ -89,6 +89,7 @@ class TeacherService:
         )
         self._kinds: dict[int, dict[str, Knowledge]] = {}
         self._sweeps: dict[int, set[str]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._queue: list[tuple[int, int, int, Reading | None]] = []
         self._counted: set[str] = set()
         self._order = itertools.count()
@@ -125,6 +126,7 @@ class TeacherService:
             forward = sorted(seconds({}, count) for _ in range(3))[1] / count
             # The first pass of a shape is the slow one.
             each = {name: min(seconds({name: kind}, few) for _ in range(2)) / few for name, kind in wanted.items()}
+        self._shapes |= {name: tuple(value.shape[1:]) for name, value in sample.items()}
         width = np.dtype(self._dtype).itemsize
         sizes = {name: width * value[0].numel() for name, value in sample.items()}
         return {
@@ -179,6 +181,7 @@ class TeacherService:
         """Forgets what was requested, and returns when what is under way is durable and counted; requests may come again."""
         with self._wanted:
             self._queue.clear()
+            self._kinds.clear()
             self._resting = True
             filler = self._filler
         if filler is not None:
@@ -217,7 +220,9 @@ class TeacherService:
             return
         rows = len(self._images)
         with FeatureReader(self.teacher.model, layers_of(missing)) as reader, contextlib.ExitStack() as stack:
-            sample = self._forward(reader, missing, view, np.arange(min(2, rows)))
+            if unknown := {name: kind for name, kind in missing.items() if name not in self._shapes}:
+                few = self._forward(reader, unknown, view, np.arange(min(2, rows)))
+                self._shapes |= {name: value.shape[1:] for name, value in few.items()}
             identities = {name: view_identity(self.base, kind, view) for name, kind in missing.items()}
             writers: dict[str, ViewWriter] = {}
             # In the order of their keys, so that two services do not wait for each other's locks.
@@ -225,7 +230,7 @@ class TeacherService:
                 writer = self._store.writer(
                     identities[name],
                     rows=rows,
-                    shape=sample[name].shape[1:],
+                    shape=self._shapes[name],
                     dtype=self._dtype,
                     # Others who fill some of these kinds must mean the same rows by a batch.
                     order=next((each.order for each in writers.values() if each.order is not None), reading),
@@ -372,7 +377,8 @@ class TeacherService:
                     self._filler = None
                     return
                 *_, view, reading = heapq.heappop(self._queue)
-                kinds = list(self._kinds[view].values())
+                # Whoever asks for the view later says again what for: what one sweep asked is not filled for another.
+                kinds = list(self._kinds.pop(view, {}).values())
             try:
                 self.fill(view, kinds, reading)
             except _RestingError:

@@ -1,0 +1,75 @@
+"""The shared teacher's actor, called as Ray calls it, from several threads: what is loaded, and what goes wrong."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.errors import InfrastructureError
+from stillhouse.teachers import actor as actor_module
+from stillhouse.teachers.actor import TeacherActor
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.homes import HomeAddress
+from stillhouse.teachers.library import LoadedTeacher
+from stillhouse.teachers.service import TeacherService
+
+
+@pytest.fixture
+def actor(
+    trained: tuple[Path, LoadedTeacher],
+    make_definition: Callable[..., TeacherDefinition],
+    digits: ImageData,
+    views: Views,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> TeacherActor:
+    """Over a home with a trained teacher."""
+    shutil.copytree(trained[0], tmp_path / "teachers")
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    monkeypatch.setattr(TeacherActor, "_obtain_data", lambda _self: digits)
+    return TeacherActor(make_definition(), [None], views, HomeAddress(path=str(tmp_path)), "float32", 1, [], [])
+
+
+def test_a_teacher_is_loaded_once_for_drivers_that_ask_at_the_same_time(
+    actor: TeacherActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second service would go on filling when the one that is known has come to rest."""
+    made: list[TeacherService] = []
+    second = threading.Event()
+
+    def making(*arguments: Any, **options: Any) -> TeacherService:
+        made.append(TeacherService(*arguments, **options))
+        if len(made) > 1:
+            second.set()
+        second.wait(0.5)
+        return made[-1]
+
+    monkeypatch.setattr(actor_module, "TeacherService", making)
+    answers: list[dict[str, Any]] = []
+    drivers = [threading.Thread(target=lambda: answers.append(actor.prepare())) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(60)
+    assert answers[0] == answers[1]
+    assert len(made) == 1
+
+
+def test_what_keeps_a_teacher_from_being_loaded_is_an_answer_to_drivers_and_an_error_to_trials(
+    actor: TeacherActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial must be able to tell what is not its own fault."""
+
+    def lost(_self: TeacherActor) -> ImageData:
+        raise InfrastructureError("the data set was lost")
+
+    monkeypatch.setattr(TeacherActor, "_obtain_data", lost)
+    assert actor.prepare() == {"error": "the data set was lost", "exit_code": InfrastructureError.exit_code}
+    with pytest.raises(InfrastructureError, match="the data set was lost"):
+        actor.counters()
