@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stillhouse import __version__
-from stillhouse.errors import Interrupted, SpecError, StillhouseError, UsageError
+from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError
 from stillhouse.spec.sizes import parse_bytes
 
 OK, USAGE, TRIALS_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -71,6 +71,11 @@ def _told(command: Callable[P, int | None]) -> Callable[P, None]:
             # The reader of our stdout is gone (`| head`): nothing is left to say, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(OK) from None
+        except OSError as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            where = f" ({error.filename})" if error.filename else ""
+            _complain(InfrastructureError(f"{error.strerror or error}{where}"))
         else:
             raise typer.Exit(code or OK)
 
@@ -899,7 +904,6 @@ def _print_config(spec: Any, as_json: bool) -> int:
 
 
 def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None) -> int:
-    from stillhouse.errors import InfrastructureError
     from stillhouse.sweep.show import show_outlook, show_plan
     from stillhouse.sweep.volume import measure_volume
 

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,11 @@ def _home(home: Path) -> tuple[bool, str]:
     try:
         write_checked(probe, b"probe")
         read_checked(probe)
+    except OSError as error:
+        return False, f"can not write into {home}: {error.strerror or error}; choose another with --home"
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
     free = shutil.disk_usage(home).free
     return free >= LEAST_FREE_BYTES, f"{home} is writable, {free / 2**30:.1f} GiB free"
 

@@ -1,5 +1,7 @@
 """What the driver makes of a teacher's trouble. Ray itself is stood in for; whole sweeps are in test_end_to_end."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,28 @@ def test_a_teacher_that_does_not_come_back_ends_the_sweep(tmp_path: Path, monkey
     monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
     with pytest.raises(InfrastructureError, match=r"^teacher 'big' did not come back for"):
         prepare(tmp_path, RESTARTS)
+
+
+# A connection that is made by half
+
+
+def test_who_can_not_join_a_cluster_whole_leaves_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_home: Path, _max_bytes: None) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    left: list[bool] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: left.append(True))
+    monkeypatch.setattr(cluster, "connect", lambda _address, _spec: None)
+    monkeypatch.setattr(cluster, "kept_home", full)
+    monkeypatch.setattr(Cluster, "_check_placement", lambda _self, _home: None)
+    one = SimpleNamespace(cpu=1, num_workers=1)
+    spec: Any = SimpleNamespace(name="s", trial_resources=one, knowledge=SimpleNamespace(max_bytes=None))
+    ending, progress = Ending(tmp_path / "stop"), Progress("s", quiet=True)
+    monkeypatch.setattr(ending, "listen", lambda: None)
+    with pytest.raises(OSError, match="No space left"):
+        Cluster(spec, address="head:6379", home=tmp_path, progress=progress, ending=ending)
+    assert left == [True]
 
 
 # A record that is damaged before the driver has read it

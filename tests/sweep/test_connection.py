@@ -97,7 +97,9 @@ def test_another_version_of_ray_is_one_sentence_with_both(listening: str, monkey
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:port", "127.0.0.1:99999999"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:port", "127.0.0.1:99999999", "head", ":6379"]
+)
 def test_an_address_where_nobody_answers_is_said_before_ray_is_asked(address: str, joined: list[dict[str, Any]]) -> None:
     with pytest.raises(InfrastructureError, match=f"can not reach the cluster at {address}: .*; give the address"):
         connect(address)

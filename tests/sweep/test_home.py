@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from stillhouse.errors import InfrastructureError, UsageError
-from stillhouse.spec.records import SweepFacts
+from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home import (
     HOME_VARIABLE,
     TRIALS_KEY,
@@ -122,9 +123,16 @@ def test_the_same_spec_may_come_again(tmp_path: Path) -> None:
     assert stat.S_IMODE((home.folder / "spec.json").stat().st_mode) == 0o600
 
 
-def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path) -> None:
-    home = SweepHome(tmp_path, "s")
-    home.keep_spec(SPEC)
+def begun(home: Path, make_record: Callable[..., TrialRecord], spec: Mapping[str, Any] = SPEC) -> SweepHome:
+    """A sweep with one trial."""
+    place = SweepHome(home, "s")
+    place.keep_spec(spec)
+    place.ledger.write(make_record("a"))
+    return place
+
+
+def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
+    home = begun(tmp_path, make_record)
     changed = {**SPEC, "students": [{"model": "mlp"}, {"model": "resnet8"}], "search": {"max_epochs": 6}, "views": {"count": 2}}
     with pytest.raises(UsageError, match=r"with another spec: search.max_epochs, students\[1\].model, views changed") as caught:
         home.keep_spec(changed)
@@ -132,21 +140,40 @@ def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path) ->
     assert home.read_spec() == SPEC
 
 
-def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
+def test_before_any_trial_has_left_something_the_spec_may_change_and_not_behind_that(
+    tmp_path: Path, make_record: Callable[..., TrialRecord]
+) -> None:
+    mended = {**SPEC, "students": ["mlp"]}
     home = SweepHome(tmp_path, "s")
     home.keep_spec(SPEC)
+    home.keep_spec(mended)
+    assert home.read_spec() == mended
+    (home.folder / "trials" / "a").mkdir(parents=True)
+    (checkpoint := home.folder / "trials" / "a" / "checkpoint").touch()
+    with pytest.raises(UsageError, match="another spec: students changed"):
+        home.keep_spec(SPEC)
+    checkpoint.unlink()
+    home.ledger.write(make_record("a"))
+    home.ledger.set_aside("a")
+    with pytest.raises(UsageError, match="another spec: students changed"):
+        home.keep_spec(SPEC)
+
+
+def test_what_decides_no_result_may_change(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
+    home = begun(tmp_path, make_record)
     changed = {**SPEC, "trial_resources": {"cpu": 2}, "tracking": {"uri": "sqlite:///x"}, "max_concurrent_trials": 1}
     changed["search"] = {**SPEC["search"], "scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}
     home.keep_spec(changed)
     assert home.read_spec() == changed
 
 
-def test_where_teachers_run_and_how_their_knowledge_travels_may_change_and_nothing_else_of_them(tmp_path: Path) -> None:
-    home = SweepHome(tmp_path, "s")
+def test_where_teachers_run_and_how_their_knowledge_travels_may_change_and_nothing_else_of_them(
+    tmp_path: Path, make_record: Callable[..., TrialRecord]
+) -> None:
     teacher = {"model": "lenet", "train": {"epochs": 3}, "resources": {"cpu": 64, "custom": {}}, "replicas": 1}
     knowledge: dict[str, Any] = {"way": "cached", "ways": {}, "dtype": "float32", "max_bytes": None}
     kept = {**SPEC, "teachers": {"big": teacher}, "knowledge": knowledge}
-    home.keep_spec(kept)
+    home = begun(tmp_path, make_record, kept)
     placed = {**teacher, "resources": {"cpu": 1, "custom": {"slot": 1}}, "replicas": 2}
     moved = {**knowledge, "way": "auto", "ways": {"logits": "inline"}, "max_bytes": 1000}
     changed = {**kept, "teachers": {"big": placed}, "knowledge": moved}
@@ -157,9 +184,8 @@ def test_where_teachers_run_and_how_their_knowledge_travels_may_change_and_nothi
         home.keep_spec(other)
 
 
-def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path) -> None:
-    home = SweepHome(tmp_path, "s")
-    home.keep_spec(SPEC)
+def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
+    home = begun(tmp_path, make_record)
     longer = extended_spec(SPEC, 16)
     assert longer["search"] == {"max_epochs": 5, "trials_per_method": 16}
     with pytest.raises(UsageError, match=r"search.trials_per_method changed; use `stillhouse extend NAME --trials N`"):

@@ -1,20 +1,30 @@
 """The commands that look at sweeps from outside: status, ls, stop, rm. On made-up ledgers; no cluster."""
 
+import errno
+import io
 import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.home import SweepHome, sweep_names
 from stillhouse.sweep.ledger import Ledger
+from stillhouse.sweep.life import watch_status
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.state import following
+from stillhouse.sweep.state import StatusReader, following
 
 MakeRecord = Callable[..., TrialRecord]
 Run = Callable[..., tuple[int, str, str]]
@@ -93,6 +103,25 @@ def test_status_after_a_crash_counts_the_ledger_and_says_how_to_go_on(run: Run, 
     assert "stillhouse retry halfway --home" in output
 
 
+def test_watching_a_sweep_that_runs_shows_it_until_its_driver_ends(tmp_path: Path, make_record: MakeRecord) -> None:
+    place, progress, screen = SweepHome(tmp_path, "s"), Progress("s", quiet=True), io.StringIO()
+    progress.plan(2)
+    console = Console(file=screen, force_terminal=True, width=100)
+    seen: list[dict[str, Any]] = []
+    watching = threading.Thread(target=lambda: seen.append(watch_status(StatusReader(place), console)))
+    with running(place, progress):
+        watching.start()
+        for key in ("a", "b"):
+            place.ledger.write(make_record(key))
+            deadline = time.monotonic() + 60
+            while f"{len(list(place.ledger.keys()))}/2 trials" not in screen.getvalue():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert not seen
+    watching.join()
+    assert (seen[0]["state"], seen[0]["done"]) == ("finished", 2)
+
+
 def test_watching_a_sweep_that_does_not_run_ends_with_its_state(run: Run, halfway: SweepHome) -> None:
     code, output, _ = run("status", "halfway", "--watch", "--json")
     assert code == 0
@@ -139,6 +168,17 @@ def test_ls_of_an_empty_home_is_empty(run: Run) -> None:
     assert json.loads(run("ls", "--json")[1]) == []
 
 
+def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
+    run: Run, halfway: SweepHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_reader: StatusReader) -> dict[str, Any]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/dev/sda")
+
+    monkeypatch.setattr(StatusReader, "read", broken)
+    code, output, complaint = run("status", "halfway")
+    assert (code, output, complaint) == (4, "", "error: Input/output error (/dev/sda)\n")
+
+
 def test_stop_says_that_nothing_runs(run: Run, halfway: SweepHome) -> None:
     code, _, complaint = run("stop", "halfway")
     assert code == 2
@@ -159,6 +199,22 @@ def test_rm_asks_and_without_a_terminal_wants_yes(run: Run, halfway: SweepHome) 
     assert code == 2
     assert "needs a terminal to ask on, or --yes" in complaint
     assert sweep_names(halfway.home) == ["halfway"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", ["halfway"]), ("y", [])])
+def test_rm_does_what_it_is_answered_on_a_terminal(halfway: SweepHome, answer: str, left: list[str]) -> None:
+    command = [sys.executable, "-m", "stillhouse.cli", "rm", "halfway", "--home", str(halfway.home)]
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "wb", buffering=0) as terminal:
+        terminal.write(f"{answer}\n".encode())
+        path = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            command, stdin=theirs, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=120
+        )
+        os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert f"Remove {halfway.folder} with 2 trials? [y/N]" in done.stderr
+    assert sweep_names(halfway.home) == left
 
 
 def test_rm_keeps_teachers_and_knowledge(run: Run, halfway: SweepHome) -> None:

@@ -5,12 +5,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stillhouse.doctor import Finding
-from stillhouse.sweep.nodes import NodeReport, _knock, findings_of
+from stillhouse.errors import InfrastructureError
+from stillhouse.sweep import nodes
+from stillhouse.sweep.nodes import NodeReport, _knock, check_nodes, findings_of
 
 OURS = {"python": "3.11.2", "ray": "2.60.0", "torch": "2.14.1", "stillhouse": "0.1.0", "commit": "a" * 40}
 STORE = "http://mlflow.internal:5000"
@@ -103,6 +106,56 @@ def test_a_home_that_a_node_does_not_share_is_said_and_is_no_failure(
 ) -> None:
     finding = found(report, **facts)["home"]
     assert (finding.good, finding.fact) == (True, f"{APART}{sentence}{KEPT}")
+
+
+def report(node: str = "10.0.0.11 (4c2e1f)", *, shared: bool = True, **facts: Any) -> NodeReport:
+    return NodeReport(node=node, gpus=0.0, facts=GOOD | facts, came_back=shared)
+
+
+OLD = report("10.0.0.12 (9ab03d)", versions=OURS | {"torch": "2.13.0"})
+NO_SCRATCH = report("10.0.0.13 (77aa00)", shared=False, probe_read=False, scratch_trouble="Permission denied")
+DEAD = NodeReport(node="10.0.0.14 (0f0f0f)", gpus=0.0, facts=None, error="no worker answered within 120 s")
+
+
+@pytest.mark.parametrize(
+    ("reports", "sentence"),
+    [
+        ([OLD], "node 10.0.0.12 (9ab03d) has torch 2.13.0 (2.14.1 here); install the same versions on every node"),
+        (
+            [NO_SCRATCH],
+            "node 10.0.0.13 (77aa00) sees neither the home nor a scratch folder (/tmp: Permission denied); share the home, or "
+            "set STILLHOUSE_SCRATCH there",
+        ),
+        (
+            [NO_SCRATCH, OLD, DEAD],
+            "node 10.0.0.14 (0f0f0f) can not run the platform: no worker answered within 120 s "
+            "(and 2 more problems: stillhouse doctor --address lists them)",
+        ),
+    ],
+)
+def test_a_node_on_which_a_sweep_can_not_run_holds_it_back_with_one_sentence(
+    reports: list[NodeReport], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, [report(), *reports])
+    with pytest.raises(InfrastructureError) as caught:
+        check_nodes(Path("/shared/home"))
+    assert str(caught.value) == sentence
+
+
+def test_a_home_that_only_the_driver_sees_holds_nothing_back_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = [report(node, shared=False, probe_read=False) for node in ("10.0.0.12 (9ab03d)", "10.0.0.13 (77aa00)")]
+    kept = "not see the home /shared/home: what is there goes through the home's keeper"
+    for some, who in ((apart[:0], None), (apart[:1], "node 10.0.0.12 (9ab03d) does"), (apart, "2 of 3 nodes do")):
+        pretend(monkeypatch, [report(), *some])
+        assert check_nodes(Path("/shared/home")) == ([] if who is None else [f"{who} {kept}"])
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, reports: list[NodeReport]) -> None:
+    """Nodes that answer so."""
+    monkeypatch.setattr(nodes, "ask_nodes", lambda _home: reports)
+    monkeypatch.setattr(nodes, "_usable_nodes", lambda: reports)
+    monkeypatch.setattr(nodes, "_name", lambda each: each.node)
+    monkeypatch.setattr(nodes, "versions", lambda: OURS)
 
 
 def test_a_commit_that_an_installed_package_does_not_know_is_no_difference() -> None:

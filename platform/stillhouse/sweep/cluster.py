@@ -126,19 +126,18 @@ class Cluster:
         self._data_reference: Any = None
         self._handles: list[Any] = []
         self._leases = LeaseHolder({"sweep": spec.name})
+        self.home = HomeAddress(path=str(home))
         try:
             self._placement = self._check_placement(home)
+            if not self._local:
+                # Also where all nodes share the home: an autoscaler may add one that does not.
+                self.home = kept_home(home, spec.knowledge.max_bytes)
+                self._handles.append(keeper := start_keeper(self.home))
+                self._leases.hold(keeper, again=partial(start_keeper, self.home))
         except BaseException:
             # Whoever tries again in this process must not find half a connection.
-            if self._ours:
-                ray.shutdown()
+            self.__exit__(None, None, None)
             raise
-        self.home = HomeAddress(path=str(home))
-        if not self._local:
-            # Also where all nodes share the home: an autoscaler may add one that does not.
-            self.home = kept_home(home, spec.knowledge.max_bytes)
-            self._handles.append(keeper := start_keeper(self.home))
-            self._leases.hold(keeper, again=partial(start_keeper, self.home))
 
     def __enter__(self) -> Self:
         return self

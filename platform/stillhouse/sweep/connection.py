@@ -71,12 +71,14 @@ def _knock(address: str) -> None:
     """Ray itself takes 20 seconds to say that nobody is there.
 
     Raises:
-        InfrastructureError: nothing listens at `HOST:PORT`.
+        InfrastructureError: nothing listens at `HOST:PORT`, or it is none.
     """
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon:
+    if address in ("auto", "local"):
         return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
+        if not host:
+            raise ValueError("it is not HOST:PORT")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InfrastructureError(

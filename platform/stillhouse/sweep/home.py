@@ -126,11 +126,11 @@ class SweepHome:
             complete: gives the noted spec the defaults of keys that came into being after it was written.
 
         Raises:
-            UsageError: the sweep was started with a spec that decides other results; names the keys that differ.
+            UsageError: the sweep has trials of a spec that decides other results; names the keys that differ.
         """
         path = self.folder / "spec.json"
         kept = self.read_spec()
-        if kept is not None:
+        if kept is not None and self._has_begun:
             kept = complete(kept)
             free = {*may_change, *_DECIDES_NO_RESULT}
             changed = sorted(key for key in changed_keys(kept, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key))
@@ -142,6 +142,11 @@ class SweepHome:
         # A tracking address may hold a password.
         path.chmod(0o600)
         self._started = True
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether any trial has left something."""
+        return any(self.ledger.folder.rglob("*.record")) or any((self.folder / "trials").glob("*/checkpoint"))
 
     def read_spec(self) -> dict[str, Any] | None:
         """The spec as noted; None when the sweep never started.
