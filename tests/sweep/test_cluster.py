@@ -54,6 +54,13 @@ def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_the_teachers_actor_itself_finds_wrong_keeps_its_sentence_and_its_exit_code() -> None:
+    cause = InfrastructureError("no room for 16 bytes of knowledge under /home")
+    handle = Handle({"measure": RayTaskError("measure", "Traceback ...", cause).as_instanceof_cause()})
+    with pytest.raises(InfrastructureError, match=r"^no room for 16 bytes of knowledge under /home$"):
+        asked(handle, "measure")
+
+
 def test_a_teacher_that_stays_away_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
     with pytest.raises(InfrastructureError, match="actor is gone"):

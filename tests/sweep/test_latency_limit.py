@@ -1,11 +1,16 @@
 """A limit on latency, which is known only once the students were timed."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import torch
 
+from stillhouse.errors import Interrupted
 from stillhouse.spec.load import validate
+from stillhouse.sweep.latency import measure_models
 from stillhouse.sweep.runner import student_key
 from stillhouse.sweep.sweep import Sweep
 
@@ -40,6 +45,46 @@ def test_students_that_were_measured_to_be_too_slow_are_not_started(algorithm: s
         f"search.limits.latency_ms = 1: 1 of 2 students are slower and {slow.trials} planned trials with them were dropped: "
         "mlp(hidden=[16]) 1.5 ms"
     )
+
+
+BROKEN = """
+from torch import nn
+
+class Broken(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        if images.device.type != "meta":
+            raise RuntimeError("no such kernel")
+        return self.last(images.flatten(1)[:, :4])
+
+def broken(num_classes, input_shape):
+    return Broken(num_classes)
+"""
+
+
+def test_a_model_that_can_not_run_has_a_reason_and_the_others_their_latency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_nets.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    models: dict[str, tuple[str, dict[str, Any]]] = {"whole": ("mlp", {"hidden": [4]}), "broken": ("broken_nets:broken", {})}
+    threads = torch.get_num_threads()
+    found, reasons = measure_models(models, 10, (1, 8, 8), threads, [])
+    assert found.keys() == {"whole"}
+    assert found["whole"].keys() == {"latency_ms", "latency_p95_ms", "latency_batch64_ms"}
+    assert reasons == {"broken": "RuntimeError: no such kernel (broken_nets.py:11)"}
+
+
+def test_a_request_that_comes_while_the_spec_is_looked_at_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_of(tmp_path, "random")
+    monkeypatch.setattr(sweep.place, "keep_spec", lambda *_spec, **_options: sweep.place.stop_request.touch())
+    monkeypatch.setattr(sweep, "_run", lambda *_arguments: time.sleep(60))
+    with pytest.raises(Interrupted):
+        sweep.run()
 
 
 def test_without_measurements_nothing_is_refused(tmp_path: Path) -> None:

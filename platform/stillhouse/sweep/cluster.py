@@ -24,7 +24,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.data.datasets import ImageData
@@ -205,17 +205,28 @@ class Cluster:
     def measure_latency(
         self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData
     ) -> dict[str, dict[str, float]]:
-        """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources."""
+        """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources.
+
+        What can not run has none, which is said.
+
+        Raises:
+            InfrastructureError: the worker died.
+        """
         resources = self._spec.trial_resources
         task = ray.remote(measure_models).options(
             num_cpus=resources.cpu / resources.num_workers,
             num_gpus=resources.gpu / resources.num_workers,
             **ray_options(resources),
         )
-        answer: dict[str, dict[str, float]] = ray.get(
-            task.remote(dict(models), data.num_classes, data.input_shape, self.threads, list(self.import_paths))
-        )
-        return answer
+        errand = task.remote(dict(models), data.num_classes, data.input_shape, self.threads, list(self.import_paths))
+        found: dict[str, dict[str, float]]
+        try:
+            found, reasons = ray.get(errand)
+        except RayError as error:
+            raise InfrastructureError(f"the students' latency can not be measured: {_last_sentence(str(error))}") from error
+        for name, reason in reasons.items():
+            self._progress.note(f"the latency of {name} is not known: {reason}")
+        return found
 
     def run(
         self,
@@ -530,6 +541,7 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
     Raises:
         InfrastructureError: the actor did not come back in time.
         UsageError: the call raised there.
+        StillhouseError: the actor's own, such as a full disk behind a restart.
     """
     deadline = time.monotonic() + ACTOR_PATIENCE_S
     while True:
@@ -539,6 +551,8 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
             if time.monotonic() + _PAUSE_S > deadline:
                 raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
         except RayTaskError as error:
+            if isinstance(error.cause, StillhouseError):
+                raise error.cause from error
             # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
             raise UsageError(
                 f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}"

@@ -8,6 +8,7 @@ import torch
 
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency
+from stillhouse.sweep.runner import failure_reason
 from stillhouse.workers import prepare_worker
 
 _BUDGET_S = 1.5
@@ -19,13 +20,21 @@ def measure_models(
     input_shape: tuple[int, int, int],
     threads: int,
     import_paths: list[str],
-) -> dict[str, dict[str, float]]:
-    """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker."""
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker.
+
+    A model that can not run has a reason instead, in the second dict: its trials are there to fail, each alone.
+    """
     prepare_worker(import_paths, threads)
     device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-    return {
-        name: latency_metrics(model, options, num_classes, input_shape, device) for name, (model, options) in models.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    reasons: dict[str, str] = {}
+    for name, (model, options) in models.items():
+        try:
+            found[name] = latency_metrics(model, options, num_classes, input_shape, device)
+        except Exception as error:  # a user's model can raise anything, and a large one may not fit a share of a GPU
+            reasons[name] = failure_reason(error)
+    return found, reasons
 
 
 def latency_metrics(

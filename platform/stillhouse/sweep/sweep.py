@@ -181,11 +181,12 @@ class Sweep:
         started = time.perf_counter()
         with self._one_sentence():
             plan = self.plan()
-            with self.place.locked():
+            # Whoever sees the lock may ask the sweep to end.
+            with self.place.locked(), self._ending:
                 self.place.keep_spec(
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
-                with self._unless_removed(), self._ending, following(self._progress, self.place):
+                with self._unless_removed(), following(self._progress, self.place):
                     return self._run(plan, started, again)
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
@@ -706,14 +707,16 @@ class Sweep:
         if _MEASURED in self.spec.search.limits:
             # A student that was within the limit once stays so: another measurement is never quite the same.
             latencies |= self.place.read_latencies()
-            self.place.write_latencies({name: latencies[name] for name in students})
-            limit, quickest = self.spec.search.limits[_MEASURED], min(latencies[name][_MEASURED] for name in students)
+            known = {name: latencies[name] for name in students if name in latencies}
+            self.place.write_latencies(known)
+            limit, quickest = self.spec.search.limits[_MEASURED], min((each[_MEASURED] for each in known.values()), default=0.0)
             if quickest > limit:
                 raise UsageError(
                     f"search.limits.{_MEASURED} must leave a student, the quickest takes {quickest:.3g}, got {limit:g}"
                 )
         for name, member in crew.items():
-            member.facts = member.facts.model_copy(update={"latency_ms": latencies[_teacher_key(name)]["latency_ms"]})
+            measured = latencies.get(_teacher_key(name), {})
+            member.facts = member.facts.model_copy(update={"latency_ms": measured.get(_MEASURED)})
         return TrialEnvironment(
             folder=str(self.place.folder),
             views=self._views(),
