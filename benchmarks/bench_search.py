@@ -1,4 +1,4 @@
-"""What TPE loses by looking at no more than 350 results: the best value found after up to 1,000 trials of no work.
+"""What TPE loses by looking at a part of the results: the best value found after up to 1,000 trials of no work.
 
     python benchmarks/bench_search.py [--seeds 10] [--trials 1000]
 

@@ -31,7 +31,7 @@ _SETTING = "method."
 _ATTEMPTS = 10
 """Suggestions that are asked for in place of ones that were made before or can not run."""
 
-_LOOKED_AT = 350
+_LOOKED_AT = 1000
 """Results that TPE looks at, at most (see `Window`)."""
 
 _INFEASIBLE = "can run"

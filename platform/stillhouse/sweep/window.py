@@ -16,7 +16,7 @@ class Window(InMemoryStorage):
     When more than `most` results were told, five sevenths of `most` stay in sight: a fifth of those are the best, the others
     are spread evenly over the rest in the order in which they were told, so that what is known of bad regions is thinned
     and not lost. Optuna's TPE calls a tenth of the results of one objective good, at most 25, and lets the others weigh less
-    the older they are: with 350 in sight it has its 25 good ones always. What stays follows from what was told and its
+    the older they are: from 350 in sight on it has its 25 good ones always. What stays follows from what was told and its
     order, so it is the same when the same is told again.
 
     Args:
