@@ -157,27 +157,41 @@ NO_MEMORY = "Worker exit detail: 1 worker(s) were killed due to the node running
 """Words of ray 2.60."""
 
 
+CRASH, NODE = DIED + CRASHED, "The actor died because its node has died. Node Id: 4c2e1f"
+
+
 @pytest.mark.parametrize(
-    ("errors", "deaths"),
+    ("events", "deaths", "epoch"),
     [
-        ([DIED + CRASHED], 1),
-        ([NO_MEMORY], 1),
-        ([DIED + NO_MEMORY], 1),
-        (["The actor died because its node has died. Node Id: 4c2e1f"], 0),
-        ([DIED + CRASHED, "The actor died because its node has died. Node Id: 4c2e1f", DIED + CRASHED], 2),
-        (["ray.exceptions.RayTaskError(InfrastructureError): teacher 'big' did not answer for 120 s"], 0),
+        ([CRASH], 1, 0),
+        ([NO_MEMORY], 1, 0),
+        ([DIED + NO_MEMORY], 1, 0),
+        ([NODE], 0, 0),
+        (["ray.exceptions.RayTaskError(InfrastructureError): teacher 'big' did not answer for 120 s"], 0, 0),
+        ([1, 2, CRASH, CRASH, 1, 2, CRASH], 3, 2),
+        ([1, 2, CRASH, CRASH, NODE, CRASH], 1, 2),
+        ([1, CRASH, 2, CRASH], 1, 2),
+        ([1, 2, CRASH, 1, CRASH, CRASH], 2, 1),
     ],
 )
-def test_how_often_a_trials_worker_died_is_counted_and_not_when_its_node_did(
-    errors: list[str], deaths: int, tmp_path: Path, make_trial: Callable[..., Trial]
+def test_deaths_of_a_trials_workers_are_counted_while_they_die_in_the_same_epoch(
+    events: list[str | int], deaths: int, epoch: int, tmp_path: Path, make_trial: Callable[..., Trial]
 ) -> None:
     lost = list[str]()
     watch = TrialWatch(
         lambda _trial: 1000, Ledger(tmp_path), Progress("s", quiet=True), on_record=lambda _record: None, on_loss=lost.append
     )
     trial, path = make_trial("a"), tmp_path / "error.txt"
+    ended = SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, error_file=str(path))
     watch.add(trial)
-    path.write_text("".join(f"Failure # {number} (occurred at noon)\n{error}\n" for number, error in enumerate(errors, 1)))
-    watch.on_trial_error(1, [], SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, error_file=str(path)))
+    for number, event in enumerate(events, 1):
+        if isinstance(event, int):
+            watch.on_trial_result(1, [], ended, {"key": "a", "status": "running", "epoch": event, "validation_accuracy": 0.5})
+            continue
+        with path.open("a") as file:
+            file.write(f"Failure # {number} (occurred at noon)\n{event}\n")
+        (watch.on_trial_error if number == len(events) else watch.on_trial_recover)(1, [], ended)
     assert lost == ["a"]
-    assert [(each.key, each.deaths) for each in watch.lost()] == [("a", deaths)]
+    (one,) = watch.lost()
+    assert (one.deaths, one.epoch) == (deaths, epoch)
+    assert one.reason in str(events[-1])

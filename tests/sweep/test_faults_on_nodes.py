@@ -203,7 +203,7 @@ def check(results: Results, undisturbed: Results, mended: Iterable[int] = ()) ->
     Args:
         mended: views that were damaged at home and are whole again.
     """
-    assert {record.status for record in results.records} == {"finished"}
+    assert {record.status: record.reason for record in results.records} == {"finished": None}
     assert weights_of(results) == weights_of(undisturbed)
     assert sorted(results.place.ledger.keys()) == sorted(weights_of(undisturbed))
     assert {record.trial.key: record for record in results.place.read_records()}.keys() == weights_of(undisturbed).keys()

@@ -31,9 +31,11 @@ class LossyCluster:
 
     Attributes:
         deaths: of the workers of each lost trial, in each run.
+        epochs: the one before those, run by run.
     """
 
     deaths = 1
+    epochs = (0, 0, 0)
 
     def __init__(self, runs: list[tuple[int, int]], make_record: MakeRecord) -> None:
         self._runs = iter(runs)
@@ -42,10 +44,11 @@ class LossyCluster:
 
     def run(self, _feed: Any, _environment: Any, *, on_record: Callable[[TrialRecord], None], **_options: Any) -> list[Lost]:
         finished, lost = next(self._runs)
+        epoch = self.epochs[self.count]
         for number in range(finished):
             on_record(self._make_record(f"{self.count}-{number}"))
         self.count += 1
-        return [Lost(f"lost-{number}", "its worker died", self.deaths) for number in range(lost)]
+        return [Lost(f"lost-{number}", "its worker died", self.deaths, epoch) for number in range(lost)]
 
 
 Run = Callable[[LossyCluster], dict[str, TrialRecord]]
@@ -92,9 +95,16 @@ def test_a_trial_that_kills_all_its_workers_fails_alone(run: Run, make_record: M
     records = run(cluster)
     assert cluster.count == 3, "what is left runs behind it"
     assert {key: record.status for key, record in records.items() if record.status == "failed"} == {"lost-0": "failed"}
-    assert str(records["lost-0"].reason).startswith("its worker died 8 times; where memory ran out, lower training.batch_size")
+    assert str(records["lost-0"].reason).startswith("its worker died 8 times in epoch 1; where memory ran out, lower training")
     assert SweepHome(tmp_path, "lossy").ledger.read("lost-0") == records["lost-0"]
     assert not checkpoint.exists(), "when it is retried it begins anew"
+
+
+def test_a_trial_whose_workers_die_in_different_epochs_is_not_to_blame(run: Run, make_record: MakeRecord) -> None:
+    cluster = LossyCluster([(1, 1), (0, 1)], make_record)
+    cluster.deaths, cluster.epochs = 1 + RESTARTS_OF_A_TRIAL, (0, 1)
+    with pytest.raises(InfrastructureError, match=r"^1 of 2 trials did not finish"):
+        run(cluster)
 
 
 def test_where_more_workers_die_than_trials_finish_the_infrastructure_is_to_blame(run: Run, make_record: MakeRecord) -> None:

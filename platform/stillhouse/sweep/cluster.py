@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,12 +72,14 @@ class Lost:
     """A trial that has no record because the infrastructure failed it.
 
     Attributes:
-        deaths: how often its worker died, and not its node.
+        deaths: of its last workers, not of their nodes, in one and the same epoch.
+        epoch: the last one before that.
     """
 
     key: str
     reason: str
     deaths: int = 0
+    epoch: int = 0
 
 
 class Teacher:
@@ -438,7 +441,8 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._curves: dict[str, dict[int, dict[str, Any]]] = {}
         self._started: dict[str, str] = {}
         self._open: dict[str, str] = {}
-        self._deaths: dict[str, int] = {}
+        self._epochs: Counter[str] = Counter()
+        self._deaths: dict[str, tuple[int, int]] = {}
         self.no_room: str | None = None
         """Why the sweep must end: the disk that it stands on is full."""
 
@@ -453,7 +457,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
 
     def lost(self) -> list[Lost]:
         """Trials without a record, and why."""
-        return [Lost(key, reason, self._deaths.get(key, 0)) for key, reason in self._open.items()]
+        return [Lost(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
 
     def collect(self) -> None:
         """Takes in the records of trials that ended when nobody listened any more."""
@@ -475,6 +479,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
             curve[entry["epoch"]] = entry
         if "epoch" in result:
+            self._epochs[key] = result["epoch"]
             self._progress.trial_epoch(key, result["epoch"], result["validation_accuracy"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -503,14 +508,23 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._progress.trial_done(record)
         self._on_record(record)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._note_error(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._lose(key_of(trial.config[TRIAL_KEY]), _last_sentence(self._note_error(trial)))
+
+    def _note_error(self, trial: Any) -> str:
+        """Counts the deaths of a trial's workers; gives the text of its last error."""
         key = key_of(trial.config[TRIAL_KEY])
         text = ""
         with suppress(OSError):
-            text = Path(trial.error_file).read_text()
-        attempts = text.split(_ATTEMPT)
-        self._deaths[key] = sum(any(sign in attempt for sign in _DEATHS) for attempt in attempts)
-        self._lose(key, _last_sentence(text))
+            text = Path(trial.error_file).read_text().rpartition(_ATTEMPT)[2]
+        died = any(sign in text for sign in _DEATHS)
+        deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
+        # Another epoch than last time is another cause than the trial itself, which does the same each time.
+        self._deaths[key] = (deaths if epoch == self._epochs[key] else 0) + 1 if died else 0, self._epochs[key]
+        return text
 
     def _lose(self, key: str, reason: str) -> None:
         self._open[key] = reason

@@ -5,10 +5,9 @@ import os
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -536,7 +535,7 @@ class Sweep:
         Raises:
             InfrastructureError: trials are lost again and again; the others are kept.
         """
-        begun, deaths = len(records), Counter[str]()
+        begun, deaths = len(records), dict[str, Lost]()
         for attempt in itertools.count():
             feed, before = phase(), len(records)
             self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
@@ -551,10 +550,10 @@ class Sweep:
             self._refuse_removed()
             if self._ending.asked or not lost:
                 return
-            deaths.update({each.key: each.deaths for each in lost})
-            if deadly := self._deadly(lost, deaths, records):
+            deaths = {each.key: _added(deaths.get(each.key), each) for each in lost}
+            if deadly := self._deadly(deaths.values(), records):
                 for each in deadly:
-                    keep(self._give_up(feed.known[each.key], deaths[each.key], each.reason))
+                    keep(self._give_up(feed.known[each.key], each))
                 continue
             # Tune gives a trial up for good when its worker is lost while it changes trials (ray 2.60).
             if attempt > 0 and len(records) == before:
@@ -564,19 +563,19 @@ class Sweep:
                 )
             self._progress.note(f"{len(lost)} trials were lost with their workers and run again")
 
-    def _deadly(self, lost: Sequence[Lost], deaths: Mapping[str, int], records: Mapping[str, TrialRecord]) -> list[Lost]:
+    def _deadly(self, lost: Iterable[Lost], records: Mapping[str, TrialRecord]) -> list[Lost]:
         """The lost trials that kill whatever worker they get, while as many others as those at least did finish."""
-        deadly = [each for each in lost if deaths[each.key] >= _DEATHS_OF_A_TRIAL]
+        deadly = [each for each in lost if each.deaths >= _DEATHS_OF_A_TRIAL]
         finished = sum(record.status == "finished" for record in records.values())
         return deadly if len(deadly) <= finished else []
 
-    def _give_up(self, trial: Trial, deaths: int, reason: str) -> TrialRecord:
+    def _give_up(self, trial: Trial, lost: Lost) -> TrialRecord:
         """Writes the record of a trial that no worker survives, so that the sweep goes on without it."""
         record = TrialRecord(
             trial=trial,
             status="failed",
-            reason=f"its worker died {deaths} times; where memory ran out, lower training.batch_size or give each trial more "
-            f"of a machine by trial_resources.cpu. Ray says: {reason}",
+            reason=f"its worker died {lost.deaths} times in epoch {lost.epoch + 1}; where memory ran out, lower "
+            f"training.batch_size or give each trial more of a machine by trial_resources.cpu. Ray says: {lost.reason}",
             code=code_facts(),
             finished=now(),
         )
@@ -799,6 +798,12 @@ class _Spent:
     forwarded: int
     gathered: int
     fills: Mapping[str, float]
+
+
+def _added(before: Lost | None, lost: Lost) -> Lost:
+    """With the deaths of an earlier run, where they were in the same epoch."""
+    same = before is not None and before.epoch == lost.epoch and lost.deaths > 0
+    return replace(lost, deaths=lost.deaths + before.deaths) if before is not None and same else lost
 
 
 def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
