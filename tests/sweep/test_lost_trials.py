@@ -35,7 +35,7 @@ class LossyCluster:
     """
 
     deaths = 1
-    epochs = (0, 0, 0)
+    epochs: tuple[int, ...] = (0, 0, 0)
 
     def __init__(self, runs: list[tuple[int, int]], make_record: MakeRecord) -> None:
         self._runs = iter(runs)
