@@ -1,6 +1,8 @@
 """What a teacher is before it is loaded: plain data that travels to every process."""
 
+import importlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from torch import nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.knowledge.code import code_version
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 from stillhouse.teachers.homes import HomeAddress
+
+_TORCHVISION = "torchvision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +46,25 @@ class TeacherDefinition:
         """The untrained model; the caller seeds."""
         return build_model(self.model, num_classes=self.num_classes, input_shape=self.input_shape, **self.options)
 
-    def key(self, data: ImageData, views: Views) -> str:
-        """The address of the trained teacher: equal for equal model, recipe, data and view policy, whatever its name."""
-        identity: dict[str, Any] = {
+    def architecture(self) -> dict[str, Any]:
+        """Plain data that is equal for equal networks; the text of a user's own model counts, as far as its package goes."""
+        module, own, function = self.model.partition(":")
+        code = {}
+        if own and module != _TORCHVISION:
+            # Whoever has no source, such as a function of a notebook, is known by its name alone.
+            with suppress(TypeError, OSError, AttributeError):
+                code["code"] = code_version(getattr(importlib.import_module(module), function))
+        return {
             "model": self.model,
             "options": dict(self.options),
             "num_classes": self.num_classes,
             "input_shape": list(self.input_shape),
-            "data": data.fingerprint,
+            **code,
         }
+
+    def key(self, data: ImageData, views: Views) -> str:
+        """The address of the trained teacher: equal for equal model, recipe, data and view policy, whatever its name."""
+        identity: dict[str, Any] = {**self.architecture(), "data": data.fingerprint}
         if self.weights is not None:
             path = Path(self.weights)
             identity["weights"] = bytes_hash(path.read_bytes()) if path.is_file() else self.weights
@@ -138,13 +153,7 @@ def base_identity(
 ) -> dict[str, Any]:
     """Teacher, data, normalisation, view policy and number format: the fixed part of `view_identity`."""
     return {
-        "teacher": {
-            "weights": weights_hash,
-            "model": definition.model,
-            "options": dict(definition.options),
-            "num_classes": definition.num_classes,
-            "input_shape": list(definition.input_shape),
-        },
+        "teacher": {"weights": weights_hash, **definition.architecture()},
         "normalisation": {"mean": list(data.mean), "std": list(data.std)},
         "data": data.fingerprint,
         "views": views.identity(),
