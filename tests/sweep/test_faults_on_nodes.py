@@ -32,12 +32,12 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep import sweep as sweep_module
 from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results import Results
 from stillhouse.sweep.runner import TrialEnvironment
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.teachers.homes import COMMON_VARIABLE, SCRATCH_VARIABLE
-from stillhouse.teachers.leases import EXPIRE_S
 from stillhouse.teachers.service import fill_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -230,6 +230,64 @@ def test_teachers_and_trials_on_nodes_without_the_home_use_its_keeper(site: Site
     assert len(copies) == VIEWS, "each view was copied to the node once"
 
 
+# The driver is killed
+
+LEASE_S = 30.0
+COMMAND_LINE = f"""
+import runpy
+from stillhouse.teachers import leases
+
+# Sooner than usual, so that there is less to wait for.
+leases.EXPIRE_S = {LEASE_S}
+runpy.run_module("stillhouse.cli", run_name="__main__")
+"""
+ACTORS = (TRIAL, "TeacherActor", "Keeper")
+
+
+@contextmanager
+def driver(site: Site, home: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command line that runs the sweep in this home, in a process of its own."""
+    command = [sys.executable, "-c", COMMAND_LINE, "sweep", str(prepare(site, home)), "--address", site.nodes.address]
+    with subprocess.Popen(
+        [*command, "--home", str(site.folder / home)],
+        cwd=site.folder,
+        env={**os.environ, "PYTHONPATH": str(Path(stillhouse.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def records_in(ledger: Ledger) -> dict[str, tuple[bytes, int]]:
+    """Content and time of each record, by trial key."""
+    return {key: (ledger.path(key).read_bytes(), ledger.path(key).stat().st_mtime_ns) for key in [*ledger.keys()]}
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(site: Site, undisturbed: Results) -> None:
+    ledger = SweepHome(site.folder / "driver", SPEC["name"]).ledger
+    with driver(site, "driver") as process:
+        while not records_in(ledger):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        actors = {pid for name in ACTORS for pid in site.processes(name)}
+        process.kill()
+    kept = records_in(ledger)
+    assert len(actors) >= len(ACTORS)
+    assert 1 <= len(kept) < TRIALS
+    check(run(site, "driver", Watch()), undisturbed)
+    after = records_in(ledger)
+    assert {key: after[key] for key in kept} == kept
+    # Others hold leases until they are released, the killed driver's end by themselves.
+    deadline = time.monotonic() + 4 * LEASE_S
+    while left := [pid for name in ACTORS for pid in site.processes(name)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in actors)
+
+
 # Nodes and actors are lost
 
 
@@ -283,48 +341,6 @@ def test_a_node_with_trials_is_taken_back_and_the_node_with_the_teacher_is_lost(
 
     check(run(site, "nodes", Watch(on_epoch)), undisturbed)
     assert lost == ["teacher", "trial"]
-
-
-@contextmanager
-def driver(site: Site, home: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command line that runs the sweep in this home, in a process of its own."""
-    command = [sys.executable, "-m", "stillhouse.cli", "sweep", str(prepare(site, home)), "--address", site.nodes.address]
-    with subprocess.Popen(
-        [*command, "--home", str(site.folder / home)],
-        cwd=site.folder,
-        env={**os.environ, "PYTHONPATH": str(Path(stillhouse.__file__).parents[1])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def test_the_driver_is_killed_and_the_same_command_goes_on(site: Site, undisturbed: Results) -> None:
-    ledger = SweepHome(site.folder / "driver", SPEC["name"]).ledger
-
-    def records() -> dict[str, tuple[bytes, int]]:
-        return {key: (ledger.path(key).read_bytes(), ledger.path(key).stat().st_mtime_ns) for key in [*ledger.keys()]}
-
-    with driver(site, "driver") as process:
-        while not records():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        actors = {pid for name in (TRIAL, "TeacherActor", "Keeper") for pid in site.processes(name)}
-        process.kill()
-    kept = records()
-    assert len(actors) >= 3
-    assert 1 <= len(kept) < TRIALS
-    check(run(site, "driver", Watch()), undisturbed)
-    assert {key: record for key, record in records().items() if key in kept} == kept
-    # The leases of the killed driver end last.
-    deadline = time.monotonic() + 2 * EXPIRE_S
-    while left := [pid for name in (TRIAL, "TeacherActor", "Keeper") for pid in site.processes(name)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in actors)
 
 
 # Chaos
