@@ -19,12 +19,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.errors import InfrastructureError
+from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.home import SweepHome, sweep_names
 from stillhouse.sweep.ledger import Ledger
 from stillhouse.sweep.life import watch_status
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.state import StatusReader, following
+from stillhouse.sweep.sweep import Sweep
 
 MakeRecord = Callable[..., TrialRecord]
 Run = Callable[..., tuple[int, str, str]]
@@ -177,6 +180,46 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
     monkeypatch.setattr(StatusReader, "read", broken)
     code, output, complaint = run("status", "halfway")
     assert (code, output, complaint) == (4, "", "error: Input/output error (/dev/sda)\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "beginning"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/other/file"), "Permission denied (/other/file)"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error ({folder})"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "No space left on device ({folder}); finished trials are kept. Make",
+        ),
+        (
+            InfrastructureError("no room for 16 bytes of knowledge under /node/x"),
+            "no room for 16 bytes of knowledge under /node/x; f",
+        ),
+        (
+            InfrastructureError("[Errno 28] No space left on device: '/node/x'"),
+            "[Errno 28] No space left on device: '/node/x'; fin",
+        ),
+        (
+            InfrastructureError("[Errno 28] No space left on device"),
+            "[Errno 28] No space left on device ({folder}); finished tri",
+        ),
+        (InfrastructureError("a node is gone"), "a node is gone"),
+    ],
+)
+def test_what_the_disk_says_ends_a_sweep_with_its_place_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, beginning: str
+) -> None:
+    def broken() -> None:
+        raise error
+
+    sweep = Sweep(
+        validate({"name": "s", "dataset": {"name": "digits"}, "students": ["mlp"], "methods": ["scratch"]}), home=tmp_path
+    )
+    monkeypatch.setattr(sweep, "plan", broken)
+    with pytest.raises(InfrastructureError) as caught:
+        sweep.run()
+    assert str(caught.value).startswith(beginning.format(folder=sweep.place.folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_stop_says_that_nothing_runs(run: Run, halfway: SweepHome) -> None:

@@ -1,7 +1,7 @@
 """A sweep from its spec to its results."""
 
 import itertools
-import os
+import re
 import shlex
 import shutil
 import time
@@ -283,8 +283,11 @@ class Sweep:
             ) from error
 
     def _trouble(self, error: Exception, reason: str) -> str:
-        # Not every error of a write says where it was; who says it by a path knows best.
-        where = "" if os.sep in reason else f" ({getattr(error, 'filename', None) or self.place.folder})"
+        place = getattr(error, "filename", None)
+        if place is None and not re.search(r"(^|[\s'(])/", reason):
+            # Not every error of a write says where it was.
+            place = self.place.folder
+        where = "" if place is None or str(place) in reason else f" ({place})"
         if not is_disk_full(error):
             return f"{reason}{where}"
         return (
