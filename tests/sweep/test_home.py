@@ -146,8 +146,12 @@ def test_before_any_trial_has_left_something_the_spec_may_change_and_not_behind_
     mended = {**SPEC, "students": ["mlp"]}
     home = SweepHome(tmp_path, "s")
     home.keep_spec(SPEC)
+    home.write_latencies({"mlp()": {"latency_ms": 1.0}})
+    home.keep_spec(SPEC)
+    assert home.read_latencies(), "the same spec goes on where it was"
     home.keep_spec(mended)
     assert home.read_spec() == mended
+    assert not home.read_latencies(), "of another one nothing holds"
     (home.folder / "trials" / "a").mkdir(parents=True)
     (checkpoint := home.folder / "trials" / "a" / "checkpoint").touch()
     with pytest.raises(UsageError, match="another spec: students changed"):

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +46,26 @@ def test_students_that_were_measured_to_be_too_slow_are_not_started(algorithm: s
         f"search.limits.latency_ms = 1: 1 of 2 students are slower and {slow.trials} planned trials with them were dropped: "
         "mlp(hidden=[16]) 1.5 ms"
     )
+
+
+def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def measure(models: dict[str, Any], _data: Any) -> dict[str, dict[str, float]]:
+        asked.append(list(models))
+        return {name: {"latency_ms": 0.25} for name in models}
+
+    cluster: Any = SimpleNamespace(measure_latency=measure, threads=1, import_paths=(), home=None)
+    sweep = sweep_of(tmp_path, "random")
+    plan = sweep.plan()
+    names = [student_key(planned.student) for planned in plan.students]
+    assert sweep._environment(cluster, plan, {}).latencies == {name: {"latency_ms": 0.25} for name in names}
+    sweep.place.write_latencies({names[0]: {"latency_ms": 0.5}})
+    later = sweep_of(tmp_path, "random")
+    for _ in range(2):
+        measured = later._environment(cluster, plan, {}).latencies
+        assert measured == {names[0]: {"latency_ms": 0.5}, names[1]: {"latency_ms": 0.25}}
+    assert asked == [names, names[1:]]
 
 
 BROKEN = """

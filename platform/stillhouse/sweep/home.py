@@ -130,14 +130,17 @@ class SweepHome:
         """
         path = self.folder / "spec.json"
         kept = self.read_spec()
-        if kept is not None and self._has_begun:
+        if kept is not None:
             kept = complete(kept)
             free = {*may_change, *_DECIDES_NO_RESULT}
             changed = sorted(key for key in changed_keys(kept, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key))
-            if changed:
+            if changed and self._has_begun:
                 raise UsageError(
                     f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
                 )
+            if changed:
+                for left in ("facts", "latencies.json", "suggestions"):
+                    (self.folder / left).unlink(missing_ok=True)
         write_json(path, spec)
         # A tracking address may hold a password.
         path.chmod(0o600)
@@ -240,7 +243,7 @@ class SweepHome:
         return dict(suggestions) if isinstance(suggestions, dict) else {}
 
     def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
-        """Notes what was measured of each student, by `student_key`."""
+        """Notes what was measured of students and teachers, by `student_key`."""
         write_json(self.folder / "latencies.json", latencies)
 
     def read_latencies(self) -> dict[str, dict[str, float]]:

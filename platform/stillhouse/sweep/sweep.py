@@ -19,7 +19,7 @@ from stillhouse.errors import InfrastructureError, Interrupted, SpecError, Still
 from stillhouse.provenance import code_facts, environment_facts
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
-from stillhouse.spec.records import SweepFacts, TeacherFacts, Trial, TrialRecord
+from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.asking import asked_knowledge
@@ -703,21 +703,25 @@ class Sweep:
 
     def _environment(self, cluster: Cluster, plan: Plan, crew: Mapping[str, "_ReadyTeacher"]) -> TrialEnvironment:
         students = {student_key(planned.student): (planned.student.model, planned.student.options) for planned in plan.students}
-        teachers = {_teacher_key(name): (member.facts.model, member.ticket.definition.options) for name, member in crew.items()}
-        self._progress.note(f"measuring the latency of {len(students)} students")
-        latencies = cluster.measure_latency({**students, **teachers}, self.data())
-        if _MEASURED in self.spec.search.limits:
-            # A student that was within the limit once stays so: another measurement is never quite the same.
-            latencies |= self.place.read_latencies()
-            known = {name: latencies[name] for name in students if name in latencies}
-            self.place.write_latencies(known)
-            limit, quickest = self.spec.search.limits[_MEASURED], min((each[_MEASURED] for each in known.values()), default=0.0)
+        of_teacher = {
+            name: StudentChoice(name=name, model=member.facts.model, options=dict(member.ticket.definition.options))
+            for name, member in crew.items()
+        }
+        teachers = {student_key(choice): (choice.model, choice.options) for choice in of_teacher.values()}
+        # Once for the life of the sweep: it takes seconds for each, and a student that was within the limit stays so.
+        latencies = self.place.read_latencies()
+        if missing := {name: model for name, model in {**students, **teachers}.items() if name not in latencies}:
+            self._progress.note(f"measuring the latency of {len(missing)} networks")
+            latencies |= cluster.measure_latency(missing, self.data())
+            self.place.write_latencies(latencies)
+        if (limit := self.spec.search.limits.get(_MEASURED)) is not None:
+            quickest = min((latencies[name][_MEASURED] for name in students if name in latencies), default=0.0)
             if quickest > limit:
                 raise UsageError(
                     f"search.limits.{_MEASURED} must leave a student, the quickest takes {quickest:.3g}, got {limit:g}"
                 )
         for name, member in crew.items():
-            measured = latencies.get(_teacher_key(name), {})
+            measured = latencies.get(student_key(of_teacher[name]), {})
             member.facts = member.facts.model_copy(update={"latency_ms": measured.get(_MEASURED)})
         return TrialEnvironment(
             folder=str(self.place.folder),
@@ -814,10 +818,6 @@ def _with_defaults(kept: dict[str, Any]) -> dict[str, Any]:
         return spec_to_dict(check(kept), secrets=True)
     except SpecError:
         return kept
-
-
-def _teacher_key(name: str) -> str:
-    return f"teacher {name}"
 
 
 def _shares(teacher: TeacherFacts, records: Iterable[TrialRecord]) -> Iterator[dict[str, int]]:
