@@ -113,6 +113,10 @@ def test_every_planned_trial_finishes_with_its_weights_and_its_record(undisturbe
 def test_the_teacher_forwards_each_view_once_for_all_trials_and_kinds(undisturbed: Undisturbed) -> None:
     (teacher,) = undisturbed.results.facts.teachers
     assert teacher.way == "cached"
+    # Why, with what was measured.
+    assert re.search(
+        r"logits cached: 40 B per sample: [\d.]+ µs to read back, [\d.]+ µs to compute; 2 views take", teacher.reason
+    )
     assert teacher.samples_forwarded == VIEWS * TRAIN
     assert teacher.samples_reused == TAUGHT * EPOCHS * TRAIN
     for record in undisturbed.results.records:
@@ -210,18 +214,24 @@ def test_another_sweep_of_the_same_teacher_finds_it_and_all_it_knows(undisturbed
     assert warm == [0] * len(warm)
 
 
-def test_students_are_the_same_bit_for_bit_where_every_trial_computes_its_teacher(
+def test_students_are_the_same_bit_for_bit_whichever_way_their_knowledge_comes(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed.home / "teachers", tmp_path / "home" / "teachers")
     search = SPEC["search"] | {"trials_per_method": 2}
-    spec = write_spec(tmp_path / "tiny.yaml", search=search, knowledge={"way": "inline"})
-    inline = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+    knowledge = {"way": "inline", "ways": {"logits": "served"}}
+    results = Sweep.from_yaml(
+        write_spec(tmp_path / "tiny.yaml", search=search, knowledge=knowledge), home=tmp_path / "home"
+    ).run()
     # The first two trials of each method, and their controls.
-    assert len(inline.records) == 6
-    assert weights_of(inline.records).items() <= weights_of(undisturbed.results.records).items()
-    (teacher,) = inline.facts.teachers
-    assert (teacher.way, teacher.samples_forwarded) == ("inline", 4 * EPOCHS * TRAIN)
+    assert len(results.records) == 6
+    assert weights_of(results.records).items() <= weights_of(undisturbed.results.records).items()
+    ways = {record.trial.method: record.teaching["way"] for record in results.records if record.trial.teachers}
+    assert ways["kd"] == "served"
+    assert ways["fitnets"].endswith("inline")
+    (teacher,) = results.facts.teachers
+    assert (teacher.way, teacher.samples_reused) == ("inline+served", 0)
+    assert teacher.samples_forwarded == 4 * EPOCHS * TRAIN
 
 
 def test_views_that_the_teacher_does_not_say_again_are_told_and_removed(

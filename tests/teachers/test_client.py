@@ -132,7 +132,9 @@ def test_served_knowledge_sends_a_batchs_pixels_and_copies_the_answer(link: Call
     answer = torch.ones(2, 10).numpy()
     answer.flags.writeable = False
     actor = Actor({"logits": answer})
-    gathered = ServedKnowledge(link(actor), {"logits": logits()}).gather(torch.arange(2), torch.full((2, 1, 8, 8), 3.0))
+    source = ServedKnowledge(link(actor), {"logits": logits()})
+    gathered = source.gather(torch.arange(2), torch.full((2, 1, 8, 8), 3.0))
+    assert source.samples_forwarded == 2
     assert gathered["logits"].add_(1).tolist() == [[2.0] * 10] * 2
     assert actor.asked[0][0].tolist() == torch.full((2, 1, 8, 8), 3.0).tolist()
 

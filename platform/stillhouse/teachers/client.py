@@ -231,6 +231,7 @@ class ServedKnowledge:
         self._knowledge = self._needed = dict(knowledge)
         self._labels = labels
         self._caller = secrets.token_hex(8)
+        self.samples_forwarded = 0
 
     def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
         self._needed = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
@@ -243,6 +244,7 @@ class ServedKnowledge:
         if self._labels is not None and any(kind.of_input for kind in self._needed.values()):
             labels = self._labels[indices].numpy()
         answer = self._link.call("forward", pixels, self._needed, labels, self._caller)
+        self.samples_forwarded += len(indices)
         # Ray's arrays are read-only views of shared memory; a batch is small, so it is copied.
         return {name: torch.from_numpy(array.copy()).to(images.device) for name, array in answer.items()}
 
@@ -336,19 +338,18 @@ class TrialTeacher:
         for name, kind in knowledge.items():
             by_way.setdefault(_way_of(kind, ticket), {})[name] = kind
         self._cached: CachedKnowledge | None = None
-        self._inline: InlineKnowledge | None = None
+        self._computed: list[ServedKnowledge | InlineKnowledge] = []
         sources: list[KnowledgeSource] = []
         if "cached" in by_way:
             opener = ViewOpener(ticket, by_way["cached"], self.link)
             self._cached = CachedKnowledge(opener, opener.await_rows)
             sources.append(self._cached)
         if "served" in by_way:
-            sources.append(ServedKnowledge(self.link, by_way["served"], labels))
+            self._computed.append(ServedKnowledge(self.link, by_way["served"], labels))
         if "inline" in by_way:
             assert model is not None
-            self._inline = InlineKnowledge(model, by_way["inline"], labels)
-            sources.append(self._inline)
-        self.source = join_sources(sources)
+            self._computed.append(InlineKnowledge(model, by_way["inline"], labels))
+        self.source = join_sources([*sources, *self._computed])
         if self.source is not None and any(kind.restoration is not None for kind in knowledge.values()):
             self.source = RestoredKnowledge(self.source, knowledge)
         self.callable: CallableTeacher | None = None
@@ -362,14 +363,14 @@ class TrialTeacher:
     def counters(self) -> dict[str, Any]:
         """What this trial took of the teacher.
 
-        `way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline, of the training split), `samples_called` (of
-        the method's own making) and `remote_calls`.
+        `way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline or served, of the training split),
+        `samples_called` (of the method's own making) and `remote_calls`.
         """
         return {
             "way": "+".join(dict.fromkeys(used.way for used in (self.source, self.callable) if used is not None)),
             "samples_gathered": self._cached.samples_gathered if self._cached else 0,
             "bytes_gathered": self._cached.bytes_gathered if self._cached else 0,
-            "samples_forwarded": self._inline.samples_forwarded if self._inline else 0,
+            "samples_forwarded": sum(source.samples_forwarded for source in self._computed),
             "samples_called": self.callable.samples_called if self.callable else 0,
             "remote_calls": self.link.calls,
         }
