@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        set up, then run the quickstart sweep (about 4 minutes after the installation)"
+	@echo "make demo        set up, then run the quickstart sweep (about 2 minutes after the installation)"
 	@echo "make ui          open MLflow on what the demo recorded"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       linters, types, import contract"
@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stillhouse needs Python 3.11 or later; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -31,7 +31,7 @@ ui: setup
 	$(BIN)/stillhouse ui quickstart --home $(HOME_DIR)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""A real browser for the tests that are marked `browser`: headless Chromium, driven through its debugging pipe."""
+"""The order of the tests, and a browser for those marked `browser`: headless Chromium, driven through its debugging pipe."""
 
 import base64
 import itertools
@@ -36,7 +36,7 @@ _TIMEOUT_S = 60.0
 
 
 class Browser:
-    """One page of a headless Chromium. The pipe speaks JSON with a zero byte behind each message."""
+    """A headless Chromium with one page at a time. The pipe speaks JSON with a zero byte behind each message."""
 
     def __init__(self, profile: Path) -> None:
         to_browser, self._in = os.pipe()
@@ -53,16 +53,20 @@ class Browser:
         os.close(from_browser)
         self._numbers = itertools.count(1)
         self._left = b""
-        self._session = ""
+        self._context = self._session = ""
         self.console: list[str] = []
-        (first,) = [each for each in self.targets() if each["type"] == "page"]
-        self._attach(first["targetId"])
 
     def targets(self) -> list[dict[str, Any]]:
         return list(self.call("Target.getTargets", session=False)["targetInfos"])
 
-    def _attach(self, target: str) -> None:
-        self._session = self.call("Target.attachToTarget", session=False, targetId=target, flatten=True)["sessionId"]
+    def renew(self) -> None:
+        """Another page, which shares nothing with the one before; that one goes, and all that it opened."""
+        if self._context:
+            self.call("Target.disposeBrowserContext", session=False, browserContextId=self._context)
+        self._context = self.call("Target.createBrowserContext", session=False)["browserContextId"]
+        page = self.call("Target.createTarget", session=False, url="about:blank", browserContextId=self._context)["targetId"]
+        self._session = self.call("Target.attachToTarget", session=False, targetId=page, flatten=True)["sessionId"]
+        self.console.clear()
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -93,6 +97,8 @@ class Browser:
         return answer
 
     def _note(self, event: dict[str, Any]) -> None:
+        if event.get("sessionId") != self._session:
+            return
         params = event.get("params", {})
         match event.get("method"):
             case "Runtime.exceptionThrown":
@@ -156,6 +162,12 @@ class Browser:
         os.close(self._out)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no process is left with one of them when the others have nothing to do."""
+    slow, ray = ({item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "ray"))
+    items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
+
+
 @pytest.fixture(autouse=True)
 def _known_methods() -> Iterator[None]:
     """Forgets the method folders that a test made known."""
@@ -166,13 +178,20 @@ def _known_methods() -> Iterator[None]:
         methods.find.cache_clear()
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+@pytest.fixture(scope="session")
+def _chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium, or its path in STILLHOUSE_CHROMIUM")
-    opened = Browser(tmp_path / "browser-profile")
+    opened = Browser(tmp_path_factory.mktemp("browser") / "profile")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def browser(_chromium: Browser) -> Browser:
+    """A page of its own for each test."""
+    _chromium.renew()
+    return _chromium
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ SPEC: dict[str, Any] = {
         "trials_ahead": 2,
         "max_epochs": 1,
     },
+    # Nobody listens there, which costs a sweep nothing.
+    "tracking": {"uri": "http://127.0.0.1:9"},
     "max_concurrent_trials": 1,
 }
 

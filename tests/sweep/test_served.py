@@ -58,6 +58,7 @@ class Killer(Progress):
 @pytest.fixture
 def cluster() -> Iterator[None]:
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
