@@ -275,7 +275,7 @@ def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
         "its worker died 2 times in epoch 2; where memory ran out, lower training.batch_size or give each"
     )
     assert "\n" not in str(failed.reason)
-    assert not any((results.place.folder / "trials").iterdir())
+    assert not any((results.place.folder / "trials").glob("*"))
 
 
 # The disk
