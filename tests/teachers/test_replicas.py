@@ -256,6 +256,7 @@ def test_a_trial_calls_the_replica_on_its_own_node(link_to: Callable[..., ActorL
     assert link.call("forward") == "b"
     link.tell_others("request")
     assert [replica.asked for replica in replicas] == [["request"], ["forward"], ["request"]]
+    assert link.calls == 3 + 3, "each told how much it has to do, and was asked once"
 
 
 def test_without_one_it_calls_the_replica_with_the_fewest_calls_waiting(link_to: Callable[..., ActorLink]) -> None:

@@ -51,6 +51,9 @@ class ActorLink:
     A call that the actor has no room for is repeated too, for as long as the actor answers. Of several replicas the one on
     this process's node is called, else the one with the fewest calls waiting; they are asked again every few seconds.
 
+    Attributes:
+        calls: of the actor and of its replicas, those that nothing waits for among them.
+
     Args:
         patience_s: how long a lost actor is waited for before the trial gives up.
     """
@@ -97,6 +100,7 @@ class ActorLink:
             with suppress(RayActorError, _NoActorError):
                 handle = self._find(name)
                 if self._handle is None or handle._actor_id != self._handle._actor_id:
+                    self.calls += 1
                     getattr(handle, method).remote(*arguments)
 
     def _choose(self) -> Any:
@@ -112,6 +116,7 @@ class ActorLink:
         for name in self._names:
             with suppress(RayActorError, _NoActorError):
                 handle = self._find(name)
+                self.calls += 1
                 asked[handle.load.remote()] = handle
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
         here = ray.get_runtime_context().get_node_id()
@@ -135,8 +140,8 @@ class ActorLink:
 class ViewOpener:
     """Opens views, sealed or being filled, and waits for their rows.
 
-    The actor is asked once per epoch for what is not sealed, and again whenever one batch has waited for a few seconds, in case
-    the actor has died or failed since.
+    The actor, and each of its replicas, is asked once per epoch for what is not sealed, and again whenever one batch has waited
+    for a few seconds, in case the actor has died or failed since.
     """
 
     def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
