@@ -21,6 +21,8 @@ from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_co
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PATIENCE_S = 5.0
+_RAYS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
+"""What Ray raises when it does not start or a cluster can not be joined."""
 _TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -105,7 +107,10 @@ def _one_sentence(what: str) -> Iterator[None]:
     except SystemExit as error:
         # Ray's own answer to a SIGTERM that comes while it starts.
         raise KeyboardInterrupt from error
-    except (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # A node that is not up in 30 seconds is a bare Exception of Ray's.
+        if not (isinstance(error, _RAYS) or type(error) is Exception):
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise InfrastructureError(f"{what}: {said.rstrip('.')}{_remedy(said)}") from error
 
