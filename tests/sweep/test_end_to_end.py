@@ -244,10 +244,12 @@ def test_views_that_the_teacher_does_not_say_again_are_told_and_removed(
     found = json.loads(sound.stdout)
     assert (found["compared"] > TRAIN, found["differences"]) == (True, [])
 
+    weights_hash = undisturbed.results.facts.teachers[0].key
     (identity,) = [
-        entry["identity"]
-        for entry in store.entries()
-        if entry["identity"]["view"] == 1 and describe_kind(entry["identity"]["knowledge"]) == "logits"
+        identity
+        for identity in (entry["identity"] for entry in store.entries())
+        if (identity["teacher"]["weights"], identity["view"]) == (weights_hash, 1)
+        and describe_kind(identity["knowledge"]) == "logits"
     ]
     rows = store.open(identity).gather(torch.arange(TRAIN)).numpy()
     store.remove(store.key(identity))
