@@ -436,8 +436,13 @@ def users_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (folder / "failing.py").write_text(FAILING)
     monkeypatch.setattr(methods, "__path__", list(methods.__path__))
     yield folder
+    forget_methods("failing", "held")
+
+
+def forget_methods(*names: str) -> None:
+    """As a new process does, which reads their files."""
     methods.find.cache_clear()
-    for name in ("failing", "held"):
+    for name in names:
         sys.modules.pop(f"stillhouse.methods.{name}", None)
 
 
@@ -465,6 +470,20 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
     assert failed.reason == "ArithmeticError: no loss for the weight 3 (failing.py:19)"
     assert len(failed.curve) == failed.epochs_run == 1
     assert failed.reason in capfd.readouterr().err
+
+    # A method that is mended is another one: its trials run again, and no other's.
+    (users_methods / "failing.py").write_text(FAILING.replace("step.epoch == 1", "step.epoch == 1000"))
+    forget_methods("failing")
+    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(undisturbed.home), "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["trials"] == {"planned": 2, "finished": 2, "failed": 0, "reused": 1}
+    place = SweepHome(undisturbed.home, "failing")
+    mended = {record.trial.method: record.trial.key for record in place.read_records()}
+    assert mended["scratch"] == records["scratch"].trial.key
+    assert mended["failing"] != failed.trial.key
+    (aside,) = (place.ledger.folder / "aside").iterdir()
+    assert aside.name.startswith(failed.trial.key)
+    assert "code of your own has changed since 1 trials ran (failing on mlp); they run again" in capfd.readouterr().err
 
 
 # The driver dies

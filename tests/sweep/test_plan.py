@@ -1,6 +1,7 @@
 """The plan: which trials, under which keys, at what size and cost; and what is confirmed after the search."""
 
 import copy
+import importlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.errors import SpecError
+from stillhouse.knowledge.code import code_version
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import spec_to_dict, validate
@@ -154,6 +156,80 @@ def test_weights_from_a_file_count_by_their_content(data: ImageData, tmp_path: P
     save_weights(model, tmp_path / "b")
     c = make_plan(spec_with("teachers", {"big": {"model": "lenet", "weights": str(tmp_path / "b")}}), data)
     assert keys_of(c) != keys_of(b)
+
+
+OWN_METHOD = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stillhouse.distill.method import Card, Method, hyperparameter
+from stillhouse.methods._slope import SLOPE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Method):
+    """Own."""
+
+    card: ClassVar[Card] = Card(title="Own", equations="none")
+    weight: float = hyperparameter(SLOPE, minimum=0, help="a weight")
+'''
+OWN_STUDENT = """
+from torch import nn
+
+
+def small(*, num_classes, input_shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trials(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own_methods"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {
+        "method": (folder / "own_keyed.py", OWN_METHOD),
+        "its helper": (folder / "_slope.py", "SLOPE = 0.5\n"),
+        "student": (tmp_path / "own_keyed_students.py", OWN_STUDENT),
+        "another method": (folder / "own_other.py", OWN_METHOD),
+    }
+    for path, text in files.values():
+        path.write_text(text)
+    methods.add_folder(folder)
+    spec = {
+        "name": "own",
+        "dataset": {"name": "digits", "validation": 250},
+        "students": [{"model": "mlp"}, {"model": "own_keyed_students:small"}],
+        "methods": {"scratch": {}, "own_keyed": {"weight": 1.0}},
+        "search": {"trials_per_method": 2},
+    }
+
+    def keys() -> dict[tuple[str, str], str]:
+        """As a new process makes them, which reads the files."""
+        methods.find.cache_clear()
+        code_version.cache_clear()
+        for name in ("own_keyed_students", *(f"stillhouse.methods.{each}" for each in ("own_keyed", "own_other", "_slope"))):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        plan = make_plan(validate(copy.deepcopy(spec)), data)
+        return {(trial.method, trial.student.model): trial.key for trial in plan.trials}
+
+    before = keys()
+    own, student = "own_keyed", "own_keyed_students:small"
+    assert set(before) == {(method, model) for method in ("scratch", own) for model in ("mlp", student)}
+    assert keys() == before
+    changes = {
+        "method": {(own, "mlp"), (own, student)},
+        "its helper": {(own, "mlp"), (own, student)},
+        "student": {("scratch", student), (own, student)},
+        "another method": set(),
+    }
+    for name, (path, text) in files.items():
+        path.write_text(text.replace("0.5", "0.25").replace("Own.", "My own.").replace("Flatten()", "Flatten(1)"))
+        after = keys()
+        assert {place for place in before if after[place] != before[place]} == changes[name], name
+        path.write_text(text)
 
 
 def test_the_baseline_is_always_there_and_runs_once_for_each_student(data: ImageData) -> None:

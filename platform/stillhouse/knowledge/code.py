@@ -1,10 +1,11 @@
-"""The version of a function's code: what must change a view's key is its own text, and the text of all that it uses."""
+"""The version of code of the user's own: what must change a key is its text, and the text of all that it uses."""
 
 import ast
 import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,12 +17,28 @@ _Place = tuple[str, str]
 """(module, name of something defined at its top level)."""
 
 
+def named_version(name: str) -> str | None:
+    """The version of the user's own function that `module:function` names; None where a library's version tells it, or nothing.
+
+    Whatever has no source, such as a function of a notebook, is known by its name alone.
+    """
+    module, _, function = name.partition(":")
+    if not function or module.partition(".")[0] in _LIBRARIES:
+        return None
+    with suppress(ImportError, TypeError, OSError, AttributeError):
+        return code_version(getattr(importlib.import_module(module), function))
+    return None
+
+
 @lru_cache(maxsize=4096)
-def code_version(function: Callable[..., Any]) -> str:
+def code_version(function: Callable[..., Any], within: str | None = None) -> str:
     """A hash of the text of `function` and of every function, class and constant of its own package that it leads to.
 
     It is the same in every process that has the same files. Other packages and annotations do not count. A function of a
     library such as torch is as old as the library.
+
+    Args:
+        within: a package inside the function's own, such as `stillhouse.methods`, beyond which nothing counts.
 
     Raises:
         TypeError, OSError: the function has no source.
@@ -31,6 +48,7 @@ def code_version(function: Callable[..., Any]) -> str:
     if package in _LIBRARIES:
         version = importlib.import_module(package).__version__
         return _hash(f"{package} {version} {function.__qualname__}")
+    package = within or package
     own = inspect.getsource(function)
     texts: dict[_Place, str] = {}
     seen: set[_Place] = set()
@@ -75,7 +93,7 @@ class _Contents:
         name, attribute = used
         if name in self.defined:
             yield module, name
-        elif (there := self.imported.get(name)) is not None and there[0].partition(".")[0] == package:
+        elif (there := self.imported.get(name)) is not None and f"{there[0]}.".startswith(f"{package}."):
             whole = there[0] if not there[1] else f"{there[0]}.{there[1]}"
             if there[1] and not _is_module(whole):
                 yield there

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from stillhouse.distill.method import Method
 from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.knowledge.code import code_version
 
 _CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
 if _CHECKOUT.is_dir() and (_CHECKOUT.parent / "platform" / "stillhouse").is_dir():
     __path__.append(str(_CHECKOUT))
 
 ENTRY_POINTS = "stillhouse.methods"
+_SHIPPED = (Path(__file__).resolve().parent, _CHECKOUT)
 FOLDERS_VARIABLE = "STILLHOUSE_METHODS"
 
 
@@ -72,6 +74,19 @@ def find(name: str) -> type[Method]:
             raise UsageError(f"entry point {ENTRY_POINTS}:{name} must name a Method subclass, it names {loaded!r}")
         return loaded
     raise UsageError(f"no method '{name}'{did_you_mean(name, names())}")
+
+
+def own_version(name: str) -> str | None:
+    """The version of the text of a user's own method, its helpers in method files included; None for one that ships with us.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    method = find(name)
+    if Path(inspect.getfile(method)).resolve().parent in _SHIPPED:
+        return None
+    within = __name__ if method.__module__.startswith(f"{__name__}.") else None
+    return code_version(method, within)  # type: ignore[arg-type]  # mypy takes the class for one of its objects
 
 
 def baseline() -> str:

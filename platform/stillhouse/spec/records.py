@@ -30,7 +30,9 @@ class StudentChoice(_Record):
 class Trial(_Record):
     """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that decides its result.
 
-    `teacher` joins the names of several by `+`.
+    Attributes:
+        teacher: joins the names of several by `+`.
+        own_code: the version of the user's own method and models in it; empty where there are none.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Trial(_Record):
     teacher: str | None = None
     seed: int = 0
     epochs: int
+    own_code: str = ""
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, canonical_json, content_hash
 from stillhouse.errors import Problem, SpecError
+from stillhouse.knowledge.code import named_version
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import model_options
 from stillhouse.models.size import ModelSize
@@ -189,7 +190,7 @@ class TrialKeys:
     """Keys of a sweep's trials: hashes of all that decides a result, and of nothing else.
 
     The names of sweep and teachers, the home, the machine, the time and the phase are left out. Weights given as a file
-    count by the file's content.
+    count by the file's content, methods and models of the user's own by their text.
     """
 
     def __init__(self, spec: SweepSpec, data: ImageData) -> None:
@@ -204,6 +205,24 @@ class TrialKeys:
         self._dtype = spec.knowledge.dtype
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
+        self._methods = frozenset(spec.methods or ())
+        self._own_code: dict[tuple[str, str, str | None], str] = {}
+        self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
+
+    def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
+        """The version of all code of the user's own that a trial runs: method, student and teachers; empty where it is none."""
+        place = method, student.model, teacher
+        if place not in self._own_code:
+            models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
+            versions = [methods.own_version(method), *map(named_version, models)]
+            self._own_code[place] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
+        return self._own_code[place]
+
+    def is_of_other_code(self, trial: Trial) -> bool:
+        """Whether the text of a method or model of the user's own has changed since the trial was made."""
+        if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
+            return False
+        return trial.own_code != self.own_code(trial.method, trial.student, trial.teacher)
 
     def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
         """The trial with its key."""
@@ -215,6 +234,8 @@ class TrialKeys:
             "seed": seed,
             "epochs": epochs,
         }
+        if code := self.own_code(draw.method, draw.student, draw.teacher):
+            identity["code"] = code
         if draw.teacher is not None:
             teachers = [self._teachers[name] for name in draw.teacher.split(TEACHER_JOINT)]
             identity["teacher"] = teachers[0] if len(teachers) == 1 else teachers
@@ -230,6 +251,7 @@ class TrialKeys:
             teacher=draw.teacher,
             seed=seed,
             epochs=epochs,
+            own_code=code,
         )
 
 

@@ -306,7 +306,7 @@ class Sweep:
     def _run(self, plan: Plan, started: float, again: Collection[str]) -> Results:
         if plan.search is not None:
             plan.search.memory.update(self.place.read_suggestions())
-        records = self._read_ledger(again)
+        records = self._read_ledger(plan, again)
         self._take_over(plan, records)
         before = set(records)
         earlier = self.place.read_facts()
@@ -385,14 +385,21 @@ class Sweep:
             seconds=time.perf_counter() - started,
         )
 
-    def _read_ledger(self, again: Collection[str]) -> dict[str, TrialRecord]:
+    def _read_ledger(self, plan: Plan, again: Collection[str]) -> dict[str, TrialRecord]:
         records, damaged = self.place.ledger.read_all()
         for key in damaged:
             self._progress.note(f"the record of trial {key} is damaged; the trial runs again")
             self.place.ledger.remove(key)
         # What a scheduler stopped early says nothing of a trial that no scheduler may stop.
         again = {*again, "stopped"} if self.spec.search.scheduler == "none" else set(again)
-        for key in [key for key, record in records.items() if record.status in again]:
+        others = [key for key, record in records.items() if plan.keys.is_of_other_code(record.trial)]
+        if others:
+            changed = ", ".join(sorted({f"{records[key].trial.method} on {records[key].trial.student.name}" for key in others}))
+            self._progress.note(
+                f"code of your own has changed since {len(others)} trials ran ({changed}); they run again, and their "
+                f"records lie in {self.place.ledger.folder / 'aside'}"
+            )
+        for key in {*others, *(key for key, record in records.items() if record.status in again)}:
             self.place.ledger.set_aside(key)
             del records[key]
         return records

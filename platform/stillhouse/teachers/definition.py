@@ -1,8 +1,6 @@
 """What a teacher is before it is loaded: plain data that travels to every process."""
 
-import importlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,12 @@ from torch import nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.knowledge.code import code_version
+from stillhouse.knowledge.code import named_version
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 from stillhouse.teachers.homes import HomeAddress
-
-_TORCHVISION = "torchvision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +44,13 @@ class TeacherDefinition:
 
     def architecture(self) -> dict[str, Any]:
         """Plain data that is equal for equal networks; the text of a user's own model counts, as far as its package goes."""
-        module, own, function = self.model.partition(":")
-        code = {}
-        if own and module != _TORCHVISION:
-            # Whoever has no source, such as a function of a notebook, is known by its name alone.
-            with suppress(TypeError, OSError, AttributeError):
-                code["code"] = code_version(getattr(importlib.import_module(module), function))
+        code = named_version(self.model)
         return {
             "model": self.model,
             "options": dict(self.options),
             "num_classes": self.num_classes,
             "input_shape": list(self.input_shape),
-            **code,
+            **({} if code is None else {"code": code}),
         }
 
     def key(self, data: ImageData, views: Views) -> str:
