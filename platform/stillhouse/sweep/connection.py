@@ -92,7 +92,8 @@ def _knock(address: str) -> None:
 @contextmanager
 def _on_loopback() -> Iterator[None]:
     """Ray that starts in here listens on the loopback interface, as on macOS and Windows; else on every one of the machine."""
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    # A name inside Ray (2.60): without it a sweep still runs, and the test of what listens says that it is gone.
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
