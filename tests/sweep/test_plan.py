@@ -20,9 +20,10 @@ from stillhouse.knowledge.code import code_version
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import spec_to_dict, validate
-from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.plan import Plan, confirm_trials, make_plan
+from stillhouse.sweep.runner import student_key
 
 SPEC: dict[str, Any] = {
     "name": "s",
@@ -219,6 +220,7 @@ def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trial
     own, student = "own_keyed", "own_keyed_students:small"
     assert set(before) == {(method, model) for method in ("scratch", own) for model in ("mlp", student)}
     assert keys() == before
+    measured = student_key(StudentChoice(name="own", model=student))
     changes = {
         "method": {(own, "mlp"), (own, student)},
         "its helper": {(own, "mlp"), (own, student)},
@@ -229,6 +231,8 @@ def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trial
         path.write_text(text.replace("0.5", "0.25").replace("Own.", "My own.").replace("Flatten()", "Flatten(1)"))
         after = keys()
         assert {place for place in before if after[place] != before[place]} == changes[name], name
+        # What was measured of the student is known by the same text.
+        assert (student_key(StudentChoice(name="own", model=student)) != measured) == (name == "student")
         path.write_text(text)
 
 

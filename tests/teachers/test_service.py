@@ -386,9 +386,9 @@ def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
     assert filled == [0, 7, 1, 2]
 
 
-def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
-    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """No service fills anything until it is set."""
     go = threading.Event()
     fill = TeacherService.fill
 
@@ -397,12 +397,18 @@ def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
         fill(self, view, kinds, reading)
 
     monkeypatch.setattr(TeacherService, "fill", late)
+    return go
+
+
+def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
+    make_service: Callable[..., TeacherService], held: threading.Event
+) -> None:
     service = make_service()
     service.request(2, [feature(LAYER)], ahead=True)
     service.request(0, KINDS, ahead=True)
     service.request(1, [logits()], ahead=True)
     service.request(1, [feature(LAYER)])
-    go.set()
+    held.set()
     wait_for(lambda: service._filler is None)
     asked = {0: KINDS, 1: [logits(), feature(LAYER)], 2: [feature(LAYER)]}
     for view, kinds in asked.items():
@@ -504,20 +510,12 @@ def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path
 
 
 def test_what_is_filled_counts_for_the_sweeps_that_had_asked_for_the_view(
-    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+    make_service: Callable[..., TeacherService], held: threading.Event
 ) -> None:
-    go = threading.Event()
-    fill = TeacherService.fill
-
-    def late(self: TeacherService, view: int, kinds: Iterable[Knowledge], reading: Reading | None) -> None:
-        go.wait(30)
-        fill(self, view, kinds, reading)
-
-    monkeypatch.setattr(TeacherService, "fill", late)
     service = make_service()
     for view, sweep in ((0, "one"), (1, "one"), (1, "two"), (2, "")):
         service.request(view, [logits()], ahead=True, sweep=sweep)
-    go.set()
+    held.set()
     wait_for(lambda: service._filler is None)
     service.request(0, [logits()], sweep="two")
     wait_for(lambda: service._filler is None)

@@ -21,6 +21,7 @@ from stillhouse.distill.parallel import ALONE, Workers, parting_problem
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.knowledge.code import named_version
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import ModelSize, measure_size
@@ -368,9 +369,10 @@ def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
 
 
 def student_key(student: StudentChoice) -> str:
-    """Equal for equal architectures, whatever their label."""
+    """Equal for equal architectures, whatever their label; the text of a user's own model counts."""
     options = ",".join(f"{name}={student.options[name]!r}" for name in sorted(student.options))
-    return f"{student.model}({options})"
+    version = named_version(student.model)
+    return f"{student.model}({options})" + (f"#{version}" if version else "")
 
 
 def size_metrics(size: ModelSize) -> dict[str, float]:
