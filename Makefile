@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .stillhouse
 TEST_PROCESSES ?= 2
+# Each of a sweep's processes imports torch and Ray: compiled once, that takes half of the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo ui test lint types imports check wheel wheel-test bench clean
 .DELETE_ON_ERROR:
