@@ -176,7 +176,7 @@ def test_the_students_of_the_front_are_kept_in_mlflow_with_their_weights(undistu
 
 
 def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
-    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def no_cluster(*_arguments: Any, **_options: Any) -> None:
         raise AssertionError("a cluster was asked for")
@@ -189,6 +189,10 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 10}
     assert document["teachers"][0]["samples_forwarded"] == document["teachers"][0]["samples_reused"] == 0
     assert document["pareto"] == undisturbed.results.to_json()["pareto"]
+    told = CliRunner().invoke(app, ["retry", "tiny", "--home", str(undisturbed.home)])
+    assert told.exit_code == 0
+    assert "no trial failed, so none runs again" in capfd.readouterr().err
+    assert stamps(again.place) == before
 
 
 def test_another_sweep_of_the_same_teacher_finds_it_and_all_it_knows(undisturbed: Undisturbed, tmp_path: Path) -> None:

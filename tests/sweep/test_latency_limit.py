@@ -10,6 +10,7 @@ import ray
 import torch
 
 from stillhouse.errors import Interrupted
+from stillhouse.models.size import Latency
 from stillhouse.spec.load import validate
 from stillhouse.sweep.latency import measure_models
 from stillhouse.sweep.runner import student_key
@@ -98,6 +99,24 @@ def test_a_model_that_can_not_run_has_a_reason_and_the_others_their_latency(
     assert found.keys() == {"whole"}
     assert found["whole"].keys() == {"latency_ms", "latency_p95_ms", "latency_batch64_ms"}
     assert reasons == {"broken": "RuntimeError: no such kernel (broken_nets.py:11)"}
+
+
+@pytest.mark.parametrize("networks", [1, 300])
+def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def measure(_model: Any, _shape: Any, *, budget_s: float, **_options: Any) -> dict[int, Latency]:
+        given.append(budget_s)
+        return {size: Latency(size, 1.0, 2.0) for size in (1, 64)}
+
+    monkeypatch.setattr("stillhouse.sweep.latency.measure_latency", measure)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    models: dict[str, tuple[str, dict[str, Any]]] = {str(number): ("mlp", {}) for number in range(networks)}
+    found, _ = measure_models(models, 10, (1, 8, 8), torch.get_num_threads(), [])
+    assert len(found) == len(given) == networks
+    # For each network one image and a batch, and for each of them as long again to warm up.
+    assert 0 < 4 * sum(given) <= 60 * 1.001
+    assert max(given) <= 1.5
 
 
 def test_a_request_that_comes_while_the_spec_is_looked_at_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def measure_latency(
         batch_sizes: one result for each.
         warmup: passes that are not timed.
         repeats: passes that are timed.
-        budget_s: for each batch size, after which no further pass is timed; three passes always are.
+        budget_s: for each batch size, after which no further pass is made to warm up, and then as long again for those that
+            are timed; three of each always are made.
     """
     device = torch.device(device)
     probe = copy.deepcopy(model).to(device).eval()
@@ -78,8 +79,7 @@ def measure_latency(
     with torch.no_grad():
         for batch_size in batch_sizes:
             images = _zeros(probe, batch_size, input_shape)
-            for _ in range(warmup):
-                probe(images)
+            _timed_ms(probe, images, repeats=warmup, budget_s=budget_s)
             times_ms = _timed_ms(probe, images, repeats=repeats, budget_s=budget_s)
             p50, p95 = np.percentile(times_ms, (50, 95))
             latencies[batch_size] = Latency(batch_size, float(p50), float(p95))

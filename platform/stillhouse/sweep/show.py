@@ -33,9 +33,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     cost = plan.cost
     for line in (
         f"students: {cost.students:.3g} MACs, a training step counted as three forward passes",
-        f"teachers shared: {cost.teacher_shared:.3g} MACs for {cost.samples_forwarded:,} samples; "
+        f"teachers shared: {cost.teacher_shared:.3g} MACs for at most {cost.samples_forwarded:,} samples; "
         f"{cost.ratio_shared:.2f} times the students alone",
-        f"teachers inside every trial: {cost.teacher_inside:.3g} MACs for {cost.samples_inside:,} samples; "
+        f"teachers inside every trial: {cost.teacher_inside:.3g} MACs for at most {cost.samples_inside:,} samples; "
         f"{cost.ratio_inside:.2f} times the students alone",
         f"training the teachers, once: {cost.teacher_training:.3g} MACs",
         *(f"note: {note}" for note in plan.notes),
