@@ -151,16 +151,13 @@ class Filler:
         self.steps = list(steps)
         self.asked: list[tuple[Any, ...]] = []
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def tell_all(self, method: str, *arguments: Any) -> Any:
         assert method == "request"
         self.asked.append(arguments)
         step = self.steps.pop(0) if self.steps else []
         if isinstance(step, Exception):
             raise step
         return step if isinstance(step, str) else self.fill(step)
-
-    def tell_others(self, method: str, *arguments: Any) -> None:
-        """There are no replicas."""
 
     def fill(self, rows: list[int]) -> None:
         with self.store.writer(self.identity, rows=6, shape=(2,), dtype="float32") as writer:
@@ -272,7 +269,7 @@ def test_a_damaged_view_is_reported_and_waited_for(opener: MakeOpener, monkeypat
         filler.store.unseal(filler.identity)
         filler.fill([0, 1, 2, 3, 4, 5])
 
-    monkeypatch.setattr(filler, "call", mend)
+    monkeypatch.setattr(filler, "tell_all", mend)
     assert open_views(3)["logits"].ready(torch.arange(6))
     assert [arguments[3] for arguments in filler.asked] == [True]
 

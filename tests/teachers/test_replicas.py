@@ -195,7 +195,7 @@ class Replica:
     def __init__(self, name: str, node: str, waiting: int) -> None:
         self._actor_id = name
         self._load = (node, waiting)
-        self.asked: list[str] = []
+        self.asked: list[tuple[Any, ...]] = []
         self.dead = False
 
     def __getattr__(self, method: str) -> Any:
@@ -204,9 +204,9 @@ class Replica:
         replica = self
 
         class Method:
-            def remote(self, *_arguments: Any) -> Any:
+            def remote(self, *arguments: Any) -> Any:
                 if method != "load":
-                    replica.asked.append(method)
+                    replica.asked.append((method, *arguments))
                 return (replica, method)
 
         return Method()
@@ -254,9 +254,24 @@ def test_a_trial_calls_the_replica_on_its_own_node(link_to: Callable[..., ActorL
     replicas = [Replica("a", "there", 0), Replica("b", "here", 9), Replica("c", "there", 1)]
     link = link_to(*replicas)
     assert link.call("forward") == "b"
-    link.tell_others("request")
-    assert [replica.asked for replica in replicas] == [["request"], ["forward"], ["request"]]
-    assert link.calls == 3 + 3, "each told how much it has to do, and was asked once"
+    assert [replica.asked for replica in replicas] == [[], [("forward",)], []]
+    assert link.calls == 3 + 1, "each told how much it has to do, and one was called"
+
+
+def test_what_all_are_to_hear_goes_to_one_that_answers_with_the_names_of_all(
+    link_to: Callable[..., ActorLink],
+) -> None:
+    replicas = [Replica("a", "there", 1), Replica("b", "here", 0), Replica("c", "there", 2)]
+    link = link_to(*replicas)
+    for view in range(3):
+        link.tell_all("request", view)
+    told = sorted(asked for replica in replicas for asked in replica.asked)
+    assert told == [("request", view, ("a", "b", "c")) for view in range(3)]
+    assert [len(replica.asked) for replica in replicas] == [1, 1, 1], "each in turn"
+    assert link.calls == 3
+    for replica in replicas[:2]:
+        replica.dead = True
+    assert link.tell_all("request", 3) == "c"
 
 
 def test_without_one_it_calls_the_replica_with_the_fewest_calls_waiting(link_to: Callable[..., ActorLink]) -> None:

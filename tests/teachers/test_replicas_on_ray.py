@@ -21,7 +21,7 @@ from stillhouse.knowledge import reduced
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.weights import load_weights
 from stillhouse.teachers.actor import make_ticket, start_actor
-from stillhouse.teachers.client import TrialTeacher
+from stillhouse.teachers.client import REPEAT_S, TrialTeacher
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, view_identity
 from stillhouse.teachers.homes import HomeAddress
 from stillhouse.teachers.service import FILL_BATCH, count_fills, kind_id
@@ -108,12 +108,14 @@ def test_a_view_is_whole_and_each_sample_counted_once_when_one_of_two_replicas_i
         ways={kind_id(kind): "cached"},
         plan=FillPlan.make([(kind, {1})]),
     )
-    source = TrialTeacher(ticket, {"logits": kind}).source
+    trial, began = TrialTeacher(ticket, {"logits": kind}), time.monotonic()
+    source = trial.source
     assert source is not None
     source.begin_epoch(1, None, reading)
     wait_until(lambda: all(each["samples_forwarded"] > 0 for each in ray.get([each.counters.remote() for each in handles])))
     store = KnowledgeStore(tmp_path / "home" / "knowledge")
     assert count_fills(store.root, facts["weights_hash"])["samples"] < rows, "both are at it"
+    assert trial.counters()["remote_calls"] <= 1 + (time.monotonic() - began) / REPEAT_S, "and one was asked"
     os.kill(ray.get(handles[1].process_id.remote()), signal.SIGKILL)
 
     order = torch.from_numpy(reading_order(*reading, rows))

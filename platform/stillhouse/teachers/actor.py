@@ -132,7 +132,15 @@ class TeacherActor(Leased):
         damaged: bool = False,
         reading: Reading | None = None,
         sweep: str = "",
+        replicas: Iterable[str] = (),
     ) -> str | None:
+        """As `TeacherService.request`; `replicas` that this actor is to tell the same may have its own name among them."""
+        for name in replicas:
+            # One that is gone is told when it is asked itself, or with the next request.
+            if name != ray.get_runtime_context().get_actor_name():
+                with suppress(ValueError):
+                    other = ray.get_actor(name, namespace=NAMESPACE)
+                    other.request.remote(view, kinds, ahead, damaged, reading, sweep)
         return self._ready().request(view, kinds, ahead=ahead, damaged=damaged, reading=reading, sweep=sweep)
 
     def forward(

@@ -49,10 +49,11 @@ class ActorLink:
     """Calls of the shared actor that outlive its restart: calls are pure, so repeating one is safe.
 
     A call that the actor has no room for is repeated too, for as long as the actor answers. Of several replicas the one on
-    this process's node is called, else the one with the fewest calls waiting; they are asked again every few seconds.
+    this process's node is called, else the one with the fewest calls waiting; they are asked again every few seconds. What
+    all of them must hear goes to one, which tells the others.
 
     Attributes:
-        calls: of the actor and of its replicas, those that nothing waits for among them.
+        calls: of the actor and of its replicas, the questions how much they have to do among them.
 
     Args:
         patience_s: how long a lost actor is waited for before the trial gives up.
@@ -62,6 +63,7 @@ class ActorLink:
         self._ticket = ticket
         self._patience_s = patience_s
         self._handle: Any = None
+        self._turn = os.getpid()
         self._names = (ticket.actor, *ticket.replicas)
         self._chosen = 0.0
         self.calls = 0
@@ -72,11 +74,22 @@ class ActorLink:
         Raises:
             InfrastructureError: the actor did not come back in time.
         """
+        return self._answer(self._choose, method, arguments)
+
+    def tell_all(self, method: str, *arguments: Any) -> Any:
+        """The answer of one of the replicas, each in turn; it gets the names of all behind `arguments` and tells the others.
+
+        Raises:
+            InfrastructureError: none came back in time.
+        """
+        return self._answer(self._take_turns, method, (*arguments, self._names))
+
+    def _answer(self, choose: Callable[[], Any], method: str, arguments: Sequence[Any]) -> Any:
         deadline = time.monotonic() + self._patience_s
         pause, busy_pause = 0.1, 0.01
         while True:
             try:
-                handle = self._handle = self._choose()
+                handle = choose()
                 self.calls += 1
                 answer = ray.get(getattr(handle, method).remote(*arguments))
                 if not isinstance(answer, Busy):
@@ -94,22 +107,19 @@ class ActorLink:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def tell_others(self, method: str, *arguments: Any) -> None:
-        """Calls the replicas that are not called by `call` for now; nothing waits for them."""
-        for name in self._names if len(self._names) > 1 else ():
-            with suppress(RayActorError, _NoActorError):
-                handle = self._find(name)
-                if self._handle is None or handle._actor_id != self._handle._actor_id:
-                    self.calls += 1
-                    getattr(handle, method).remote(*arguments)
-
     def _choose(self) -> Any:
-        if len(self._names) == 1:
-            return self._handle or self._find(self._names[0])
-        if self._handle is None or time.monotonic() - self._chosen > _CHOICE_S:
-            self._handle = self._least_loaded()
+        several = len(self._names) > 1
+        if self._handle is None or (several and time.monotonic() - self._chosen > _CHOICE_S):
+            self._handle = self._least_loaded() if several else self._find(self._names[0])
             self._chosen = time.monotonic()
         return self._handle
+
+    def _take_turns(self) -> Any:
+        """Each replica in turn, so that one which does not answer or can not fill is not the next one again."""
+        if len(self._names) == 1:
+            return self._choose()
+        self._turn += 1
+        return self._find(self._names[self._turn % len(self._names)])
 
     def _least_loaded(self) -> Any:
         asked: dict[Any, Any] = {}
@@ -140,8 +150,8 @@ class ActorLink:
 class ViewOpener:
     """Opens views, sealed or being filled, and waits for their rows.
 
-    The actor, and each of its replicas, is asked once per epoch for what is not sealed, and again whenever one batch has waited
-    for a few seconds, in case the actor has died or failed since.
+    The actor is asked once per epoch for what is not sealed, and again whenever one batch has waited for a few seconds, in case
+    it has died or failed since. One of its replicas is asked for all of them.
     """
 
     def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
@@ -218,9 +228,9 @@ class ViewOpener:
     def _ask(self, *, damaged: bool) -> Any:
         # With what others will read of the view, since an actor that was restarted does not know of them.
         kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
-        asked = (self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep)
-        reason = self._link.call("request", *asked)
-        self._link.tell_others("request", *asked)
+        reason = self._link.tell_all(
+            "request", self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep
+        )
         self._asked = time.monotonic()
         return reason
 
