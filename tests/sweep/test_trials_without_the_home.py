@@ -57,7 +57,7 @@ def go_to_node(tmp_path: Path, home: HomeAddress, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(homes.COMMON_VARIABLE, "0")
     monkeypatch.setattr(homes, "KeeperLink", lambda _name: Link())
     # The teacher fills on its own in these tests.
-    monkeypatch.setattr(ActorLink, "call", lambda *_arguments: None)
+    monkeypatch.setattr(ActorLink, "tell_all", lambda *_arguments: None)
     yield go
     node_home.cache_clear()
 
