@@ -189,9 +189,9 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 10}
     assert document["teachers"][0]["samples_forwarded"] == document["teachers"][0]["samples_reused"] == 0
     assert document["pareto"] == undisturbed.results.to_json()["pareto"]
-    told = CliRunner().invoke(app, ["retry", "tiny", "--home", str(undisturbed.home)])
+    told = CliRunner().invoke(app, ["retry", "tiny", "--failed", "--stopped", "--home", str(undisturbed.home)])
     assert told.exit_code == 0
-    assert "no trial failed, so none runs again" in capfd.readouterr().err
+    assert "no trial is failed or stopped: only what is missing runs" in capfd.readouterr().err
     assert stamps(again.place) == before
 
 

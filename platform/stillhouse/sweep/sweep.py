@@ -49,7 +49,6 @@ _MLFLOW = "mlflow:"
 VERIFIED_PAIRS = 1024
 _MEASURED = "latency_ms"
 """The one size of a student that is not known before the sweep runs."""
-_ENDS = {"failed": "failed", "stopped": "was stopped early"}
 _SHOWN_STUDENTS = 5
 _NOTE_INTERVAL_S = 60.0
 _DEATHS_OF_A_TRIAL = 2 * (1 + RESTARTS_OF_A_TRIAL)
@@ -392,8 +391,7 @@ class Sweep:
             self._progress.note(f"the record of trial {key} is damaged; the trial runs again")
             self.place.ledger.remove(key)
         if again and not any(record.status in again for record in records.values()):
-            asked = " or ".join(_ENDS[status] for status in again)
-            self._progress.note(f"no trial {asked}, so none runs again")
+            self._progress.note(f"no trial is {' or '.join(again)}: only what is missing runs")
         # What a scheduler stopped early says nothing of a trial that no scheduler may stop.
         again = {*again, "stopped"} if self.spec.search.scheduler == "none" else set(again)
         others = [key for key, record in records.items() if plan.keys.is_of_other_code(record.trial)]
