@@ -117,10 +117,10 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
     from stillhouse.spec.load import spec_to_dict, validate
     from stillhouse.spec.records import SweepFacts
     from stillhouse.spec.schema import SearchBudget
-    from stillhouse.sweep.feed import ListFeed, start_feed
-    from stillhouse.sweep.ledger import Ledger
-    from stillhouse.sweep.plan import confirm_trials, make_plan
-    from stillhouse.sweep.spending import Spending
+    from stillhouse.sweep.home.ledger import Ledger
+    from stillhouse.sweep.planning.plan import confirm_trials, make_plan
+    from stillhouse.sweep.search.budget import Spending
+    from stillhouse.sweep.search.trial_queue import ListFeed, start_feed
     from stillhouse.tracking import Tracker
 
     seconds: dict[str, float] = {}
@@ -214,8 +214,8 @@ def search(trials: int, data: Any) -> tuple[Any, dict[str, Any]]:
     """A plan of an adaptive search of that many trials, and its records, from its first question to its last."""
     from stillhouse.spec.load import validate
     from stillhouse.spec.schema import SearchBudget
-    from stillhouse.sweep.plan import make_plan
-    from stillhouse.sweep.spending import Spending
+    from stillhouse.sweep.planning.plan import make_plan
+    from stillhouse.sweep.search.budget import Spending
 
     plan = make_plan(validate(spec_of(trials, "tpe")), data)
     feed = plan.feed({}, Spending(SearchBudget()))
@@ -234,11 +234,11 @@ def run_through_tune(trials: int, fed: bool) -> float:
 
     from stillhouse.spec.records import StudentChoice, Trial
     from stillhouse.spec.schema import SearchBudget
-    from stillhouse.sweep.feed import ListFeed
-    from stillhouse.sweep.schedulers import InTurn
-    from stillhouse.sweep.searchers import FeedSearcher
-    from stillhouse.sweep.spending import Spending
-    from stillhouse.sweep.trainable import TRIAL_KEY
+    from stillhouse.sweep.execution.early_stopping import InTurn
+    from stillhouse.sweep.execution.trainable import TRIAL_KEY
+    from stillhouse.sweep.execution.tune_searcher import FeedSearcher
+    from stillhouse.sweep.search.budget import Spending
+    from stillhouse.sweep.search.trial_queue import ListFeed
 
     class NoWork(tune.Trainable):  # type: ignore[misc]
         def step(self) -> dict[str, Any]:

@@ -24,8 +24,8 @@ import optuna
 from stillhouse.data.hashing import derive_key
 from stillhouse.spec.priors import Choice, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
-from stillhouse.sweep.draw import Draw, stratified, value_at
-from stillhouse.sweep.studies import Study, StudyPlan
+from stillhouse.sweep.search.draws import Draw, stratified, value_at
+from stillhouse.sweep.search.studies import Study, StudyPlan
 
 STARTUP = 8
 SETTINGS: dict[str, Prior] = {

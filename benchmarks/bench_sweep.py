@@ -34,10 +34,10 @@ import numpy as np
 import ray
 
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.check import check
-from stillhouse.sweep.plan import Plan
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
 
 mpl.use("Agg")

@@ -15,8 +15,8 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from stillhouse.spec.load import validate
-from stillhouse.sweep.nodes import kinds_of_config
-from stillhouse.sweep.placement import place
+from stillhouse.sweep.cluster.node_checks import kinds_of_config
+from stillhouse.sweep.cluster.placement import place
 
 ROOT = Path(__file__).parent.parent
 AWS, ON_PREM, JOB = ROOT / "cluster.yaml", ROOT / "deploy" / "on-prem.yaml", ROOT / "deploy" / "rayjob.yaml"

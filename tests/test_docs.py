@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_model
 
 from stillhouse.models.registry import build_model
-from stillhouse.sweep.check import check
+from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stillhouse import methods
 from stillhouse.spec.load import parse_yaml
-from stillhouse.sweep.check import check
+from stillhouse.sweep.planning.spec_check import check
 from stillhouse.testing import check_method
 
 README = Path(__file__).parents[1] / "README.md"

@@ -9,7 +9,7 @@ results.table(), results.pareto()
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillhouse.sweep.results import Results
+    from stillhouse.sweep.results.results import Results
     from stillhouse.sweep.sweep import Sweep
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Sweep
     if name == "Results":
-        from stillhouse.sweep.results import Results
+        from stillhouse.sweep.results.results import Results
 
         return Results
     raise AttributeError(f"module 'stillhouse' has no attribute '{name}'")

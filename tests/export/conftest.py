@@ -16,10 +16,10 @@ from stillhouse.models.weights import load_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.training import Training
-from stillhouse.sweep.export import export_trial
-from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.ledger import Ledger
-from stillhouse.sweep.runner import TrialEnvironment, build_student, run_to_end
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment, build_student, run_to_end
+from stillhouse.sweep.home.ledger import Ledger
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.results.export import export_trial
 
 SWEEP = "tiny"
 SPEC: dict[str, Any] = {

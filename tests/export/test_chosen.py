@@ -17,10 +17,10 @@ from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, SweepFacts, Trial, TrialRecord
 from stillhouse.spec.training import Training
-from stillhouse.sweep.chosen import find_trial, load_data, load_student, read_spec
-from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TrialEnvironment, run_to_end
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment, run_to_end
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.results.trained_students import find_trial, load_data, load_student, read_spec
 from stillhouse.testing import MethodTrial
 
 LENET = "aa00000000000001"
@@ -141,7 +141,7 @@ def test_names_that_look_like_those_of_a_parallel_model_are_kept(swept: Any, mon
     wrapper.module = inside
     record = swept.record()
     digest = save_weights(wrapper, swept.place.folder / record.weights)
-    monkeypatch.setattr("stillhouse.sweep.chosen.build_student", lambda *_: wrapper)
+    monkeypatch.setattr("stillhouse.sweep.results.trained_students.build_student", lambda *_: wrapper)
     results = Results.read(swept.home, "tiny")
     changed = record.model_copy(update={"weights_hash": digest})
     assert load_student(results.place, read_spec(results.place), changed, swept.data()) is wrapper

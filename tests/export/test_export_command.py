@@ -13,8 +13,8 @@ from stillhouse.cli import app
 from stillhouse.errors import InfrastructureError, StillhouseError, UsageError
 from stillhouse.export import FILES
 from stillhouse.spec.load import spec_to_dict, validate
-from stillhouse.sweep.chosen import find_trial
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.results.trained_students import find_trial
 
 LENET, MLP, STOPPED, FAILED = "aa00000000000001", "ab00000000000002", "ac00000000000003", "fd00000000000004"
 Exported = tuple[Any, Path, dict[str, Any]]
@@ -46,7 +46,7 @@ def test_the_command_writes_the_folder_and_prints_one_document(swept: Any, tmp_p
 
 def test_the_command_prints_the_largest_difference(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, document = exported
-    monkeypatch.setattr("stillhouse.sweep.export.export_trial", lambda *_arguments, **_options: document)
+    monkeypatch.setattr("stillhouse.sweep.results.export.export_trial", lambda *_arguments, **_options: document)
     done = CliRunner().invoke(app, ["export", "tiny", "aa", "--to", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert f"largest difference {document['agreement']['onnx']['largest_difference']:.3g}, same class 100 of 100" in done.stdout

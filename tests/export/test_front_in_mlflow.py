@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stillhouse.models.weights import read_checkpoint, state_hash
-from stillhouse.sweep.chosen import read_spec
-from stillhouse.sweep.results import Results
-from stillhouse.sweep.tracked import front_records, store_front, sync_sweep
+from stillhouse.sweep.results.mlflow_sync import front_records, store_front, sync_sweep
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.results.trained_students import read_spec
 from stillhouse.tracking import locate
 from stillhouse.tracking.store import open_client, settings
 
@@ -84,7 +84,7 @@ def test_writing_again_stores_nothing_and_loads_no_student(synced: Synced, monke
     def refuse(*_: Any) -> None:
         raise AssertionError("a student was loaded")
 
-    monkeypatch.setattr("stillhouse.sweep.tracked.load_student", refuse)
+    monkeypatch.setattr("stillhouse.sweep.results.mlflow_sync.load_student", refuse)
     before = {model.model_id for model in synced.models()}
     _, again = sync_sweep(Results.read(synced.swept.home, "tiny"))
     assert (again.stored, again.skipped, again.reasons) == (0, len(synced.front), ())
@@ -114,7 +114,7 @@ def test_damaged_weights_are_a_reason_and_cost_no_other_student(swept: Any, sync
 
 
 def test_a_store_that_is_down_is_one_reason_and_nothing_is_loaded(swept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.sweep.tracked.load_student", lambda *_: pytest.fail("a student was loaded"))
+    monkeypatch.setattr("stillhouse.sweep.results.mlflow_sync.load_student", lambda *_: pytest.fail("a student was loaded"))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"

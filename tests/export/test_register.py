@@ -18,7 +18,7 @@ import torch
 
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.models.weights import read_checkpoint, state_hash
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.results.results import Results
 from stillhouse.tracking import ModelAlias, fetch_weights, locate, parse_registration, sync
 from stillhouse.tracking.server import log_file, start_server, stop_server, wait_until_healthy
 from stillhouse.tracking.store import open_client, settings

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from stillhouse import methods
 from stillhouse.cli import app
-from stillhouse.sweep.catalogue import asked_by_default
+from stillhouse.cli.catalogue import asked_by_default
 
 PAGE = Path(__file__).parents[2] / "methods" / "README.md"
 

@@ -8,8 +8,8 @@ from stillhouse.distill.method import MethodError
 from stillhouse.knowledge.kinds import logits
 from stillhouse.methods.ensemble import Ensemble, label_loss, labels_of, mean_labels, soft_labels
 from stillhouse.models.architecture import Architecture
-from stillhouse.sweep.check import check
-from stillhouse.sweep.draw import draw_trials
+from stillhouse.sweep.planning.spec_check import check
+from stillhouse.sweep.search.draws import draw_trials
 from stillhouse.testing import ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]

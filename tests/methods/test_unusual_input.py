@@ -19,9 +19,9 @@ from stillhouse.errors import TrialError
 from stillhouse.methods.combine import Combine
 from stillhouse.methods.scratch import Scratch
 from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model, model_names
 from stillhouse.spec.training import Training
-from stillhouse.sweep.blueprint import blueprint
 from stillhouse.testing import MethodTrial, make_step
 
 EVERY = pytest.mark.parametrize("name", methods.names())

@@ -3,10 +3,10 @@ from collections.abc import Callable
 import pytest
 
 from stillhouse.report.answers import answers, teacher_costs
-from stillhouse.report.sentences import verdict_state
+from stillhouse.report.narrative import verdict_state
 from stillhouse.report.statistics import configurations
-from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
 
 Make = Callable[..., TrialRecord]
 Facts = Callable[..., SweepFacts]

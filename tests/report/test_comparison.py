@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 
 from stillhouse.report import Source, write_comparison
 from stillhouse.report.comparison import differences
-from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
 
 Make = Callable[..., TrialRecord]
 Facts = Callable[..., SweepFacts]

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.report.page import ReportFiles, write_report
-from stillhouse.spec.budget import Budget
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
 
 Make = Callable[..., TrialRecord]
 Facts = Callable[..., SweepFacts]

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster as Nodes
 
 import stillhouse
 from stillhouse.spec.records import TrialRecord
-from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.home.sweep_home import SweepHome
 
 pytestmark = [
     pytest.mark.ray,

@@ -25,12 +25,12 @@ from stillhouse import methods
 from stillhouse.cli import app
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.teachers.client import REPEAT_S
-from stillhouse.teachers.kept import describe_kind
+from stillhouse.teachers.inventory import describe_kind
 from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -640,7 +640,7 @@ def test_a_troubled_sweep_has_the_results_of_an_undisturbed_one(troubled: Troubl
 
 def test_what_was_forwarded_is_counted_over_all_runs_of_the_sweep(troubled: Troubled) -> None:
     """The log of filled shards outlives a killed driver, so nothing is counted twice and nothing is lost."""
-    from stillhouse.teachers.service import count_fills
+    from stillhouse.knowledge.fill_log import count_fills
 
     facts = troubled.place.read_facts()
     assert facts is not None

@@ -27,18 +27,18 @@ from ray.core.generated import autoscaler_pb2
 import stillhouse
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, Interrupted
+from stillhouse.home_access.node_home import COMMON_VARIABLE, SCRATCH_VARIABLE
+from stillhouse.knowledge.fill_log import fill_log
 from stillhouse.knowledge.layout import MANIFEST, Layout
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep import sweep as sweep_module
-from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.ledger import Ledger
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment
+from stillhouse.sweep.home.ledger import Ledger
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TrialEnvironment
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.teachers.homes import COMMON_VARIABLE, SCRATCH_VARIABLE
-from stillhouse.teachers.service import fill_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -235,7 +235,7 @@ def test_teachers_and_trials_on_nodes_without_the_home_use_its_keeper(site: Site
 LEASE_S = 30.0
 COMMAND_LINE = f"""
 import runpy
-from stillhouse.teachers import leases
+from stillhouse.home_access import leases
 
 # Sooner than usual, so that there is less to wait for.
 leases.EXPIRE_S = {LEASE_S}

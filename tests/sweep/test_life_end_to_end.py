@@ -26,14 +26,14 @@ import yaml
 from stillhouse.errors import InfrastructureError, Interrupted, UsageError
 from stillhouse.spec.records import Trial
 from stillhouse.sweep import sweep as sweep_module
-from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.life import stop_sweep
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment
+from stillhouse.sweep.home.manage import stop_sweep
+from stillhouse.sweep.home.status import StatusReader
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TrialEnvironment
-from stillhouse.sweep.state import StatusReader
+from stillhouse.sweep.results.mlflow_sync import sync_sweep
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.sweep.tracked import sync_sweep
 from stillhouse.tracking import locate
 from stillhouse.tracking.server import log_file, start_server, stop_server, wait_until_healthy
 from stillhouse.workers import environment_of_workers
@@ -262,7 +262,7 @@ class Deadly(Method):
 def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillhouse.sweep.cluster.RESTARTS_OF_A_TRIAL", 0)
+    monkeypatch.setattr("stillhouse.sweep.cluster.cluster.RESTARTS_OF_A_TRIAL", 0)
     monkeypatch.setattr("stillhouse.sweep.sweep._DEATHS_OF_A_TRIAL", 2)
     (folder := tmp_path / "own").mkdir()
     (folder / "deadly.py").write_text(DEADLY)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from stillhouse.cli import app
 from stillhouse.spec.records import StudentChoice, SweepFacts, Trial, TrialRecord
-from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.home.sweep_home import SweepHome
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from stillhouse.spec.load import validate
-from stillhouse.sweep.connection import connect
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.cluster.connection import connect
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

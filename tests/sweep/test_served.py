@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stillhouse.errors import SpecError
 from stillhouse.spec.load import validate
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
+from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.workers import environment_of_workers
 

@@ -13,10 +13,10 @@ from ray.cluster_utils import Cluster as Nodes
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
+from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.spec.load import validate
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.teachers.running import running_teachers
-from stillhouse.teachers.service import count_fills
+from stillhouse.teachers.actor_registry import running_teachers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -72,8 +72,8 @@ def test_teachers_are_trained_ahead_shared_by_replicas_and_gone_behind_the_sweep
 
 
 def test_a_teacher_in_use_is_stopped_only_by_force(address: str) -> None:
-    from stillhouse.teachers.leases import Leased, LeaseHolder
-    from stillhouse.teachers.running import NAMESPACE
+    from stillhouse.home_access.leases import Leased, LeaseHolder
+    from stillhouse.teachers.actor_registry import NAMESPACE
 
     class Stand(Leased):
         def about(self) -> dict[str, Any]:

@@ -9,19 +9,27 @@ import pytest
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
+from stillhouse.home_access import node_home as homes
+from stillhouse.home_access.keeper import Keeper
+from stillhouse.home_access.node_home import HomeAddress, kept_home, node_home
 from stillhouse.knowledge import logits
+from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.models.weights import load_weights, weights_hash
 from stillhouse.spec.records import Trial
 from stillhouse.spec.training import Training
-from stillhouse.sweep.home import SweepHome
-from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, TrialRunner, build_student, kept_record, run_to_end
-from stillhouse.teachers import homes
+from stillhouse.sweep.execution.trial_runner import (
+    TeacherScore,
+    TrialEnvironment,
+    TrialRunner,
+    build_student,
+    kept_record,
+    run_to_end,
+)
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.teachers.client import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
-from stillhouse.teachers.homes import HomeAddress, kept_home, node_home
-from stillhouse.teachers.keeper import Keeper
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, count_fills, kind_id
+from stillhouse.teachers.service import TeacherService, kind_id
 
 MakeTrial = Callable[..., Trial]
 VIEWS, TRAIN = 2, 160

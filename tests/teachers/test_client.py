@@ -16,16 +16,16 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stillhouse.errors import InfrastructureError
+from stillhouse.home_access.node_home import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
 from stillhouse.teachers import client as client_module
+from stillhouse.teachers.call_queue import Busy
 from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener, weights_here
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
-from stillhouse.teachers.homes import HomeAddress
 from stillhouse.teachers.service import kind_id
-from stillhouse.teachers.serving import Busy
 
 TICKET = TeacherTicket(
     definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),

@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.knowledge import feature, logits
+from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -24,7 +25,7 @@ from stillhouse.teachers import service as service_module
 from stillhouse.teachers.client import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
 from stillhouse.teachers.library import LoadedTeacher
-from stillhouse.teachers.service import TeacherService, count_fills
+from stillhouse.teachers.service import TeacherService
 
 ROWS = 160
 BATCH = 8

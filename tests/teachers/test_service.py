@@ -22,6 +22,7 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError
 from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
 from stillhouse.knowledge import layout as layout_module
+from stillhouse.knowledge.fill_log import append_line, count_fills, fill_log
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.knowledge.view import View
@@ -32,7 +33,7 @@ from stillhouse.spec.training import Training
 from stillhouse.teachers import service as service_module
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
-from stillhouse.teachers.service import TeacherService, append_line, count_fills, fill_log, kind_id
+from stillhouse.teachers.service import TeacherService, kind_id
 
 ROWS = 160
 LAYER = "relu1"  # of LeNet

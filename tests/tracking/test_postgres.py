@@ -23,7 +23,7 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.models.weights import read_checkpoint, state_hash
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import SweepFacts, TrialRecord
-from stillhouse.sweep.home import SweepHome
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.tracking import (
     ModelAlias,
     Tracker,

@@ -3,8 +3,8 @@
 from stillhouse.report.comparison import Source, write_comparison
 from stillhouse.report.page import ReportFiles, write_report
 from stillhouse.report.pareto import pareto_front
-from stillhouse.report.table import trials_table
-from stillhouse.spec.budget import Budget, parse_budget
+from stillhouse.report.trials_table import trials_table
+from stillhouse.spec.size_bound import Budget, parse_budget
 
 __all__ = [
     "Budget",

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stillhouse.report.looks import axis_value
 from stillhouse.report.pareto import pareto_front
+from stillhouse.report.plot_style import axis_value
 from stillhouse.report.statistics import Configuration, Estimate, compare, winners
-from stillhouse.report.table import reference_teacher
-from stillhouse.spec.budget import SIZES, Budget
+from stillhouse.report.trials_table import reference_teacher
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.size_bound import SIZES, Budget
 
 _MOST_KNEES = 2
 # Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.

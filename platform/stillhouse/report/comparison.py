@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from stillhouse.report import sentences, wording
+from stillhouse.report import formatting as wording
+from stillhouse.report import narrative as sentences
 from stillhouse.report.answers import Answer, answers, pooled_answers
 from stillhouse.report.figures import themes, tradeoff_figure
-from stillhouse.report.looks import Looks, devices_held
 from stillhouse.report.page import (
     ReportFiles,
     alternative,
@@ -23,12 +23,13 @@ from stillhouse.report.page import (
     shared_context,
     write_files,
 )
+from stillhouse.report.page_tables import MOST_ROWS, trial_rows
+from stillhouse.report.plot_style import Looks, devices_held
+from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.statistics import Configuration, choice_labels, configurations
-from stillhouse.report.still import tradeoff_png
-from stillhouse.report.table import Column, table_columns, trials_table
-from stillhouse.report.tables import MOST_ROWS, trial_rows
-from stillhouse.spec.budget import Budget
+from stillhouse.report.trials_table import Column, table_columns, trials_table
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from stillhouse.report.answers import configuration_front
-from stillhouse.report.looks import (
+from stillhouse.report.formatting import duration, milliseconds, percent, short, size, value_text, whole
+from stillhouse.report.plot_style import (
     AXES,
     FRONT_COLOUR,
     TEACHER_COLOUR,
@@ -29,7 +30,6 @@ from stillhouse.report.statistics import (
     mean_with_interval,
     winners,
 )
-from stillhouse.report.wording import duration, milliseconds, percent, short, size, value_text, whole
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 
 _ACCURACIES: Mapping[str, str] = {

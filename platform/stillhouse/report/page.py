@@ -20,10 +20,13 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from stillhouse.durable import write_atomic
-from stillhouse.report import sentences, wording
+from stillhouse.report import formatting as wording
+from stillhouse.report import narrative as sentences
 from stillhouse.report.answers import Answer, answers, teacher_costs
 from stillhouse.report.figures import Tradeoff, curve_figures, sensitivity_figures, themes, tradeoff_figure
-from stillhouse.report.looks import Looks, devices_held
+from stillhouse.report.page_tables import MOST_REASONS, heat, reasons, trial_rows
+from stillhouse.report.plot_style import Looks, devices_held
+from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.statistics import (
     Configuration,
     configurations,
@@ -31,11 +34,9 @@ from stillhouse.report.statistics import (
     sensitivities,
     student_key,
 )
-from stillhouse.report.still import tradeoff_png
-from stillhouse.report.table import Column, csv_bytes, parquet_bytes, table_columns, trials_table
-from stillhouse.report.tables import MOST_REASONS, heat, reasons, trial_rows
-from stillhouse.spec.budget import Budget
+from stillhouse.report.trials_table import Column, csv_bytes, parquet_bytes, table_columns, trials_table
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHORT_AXES = {

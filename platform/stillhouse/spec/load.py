@@ -19,10 +19,10 @@ from pydantic import BaseModel, ValidationError
 
 from stillhouse.errors import Problem, SpecError
 from stillhouse.spec.combinations import combination_problems
+from stillhouse.spec.display import mask_secrets, show
+from stillhouse.spec.error_messages import key_of, to_problems
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
-from stillhouse.spec.sentences import key_of, to_problems
-from stillhouse.spec.wording import mask_secrets, show
 
 _MAX_NODES = 200_000
 _LARGEST_INTEGER = 2**53  # beyond it, numbers change on their way through JSON readers
@@ -78,7 +78,7 @@ class Draft:
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec in the YAML file `path`, with `KEY=VALUE` overrides.
 
-    Only what the spec itself can tell is checked here; `stillhouse.sweep.check` also knows the models, methods and data.
+    Only the spec itself is checked here; `stillhouse.sweep.planning.spec_check` also knows the models, methods and data.
 
     Raises:
         SpecError: with every problem.

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from stillhouse.errors import UsageError
-from stillhouse.spec.budget import parse_budget
+from stillhouse.spec.display import show
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
+from stillhouse.spec.size_bound import parse_budget
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
-from stillhouse.spec.wording import show
 
 PRIORS = ("uniform", "loguniform", "integers", "choice")
 FIXED = "defaults"

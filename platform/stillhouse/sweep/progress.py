@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.brackets import bracket_name, size_bracket
 
 _SHOWN_RUNNING = 8
 

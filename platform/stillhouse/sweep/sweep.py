@@ -16,32 +16,32 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError, is_disk_full
+from stillhouse.knowledge.fill_log import count_fills
+from stillhouse.models.blueprint import blueprint
+from stillhouse.models.size_limits import over_limit
 from stillhouse.provenance import code_facts, environment_facts
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
-from stillhouse.sweep.asking import asked_knowledge
-from stillhouse.sweep.blueprint import blueprint
-from stillhouse.sweep.check import check, check_file
-from stillhouse.sweep.cluster import RESTARTS_OF_A_TRIAL, Cluster, Lost, Teacher, asked, request_ahead
-from stillhouse.sweep.ending import PATIENCE_S, Ending
-from stillhouse.sweep.feed import Feed, ListFeed, start_feed, undone_note
-from stillhouse.sweep.home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
-from stillhouse.sweep.limits import over_limit
-from stillhouse.sweep.plan import Plan, confirm_trials, make_plan, make_views
+from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster, Lost, Teacher, asked, request_ahead
+from stillhouse.sweep.execution.trial_runner import TeacherScore, TrialEnvironment, now, student_key
+from stillhouse.sweep.home.status import following
+from stillhouse.sweep.home.sweep_home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
+from stillhouse.sweep.planning.knowledge_delivery import KnowledgeRoom, form_of_logits
+from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.plan import Plan, confirm_trials, make_plan, make_views
+from stillhouse.sweep.planning.spec_check import check, check_file
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results import Results
-from stillhouse.sweep.runner import TeacherScore, TrialEnvironment, now, student_key
-from stillhouse.sweep.spending import Spending
-from stillhouse.sweep.state import following
-from stillhouse.sweep.tracked import store_front
-from stillhouse.sweep.ways import KnowledgeRoom, form_of_logits
+from stillhouse.sweep.results.mlflow_sync import store_front
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.trial_queue import Feed, ListFeed, start_feed, undone_note
+from stillhouse.sweep.shutdown import PATIENCE_S, Ending
 from stillhouse.teachers.actor import make_ticket
-from stillhouse.teachers.choice import Choice, choose_calling_way
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
-from stillhouse.teachers.service import count_fills
+from stillhouse.teachers.delivery_cost import Choice, choose_calling_way
 from stillhouse.tracking import Tracker, fetch_weights
 
 _TRACKING_TIMEOUT_S = 120.0

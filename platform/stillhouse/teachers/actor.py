@@ -20,16 +20,16 @@ from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError
+from stillhouse.home_access.leases import EXPIRE_S, Leased
+from stillhouse.home_access.node_home import HomeAddress, NodeHome, node_home
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.provenance import code_facts
+from stillhouse.teachers.actor_registry import NAMESPACE, PREFIX
+from stillhouse.teachers.call_queue import MAX_WAITING, Busy, unless_busy
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
-from stillhouse.teachers.homes import HomeAddress, NodeHome, node_home
-from stillhouse.teachers.leases import EXPIRE_S, Leased
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.running import NAMESPACE, PREFIX
 from stillhouse.teachers.service import TeacherService
-from stillhouse.teachers.serving import MAX_WAITING, Busy, unless_busy
 
 _THREADS = MAX_WAITING + 16
 _POLL_S = 0.1

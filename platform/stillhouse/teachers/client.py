@@ -22,14 +22,14 @@ from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeach
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, Reading, RestoredKnowledge, is_named
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
+from stillhouse.home_access.node_home import node_home
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.models.weights import load_weights, state_hash
+from stillhouse.teachers.call_queue import Busy
 from stillhouse.teachers.definition import TeacherTicket, view_identity
-from stillhouse.teachers.homes import node_home
 from stillhouse.teachers.service import kind_id
-from stillhouse.teachers.serving import Busy
 
 PATIENCE_S = 120.0
 _POLL_S = 0.02

@@ -11,12 +11,12 @@ from torch import nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.home_access.node_home import HomeAddress
 from stillhouse.knowledge.code import named_version
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
-from stillhouse.teachers.homes import HomeAddress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
 from stillhouse.errors import Interrupted, UsageError
+from stillhouse.home_access.node_home import NodeHome
 from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.homes import NodeHome
 
 CHECKPOINT_INTERVAL_S = 10.0
 _TORCHVISION = "torchvision:"

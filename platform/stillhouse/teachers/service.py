@@ -1,18 +1,15 @@
 """The teacher at work: it fills sealed views and answers forward passes. Plain PyTorch; the actor is a thin coat."""
 
 import contextlib
-import errno
 import heapq
 import itertools
 import json
-import os
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,15 +23,16 @@ from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
 from stillhouse.errors import StillhouseError
+from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.features import FeatureReader
+from stillhouse.teachers.call_queue import FairLock, ModelServer
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.library import LoadedTeacher, accuracy
-from stillhouse.teachers.serving import FairLock, ModelServer
-from stillhouse.teachers.verifying import verify_sealed
+from stillhouse.teachers.verify import verify_sealed
 
 FILL_BATCH = 512
 _MEASURED, _MEASURED_FEW = 256, 64
@@ -483,55 +481,3 @@ class _Todo:
             if some.any():
                 return _Batch(number, rows[some], {name: mine[some] for name, mine in missing.items()})
         return None
-
-
-def fill_log(store: Path) -> Path:
-    return store / "fills.jsonl"
-
-
-def append_line(path: Path, line: str) -> None:
-    """Appends one line durably; lines of several processes do not mix, and a torn one does not swallow the next.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    content = f"\n{line}\n".encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        if os.write(descriptor, content) < len(content):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0, sweep: str | None = None) -> dict[str, float]:
-    """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log behind byte `since_byte`.
-
-    Args:
-        sweep: what was filled of views that it had asked for; None for all.
-    """
-    counts = {"samples": 0.0, "bytes": 0.0, "seconds": 0.0}
-    for entry in _fills(store, weights_hash, since_byte):
-        if sweep is not None and sweep not in entry.get("sweeps", (sweep,)):
-            continue
-        counts["samples"] += entry["rows"]
-        counts["bytes"] += entry["bytes"]
-        counts["seconds"] += entry["seconds"]
-    return counts
-
-
-def logged_stretches(store: Path, weights_hash: str) -> set[str]:
-    """The names of the stretches of this teacher that the log has."""
-    return {str(entry.get("stretch")) for entry in _fills(store, weights_hash)}
-
-
-def _fills(store: Path, weights_hash: str, since_byte: int = 0) -> Iterator[dict[str, Any]]:
-    """The whole lines of the log about one teacher."""
-    with contextlib.suppress(FileNotFoundError), fill_log(store).open("rb") as file:
-        file.seek(since_byte)
-        for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                entry = json.loads(line)
-                if entry["teacher"] == weights_hash and {"rows", "bytes", "seconds"} <= entry.keys():
-                    yield entry

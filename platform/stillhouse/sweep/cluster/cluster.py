@@ -1,0 +1,610 @@
+"""Ray, as a sweep uses it: a cluster found or started, the data put there once, teachers before trials, trials by Tune."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "auto")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Tune's own state is never read again, and writing it takes longer the more trials there are.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.distill.sources import Reading
+from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
+from stillhouse.home_access.keeper import start_keeper
+from stillhouse.home_access.leases import EXPIRE_S, LeaseHolder
+from stillhouse.home_access.node_home import HomeAddress, kept_home
+from stillhouse.models.size_brackets import size_bracket
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.cluster.connection import connect
+from stillhouse.sweep.cluster.node_checks import addable_nodes, check_nodes, nodes_of_cluster
+from stillhouse.sweep.cluster.placement import Placement, place, ray_options, worker_bundles
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, InTurn, key_of, make_ladder
+from stillhouse.sweep.execution.latency import measure_models
+from stillhouse.sweep.execution.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment, now
+from stillhouse.sweep.execution.tune_searcher import FeedSearcher
+from stillhouse.sweep.home.ledger import Ledger
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.search.trial_queue import Feed
+from stillhouse.sweep.shutdown import PATIENCE_S, Ending
+from stillhouse.teachers.actor import start_actor
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition
+from stillhouse.teachers.given_weights import bring_weights
+from stillhouse.workers import driver_import_paths
+
+RESTARTS_OF_A_TRIAL = 3
+_DEATHS = ("because its worker process has died", "due to the node running low on memory")
+"""What Ray says of a worker that died by itself, or that it ended to keep the node alive (ray 2.60)."""
+_ATTEMPT = "Failure # "
+"""What Tune writes in front of each of a trial's errors (ray 2.60)."""
+_RESTARTS_OF_A_TEACHER = 3
+ACTOR_PATIENCE_S = 120.0
+"""How long a teacher's actor that is gone is waited for."""
+_PAUSE_S = 1.0
+_STATUS_INTERVAL_S = 0.5
+_MAX_CONCURRENT_REMOTE = 256
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A trial that has no record because the infrastructure failed it.
+
+    Attributes:
+        deaths: of its last workers, not of their nodes, in one and the same epoch.
+        epoch: the last one before that.
+    """
+
+    key: str
+    reason: str
+    deaths: int = 0
+    epoch: int = 0
+
+
+class Teacher:
+    """A running teacher actor and what it told of itself.
+
+    Attributes:
+        replicas: name and handle of others that share its work.
+    """
+
+    def __init__(self, definition: TeacherDefinition, actor: str, handle: Any, facts: dict[str, Any]) -> None:
+        self.replicas: dict[str, Any] = {}
+        self.definition = definition
+        self.actor = actor
+        self.handle = handle
+        self.facts = facts
+
+
+class Cluster:
+    """A connection to Ray for the life of one sweep.
+
+    Args:
+        address: of a running cluster; None starts one on this machine, unless this process is connected already.
+        home: the absolute folder, on this node; others may share it.
+
+    Attributes:
+        home: how a process on any node finds it.
+
+    Raises:
+        InfrastructureError: the address does not answer, no node can hold a trial or a teacher, or a node of a cluster at an
+            address has other versions.
+    """
+
+    def __init__(self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: Ending) -> None:
+        self._spec = spec
+        self._progress = progress
+        self._ending = ending
+        self._ours = not ray.is_initialized()
+        # `ray job submit` tells its entry point the cluster by this variable.
+        address = address or os.environ.get("RAY_ADDRESS")
+        self._local = address is None
+        if self._ours:
+            connect(address, spec)
+            # Ray has taken SIGTERM for itself.
+            self._ending.listen()
+        self.import_paths = tuple(driver_import_paths()) if self._local else ()
+        self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
+        self._data_reference: Any = None
+        self._handles: list[Any] = []
+        self._leases = LeaseHolder({"sweep": spec.name})
+        self.home = HomeAddress(path=str(home))
+        try:
+            self._placement = self._check_placement(home)
+            if not self._local:
+                # Also where all nodes share the home: an autoscaler may add one that does not.
+                self.home = kept_home(home, spec.knowledge.max_bytes)
+                self._handles.append(keeper := start_keeper(self.home))
+                self._leases.hold(keeper, again=partial(start_keeper, self.home))
+        except BaseException:
+            # Whoever tries again in this process must not find half a connection.
+            self.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._leases.close()
+        self._handles.clear()
+        self._data_reference = None
+        if self._ours:
+            ray.shutdown()
+
+    def share(self, data: ImageData) -> None:
+        """Puts the data set into the object store: one copy per node, read in place by every process."""
+        self._data_reference = ray.put(data.to_arrays())
+
+    def start_teachers(self, definitions: Sequence[TeacherDefinition], data: ImageData, views: Views) -> list[Teacher]:
+        """Starts all teachers, and waits until each is loaded or trained.
+
+        Raises:
+            UsageError: weights that can not be read or do not fit.
+            InfrastructureError: a teacher's actor can not be placed, or keeps dying.
+        """
+        starts = [
+            [
+                partial(self._start_teacher, definition, data, views, replica)
+                for replica in range(self._spec.teachers[definition.name].replicas)
+            ]
+            for definition in definitions
+        ]
+        for start in itertools.chain.from_iterable(starts):
+            # All at once, so that each finds its place before trials do.
+            start()
+        teachers = []
+        for definition, (first, *others) in zip(definitions, starts, strict=True):
+            teacher = self._prepare(definition, first)
+            # The others find what the first has trained.
+            replicas = [self._prepare(definition, start) for start in others]
+            teacher.replicas = {replica.actor: replica.handle for replica in replicas}
+            teachers.append(teacher)
+        return teachers
+
+    def _start_teacher(self, definition: TeacherDefinition, data: ImageData, views: Views, replica: int) -> tuple[str, Any]:
+        """The name and the handle of the teacher's actor, leased where it could outlive this driver."""
+        resources = self._spec.teachers[definition.name].resources
+        name, handle = start_actor(
+            bring_weights(definition, self.home),
+            data,
+            self._data_reference,
+            views,
+            home=self.home,
+            dtype=self._spec.knowledge.dtype,
+            cpus=resources.cpu,
+            gpus=resources.gpu,
+            placement={**ray_options(resources), **_rather_on(self._placement.teachers[definition.name][replica])},
+            import_paths=list(self.import_paths),
+            method_folders=list(self._spec.method_paths),
+            expire_s=None if self._local else EXPIRE_S,
+            replica=replica,
+        )
+        self._handles.append(handle)
+        if not self._local:
+            self._leases.hold(handle, [self._data_reference])
+        return name, handle
+
+    def measure_latency(
+        self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData
+    ) -> dict[str, dict[str, float]]:
+        """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources.
+
+        What can not run has none, which is said.
+
+        Raises:
+            InfrastructureError: the worker died.
+        """
+        resources = self._spec.trial_resources
+        task = ray.remote(measure_models).options(
+            num_cpus=resources.cpu / resources.num_workers,
+            num_gpus=resources.gpu / resources.num_workers,
+            **ray_options(resources),
+        )
+        errand = task.remote(dict(models), data.num_classes, data.input_shape, self.threads, list(self.import_paths))
+        found: dict[str, dict[str, float]]
+        try:
+            found, reasons = ray.get(errand)
+        except RayError as error:
+            raise InfrastructureError(f"the students' latency can not be measured: {_last_sentence(str(error))}") from error
+        for name, reason in reasons.items():
+            self._progress.note(f"the latency of {name} is not known: {reason}")
+        return found
+
+    def run(
+        self,
+        feed: Feed,
+        environment: TrialEnvironment,
+        *,
+        parameters: Callable[[Trial], int],
+        history: Iterable[TrialRecord],
+        on_record: Callable[[TrialRecord], None],
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> list[Lost]:
+        """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
+
+        Args:
+            parameters: of a trial's student, for the size brackets.
+            on_record: called with each new record, in the driver; must not block.
+            give_up: asked all the time; once it is true, trials are ended as when the user asks for it.
+
+        Returns:
+            trials that have no record because the infrastructure failed them; none when the sweep was asked to end, which
+            leaves trials without a record on purpose.
+
+        Raises:
+            InfrastructureError: the disk is full.
+        """
+        ledger = Ledger(Path(environment.folder) / "ledger")
+        brackets: dict[str, int] = {}
+
+        def keep(record: TrialRecord) -> None:
+            feed.add(record)
+            on_record(record)
+
+        def follow(trial: Trial) -> None:
+            brackets[trial.key] = size_bracket(parameters(trial))
+            watch.add(trial)
+
+        watch = TrialWatch(parameters, ledger, self._progress, on_record=keep, on_loss=feed.lose)
+        claim = self._spec.trial_resources
+        trainable = tune.with_resources(
+            tune.with_parameters(DistillTrial, environment=environment, data=[self._data_reference]),
+            tune.PlacementGroupFactory(
+                shares := worker_bundles(claim),
+                strategy="STRICT_PACK",
+                **({"bundle_label_selector": [claim.labels] * len(shares)} if claim.labels else {}),
+            ),
+        )
+        # A sweep resumes from its ledger: nothing that Tune writes down is ever read, so it needs no common storage either.
+        scratch = TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True)
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=FeedSearcher(feed, follow),
+                num_samples=max(1, feed.expected),
+                scheduler=self._scheduler(feed, brackets, history),
+                max_concurrent_trials=self._concurrent(feed.expected),
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"run-{time.time_ns()}",
+                storage_path=scratch.name,
+                verbose=0,
+                callbacks=[watch],
+                stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None or give_up()),
+                # Trials keep their own checkpoints, found by their keys in any later run.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS_OF_A_TRIAL),
+            ),
+        )
+        # Why a trial was lost is said by the watch, in one sentence; Tune prints a traceback for each attempt.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        with scratch, self._ending.patiently():
+            tuner.fit()
+        watch.collect()
+        if watch.no_room is not None:
+            raise InfrastructureError(watch.no_room)
+        return [] if self._ending.asked else watch.lost()
+
+    def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> InTurn:
+        search = self._spec.search
+        # A confirming trial is there to be measured, not to be stopped.
+        if search.scheduler == "none" or not feed.stoppable:
+            return InTurn()
+        earlier = list(history)
+        brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
+        return BracketedScheduler(
+            lambda: make_ladder(search),
+            brackets=brackets,
+            history=earlier,
+        )
+
+    def _concurrent(self, trials: int) -> int:
+        if self._spec.max_concurrent_trials is not None:
+            return self._spec.max_concurrent_trials
+        if not self._local:
+            # An autoscaler must see the demand.
+            return min(max(trials, 1), _MAX_CONCURRENT_REMOTE)
+        return max(1, self._placement.trials)
+
+    def _check_placement(self, home: Path) -> Placement:
+        """Where the teachers go, and how many trials fit the cluster beside them.
+
+        Raises:
+            InfrastructureError: a teacher, or not one trial; or the nodes are not fit for the sweep.
+        """
+        addable = [] if self._local else addable_nodes()
+        found = place(self._spec, nodes_of_cluster(), addable or ())
+        # KubeRay does not say what its autoscaler can add.
+        if found.problems and addable is not None:
+            raise InfrastructureError(found.problems[0])
+        if not self._local:
+            for line in check_nodes(home):
+                self._progress.note(line)
+        return found
+
+    def _prepare(self, definition: TeacherDefinition, start: Callable[[], tuple[str, Any]]) -> Teacher:
+        name = definition.name
+        deaths, heard = 0, time.monotonic()
+        while True:
+            # One that was found may have ended since, with its last lease; then this starts another.
+            actor, handle = start()
+            there, waiting = handle.process_id.remote(), handle.prepare.remote()
+            try:
+                facts = self._wait_for_teacher(name, handle, waiting)
+                self._progress.teacher(name, ray.get(handle.status.remote()))
+            except RayActorError as error:
+                # An actor that is being started again refuses calls; that is not another death.
+                if _answered(there):
+                    deaths, heard = deaths + 1, time.monotonic()
+                if deaths > _RESTARTS_OF_A_TEACHER:
+                    raise InfrastructureError(
+                        f"teacher '{name}' died {deaths} times while it was made ready: {error}"
+                    ) from error
+                if time.monotonic() - heard > ACTOR_PATIENCE_S:
+                    raise InfrastructureError(
+                        f"teacher '{name}' did not come back for {ACTOR_PATIENCE_S:.0f} s: {error}"
+                    ) from error
+                time.sleep(_PAUSE_S)
+                continue
+            if facts.get("exit_code") == Interrupted.exit_code and not self._ending.asked:
+                # Another sweep shares the teacher, and was ended.
+                time.sleep(_PAUSE_S)
+                continue
+            if "error" in facts:
+                kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
+                kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
+                raise kind(facts["error"])
+            if not self._local and not self._leases.is_granted(handle):
+                # It answers for the last time.
+                time.sleep(_PAUSE_S)
+                continue
+            return Teacher(definition, actor, handle, facts)
+
+    def _wait_for_teacher(self, name: str, handle: Any, waiting: Any) -> dict[str, Any]:
+        """What `prepare` answers. A teacher in training that is to end gets a while for its checkpoint."""
+        deadline = math.inf
+        status = handle.status.remote()
+        with self._ending.patiently():
+            while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
+                if self._ending.asked and deadline == math.inf:
+                    deadline = time.monotonic() + PATIENCE_S
+                    handle.end.remote()
+                if time.monotonic() > deadline:
+                    raise Interrupted("interrupted")
+                # An actor that has no place yet answers nothing, and nobody who wants to end waits for it.
+                if ray.wait([status], timeout=0)[0]:
+                    self._progress.teacher(name, ray.get(status))
+                    status = handle.status.remote()
+        facts: dict[str, Any] = ray.get(waiting)
+        return facts
+
+
+class _StopAll(tune.Stopper):  # type: ignore[misc]  # ray is not typed
+    """Ends a whole run of Tune: running trials are stopped behind their epoch, no other one starts."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles it to restore a run, which a sweep never does.
+        return tune.stopper.NoopStopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked()
+
+
+class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
+    """Follows Tune's events in the driver: shows progress, hands records on, writes the records of stopped trials."""
+
+    def __init__(
+        self,
+        parameters: Callable[[Trial], int],
+        ledger: Ledger,
+        progress: Progress,
+        *,
+        on_record: Callable[[TrialRecord], None],
+        on_loss: Callable[[str], None],
+    ) -> None:
+        self._trials: dict[str, Trial] = {}
+        self._on_loss = on_loss
+        self._parameters = parameters
+        self._ledger = ledger
+        self._progress = progress
+        self._on_record = on_record
+        self._curves: dict[str, dict[int, dict[str, Any]]] = {}
+        self._started: dict[str, str] = {}
+        self._open: dict[str, str] = {}
+        self._epochs: Counter[str] = Counter()
+        self._deaths: dict[str, tuple[int, int]] = {}
+        self.no_room: str | None = None
+        """Why the sweep must end: the disk that it stands on is full."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its callbacks to restore a run, which a sweep never does: it runs what the ledger lacks.
+        return tune.Callback, ()
+
+    def add(self, trial: Trial) -> None:
+        """Takes note of a trial that Tune is about to get."""
+        self._trials[trial.key] = trial
+        self._open[trial.key] = "it was never started"
+
+    def lost(self) -> list[Lost]:
+        """Trials without a record, and why."""
+        return [Lost(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
+
+    def collect(self) -> None:
+        """Takes in the records of trials that ended when nobody listened any more."""
+        for key in list(self._open):
+            if (record := self._ledger.read(key)) is not None:
+                self._done(record)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        key = key_of(trial.config[TRIAL_KEY])
+        self._started.setdefault(key, now())
+        self._open[key] = "it was interrupted"
+        self._progress.trial_started(self._trials[key])
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        key = result["key"]
+        if result["status"] == NO_ROOM:
+            self.no_room = self.no_room or result["reason"]
+        curve = self._curves.setdefault(key, {})
+        for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
+            curve[entry["epoch"]] = entry
+        if "epoch" in result:
+            self._epochs[key] = result["epoch"]
+            self._progress.trial_epoch(key, result["epoch"], result["validation_accuracy"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        key = key_of(trial.config[TRIAL_KEY])
+        record = self._ledger.read(key)
+        status = trial.last_result.get("status")
+        if record is None and status == NO_ROOM:
+            return
+        if record is None and status in ("finished", "failed"):
+            # It was written; nobody stopped this trial.
+            self._lose(key, "its record is gone or damaged")
+            return
+        if record is None:
+            record = self._stopped(key)
+            try:
+                self._ledger.write(record)
+            except OSError as error:
+                # Tune takes an error of a callback for one of the trial and waits for it for ever.
+                self.no_room = self.no_room or f"can not write the record of a trial: {error}"
+                return
+        self._done(record)
+
+    def _done(self, record: TrialRecord) -> None:
+        self._open.pop(record.trial.key, None)
+        self._curves.pop(record.trial.key, None)
+        self._progress.trial_done(record)
+        self._on_record(record)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._note_error(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._lose(key_of(trial.config[TRIAL_KEY]), _last_sentence(self._note_error(trial)))
+
+    def _note_error(self, trial: Any) -> str:
+        """Counts the deaths of a trial's workers; gives the text of its last error."""
+        key = key_of(trial.config[TRIAL_KEY])
+        text = ""
+        with suppress(OSError):
+            text = Path(trial.error_file).read_text().rpartition(_ATTEMPT)[2]
+        died = any(sign in text for sign in _DEATHS)
+        deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
+        # Another epoch than last time is another cause than the trial itself, which does the same each time.
+        self._deaths[key] = (deaths if epoch == self._epochs[key] else 0) + 1 if died else 0, self._epochs[key]
+        return text
+
+    def _lose(self, key: str, reason: str) -> None:
+        self._open[key] = reason
+        self._on_loss(key)
+        self._progress.note(f"{key} was lost: {reason}")
+
+    def _stopped(self, key: str) -> TrialRecord:
+        curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
+        metrics = {"parameters": float(self._parameters(self._trials[key]))}
+        if curve:
+            metrics["validation_accuracy"] = curve[-1]["validation_accuracy"]
+            metrics["train_seconds"] = sum(entry["seconds"] for entry in curve)
+        return TrialRecord(
+            trial=self._trials[key],
+            status="stopped",
+            reason="behind others of its size",
+            epochs_run=len(curve),
+            metrics=metrics,
+            curve=curve,
+            started=self._started.get(key, ""),
+            finished=now(),
+        )
+
+
+def asked(handle: Any, method: str, *arguments: Any) -> Any:
+    """One call of a teacher's actor from the driver, repeated while the actor is started again.
+
+    Raises:
+        InfrastructureError: the actor did not come back in time.
+        UsageError: the call raised there.
+        StillhouseError: the actor's own, such as a full disk behind a restart.
+    """
+    deadline = time.monotonic() + ACTOR_PATIENCE_S
+    while True:
+        try:
+            return ray.get(getattr(handle, method).remote(*arguments))
+        except RayActorError as error:
+            if time.monotonic() + _PAUSE_S > deadline:
+                raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, StillhouseError):
+                raise error.cause from error
+            # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
+            raise UsageError(
+                f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}"
+            ) from error
+        time.sleep(_PAUSE_S)
+
+
+def _answered(call: Any) -> bool:
+    """Whether a call of an actor, sent before another one that failed, was answered."""
+    if not ray.wait([call], timeout=0)[0]:
+        return False
+    try:
+        ray.get(call)
+    except RayActorError:
+        return False
+    return True
+
+
+def _rather_on(node_id: str) -> dict[str, Any]:
+    """Ray's options for an actor that is to be on this node, or elsewhere where the node is full or gone."""
+    if not node_id:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}
+
+
+def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
+    """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
+    for view, reading in views.items():
+        if kinds := plan.kinds(view):
+            for handle in (teacher.handle, *teacher.replicas.values()):
+                handle.request.remote(view, kinds, True, False, reading, sweep)
+
+
+def _trial_name(trial: Any) -> str:
+    return key_of(trial.config[TRIAL_KEY])
+
+
+def _last_sentence(error: str) -> str:
+    lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "its worker died"

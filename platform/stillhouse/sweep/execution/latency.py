@@ -1,0 +1,55 @@
+"""Latency of every distinct network, measured once on a quiet worker with a trial's share of the machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+
+from stillhouse.models.registry import build_model
+from stillhouse.models.size import measure_latency
+from stillhouse.sweep.execution.trial_runner import failure_reason
+from stillhouse.workers import prepare_worker
+
+_BUDGET_S = 1.5
+_ALL_S = 60.0
+"""About how long all networks may take together, for no trial starts before; the more there are, the fewer passes each gets."""
+_MEASUREMENTS = 4
+"""Of each network: one image and a batch, each to warm up and then timed."""
+
+
+def measure_models(
+    models: Mapping[str, tuple[str, Mapping[str, Any]]],
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    threads: int,
+    import_paths: list[str],
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker.
+
+    A model that can not run has a reason instead, in the second dict: its trials are there to fail, each alone.
+    """
+    prepare_worker(import_paths, threads)
+    device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    found: dict[str, dict[str, float]] = {}
+    reasons: dict[str, str] = {}
+    budget_s = min(_BUDGET_S, _ALL_S / (_MEASUREMENTS * max(1, len(models))))
+    for name, (model, options) in models.items():
+        try:
+            found[name] = latency_metrics(model, options, num_classes, input_shape, device, budget_s)
+        except Exception as error:  # a user's model can raise anything, and a large one may not fit a share of a GPU
+            reasons[name] = failure_reason(error)
+    return found, reasons
+
+
+def latency_metrics(
+    model: str, options: Mapping[str, Any], num_classes: int, input_shape: tuple[int, int, int], device: str, budget_s: float
+) -> dict[str, float]:
+    """p50 and p95 of one image, p50 of a batch of 64, in milliseconds; `budget_s` as `measure_latency` takes it."""
+    built = build_model(model, num_classes=num_classes, input_shape=input_shape, **options).to(device)
+    measured = measure_latency(built, input_shape, device=device, budget_s=budget_s)
+    return {
+        "latency_ms": measured[1].p50_ms,
+        "latency_p95_ms": measured[1].p95_ms,
+        "latency_batch64_ms": measured[64].p50_ms,
+    }

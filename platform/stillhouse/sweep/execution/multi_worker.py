@@ -1,0 +1,172 @@
+"""A trial that several processes train: its Trainable is worker 0, and starts the others inside its own placement group."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.distill.parallel import Workers
+from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.spec.records import Trial
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment, TrialRunner, failure_reason
+from stillhouse.workers import prepare_worker
+
+Result = TypeVar("Result")
+# The longest that a worker waits for another: for its share of a batch, or for knowledge that is being filled.
+_PATIENCE = timedelta(minutes=10)
+_TRIAL, _INFRASTRUCTURE, _LOST = "trial", "infrastructure", "lost"
+
+
+class Peer:
+    """Worker 1 or higher of a trial, in an actor. Its calls return what went wrong, they do not raise."""
+
+    def __init__(self, rank: int, environment: TrialEnvironment, data: list[Any]) -> None:
+        prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
+        self._workers = Workers(rank, environment.workers)
+        self._environment = environment
+        self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._runner: TrialRunner | None = None
+
+    def join(self, host: str, port: int) -> None:
+        """Meets the others at worker 0."""
+        _join(TCPStore(host, port, self._workers.size, is_master=False, timeout=_PATIENCE), self._workers)
+
+    def begin(self, trial: str) -> tuple[str, str] | None:
+        def make() -> None:
+            self._runner = TrialRunner(
+                Trial.model_validate_json(trial), self._environment, self._data, device=own_device(), workers=self._workers
+            )
+
+        self._runner = None
+        return self._answer(make)
+
+    def run_epoch(self) -> tuple[str, str] | None:
+        assert self._runner is not None, "a trial begins before its first epoch"
+        return self._answer(self._runner.run_epoch)
+
+    def _answer(self, act: Callable[[], Any]) -> tuple[str, str] | None:
+        try:
+            act()
+        except Exception as error:
+            _leave()
+            return _kind(error), str(error) if isinstance(error, InfrastructureError) else failure_reason(error)
+        return None
+
+
+class Peers:
+    """The other workers of the trials of this process, seen from worker 0. They serve one trial after the other.
+
+    Raises:
+        InfrastructureError: they can not be started.
+    """
+
+    def __init__(self, environment: TrialEnvironment, data: list[Any]) -> None:
+        self.workers = Workers(0, environment.workers)
+        self.broken = False
+        group = ray.util.get_current_placement_group()
+        shares = group.bundle_specs
+        peer = ray.remote(Peer)
+        self._handles = [
+            peer.options(
+                num_cpus=shares[rank].get("CPU", 0),
+                num_gpus=shares[rank].get("GPU", 0),
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote(rank, environment, data)
+            for rank in range(1, self.workers.size)
+        ]
+        host = ray.util.get_node_ip_address()
+        try:
+            store = TCPStore(host, 0, self.workers.size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+            joining = [handle.join.remote(host, store.port) for handle in self._handles]
+            _join(store, self.workers)
+            ray.get(joining)
+        except (RayError, RuntimeError) as error:
+            self.close()
+            raise InfrastructureError(
+                f"the {self.workers.size} workers of a trial did not meet: {_first_line(error)}"
+            ) from error
+
+    def together(self, call: str, *arguments: Any, own: Callable[[], Result]) -> Result:
+        """Runs `call` on all others while `own` runs here; gives what `own` does.
+
+        Raises:
+            InfrastructureError: a worker is gone, or has met one.
+            TogetherError: the trial failed on another worker.
+            Exception: what `own` raised, where it is the cause.
+        """
+        answers = [getattr(handle, call).remote(*arguments) for handle in self._handles]
+        failure: Exception | None = None
+        try:
+            result = own()
+        except Exception as error:
+            failure = error
+            # The others may be waiting for this one.
+            _leave()
+        told = self._collect(answers)
+        if failure is None and not told:
+            return result
+        self.broken = True
+        if failure is not None and _kind(failure) != _LOST:
+            raise failure
+        for kind, reason in sorted(told, key=lambda each: (_TRIAL, _INFRASTRUCTURE, _LOST).index(each[0])):
+            if kind == _TRIAL:
+                raise TogetherError(reason) from failure
+            raise InfrastructureError(f"the workers of a trial lost each other: {reason}") from failure
+        raise InfrastructureError(f"the workers of a trial lost each other: {_first_line(failure)}") from failure
+
+    def close(self) -> None:
+        """Ends the others."""
+        _leave()
+        for handle in self._handles:
+            ray.kill(handle)
+
+    def _collect(self, answers: Sequence[Any]) -> list[tuple[str, str]]:
+        told = []
+        for answer in answers:
+            try:
+                told.append(ray.get(answer))
+            except RayError as error:
+                told.append((_INFRASTRUCTURE, _first_line(error)))
+        return [each for each in told if each is not None]
+
+
+class TogetherError(TrialError):
+    """Another worker's failure; the message is the reason for the ledger."""
+
+
+def own_device() -> str:
+    """The device that Ray gave this process."""
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
+def _join(store: TCPStore, workers: Workers) -> None:
+    backend = "nccl" if own_device() == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=workers.rank, world_size=workers.size, timeout=_PATIENCE)
+
+
+def _leave() -> None:
+    """Closes this process's connections, so that nobody waits for it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, InfrastructureError | OSError):
+        return _INFRASTRUCTURE
+    if isinstance(error, torch.OutOfMemoryError):
+        return _TRIAL
+    # Gloo says by a plain RuntimeError that the other end has closed.
+    closed = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
+    return _LOST if closed or isinstance(error, dist.DistError) else _TRIAL
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

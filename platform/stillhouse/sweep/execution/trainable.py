@@ -1,0 +1,145 @@
+"""A trial as Ray Tune sees it: a class Trainable whose process is used again for the next trial."""
+
+import gc
+import json
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.errors import InfrastructureError, is_disk_full
+from stillhouse.spec.records import Trial
+from stillhouse.sweep.execution.multi_worker import Peers, own_device
+from stillhouse.sweep.execution.trial_runner import TrialEnvironment, TrialRunner, failed_record, failure_reason, kept_record
+from stillhouse.workers import prepare_worker
+
+TRIAL_KEY = "trial"
+NO_ROOM = "no room"
+
+
+class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
+    """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
+
+    A full disk is no trial's fault and no other attempt mends it: it is reported as `NO_ROOM`, and the driver ends the sweep.
+
+    `data` holds the reference of the data set in the object store, so that a node has one copy.
+    Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
+    """
+
+    def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[Any]) -> None:
+        prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
+        self._environment = environment
+        self._shared_data = data
+        self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._peers: Peers | None = None
+        self._runner: TrialRunner | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._release()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._resting = False
+        try:
+            return self._step() if self._no_room is None else self._report_no_room(self._no_room)
+        except (InfrastructureError, OSError) as error:
+            if not is_disk_full(error):
+                raise
+            return self._report_no_room(error)
+
+    def _step(self) -> dict[str, Any]:
+        if self._runner is None:
+            return self._report(None, status=self._done)
+        first = not self._reported
+        entry = None
+        try:
+            if not self._runner.finished:
+                entry = self._run_epoch(self._runner)
+        except InfrastructureError:
+            raise
+        except Exception as error:  # the trial fails alone, with its reason in the ledger
+            if is_disk_full(error):
+                raise
+            self._runner.fail(failure_reason(error))
+            return self._report(None, status="failed")
+        # Behind the last epoch only the disk can fail, which is no fault of the trial.
+        if self._runner.finished:
+            self._runner.finish()
+        status = "finished" if self._runner.finished else "running"
+        return self._report(entry, status=status, curve=self._runner.curve if first else None)
+
+    def cleanup(self) -> None:
+        # What a trial that is ended from outside has done so far is kept, unless an epoch broke off in its middle.
+        if self._runner is not None and self._resting:
+            self._runner.save()
+        self._release()
+        self._end_peers()
+
+    def _run_epoch(self, runner: TrialRunner) -> dict[str, Any]:
+        if self._peers is None:
+            return runner.run_epoch()
+        return self._peers.together("run_epoch", own=runner.run_epoch)
+
+    def _make_runner(self, device: str) -> TrialRunner:
+        if self._environment.workers == 1:
+            return TrialRunner(self._trial, self._environment, self._data, device=device)
+        if self._peers is None or self._peers.broken:
+            self._end_peers()
+            self._peers = Peers(self._environment, self._shared_data)
+        return self._peers.together(
+            "begin",
+            self._trial.model_dump_json(),
+            own=partial(TrialRunner, self._trial, self._environment, self._data, device=device, workers=self._peers.workers),
+        )
+
+    def _end_peers(self) -> None:
+        if self._peers is not None:
+            self._peers.close()
+        self._peers = None
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._trial = Trial.model_validate_json(config[TRIAL_KEY])
+        self._reported = self._resting = False
+        self._no_room: BaseException | None = None
+        self._done = "failed"
+        device = own_device()
+        try:
+            if (record := kept_record(self._trial, self._environment)) is not None:
+                self._done = record.status
+                return
+            self._runner = self._make_runner(device)
+        except (InfrastructureError, OSError) as error:
+            if not is_disk_full(error):
+                raise
+            self._no_room = error
+        except Exception as error:
+            failed_record(self._trial, self._environment, error, device=device)
+
+    def _report(
+        self, entry: dict[str, Any] | None, *, status: str, curve: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        self._reported = True
+        self._resting = status == "running"
+        runner = self._runner
+        result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
+        if entry is not None and runner is not None:
+            result |= {"epoch": entry["epoch"], "validation_accuracy": entry["validation_accuracy"]}
+            result |= {"comparable": runner.comparable, "entry": json.dumps(entry)}
+        if curve is not None:
+            result["curve"] = json.dumps(curve)
+        return result
+
+    def _report_no_room(self, error: BaseException) -> dict[str, Any]:
+        return {**self._report(None, status=NO_ROOM), "reason": " ".join(str(error).split())}
+
+    def _release(self) -> None:
+        """A process that is used again must not keep the last trial's memory."""
+        self._runner = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,43 @@
+"""Tune asks the feed for one trial at a time: nothing is made, copied or written for trials that have not started."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from stillhouse.spec.records import Trial
+from stillhouse.sweep.execution.trainable import TRIAL_KEY
+from stillhouse.sweep.search.trial_queue import Feed
+
+
+class FeedSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
+    """Hands the trials of a feed to Tune. The feed learns of results from whoever reads the records.
+
+    Args:
+        on_trial: told of each trial before Tune has it.
+    """
+
+    def __init__(self, feed: Feed, on_trial: Callable[[Trial], None]) -> None:
+        super().__init__()
+        self._feed = feed
+        self._on_trial = on_trial
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its searchers to restore a run, which a sweep never does: it runs what the ledger lacks.
+        return Searcher, ()
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._feed.next()
+        if trial is None:
+            return Searcher.FINISHED if self._feed.finished else None
+        self._on_trial(trial)
+        return {TRIAL_KEY: trial.model_dump_json()}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing to do."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to keep: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to read."""

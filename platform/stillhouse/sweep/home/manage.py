@@ -1,0 +1,125 @@
+"""What can be done with a sweep from outside: look at all of them, end one that runs, remove one."""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.sweep.home.status import StatusReader
+from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep, sweep_names
+from stillhouse.sweep.progress import picture
+
+_LOOK_S = 0.1
+_WATCH_S = 1.0
+
+
+def list_sweeps(home: Path) -> list[dict[str, Any]]:
+    """Every sweep of the home: its state, its best student, its size on disk, when it was last used."""
+    found = []
+    for name in sweep_names(home):
+        place = SweepHome(home, name)
+        status = StatusReader(place).read()
+        best = max(status["best"], key=lambda each: each["validation_accuracy"], default=None)
+        size, used = _size_on_disk(place.folder)
+        found.append(
+            {
+                **{key: status[key] for key in ("sweep", "state", "planned", "done", "finished", "stopped", "failed")},
+                "best": best,
+                "bytes": size,
+                "last_used": datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
+            }
+        )
+    return found
+
+
+def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], None]) -> bool:
+    """Asks the driver of a sweep to end gracefully, and waits for it.
+
+    Returns:
+        whether it has ended.
+
+    Raises:
+        UsageError: there is no such sweep, or none runs.
+        InfrastructureError: the request can not be written.
+    """
+    place = find_sweep(home, name)
+    if not place.is_running():
+        raise UsageError(f"no process runs sweep '{name}' under {home}")
+    try:
+        place.stop_request.touch()
+    except OSError as error:
+        pid = StatusReader(place).read()["pid"]
+        raise InfrastructureError(
+            f"can not write {place.stop_request}: {error.strerror}; end the sweep with: kill {pid or 'its process'}"
+        ) from error
+    tell(f"sweep '{name}' is asked to end; trials under way write a checkpoint")
+    deadline = time.monotonic() + wait_s
+    while place.is_running():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    place.stop_request.unlink(missing_ok=True)
+    return True
+
+
+def remove_sweep(home: Path, name: str) -> dict[str, Any]:
+    """Removes a sweep from the home: records, students, checkpoints, report. Teachers, knowledge and MLflow's runs stay.
+
+    Raises:
+        UsageError: there is no such sweep.
+        InfrastructureError: a process runs it, or its folder can not be removed.
+    """
+    place = find_sweep(home, name)
+    size, _ = _size_on_disk(place.folder)
+    with place.locked():
+        place.remove()
+    return {"removed": name, "bytes": size}
+
+
+def show_status(state: Mapping[str, Any], console: Console) -> None:
+    """The state of a sweep as a person reads it, with the next command."""
+    console.print(picture(state))
+    where = f"{state['sweep']} --home {shlex.quote(state['home'])}"
+    following = {
+        "running": f"running (process {state['pid']} on {state['host']}); end it with: stillhouse stop {where}",
+        "ending": f"ending (process {state['pid']} on {state['host']})",
+        "unfinished": f"not running; go on with: stillhouse resume {where}",
+        "finished": f"finished; the report: stillhouse report {where}",
+    }
+    console.print(Text(following[state["state"]]), soft_wrap=True, highlight=False)
+    if state["failed"]:
+        console.print(Text(f"run the failed trials again with: stillhouse retry {where}"), soft_wrap=True, highlight=False)
+
+
+def watch_status(reader: StatusReader, console: Console) -> dict[str, Any]:
+    """Shows the state, on a terminal live, until no process runs the sweep; returns the last one."""
+    state = reader.read()
+    with Live(picture(state), console=console, transient=True, auto_refresh=False) as live:
+        while state["state"] in ("running", "ending"):
+            time.sleep(_WATCH_S)
+            state = reader.read()
+            if console.is_terminal:
+                live.update(picture(state), refresh=True)
+    return state
+
+
+def _size_on_disk(folder: Path) -> tuple[int, float]:
+    """Bytes below the folder, and the latest change there, in seconds of the epoch."""
+    size, latest = 0, folder.stat().st_mtime
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                entry = (Path(root) / name).stat()
+            except FileNotFoundError:
+                continue
+            size += entry.st_size
+            latest = max(latest, entry.st_mtime)
+    return size, latest

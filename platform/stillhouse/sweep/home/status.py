@@ -1,0 +1,114 @@
+"""A sweep's state for whoever looks at it from outside: the driver writes it every second, `status` and `ls` read it."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stillhouse.spec.records import TrialRecord
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.progress import Progress, Tally
+
+_INTERVAL_S = 1.0
+
+
+@contextmanager
+def following(progress: Progress, place: SweepHome) -> Iterator[None]:
+    """Writes the sweep's state beside its ledger for as long as the block runs.
+
+    Nothing durable rests on it, so it is neither fsynced nor missed when the disk is full.
+    """
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(_INTERVAL_S):
+            _write(place, {**progress.snapshot(), "complete": False})
+
+    _write(place, {**progress.snapshot(), "complete": False})
+    thread = threading.Thread(target=follow, name="stillhouse-state", daemon=True)
+    thread.start()
+    complete = False
+    try:
+        yield
+        complete = True
+    finally:
+        over.set()
+        thread.join()
+        _write(place, {**progress.snapshot(), "running": [], "eta_seconds": None, "complete": complete})
+
+
+class StatusReader:
+    """The state of one sweep, from its home alone. Read again, it reads only the records that are new."""
+
+    def __init__(self, place: SweepHome) -> None:
+        self.place = place
+        self._records: dict[str, TrialRecord] = {}
+
+    def read(self) -> dict[str, Any]:
+        """What `picture` shows, and: `state` (`running`, `ending`, `finished` or `unfinished`), `home`, `updated`."""
+        running = self.place.is_running()
+        keys = set(self.place.ledger.keys())
+        self._records = {key: record for key, record in self._records.items() if key in keys}
+        for key in keys - self._records.keys():
+            if (record := self.place.ledger.read(key)) is not None:
+                self._records[key] = record
+        tally = Tally()
+        for key in sorted(self._records):
+            tally.add(self._records[key])
+        written = _read(self.place)
+        facts = self.place.read_facts() if "planned" not in written else None
+        planned = facts.planned if facts is not None else written.get("planned")
+        if running:
+            state = "ending" if self.place.stop_request.exists() else "running"
+        elif planned is None or len(tally) < planned or not written.get("complete", facts is not None):
+            state = "unfinished"
+        else:
+            state = "finished"
+        return {
+            "sweep": self.place.name,
+            "home": str(self.place.home),
+            "state": state,
+            "planned": planned,
+            "done": len(tally),
+            **tally.counts,
+            "running": written.get("running", []) if running else [],
+            "best": tally.best(),
+            "teachers": written.get("teachers", []),
+            "elapsed_seconds": written.get("elapsed_seconds") if running else None,
+            "eta_seconds": written.get("eta_seconds") if running else None,
+            **{kind: written.get(kind, 0.0) for kind in ("cpu_hours", "gpu_hours")},
+            "updated": written.get("updated"),
+            "host": written.get("host") if running else None,
+            "pid": written.get("pid") if running else None,
+        }
+
+
+def _write(place: SweepHome, state: dict[str, Any]) -> None:
+    state |= {
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+    path = _path(place)
+    beside = path.with_name(f".{path.name}.part")
+    with contextlib.suppress(OSError):
+        beside.write_text(json.dumps(state))
+        beside.replace(path)
+
+
+def _read(place: SweepHome) -> dict[str, Any]:
+    try:
+        state = json.loads(_path(place).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _path(place: SweepHome) -> Path:
+    return place.folder / "state.json"

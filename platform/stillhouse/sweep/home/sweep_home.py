@@ -1,0 +1,318 @@
+"""Where a sweep lives on disk: its folder, its lock, the spec it was started with, its facts."""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from stillhouse.durable import Damaged, canonical_json, read_checked, write_atomic, write_checked, write_json
+from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
+from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.schema import SearchBudget
+from stillhouse.sweep.home.ledger import Ledger
+
+HOME_VARIABLE = "STILLHOUSE_HOME"
+
+_FREE_TO_CHANGE = re.compile(
+    r"(tracking|report|trial_resources|max_concurrent_trials"
+    r"|knowledge\.(way|ways|max_bytes)|teachers\.[^.]+\.(resources|replicas))([.\[].*)?"
+)
+"""Where a sweep runs and where what it makes is kept. Other than `auto`, a way does what `auto` may do as well."""
+_DECIDES_NO_RESULT = (
+    *("search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.budget"),
+    *(f"search.budget.{key}" for key in SearchBudget.model_fields),
+)
+"""Which trials are run and which are stopped early, not what those give that run to their end."""
+TRIALS_KEY = "search.trials_per_method"
+_LOCK_PATIENCE_S, _LOCK_PAUSE_S = 0.5, 0.02
+"""`is_running` holds the lock too, for a moment."""
+
+
+def resolve_home(flag: str | Path | None = None) -> Path:
+    """The absolute home: the flag, else STILLHOUSE_HOME, else ~/.stillhouse."""
+    return Path(flag or os.environ.get(HOME_VARIABLE) or "~/.stillhouse").expanduser().resolve()
+
+
+class SweepHome:
+    """The folder of one sweep under the home.
+
+    Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that were run
+    again), `students/*.safetensors`, `trials/` with checkpoints of trials under way, `runs.json` (the pages of MLflow),
+    `report/`; `lock` and `stop` (a request to end) for the driver, `state.json` by it.
+    """
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home = home
+        self.name = name
+        self.folder = home / "sweeps" / name
+        self.ledger = Ledger(self.folder / "ledger")
+        self.report = self.folder / "report"
+        self.stop_request = self.folder / "stop"
+        self._started = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the sweep for one driver.
+
+        Raises:
+            InfrastructureError: another driver holds it, or the folder can not be written.
+        """
+        path = self.folder / "lock"
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = path.open("w")
+            except OSError as error:
+                raise InfrastructureError(
+                    f"can not write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
+                ) from error
+            with file:
+                if self._take(file):
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                home = shlex.quote(str(self.home))
+                raise InfrastructureError(
+                    f"sweep '{self.name}' is already run by another process; wait for it, or end it with: "
+                    f"stillhouse stop {self.name} --home {home}"
+                )
+            time.sleep(_LOCK_PAUSE_S)
+
+    def _take(self, lock: IO[str]) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the folder.
+            return os.fstat(lock.fileno()).st_ino == (self.folder / "lock").stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def is_running(self) -> bool:
+        """Whether a driver holds the sweep."""
+        try:
+            with (self.folder / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the folder is gone since `keep_spec`; workers may have made parts of it again."""
+        return self._started and not (self.folder / "spec.json").exists()
+
+    def keep_spec(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        may_change: Collection[str] = (),
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda kept: kept,
+    ) -> None:
+        """Notes the spec at the sweep's first run, and holds later runs to it.
+
+        Args:
+            may_change: keys that may differ besides those that decide no result.
+            complete: gives the noted spec the defaults of keys that came into being after it was written.
+
+        Raises:
+            UsageError: the sweep has trials of a spec that decides other results; names the keys that differ.
+        """
+        path = self.folder / "spec.json"
+        kept = self.read_spec()
+        if kept is not None:
+            kept = complete(kept)
+            free = {*may_change, *_DECIDES_NO_RESULT}
+            changed = sorted(key for key in changed_keys(kept, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key))
+            if changed and self._has_begun:
+                raise UsageError(
+                    f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
+                )
+            if changed:
+                for left in ("facts", "latencies.json", "suggestions"):
+                    (self.folder / left).unlink(missing_ok=True)
+        write_json(path, spec)
+        # A tracking address may hold a password.
+        path.chmod(0o600)
+        self._started = True
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether any trial has left something."""
+        return any(self.ledger.folder.rglob("*.record")) or any((self.folder / "trials").glob("*/checkpoint"))
+
+    def read_spec(self) -> dict[str, Any] | None:
+        """The spec as noted; None when the sweep never started.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        path = self.folder / "spec.json"
+        try:
+            spec: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UsageError(
+                f"{path} is damaged ({error}); run the sweep with its YAML file again after removing it"
+            ) from error
+        return spec
+
+    def kept_spec(self) -> dict[str, Any]:
+        """The spec as noted.
+
+        Raises:
+            UsageError: the sweep never started, or the file is damaged.
+        """
+        spec = self.read_spec()
+        if spec is None:
+            raise UsageError(f"sweep '{self.name}' was never started")
+        return spec
+
+    def take_over(self, origin: "SweepHome", record: TrialRecord) -> TrialRecord:
+        """Brings a record of another sweep of this home, with its weights, into this one. Returns it."""
+        if record.weights is not None:
+            source, target = origin.folder / record.weights, self.folder / record.weights
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                # Weights are written once and never changed: one file serves both.
+                target.hardlink_to(source)
+            except FileNotFoundError:
+                record = record.model_copy(update={"weights": None, "weights_hash": None})
+            except OSError:
+                write_atomic(target, source.read_bytes())
+        self.ledger.write(record)
+        return record
+
+    def fill_log_bytes(self) -> int:
+        """The present length of the home's log of filled views."""
+        try:
+            return (self.home / "knowledge" / "fills.jsonl").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def remove(self) -> None:
+        """Removes the sweep's folder; teachers and knowledge lie elsewhere. Hold the lock.
+
+        Raises:
+            InfrastructureError: something of it can not be removed.
+        """
+        # Renamed first: half a sweep must not look like one.
+        going = self.folder.with_name(f".removed-{self.name}-{os.getpid()}")
+        try:
+            self.folder.rename(going)
+            shutil.rmtree(going)
+        except OSError as error:
+            raise InfrastructureError(f"can not remove {error.filename or self.folder}: {error.strerror}") from error
+
+    def write_facts(self, facts: SweepFacts) -> None:
+        write_checked(self.folder / "facts", canonical_json(facts.model_dump(mode="json")).encode())
+
+    def read_facts(self) -> SweepFacts | None:
+        """The facts as last written; None when there are none that are whole."""
+        try:
+            return SweepFacts.model_validate_json(read_checked(self.folder / "facts"))
+        except (FileNotFoundError, Damaged, ValidationError):
+            return None
+
+    def write_addresses(self, addresses: Mapping[str, str]) -> None:
+        """Notes where MLflow shows each trial, by trial key, and the sweep, by the empty key."""
+        write_json(self.folder / "runs.json", {**self.read_addresses(), **addresses})
+
+    def write_suggestions(self, suggestions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Notes what an adaptive search suggested, so that a later run need not find it out again."""
+        write_checked(self.folder / "suggestions", canonical_json(suggestions).encode())
+
+    def read_suggestions(self) -> dict[str, dict[str, Any]]:
+        """What `write_suggestions` noted; empty when there is nothing that is whole, which costs time and no more."""
+        try:
+            suggestions = json.loads(read_checked(self.folder / "suggestions"))
+        except (OSError, Damaged, ValueError):
+            return {}
+        return dict(suggestions) if isinstance(suggestions, dict) else {}
+
+    def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
+        """Notes what was measured of students and teachers, by `student_key`."""
+        write_json(self.folder / "latencies.json", latencies)
+
+    def read_latencies(self) -> dict[str, dict[str, float]]:
+        """What `write_latencies` noted; empty when nothing was measured."""
+        try:
+            latencies = json.loads((self.folder / "latencies.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return dict(latencies) if isinstance(latencies, dict) else {}
+
+    def read_addresses(self) -> dict[str, str]:
+        """What `write_addresses` noted last; empty when nothing was tracked."""
+        try:
+            addresses = json.loads((self.folder / "runs.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(address) for key, address in addresses.items()} if isinstance(addresses, dict) else {}
+
+    def read_records(self) -> list[TrialRecord]:
+        return list(self.ledger.read_all()[0].values())
+
+
+def sweep_names(home: Path) -> list[str]:
+    """Names of all sweeps under the home, sorted."""
+    folder = home / "sweeps"
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and (path / "spec.json").exists())
+
+
+def find_sweep(home: Path, name: str) -> SweepHome:
+    """The sweep called `name`.
+
+    Raises:
+        UsageError: there is none under this home.
+    """
+    if name not in (known := sweep_names(home)):
+        raise UsageError(f"no sweep '{name}' under {home}{did_you_mean(name, known)}")
+    return SweepHome(home, name)
+
+
+def extended_spec(spec: Mapping[str, Any], trials_per_method: int) -> dict[str, Any]:
+    """The noted spec with more trials of each method; those that it has stay what they are.
+
+    Raises:
+        UsageError: the algorithm has no number of trials, or it has more than that already.
+    """
+    search = dict(spec.get("search", {}))
+    section, _, key = TRIALS_KEY.partition(".")
+    if search.get("algorithm") == "grid":
+        raise UsageError(f"a grid runs every combination, so {TRIALS_KEY} has no effect; change the spec and use --fork NAME")
+    if trials_per_method < search.get(key, 0):
+        raise UsageError(f"--trials must be >= {search[key]}, which the sweep has, got {trials_per_method}")
+    return {**spec, section: {**search, key: trials_per_method}}
+
+
+def _remedy(changed: Sequence[str]) -> str:
+    if changed == [TRIALS_KEY]:
+        return "use `stillhouse extend NAME --trials N` for more trials, and `stillhouse resume NAME` to go on as it is"
+    return "go on under a new name with --fork NAME, or undo the change to go on with the old one"
+
+
+def changed_keys(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Dotted keys at which two pieces of plain data differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {*old, *new}:
+            yield from changed_keys(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from changed_keys(left, right, f"{place}[{number}]")
+    elif old != new:
+        yield place

@@ -1,0 +1,168 @@
+"""How much of the disk the sealed views of a plan will take, known before anything is computed."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillhouse.data.images import ImageData
+from stillhouse.distill.sources import layers_of
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.models.blueprint import sketch
+from stillhouse.models.features import FeatureReader
+from stillhouse.sweep.planning.knowledge_delivery import KnowledgeRoom
+from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.plan import Plan, make_views
+from stillhouse.teachers.delivery_cost import readable_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindVolume:
+    """One kind of one teacher's knowledge.
+
+    Attributes:
+        bytes_per_sample: None where its function works on numbers alone, so that its size shows when the teacher runs.
+        views: how many of them some trial reads.
+        way: `cached`, or the way that is left: asked for in the spec, or `inline` for want of room. The sweep may yet find that
+            computing a kind again is quicker than reading it.
+        for_want_of_room: whether it would be cached if there was more room.
+    """
+
+    teacher: str
+    kind: str
+    bytes_per_sample: int | None
+    view_bytes: int | None
+    views: int
+    total_bytes: int | None
+    way: str
+    for_want_of_room: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """The sealed views of a plan, and the room for them.
+
+    Attributes:
+        total_bytes: of all that is cached.
+        budget_bytes: what all views together may take of the disk, those of other sweeps included, which go first.
+        max_bytes: `knowledge.max_bytes`.
+        kept_bytes: what views take now.
+        free_bytes: of the disk.
+    """
+
+    kinds: tuple[KindVolume, ...]
+    total_bytes: int
+    budget_bytes: int
+    max_bytes: int | None
+    kept_bytes: int
+    free_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For a person; nothing where no trial asks a teacher for anything."""
+        if not self.kinds:
+            return []
+        share = "half of the disk's free room and what views take of it"
+        limit = share if self.max_bytes is None else "knowledge.max_bytes"
+        total, budget = readable_bytes(self.total_bytes), readable_bytes(self.budget_bytes)
+        free, kept = readable_bytes(self.free_bytes), readable_bytes(self.kept_bytes)
+        lines = [self._line(each) for each in self.kinds]
+        lines.append(
+            f"sealed views: {total} in all, of the {budget} that views may take ({limit}); "
+            f"{free} of the disk are free, views take {kept} now"
+        )
+        if (surplus := self.total_bytes + self.kept_bytes - self.budget_bytes) > 0:
+            going = readable_bytes(min(surplus, self.kept_bytes))
+            lines.append(f"note: up to {going} of the views that are kept now will be removed")
+        return lines
+
+    def _line(self, each: KindVolume) -> str:
+        what = f"knowledge of {each.teacher}: {each.kind}"
+        if each.bytes_per_sample is None or each.view_bytes is None or each.total_bytes is None:
+            return f"{what}: its size shows when the teacher runs"
+        size = (
+            f"{what}: {each.bytes_per_sample:,} B per sample, {readable_bytes(each.view_bytes)} per view, "
+            f"{readable_bytes(each.total_bytes)} for {each.views} view{'' if each.views == 1 else 's'}"
+        )
+        if each.for_want_of_room:
+            return (
+                f"{size}, which do not fit: every trial will compute it; raise knowledge.max_bytes, free some disk, "
+                f"or lower views.count"
+            )
+        return size if each.way == "cached" else f"{size}, if it was cached; it is {each.way}"
+
+
+def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
+    """What the plan's sealed views take, from the shapes of what is asked, and what room the home has.
+
+    Raises:
+        UsageError: knowledge that the spec wants cached can not fit, or the spec forces a kind that nobody asks.
+    """
+    spec, views = plan.spec, make_views(plan.spec, data)
+    samples, width = len(data.train.labels), np.dtype(spec.knowledge.dtype).itemsize
+    room = KnowledgeRoom(spec.knowledge, home)
+    kinds: list[KindVolume] = []
+    for name, asked in asked_knowledge(spec, plan.asking, data, views, adaptive=plan.search is not None).items():
+        teacher = spec.teachers[name]
+        shapes = _shapes(teacher.model, teacher.options, {text: each.kind for text, each in asked.items()}, data)
+        sizes = {text: None if shape is None else width * math.prod(shape) for text, shape in shapes.items()}
+        # As if reading a kind back took no longer than computing it: room alone decides.
+        measured = {
+            "bytes_per_sample": {text: size or 0 for text, size in sizes.items()},
+            "read_seconds": dict.fromkeys(asked, 0.0),
+            "compute_seconds": dict.fromkeys(asked, 0.0),
+        }
+        choices = room.choose(asked, measured, {"teacher": name}, samples)
+        for text, each in asked.items():
+            size, way = sizes[text], choices[text].way
+            wanted = spec.knowledge.ways.get(str(each.kind), spec.knowledge.way)
+            kinds.append(
+                KindVolume(
+                    teacher=name,
+                    kind=str(each.kind),
+                    bytes_per_sample=size,
+                    view_bytes=None if size is None else size * samples,
+                    views=len(each.views),
+                    total_bytes=None if size is None else size * samples * len(each.views),
+                    way=way,
+                    for_want_of_room=wanted == "auto" and way != "cached",
+                )
+            )
+    room.check_forced()
+    store = KnowledgeStore(home / "knowledge")
+    return Volume(
+        kinds=tuple(kinds),
+        total_bytes=sum(each.total_bytes or 0 for each in kinds if each.way == "cached"),
+        budget_bytes=store.budget(spec.knowledge.max_bytes),
+        max_bytes=spec.knowledge.max_bytes,
+        kept_bytes=sum(entry["bytes"] for entry in store.entries()),
+        free_bytes=shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free,
+    )
+
+
+def _shapes(
+    model: str, options: Mapping[str, Any], kinds: Mapping[str, Knowledge], data: ImageData
+) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each kind for one sample, by a pass without storage; None where a function can not do without numbers."""
+    images = torch.empty(2, *data.input_shape, device="meta")
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    teacher = sketch(model, options, data.num_classes, data.input_shape).eval()
+    with torch.no_grad(), FeatureReader(teacher, layers_of(kinds)) as reader:
+        logits, features = reader(images)
+        assert logits is not None
+        for text, kind in kinds.items():
+            weights = [reader.weight(weight) for weight in kind.weights]
+            draws = torch.empty(2, kind.draws, dtype=torch.float64, device="meta") if kind.draws else None
+            try:
+                shapes[text] = tuple(kind.compute(images if kind.of_input else logits, features, weights, draws).shape[1:])
+            except (RuntimeError, TypeError, ValueError):
+                shapes[text] = None
+    return shapes

@@ -1,0 +1,70 @@
+"""Takes one student of a sweep home: exports it, and registers it in MLflow when asked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stillhouse.export import FILES, Student, check_target, export_student, require_packages
+from stillhouse.sweep.results.mlflow_sync import experiment_of, trained_student
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.results.trained_students import find_trial, load_data, read_spec
+from stillhouse.tracking import mask_uri, parse_registration, register_student
+
+
+def export_trial(
+    home: Path,
+    name: str,
+    trial: str,
+    folder: str | Path,
+    *,
+    register: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Writes the student of a trial into a folder; see `stillhouse.export`.
+
+    Args:
+        trial: a key, the beginning of one, or `best`.
+        folder: one that does not exist, is empty, or holds an earlier export.
+        register: `MODEL@ALIAS` registers the student in the sweep's MLflow store under this name and alias.
+        tell: hears what is being done.
+
+    Returns:
+        `export.json` with the `folder`, and `registered`: None, or the model's name, alias, version, address and run.
+
+    Raises:
+        UsageError: there is no such sweep or trial, it left no whole weights, or the folder is somebody else's.
+        InfrastructureError: the folder can not be written, or the tracking store can not be reached.
+    """
+    wanted = None if register is None else parse_registration(register)
+    require_packages()
+    check_target(folder, FILES)
+    results = Results.read(home, name)
+    record = find_trial(results, trial)
+    spec = read_spec(results.place)
+    tell(f"trial {record.trial.key}: {record.trial.method} {record.trial.student.name}")
+    data = load_data(results, spec)
+    trained = trained_student(results, spec, record, data)
+    student = Student(
+        facts=results.facts,
+        record=record,
+        model=trained.model,
+        data=data,
+        resized=spec.dataset.size is not None,
+        command=mask_uri(results.facts.command),
+    )
+    document = export_student(student, folder, tell=tell)
+    if wanted is None:
+        return {**document, "registered": None}
+    tell(f"registering {register}")
+    written = {name: Path(document["folder"]) / name for name in ("README.md", "preprocessing.json")}
+    done = register_student(
+        wanted,
+        spec.tracking.uri,
+        home=results.home,
+        experiment=experiment_of(spec),
+        sweep=name,
+        record=record,
+        student=replace(trained, files={**trained.files, **written}),
+    )
+    return {**document, "registered": done.to_json()}

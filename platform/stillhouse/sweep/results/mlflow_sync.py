@@ -1,0 +1,79 @@
+"""What of a sweep goes to MLflow beside its runs: the students of the Pareto front with their weights; and `sync`."""
+
+from functools import cache
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.spec.records import TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.results.trained_students import load_data, load_student, read_spec
+from stillhouse.tracking import StoredStudents, SyncResult, TrainedStudent, store_students, sync
+
+WEIGHTS_NAME = "student.safetensors"
+_EXAMPLE_IMAGES = 2
+
+
+def store_front(results: Results, spec: SweepSpec, data: ImageData | None = None) -> StoredStudents:
+    """Stores the students of the front with weights, signature and input example; those that stand there cost a look.
+
+    Args:
+        spec: with the store's password, as `read_spec` gives it.
+        data: the sweep's; loaded when a student is missing and it is not given.
+    """
+
+    @cache
+    def images() -> ImageData:
+        return data or load_data(results, spec)
+
+    def load(record: TrialRecord) -> TrainedStudent:
+        return trained_student(results, spec, record, images())
+
+    return store_students(
+        spec.tracking.uri,
+        home=results.home,
+        experiment=experiment_of(spec),
+        sweep=spec.name,
+        records=[record for record in front_records(results) if record.weights is not None],
+        load=load,
+    )
+
+
+def front_records(results: Results) -> list[TrialRecord]:
+    """The trials of the Pareto front, in its order."""
+    by_key = {record.trial.key: record for record in results.records}
+    return [by_key[str(key)] for key in results.pareto()["trial"]]
+
+
+def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data: ImageData) -> TrainedStudent:
+    """The network of a finished trial as a store keeps it.
+
+    Raises:
+        UsageError: its weights are missing or damaged.
+    """
+    assert record.weights is not None
+    return TrainedStudent(
+        model=load_student(results.place, spec, record, data),
+        example=data.normalise(data.validation.images[:_EXAMPLE_IMAGES]).numpy(),
+        files={WEIGHTS_NAME: results.place.folder / record.weights},
+    )
+
+
+def experiment_of(spec: SweepSpec) -> str:
+    """The MLflow experiment that the sweep is kept in."""
+    return spec.tracking.experiment or spec.name
+
+
+def sync_sweep(results: Results) -> tuple[SyncResult, StoredStudents]:
+    """Brings the store to what the ledger says, report and front included; a second time changes nothing.
+
+    Raises:
+        InfrastructureError: the store can not be opened, or the report can not be written.
+    """
+    spec = read_spec(results.place)
+    files = results.report(results.place.report)
+    artifacts = {what: getattr(files, what) for what in ("page", "table", "figure", "csv")}
+    done = sync(spec.tracking.uri, results.home, experiment_of(spec), results.facts, results.records, artifacts)
+    if done.addresses and done.addresses != results.place.read_addresses():
+        results.place.write_addresses(done.addresses)
+        results.report(results.place.report)
+    return done, store_front(results, spec)

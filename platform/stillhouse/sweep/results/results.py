@@ -1,0 +1,185 @@
+"""What a sweep gives back: the same object for the command line and for Python."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+
+from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.report import (
+    Budget,
+    ReportFiles,
+    Source,
+    pareto_front,
+    parse_budget,
+    trials_table,
+    write_comparison,
+    write_report,
+)
+from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
+
+_FRONT_KEYS = (
+    "trial",
+    "method",
+    "student",
+    "seed",
+    "parameters",
+    "size_bytes",
+    "macs",
+    "latency_ms",
+    "validation_accuracy",
+    "test_accuracy",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A finished sweep.
+
+    Attributes:
+        reused: trials whose records an earlier run had written.
+        forwarded: samples that each teacher forwarded in this run, by name.
+        gathered: samples whose knowledge this run's trials read back, by teacher.
+        files: the report; None before it is written.
+    """
+
+    facts: SweepFacts
+    records: Sequence[TrialRecord]
+    place: SweepHome
+    planned: int
+    reused: int = 0
+    forwarded: Mapping[str, int] = field(default_factory=dict)
+    gathered: Mapping[str, int] = field(default_factory=dict)
+    files: ReportFiles | None = None
+    tracking: Mapping[str, str | None] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, home: Path, name: str) -> Self:
+        """The results of a sweep as they stand on disk.
+
+        Raises:
+            UsageError: there is no such sweep, or it has no facts yet.
+        """
+        place = find_sweep(home, name)
+        facts = place.read_facts()
+        if facts is None:
+            raise UsageError(f"sweep '{name}' has no results yet; go on with: stillhouse resume {name} --home {home}")
+        records = place.read_records()
+        return cls(
+            facts=facts, records=records, place=place, planned=len(records), reused=len(records), tracking=facts.tracking
+        )
+
+    @property
+    def home(self) -> Path:
+        return self.place.home
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        return [record for record in self.records if record.status == "failed"]
+
+    def table(self) -> pd.DataFrame:
+        """One row per trial."""
+        return trials_table(self.facts, self.records)
+
+    def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
+        """The rows of finished trials that no other trial beats in every objective.
+
+        Args:
+            objectives: `max` or `min` by column; the spec's own by default.
+        """
+        table = self.table()
+        finished = table[table["status"] == "finished"]
+        return pareto_front(finished, objectives=dict(objectives or self.facts.objectives))
+
+    def report(self, folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
+        """Writes page, picture and tables into `folder`.
+
+        Args:
+            budgets: what is answered; those of the spec by default.
+
+        Raises:
+            InfrastructureError: `folder` can not be written.
+        """
+        folder = Path(folder).expanduser().resolve()
+        budgets = self.budgets() if budgets is None else budgets
+        with _writing(folder):
+            return write_report(self.facts, self.records, folder, budgets, self.place.read_addresses())
+
+    def budgets(self) -> list[Budget]:
+        """The budgets that the spec names."""
+        return [parse_budget(text) for text in self.facts.spec.get("report", {}).get("budgets", ())]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `stillhouse sweep --json` ends with."""
+        statuses = [record.status for record in self.records]
+        return {
+            "sweep": self.facts.name,
+            "home": str(self.home),
+            "status": "failures" if "failed" in statuses else "finished",
+            "trials": {
+                "planned": self.planned,
+                "finished": len(statuses) - statuses.count("failed"),
+                "failed": statuses.count("failed"),
+                "reused": self.reused,
+            },
+            "teachers": [
+                {
+                    "name": teacher.name,
+                    "accuracy": teacher.test_accuracy,
+                    "way": teacher.way,
+                    "samples_forwarded": self.forwarded.get(teacher.name, 0),
+                    "samples_reused": self.gathered.get(teacher.name, 0),
+                }
+                for teacher in self.facts.teachers
+            ],
+            "pareto": [
+                {key: _plain(row[key]) for key in _FRONT_KEYS if key in row} for row in self.pareto().to_dict(orient="records")
+            ],
+            "report": {name: str(getattr(self.files, name)) for name in ("page", "table", "figure")} if self.files else None,
+            "tracking": dict(self.tracking),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
+    """Writes the report of several sweeps in one page; of a single one, its own report.
+
+    Args:
+        budgets: what is answered; by default those that the specs name, each once.
+
+    Raises:
+        UsageError: no sweep.
+        InfrastructureError: `folder` can not be written.
+    """
+    if not sweeps:
+        raise UsageError("a report needs at least one sweep")
+    if len(sweeps) == 1:
+        return sweeps[0].report(folder, budgets)
+    folder = Path(folder).expanduser().resolve()
+    if budgets is None:
+        budgets = list(dict.fromkeys(budget for each in sweeps for budget in each.budgets()))
+    sources = [Source(facts=each.facts, records=each.records, addresses=each.place.read_addresses()) for each in sweeps]
+    with _writing(folder):
+        return write_comparison(sources, folder, budgets)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InfrastructureError(
+            f"can not write the report into {folder}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: NumPy scalars unwrapped, missing numbers as null."""
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return None
+    return value.item() if hasattr(value, "item") else value

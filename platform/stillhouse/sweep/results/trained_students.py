@@ -1,0 +1,146 @@
+"""One student of a finished sweep: found by its key, built again, with exactly the weights that its record names."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.distill.hyperparameters import make_method
+from stillhouse.distill.method import Setup
+from stillhouse.errors import UsageError
+from stillhouse.models.architecture import describe
+from stillhouse.models.blueprint import blueprint
+from stillhouse.models.weights import load_state, state_hash
+from stillhouse.spec.load import validate
+from stillhouse.spec.records import TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.execution.trial_runner import build_student
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.results.results import Results
+
+BEST = "best"
+_SHOWN_KEYS = 5
+
+
+def find_trial(results: Results, wanted: str) -> TrialRecord:
+    """The finished trial whose key is, or alone begins with, `wanted`; `best` is the front's best by validation accuracy.
+
+    Raises:
+        UsageError: there is none, there are several, or the trial did not finish and left no weights.
+    """
+    sweep = results.facts.name
+    if wanted == BEST:
+        return _best(results)
+    keys = sorted(results.place.ledger.keys())
+    found = [key for key in keys if key == wanted] or [key for key in keys if wanted and key.startswith(wanted)]
+    if not found:
+        example = f", as in {keys[0]}" if keys else ""
+        raise UsageError(f"sweep '{sweep}' has no trial '{wanted}'; give the key or the beginning of one{example}, or '{BEST}'")
+    if len(found) > 1:
+        shown = ", ".join(found[:_SHOWN_KEYS]) + (", ..." if len(found) > _SHOWN_KEYS else "")
+        raise UsageError(f"'{wanted}' begins the keys of {len(found)} trials of sweep '{sweep}': {shown}; give more of it")
+    record = results.place.ledger.read(found[0])
+    if record is None:
+        raise UsageError(f"the record of trial {found[0]} is damaged; make it again with: {_resume(results.place)}")
+    if record.status != "finished" or record.weights is None:
+        why = f"failed ({record.reason})" if record.status == "failed" else f"was stopped after {record.epochs_run} epochs"
+        raise UsageError(f"trial {record.trial.key} {why}, so it left no weights to export; choose a finished one")
+    return record
+
+
+def read_spec(place: SweepHome) -> SweepSpec:
+    """The spec that the sweep was started with.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    kept = place.read_spec()
+    if kept is None:
+        raise UsageError(f"sweep '{place.name}' has no spec under {place.folder}")
+    return validate(kept)
+
+
+def load_data(results: Results, spec: SweepSpec) -> ImageData:
+    """The sweep's data set as it was trained on; nothing is fetched.
+
+    Raises:
+        UsageError: its files are missing, damaged or not the same as then.
+    """
+    wanted = spec.dataset
+    data = load_dataset(
+        wanted.name,
+        root=wanted.root,
+        validation=wanted.validation,
+        size=wanted.size,
+        options=wanted.options,
+        cache=results.home / "data",
+    )
+    known = results.facts.dataset.get("fingerprint")
+    if known and known != data.fingerprint:
+        raise UsageError(
+            f"data set {data.name} is not the one that sweep '{spec.name}' was trained on: its fingerprint was {known} "
+            f"and is {data.fingerprint}; bring the old files back"
+        )
+    return data
+
+
+def load_student(place: SweepHome, spec: SweepSpec, record: TrialRecord, data: ImageData) -> nn.Module:
+    """The trained network of a finished trial, on the CPU in evaluation mode.
+
+    Raises:
+        UsageError: its weights are missing, damaged or not those of the record, or its model can not be built.
+    """
+    assert record.weights is not None
+    path = place.folder / record.weights
+    redo = f"to train it again, remove {place.ledger.folder / f'{record.trial.key}.record'} and run: {_resume(place)}"
+    if not path.exists():
+        raise UsageError(f"the weights of trial {record.trial.key} are gone from {path}; {redo}")
+    try:
+        state = safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(f"{path} can not be read ({error}); {redo}") from error
+    if state_hash(state) != record.weights_hash:
+        raise UsageError(f"{path} is damaged: its content is not what trial {record.trial.key} wrote; {redo}")
+    with torch.random.fork_rng(devices=[]):
+        student = build_student(record.trial.student, data)
+        if set(state) != set(student.state_dict()):
+            student = _whole_classifier(spec, record, data, student)
+    load_state(student, state, source=str(path))
+    return student.eval().requires_grad_(requires_grad=False)
+
+
+def _best(results: Results) -> TrialRecord:
+    front = results.pareto()
+    if front.empty:
+        raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export")
+    order = front.sort_values(["validation_accuracy", "parameters", "trial"], ascending=[False, True, True])
+    return find_trial(results, str(order["trial"].iloc[0]))
+
+
+def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, student: nn.Module) -> nn.Module:
+    """The student with the helpers that its method says it can not do without, as the trainer puts them together."""
+    trial = record.trial
+    for folder in spec.method_paths:
+        methods.add_folder(Path(folder))
+    method = make_method(trial.method, trial.hyperparameters)
+    teachers = [spec.teachers[name] for name in trial.teachers]
+    shape = data.input_shape
+    architectures = [blueprint(each.model, each.options, data.num_classes, shape).architecture for each in teachers]
+    setup = Setup(
+        teacher=architectures[0] if architectures else None,
+        student=describe(student, name=trial.student.name, input_shape=shape),
+        new_student=lambda: build_student(trial.student, data),
+        num_samples=len(data.train),
+        epochs=trial.epochs,
+    )
+    modules: dict[str, Any] = {name: helper.module for name, helper in method.modules(setup).items()}
+    return method.classifiers(student, modules)["student"]
+
+
+def _resume(place: SweepHome) -> str:
+    return f"stillhouse resume {place.name} --home {place.home}"

@@ -1,0 +1,1 @@
+"""Which trials to run: draws, adaptive studies, the queue that hands trials out, the budget."""

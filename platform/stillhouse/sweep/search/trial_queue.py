@@ -1,0 +1,164 @@
+"""Which trial starts next. A feed hands out the trials that the ledger lacks, in rounds over the methods, within a budget."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.studies import Study
+
+
+class Feed(ABC):
+    """The trials of one phase of a sweep, handed out one by one.
+
+    Args:
+        records: of finished trials, by key; those of this phase are not handed out again.
+        spending: what the sweep may spend; asked before each trial.
+    """
+
+    _adapts = False
+    """Whether a result may bring further trials."""
+
+    def __init__(self, records: Mapping[str, TrialRecord], spending: Spending) -> None:
+        self._records = dict(records)
+        self._spending = spending
+        self._under_way: set[str] = set()
+        self._held: Trial | None = None
+        self._ended = False
+        self.stoppable = True
+        """Whether early stopping may end its trials."""
+        self.known: dict[str, Trial] = {}
+        """The trials of the phase as far as they are decided, by key, finished ones among them."""
+
+    def next(self) -> Trial | None:
+        """The next trial to start; None when there is none at the moment, or none any more (`finished`)."""
+        if self._ended:
+            return None
+        trial = self._held or self._decide()
+        self._held = None
+        if trial is None:
+            self._ended = not (self._adapts and self._under_way)
+            return None
+        if self._spending.over(trial):
+            self._held = trial
+            self._ended = True
+            return None
+        self._spending.start(trial)
+        self._under_way.add(trial.key)
+        return trial
+
+    def has_next(self) -> bool:
+        """Whether a trial could start now; it is handed out later."""
+        if self._held is None and not self._ended:
+            self._held = self._decide()
+        return self._held is not None and not self._spending.over(self._held)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further trial will be handed out."""
+        return self._ended
+
+    @property
+    def expected(self) -> int:
+        """How many trials the phase has at most, those that are finished among them."""
+        return len(self.known)
+
+    def add(self, record: TrialRecord) -> None:
+        """Takes in the result of a trial."""
+        self._records[record.trial.key] = record
+        self._under_way.discard(record.trial.key)
+        self._spending.end(record)
+
+    def lose(self, key: str) -> None:
+        """Takes note of a trial that the infrastructure failed: it has no result in this run."""
+        self._under_way.discard(key)
+
+    @abstractmethod
+    def undone(self) -> Counter[str]:
+        """How many trials of each method have no result."""
+
+    @abstractmethod
+    def _decide(self) -> Trial | None:
+        """The next trial that has no record."""
+
+
+class ListFeed(Feed):
+    """Trials that are known from the start, in their order."""
+
+    def __init__(
+        self,
+        trials: Iterable[Trial],
+        records: Mapping[str, TrialRecord],
+        spending: Spending,
+        *,
+        refuse: Callable[[Trial], bool] = lambda trial: False,
+        stoppable: bool = True,
+    ) -> None:
+        super().__init__(records, spending)
+        self.stoppable = stoppable
+        self.known = {trial.key: trial for trial in trials if trial.key in records or not refuse(trial)}
+        self._left = iter([trial for key, trial in self.known.items() if key not in records])
+
+    def _decide(self) -> Trial | None:
+        return next(self._left, None)
+
+    def undone(self) -> Counter[str]:
+        return Counter(trial.method for key, trial in self.known.items() if key not in self._records)
+
+
+class StudyFeed(Feed):
+    """Trials that studies choose as results come in; the study that has had the fewest is asked first.
+
+    Args:
+        studies: in the order of a round.
+        lead: trials that a study may be in front of one that waits for results.
+    """
+
+    _adapts = True
+
+    def __init__(self, studies: Sequence[Study], records: Mapping[str, TrialRecord], spending: Spending, *, lead: int) -> None:
+        super().__init__(records, spending)
+        self._studies = studies
+        self._lead = lead
+
+    @property
+    def expected(self) -> int:
+        return sum(study.plan.trials if not study.done else study.asked for study in self._studies)
+
+    def _decide(self) -> Trial | None:
+        while True:
+            still = [study for study in self._studies if not study.done]
+            fewest = min((study.asked for study in still), default=0)
+            for study in sorted(still, key=lambda each: each.asked):
+                if study.asked >= fewest + self._lead:
+                    return None
+                trial = study.advance(self._records)
+                if trial is not None:
+                    break
+            else:
+                return None
+            if trial.key not in self.known:
+                self.known[trial.key] = trial
+                if trial.key not in self._records:
+                    return trial
+
+    def undone(self) -> Counter[str]:
+        left = Counter(trial.method for key, trial in self.known.items() if key not in self._records)
+        for study in self._studies:
+            left[study.plan.method] += study.plan.trials - study.asked
+        return +left
+
+
+def start_feed(feed: Feed) -> list[Trial]:
+    """Everything that the feed can hand out before a further result comes in."""
+    handed: list[Trial] = []
+    while (trial := feed.next()) is not None:
+        handed.append(trial)
+    return handed
+
+
+def undone_note(undone: Mapping[str, int], reason: str) -> str:
+    """What a budget left undone, for the report."""
+    listed = ", ".join(f"{method} {count}" for method, count in sorted(undone.items()))
+    return f"{reason}; {sum(undone.values())} trials were not started: {listed}"

@@ -1,0 +1,19 @@
+"""Weights that a user gave as a file at the driver, copied into the home where every node finds them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from stillhouse.durable import bytes_hash, write_atomic
+from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.teachers.definition import TeacherDefinition
+
+
+def bring_weights(definition: TeacherDefinition, address: HomeAddress) -> TeacherDefinition:
+    """The definition with weights that were given as a file at the driver in the home, where every node finds them."""
+    if address.keeper is None or definition.weights is None or not (source := Path(definition.weights)).is_file():
+        return definition
+    content = source.read_bytes()
+    target = Path(address.path) / "given" / bytes_hash(content)
+    if not target.exists():
+        write_atomic(target, content)
+    return replace(definition, weights=str(target))

@@ -1,0 +1,121 @@
+"""How a cluster is joined: what goes along, inside a job and outside, and what is said when it can not be joined."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.runtime_env.runtime_env import _merge_runtime_env
+
+from stillhouse.errors import InfrastructureError
+from stillhouse.provenance import code_facts
+from stillhouse.sweep.cluster import connection
+from stillhouse.sweep.cluster.connection import connect
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """The address of somebody who answers, but is no cluster."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray was asked for; Ray itself is stood in for."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        folder = options["runtime_env"].get("working_dir")
+        calls.append(options | {"sent": sorted(path.name for path in Path(folder).iterdir()) if folder else []})
+
+    monkeypatch.setattr(ray, "init", init)
+    return calls
+
+
+def test_a_driver_at_an_address_sends_its_code_and_tells_its_commit(joined: list[dict[str, Any]]) -> None:
+    connect("auto")
+    (asked,) = joined
+    assert asked["sent"] == ["methods", "platform", "search_spaces", "users"]
+    assert asked["runtime_env"]["env_vars"].get("STILLHOUSE_COMMIT") == code_facts()["commit"]
+    assert not Path(asked["runtime_env"]["working_dir"]).exists(), "the copy is gone when it is sent"
+
+
+def test_in_a_job_its_working_directory_and_its_variables_go_first(
+    joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"working_dir": "gcs://_ray_pkg_0.zip", "env_vars": {"PYTHONPATH": "platform", "OMP_WAIT_POLICY": "ACTIVE"}}
+    monkeypatch.setenv(JOB, json.dumps({"runtime_env": job}))
+    connect("auto")
+    ours = joined[0]["runtime_env"]
+    assert "working_dir" not in ours
+    # Ray gives None when the two contradict each other.
+    merged = _merge_runtime_env(job, ours)
+    assert merged is not None
+    assert merged["working_dir"] == job["working_dir"]
+    assert merged["env_vars"]["PYTHONPATH"] == "platform"
+    assert merged["env_vars"]["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert merged["env_vars"]["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("mode", "remedy"),
+    [(None, "if the cluster asks for a token, set RAY_AUTH_MODE=token"), ("token", "its token may differ from the one here")],
+)
+def test_a_cluster_that_does_not_let_us_in_is_one_sentence_with_the_variable(
+    listening: str, mode: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: Any) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {listening}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(InfrastructureError, match=f"can not join the cluster at {listening}: .*{remedy}") as caught:
+        connect(listening)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_version_of_ray_is_one_sentence_with_both(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: Any) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\nThis process was started "
+            "with:\n    Ray: 2.60.0\n    Python: 3.11.2\n"
+        )
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        InfrastructureError, match=r"Ray: 2\.1\.0 .* Ray: 2\.60\.0 .*; install the cluster's versions"
+    ) as caught:
+        connect(listening)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:port", "127.0.0.1:99999999", "head", ":6379"]
+)
+def test_an_address_where_nobody_answers_is_said_before_ray_is_asked(address: str, joined: list[dict[str, Any]]) -> None:
+    with pytest.raises(InfrastructureError, match=f"can not reach the cluster at {address}: .*; give the address"):
+        connect(address)
+    assert not joined
+
+
+def test_only_modules_that_the_spec_names_are_the_users() -> None:
+    from stillhouse.spec.load import validate
+
+    spec = validate(
+        {
+            "name": "own",
+            "dataset": {"name": "own_data:make"},
+            "students": ["own_nets:tiny", "mlp", "torchvision:resnet18"],
+            "teachers": {"big": {"model": "own_nets:large"}},
+            "methods": ["scratch"],
+        }
+    )
+    assert list(connection._modules(spec)) == ["own_data", "own_nets"]

@@ -1,0 +1,150 @@
+"""Early stopping within size brackets."""
+
+import math
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from stillhouse.models.size_brackets import bracket_name, size_bracket
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SearchSpec
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, InTurn, MedianLadder, key_of, make_ladder
+from stillhouse.sweep.execution.trainable import TRIAL_KEY
+
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+MakeTrial = Callable[..., Trial]
+
+
+def scheduler(
+    brackets: dict[str, int], *, history: Iterable[TrialRecord] = (), kind: str = "asha", **options: Any
+) -> BracketedScheduler:
+    search = SearchSpec.model_validate(
+        {"scheduler": kind, "max_epochs": 9, "grace_epochs": 1, "reduction_factor": 3, **options}
+    )
+    return BracketedScheduler(lambda: make_ladder(search), brackets=brackets, history=history)
+
+
+@pytest.fixture
+def report(make_trial: MakeTrial) -> Callable[..., str]:
+    """What the scheduler says to a trial's result."""
+    known: dict[tuple[BracketedScheduler, str], Any] = {}
+
+    def say(asha: BracketedScheduler, key: str, epoch: int, accuracy: float, *, comparable: bool = True) -> str:
+        trial = known.get((asha, key))
+        if trial is None:
+            trial = SimpleNamespace(trial_id=key, config={TRIAL_KEY: make_trial(key).model_dump_json()})
+            known[asha, key] = trial
+            asha.on_trial_add(None, trial)
+        result = {"epoch": epoch, "validation_accuracy": accuracy, "comparable": comparable}
+        return asha.on_trial_result(None, trial, result)
+
+    return say
+
+
+def test_brackets_hold_students_within_a_factor_of_four() -> None:
+    assert [size_bracket(4**power) for power in range(12)] == list(range(12))
+    assert [bracket_name(power) for power in (0, 1, 5, 10)] == ["up to 2", "2 to 8", "512 to 2.05k", "524k to 2.1M"]
+    assert size_bracket(0) == size_bracket(1) == 0
+    for parameters in (10, 1_000, 61_706, 1_000_000):
+        assert size_bracket(4 * parameters) == size_bracket(parameters) + 1
+        assert abs(4 ** size_bracket(parameters) / parameters) <= 2 + 1e-9
+        assert math.log(4 ** size_bracket(parameters) / parameters, 2) >= -1 - 1e-9
+
+
+def test_a_trial_behind_two_thirds_of_its_size_stops(report: Callable[..., str]) -> None:
+    asha = scheduler(dict.fromkeys("abcd", 5))
+    assert report(asha, "a", 1, 0.9) == CONTINUE
+    assert report(asha, "b", 1, 0.8) == STOP
+    assert report(asha, "c", 1, 0.95) == CONTINUE
+
+
+def test_a_small_student_is_not_compared_with_large_ones(report: Callable[..., str]) -> None:
+    asha = scheduler({"large": 10, "small": 6, "tiny": 6})
+    assert report(asha, "large", 1, 0.9) == CONTINUE
+    assert report(asha, "small", 1, 0.3) == CONTINUE
+    assert report(asha, "tiny", 1, 0.2) == STOP
+
+
+def test_no_trial_stops_within_its_grace(report: Callable[..., str]) -> None:
+    asha = scheduler(dict.fromkeys("ab", 5), grace_epochs=3)
+    for epoch in (1, 2):
+        assert report(asha, "a", epoch, 0.9) == CONTINUE
+        assert report(asha, "b", epoch, 0.1) == CONTINUE
+    assert report(asha, "a", 3, 0.9) == CONTINUE
+    assert report(asha, "b", 3, 0.1) == STOP
+
+
+def test_a_stage_that_says_nothing_of_the_end_is_not_compared(report: Callable[..., str]) -> None:
+    asha = scheduler(dict.fromkeys("ab", 5))
+    assert report(asha, "a", 1, 0.9) == CONTINUE
+    assert report(asha, "b", 1, 0.1, comparable=False) == CONTINUE
+
+
+def test_the_last_epoch_is_an_end_and_no_stop(report: Callable[..., str]) -> None:
+    asha = scheduler({"a": 5}, max_epochs=3)
+    assert [report(asha, "a", epoch, 0.5) for epoch in (1, 2, 3)] == [CONTINUE] * 3
+
+
+def test_trials_of_an_earlier_run_stand_on_the_ladder(
+    report: Callable[..., str], make_record: Callable[..., TrialRecord]
+) -> None:
+    earlier = make_record("earlier", (0.9, 0.95))
+    assert report(scheduler({"a": 5, "earlier": 5}, history=[earlier]), "a", 1, 0.5) == STOP
+    assert report(scheduler({"a": 5, "earlier": 6}, history=[earlier]), "a", 1, 0.5) == CONTINUE
+    failed = make_record("earlier", (0.9,), status="failed")
+    assert report(scheduler({"a": 5, "earlier": 5}, history=[failed]), "a", 1, 0.5) == CONTINUE
+
+
+def test_epochs_of_a_stage_that_says_nothing_are_not_replayed(
+    report: Callable[..., str], make_record: Callable[..., TrialRecord]
+) -> None:
+    hints = [{"epoch": 1, "stage": "hint", "validation_accuracy": 0.9, "comparable": False}]
+    earlier = make_record("earlier", (), curve=[*hints, {"epoch": 2, "stage": "main", "validation_accuracy": 0.2}])
+    for kind in ("asha", "median"):
+        asha = scheduler({"a": 5, "earlier": 5}, history=[earlier], kind=kind)
+        assert report(asha, "a", 1, 0.5) == CONTINUE
+
+
+def test_the_median_rule_stops_what_is_below_the_median_of_the_means(report: Callable[..., str]) -> None:
+    rule = scheduler(dict.fromkeys("abcde", 5), kind="median", grace_epochs=2)
+    for epoch in (1, 2):
+        for key, accuracy in (("a", 0.2), ("b", 0.4), ("c", 0.6)):
+            assert report(rule, key, epoch, accuracy * epoch) == CONTINUE, "fewer than three others, or within the grace"
+    # The means of the others up to epoch 2 are 0.3, 0.6 and 0.9.
+    assert report(rule, "d", 1, 0.1) == CONTINUE
+    assert report(rule, "d", 2, 0.59) == STOP
+    assert report(rule, "e", 1, 0.7) == CONTINUE
+    assert report(rule, "e", 2, 0.1) == CONTINUE, "its best epoch counts"
+
+
+def test_the_median_rule_also_compares_within_a_size(report: Callable[..., str]) -> None:
+    rule = scheduler({**dict.fromkeys("abc", 9), "small": 5}, kind="median")
+    for key in "abc":
+        report(rule, key, 1, 0.9)
+    assert report(rule, "small", 1, 0.1) == CONTINUE
+
+
+def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
+    ladder = MedianLadder(grace_epochs=1)
+    for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
+        ladder.stops(key, 1, accuracy)
+    assert ladder.stops("low", 1, 0.29)
+    fresh = MedianLadder(grace_epochs=1)
+    for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
+        fresh.stops(key, 1, accuracy)
+    assert not fresh.stops("high", 1, 0.31)
+
+
+def test_the_key_is_read_off_a_trials_json(make_trial: MakeTrial) -> None:
+    assert key_of(make_trial("abc").model_dump_json()) == "abc"
+
+
+@pytest.mark.parametrize("kind", [InTurn(), scheduler({})])
+def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(kind: InTurn) -> None:
+    def walk() -> list[Any]:
+        raise AssertionError("all trials were looked at")
+
+    assert kind.choose_trial_to_run(SimpleNamespace(get_trials=walk, get_live_trials=walk)) is None

@@ -1,0 +1,129 @@
+"""Trials that are known from the start, and what a sweep may spend on them."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SearchBudget
+from stillhouse.sweep.search.budget import Spending, covered_seconds
+from stillhouse.sweep.search.trial_queue import ListFeed, start_feed, undone_note
+
+MakeTrial = Callable[..., Trial]
+MakeRecord = Callable[..., TrialRecord]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_trials_are_handed_out_in_their_order_without_those_that_are_done(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    trials = [make_trial(key) for key in "abcd"]
+    feed = ListFeed(trials, {"b": make_record("b")}, Spending(SearchBudget()))
+    assert feed.has_next()
+    assert [trial.key for trial in start_feed(feed)] == ["a", "c", "d"]
+    assert list(feed.known) == list("abcd")
+    assert feed.finished
+    assert not feed.has_next()
+
+
+def test_what_is_refused_is_no_trial_of_the_phase_unless_it_is_done(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    trials = [make_trial(key) for key in "abc"]
+    feed = ListFeed(trials, {"b": make_record("b")}, Spending(SearchBudget()), refuse=lambda trial: trial.key in "bc")
+    assert [trial.key for trial in start_feed(feed)] == ["a"]
+    assert list(feed.known) == ["a", "b"]
+
+
+def test_looking_for_a_next_trial_does_not_hand_it_out(make_trial: MakeTrial) -> None:
+    feed = ListFeed([make_trial("a")], {}, Spending(SearchBudget()))
+    assert feed.has_next()
+    assert feed.has_next()
+    assert feed.next() is not None
+    assert not feed.has_next()
+
+
+@pytest.mark.parametrize(("budget", "started"), [({"trials": 3}, 2), ({"epochs": 9}, 2), ({"epochs": 5}, 0), ({}, 5)])
+def test_no_trial_starts_beyond_the_trials_and_epochs_of_all_runs(
+    budget: dict[str, int], started: int, make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    earlier = make_record("earlier", (0.5, 0.6, 0.7), trial={"epochs": 3})
+    spending = Spending(SearchBudget(**budget), [earlier])
+    feed = ListFeed([make_trial(str(number), epochs=3) for number in range(5)], {}, spending)
+    assert len(start_feed(feed)) == started
+    assert (spending.reason is None) == (not budget)
+    assert feed.finished
+
+
+def test_epochs_that_an_early_stop_saved_are_there_for_other_trials(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    spending = Spending(SearchBudget(epochs=10))
+    first, second = (make_trial(key, epochs=10) for key in "ab")
+    assert not spending.over(first)
+    spending.start(first)
+    assert spending.over(make_trial("c", epochs=1))
+    spending.end(make_record("a", (0.1, 0.1), trial={"epochs": 10}, status="stopped"))
+    assert not spending.over(make_trial("c", epochs=8))
+    assert spending.over(second)
+    assert spending.reason == "the budget search.budget.epochs = 10 is spent"
+
+
+def test_hours_pass_with_the_clock_and_with_what_earlier_runs_took(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    clock = Clock()
+    hour = {"started": "2026-01-05T10:00:00+00:00", "finished": "2026-01-05T11:00:00+00:00"}
+    spending = Spending(SearchBudget(hours=2), [make_record("earlier", **hour)], started=clock.now, clock=clock)
+    assert not spending.over(make_trial())
+    clock.now += 3599
+    assert not spending.over(make_trial())
+    clock.now += 1
+    assert spending.over(make_trial())
+
+
+def test_trial_hours_count_every_trial_under_way_and_gpu_hours_its_share(
+    make_trial: MakeTrial, make_record: MakeRecord
+) -> None:
+    clock = Clock()
+    budgets = SearchBudget(trial_hours=2), SearchBudget(gpu_hours=1)
+    spent = [Spending(budget, gpus=0.5, clock=clock) for budget in budgets]
+    for spending in spent:
+        spending.start(make_trial("a"))
+        spending.start(make_trial("b"))
+    clock.now += 3599
+    assert not any(spending.over(make_trial("c")) for spending in spent)
+    clock.now += 1
+    assert all(spending.over(make_trial("c")) for spending in spent)
+    for spending in spent:
+        # The record knows better: both took a minute.
+        for key in "ab":
+            spending.end(make_record(key, metrics={"train_seconds": 60.0}))
+    assert not any(spending.over(make_trial("c")) for spending in spent)
+
+
+def test_time_in_which_several_trials_ran_counts_once(make_record: MakeRecord) -> None:
+    def span(begin: int, end: int) -> dict[str, str]:
+        return {"started": f"2026-01-05T10:{begin:02}:00+00:00", "finished": f"2026-01-05T10:{end:02}:00+00:00"}
+
+    records = [make_record(str(pair), **span(*pair)) for pair in [(0, 10), (5, 12), (6, 7), (30, 31)]]
+    assert covered_seconds(records) == 13 * 60
+    assert covered_seconds([make_record("no times")]) == 0
+
+
+def test_what_was_left_undone_is_said_by_method(make_trial: MakeTrial, make_record: MakeRecord) -> None:
+    trials = [make_trial(f"{method}{number}", method=method) for number in range(3) for method in ("kd", "scratch")]
+    records: dict[str, TrialRecord] = {}
+    spending = Spending(SearchBudget(trials=3))
+    feed = ListFeed(trials, records, spending)
+    for trial in start_feed(feed):
+        feed.add(make_record(trial.key))
+    assert feed.undone() == Counter(kd=1, scratch=2)
+    assert spending.reason is not None
+    assert undone_note(feed.undone(), spending.reason) == (
+        "the budget search.budget.trials = 3 is spent; 3 trials were not started: kd 1, scratch 2"
+    )

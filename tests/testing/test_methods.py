@@ -1,0 +1,177 @@
+"""The conformance suite finds methods that break a promise."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillhouse.distill.method import Card, Helper, Method, Setup, Step, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, reduced
+from stillhouse.models.architecture import Architecture
+from stillhouse.spec.priors import Uniform
+from stillhouse.testing import CHECKS, MethodTrial, ReferenceCase, check_method, make_step
+
+CARD = Card(title="A method for this test", family="control", equations="cross-entropy")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Method):
+    card: ClassVar[Card] = CARD
+
+
+class NoCard(Method):
+    pass
+
+
+class InfiniteLoss(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"infinite": F.cross_entropy(step.logits, step.targets) / 0}
+
+
+class LossPerSample(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"losses": F.cross_entropy(step.logits, step.targets, reduction="none")}
+
+
+class InfiniteGradient(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"root": (step.logits - step.logits.detach()).square().sum().sqrt()}
+
+
+class RelatesSamples(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"spread": (step.logits - step.logits.mean(0)).square().mean()}
+
+
+class WritesToItsBatch(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        step.images.data.mul_(0.5)
+        return super().loss(step)
+
+
+class IgnoresMixedLabels(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"labels": F.nll_loss(F.log_softmax(step.logits, dim=1), step.targets)}
+
+
+class DrawsFromElsewhere(Plain):
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return {"cross_entropy": random.random() * F.cross_entropy(step.logits, step.targets)}
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Wrong on purpose: a sample's row depends on the batch it comes in."""
+    return logits - logits.mean(dim=0)
+
+
+class KnowledgeOfTheBatch(Plain):
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        return {"centred": reduced(centred)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorBeyondItsRule(Plain):
+    weight: float = hyperparameter(1.0, minimum=0, maximum=1, prior=Uniform(0.5, 2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncheckedRule(Plain):
+    weight: float = hyperparameter(1.0, minimum=0)
+
+    def __post_init__(self) -> None:
+        """Forgets the base class."""
+
+
+ONE_FOR_ALL = nn.Linear(2, 2)
+
+
+class SharedHelper(Plain):
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        return {"shared": Helper(module=ONE_FOR_ALL)}
+
+
+class HelperInsideTheStudent(Plain):
+    def step(self, step: Step, update: object) -> dict[str, Tensor]:
+        step.student.add_module("extra", nn.Linear(2, 2))
+        return super().step(step, update)  # type: ignore[arg-type]
+
+
+def test_a_method_that_only_has_a_card_keeps_every_promise() -> None:
+    check_method(Plain(), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "check", "message"),
+    [
+        (NoCard(), "card", "a card of its own"),
+        (InfiniteLoss(), "losses_and_gradients_are_finite", "the loss is inf"),
+        (LossPerSample(), "losses_and_gradients_are_finite", "must be a scalar"),
+        (InfiniteGradient(), "losses_and_gradients_are_finite", "gradient of student.* is not finite"),
+        (RelatesSamples(), "a_batch_is_the_mean_of_its_parts_or_is_needed_whole", "must say so by needs_whole_batch"),
+        (WritesToItsBatch(), "losses_and_gradients_are_finite", "has written to 'images'"),
+        (DrawsFromElsewhere(), "a_resumed_training_ends_with_the_same_weights", "student.* differs by up to"),
+        (KnowledgeOfTheBatch(), "knowledge_of_a_sample_depends_on_it_alone", "'centred' depends on the batch"),
+        (PriorBeyondItsRule(), "hyperparameters", "the prior of weight reaches 2.0"),
+        (UncheckedRule(), "hyperparameters", "breaks its rule and is not refused"),
+        (SharedHelper(), "helpers_are_not_part_of_the_student", "must be made anew"),
+        (HelperInsideTheStudent(), "helpers_are_not_part_of_the_student", "other weights than a fresh one"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Method) else "",
+)
+def test_a_broken_promise_is_found(method: Method, check: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](MethodTrial(method, epochs=2))
+
+
+def test_a_method_that_can_not_take_mixed_labels_is_found() -> None:
+    with pytest.raises(RuntimeError):
+        CHECKS["losses_and_gradients_are_finite"](MethodTrial(IgnoresMixedLabels(), epochs=2))
+
+
+def test_the_teacher_that_a_method_changes_is_missed_by_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = MethodTrial(Plain(), epochs=1)
+    trained = MethodTrial.trainer
+
+    def meddle(self: MethodTrial) -> object:
+        from stillhouse.testing import methods as testing
+
+        teacher = testing._teacher(self.teacher)
+        monkeypatch.setattr(teacher, "training", True)
+        return trained(self)
+
+    monkeypatch.setattr(MethodTrial, "trainer", meddle)
+    with pytest.raises(AssertionError, match="left evaluation mode"):
+        CHECKS["the_teacher_stays_untouched"](trial)
+
+
+def test_a_step_fills_in_what_a_test_does_not_care_for() -> None:
+    step = make_step(student_logits=torch.zeros(3, 10), progress=0.5)
+    assert step.labels.tolist() == [0, 0, 0]
+    assert step.progress == 0.5
+    assert make_step(student_logits=None, labels=torch.tensor([1])).student_logits is None
+
+
+def test_a_reference_case_tells_right_numbers_from_wrong_ones(tmp_path: Path) -> None:
+    numbers = np.array([1.0, 2.0])
+    arrays = {"in.x": numbers, "hp.power": np.array(2.0), "out.loss.f64": np.array(5.0), "grad.x.f64": 2 * numbers}
+    np.savez(tmp_path / "case.npz", allow_pickle=False, **arrays)
+    case = ReferenceCase(tmp_path / "case.npz", torch.float64)
+    loss = case["in.x"].pow(case.number("power")).sum()
+    case.check(loss)
+    case.check_gradients(loss, "x")
+    with pytest.raises(AssertionError):
+        case.check(loss * (1 + 1e-8))
+    with pytest.raises(AssertionError):
+        case.check_gradients(1.001 * loss, "x")
