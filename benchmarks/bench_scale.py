@@ -119,8 +119,8 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
     from stillhouse.spec.schema import SearchBudget
     from stillhouse.sweep.home.ledger import Ledger
     from stillhouse.sweep.planning.plan import confirm_trials, make_plan
-    from stillhouse.sweep.search.budget import Spending
-    from stillhouse.sweep.search.trial_queue import ListFeed, start_feed
+    from stillhouse.sweep.search.budget import BudgetTracker
+    from stillhouse.sweep.search.trial_queue import ListQueue, start_queue
     from stillhouse.tracking import Tracker
 
     seconds: dict[str, float] = {}
@@ -138,9 +138,9 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
     with timed("plan"):
         plan = make_plan(validate(spec_of(trials)), data)
     records = {trial.key: record_of(trial, plan.size_of(trial)) for trial in plan.trials}
-    endless = Spending(SearchBudget())
+    endless = BudgetTracker(SearchBudget())
     with timed("first_run"):
-        assert len(start_feed(plan.feed({}, Spending(SearchBudget())))) == len(plan.trials)
+        assert len(start_queue(plan.feed({}, BudgetTracker(SearchBudget())))) == len(plan.trials)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger")
         with timed("write"):
@@ -152,9 +152,9 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         assert not damaged
         with timed("second_run"):
             feed = plan.feed(found, endless)
-            assert not start_feed(feed)
-            confirmed = ListFeed(confirm_trials(plan.spec, plan, found.values(), feed.known.values()), found, endless)
-            winners = start_feed(confirmed)
+            assert not start_queue(feed)
+            confirmed = ListQueue(confirm_trials(plan.spec, plan, found.values(), feed.known.values()), found, endless)
+            winners = start_queue(confirmed)
         everything = [*found.values(), *(record_of(trial, plan.size_of(trial)) for trial in winners)]
         facts = SweepFacts(
             name=plan.spec.name,
@@ -170,7 +170,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         with timed("search"):
             adaptive, chosen = search(trials, data)
         with timed("search_again"):
-            assert not start_feed(adaptive.feed(chosen, endless))
+            assert not start_queue(adaptive.feed(chosen, endless))
         if track:
             # The second time everything stands in the store, as when a sweep is resumed.
             for stage in ("track", "track_again"):
@@ -215,10 +215,10 @@ def search(trials: int, data: Any) -> tuple[Any, dict[str, Any]]:
     from stillhouse.spec.load import validate
     from stillhouse.spec.schema import SearchBudget
     from stillhouse.sweep.planning.plan import make_plan
-    from stillhouse.sweep.search.budget import Spending
+    from stillhouse.sweep.search.budget import BudgetTracker
 
     plan = make_plan(validate(spec_of(trials, "tpe")), data)
-    feed = plan.feed({}, Spending(SearchBudget()))
+    feed = plan.feed({}, BudgetTracker(SearchBudget()))
     records = {}
     while (trial := feed.next()) is not None or not feed.finished:
         if trial is not None:
@@ -234,11 +234,11 @@ def run_through_tune(trials: int, fed: bool) -> float:
 
     from stillhouse.spec.records import StudentChoice, Trial
     from stillhouse.spec.schema import SearchBudget
-    from stillhouse.sweep.execution.early_stopping import InTurn
-    from stillhouse.sweep.execution.trainable import TRIAL_KEY
-    from stillhouse.sweep.execution.tune_searcher import FeedSearcher
-    from stillhouse.sweep.search.budget import Spending
-    from stillhouse.sweep.search.trial_queue import ListFeed
+    from stillhouse.sweep.execution.early_stopping import FifoScheduler
+    from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
+    from stillhouse.sweep.execution.tune_searcher import QueueSearcher
+    from stillhouse.sweep.search.budget import BudgetTracker
+    from stillhouse.sweep.search.trial_queue import ListQueue
 
     class NoWork(tune.Trainable):  # type: ignore[misc]
         def step(self) -> dict[str, Any]:
@@ -258,12 +258,12 @@ def run_through_tune(trials: int, fed: bool) -> float:
     space: dict[str, Any] = {}
     if fed:
         config |= {
-            "search_alg": FeedSearcher(ListFeed(listed, {}, Spending(SearchBudget())), lambda trial: None),
+            "search_alg": QueueSearcher(ListQueue(listed, {}, BudgetTracker(SearchBudget())), lambda trial: None),
             "num_samples": trials,
-            "scheduler": InTurn(),
+            "scheduler": FifoScheduler(),
         }
     else:
-        space = {TRIAL_KEY: tune.grid_search([trial.model_dump_json() for trial in listed])}
+        space = {TRIAL_CONFIG: tune.grid_search([trial.model_dump_json() for trial in listed])}
     with tempfile.TemporaryDirectory() as folder:
         tuner = tune.Tuner(
             NoWork,

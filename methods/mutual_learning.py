@@ -45,7 +45,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MutualLearning(Method):
-    """Peers that learn from the labels and from one another; the student is the first of them."""
+    """WorkerGroup that learn from the labels and from one another; the student is the first of them."""
 
     card: ClassVar[Card] = Card(
         title="Deep Mutual Learning",

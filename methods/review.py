@@ -32,7 +32,7 @@ from stillhouse.models.architecture import Architecture
 from stillhouse.models.layers import initialise_convolutions
 from stillhouse.spec.priors import LogUniform
 
-_MOST_CHANNELS = 512
+_MAX_CHANNELS = 512
 """The authors' limit on the channels in which stages are fused."""
 
 
@@ -87,7 +87,7 @@ class Reviewer(nn.Module):
 
     def __init__(self, shapes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         super().__init__()
-        fused = min(_MOST_CHANNELS, shapes[-1][0][0])
+        fused = min(_MAX_CHANNELS, shapes[-1][0][0])
         last = len(shapes) - 1
         self.stages = nn.ModuleList(
             Fusion(ours[0], fused, theirs[0], deepest=place == last) for place, (ours, theirs) in enumerate(shapes)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.method import Method, MethodError, Step
-from stillhouse.distill.parallel import Workers, parting_problem
+from stillhouse.distill.parallel import Workers, split_problem
 from stillhouse.distill.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -198,7 +198,7 @@ class OwnStep(Method):
     ("method", "reason"), [(Related(), "relates the samples of a batch"), (OwnStep(), "has a training step of its own")]
 )
 def test_methods_that_need_the_whole_batch_refuse_a_part(make_trainer: MakeTrainer, method: Method, reason: str) -> None:
-    assert reason in (parting_problem(method) or "")
+    assert reason in (split_problem(method) or "")
     with pytest.raises(MethodError, match=reason):
         make_trainer(method, recipe={"micro_batch": 8})
     make_trainer(method, recipe={"micro_batch": "auto"})

@@ -91,7 +91,7 @@ def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger.write(TrialRecord(trial=trial(STOPPED, "lenet"), status="stopped", epochs_run=1))
     ledger.write(TrialRecord(trial=trial(FAILED, "lenet"), status="failed", reason="the loss is not finite"))
     spec = validate(SPEC)
-    place.keep_spec(spec_to_dict(spec, secrets=True))
+    place.write_spec(spec_to_dict(spec, secrets=True))
     place.write_facts(
         SweepFacts(
             name=SWEEP,

@@ -72,7 +72,7 @@ def test_latency_is_measured_at_batches_of_1_and_64() -> None:
 
 
 class Deciding(nn.Module):
-    """Looks at its pixels to choose what it computes."""
+    """PlotStyle at its pixels to choose what it computes."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1) if images.sum() > 0 else -images.flatten(1)

@@ -75,7 +75,7 @@ def test_helpers_that_the_student_can_not_do_without_come_along(tmp_path: Path) 
         hyperparameters={"width": 5},
         epochs=1,
     )
-    place.keep_spec(spec_to_dict(spec, secrets=True))
+    place.write_spec(spec_to_dict(spec, secrets=True))
     place.write_facts(SweepFacts(name="own", spec={}, dataset={}, baseline="scratch", planned=1))
     methods.add_folder(tmp_path / "own")
     environment = TrialEnvironment(

@@ -54,7 +54,7 @@ leases = LeaseHolder({"sweep": name}, renew_s=0.5)
 leases.hold(handle, [reference])
 facts = ray.get(handle.prepare.remote())
 ticket = make_ticket(definition, facts, home=where, dtype="float32", actor=actor, ways={}, plan=FillPlan())
-link = ActorLink(ticket, patience_s=60)
+link = ActorLink(ticket, timeout_s=60)
 print("process", link.call("process_id"), flush=True)
 for line in sys.stdin:
     if line.strip() == "release":

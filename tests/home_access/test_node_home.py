@@ -16,7 +16,7 @@ from stillhouse.durable import Damaged, bytes_hash
 from stillhouse.home_access import keeper
 from stillhouse.home_access import node_home as homes
 from stillhouse.home_access.keeper import Keeper, WriterGoneError
-from stillhouse.home_access.node_home import DistantStore, HomeAddress, KeeperLink, NodeHome, kept_home
+from stillhouse.home_access.node_home import DistantStore, HomeAddress, KeeperLink, NodeHome, shared_home
 from stillhouse.knowledge.fill_log import count_fills, fill_log
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -311,7 +311,7 @@ def apart(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> NodeHo
     monkeypatch.setenv(homes.COMMON_VARIABLE, "0")
     monkeypatch.setenv(homes.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
     monkeypatch.setattr(homes, "KeeperLink", lambda _name: home.link)
-    return NodeHome(kept_home(tmp_path / "home"))
+    return NodeHome(shared_home(tmp_path / "home"))
 
 
 def test_files_go_to_the_home_and_come_back(apart: NodeHome, tmp_path: Path) -> None:
@@ -339,8 +339,8 @@ def test_a_checkpoint_is_dropped_with_its_folder(apart: NodeHome, tmp_path: Path
 
 
 def test_a_node_sees_the_home_by_its_mark_not_by_its_path(tmp_path: Path) -> None:
-    address = kept_home(tmp_path)
-    assert kept_home(tmp_path) == address, "the mark stays"
+    address = shared_home(tmp_path)
+    assert shared_home(tmp_path) == address, "the mark stays"
     assert address.is_common
     assert not HomeAddress(path=str(tmp_path), mark="another", keeper="k").is_common
     assert not HomeAddress(path=str(tmp_path / "elsewhere"), mark=address.mark, keeper="k").is_common

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from stillhouse.report.plot_style import Looks, Spread, axis_value, devices_held, without_outliers
+from stillhouse.report.plot_style import PlotStyle, Spread, axis_value, devices_held, without_outliers
 from stillhouse.report.statistics import configurations
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
@@ -13,14 +13,14 @@ Facts = Callable[..., SweepFacts]
 
 def test_each_of_many_methods_looks_different_from_every_other(facts: Facts, record: Make) -> None:
     records = [record(f"m{number:02d}") for number in range(40)] + [record("control")]
-    looks = Looks.of(facts(), records)
+    looks = PlotStyle.of(facts(), records)
     assert len({(looks.colours[name], looks.fills[name]) for name in looks.colours}) == 41
     assert len({(looks.colours[name], looks.symbol(name, "lenet")) for name in looks.colours}) == 41
     assert len({(looks.colours[name], looks.dash(name)) for name in looks.colours}) == 41
 
 
 def test_colours_of_many_methods_never_fade_into_a_white_page(facts: Facts, record: Make) -> None:
-    looks = Looks.of(facts(), [record(f"m{number:02d}") for number in range(40)])
+    looks = PlotStyle.of(facts(), [record(f"m{number:02d}") for number in range(40)])
     for colour in looks.colours.values():
         assert min(int(colour[start : start + 2], 16) for start in (1, 3, 5)) < 190
 
@@ -28,7 +28,7 @@ def test_colours_of_many_methods_never_fade_into_a_white_page(facts: Facts, reco
 def test_methods_of_one_size_stand_apart_in_their_order_and_near_it(facts: Facts, record: Make) -> None:
     records = [record(f"m{number:02d}", parameters=5_000) for number in range(35)]
     found = configurations(records)
-    spread = Spread(found, "parameters", Looks.of(facts(), records))
+    spread = Spread(found, "parameters", PlotStyle.of(facts(), records))
     places = [place for each in found if (place := spread(each)) is not None]
     assert all(before < after for before, after in pairwise(places))
     assert [places[0], places[-1]] == pytest.approx([5_000, 5_000], rel=0.11)
@@ -37,7 +37,7 @@ def test_methods_of_one_size_stand_apart_in_their_order_and_near_it(facts: Facts
 def test_a_fan_never_reaches_the_next_size(facts: Facts, record: Make) -> None:
     records = [record(f"m{number}", parameters=size) for size in (1_000, 1_100, 9_000) for number in range(20)]
     found = configurations([each.model_copy(update={"trial": student_of(each)}) for each in records])
-    spread = Spread(found, "parameters", Looks.of(facts(), [each.records[0] for each in found]))
+    spread = Spread(found, "parameters", PlotStyle.of(facts(), [each.records[0] for each in found]))
     by_size = [[spread(each) or 0.0 for each in found if each.metric("parameters") == size] for size in (1_000, 1_100, 9_000)]
     assert max(by_size[0]) < min(by_size[1])
     assert max(by_size[1]) < min(by_size[2])
@@ -52,7 +52,7 @@ def student_of(record: TrialRecord) -> object:
 def test_a_method_alone_at_its_size_is_drawn_there(facts: Facts, record: Make) -> None:
     records = [record(f"m{number}", parameters=5_000) for number in range(9)] + [record("z", parameters=18_000)]
     found = configurations(records)
-    spread = Spread(found, "parameters", Looks.of(facts(), records))
+    spread = Spread(found, "parameters", PlotStyle.of(facts(), records))
     assert spread(found[-1]) == 18_000
 
 

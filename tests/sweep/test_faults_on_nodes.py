@@ -347,7 +347,7 @@ def test_a_node_with_trials_is_taken_back_and_the_node_with_the_teacher_is_lost(
 
 # Chaos
 
-MOST_RUNS = 5
+MAX_RUNS = 5
 SEED_VARIABLE, SEED = "STILLHOUSE_CHAOS_SEED", 20
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts"
 
@@ -584,7 +584,7 @@ def test_a_sweep_outlives_more_than_twenty_random_faults_with_the_same_results(
             except (InfrastructureError, Interrupted) as error:
                 # The user is told to go on with the same command.
                 chaos.broke_off(error)
-                assert runs < MOST_RUNS
+                assert runs < MAX_RUNS
             finally:
                 ends += watch.ends
     finally:

@@ -24,7 +24,7 @@ from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.node_checks import ask_nodes, check_nodes, findings_of, nodes_without_home, versions
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.shutdown import Ending
+from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep import Sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -265,7 +265,7 @@ def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, 
         address=site.nodes.address,
         home=tmp_path / "home",
         progress=Progress("apart", quiet=True),
-        ending=Ending(tmp_path / "stop"),
+        ending=ShutdownRequest(tmp_path / "stop"),
     )
     with place as cluster:
         cluster.share(sweep.data())

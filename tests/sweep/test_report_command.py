@@ -32,7 +32,7 @@ def made_record(number: int = 0, *, accuracy: float = 0.9, status: str = "finish
 def keep(home: Path, name: str, records: list[TrialRecord], spec: dict[str, Any] | None = None) -> SweepHome:
     place = SweepHome(home, name)
     place.folder.mkdir(parents=True)
-    place.keep_spec({"name": name})
+    place.write_spec({"name": name})
     dataset = {"name": "digits", "fingerprint": "f"}
     place.write_facts(SweepFacts(name=name, spec=spec or {}, dataset=dataset, baseline="scratch", planned=len(records)))
     for record in records:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.sweep.shutdown import Ending
+from stillhouse.sweep.shutdown import ShutdownRequest
 
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from stillhouse.sweep.shutdown import Ending
+from stillhouse.sweep.shutdown import ShutdownRequest
 
 def say(word):
     # In one go: two threads say something.
@@ -22,7 +22,7 @@ def say(word):
 
 # A test run in the background of a shell is started with this signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-ending = Ending(Path(sys.argv[1]) / "stop", last_words="go on with: resume", tell=say)
+ending = ShutdownRequest(Path(sys.argv[1]) / "stop", last_words="go on with: resume", tell=say)
 try:
     with ending:
         if sys.argv[2] == "stolen":
@@ -109,6 +109,6 @@ def test_a_request_in_the_folder_is_a_first_signal(tmp_path: Path, kind: str, wo
 
 def test_a_request_to_an_earlier_driver_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
-    with Ending(tmp_path / "stop") as ending:
+    with ShutdownRequest(tmp_path / "stop") as ending:
         assert not (tmp_path / "stop").exists()
         assert not ending.asked

@@ -11,7 +11,7 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.home_access import node_home as homes
 from stillhouse.home_access.keeper import Keeper
-from stillhouse.home_access.node_home import HomeAddress, kept_home, node_home
+from stillhouse.home_access.node_home import HomeAddress, node_home, shared_home
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.models.weights import load_weights, weights_hash
@@ -22,7 +22,7 @@ from stillhouse.sweep.execution.trial_runner import (
     TrialEnvironment,
     TrialRunner,
     build_student,
-    kept_record,
+    existing_record,
     run_to_end,
 )
 from stillhouse.sweep.home.sweep_home import SweepHome
@@ -43,7 +43,7 @@ def digits() -> ImageData:
 @pytest.fixture
 def home(tmp_path: Path) -> HomeAddress:
     (tmp_path / "home").mkdir()
-    return kept_home(tmp_path / "home")
+    return shared_home(tmp_path / "home")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
     go_to_node("first")
     TrialRunner(trial, environment, digits).run_epoch()
     assert (place.folder / "trials" / trial.key / "checkpoint").is_file()
-    assert kept_record(trial, environment) is None
+    assert existing_record(trial, environment) is None
 
     go_to_node("second")
     runner = TrialRunner(trial, environment, digits)
@@ -130,7 +130,7 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
     load_weights(student, place.folder / str(record.weights))
     assert weights_hash(student) == record.weights_hash
     go_to_node("third")
-    assert kept_record(trial, environment) == record, "whoever gets the trial once more finds that it is done"
+    assert existing_record(trial, environment) == record, "whoever gets the trial once more finds that it is done"
 
     # The same trial where the home is a folder: no node, no keeper.
     common = HomeAddress(path=home.path)

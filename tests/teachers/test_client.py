@@ -23,7 +23,7 @@ from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
 from stillhouse.teachers import client as client_module
 from stillhouse.teachers.call_queue import Busy
-from stillhouse.teachers.client import PATIENCE_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener, weights_here
+from stillhouse.teachers.client import TIMEOUT_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener, weights_here
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
 from stillhouse.teachers.service import kind_id
 
@@ -62,7 +62,7 @@ class Actor:
 
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorLink]:
-    def make(actor: Actor, patience_s: float = 60.0) -> ActorLink:
+    def make(actor: Actor, timeout_s: float = 60.0) -> ActorLink:
         def get(answer: Any) -> Any:
             if isinstance(answer, Exception):
                 raise answer
@@ -71,7 +71,7 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorLink]:
         monkeypatch.setattr(ray, "get_actor", actor.find)
         monkeypatch.setattr(ray, "get", get)
         monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-        return ActorLink(TICKET, patience_s=patience_s)
+        return ActorLink(TICKET, timeout_s=timeout_s)
 
     return make
 
@@ -84,14 +84,14 @@ def test_a_call_outlives_the_actors_restart(link: Callable[..., ActorLink]) -> N
 
 def test_an_actor_that_does_not_come_back_is_one_sentence(link: Callable[..., ActorLink]) -> None:
     with pytest.raises(InfrastructureError, match="teacher 'big' did not answer for 0 s"):
-        link(Actor(ActorDiedError()), patience_s=0.0).call("request", 3)
+        link(Actor(ActorDiedError()), timeout_s=0.0).call("request", 3)
 
 
 def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_answers(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor = Actor(*[Busy(48)] * 50, 42)
-    busy = link(actor, patience_s=5.0)
+    busy = link(actor, timeout_s=5.0)
     pauses: list[float] = []
     seconds = itertools.accumulate(itertools.repeat(1.0))
     monkeypatch.setattr(time, "sleep", pauses.append)
@@ -105,7 +105,7 @@ def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_a
 def test_a_lost_actor_is_asked_again_after_growing_pauses_for_two_minutes(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = link(Actor(ActorDiedError()), patience_s=PATIENCE_S)
+    lost = link(Actor(ActorDiedError()), timeout_s=TIMEOUT_S)
     clock = [0.0]
     pauses: list[float] = []
 

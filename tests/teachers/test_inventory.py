@@ -15,7 +15,7 @@ from stillhouse.data.views import Views
 from stillhouse.knowledge import feature, logits, reduced
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.inventory import describe_kind, kept_teachers
+from stillhouse.teachers.inventory import describe_kind, stored_teachers
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
 
@@ -36,7 +36,7 @@ def home(tmp_path: Path, make_definition: Callable[..., TeacherDefinition], digi
 
 
 def test_every_kind_of_a_teacher_is_listed_with_its_size(home: Path) -> None:
-    (teacher,) = kept_teachers(home)
+    (teacher,) = stored_teachers(home)
     assert (teacher["model"], teacher["dataset"]) == ("lenet", "digits")
     of_logits, maps = teacher["knowledge"]["kinds"]
     assert (of_logits["knowledge"], of_logits["views"], of_logits["unsealed"]) == ("logits", 2, 0)
@@ -52,7 +52,7 @@ def test_a_view_of_a_teacher_that_is_gone_and_one_that_is_not_sealed_are_listed_
     with store.writer(identity, rows=4, shape=(10,), dtype="float32") as writer:
         writer.put(np.array([0]), np.zeros((1, 10)))
         writer.commit()
-    _, orphan = kept_teachers(home)
+    _, orphan = stored_teachers(home)
     assert (orphan["key"], orphan["model"]) == ("", "resnet8")
     assert (orphan["knowledge"]["views"], orphan["knowledge"]["kinds"][0]["unsealed"]) == (0, 1)
 

@@ -121,7 +121,7 @@ def _keep_sweep(home: Path, uri: str, facts: SweepFacts, records: list[TrialReco
             "tracking": {"uri": uri, "experiment": "tests"},
         }
     )
-    place.keep_spec(spec_to_dict(spec, secrets=True))
+    place.write_spec(spec_to_dict(spec, secrets=True))
     place.write_facts(facts.model_copy(update={"spec": spec_to_dict(spec), "objectives": spec.objectives}))
     for record in records:
         place.ledger.write(record)

@@ -465,9 +465,9 @@ def teachers_ls(
 ) -> int:
     """List what is kept: teachers, and the sealed knowledge of each, with its size and when it was last used."""
     from stillhouse.sweep.home.sweep_home import resolve_home
-    from stillhouse.teachers.inventory import kept_teachers
+    from stillhouse.teachers.inventory import stored_teachers
 
-    facts = kept_teachers(resolve_home(home))
+    facts = stored_teachers(resolve_home(home))
     running = _running_teachers(address) if address else []
     if as_json:
         _print_json({"kept": facts, "running": running} if address else facts)

@@ -52,7 +52,7 @@ class Workers:
 ALONE = Workers()
 
 
-def parting_problem(method: Method) -> str | None:
+def split_problem(method: Method) -> str | None:
     """Why the method can not train on a part of each batch; None when it can."""
     if type(method).step is not Method.step:
         return "has a training step of its own, which must see each batch whole"

@@ -22,7 +22,7 @@ from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed
 from stillhouse.distill.optimiser import Optimisers
-from stillhouse.distill.parallel import ALONE, JointLoss, Workers, parting_problem, share_statistics
+from stillhouse.distill.parallel import ALONE, JointLoss, Workers, share_statistics, split_problem
 from stillhouse.distill.sources import KnowledgeSource
 from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError, did_you_mean
@@ -109,7 +109,7 @@ class Trainer:
             teacher_weights=teacher_weights or _no_weights,
         )
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
-        if self._in_parts and (problem := parting_problem(method)):
+        if self._in_parts and (problem := split_problem(method)):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
         share_statistics(self.student, workers)
         self._helpers = self._make_helpers()

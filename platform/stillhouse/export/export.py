@@ -27,7 +27,7 @@ PREPROCESSING, EXAMPLE, CARD = "preprocessing.json", "example.py", "README.md"
 FILES = (WEIGHTS, PROGRAM, ONNX, PREPROCESSING, EXAMPLE, CARD, MARK)
 
 _FORMAT = 1
-_MOST_IMAGES = 512
+_MAX_IMAGES = 512
 _VERSIONS = ("torch", "onnx", "onnxruntime")
 
 
@@ -86,7 +86,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     onnx.check_onnx(place / ONNX)
     tell("comparing on validation images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
-    images = data.normalise(data.validation.images[:_MOST_IMAGES])
+    images = data.normalise(data.validation.images[:_MAX_IMAGES])
     agreements = {
         form: asdict(agreement(student.model, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)

@@ -16,7 +16,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_packages() -> None:
-    """Looks for the packages of the extra without importing them.
+    """PlotStyle for the packages of the extra without importing them.
 
     Raises:
         UsageError: one is missing.

@@ -142,7 +142,7 @@ class Keeper(Leased):
         return self._store.open(identity).gather(torch.from_numpy(indices.copy())).numpy()
 
     def examine(self, identity: Mapping[str, Any], doubted: bool) -> None:
-        """Looks whether the view is sealed and, if it is `doubted`, compares it with its checksums again.
+        """PlotStyle whether the view is sealed and, if it is `doubted`, compares it with its checksums again.
 
         Raises:
             FileNotFoundError: it is not sealed.

@@ -166,15 +166,15 @@ class LeaseHolder:
             held = self._held.get(handle._actor_id)
         return held is not None and not held.is_lost(wait=True)
 
-    def close(self, patience_s: float = 5.0) -> None:
+    def close(self, timeout_s: float = 5.0) -> None:
         """Releases all leases; an actor that does not answer in time finds that they expire."""
         self._ended.set()
         if self._renewer.is_alive():
-            self._renewer.join(patience_s)
+            self._renewer.join(timeout_s)
         with self._lock:
             handles = [held.handle for held in self._held.values()]
             self._held.clear()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         # The last one first: a teacher that comes to rest still needs the home's keeper.
         for handle in reversed(handles):
             with suppress(RayActorError):

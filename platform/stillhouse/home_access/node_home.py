@@ -30,7 +30,7 @@ from stillhouse.knowledge.view import View
 SCRATCH_VARIABLE = "STILLHOUSE_SCRATCH"
 COMMON_VARIABLE = "STILLHOUSE_COMMON_HOME"
 """0 on nodes that are not to use the home's folder even where they see one."""
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 _MARK = ".mark"
 _NAMESPACE = "stillhouse"
 _POLL_S = 0.05
@@ -65,7 +65,7 @@ class HomeAddress:
         return False
 
 
-def kept_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
+def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
     """The address of this home for processes on any node; gives the home its mark if it has none.
 
     Args:
@@ -198,9 +198,9 @@ def scratch_folder(mark: str) -> Path:
 class KeeperLink:
     """Calls of the home's keeper that outlive its restart: every one may be repeated."""
 
-    def __init__(self, name: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, name: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._name = name
-        self._patience_s = patience_s
+        self._patience_s = timeout_s
         self._handle: Any = None
 
     def caller(self) -> str:

@@ -16,7 +16,7 @@ from stillhouse.report.trials_table import reference_teacher
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import SIZES, Budget
 
-_MOST_KNEES = 2
+_MAX_KNEES = 2
 # Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.
 _KNEE_HEIGHT = 0.08
 
@@ -188,7 +188,7 @@ def _knees(front: Sequence[Configuration], size: str) -> list[int]:
     ys = _unit(np.array([each.validation.mean for each in front]))
     knees: list[int] = []
     spans = [(0, len(front) - 1)]
-    while spans and len(knees) < _MOST_KNEES:
+    while spans and len(knees) < _MAX_KNEES:
         heights = [_highest(xs, ys, span) for span in spans]
         index = max(range(len(spans)), key=lambda each: heights[each][1])
         (knee, height), (start, stop) = heights[index], spans.pop(index)

@@ -23,8 +23,8 @@ from stillhouse.report.page import (
     shared_context,
     write_files,
 )
-from stillhouse.report.page_tables import MOST_ROWS, trial_rows
-from stillhouse.report.plot_style import Looks, devices_held
+from stillhouse.report.page_tables import MAX_ROWS, trial_rows
+from stillhouse.report.plot_style import PlotStyle, devices_held
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.statistics import Configuration, choice_labels, configurations
 from stillhouse.report.trials_table import Column, table_columns, trials_table
@@ -65,7 +65,7 @@ def write_comparison(sources: Sequence[Source], folder: Path, budgets: Sequence[
     own = {source.name: answers(source.facts, found[source.name], budgets) for source in sources}
     over_all = [] if apart else pooled_answers(facts, pooled, budgets)
     teachers = _teachers(sources)
-    looks = Looks.of_sweeps(list(facts), records)
+    looks = PlotStyle.of_sweeps(list(facts), records)
     still = tradeoff_png(" and ".join(facts), pooled, teachers, looks)
     best = [answer.to_json() for answer in over_all]
     for name, answered in own.items() if apart else ():
@@ -130,7 +130,7 @@ def _render(
     own: Mapping[str, Sequence[Answer]],
     over_all: Sequence[Answer],
     apart: Sequence[str],
-    looks: Looks,
+    looks: PlotStyle,
     teachers: Sequence[TeacherFacts],
     still: bytes,
 ) -> str:
@@ -189,7 +189,7 @@ def _rows(names: Sequence[str], own: Mapping[str, Sequence[Answer]]) -> list[dic
 
 def _trials(sources: Sequence[Source], labels: Mapping[str, str]) -> dict[str, Any]:
     """The trials of all sweeps as one table, with the sweep in front."""
-    most = MOST_ROWS // len(sources)
+    most = MAX_ROWS // len(sources)
     rows = []
     columns: Sequence[tuple[str, str]] = ()
     for source in sources:

@@ -17,7 +17,7 @@ from stillhouse.report.plot_style import (
     AXES,
     FRONT_COLOUR,
     TEACHER_COLOUR,
-    Looks,
+    PlotStyle,
     Spread,
     axis_value,
     baseline_first,
@@ -38,9 +38,9 @@ _ACCURACIES: Mapping[str, str] = {
 }
 _KINDS = ("sweep", "method", "student")
 _COUNTED = ("parameters", "size_bytes", "macs")
-_MOST_POINTS = 1_500
-_MOST_FAINT_CURVES = 8
-_MOST_FIGURES = 60
+_MAX_POINTS = 1_500
+_MAX_FAINT_CURVES = 8
+_MAX_FIGURES = 60
 _LONGEST_VALUE = 80
 
 
@@ -84,7 +84,7 @@ class Tradeoff:
 
 
 def tradeoff_figure(
-    found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: Looks, addresses: Mapping[str, str]
+    found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: PlotStyle, addresses: Mapping[str, str]
 ) -> Tradeoff | None:
     """Accuracy against size: a point per configuration, winners large with 95% intervals; None without results."""
     if not found:
@@ -159,19 +159,19 @@ _TEACHER_LINE = {
 
 
 def _thinned(found: Sequence[Configuration], keep: Sequence[Configuration]) -> list[Configuration]:
-    """At most `_MOST_POINTS` of them: those to keep, and the rest evenly from the best to the worst."""
-    if len(found) <= _MOST_POINTS:
+    """At most `_MAX_POINTS` of them: those to keep, and the rest evenly from the best to the worst."""
+    if len(found) <= _MAX_POINTS:
         return list(found)
-    kept = list(dict.fromkeys(keep))[:_MOST_POINTS]
+    kept = list(dict.fromkeys(keep))[:_MAX_POINTS]
     known = set(kept)
     rest = sorted((each for each in found if each not in known), key=lambda each: (-each.validation.mean, each.key))
-    picks = np.linspace(0, len(rest) - 1, _MOST_POINTS - len(kept)).astype(int)
+    picks = np.linspace(0, len(rest) - 1, _MAX_POINTS - len(kept)).astype(int)
     return kept + [rest[pick] for pick in picks]
 
 
 def _point_trace(
     points: Sequence[Configuration],
-    looks: Looks,
+    looks: PlotStyle,
     spreads: Mapping[str, Spread],
     addresses: Mapping[str, str],
     *,
@@ -310,11 +310,11 @@ def curve_figures(
     facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration]
 ) -> dict[str, list[dict[str, Any]]]:
     """Validation accuracy by epoch, one figure per student: each method's winner in bold, its other trials faint."""
-    looks = Looks.of(facts, records)
+    looks = PlotStyle.of(facts, records)
     best = {(each.method, each.student): each for each in winners(found, lambda each: (each.method, each.student))}
     figures: dict[str, list[dict[str, Any]]] = {}
     with_curves = [record for record in records if len(_curve(record)[0]) > 0]
-    for student, group in list(grouped(with_curves, lambda record: record.trial.student.name).items())[:_MOST_FIGURES]:
+    for student, group in list(grouped(with_curves, lambda record: record.trial.student.name).items())[:_MAX_FIGURES]:
         traces = []
         late: list[float] = []
         methods = grouped(group, lambda record: record.trial.method)
@@ -323,7 +323,7 @@ def curve_figures(
             reported = [record for record in winner.reported if _curve(record)[0]] if winner else []
             known = {id(record) for record in (winner.records if winner else ())}
             rest = [record for record in methods[method] if id(record) not in known]
-            traces += [_faint_curve(record, method, looks) for record in rest[:_MOST_FAINT_CURVES]]
+            traces += [_faint_curve(record, method, looks) for record in rest[:_MAX_FAINT_CURVES]]
             bold = _bold_curve(reported or methods[method][:1], method, looks)
             traces.append(bold)
             late += bold["y"][len(bold["y"]) // 3 :]
@@ -367,7 +367,7 @@ def _curve(record: TrialRecord) -> tuple[list[float], list[float]]:
     return [float(number) for number in range(1, len(points) + 1)], accuracies
 
 
-def _faint_curve(record: TrialRecord, method: str, looks: Looks) -> dict[str, Any]:
+def _faint_curve(record: TrialRecord, method: str, looks: PlotStyle) -> dict[str, Any]:
     epochs, accuracies = _curve(record)
     return {
         "x": epochs,
@@ -381,7 +381,7 @@ def _faint_curve(record: TrialRecord, method: str, looks: Looks) -> dict[str, An
     }
 
 
-def _bold_curve(records: Sequence[TrialRecord], method: str, looks: Looks) -> dict[str, Any]:
+def _bold_curve(records: Sequence[TrialRecord], method: str, looks: PlotStyle) -> dict[str, Any]:
     """The mean over the seeds, as far as all of them ran."""
     curves = [_curve(record) for record in records]
     length = min(len(epochs) for epochs, _ in curves)
@@ -405,14 +405,14 @@ def sensitivity_figures(
     facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Sensitivity]
 ) -> dict[str, list[dict[str, Any]]]:
     """For each method a small figure per hyper-parameter: validation accuracy against its value, sizes taken out."""
-    looks = Looks.of(facts, records)
+    looks = PlotStyle.of(facts, records)
     return {
         method: [_sensitivity_figure(each, looks) for each in group[:12]]
-        for method, group in list(grouped(found, lambda each: each.method).items())[:_MOST_FIGURES]
+        for method, group in list(grouped(found, lambda each: each.method).items())[:_MAX_FIGURES]
     }
 
 
-def _sensitivity_figure(each: Sensitivity, looks: Looks) -> dict[str, Any]:
+def _sensitivity_figure(each: Sensitivity, looks: PlotStyle) -> dict[str, Any]:
     picks = np.unique(np.linspace(0, len(each.values) - 1, min(len(each.values), 400)).astype(int)).tolist()
     values: list[Any] = [each.values[pick] for pick in picks]
     effects = [each.effects[pick] for pick in picks]

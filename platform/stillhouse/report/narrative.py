@@ -26,7 +26,7 @@ from stillhouse.report.statistics import Configuration, Estimate, Gain, mean_wit
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
 
-_MOST_NAMES = 4
+_MAX_NAMES = 4
 # A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may hold semicolons itself.
 _NEXT_KIND = re.compile(r"; (?=[^;:]+ (?:cached|served|inline): )")
 _PLAIN_TITLES = {
@@ -167,7 +167,7 @@ def verdict(answer: Answer) -> str:
 
 
 def _names(others: Sequence[Configuration]) -> str:
-    return listed([f"{each.method} on {each.choice}{_of_sweep(each)}" for each in others], _MOST_NAMES)
+    return listed([f"{each.method} on {each.choice}{_of_sweep(each)}" for each in others], _MAX_NAMES)
 
 
 def _of_sweep(each: Configuration) -> str:

@@ -24,8 +24,8 @@ from stillhouse.report import formatting as wording
 from stillhouse.report import narrative as sentences
 from stillhouse.report.answers import Answer, answers, teacher_costs
 from stillhouse.report.figures import Tradeoff, curve_figures, sensitivity_figures, themes, tradeoff_figure
-from stillhouse.report.page_tables import MOST_REASONS, heat, reasons, trial_rows
-from stillhouse.report.plot_style import Looks, devices_held
+from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
+from stillhouse.report.plot_style import PlotStyle, devices_held
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.statistics import (
     Configuration,
@@ -79,7 +79,7 @@ def write_report(
     table = trials_table(facts, records)
     found = configurations(records, devices=devices_held(facts))
     answered = answers(facts, found, budgets)
-    still = tradeoff_png(facts.name, found, facts.teachers, Looks.of(facts, records))
+    still = tradeoff_png(facts.name, found, facts.teachers, PlotStyle.of(facts, records))
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
     page = render_page(facts, records, table, found, answered, still, addresses or {})
     best = [answer.to_json() for answer in answered]
@@ -130,7 +130,7 @@ def render_page(
     """The page as HTML."""
     gained = gains(found, facts.baseline)
     costs = teacher_costs(facts, records)
-    looks = Looks.of(facts, records)
+    looks = PlotStyle.of(facts, records)
     tradeoff = tradeoff_figure(found, facts.teachers, looks, addresses)
     curves = curve_figures(facts, records, found) if tradeoff else {}
     sensitivity = sensitivities(records)
@@ -166,7 +166,7 @@ def render_page(
     )
 
 
-def chips(looks: Looks, found: Sequence[Configuration]) -> list[tuple[str, list[dict[str, Any]]]]:
+def chips(looks: PlotStyle, found: Sequence[Configuration]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The legend as check boxes: for each kind the names, each with its colour and fill or its shape."""
     coloured = [{"name": name, "colour": looks.colours[name], "fill": looks.fills[name]} for name in looks.groups(found)]
     shaped = [{"name": name, "shape": looks.shapes[name][2]} for name in dict.fromkeys(each.student for each in found)]
@@ -193,9 +193,9 @@ def section_context(
     facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration], addresses: Mapping[str, str]
 ) -> dict[str, Any]:
     """What a page says of one sweep beside its answers and trials: gains, failures, teachers, provenance."""
-    notes = [wording.redacted(note) for note in facts.notes[:MOST_REASONS]]
-    if len(facts.notes) > MOST_REASONS:
-        notes.append(f"and {len(facts.notes) - MOST_REASONS:,} more notes")
+    notes = [wording.redacted(note) for note in facts.notes[:MAX_REASONS]]
+    if len(facts.notes) > MAX_REASONS:
+        notes.append(f"and {len(facts.notes) - MAX_REASONS:,} more notes")
     return {
         "facts": facts,
         "heat": heat(facts, records, gains(found, facts.baseline)),

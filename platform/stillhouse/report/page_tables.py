@@ -13,8 +13,8 @@ from stillhouse.report.pareto import pareto_front
 from stillhouse.report.statistics import Gain, choice_labels, grouped, mean_with_interval, student_key
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
-MOST_ROWS = 1_000
-MOST_REASONS = 100
+MAX_ROWS = 1_000
+MAX_REASONS = 100
 
 
 def heat(facts: SweepFacts, records: Sequence[TrialRecord], gained: Sequence[Gain]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def trial_rows(
     table: pd.DataFrame,
     addresses: Mapping[str, str],
     *,
-    most: int = MOST_ROWS,
+    most: int = MAX_ROWS,
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     objectives = {name: way for name, way in facts.objectives.items() if name in table} or None
@@ -148,8 +148,8 @@ def trial_rows(
         "validation accuracy. "
         "Click a heading to sort. All columns are in tradeoff.csv and tradeoff.parquet."
     )
-    if len(records) > MOST_ROWS:
-        words += f" The page shows {MOST_ROWS:,} of {len(records):,} rows; those files have all."
+    if len(records) > MAX_ROWS:
+        words += f" The page shows {MAX_ROWS:,} of {len(records):,} rows; those files have all."
     return {"rows": rows, "columns": _TABLE_COLUMNS, "words": words if records else "There are no trials."}
 
 
@@ -207,11 +207,11 @@ def reasons(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             ),
             "trials": wording.listed([record.trial.key[:16] for record in group], 4),
         }
-        for reason, group in ordered[:MOST_REASONS]
+        for reason, group in ordered[:MAX_REASONS]
     ]
-    if len(ordered) > MOST_REASONS:
-        rest = sum(len(group) for _, group in ordered[MOST_REASONS:])
-        words = f"{len(ordered) - MOST_REASONS:,} more reasons, in tradeoff.csv"
+    if len(ordered) > MAX_REASONS:
+        rest = sum(len(group) for _, group in ordered[MAX_REASONS:])
+        words = f"{len(ordered) - MAX_REASONS:,} more reasons, in tradeoff.csv"
         rows.append({"count": f"{rest:,}", "reason": words, "where": "", "trials": ""})
     return rows
 

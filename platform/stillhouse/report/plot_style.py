@@ -52,7 +52,7 @@ AXES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Looks:
+class PlotStyle:
     """The colour and fill of each method, or of each sweep, and the shape of each student; equal sweeps look alike."""
 
     colours: Mapping[str, str]
@@ -61,12 +61,12 @@ class Looks:
     by_sweep: bool = False
 
     @classmethod
-    def of(cls, facts: SweepFacts, records: Sequence[TrialRecord]) -> "Looks":
+    def of(cls, facts: SweepFacts, records: Sequence[TrialRecord]) -> "PlotStyle":
         methods = sorted({record.trial.method for record in records} - {facts.baseline})
         return cls({facts.baseline: GREY} | _colours(methods), _shapes(records), {facts.baseline: 0} | _fills(methods))
 
     @classmethod
-    def of_sweeps(cls, names: Sequence[str], records: Sequence[TrialRecord]) -> "Looks":
+    def of_sweeps(cls, names: Sequence[str], records: Sequence[TrialRecord]) -> "PlotStyle":
         return cls(_colours(names), _shapes(records), _fills(names), by_sweep=True)
 
     def symbol(self, group: str, student: str) -> str:
@@ -142,7 +142,7 @@ def without_outliers(values: Sequence[float | None]) -> list[float] | None:
 
 
 # Shares of the axis, and its natural logarithm where the students are of one size.
-_LEAST_OF_AXIS, _MOST_OF_AXIS = 0.05, 0.2
+_LEAST_OF_AXIS, _MAX_OF_AXIS = 0.05, 0.2
 _NARROWEST = 1.0
 
 
@@ -158,14 +158,14 @@ class Spread:
     alone at its size stays there.
     """
 
-    def __init__(self, found: Sequence[Configuration], axis: str, looks: Looks) -> None:
+    def __init__(self, found: Sequence[Configuration], axis: str, looks: PlotStyle) -> None:
         values = [value for each in found if (value := axis_value(each, axis)) is not None and value > 0]
         self._sharing = Counter(_centre(value) for value in values)
         centres = sorted(self._sharing)
         gaps = [later - earlier for earlier, later in itertools.pairwise(centres)]
         groups = looks.groups(found)
         span = max(_NARROWEST, centres[-1] - centres[0]) if centres else _NARROWEST
-        widest = min(_MOST_OF_AXIS, max(_LEAST_OF_AXIS, 0.005 * len(groups))) * span
+        widest = min(_MAX_OF_AXIS, max(_LEAST_OF_AXIS, 0.005 * len(groups))) * span
         self._axis = axis
         # Sizes that nearly all differ, as of a searched width, hide nothing.
         self._width = min([widest, *(0.6 * gap for gap in gaps)]) if len(centres) * 2 <= len(values) else 0.0

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stillhouse.report.answers import configuration_front
 from stillhouse.report.formatting import percent, short
-from stillhouse.report.plot_style import AXES, FRONT_COLOUR, TEACHER_COLOUR, Looks, Spread, without_outliers
+from stillhouse.report.plot_style import AXES, FRONT_COLOUR, TEACHER_COLOUR, PlotStyle, Spread, without_outliers
 from stillhouse.report.statistics import Configuration, grouped, winners
 from stillhouse.spec.records import TeacherFacts
 
@@ -21,7 +21,7 @@ from stillhouse.spec.records import TeacherFacts
 _NARROW = 300.0
 
 
-def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: Looks) -> bytes:
+def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: PlotStyle) -> bytes:
     """Test accuracy against each size, winners of every method and student with their 95% intervals, as a PNG."""
     best = winners(found)
     axes_with_data = [
@@ -52,7 +52,7 @@ def _draw_panel(
     teachers: Sequence[TeacherFacts],
     best: Sequence[Configuration],
     found: Sequence[Configuration],
-    looks: Looks,
+    looks: PlotStyle,
 ) -> None:
     large = set(best)
     spread = Spread(best, axis, looks)
@@ -118,7 +118,7 @@ def _draw_panel(
         panel.text(0.5, 0.5, "no finished trials", transform=panel.transAxes, ha="center", va="center", color="#5b6675")
 
 
-def _legend_handles(teachers: Sequence[TeacherFacts], found: Sequence[Configuration], looks: Looks) -> list[Line2D]:
+def _legend_handles(teachers: Sequence[TeacherFacts], found: Sequence[Configuration], looks: PlotStyle) -> list[Line2D]:
     handles = [
         Line2D(
             [],

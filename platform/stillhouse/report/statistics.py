@@ -20,7 +20,7 @@ from scipy import stats
 from stillhouse.spec.records import StudentChoice, TrialRecord
 
 CONFIDENCE = 0.95
-_MOST_STUDENT_COLUMNS = 12
+_MAX_STUDENT_COLUMNS = 12
 _Key = TypeVar("_Key", bound=Hashable)
 _Item = TypeVar("_Item")
 
@@ -228,7 +228,7 @@ def gains(found: Sequence[Configuration], baseline: str) -> list[Gain]:
     interval is over those students.
     """
     best = {(each.method, each.choice): each for each in winners(found)}
-    pooled = len({each.choice for each in found}) > _MOST_STUDENT_COLUMNS
+    pooled = len({each.choice for each in found}) > _MAX_STUDENT_COLUMNS
     result = []
     for (method, column), group in grouped(
         (each for each in best.values() if each.method != baseline),

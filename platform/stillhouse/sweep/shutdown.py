@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from stillhouse.errors import Interrupted
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 """How long work under way gets to reach a checkpoint; what takes longer has one that is no older than its last epoch."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,7 +23,7 @@ _ECHO_S = 0.3
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
-class Ending:
+class ShutdownRequest:
     """Whether somebody asked the sweep to end. The first request ends it gracefully, the second at once.
 
     Inside `patiently` a first request is noted in `asked` and left to whoever works there; elsewhere nothing is under way
@@ -136,4 +136,4 @@ class Ending:
                 self._asked_at = time.monotonic()
 
 
-_GRACEFUL = f"ending: trials under way get {PATIENCE_S:.0f} s for a checkpoint; Ctrl-C again ends at once"
+_GRACEFUL = f"ending: trials under way get {TIMEOUT_S:.0f} s for a checkpoint; Ctrl-C again ends at once"

@@ -25,20 +25,20 @@ from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster, Lost, Teacher, asked, request_ahead
+from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster, LostTrial, Teacher, call_actor, request_ahead
 from stillhouse.sweep.execution.trial_runner import TeacherScore, TrialEnvironment, now, student_key
 from stillhouse.sweep.home.status import following
-from stillhouse.sweep.home.sweep_home import TRIALS_KEY, SweepHome, extended_spec, find_sweep, resolve_home
-from stillhouse.sweep.planning.knowledge_delivery import KnowledgeRoom, form_of_logits
-from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
+from stillhouse.sweep.planning.knowledge_delivery import StoreQuota, form_of_logits
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import Plan, confirm_trials, make_plan, make_views
 from stillhouse.sweep.planning.spec_check import check, check_file
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.mlflow_sync import store_front
 from stillhouse.sweep.results.results import Results
-from stillhouse.sweep.search.budget import Spending
-from stillhouse.sweep.search.trial_queue import Feed, ListFeed, start_feed, undone_note
-from stillhouse.sweep.shutdown import PATIENCE_S, Ending
+from stillhouse.sweep.search.budget import BudgetTracker
+from stillhouse.sweep.search.trial_queue import ListQueue, TrialQueue, start_queue, undone_note
+from stillhouse.sweep.shutdown import TIMEOUT_S, ShutdownRequest
 from stillhouse.teachers.actor import make_ticket
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
 from stillhouse.teachers.delivery_cost import Choice, choose_calling_way
@@ -85,7 +85,7 @@ class Sweep:
         self._may_change: frozenset[str] = frozenset()
         self._origin: SweepHome | None = None
         self._left_undone: list[str] = []
-        self._ending = Ending(self.place.stop_request, last_words=self._how_to_go_on, tell=self._progress.note)
+        self._ending = ShutdownRequest(self.place.stop_request, last_words=self._how_to_go_on, tell=self._progress.note)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), **options: Any) -> Self:
@@ -104,7 +104,7 @@ class Sweep:
             UsageError: there is none.
         """
         place = find_sweep(resolve_home(home), name)
-        return cls(check(place.kept_spec()), home=place.home, **options)
+        return cls(check(place.read_spec_dict()), home=place.home, **options)
 
     @classmethod
     def extended(cls, name: str, trials_per_method: int, *, home: str | Path | None = None, **options: Any) -> Self:
@@ -114,8 +114,8 @@ class Sweep:
             UsageError: there is none, its algorithm has no number of trials, or it has more than that already.
         """
         place = find_sweep(resolve_home(home), name)
-        sweep = cls(check(extended_spec(place.kept_spec(), trials_per_method)), home=place.home, **options)
-        sweep._may_change = frozenset({TRIALS_KEY})
+        sweep = cls(check(extended_spec(place.read_spec_dict(), trials_per_method)), home=place.home, **options)
+        sweep._may_change = frozenset({TRIALS_PER_METHOD})
         return sweep
 
     @classmethod
@@ -182,7 +182,7 @@ class Sweep:
             plan = self.plan()
             # Whoever sees the lock may ask the sweep to end.
             with self.place.locked(), self._ending:
-                self.place.keep_spec(
+                self.place.write_spec(
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
                 with self._unless_removed(), following(self._progress, self.place):
@@ -198,7 +198,7 @@ class Sweep:
             `compared`, and `differences` with the `teacher` and what `verify_sealed` says of each; what differs is removed.
         """
         plan = self.plan()
-        asked_of = asked_knowledge(self.spec, plan.asking, self.data(), self._views(), adaptive=plan.search is not None)
+        asked_of = knowledge_demand(self.spec, plan.asking, self.data(), self._views(), adaptive=plan.search is not None)
         definitions = [self._definition(name) for name in self.spec.teachers if asked_of.get(name)]
         compared, differences = 0, []
         if definitions:
@@ -209,7 +209,7 @@ class Sweep:
                 for running in cluster.start_teachers(definitions, self.data(), self._views()):
                     name = running.definition.name
                     kinds = [each.kind for each in asked_of[name].values()]
-                    found = asked(running.handle, "verify", kinds, pairs, self.spec.search.seed)
+                    found = call_actor(running.handle, "verify", kinds, pairs, self.spec.search.seed)
                     compared += found["compared"]
                     differences += [{"teacher": name, **each} for each in found["differences"]]
         return {"compared": compared, "differences": differences}
@@ -336,7 +336,7 @@ class Sweep:
                 self.place.write_facts(told)
                 tracker.know(told)
 
-            account = Spending(
+            account = BudgetTracker(
                 self.spec.search.budget,
                 records.values(),
                 gpus=self.spec.trial_resources.gpu,
@@ -362,7 +362,7 @@ class Sweep:
                 }
             )
             self.place.write_facts(facts)
-            patience = _TRACKING_TIMEOUT_S if not self._ending.asked else PATIENCE_S
+            patience = _TRACKING_TIMEOUT_S if not self._ending.asked else TIMEOUT_S
             if addresses := tracker.drain(patience):
                 self.place.write_addresses(addresses)
             budgets = [parse_budget(text) for text in self.spec.report.budgets]
@@ -412,7 +412,7 @@ class Sweep:
             return
         # The control and the winners are known only behind the search, also behind one that is taken over.
         for confirming in (False, True):
-            feed = self._confirm_feed(plan, records) if confirming else plan.feed(records, Spending(SearchBudget()))
+            feed = self._confirm_feed(plan, records) if confirming else plan.feed(records, BudgetTracker(SearchBudget()))
             while (trial := feed.next()) is not None:
                 record = self._origin.ledger.read(trial.key)
                 if (
@@ -425,19 +425,19 @@ class Sweep:
                 records[trial.key] = self.place.take_over(self._origin, record.model_copy(update={"trial": trial}))
                 feed.add(records[trial.key])
 
-    def _searched(self, plan: Plan, records: Mapping[str, TrialRecord]) -> Feed:
+    def _searched(self, plan: Plan, records: Mapping[str, TrialRecord]) -> TrialQueue:
         """The search phase as far as the records decide it."""
-        feed = plan.feed(records, Spending(SearchBudget()), refuse=self._refusal())
-        start_feed(feed)
+        feed = plan.feed(records, BudgetTracker(SearchBudget()), refuse=self._refusal())
+        start_queue(feed)
         return feed
 
-    def _confirming(self, plan: Plan, records: Mapping[str, TrialRecord], searched: Feed) -> list[Trial]:
+    def _confirming(self, plan: Plan, records: Mapping[str, TrialRecord], searched: TrialQueue) -> list[Trial]:
         return confirm_trials(self.spec, plan, list(records.values()), searched.known.values())
 
-    def _confirm_feed(self, plan: Plan, records: Mapping[str, TrialRecord], account: Spending | None = None) -> Feed:
+    def _confirm_feed(self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker | None = None) -> TrialQueue:
         trials = self._confirming(plan, records, self._searched(plan, records))
         # A confirming trial is there to be measured, not to be stopped.
-        return ListFeed(trials, records, account or Spending(SearchBudget()), stoppable=False)
+        return ListQueue(trials, records, account or BudgetTracker(SearchBudget()), stoppable=False)
 
     def _refusal(self) -> Callable[[Trial], bool]:
         """Which trials must not start since their students were measured to be slower than the spec allows."""
@@ -484,7 +484,7 @@ class Sweep:
         self,
         plan: Plan,
         records: dict[str, TrialRecord],
-        account: Spending,
+        account: BudgetTracker,
         tracker: Tracker,
         on_teachers: Callable[[Sequence[TeacherFacts]], None],
     ) -> dict[str, "_ReadyTeacher"]:
@@ -495,7 +495,7 @@ class Sweep:
             on_teachers: told of the teachers when they are ready, in front of the first trial.
         """
         # The confirm phase depends on what the search found, so its trials are known only behind it.
-        phases: tuple[Callable[[], Feed], ...] = (
+        phases: tuple[Callable[[], TrialQueue], ...] = (
             lambda: plan.feed(records, account, refuse=self._refusal()),
             lambda: self._confirm_feed(plan, records, account),
         )
@@ -536,7 +536,7 @@ class Sweep:
     def _run_phase(
         self,
         cluster: Cluster,
-        phase: Callable[[], Feed],
+        phase: Callable[[], TrialQueue],
         plan: Plan,
         environment: TrialEnvironment,
         records: dict[str, TrialRecord],
@@ -547,7 +547,7 @@ class Sweep:
         Raises:
             InfrastructureError: trials are lost again and again; the others are kept.
         """
-        begun, deaths = len(records), dict[str, Lost]()
+        begun, deaths = len(records), dict[str, LostTrial]()
         for attempt in itertools.count():
             feed, before = phase(), len(records)
             self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
@@ -575,13 +575,13 @@ class Sweep:
                 )
             self._progress.note(f"{len(lost)} trials were lost with their workers and run again")
 
-    def _deadly(self, lost: Iterable[Lost], records: Mapping[str, TrialRecord]) -> list[Lost]:
+    def _deadly(self, lost: Iterable[LostTrial], records: Mapping[str, TrialRecord]) -> list[LostTrial]:
         """The lost trials that kill whatever worker they get, while as many others as those at least did finish."""
         deadly = [each for each in lost if each.deaths >= _DEATHS_OF_A_TRIAL]
         finished = sum(record.status == "finished" for record in records.values())
         return deadly if len(deadly) <= finished else []
 
-    def _give_up(self, trial: Trial, lost: Lost) -> TrialRecord:
+    def _give_up(self, trial: Trial, lost: LostTrial) -> TrialRecord:
         """Writes the record of a trial that no worker survives, so that the sweep goes on without it."""
         record = TrialRecord(
             trial=trial,
@@ -602,7 +602,7 @@ class Sweep:
             with suppress(OSError):
                 self.place.write_suggestions(plan.search.memory)
 
-    def _note_undone(self, plan: Plan, records: Mapping[str, TrialRecord], account: Spending) -> None:
+    def _note_undone(self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker) -> None:
         """Says what the budget left undone, if it ended the sweep."""
         if account.reason is None:
             return
@@ -618,14 +618,14 @@ class Sweep:
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
         """Starts every teacher that a trial asks, and decides the ways of what is asked of it."""
         data, views = self.data(), self._views()
-        asked_of = asked_knowledge(self.spec, plan.asking, data, views, adaptive=plan.search is not None)
+        asked_of = knowledge_demand(self.spec, plan.asking, data, views, adaptive=plan.search is not None)
         definitions = [self._definition(name) for name in self.spec.teachers if name in asked_of]
         crew = {}
-        room = KnowledgeRoom(self.spec.knowledge, self.place.home)
+        room = StoreQuota(self.spec.knowledge, self.place.home)
         for running in cluster.start_teachers(definitions, data, views):
             name = running.definition.name
             kinds = asked_of[name]
-            measured = asked(running.handle, "measure", [each.kind for each in kinds.values()])
+            measured = call_actor(running.handle, "measure", [each.kind for each in kinds.values()])
             choices = room.choose(kinds, measured, running.facts["base"], views.num_samples)
             explained = {str(kinds[text].kind): choice for text, choice in choices.items()}
             calling = self._choose_calling(running)
@@ -702,7 +702,7 @@ class Sweep:
             macs=size.macs,
             validation_accuracy=running.facts["validation_accuracy"],
             # A fixed network: nothing is chosen by it.
-            test_accuracy=asked(running.handle, "evaluate", "test"),
+            test_accuracy=call_actor(running.handle, "evaluate", "test"),
             way="+".join(sorted({choice.way for choice in choices.values()})),
             reason="; ".join(f"{kind} {choice.way}: {choice.reason}" for kind, choice in choices.items()),
             seconds_per_sample=running.facts["seconds_per_sample"],
@@ -783,11 +783,11 @@ class Sweep:
         )
 
     def _track(
-        self, tracker: Tracker, facts: SweepFacts, records: Sequence[TrialRecord], files: ReportFiles, patience_s: float
+        self, tracker: Tracker, facts: SweepFacts, records: Sequence[TrialRecord], files: ReportFiles, timeout_s: float
     ) -> None:
         artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
         later = f"later: stillhouse sync {facts.name} --home {shlex.quote(str(self.place.home))}"
-        if not tracker.finish(facts, artifacts, patience_s):
+        if not tracker.finish(facts, artifacts, timeout_s):
             self._progress.note(f"tracking is not complete; {later}")
             return
         if self._ending.asked:
@@ -816,7 +816,7 @@ class _Spent:
     fills: Mapping[str, float]
 
 
-def _added(before: Lost | None, lost: Lost) -> Lost:
+def _added(before: LostTrial | None, lost: LostTrial) -> LostTrial:
     """With the deaths of an earlier run, where they were in the same epoch."""
     same = before is not None and before.epoch == lost.epoch and lost.deaths > 0
     return replace(lost, deaths=lost.deaths + before.deaths) if before is not None and same else lost

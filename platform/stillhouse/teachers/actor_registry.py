@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 
 NAMESPACE = "stillhouse"
 PREFIX = "teacher-"
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
 def running_teachers() -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def running_teachers() -> list[dict[str, Any]]:
     for name in names:
         with suppress(ValueError):
             asked[name] = ray.get_actor(name, namespace=NAMESPACE).about.remote()
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_PATIENCE_S) if asked else ([], [])
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_TIMEOUT_S) if asked else ([], [])
     told = []
     for name, answer in asked.items():
         facts: dict[str, Any] = {"status": "does not answer", "leases": []}

@@ -31,7 +31,7 @@ from stillhouse.teachers.call_queue import Busy
 from stillhouse.teachers.definition import TeacherTicket, view_identity
 from stillhouse.teachers.service import kind_id
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 _POLL_S = 0.02
 REPEAT_S = 5.0
 _LONGEST_PAUSE_S = 10.0
@@ -56,12 +56,12 @@ class ActorLink:
         calls: of the actor and of its replicas, the questions how much they have to do among them.
 
     Args:
-        patience_s: how long a lost actor is waited for before the trial gives up.
+        timeout_s: how long a lost actor is waited for before the trial gives up.
     """
 
-    def __init__(self, ticket: TeacherTicket, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, ticket: TeacherTicket, *, timeout_s: float = TIMEOUT_S) -> None:
         self._ticket = ticket
-        self._patience_s = patience_s
+        self._patience_s = timeout_s
         self._handle: Any = None
         self._turn = os.getpid()
         self._names = (ticket.actor, *ticket.replicas)

@@ -8,7 +8,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.library import TeacherLibrary
 
 
-def kept_teachers(home: Path) -> list[dict[str, Any]]:
+def stored_teachers(home: Path) -> list[dict[str, Any]]:
     """The card of every teacher, with `knowledge`: `views` that are sealed, `bytes`, and `kinds`, each with the same and more.
 
     A kind has `knowledge` (its name), `dataset`, `dtype`, `views`, `unsealed` views, `bytes` and `last_used` (seconds since the

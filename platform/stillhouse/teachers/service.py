@@ -257,7 +257,7 @@ class TeacherService:
         with read_ahead(self._images, (self._views.reads(torch.from_numpy(rows), view) for rows in todo.ahead())):
             while todo.left:
                 if self._resting:
-                    raise _RestingError
+                    raise _IdleError
                 started = time.perf_counter()
                 stretch: list[_Batch] = []
                 while len(stretch) < num_batches and (batch := todo.take()) is not None:
@@ -379,7 +379,7 @@ class TeacherService:
                 kinds = list(self._kinds.pop(view, {}).values())
             try:
                 self.fill(view, kinds, reading)
-            except _RestingError:
+            except _IdleError:
                 continue
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
@@ -414,7 +414,7 @@ class TeacherService:
         return token in self._counted
 
 
-class _RestingError(Exception):
+class _IdleError(Exception):
     """Nobody wants the rest of the view for now."""
 
 

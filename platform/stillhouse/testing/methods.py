@@ -31,7 +31,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher, pull_back, run_teacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.method import HyperParameter, Method, Setup, Stage, StageStart, Step, Unsuitable, Update
-from stillhouse.distill.parallel import parting_problem
+from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge.kinds import Knowledge
@@ -306,7 +306,7 @@ def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
 
 def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
     """A method that does not say `needs_whole_batch` gives the same gradients by parts of a batch, which workers may share."""
-    if parting_problem(trial.method) is not None:
+    if split_problem(trial.method) is not None:
         return
     for stage in range(len(trial.trainer().stages)):
         whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, 32), (0, 12, 32)))

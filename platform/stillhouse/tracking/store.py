@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 PROBE_TIMEOUT_S = 3.0
 _LOCK_TIMEOUT_S = 60
-_PATIENCE_S = 2
+_TIMEOUT_S = 2
 # Among PostgreSQL's advisory locks, which are numbers that programs agree on: "stillhou" in ASCII.
 _LOCK_NUMBER = int.from_bytes(b"stillhou")
 
@@ -157,14 +157,14 @@ def _write_ahead(database: Path) -> None:
     """
     if _file_system(database) not in _LOCAL_FILE_SYSTEMS:
         return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_TIMEOUT_S)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         Settings.writes_ahead(database)
 
 
 def _gather(database: Path) -> None:
     """The whole of the store in one file again, as who copies it expects; what others are reading stays in the log."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_PATIENCE_S)) as connection:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_TIMEOUT_S)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

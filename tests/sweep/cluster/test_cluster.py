@@ -16,11 +16,11 @@ from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.home_access.leases import LeaseHolder
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.cluster import cluster
-from stillhouse.sweep.cluster.cluster import Cluster, TrialWatch, asked
-from stillhouse.sweep.execution.trainable import TRIAL_KEY
+from stillhouse.sweep.cluster.cluster import Cluster, TrialWatch, call_actor
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.shutdown import Ending
+from stillhouse.sweep.shutdown import ShutdownRequest
 
 
 @dataclass
@@ -50,7 +50,7 @@ def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
     traceback = "Traceback (most recent call last):\n  File own.py, line 3, in reduce\nValueError: no such axis\n"
     handle = Handle({"measure": RayTaskError("measure", traceback, cause).as_instanceof_cause()})
     with pytest.raises(UsageError, match="can not measure what the methods ask of it: ValueError: no such axis") as caught:
-        asked(handle, "measure")
+        call_actor(handle, "measure")
     assert "\n" not in str(caught.value)
 
 
@@ -58,13 +58,13 @@ def test_what_the_teachers_actor_itself_finds_wrong_keeps_its_sentence_and_its_e
     cause = InfrastructureError("no room for 16 bytes of knowledge under /home")
     handle = Handle({"measure": RayTaskError("measure", "Traceback ...", cause).as_instanceof_cause()})
     with pytest.raises(InfrastructureError, match=r"^no room for 16 bytes of knowledge under /home$"):
-        asked(handle, "measure")
+        call_actor(handle, "measure")
 
 
 def test_a_teacher_that_stays_away_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
+    monkeypatch.setattr(cluster, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match="actor is gone"):
-        asked(Handle({"measure": ActorDiedError()}), "measure")
+        call_actor(Handle({"measure": ActorDiedError()}), "measure")
 
 
 # A teacher that dies while it is made ready
@@ -81,7 +81,7 @@ def prepare(tmp_path: Path, *handles: Handle) -> Any:
     found = iter(handles)
     driver = Cluster.__new__(Cluster)
     driver._progress = Progress("s", quiet=True)
-    driver._ending = Ending(tmp_path / "stop")
+    driver._ending = ShutdownRequest(tmp_path / "stop")
     driver._local = False
     driver._leases = LeaseHolder({})
     driver._leases.is_granted = lambda handle: handle is not LAST_WORDS  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_it
 
 
 def test_a_teacher_that_does_not_come_back_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "ACTOR_PATIENCE_S", -1.0)
+    monkeypatch.setattr(cluster, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match=r"^teacher 'big' did not come back for"):
         prepare(tmp_path, RESTARTS)
 
@@ -119,11 +119,11 @@ def test_who_can_not_join_a_cluster_whole_leaves_it_again(tmp_path: Path, monkey
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: left.append(True))
     monkeypatch.setattr(cluster, "connect", lambda _address, _spec: None)
-    monkeypatch.setattr(cluster, "kept_home", full)
+    monkeypatch.setattr(cluster, "shared_home", full)
     monkeypatch.setattr(Cluster, "_check_placement", lambda _self, _home: None)
     one = SimpleNamespace(cpu=1, num_workers=1)
     spec: Any = SimpleNamespace(name="s", trial_resources=one, knowledge=SimpleNamespace(max_bytes=None))
-    ending, progress = Ending(tmp_path / "stop"), Progress("s", quiet=True)
+    ending, progress = ShutdownRequest(tmp_path / "stop"), Progress("s", quiet=True)
     monkeypatch.setattr(ending, "listen", lambda: None)
     with pytest.raises(OSError, match="No space left"):
         Cluster(spec, address="head:6379", home=tmp_path, progress=progress, ending=ending)
@@ -142,10 +142,10 @@ def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
     watch.add(trial)
     ledger.write(make_record("a"))
     ledger.path("a").write_bytes(ledger.path("a").read_bytes()[:-1])
-    ended = SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, last_result={"status": "finished"})
+    ended = SimpleNamespace(config={TRIAL_CONFIG: trial.model_dump_json()}, last_result={"status": "finished"})
     watch.on_trial_complete(1, [], ended)
     assert (lost, records) == (["a"], [])
-    assert watch.lost() == [cluster.Lost("a", "its record is gone or damaged")]
+    assert watch.lost() == [cluster.LostTrial("a", "its record is gone or damaged")]
 
 
 # A trial that kills its workers
@@ -182,7 +182,7 @@ def test_deaths_of_a_trials_workers_are_counted_while_they_die_in_the_same_epoch
         lambda _trial: 1000, Ledger(tmp_path), Progress("s", quiet=True), on_record=lambda _record: None, on_loss=lost.append
     )
     trial, path = make_trial("a"), tmp_path / "error.txt"
-    ended = SimpleNamespace(config={TRIAL_KEY: trial.model_dump_json()}, error_file=str(path))
+    ended = SimpleNamespace(config={TRIAL_CONFIG: trial.model_dump_json()}, error_file=str(path))
     watch.add(trial)
     for number, event in enumerate(events, 1):
         if isinstance(event, int):

@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Lost
+from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, LostTrial
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep
@@ -42,13 +42,15 @@ class LossyCluster:
         self._make_record = make_record
         self.count = 0
 
-    def run(self, _feed: Any, _environment: Any, *, on_record: Callable[[TrialRecord], None], **_options: Any) -> list[Lost]:
+    def run(
+        self, _feed: Any, _environment: Any, *, on_record: Callable[[TrialRecord], None], **_options: Any
+    ) -> list[LostTrial]:
         finished, lost = next(self._runs)
         epoch = self.epochs[self.count]
         for number in range(finished):
             on_record(self._make_record(f"{self.count}-{number}"))
         self.count += 1
-        return [Lost(f"lost-{number}", "its worker died", self.deaths, epoch) for number in range(lost)]
+        return [LostTrial(f"lost-{number}", "its worker died", self.deaths, epoch) for number in range(lost)]
 
 
 Run = Callable[[LossyCluster], dict[str, TrialRecord]]

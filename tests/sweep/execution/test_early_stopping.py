@@ -11,8 +11,8 @@ from ray.tune.schedulers import TrialScheduler
 from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchSpec
-from stillhouse.sweep.execution.early_stopping import BracketedScheduler, InTurn, MedianLadder, key_of, make_ladder
-from stillhouse.sweep.execution.trainable import TRIAL_KEY
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, MedianRule, key_of, make_stopping_rule
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 MakeTrial = Callable[..., Trial]
@@ -24,7 +24,7 @@ def scheduler(
     search = SearchSpec.model_validate(
         {"scheduler": kind, "max_epochs": 9, "grace_epochs": 1, "reduction_factor": 3, **options}
     )
-    return BracketedScheduler(lambda: make_ladder(search), brackets=brackets, history=history)
+    return BracketedScheduler(lambda: make_stopping_rule(search), brackets=brackets, history=history)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def report(make_trial: MakeTrial) -> Callable[..., str]:
     def say(asha: BracketedScheduler, key: str, epoch: int, accuracy: float, *, comparable: bool = True) -> str:
         trial = known.get((asha, key))
         if trial is None:
-            trial = SimpleNamespace(trial_id=key, config={TRIAL_KEY: make_trial(key).model_dump_json()})
+            trial = SimpleNamespace(trial_id=key, config={TRIAL_CONFIG: make_trial(key).model_dump_json()})
             known[asha, key] = trial
             asha.on_trial_add(None, trial)
         result = {"epoch": epoch, "validation_accuracy": accuracy, "comparable": comparable}
@@ -128,11 +128,11 @@ def test_the_median_rule_also_compares_within_a_size(report: Callable[..., str])
 
 
 def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
-    ladder = MedianLadder(grace_epochs=1)
+    ladder = MedianRule(grace_epochs=1)
     for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
         ladder.stops(key, 1, accuracy)
     assert ladder.stops("low", 1, 0.29)
-    fresh = MedianLadder(grace_epochs=1)
+    fresh = MedianRule(grace_epochs=1)
     for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
         fresh.stops(key, 1, accuracy)
     assert not fresh.stops("high", 1, 0.31)
@@ -142,8 +142,8 @@ def test_the_key_is_read_off_a_trials_json(make_trial: MakeTrial) -> None:
     assert key_of(make_trial("abc").model_dump_json()) == "abc"
 
 
-@pytest.mark.parametrize("kind", [InTurn(), scheduler({})])
-def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(kind: InTurn) -> None:
+@pytest.mark.parametrize("kind", [FifoScheduler(), scheduler({})])
+def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(kind: FifoScheduler) -> None:
     def walk() -> list[Any]:
         raise AssertionError("all trials were looked at")
 

@@ -121,7 +121,7 @@ def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypat
 
 def test_a_request_that_comes_while_the_spec_is_looked_at_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of(tmp_path, "random")
-    monkeypatch.setattr(sweep.place, "keep_spec", lambda *_spec, **_options: sweep.place.stop_request.touch())
+    monkeypatch.setattr(sweep.place, "write_spec", lambda *_spec, **_options: sweep.place.stop_request.touch())
     monkeypatch.setattr(sweep, "_run", lambda *_arguments: time.sleep(60))
     with pytest.raises(Interrupted):
         sweep.run()

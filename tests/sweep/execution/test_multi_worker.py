@@ -18,7 +18,7 @@ from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import worker_bundles
-from stillhouse.sweep.execution.multi_worker import Peers
+from stillhouse.sweep.execution.multi_worker import WorkerGroup
 from stillhouse.sweep.execution.trial_runner import TrialEnvironment, run_to_end
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep
@@ -125,7 +125,7 @@ def test_the_worker_that_failed_first_gives_the_reason(
             raise own
 
     monkeypatch.setattr(ray, "get", lambda answer: answer)
-    peers = object.__new__(Peers)
+    peers = object.__new__(WorkerGroup)
     peers.broken, peers._handles = False, [Handle()]
     with pytest.raises(raised, match=message):
         peers.together("run_epoch", own=fail)

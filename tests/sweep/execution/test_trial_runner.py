@@ -252,9 +252,9 @@ class Raising(Method):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ArithmeticError("no loss"), r"ArithmeticError: no loss \(test_runner.py:\d+\)"),
-        (RuntimeError("shapes differ\nat line 3\n"), r"RuntimeError: shapes differ \(test_runner.py:\d+\)"),
-        (KeyError(), r"KeyError \(test_runner.py:\d+\)"),
+        (ArithmeticError("no loss"), r"ArithmeticError: no loss \(test_trial_runner.py:\d+\)"),
+        (RuntimeError("shapes differ\nat line 3\n"), r"RuntimeError: shapes differ \(test_trial_runner.py:\d+\)"),
+        (KeyError(), r"KeyError \(test_trial_runner.py:\d+\)"),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried"),
             r"out of memory: CUDA out of memory; lower training.batch_size, .* or give each trial a larger trial_resources.gpu",

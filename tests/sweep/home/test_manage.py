@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Run:
 def running(place: SweepHome, progress: Progress) -> Iterator[None]:
     """A driver at work on the sweep."""
     with place.locked():
-        place.keep_spec({"name": place.name})
+        place.write_spec({"name": place.name})
         with following(progress, place):
             yield
 
@@ -151,7 +151,7 @@ def test_a_sweep_whose_driver_ended_well_is_finished(run: Run, tmp_path: Path, m
 
 
 def test_ls_lists_every_sweep_with_its_best(run: Run, halfway: SweepHome) -> None:
-    SweepHome(halfway.home, "new").keep_spec({"name": "new"})
+    SweepHome(halfway.home, "new").write_spec({"name": "new"})
     facts = {each["sweep"]: each for each in json.loads(run("ls", "--json")[1])}
     assert list(facts) == ["halfway", "new"]
     assert facts["halfway"]["best"]["validation_accuracy"] == 0.5

@@ -17,7 +17,7 @@ from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import (
     HOME_VARIABLE,
-    TRIALS_KEY,
+    TRIALS_PER_METHOD,
     SweepHome,
     changed_keys,
     extended_spec,
@@ -117,8 +117,8 @@ def test_a_home_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
 def test_the_same_spec_may_come_again(tmp_path: Path) -> None:
     home = SweepHome(tmp_path, "s")
     assert home.read_spec() is None
-    home.keep_spec(SPEC)
-    home.keep_spec(SPEC)
+    home.write_spec(SPEC)
+    home.write_spec(SPEC)
     assert home.read_spec() == SPEC
     assert stat.S_IMODE((home.folder / "spec.json").stat().st_mode) == 0o600
 
@@ -126,7 +126,7 @@ def test_the_same_spec_may_come_again(tmp_path: Path) -> None:
 def begun(home: Path, make_record: Callable[..., TrialRecord], spec: Mapping[str, Any] = SPEC) -> SweepHome:
     """A sweep with one trial."""
     place = SweepHome(home, "s")
-    place.keep_spec(spec)
+    place.write_spec(spec)
     place.ledger.write(make_record("a"))
     return place
 
@@ -135,7 +135,7 @@ def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path, ma
     home = begun(tmp_path, make_record)
     changed = {**SPEC, "students": [{"model": "mlp"}, {"model": "resnet8"}], "search": {"max_epochs": 6}, "views": {"count": 2}}
     with pytest.raises(UsageError, match=r"with another spec: search.max_epochs, students\[1\].model, views changed") as caught:
-        home.keep_spec(changed)
+        home.write_spec(changed)
     assert "--fork NAME" in str(caught.value)
     assert home.read_spec() == SPEC
 
@@ -145,29 +145,29 @@ def test_before_any_trial_has_left_something_the_spec_may_change_and_not_behind_
 ) -> None:
     mended = {**SPEC, "students": ["mlp"]}
     home = SweepHome(tmp_path, "s")
-    home.keep_spec(SPEC)
+    home.write_spec(SPEC)
     home.write_latencies({"mlp()": {"latency_ms": 1.0}})
-    home.keep_spec(SPEC)
+    home.write_spec(SPEC)
     assert home.read_latencies(), "the same spec goes on where it was"
-    home.keep_spec(mended)
+    home.write_spec(mended)
     assert home.read_spec() == mended
     assert not home.read_latencies(), "of another one nothing holds"
     (home.folder / "trials" / "a").mkdir(parents=True)
     (checkpoint := home.folder / "trials" / "a" / "checkpoint").touch()
     with pytest.raises(UsageError, match="another spec: students changed"):
-        home.keep_spec(SPEC)
+        home.write_spec(SPEC)
     checkpoint.unlink()
     home.ledger.write(make_record("a"))
     home.ledger.set_aside("a")
     with pytest.raises(UsageError, match="another spec: students changed"):
-        home.keep_spec(SPEC)
+        home.write_spec(SPEC)
 
 
 def test_what_decides_no_result_may_change(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
     home = begun(tmp_path, make_record)
     changed = {**SPEC, "trial_resources": {"cpu": 2}, "tracking": {"uri": "sqlite:///x"}, "max_concurrent_trials": 1}
     changed["search"] = {**SPEC["search"], "scheduler": "asha", "grace_epochs": 2, "reduction_factor": 4}
-    home.keep_spec(changed)
+    home.write_spec(changed)
     assert home.read_spec() == changed
 
 
@@ -181,11 +181,11 @@ def test_where_teachers_run_and_how_their_knowledge_travels_may_change_and_nothi
     placed = {**teacher, "resources": {"cpu": 1, "custom": {"slot": 1}}, "replicas": 2}
     moved = {**knowledge, "way": "auto", "ways": {"logits": "inline"}, "max_bytes": 1000}
     changed = {**kept, "teachers": {"big": placed}, "knowledge": moved}
-    home.keep_spec(changed)
+    home.write_spec(changed)
     assert home.read_spec() == changed
     other = {**changed, "teachers": {"big": {**placed, "model": "mlp"}}, "knowledge": {**moved, "dtype": "float16"}}
     with pytest.raises(UsageError, match=r"another spec: knowledge\.dtype, teachers\.big\.model changed"):
-        home.keep_spec(other)
+        home.write_spec(other)
 
 
 def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
@@ -193,8 +193,8 @@ def test_only_a_sweep_that_is_extended_may_have_more_trials(tmp_path: Path, make
     longer = extended_spec(SPEC, 16)
     assert longer["search"] == {"max_epochs": 5, "trials_per_method": 16}
     with pytest.raises(UsageError, match=r"search.trials_per_method changed; use `stillhouse extend NAME --trials N`"):
-        home.keep_spec(longer)
-    home.keep_spec(longer, may_change={TRIALS_KEY})
+        home.write_spec(longer)
+    home.write_spec(longer, may_change={TRIALS_PER_METHOD})
     assert home.read_spec() == longer
     with pytest.raises(UsageError, match="--trials must be >= 16, which the sweep has, got 8"):
         extended_spec(longer, 8)
@@ -214,23 +214,23 @@ def test_a_sweep_runs_for_as_long_as_its_lock_is_held(tmp_path: Path) -> None:
 
 def test_a_removed_sweep_is_gone_and_nothing_else(tmp_path: Path) -> None:
     for name in ("going", "staying"):
-        SweepHome(tmp_path, name).keep_spec(SPEC)
+        SweepHome(tmp_path, name).write_spec(SPEC)
     SweepHome(tmp_path, "going").remove()
     assert sweep_names(tmp_path) == ["staying"]
     assert [path.name for path in (tmp_path / "sweeps").iterdir()] == ["staying"]
 
 
 def test_a_sweep_that_is_half_removed_is_none(tmp_path: Path) -> None:
-    SweepHome(tmp_path, ".removed-s-1").keep_spec(SPEC)
+    SweepHome(tmp_path, ".removed-s-1").write_spec(SPEC)
     assert sweep_names(tmp_path) == []
 
 
 def test_a_damaged_spec_is_one_sentence(tmp_path: Path) -> None:
     home = SweepHome(tmp_path, "s")
-    home.keep_spec(SPEC)
+    home.write_spec(SPEC)
     (home.folder / "spec.json").write_text('{"name": ')
     with pytest.raises(UsageError, match=r"spec.json is damaged"):
-        home.keep_spec(SPEC)
+        home.write_spec(SPEC)
 
 
 def test_keys_that_differ_are_named_by_their_place() -> None:
@@ -253,7 +253,7 @@ def test_facts_come_back_and_damaged_ones_are_none(tmp_path: Path) -> None:
 
 def test_sweeps_are_found_by_name(tmp_path: Path) -> None:
     for name in ("beta", "alpha"):
-        SweepHome(tmp_path, name).keep_spec(SPEC)
+        SweepHome(tmp_path, name).write_spec(SPEC)
     (tmp_path / "sweeps" / "never-started").mkdir()
     assert sweep_names(tmp_path) == ["alpha", "beta"]
     assert find_sweep(tmp_path, "beta").folder == tmp_path / "sweeps" / "beta"

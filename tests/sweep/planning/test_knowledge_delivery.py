@@ -12,7 +12,7 @@ from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.sweep.planning.knowledge_delivery import Asked, KnowledgeRoom
+from stillhouse.sweep.planning.knowledge_delivery import Asked, StoreQuota
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.service import kind_id
 
@@ -36,31 +36,31 @@ def fill(home: Path, identity: dict[str, Any], *, used: float, num_bytes: int = 
     return next(int(entry["bytes"]) for entry in store.entries() if entry["key"] == store.key(identity))
 
 
-def ways(room: KnowledgeRoom, kinds: dict[str, Asked] = KINDS) -> dict[str, str]:
+def ways(room: StoreQuota, kinds: dict[str, Asked] = KINDS) -> dict[str, str]:
     choices = room.choose(kinds, MEASURED, BASE, SAMPLES)
     return {str(KINDS[text].kind): choice.way for text, choice in choices.items()}
 
 
 def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
     """80 kB of logits and 800 kB of features."""
-    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=880_000), tmp_path)) == {"logits": "cached", "layer": "cached"}
-    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=879_999), tmp_path)) == {"logits": "cached", "layer": "inline"}
-    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=79_999), tmp_path)) == {"logits": "inline", "layer": "inline"}
+    assert ways(StoreQuota(KnowledgeSpec(max_bytes=880_000), tmp_path)) == {"logits": "cached", "layer": "cached"}
+    assert ways(StoreQuota(KnowledgeSpec(max_bytes=879_999), tmp_path)) == {"logits": "cached", "layer": "inline"}
+    assert ways(StoreQuota(KnowledgeSpec(max_bytes=79_999), tmp_path)) == {"logits": "inline", "layer": "inline"}
 
 
 def test_a_view_in_which_no_trial_reads_a_kind_takes_no_room(tmp_path: Path) -> None:
     """80 kB of logits, and 400 kB of features in one of the two views."""
     once = KINDS | {kind_id(feature("layer")): Asked(feature("layer"), frozenset({1}))}
-    room = KnowledgeRoom(KnowledgeSpec(max_bytes=480_000), tmp_path)
+    room = StoreQuota(KnowledgeSpec(max_bytes=480_000), tmp_path)
     assert ways(room, once) == {"logits": "cached", "layer": "cached"}
     # What no trial of this sweep reads is nobody's, and goes when others need the room.
     fill(tmp_path, view_identity(BASE, feature("layer"), 0), used=1, num_bytes=400_000)
     assert [entry["identity"]["view"] for entry in room.make_room()] == [0]
-    assert ways(KnowledgeRoom(KnowledgeSpec(max_bytes=479_999), tmp_path), once)["layer"] == "inline"
+    assert ways(StoreQuota(KnowledgeSpec(max_bytes=479_999), tmp_path), once)["layer"] == "inline"
 
 
 def test_teachers_share_the_room(tmp_path: Path) -> None:
-    room = KnowledgeRoom(KnowledgeSpec(max_bytes=100_000), tmp_path)
+    room = StoreQuota(KnowledgeSpec(max_bytes=100_000), tmp_path)
     only = {kind_id(logits()): KINDS[kind_id(logits())]}
     assert ways(room, only) == {"logits": "cached"}
     choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, SAMPLES)
@@ -72,10 +72,10 @@ def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Pa
     usage = shutil.disk_usage(tmp_path)._replace(free=879_999)
     forced = KnowledgeSpec(way="cached", max_bytes=800_000)
     with pytest.raises(UsageError, match=r"knowledge\.way is cached, but .*; raise knowledge\.max_bytes"):
-        ways(KnowledgeRoom(forced, tmp_path))
+        ways(StoreQuota(forced, tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(InfrastructureError) as caught:
-        ways(KnowledgeRoom(forced, tmp_path))
+        ways(StoreQuota(forced, tmp_path))
     assert str(caught.value) == (
         f"no room for 880.00 kB of knowledge under {tmp_path}/knowledge, whose disk has 880.00 kB for it; "
         f"lower views.count or let knowledge.way be auto"
@@ -83,14 +83,14 @@ def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Pa
 
 
 def test_each_kind_can_be_forced(tmp_path: Path) -> None:
-    assert ways(KnowledgeRoom(KnowledgeSpec(way="inline", ways={"layer": "cached"}), tmp_path)) == {
+    assert ways(StoreQuota(KnowledgeSpec(way="inline", ways={"layer": "cached"}), tmp_path)) == {
         "logits": "inline",
         "layer": "cached",
     }
 
 
 def test_a_forced_kind_that_nobody_asks_is_one_sentence(tmp_path: Path) -> None:
-    room = KnowledgeRoom(KnowledgeSpec(ways={"logit": "inline"}), tmp_path)
+    room = StoreQuota(KnowledgeSpec(ways={"logit": "inline"}), tmp_path)
     ways(room)
     with pytest.raises(UsageError, match=r"knowledge\.ways names 'logit', which no method asks; did you mean 'logits'"):
         room.check_forced()
@@ -102,7 +102,7 @@ def test_views_of_other_sweeps_go_least_recently_used_first_and_only_as_far_as_n
     own = fill(tmp_path, view_identity(BASE, logits(), 0), used=1)
     assert own < 50_000
     # This sweep's logits need 80 kB; with one of the others there is room for both.
-    room = KnowledgeRoom(KnowledgeSpec(max_bytes=80_000 + each, ways={"layer": "inline"}), tmp_path)
+    room = StoreQuota(KnowledgeSpec(max_bytes=80_000 + each, ways={"layer": "inline"}), tmp_path)
     ways(room)
     assert [entry["identity"]["view"] for entry in room.make_room()] == [2, 1]
     assert KnowledgeStore(tmp_path / "knowledge").is_sealed(view_identity(BASE, logits(), 0))
@@ -115,4 +115,4 @@ def test_without_a_limit_the_store_takes_half_of_what_it_has_and_what_is_free(
     for free, way in ((160_000, "cached"), (159_999, "inline")):
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
-        assert ways(KnowledgeRoom(KnowledgeSpec(), tmp_path))["logits"] == way
+        assert ways(StoreQuota(KnowledgeSpec(), tmp_path))["logits"] == way

@@ -17,7 +17,7 @@ from stillhouse.knowledge import Knowledge
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model
 from stillhouse.sweep.planning.knowledge_delivery import Asked
-from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import make_views
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.teachers.service import kind_id
@@ -43,7 +43,7 @@ def make_sweep(tmp_path: Path, **search: Any) -> Sweep:
 def told(sweep: Sweep) -> dict[str, Asked]:
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
-    return asked_knowledge(plan.spec, plan.asking, data, views, adaptive=plan.search is not None)["big"]
+    return knowledge_demand(plan.spec, plan.asking, data, views, adaptive=plan.search is not None)["big"]
 
 
 class Watched(InlineKnowledge):

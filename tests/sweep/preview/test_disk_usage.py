@@ -21,7 +21,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
 from stillhouse.spec.load import spec_to_yaml, validate
-from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import make_views
 from stillhouse.sweep.preview.disk_usage import Volume, measure_volume
 from stillhouse.sweep.sweep import Sweep
@@ -116,7 +116,7 @@ def test_sizes_are_those_of_what_a_teacher_gives_whatever_the_method_asks(tmp_pa
     )
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
-    asked = asked_knowledge(plan.spec, plan.asking, data, views, adaptive=False)["big"]
+    asked = knowledge_demand(plan.spec, plan.asking, data, views, adaptive=False)["big"]
     kinds = {text: each.kind for text, each in asked.items()}
     teacher = build_model("resnet8", width=0.5, num_classes=data.num_classes, input_shape=data.input_shape).eval()
     images = data.normalise(data.train.images[:2])

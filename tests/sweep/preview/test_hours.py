@@ -88,7 +88,7 @@ def test_a_trial_that_asks_for_gradients_pays_for_the_pass_back_wherever_the_tea
 
 
 def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_STUDENTS", 2)
+    monkeypatch.setattr(module, "_MAX_STUDENTS", 2)
     widths = [8, 16, 64]
     pretend(monkeypatch, {"mlp 8": Speed(train=1, forward=0), "mlp 64": Speed(train=8, forward=0)})
     students = [{"model": "mlp", "hidden": [width], "name": f"mlp{width}"} for width in widths]

@@ -82,7 +82,7 @@ def test_the_front_is_of_what_no_other_trial_beats(tmp_path: Path, facts: SweepF
 
 def test_results_are_read_back_from_disk(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
     place = SweepHome(tmp_path, "s")
-    place.keep_spec({})
+    place.write_spec({})
     with pytest.raises(UsageError, match=r"sweep 's' has no results yet; go on with: stillhouse resume s"):
         Results.read(tmp_path, "s")
     place.write_facts(facts)

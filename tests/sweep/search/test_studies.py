@@ -13,10 +13,10 @@ import pytest
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget
-from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw, value_at
 from stillhouse.sweep.search.studies import Memory, Study, StudyPlan
-from stillhouse.sweep.search.trial_queue import StudyFeed, start_feed
+from stillhouse.sweep.search.trial_queue import StudyQueue, start_queue
 
 STUDENTS = tuple(StudentChoice(name="s", model="mlp", options={"hidden": [width]}) for width in (8, 16, 32))
 MAX, MIN = {"validation_accuracy": "max"}, {"validation_accuracy": "max", "parameters": "min"}
@@ -90,17 +90,17 @@ def record_of(trial: Trial, metrics: Mapping[str, float] | None) -> TrialRecord:
 
 def run_feed(
     studies: list[Study], score: Score, *, order: int = 0, records: dict[str, TrialRecord] | None = None, most: int = 10_000
-) -> tuple[StudyFeed, dict[str, TrialRecord]]:
+) -> tuple[StudyQueue, dict[str, TrialRecord]]:
     """Runs trials until the feed has none, or `most` have ended; which of those under way ends next is random."""
     records = {} if records is None else records
-    feed = StudyFeed(studies, records, Spending(SearchBudget()), lead=3)
+    feed = StudyQueue(studies, records, BudgetTracker(SearchBudget()), lead=3)
     generator = random.Random(order)
-    under_way = start_feed(feed)
+    under_way = start_queue(feed)
     while under_way and most:
         trial = under_way.pop(generator.randrange(len(under_way)))
         records[trial.key] = record_of(trial, score(trial))
         feed.add(records[trial.key])
-        under_way += start_feed(feed)
+        under_way += start_queue(feed)
         most -= 1
     return feed, records
 
@@ -209,8 +209,8 @@ def test_a_search_all_of_whose_trials_fail_ends() -> None:
 
 
 def test_a_trial_that_the_infrastructure_lost_ends_the_feed_without_waiting() -> None:
-    feed = StudyFeed([study_of(plan_of(WEIGHT))], {}, Spending(SearchBudget()), lead=3)
-    for trial in start_feed(feed):
+    feed = StudyQueue([study_of(plan_of(WEIGHT))], {}, BudgetTracker(SearchBudget()), lead=3)
+    for trial in start_queue(feed):
         feed.lose(trial.key)
     assert feed.next() is None
     assert feed.finished
@@ -264,8 +264,8 @@ def test_every_value_lies_within_its_prior_and_reads_the_same_everywhere() -> No
 
 def test_methods_go_in_rounds_also_when_one_is_slower() -> None:
     studies = [study_of(plan_of(WEIGHT, method=method)) for method in "abc"]
-    feed = StudyFeed(studies, {}, Spending(SearchBudget()), lead=3)
-    under_way = start_feed(feed)
+    feed = StudyQueue(studies, {}, BudgetTracker(SearchBudget()), lead=3)
+    under_way = start_queue(feed)
     assert Counter(trial.method for trial in under_way) == {"a": 5, "b": 5, "c": 5}
     assert [trial.method for trial in under_way[:6]] == list("abcabc")
     # Nothing of c ends.
@@ -274,26 +274,26 @@ def test_methods_go_in_rounds_also_when_one_is_slower() -> None:
     while running:
         trial = running.pop(0)
         feed.add(record_of(trial, peak(trial)))
-        running += start_feed(feed)
+        running += start_queue(feed)
     counts = Counter(trial.method for trial in feed.known.values())
     assert counts["c"] == 5
     assert counts["a"] == counts["b"] == 5 + 3, "ahead of the slowest by the lead and no more"
     assert not feed.finished
     for trial in waiting:
         feed.add(record_of(trial, peak(trial)))
-    assert start_feed(feed)
+    assert start_queue(feed)
 
 
 def test_a_budget_ends_the_search_with_as_many_trials_of_each_method() -> None:
     for trials in (4, 7, 20):
         studies = [study_of(plan_of(WEIGHT, method=method)) for method in "abc"]
-        feed = StudyFeed(studies, {}, Spending(SearchBudget(trials=trials)), lead=3)
-        under_way = start_feed(feed)
+        feed = StudyQueue(studies, {}, BudgetTracker(SearchBudget(trials=trials)), lead=3)
+        under_way = start_queue(feed)
         started = list(under_way)
         while under_way:
             trial = under_way.pop(0)
             feed.add(record_of(trial, peak(trial)))
-            fresh = start_feed(feed)
+            fresh = start_queue(feed)
             under_way += fresh
             started += fresh
         assert len(started) == trials

@@ -10,20 +10,20 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from stillhouse.sweep.search.tpe_history import Window
+from stillhouse.sweep.search.tpe_history import BoundedHistory
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 MOST = 35
 
 
-def study_in(window: Window, directions: Sequence[StudyDirection]) -> optuna.Study:
+def study_in(window: BoundedHistory, directions: Sequence[StudyDirection]) -> optuna.Study:
     return optuna.create_study(directions=directions, storage=window, sampler=optuna.samplers.RandomSampler(seed=0))
 
 
 def told(directions: Sequence[StudyDirection], results: Sequence[Sequence[float] | None]) -> list[optuna.trial.FrozenTrial]:
     """What is in sight after these results; None is a point that can not run."""
-    study = study_in(Window(directions, MOST), directions)
+    study = study_in(BoundedHistory(directions, MOST), directions)
     for values in results:
         asked = study.ask(SPACE)
         asked.set_constraint("runs", 1.0 if values is None else 0.0)
@@ -68,7 +68,7 @@ def test_points_that_can_not_run_are_not_the_best() -> None:
 
 
 def test_trials_under_way_are_in_sight_and_what_was_dropped_is_not() -> None:
-    window = Window([MAX], MOST)
+    window = BoundedHistory([MAX], MOST)
     study = study_in(window, [MAX])
     running = study.ask(SPACE)
     for number in range(3 * MOST):
@@ -88,7 +88,7 @@ def test_what_stays_follows_from_what_was_told() -> None:
 
 
 def test_a_list_that_is_given_away_is_a_copy() -> None:
-    study = study_in(Window([MAX], MOST), [MAX])
+    study = study_in(BoundedHistory([MAX], MOST), [MAX])
     study.tell(study.ask(SPACE), 1.0)
     study.trials[0].values = [5.0]
     study.get_trials(deepcopy=False).clear()

@@ -7,8 +7,8 @@ import pytest
 
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget
-from stillhouse.sweep.search.budget import Spending, covered_seconds
-from stillhouse.sweep.search.trial_queue import ListFeed, start_feed, undone_note
+from stillhouse.sweep.search.budget import BudgetTracker, covered_seconds
+from stillhouse.sweep.search.trial_queue import ListQueue, start_queue, undone_note
 
 MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., TrialRecord]
@@ -28,9 +28,9 @@ def test_trials_are_handed_out_in_their_order_without_those_that_are_done(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     trials = [make_trial(key) for key in "abcd"]
-    feed = ListFeed(trials, {"b": make_record("b")}, Spending(SearchBudget()))
+    feed = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()))
     assert feed.has_next()
-    assert [trial.key for trial in start_feed(feed)] == ["a", "c", "d"]
+    assert [trial.key for trial in start_queue(feed)] == ["a", "c", "d"]
     assert list(feed.known) == list("abcd")
     assert feed.finished
     assert not feed.has_next()
@@ -38,13 +38,13 @@ def test_trials_are_handed_out_in_their_order_without_those_that_are_done(
 
 def test_what_is_refused_is_no_trial_of_the_phase_unless_it_is_done(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     trials = [make_trial(key) for key in "abc"]
-    feed = ListFeed(trials, {"b": make_record("b")}, Spending(SearchBudget()), refuse=lambda trial: trial.key in "bc")
-    assert [trial.key for trial in start_feed(feed)] == ["a"]
+    feed = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()), refuse=lambda trial: trial.key in "bc")
+    assert [trial.key for trial in start_queue(feed)] == ["a"]
     assert list(feed.known) == ["a", "b"]
 
 
 def test_looking_for_a_next_trial_does_not_hand_it_out(make_trial: MakeTrial) -> None:
-    feed = ListFeed([make_trial("a")], {}, Spending(SearchBudget()))
+    feed = ListQueue([make_trial("a")], {}, BudgetTracker(SearchBudget()))
     assert feed.has_next()
     assert feed.has_next()
     assert feed.next() is not None
@@ -56,15 +56,15 @@ def test_no_trial_starts_beyond_the_trials_and_epochs_of_all_runs(
     budget: dict[str, int], started: int, make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     earlier = make_record("earlier", (0.5, 0.6, 0.7), trial={"epochs": 3})
-    spending = Spending(SearchBudget(**budget), [earlier])
-    feed = ListFeed([make_trial(str(number), epochs=3) for number in range(5)], {}, spending)
-    assert len(start_feed(feed)) == started
+    spending = BudgetTracker(SearchBudget(**budget), [earlier])
+    feed = ListQueue([make_trial(str(number), epochs=3) for number in range(5)], {}, spending)
+    assert len(start_queue(feed)) == started
     assert (spending.reason is None) == (not budget)
     assert feed.finished
 
 
 def test_epochs_that_an_early_stop_saved_are_there_for_other_trials(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    spending = Spending(SearchBudget(epochs=10))
+    spending = BudgetTracker(SearchBudget(epochs=10))
     first, second = (make_trial(key, epochs=10) for key in "ab")
     assert not spending.over(first)
     spending.start(first)
@@ -78,7 +78,7 @@ def test_epochs_that_an_early_stop_saved_are_there_for_other_trials(make_trial: 
 def test_hours_pass_with_the_clock_and_with_what_earlier_runs_took(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     clock = Clock()
     hour = {"started": "2026-01-05T10:00:00+00:00", "finished": "2026-01-05T11:00:00+00:00"}
-    spending = Spending(SearchBudget(hours=2), [make_record("earlier", **hour)], started=clock.now, clock=clock)
+    spending = BudgetTracker(SearchBudget(hours=2), [make_record("earlier", **hour)], started=clock.now, clock=clock)
     assert not spending.over(make_trial())
     clock.now += 3599
     assert not spending.over(make_trial())
@@ -91,7 +91,7 @@ def test_trial_hours_count_every_trial_under_way_and_gpu_hours_its_share(
 ) -> None:
     clock = Clock()
     budgets = SearchBudget(trial_hours=2), SearchBudget(gpu_hours=1)
-    spent = [Spending(budget, gpus=0.5, clock=clock) for budget in budgets]
+    spent = [BudgetTracker(budget, gpus=0.5, clock=clock) for budget in budgets]
     for spending in spent:
         spending.start(make_trial("a"))
         spending.start(make_trial("b"))
@@ -118,9 +118,9 @@ def test_time_in_which_several_trials_ran_counts_once(make_record: MakeRecord) -
 def test_what_was_left_undone_is_said_by_method(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     trials = [make_trial(f"{method}{number}", method=method) for number in range(3) for method in ("kd", "scratch")]
     records: dict[str, TrialRecord] = {}
-    spending = Spending(SearchBudget(trials=3))
-    feed = ListFeed(trials, records, spending)
-    for trial in start_feed(feed):
+    spending = BudgetTracker(SearchBudget(trials=3))
+    feed = ListQueue(trials, records, spending)
+    for trial in start_queue(feed):
         feed.add(make_record(trial.key))
     assert feed.undone() == Counter(kd=1, scratch=2)
     assert spending.reason is not None

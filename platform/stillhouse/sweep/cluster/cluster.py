@@ -34,22 +34,22 @@ from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
 from stillhouse.home_access.keeper import start_keeper
 from stillhouse.home_access.leases import EXPIRE_S, LeaseHolder
-from stillhouse.home_access.node_home import HomeAddress, kept_home
+from stillhouse.home_access.node_home import HomeAddress, shared_home
 from stillhouse.models.size_brackets import size_bracket
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import addable_nodes, check_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.placement import Placement, place, ray_options, worker_bundles
-from stillhouse.sweep.execution.early_stopping import BracketedScheduler, InTurn, key_of, make_ladder
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, key_of, make_stopping_rule
 from stillhouse.sweep.execution.latency import measure_models
-from stillhouse.sweep.execution.trainable import NO_ROOM, TRIAL_KEY, DistillTrial
+from stillhouse.sweep.execution.trainable import DISK_FULL, TRIAL_CONFIG, DistillTrial
 from stillhouse.sweep.execution.trial_runner import TrialEnvironment, now
-from stillhouse.sweep.execution.tune_searcher import FeedSearcher
+from stillhouse.sweep.execution.tune_searcher import QueueSearcher
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.search.trial_queue import Feed
-from stillhouse.sweep.shutdown import PATIENCE_S, Ending
+from stillhouse.sweep.search.trial_queue import TrialQueue
+from stillhouse.sweep.shutdown import TIMEOUT_S, ShutdownRequest
 from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition
 from stillhouse.teachers.given_weights import bring_weights
@@ -61,7 +61,7 @@ _DEATHS = ("because its worker process has died", "due to the node running low o
 _ATTEMPT = "Failure # "
 """What Tune writes in front of each of a trial's errors (ray 2.60)."""
 _RESTARTS_OF_A_TEACHER = 3
-ACTOR_PATIENCE_S = 120.0
+ACTOR_TIMEOUT_S = 120.0
 """How long a teacher's actor that is gone is waited for."""
 _PAUSE_S = 1.0
 _STATUS_INTERVAL_S = 0.5
@@ -69,7 +69,7 @@ _MAX_CONCURRENT_REMOTE = 256
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostTrial:
     """A trial that has no record because the infrastructure failed it.
 
     Attributes:
@@ -113,7 +113,9 @@ class Cluster:
             address has other versions.
     """
 
-    def __init__(self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: Ending) -> None:
+    def __init__(
+        self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: ShutdownRequest
+    ) -> None:
         self._spec = spec
         self._progress = progress
         self._ending = ending
@@ -135,7 +137,7 @@ class Cluster:
             self._placement = self._check_placement(home)
             if not self._local:
                 # Also where all nodes share the home: an autoscaler may add one that does not.
-                self.home = kept_home(home, spec.knowledge.max_bytes)
+                self.home = shared_home(home, spec.knowledge.max_bytes)
                 self._handles.append(keeper := start_keeper(self.home))
                 self._leases.hold(keeper, again=partial(start_keeper, self.home))
         except BaseException:
@@ -234,14 +236,14 @@ class Cluster:
 
     def run(
         self,
-        feed: Feed,
+        feed: TrialQueue,
         environment: TrialEnvironment,
         *,
         parameters: Callable[[Trial], int],
         history: Iterable[TrialRecord],
         on_record: Callable[[TrialRecord], None],
         give_up: Callable[[], bool] = lambda: False,
-    ) -> list[Lost]:
+    ) -> list[LostTrial]:
         """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
 
         Args:
@@ -282,7 +284,7 @@ class Cluster:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=FeedSearcher(feed, follow),
+                search_alg=QueueSearcher(feed, follow),
                 num_samples=max(1, feed.expected),
                 scheduler=self._scheduler(feed, brackets, history),
                 max_concurrent_trials=self._concurrent(feed.expected),
@@ -310,15 +312,15 @@ class Cluster:
             raise InfrastructureError(watch.no_room)
         return [] if self._ending.asked else watch.lost()
 
-    def _scheduler(self, feed: Feed, brackets: dict[str, int], history: Iterable[TrialRecord]) -> InTurn:
+    def _scheduler(self, feed: TrialQueue, brackets: dict[str, int], history: Iterable[TrialRecord]) -> FifoScheduler:
         search = self._spec.search
         # A confirming trial is there to be measured, not to be stopped.
         if search.scheduler == "none" or not feed.stoppable:
-            return InTurn()
+            return FifoScheduler()
         earlier = list(history)
         brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
         return BracketedScheduler(
-            lambda: make_ladder(search),
+            lambda: make_stopping_rule(search),
             brackets=brackets,
             history=earlier,
         )
@@ -365,9 +367,9 @@ class Cluster:
                     raise InfrastructureError(
                         f"teacher '{name}' died {deaths} times while it was made ready: {error}"
                     ) from error
-                if time.monotonic() - heard > ACTOR_PATIENCE_S:
+                if time.monotonic() - heard > ACTOR_TIMEOUT_S:
                     raise InfrastructureError(
-                        f"teacher '{name}' did not come back for {ACTOR_PATIENCE_S:.0f} s: {error}"
+                        f"teacher '{name}' did not come back for {ACTOR_TIMEOUT_S:.0f} s: {error}"
                     ) from error
                 time.sleep(_PAUSE_S)
                 continue
@@ -392,7 +394,7 @@ class Cluster:
         with self._ending.patiently():
             while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
                 if self._ending.asked and deadline == math.inf:
-                    deadline = time.monotonic() + PATIENCE_S
+                    deadline = time.monotonic() + TIMEOUT_S
                     handle.end.remote()
                 if time.monotonic() > deadline:
                     raise Interrupted("interrupted")
@@ -456,9 +458,9 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._trials[trial.key] = trial
         self._open[trial.key] = "it was never started"
 
-    def lost(self) -> list[Lost]:
+    def lost(self) -> list[LostTrial]:
         """Trials without a record, and why."""
-        return [Lost(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
+        return [LostTrial(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
 
     def collect(self) -> None:
         """Takes in the records of trials that ended when nobody listened any more."""
@@ -467,14 +469,14 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
                 self._done(record)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = key_of(trial.config[TRIAL_KEY])
+        key = key_of(trial.config[TRIAL_CONFIG])
         self._started.setdefault(key, now())
         self._open[key] = "it was interrupted"
         self._progress.trial_started(self._trials[key])
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = result["key"]
-        if result["status"] == NO_ROOM:
+        if result["status"] == DISK_FULL:
             self.no_room = self.no_room or result["reason"]
         curve = self._curves.setdefault(key, {})
         for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
@@ -484,10 +486,10 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
             self._progress.trial_epoch(key, result["epoch"], result["validation_accuracy"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = key_of(trial.config[TRIAL_KEY])
+        key = key_of(trial.config[TRIAL_CONFIG])
         record = self._ledger.read(key)
         status = trial.last_result.get("status")
-        if record is None and status == NO_ROOM:
+        if record is None and status == DISK_FULL:
             return
         if record is None and status in ("finished", "failed"):
             # It was written; nobody stopped this trial.
@@ -513,11 +515,11 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._note_error(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._lose(key_of(trial.config[TRIAL_KEY]), _last_sentence(self._note_error(trial)))
+        self._lose(key_of(trial.config[TRIAL_CONFIG]), _last_sentence(self._note_error(trial)))
 
     def _note_error(self, trial: Any) -> str:
         """Counts the deaths of a trial's workers; gives the text of its last error."""
-        key = key_of(trial.config[TRIAL_KEY])
+        key = key_of(trial.config[TRIAL_CONFIG])
         text = ""
         with suppress(OSError):
             text = Path(trial.error_file).read_text().rpartition(_ATTEMPT)[2]
@@ -550,7 +552,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         )
 
 
-def asked(handle: Any, method: str, *arguments: Any) -> Any:
+def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
     """One call of a teacher's actor from the driver, repeated while the actor is started again.
 
     Raises:
@@ -558,7 +560,7 @@ def asked(handle: Any, method: str, *arguments: Any) -> Any:
         UsageError: the call raised there.
         StillhouseError: the actor's own, such as a full disk behind a restart.
     """
-    deadline = time.monotonic() + ACTOR_PATIENCE_S
+    deadline = time.monotonic() + ACTOR_TIMEOUT_S
     while True:
         try:
             return ray.get(getattr(handle, method).remote(*arguments))
@@ -602,7 +604,7 @@ def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan
 
 
 def _trial_name(trial: Any) -> str:
-    return key_of(trial.config[TRIAL_KEY])
+    return key_of(trial.config[TRIAL_CONFIG])
 
 
 def _last_sentence(error: str) -> str:

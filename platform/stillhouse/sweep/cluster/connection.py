@@ -20,7 +20,7 @@ from stillhouse.spec.schema import SweepSpec
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 _RAYS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
 """What Ray raises when it does not start or a cluster can not be joined."""
 _TOKEN_FILE = Path("~/.ray/auth_token")
@@ -81,7 +81,7 @@ def _knock(address: str) -> None:
     try:
         if not host:
             raise ValueError("it is not HOST:PORT")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InfrastructureError(
             f"can not reach the cluster at {address}: {getattr(error, 'strerror', None) or error}; "

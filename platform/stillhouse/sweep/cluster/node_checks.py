@@ -32,14 +32,14 @@ from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.placement import NodeKind
 from stillhouse.tracking import Location, locate
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow")
 _HEAD = "node:__internal_head__"
 _LARGEST_CLOCK_DIFFERENCE_S = 10.0
-_SOCKET_PATIENCE_S = 10.0
-_GPU_PATIENCE_S = 60.0
+_SOCKET_TIMEOUT_S = 10.0
+_GPU_TIMEOUT_S = 60.0
 _LOSSES = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
-_LOSS_PATIENCE_S, _LOSS_PAUSE_S = 30.0, 1.0
+_LOSS_TIMEOUT_S, _LOSS_PAUSE_S = 30.0, 1.0
 """Ray notices within about 20 s that a machine is gone without a word."""
 
 
@@ -127,7 +127,7 @@ def check_nodes(home: Path) -> list[str]:
 
 def _ask_again(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
     """The reports without nodes that went while they were asked: Ray lists a dead one as alive until it misses it."""
-    found, deadline = list(reports), time.monotonic() + _LOSS_PATIENCE_S
+    found, deadline = list(reports), time.monotonic() + _LOSS_TIMEOUT_S
     while True:
         alive = {_name(node) for node in _usable_nodes()}
         found = [report for report in found if report.facts is not None or report.node in alive]
@@ -163,7 +163,7 @@ def addable_nodes() -> list[NodeKind] | None:
     if head is None:
         return []
     try:
-        config: dict[str, Any] | None = ray.get(_on(head, _autoscaler_config), timeout=PATIENCE_S)
+        config: dict[str, Any] | None = ray.get(_on(head, _autoscaler_config), timeout=TIMEOUT_S)
     except (RayError, GetTimeoutError):
         return []
     return None if config is None else kinds_of_config(config)
@@ -202,7 +202,7 @@ def ask_nodes(home: Path, location: Location | None = None, among: Collection[st
         errands = [
             _on(node, look_around, str(folder), _reachable_part(location), node["Resources"].get("GPU", 0)) for node in nodes
         ]
-        done = set(ray.wait(errands, num_returns=len(errands), timeout=PATIENCE_S)[0])
+        done = set(ray.wait(errands, num_returns=len(errands), timeout=TIMEOUT_S)[0])
         return [_report(node, errand, folder, done=errand in done) for node, errand in zip(nodes, errands, strict=True)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -332,7 +332,7 @@ def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -
     name, gpus = _name(node), float(node["Resources"].get("GPU", 0))
     if not done:
         ray.cancel(errand, force=True)
-        return NodeReport(node=name, gpus=gpus, facts=None, error=f"no worker answered within {PATIENCE_S:.0f} s")
+        return NodeReport(node=name, gpus=gpus, facts=None, error=f"no worker answered within {TIMEOUT_S:.0f} s")
     try:
         facts = {**ray.get(errand), "home": str(folder.parent)}
         apart = _clock_difference(node)
@@ -349,7 +349,7 @@ def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -
 def _clock_difference(node: Mapping[str, Any]) -> float:
     """Seconds by which the node's clock must differ from this one's, by a call to a worker that is there already."""
     before = time.time()
-    there: float = ray.get(_on(node, time.time), timeout=PATIENCE_S)
+    there: float = ray.get(_on(node, time.time), timeout=TIMEOUT_S)
     after = time.time()
     return max(0.0, before - there, there - after)
 
@@ -391,10 +391,10 @@ def _knock(tracking: str) -> str:
     """Why the tracking store can not be reached from here; empty when it can."""
     try:
         if tracking.startswith("http"):
-            urllib.request.urlopen(tracking, timeout=_SOCKET_PATIENCE_S).close()  # noqa: S310
+            urllib.request.urlopen(tracking, timeout=_SOCKET_TIMEOUT_S).close()  # noqa: S310
         else:
             host, _, port = tracking.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_SOCKET_PATIENCE_S).close()
+            socket.create_connection((host, int(port)), timeout=_SOCKET_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         if error.code == 403:
             return "the server refuses this name of its host; start it with --allowed-hosts"
@@ -411,7 +411,7 @@ def _visible_gpus() -> int | str:
     free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         found = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_PATIENCE_S, env=free
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=free
         )
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)

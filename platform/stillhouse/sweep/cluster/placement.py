@@ -9,8 +9,8 @@ from typing import Any
 from stillhouse.spec.schema import Claim, Resources, SweepSpec, TrialResources
 
 _LEAST = 1e-9
-_MOST_TRIALS = 10_000
-_MOST_STEPS = 1_000
+_MAX_TRIALS = 10_000
+_MAX_STEPS = 1_000
 """Of a search for the teachers' places, which none of a few teachers on a few kinds of nodes comes near."""
 
 
@@ -101,7 +101,7 @@ def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind
             problems.append(problem)
         teachers[name] += (node_id or "",)
     # The spec may plan more than the cluster will ever hold, and a small trial fits a large cluster very often.
-    trials = min(found.room + sum(found.room_added.values()), spec.max_concurrent_trials or _MOST_TRIALS)
+    trials = min(found.room + sum(found.room_added.values()), spec.max_concurrent_trials or _MAX_TRIALS)
     if not trials:
         problems.append(_reason("trial_resources", spec.trial_resources, [*nodes, *addable]))
     added, rest = dict(found.added), trials - found.room
@@ -147,7 +147,7 @@ class _Found:
 
 
 class _Search:
-    """Looks through the places that teachers can take, the most promising first; gives up in very large searches."""
+    """PlotStyle through the places that teachers can take, the most promising first; gives up in very large searches."""
 
     def __init__(
         self, claims: Sequence[Resources], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
@@ -179,7 +179,7 @@ class _Search:
         if not labels_match(dict(shape.labels), claim.labels):
             return 0
         free = dict(zip(self._resources, shape.free, strict=True))
-        return min((int(free[name] / share + _LEAST) for name, share in bundle(claim).items()), default=_MOST_TRIALS)
+        return min((int(free[name] / share + _LEAST) for name, share in bundle(claim).items()), default=_MAX_TRIALS)
 
     def _without(self, shape: _Shape, claim: Resources) -> _Shape:
         needs = bundle(claim)
@@ -199,7 +199,7 @@ class _Search:
     def _look(self, rooms: _Rooms, added: Mapping[str, int], nodes: tuple[str | None, ...]) -> None:
         here = self._found(rooms, added, nodes)
         # A further teacher never makes room.
-        if self._best is not None and (here.worth <= self._best.worth or self._steps > _MOST_STEPS):
+        if self._best is not None and (here.worth <= self._best.worth or self._steps > _MAX_STEPS):
             return
         self._steps += 1
         if len(nodes) == len(self._claims):

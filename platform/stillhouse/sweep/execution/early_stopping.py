@@ -11,20 +11,20 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SearchSpec
-from stillhouse.sweep.execution.trainable import TRIAL_KEY
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
 
 METRIC = "validation_accuracy"
 _TIME = "epoch"
 
 
-class Ladder(Protocol):
+class StoppingRule(Protocol):
     """Which trials of one size lag behind. Trials are known by their keys; epochs that are not comparable never get here."""
 
     def stops(self, key: str, epoch: int, accuracy: float) -> bool:
         """Takes in the accuracy of a trial behind an epoch; whether the trial should stop now."""
 
 
-class AshaLadder:
+class AshaRule:
     """Asynchronous successive halving (arXiv 1810.05934), as Tune has it."""
 
     def __init__(self, *, max_epochs: int, grace_epochs: int, reduction_factor: float) -> None:
@@ -47,7 +47,7 @@ class AshaLadder:
         return bool(self._rungs.on_trial_result(None, stand_in, {_TIME: epoch, METRIC: accuracy}) == TrialScheduler.STOP)
 
 
-class MedianLadder:
+class MedianRule:
     """The median stopping rule of Google Vizier (Golovin et al., KDD 2017, 3.2.1).
 
     A trial stops behind epoch t if its best accuracy so far is below the median of the others' mean accuracies up to t.
@@ -74,14 +74,14 @@ class MedianLadder:
         return behind
 
 
-def make_ladder(search: SearchSpec) -> Ladder:
+def make_stopping_rule(search: SearchSpec) -> StoppingRule:
     """The rule that the spec names."""
     if search.scheduler == "median":
-        return MedianLadder(grace_epochs=search.grace_epochs)
-    return AshaLadder(max_epochs=search.max_epochs, grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor)
+        return MedianRule(grace_epochs=search.grace_epochs)
+    return AshaRule(max_epochs=search.max_epochs, grace_epochs=search.grace_epochs, reduction_factor=search.reduction_factor)
 
 
-class InTurn(FIFOScheduler):  # type: ignore[misc]  # ray is not typed
+class FifoScheduler(FIFOScheduler):  # type: ignore[misc]  # ray is not typed
     """Trials start in the order in which they came.
 
     Tune's own FIFO scheduler looks at every trial there ever was, at each step of the controller, to name one that waits.
@@ -92,7 +92,7 @@ class InTurn(FIFOScheduler):  # type: ignore[misc]  # ray is not typed
         return None
 
 
-class BracketedScheduler(InTurn):
+class BracketedScheduler(FifoScheduler):
     """Early stopping with one ladder per size bracket.
 
     Results of stages that say nothing about the student's end are not compared. Which trials stop depends on the order in
@@ -104,11 +104,11 @@ class BracketedScheduler(InTurn):
     """
 
     def __init__(
-        self, new_ladder: Callable[[], Ladder], *, brackets: Mapping[str, int], history: Iterable[TrialRecord] = ()
+        self, new_ladder: Callable[[], StoppingRule], *, brackets: Mapping[str, int], history: Iterable[TrialRecord] = ()
     ) -> None:
         super().__init__()
         self._brackets = brackets
-        self._ladders: defaultdict[int, Ladder] = defaultdict(new_ladder)
+        self._ladders: defaultdict[int, StoppingRule] = defaultdict(new_ladder)
         for record in history:
             if record.trial.key in brackets and record.status != "failed":
                 for entry in record.curve:
@@ -122,7 +122,7 @@ class BracketedScheduler(InTurn):
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         if not result.get("comparable", False):
             return str(TrialScheduler.CONTINUE)
-        stops = self._stops(key_of(trial.config[TRIAL_KEY]), result[_TIME], result[METRIC])
+        stops = self._stops(key_of(trial.config[TRIAL_CONFIG]), result[_TIME], result[METRIC])
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def _stops(self, key: str, epoch: int, accuracy: float) -> bool:

@@ -20,11 +20,11 @@ from stillhouse.workers import prepare_worker
 
 Result = TypeVar("Result")
 # The longest that a worker waits for another: for its share of a batch, or for knowledge that is being filled.
-_PATIENCE = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=10)
 _TRIAL, _INFRASTRUCTURE, _LOST = "trial", "infrastructure", "lost"
 
 
-class Peer:
+class GroupWorker:
     """Worker 1 or higher of a trial, in an actor. Its calls return what went wrong, they do not raise."""
 
     def __init__(self, rank: int, environment: TrialEnvironment, data: list[Any]) -> None:
@@ -36,7 +36,7 @@ class Peer:
 
     def join(self, host: str, port: int) -> None:
         """Meets the others at worker 0."""
-        _join(TCPStore(host, port, self._workers.size, is_master=False, timeout=_PATIENCE), self._workers)
+        _join(TCPStore(host, port, self._workers.size, is_master=False, timeout=_TIMEOUT), self._workers)
 
     def begin(self, trial: str) -> tuple[str, str] | None:
         def make() -> None:
@@ -60,7 +60,7 @@ class Peer:
         return None
 
 
-class Peers:
+class WorkerGroup:
     """The other workers of the trials of this process, seen from worker 0. They serve one trial after the other.
 
     Raises:
@@ -72,7 +72,7 @@ class Peers:
         self.broken = False
         group = ray.util.get_current_placement_group()
         shares = group.bundle_specs
-        peer = ray.remote(Peer)
+        peer = ray.remote(GroupWorker)
         self._handles = [
             peer.options(
                 num_cpus=shares[rank].get("CPU", 0),
@@ -84,7 +84,7 @@ class Peers:
         ]
         host = ray.util.get_node_ip_address()
         try:
-            store = TCPStore(host, 0, self.workers.size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+            store = TCPStore(host, 0, self.workers.size, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
             joining = [handle.join.remote(host, store.port) for handle in self._handles]
             _join(store, self.workers)
             ray.get(joining)
@@ -99,7 +99,7 @@ class Peers:
 
         Raises:
             InfrastructureError: a worker is gone, or has met one.
-            TogetherError: the trial failed on another worker.
+            WorkerGroupError: the trial failed on another worker.
             Exception: what `own` raised, where it is the cause.
         """
         answers = [getattr(handle, call).remote(*arguments) for handle in self._handles]
@@ -118,7 +118,7 @@ class Peers:
             raise failure
         for kind, reason in sorted(told, key=lambda each: (_TRIAL, _INFRASTRUCTURE, _LOST).index(each[0])):
             if kind == _TRIAL:
-                raise TogetherError(reason) from failure
+                raise WorkerGroupError(reason) from failure
             raise InfrastructureError(f"the workers of a trial lost each other: {reason}") from failure
         raise InfrastructureError(f"the workers of a trial lost each other: {_first_line(failure)}") from failure
 
@@ -138,7 +138,7 @@ class Peers:
         return [each for each in told if each is not None]
 
 
-class TogetherError(TrialError):
+class WorkerGroupError(TrialError):
     """Another worker's failure; the message is the reason for the ledger."""
 
 
@@ -149,7 +149,7 @@ def own_device() -> str:
 
 def _join(store: TCPStore, workers: Workers) -> None:
     backend = "nccl" if own_device() == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=workers.rank, world_size=workers.size, timeout=_PATIENCE)
+    dist.init_process_group(backend, store=store, rank=workers.rank, world_size=workers.size, timeout=_TIMEOUT)
 
 
 def _leave() -> None:

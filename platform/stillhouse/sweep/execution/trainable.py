@@ -12,18 +12,24 @@ from ray import tune
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, is_disk_full
 from stillhouse.spec.records import Trial
-from stillhouse.sweep.execution.multi_worker import Peers, own_device
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment, TrialRunner, failed_record, failure_reason, kept_record
+from stillhouse.sweep.execution.multi_worker import WorkerGroup, own_device
+from stillhouse.sweep.execution.trial_runner import (
+    TrialEnvironment,
+    TrialRunner,
+    existing_record,
+    failed_record,
+    failure_reason,
+)
 from stillhouse.workers import prepare_worker
 
-TRIAL_KEY = "trial"
-NO_ROOM = "no room"
+TRIAL_CONFIG = "trial"
+DISK_FULL = "no room"
 
 
 class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
     """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
 
-    A full disk is no trial's fault and no other attempt mends it: it is reported as `NO_ROOM`, and the driver ends the sweep.
+    A full disk is no trial's fault and no other attempt mends it: it is reported as `DISK_FULL`, and the driver ends the sweep.
 
     `data` holds the reference of the data set in the object store, so that a node has one copy.
     Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
@@ -34,7 +40,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._environment = environment
         self._shared_data = data
         self._data = ImageData.from_arrays(*ray.get(data[0]))
-        self._peers: Peers | None = None
+        self._peers: WorkerGroup | None = None
         self._runner: TrialRunner | None = None
         self._begin(config)
 
@@ -90,7 +96,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
             return TrialRunner(self._trial, self._environment, self._data, device=device)
         if self._peers is None or self._peers.broken:
             self._end_peers()
-            self._peers = Peers(self._environment, self._shared_data)
+            self._peers = WorkerGroup(self._environment, self._shared_data)
         return self._peers.together(
             "begin",
             self._trial.model_dump_json(),
@@ -103,13 +109,13 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._peers = None
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._trial = Trial.model_validate_json(config[TRIAL_KEY])
+        self._trial = Trial.model_validate_json(config[TRIAL_CONFIG])
         self._reported = self._resting = False
         self._no_room: BaseException | None = None
         self._done = "failed"
         device = own_device()
         try:
-            if (record := kept_record(self._trial, self._environment)) is not None:
+            if (record := existing_record(self._trial, self._environment)) is not None:
                 self._done = record.status
                 return
             self._runner = self._make_runner(device)
@@ -135,7 +141,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return result
 
     def _report_no_room(self, error: BaseException) -> dict[str, Any]:
-        return {**self._report(None, status=NO_ROOM), "reason": " ".join(str(error).split())}
+        return {**self._report(None, status=DISK_FULL), "reason": " ".join(str(error).split())}
 
     def _release(self) -> None:
         """A process that is used again must not keep the last trial's memory."""

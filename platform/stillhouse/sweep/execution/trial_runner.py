@@ -18,7 +18,7 @@ from torch import nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.parallel import ALONE, Workers, parting_problem
+from stillhouse.distill.parallel import ALONE, Workers, split_problem
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, TrialError
@@ -164,7 +164,7 @@ class TrialRunner:
             return self._trainer.run_epoch()
         except torch.OutOfMemoryError:
             allowed = self._environment.training.micro_batch == "auto" and self._workers.size == 1
-            if not allowed or parting_problem(self._trainer.method) is not None or self._micro_batch == 1:
+            if not allowed or split_problem(self._trainer.method) is not None or self._micro_batch == 1:
                 raise
         return None
 
@@ -335,7 +335,7 @@ def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseExcept
     return record
 
 
-def kept_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
+def existing_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
     """The trial's record, if it has one already: a worker may die before it could say that it was done."""
     home = environment.own_home
     ledger = Ledger(home.here(environment.folder) / "ledger")

@@ -6,18 +6,18 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from stillhouse.spec.records import Trial
-from stillhouse.sweep.execution.trainable import TRIAL_KEY
-from stillhouse.sweep.search.trial_queue import Feed
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
+from stillhouse.sweep.search.trial_queue import TrialQueue
 
 
-class FeedSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
+class QueueSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
     """Hands the trials of a feed to Tune. The feed learns of results from whoever reads the records.
 
     Args:
         on_trial: told of each trial before Tune has it.
     """
 
-    def __init__(self, feed: Feed, on_trial: Callable[[Trial], None]) -> None:
+    def __init__(self, feed: TrialQueue, on_trial: Callable[[Trial], None]) -> None:
         super().__init__()
         self._feed = feed
         self._on_trial = on_trial
@@ -31,7 +31,7 @@ class FeedSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
         if trial is None:
             return Searcher.FINISHED if self._feed.finished else None
         self._on_trial(trial)
-        return {TRIAL_KEY: trial.model_dump_json()}
+        return {TRIAL_CONFIG: trial.model_dump_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to do."""

@@ -32,8 +32,8 @@ _DECIDES_NO_RESULT = (
     *(f"search.budget.{key}" for key in SearchBudget.model_fields),
 )
 """Which trials are run and which are stopped early, not what those give that run to their end."""
-TRIALS_KEY = "search.trials_per_method"
-_LOCK_PATIENCE_S, _LOCK_PAUSE_S = 0.5, 0.02
+TRIALS_PER_METHOD = "search.trials_per_method"
+_LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 """`is_running` holds the lock too, for a moment."""
 
 
@@ -67,7 +67,7 @@ class SweepHome:
             InfrastructureError: another driver holds it, or the folder can not be written.
         """
         path = self.folder / "lock"
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,10 +109,10 @@ class SweepHome:
 
     @property
     def is_removed(self) -> bool:
-        """Whether the folder is gone since `keep_spec`; workers may have made parts of it again."""
+        """Whether the folder is gone since `write_spec`; workers may have made parts of it again."""
         return self._started and not (self.folder / "spec.json").exists()
 
-    def keep_spec(
+    def write_spec(
         self,
         spec: Mapping[str, Any],
         *,
@@ -168,7 +168,7 @@ class SweepHome:
             ) from error
         return spec
 
-    def kept_spec(self) -> dict[str, Any]:
+    def read_spec_dict(self) -> dict[str, Any]:
         """The spec as noted.
 
         Raises:
@@ -292,16 +292,18 @@ def extended_spec(spec: Mapping[str, Any], trials_per_method: int) -> dict[str, 
         UsageError: the algorithm has no number of trials, or it has more than that already.
     """
     search = dict(spec.get("search", {}))
-    section, _, key = TRIALS_KEY.partition(".")
+    section, _, key = TRIALS_PER_METHOD.partition(".")
     if search.get("algorithm") == "grid":
-        raise UsageError(f"a grid runs every combination, so {TRIALS_KEY} has no effect; change the spec and use --fork NAME")
+        raise UsageError(
+            f"a grid runs every combination, so {TRIALS_PER_METHOD} has no effect; change the spec and use --fork NAME"
+        )
     if trials_per_method < search.get(key, 0):
         raise UsageError(f"--trials must be >= {search[key]}, which the sweep has, got {trials_per_method}")
     return {**spec, section: {**search, key: trials_per_method}}
 
 
 def _remedy(changed: Sequence[str]) -> str:
-    if changed == [TRIALS_KEY]:
+    if changed == [TRIALS_PER_METHOD]:
         return "use `stillhouse extend NAME --trials N` for more trials, and `stillhouse resume NAME` to go on as it is"
     return "go on under a new name with --fork NAME, or undo the change to go on with the old one"
 

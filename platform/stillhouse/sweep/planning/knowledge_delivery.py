@@ -23,7 +23,7 @@ class Asked:
     trials: int = 1
 
 
-class KnowledgeRoom:
+class StoreQuota:
     """The store as one sweep uses it: what it may take there, what it has taken, and what others must leave for it.
 
     Args:

@@ -21,7 +21,7 @@ from stillhouse.sweep.planning.knowledge_delivery import Asked, form_of_logits
 from stillhouse.teachers.service import kind_id
 
 
-def asked_knowledge(
+def knowledge_demand(
     spec: SweepSpec, trials: Iterable[Trial], data: ImageData, views: Views, *, adaptive: bool
 ) -> dict[str, dict[str, Asked]]:
     """By teacher, every kind that one of the trials asks of it, by its text; one forward pass of a view gives them all.

@@ -23,9 +23,9 @@ from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial, TrialRe
 from stillhouse.spec.schema import ADAPTIVE, SearchBudget, SweepSpec, TeacherSpec
 from stillhouse.sweep.planning.spec_check import MLFLOW, TORCHVISION, Skipped, survey
 from stillhouse.sweep.search.adaptive import AdaptiveSearch, plan_studies, settle
-from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw
-from stillhouse.sweep.search.trial_queue import Feed, ListFeed, start_feed
+from stillhouse.sweep.search.trial_queue import ListQueue, TrialQueue, start_queue
 
 KEY_DIGITS = 16
 KEY_VERSION = 1
@@ -132,10 +132,10 @@ class Plan:
     def feed(
         self,
         records: Mapping[str, TrialRecord],
-        spending: Spending,
+        spending: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
-    ) -> Feed:
+    ) -> TrialQueue:
         """Hands out the trials of the search phase that `records` lack.
 
         Args:
@@ -143,7 +143,7 @@ class Plan:
         """
         if self.search is not None:
             return self.search.feed(records, spending, refuse=refuse)
-        return ListFeed(self.trials, records, spending, refuse=refuse)
+        return ListQueue(self.trials, records, spending, refuse=refuse)
 
     def size_of(self, trial: Trial) -> ModelSize:
         """The size of the trial's student."""
@@ -316,7 +316,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
     ordered = expected = _interleaved(trials.values(), spec)
     if spec.search.algorithm in ADAPTIVE:
         search = _adaptive_search(spec, found.draws, trials.values(), keys, data)
-        ordered = start_feed(search.feed({}, Spending(SearchBudget())))
+        ordered = start_queue(search.feed({}, BudgetTracker(SearchBudget())))
         expected = _expected(search, ordered)
         duplicates = Counter()
     students = _planned_students(expected, data)

@@ -19,7 +19,7 @@ from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, da
 from stillhouse.data.views import policy_problems
 from stillhouse.distill.hyperparameters import make_method, plain, setting_problems, typed
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
-from stillhouse.distill.parallel import parting_problem
+from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.trainer import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, SpecError, UsageError, did_you_mean
@@ -376,7 +376,7 @@ class _Surveyor:
         taught = teacher is not None
         try:
             method = make_method(draw.method, draw.hyperparameters)
-            if (parted := self._parted()) and (problem := parting_problem(method)):
+            if (parted := self._parted()) and (problem := split_problem(method)):
                 return f"{problem}, and {parted}"
             try:
                 # Without a teacher, the student stands in for one, to learn whether anything is asked of it.

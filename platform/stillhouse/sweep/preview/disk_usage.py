@@ -16,8 +16,8 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.blueprint import sketch
 from stillhouse.models.features import FeatureReader
-from stillhouse.sweep.planning.knowledge_delivery import KnowledgeRoom
-from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import Plan, make_views
 from stillhouse.teachers.delivery_cost import readable_bytes
 
@@ -108,9 +108,9 @@ def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
     """
     spec, views = plan.spec, make_views(plan.spec, data)
     samples, width = len(data.train.labels), np.dtype(spec.knowledge.dtype).itemsize
-    room = KnowledgeRoom(spec.knowledge, home)
+    room = StoreQuota(spec.knowledge, home)
     kinds: list[KindVolume] = []
-    for name, asked in asked_knowledge(spec, plan.asking, data, views, adaptive=plan.search is not None).items():
+    for name, asked in knowledge_demand(spec, plan.asking, data, views, adaptive=plan.search is not None).items():
         teacher = spec.teachers[name]
         shapes = _shapes(teacher.model, teacher.options, {text: each.kind for text, each in asked.items()}, data)
         sizes = {text: None if shape is None else width * math.prod(shape) for text, shape in shapes.items()}

@@ -24,12 +24,12 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.placement import Placement, place, ray_options
-from stillhouse.sweep.planning.knowledge_demand import asked_knowledge
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import Plan, PlannedStudent, make_views
 from stillhouse.workers import prepare_worker
 
 SECONDS_EACH = 1.0
-_MOST_STUDENTS = 16
+_MAX_STUDENTS = 16
 _FEW_BATCHES = 4
 _EVALUATED = 512
 _TAUGHT = 64
@@ -191,7 +191,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     gpu_s = trials_s * spec.trial_resources.gpu
 
     views = make_views(spec, data)
-    asked_of = asked_knowledge(spec, plan.asking, data, views, adaptive=plan.search is not None)
+    asked_of = knowledge_demand(spec, plan.asking, data, views, adaptive=plan.search is not None)
     asking = Counter(name for trial in plan.asking for name in trial.teachers)
     shared_s = training_s = inside_s = 0.0
     for teacher in plan.teachers:
@@ -351,10 +351,10 @@ def _excerpt(data: ImageData, batch_size: int) -> ImageData:
 def _spread(students: Sequence[PlannedStudent]) -> list[PlannedStudent]:
     """All students, or so many of them evenly spread over their MACs, with the smallest and the largest."""
     ordered = sorted(students, key=lambda planned: planned.size.macs)
-    if len(ordered) <= _MOST_STUDENTS:
+    if len(ordered) <= _MAX_STUDENTS:
         return ordered
-    step = (len(ordered) - 1) / (_MOST_STUDENTS - 1)
-    return [ordered[round(place * step)] for place in range(_MOST_STUDENTS)]
+    step = (len(ordered) - 1) / (_MAX_STUDENTS - 1)
+    return [ordered[round(place * step)] for place in range(_MAX_STUDENTS)]
 
 
 def _scaled(planned: PlannedStudent, measured: Sequence[PlannedStudent], speeds: Mapping[str, Speed]) -> Speed:

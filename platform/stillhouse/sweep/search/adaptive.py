@@ -8,10 +8,10 @@ from stillhouse.distill.hyperparameters import make_method, plain
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw, list_settings, random_draws, student_variants, teachers_in_turn
 from stillhouse.sweep.search.studies import Memory, Study, StudyPlan
-from stillhouse.sweep.search.trial_queue import StudyFeed
+from stillhouse.sweep.search.trial_queue import StudyQueue
 
 _RESERVE = 32
 """Random draws that stand in for suggestions which repeat themselves; a study that has used them up is at its end."""
@@ -44,10 +44,10 @@ class AdaptiveSearch:
     def feed(
         self,
         records: Mapping[str, TrialRecord],
-        spending: Spending,
+        spending: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
-    ) -> StudyFeed:
+    ) -> StudyQueue:
         """The trials that `records` lack.
 
         Args:
@@ -72,7 +72,7 @@ class AdaptiveSearch:
             )
             for study in self.studies
         ]
-        return StudyFeed(studies, records, spending, lead=search.trials_ahead)
+        return StudyQueue(studies, records, spending, lead=search.trials_ahead)
 
 
 def plan_studies(

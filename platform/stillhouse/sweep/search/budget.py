@@ -10,7 +10,7 @@ from stillhouse.spec.schema import SearchBudget
 _HOUR_S = 3600.0
 
 
-class Spending:
+class BudgetTracker:
     """The account of one sweep.
 
     Args:

@@ -20,7 +20,7 @@ from stillhouse.spec.schema import ADAPTIVE, StudentSpec, SweepSpec
 
 MAX_TRIALS = 100_000
 _DIGITS = 6
-_MOST_VARIANTS = 64
+_MAX_VARIANTS = 64
 _DRAWN_VARIANTS = 16
 
 
@@ -92,7 +92,7 @@ def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoic
     """
     if all(map(enumerable, student.options.values())):
         size = math.prod(len(_values(option)) for option in student.options.values())
-        if size <= _MOST_VARIANTS:
+        if size <= _MAX_VARIANTS:
             return [
                 StudentChoice(name=student.name, model=student.model, options=options) for options in _product(student.options)
             ]

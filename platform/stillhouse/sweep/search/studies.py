@@ -21,7 +21,7 @@ from stillhouse.data.hashing import derive_key
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.sweep.search.draws import Draw, rounded
-from stillhouse.sweep.search.tpe_history import Window
+from stillhouse.sweep.search.tpe_history import BoundedHistory
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -32,7 +32,7 @@ _ATTEMPTS = 10
 """Suggestions that are asked for in place of ones that were made before or can not run."""
 
 _LOOKED_AT = 1000
-"""Results that TPE looks at, at most (see `Window`)."""
+"""Results that TPE looks at, at most (see `BoundedHistory`)."""
 
 _INFEASIBLE = "can run"
 
@@ -193,7 +193,7 @@ class Study:
                 for direction in self._objectives.values()
             ]
             # NSGA-II takes parents from any generation, and what it does with them costs little.
-            storage = Window(directions, self._looked_at) if self._algorithm == "tpe" else None
+            storage = BoundedHistory(directions, self._looked_at) if self._algorithm == "tpe" else None
             self._study = optuna.create_study(directions=directions, storage=storage)
         while self._later:
             self._later.popleft()(self._study)

@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 
-class Window(InMemoryStorage):
+class BoundedHistory(InMemoryStorage):
     """The storage of one Optuna study, which shows samplers the trials under way and the results that matter.
 
     When more than `most` results were told, five sevenths of `most` stay in sight: a fifth of those are the best, the others

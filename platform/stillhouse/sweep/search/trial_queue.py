@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.search.budget import Spending
+from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.studies import Study
 
 
-class Feed(ABC):
+class TrialQueue(ABC):
     """The trials of one phase of a sweep, handed out one by one.
 
     Args:
@@ -20,7 +20,7 @@ class Feed(ABC):
     _adapts = False
     """Whether a result may bring further trials."""
 
-    def __init__(self, records: Mapping[str, TrialRecord], spending: Spending) -> None:
+    def __init__(self, records: Mapping[str, TrialRecord], spending: BudgetTracker) -> None:
         self._records = dict(records)
         self._spending = spending
         self._under_way: set[str] = set()
@@ -83,14 +83,14 @@ class Feed(ABC):
         """The next trial that has no record."""
 
 
-class ListFeed(Feed):
+class ListQueue(TrialQueue):
     """Trials that are known from the start, in their order."""
 
     def __init__(
         self,
         trials: Iterable[Trial],
         records: Mapping[str, TrialRecord],
-        spending: Spending,
+        spending: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
         stoppable: bool = True,
@@ -107,7 +107,7 @@ class ListFeed(Feed):
         return Counter(trial.method for key, trial in self.known.items() if key not in self._records)
 
 
-class StudyFeed(Feed):
+class StudyQueue(TrialQueue):
     """Trials that studies choose as results come in; the study that has had the fewest is asked first.
 
     Args:
@@ -117,7 +117,9 @@ class StudyFeed(Feed):
 
     _adapts = True
 
-    def __init__(self, studies: Sequence[Study], records: Mapping[str, TrialRecord], spending: Spending, *, lead: int) -> None:
+    def __init__(
+        self, studies: Sequence[Study], records: Mapping[str, TrialRecord], spending: BudgetTracker, *, lead: int
+    ) -> None:
         super().__init__(records, spending)
         self._studies = studies
         self._lead = lead
@@ -150,7 +152,7 @@ class StudyFeed(Feed):
         return +left
 
 
-def start_feed(feed: Feed) -> list[Trial]:
+def start_queue(feed: TrialQueue) -> list[Trial]:
     """Everything that the feed can hand out before a further result comes in."""
     handed: list[Trial] = []
     while (trial := feed.next()) is not None:
