@@ -1,0 +1,66 @@
+"""The number that a task judges its models by: what it is called, which direction is better, how it is written."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Split = Literal["validation", "test"]
+
+
+class Metric(BaseModel):
+    """The metric of a task. Every comparison of two results asks it which one is better.
+
+    Attributes:
+        name: part of column names: `accuracy` gives `validation_accuracy` and `test_accuracy`.
+        direction: whether a higher (`max`) or a lower (`min`) value is better.
+        label: what tables and axes call it.
+        percent: whether values are fractions in [0, 1] that are shown as percentages.
+        digits: decimals where a value is shown, of the percentage where it is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    direction: Literal["max", "min"]
+    label: str
+    percent: bool = False
+    digits: int = 2
+
+    def column(self, split: Split) -> str:
+        """The name of the value on one split, in records, tables and MLflow."""
+        return f"{split}_{self.name}"
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return 1 if self.direction == "max" else -1
+
+    @property
+    def worst(self) -> float:
+        """A value that every other one is better than."""
+        return -self.sign * float("inf")
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether `value` is strictly better than `other`; a value that is not a number is never better."""
+        return self.gain(value, other) > 0
+
+    def gain(self, value: float, base: float) -> float:
+        """By how much `value` is better than `base`, in the metric's unit: positive when better, whatever the direction."""
+        return self.sign * (value - base)
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values; `worst` when there are none."""
+        return self.sign * max((self.sign * value for value in values), default=-float("inf"))
+
+    def format(self, value: float) -> str:
+        """The value as people read it: `93.85 %` of a fraction, `3.21` otherwise."""
+        return f"{100 * value:.{self.digits}f} %" if self.percent else f"{value:.{self.digits}f}"
+
+    def format_difference(self, difference: float) -> str:
+        """A difference of two values with its sign: `+1.20` in percentage points of a fraction, in the metric's unit otherwise."""
+        return f"{100 * difference if self.percent else difference:+.{self.digits}f}"
+
+
+ACCURACY = Metric(name="accuracy", direction="max", label="accuracy", percent=True)
+"""Of classification. Facts written by the first release name no metric; they mean this one."""

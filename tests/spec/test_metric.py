@@ -1,0 +1,38 @@
+import math
+
+import pytest
+
+from stillhouse.spec.metric import ACCURACY, Metric
+
+ERROR = Metric(name="mae", direction="min", label="mean absolute error", digits=3)
+
+
+def test_columns_take_their_names_from_the_metric() -> None:
+    assert (ACCURACY.column("validation"), ACCURACY.column("test")) == ("validation_accuracy", "test_accuracy")
+    assert ERROR.column("test") == "test_mae"
+
+
+@pytest.mark.parametrize(("metric", "better", "worse"), [(ACCURACY, 0.9, 0.8), (ERROR, 2.0, 3.0)])
+def test_the_direction_decides_what_is_better(metric: Metric, better: float, worse: float) -> None:
+    assert metric.better(better, worse)
+    assert not metric.better(worse, better)
+    assert not metric.better(better, better)
+    assert metric.gain(better, worse) > 0 > metric.gain(worse, better)
+    assert metric.best([worse, better, worse]) == better
+    assert metric.better(worse, metric.worst)
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, ERROR])
+def test_what_is_not_a_number_is_never_better(metric: Metric) -> None:
+    assert not metric.better(math.nan, metric.worst)
+    assert not metric.better(math.nan, 0.5)
+
+
+def test_there_is_no_best_of_nothing() -> None:
+    assert ACCURACY.best([]) == ACCURACY.worst == -math.inf
+    assert ERROR.best([]) == ERROR.worst == math.inf
+
+
+def test_values_are_written_as_people_read_them() -> None:
+    assert (ACCURACY.format(0.93852), ACCURACY.format_difference(-0.0123)) == ("93.85 %", "-1.23")
+    assert (ERROR.format(3.21449), ERROR.format_difference(0.5)) == ("3.214", "+0.500")
