@@ -58,7 +58,7 @@ class Metric(BaseModel):
         return f"{100 * value:.{self.digits}f} %" if self.percent else f"{value:.{self.digits}f}"
 
     def format_difference(self, difference: float) -> str:
-        """A difference of two values with its sign: `+1.20` in percentage points of a fraction, in the metric's unit otherwise."""
+        """A difference with its sign: `+1.20` percentage points of a fraction, in the metric's unit otherwise."""
         return f"{100 * difference if self.percent else difference:+.{self.digits}f}"
 
 
