@@ -134,6 +134,9 @@ def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:
             yield Problem(
                 f"objectives.{name}", "must not be searched: the test split is read once, at the end; use validation_accuracy"
             )
+        elif name not in OBJECTIVES and spec.task is not None:
+            # Only the task knows its metric: the plan checks it.
+            continue
         elif name not in OBJECTIVES:
             yield Problem(f"objectives.{name}", f"is not an objective{did_you_mean(name, OBJECTIVES)}")
         elif direction != OBJECTIVES[name]:

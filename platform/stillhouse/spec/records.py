@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillhouse.spec.metric import ACCURACY, Metric
+
 TEACHER_JOINT = "+"
 """Stands between the names of teachers that teach one trial together; no teacher's own name has it."""
 
@@ -93,6 +95,7 @@ class TeacherFacts(_Record):
         samples_reused: samples whose knowledge trials read from a sealed view.
         samples_called: inputs of methods' own making, which are not among the forwarded.
         seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
+        metrics: its values by column where the task's metric is not accuracy; `value` reads both.
     """
 
     name: str
@@ -115,6 +118,16 @@ class TeacherFacts(_Record):
     seconds_per_sample: float | None = None
     train_seconds: float = 0.0
     trained_now: bool = False
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    def value(self, column: str) -> float | None:
+        """What the teacher reaches, by the column of the task's metric (`metric.column("test")`); None where it is unknown."""
+        known: dict[str, float | None] = {
+            ACCURACY.column("validation"): self.validation_accuracy,
+            ACCURACY.column("test"): self.test_accuracy,
+            **self.metrics,
+        }
+        return known.get(column)
 
 
 class SweepFacts(_Record):
@@ -122,6 +135,7 @@ class SweepFacts(_Record):
 
     Attributes:
         baseline: the control method that gains are measured against (`scratch`).
+        metric: what the task judges its models by; accuracy in facts of the first release, which name none.
         notes: sentences for the reader: pairs skipped and why, warnings.
         tracking: `uri`, `experiment`, `run_id`.
         environment: versions, hardware, commit.
@@ -143,3 +157,4 @@ class SweepFacts(_Record):
     started: str = ""
     seconds: float = 0.0
     open_fills: int | None = None
+    metric: Metric = ACCURACY

@@ -449,11 +449,14 @@ class SweepSpec(Section):
     """One sweep: data set x teachers x students x methods x priors x seeds, with one budget.
 
     Attributes:
+        task: what the students are trained to do, `module:Class` of a user-defined one; null means the task that the data set
+            declares.
         methods: hyper-parameters by method; null means every known method that the teachers allow.
         method_paths: folders with a user's own method files; relative to the spec file's folder.
     """
 
     name: SweepName
+    task: Annotated[str, Field(min_length=1)] | None = None
     dataset: DatasetSpec
     views: ViewsSpec = Field(default_factory=ViewsSpec)
     teachers: dict[TeacherName, TeacherSpec] = Field(default_factory=dict)
