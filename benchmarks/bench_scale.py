@@ -7,7 +7,7 @@ reading the ledger, finding out that nothing is missing (a second run), the repo
 and the same once more as a resumed sweep asks them, and MLflow's store in SQLite beside the least that MLflow itself needs for
 runs with the same params and metrics (`track_plain`). Every number of trials has a process of its own, whose largest memory is
 given; `load` is the machine's load average at its end, and the JSON line also has the seconds of processor time of each stage.
-`--tune` also runs trials of no work through Tune, one after the other, fed as a sweep feeds it and as a grid that Tune is
+`--tune` also runs trials of no work through Tune, one after the other, fed as a sweep queues it and as a grid that Tune is
 given as a whole. Prints one table and one JSON line.
 """
 
@@ -140,7 +140,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
     records = {trial.key: record_of(trial, plan.size_of(trial)) for trial in plan.trials}
     endless = BudgetTracker(SearchBudget())
     with timed("first_run"):
-        assert len(start_queue(plan.feed({}, BudgetTracker(SearchBudget())))) == len(plan.trials)
+        assert len(start_queue(plan.queue({}, BudgetTracker(SearchBudget())))) == len(plan.trials)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger")
         with timed("write"):
@@ -151,9 +151,9 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         assert len(found) == len(records)
         assert not damaged
         with timed("second_run"):
-            feed = plan.feed(found, endless)
-            assert not start_queue(feed)
-            confirmed = ListQueue(confirm_trials(plan.spec, plan, found.values(), feed.known.values()), found, endless)
+            queue = plan.queue(found, endless)
+            assert not start_queue(queue)
+            confirmed = ListQueue(confirm_trials(plan.spec, plan, found.values(), queue.known.values()), found, endless)
             winners = start_queue(confirmed)
         everything = [*found.values(), *(record_of(trial, plan.size_of(trial)) for trial in winners)]
         facts = SweepFacts(
@@ -170,7 +170,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         with timed("search"):
             adaptive, chosen = search(trials, data)
         with timed("search_again"):
-            assert not start_queue(adaptive.feed(chosen, endless))
+            assert not start_queue(adaptive.queue(chosen, endless))
         if track:
             # The second time everything stands in the store, as when a sweep is resumed.
             for stage in ("track", "track_again"):
@@ -218,12 +218,12 @@ def search(trials: int, data: Any) -> tuple[Any, dict[str, Any]]:
     from stillhouse.sweep.search.budget import BudgetTracker
 
     plan = make_plan(validate(spec_of(trials, "tpe")), data)
-    feed = plan.feed({}, BudgetTracker(SearchBudget()))
+    queue = plan.queue({}, BudgetTracker(SearchBudget()))
     records = {}
-    while (trial := feed.next()) is not None or not feed.finished:
+    while (trial := queue.next()) is not None or not queue.finished:
         if trial is not None:
             records[trial.key] = record_of(trial, plan.size_of(trial))
-            feed.add(records[trial.key])
+            queue.add(records[trial.key])
     return plan, records
 
 

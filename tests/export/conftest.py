@@ -41,11 +41,11 @@ class Swept:
     home: Path
 
     @property
-    def place(self) -> SweepHome:
+    def sweep_home(self) -> SweepHome:
         return SweepHome(self.home, SWEEP)
 
     def record(self, key: str = LENET) -> TrialRecord:
-        record = self.place.ledger.read(key)
+        record = self.sweep_home.ledger.read(key)
         assert record is not None
         return record
 
@@ -57,7 +57,7 @@ class Swept:
         record = self.record(key)
         assert record.weights is not None
         student = build_student(record.trial.student, self.data())
-        load_weights(student, self.place.folder / record.weights)
+        load_weights(student, self.sweep_home.folder / record.weights)
         return student.eval()
 
     def logits(self, images: Tensor, key: str = LENET) -> Tensor:
@@ -81,18 +81,18 @@ def trial(key: str, model: str, **options: Any) -> Trial:
 @pytest.fixture(scope="session")
 def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    place, data = SweepHome(home, SWEEP), digits()
+    sweep_home, data = SweepHome(home, SWEEP), digits()
     views = Views((), 1, data.input_shape, len(data.train))
-    environment = TrialEnvironment(folder=str(place.folder), views=views, training=Training(batch_size=32))
+    environment = TrialEnvironment(folder=str(sweep_home.folder), views=views, training=Training(batch_size=32))
     for each in (trial(LENET, "lenet"), trial(MLP, "mlp", hidden=[16])):
         record = run_to_end(each, environment, data)
         assert record.status == "finished", record.reason
-    ledger = Ledger(place.folder / "ledger")
+    ledger = Ledger(sweep_home.folder / "ledger")
     ledger.write(TrialRecord(trial=trial(STOPPED, "lenet"), status="stopped", epochs_run=1))
     ledger.write(TrialRecord(trial=trial(FAILED, "lenet"), status="failed", reason="the loss is not finite"))
     spec = validate(SPEC)
-    place.write_spec(spec_to_dict(spec, secrets=True))
-    place.write_facts(
+    sweep_home.write_spec(spec_to_dict(spec, secrets=True))
+    sweep_home.write_facts(
         SweepFacts(
             name=SWEEP,
             spec=spec_to_dict(spec),
@@ -130,6 +130,6 @@ def swept(first_home: Path, tmp_path: Path) -> Swept:
 @pytest.fixture
 def change_record(swept: Swept) -> Callable[..., None]:
     def change(key: str = LENET, **fields: Any) -> None:
-        swept.place.ledger.write(swept.record(key).model_copy(update=fields))
+        swept.sweep_home.ledger.write(swept.record(key).model_copy(update=fields))
 
     return change

@@ -66,7 +66,7 @@ def test_helpers_that_the_student_can_not_do_without_come_along(tmp_path: Path) 
             "method_paths": [str(tmp_path / "own")],
         }
     )
-    place = SweepHome(tmp_path / "home", "own")
+    sweep_home = SweepHome(tmp_path / "home", "own")
     data = load_dataset("digits", validation=100, options={"limit": 300})
     trial = Trial(
         key="ee",
@@ -75,18 +75,18 @@ def test_helpers_that_the_student_can_not_do_without_come_along(tmp_path: Path) 
         hyperparameters={"width": 5},
         epochs=1,
     )
-    place.write_spec(spec_to_dict(spec, secrets=True))
-    place.write_facts(SweepFacts(name="own", spec={}, dataset={}, baseline="scratch", planned=1))
+    sweep_home.write_spec(spec_to_dict(spec, secrets=True))
+    sweep_home.write_facts(SweepFacts(name="own", spec={}, dataset={}, baseline="scratch", planned=1))
     methods.add_folder(tmp_path / "own")
     environment = TrialEnvironment(
-        folder=str(place.folder), views=Views((), 1, data.input_shape, len(data.train)), training=Training(batch_size=32)
+        folder=str(sweep_home.folder), views=Views((), 1, data.input_shape, len(data.train)), training=Training(batch_size=32)
     )
     record = run_to_end(trial, environment, data)
     assert record.status == "finished", record.reason
 
     results = Results.read(tmp_path / "home", "own")
-    kept = read_spec(results.place)
-    student = load_student(results.place, kept, find_trial(results, "ee"), load_data(results, kept))
+    kept = read_spec(results.sweep_home)
+    student = load_student(results.sweep_home, kept, find_trial(results, "ee"), load_data(results, kept))
     with torch.no_grad():
         right = student(data.normalise(data.validation.images)).argmax(dim=1) == data.validation.labels
     assert float(right.float().mean()) == pytest.approx(record.metrics["validation_accuracy"])
@@ -100,10 +100,10 @@ def test_whatever_a_method_says_answers_in_the_end_is_built_again_and_exported(s
     trainer.run_epoch()
     answers = trainer.classifier.eval()
     trial = Trial(key="ff", student=StudentChoice(name="lenet", model="lenet"), method=name, teacher="big", epochs=4)
-    digest = save_weights(answers, swept.place.folder / "students" / "ff.safetensors")
+    digest = save_weights(answers, swept.sweep_home.folder / "students" / "ff.safetensors")
     record = TrialRecord(trial=trial, status="finished", weights="students/ff.safetensors", weights_hash=digest)
     data = swept.data()
-    student = load_student(swept.place, read_spec(swept.place), record, data)
+    student = load_student(swept.sweep_home, read_spec(swept.sweep_home), record, data)
     images = data.normalise(data.validation.images[:20])
     with torch.no_grad():
         torch.testing.assert_close(student(images), answers(images))
@@ -115,9 +115,9 @@ def test_whatever_a_method_says_answers_in_the_end_is_built_again_and_exported(s
 
 def test_the_trained_network_has_the_accuracy_of_its_record(swept: Any) -> None:
     results = Results.read(swept.home, "tiny")
-    spec, record = read_spec(results.place), swept.record()
+    spec, record = read_spec(results.sweep_home), swept.record()
     data = load_data(results, spec)
-    student = load_student(results.place, spec, record, data)
+    student = load_student(results.sweep_home, spec, record, data)
     assert not student.training
     with torch.no_grad():
         right = student(data.normalise(data.validation.images)).argmax(dim=1) == data.validation.labels
@@ -129,9 +129,9 @@ def test_a_model_that_changed_since_does_not_take_the_weights(swept: Any) -> Non
     record = swept.record()
     wider = record.trial.model_copy(update={"student": StudentChoice(name="lenet", model="lenet", options={"width": 2.0})})
     results = Results.read(swept.home, "tiny")
-    spec = read_spec(results.place)
+    spec = read_spec(results.sweep_home)
     with pytest.raises(UsageError, match="do classes, input channels and width agree"):
-        load_student(results.place, spec, record.model_copy(update={"trial": wider}), swept.data())
+        load_student(results.sweep_home, spec, record.model_copy(update={"trial": wider}), swept.data())
 
 
 def test_names_that_look_like_those_of_a_parallel_model_are_kept(swept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,11 +140,11 @@ def test_names_that_look_like_those_of_a_parallel_model_are_kept(swept: Any, mon
     wrapper = torch.nn.Module()
     wrapper.module = inside
     record = swept.record()
-    digest = save_weights(wrapper, swept.place.folder / record.weights)
+    digest = save_weights(wrapper, swept.sweep_home.folder / record.weights)
     monkeypatch.setattr("stillhouse.sweep.results.trained_students.build_student", lambda *_: wrapper)
     results = Results.read(swept.home, "tiny")
     changed = record.model_copy(update={"weights_hash": digest})
-    assert load_student(results.place, read_spec(results.place), changed, swept.data()) is wrapper
+    assert load_student(results.sweep_home, read_spec(results.sweep_home), changed, swept.data()) is wrapper
 
 
 def test_torchs_global_generator_is_left_as_it_was(swept: Any) -> None:
@@ -152,5 +152,5 @@ def test_torchs_global_generator_is_left_as_it_was(swept: Any) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    load_student(results.place, read_spec(results.place), swept.record(), swept.data())
+    load_student(results.sweep_home, read_spec(results.sweep_home), swept.record(), swept.data())
     assert torch.equal(torch.rand(3), expected)

@@ -81,19 +81,19 @@ def test_best_is_the_most_accurate_of_the_front_on_the_validation_split(swept: A
 
 
 def test_a_sweep_without_a_finished_trial_has_no_best(swept: Any, tmp_path: Path) -> None:
-    swept.place.ledger.remove(LENET)
-    swept.place.ledger.remove(MLP)
+    swept.sweep_home.ledger.remove(LENET)
+    swept.sweep_home.ledger.remove(MLP)
     assert "no finished trial" in refusal(swept, "best", tmp_path / "out")
 
 
 def test_a_damaged_record_says_how_to_make_it_again(swept: Any, tmp_path: Path) -> None:
-    path = swept.place.ledger.folder / f"{LENET}.record"
+    path = swept.sweep_home.ledger.folder / f"{LENET}.record"
     path.write_bytes(path.read_bytes()[:-10])
     assert "stillhouse resume tiny" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_a_single_flipped_bit_of_the_weights_is_found(swept: Any, tmp_path: Path) -> None:
-    path = swept.place.folder / swept.record().weights
+    path = swept.sweep_home.folder / swept.record().weights
     payload = bytearray(path.read_bytes())
     payload[-1] ^= 1
     path.write_bytes(payload)
@@ -103,30 +103,30 @@ def test_a_single_flipped_bit_of_the_weights_is_found(swept: Any, tmp_path: Path
 
 
 def test_cut_off_weights_are_found(swept: Any, tmp_path: Path) -> None:
-    path = swept.place.folder / swept.record().weights
+    path = swept.sweep_home.folder / swept.record().weights
     path.write_bytes(path.read_bytes()[:100])
     assert "can not be read" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_missing_weights_are_found(swept: Any, tmp_path: Path) -> None:
-    (swept.place.folder / swept.record().weights).unlink()
+    (swept.sweep_home.folder / swept.record().weights).unlink()
     assert "are gone" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_weights_of_another_student_are_found(swept: Any, tmp_path: Path) -> None:
-    shutil.copy(swept.place.folder / swept.record(MLP).weights, swept.place.folder / swept.record(LENET).weights)
+    shutil.copy(swept.sweep_home.folder / swept.record(MLP).weights, swept.sweep_home.folder / swept.record(LENET).weights)
     assert "is damaged" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_another_data_set_is_found(swept: Any, tmp_path: Path) -> None:
-    facts = swept.place.read_facts()
-    swept.place.write_facts(facts.model_copy(update={"dataset": {"fingerprint": "0ther"}}))
+    facts = swept.sweep_home.read_facts()
+    swept.sweep_home.write_facts(facts.model_copy(update={"dataset": {"fingerprint": "0ther"}}))
     assert "its fingerprint was 0ther" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_a_data_set_that_is_gone_is_named_and_not_fetched(swept: Any, tmp_path: Path) -> None:
-    spec = swept.place.read_spec() | {"dataset": {"name": "mnist", "root": str(tmp_path / "nowhere"), "download": True}}
-    (swept.place.folder / "spec.json").write_text(json.dumps(spec_to_dict(validate(spec))))
+    spec = swept.sweep_home.read_spec() | {"dataset": {"name": "mnist", "root": str(tmp_path / "nowhere"), "download": True}}
+    (swept.sweep_home.folder / "spec.json").write_text(json.dumps(spec_to_dict(validate(spec))))
     assert "nowhere does not exist" in refusal(swept, LENET, tmp_path / "out")
 
 

@@ -105,7 +105,7 @@ def test_registering_a_stored_student_takes_the_model_that_is_there_and_adds_the
 def test_damaged_weights_are_a_reason_and_cost_no_other_student(swept: Any, synced: Synced) -> None:
     results = Results.read(swept.home, "tiny")
     first, *rest = front_records(results)
-    (results.place.folder / str(first.weights)).write_bytes(b"not tensors")
+    (results.sweep_home.folder / str(first.weights)).write_bytes(b"not tensors")
     again = Synced(swept)
     assert (again.runs.failed, again.students.stored) == (0, len(rest))
     (reason,) = again.students.reasons
@@ -119,7 +119,7 @@ def test_a_store_that_is_down_is_one_reason_and_nothing_is_loaded(swept: Any, mo
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
     results = Results.read(swept.home, "tiny")
-    spec = read_spec(results.place)
+    spec = read_spec(results.sweep_home)
     down = spec.model_copy(update={"tracking": spec.tracking.model_copy(update={"uri": uri})})
     students = store_front(results, down)
     assert students.stored == 0

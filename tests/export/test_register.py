@@ -127,8 +127,8 @@ def test_a_store_that_is_down_costs_the_registration_not_the_export(swept: Any, 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    spec = swept.place.read_spec() | {"tracking": {"uri": uri}}
-    (swept.place.folder / "spec.json").write_text(json.dumps(spec))
+    spec = swept.sweep_home.read_spec() | {"tracking": {"uri": uri}}
+    (swept.sweep_home.folder / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(InfrastructureError, match="nothing answers"):
         swept.export(LENET, tmp_path / "out", register="digits@pareto")
     assert (tmp_path / "out" / "student.onnx").exists()
@@ -210,8 +210,8 @@ def test_a_tracking_server_takes_the_student_too(swept: Any, tmp_path: Path) -> 
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(server, port, log_file(location))
-        spec = swept.place.read_spec() | {"tracking": {"uri": uri}}
-        (swept.place.folder / "spec.json").write_text(json.dumps(spec))
+        spec = swept.sweep_home.read_spec() | {"tracking": {"uri": uri}}
+        (swept.sweep_home.folder / "spec.json").write_text(json.dumps(spec))
         results = Results.read(swept.home, "tiny")
         assert sync(uri, swept.home, "tiny", results.facts, results.records, {}).failed == 0
         for reused in (False, True):

@@ -90,9 +90,9 @@ def weights_of(records: Any) -> dict[str, str | None]:
     return {record.trial.key: record.weights_hash for record in records}
 
 
-def stamps(place: SweepHome) -> dict[str, tuple[int, int]]:
+def stamps(sweep_home: SweepHome) -> dict[str, tuple[int, int]]:
     """Inode and time of every record: writing one again changes both."""
-    return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in place.ledger.folder.glob("*.record")}
+    return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sweep_home.ledger.folder.glob("*.record")}
 
 
 # Nothing happens
@@ -103,11 +103,11 @@ def test_every_planned_trial_finishes_with_its_weights_and_its_record(undisturbe
     assert len(results.records) == results.planned == 10
     assert {record.status for record in results.records} == {"finished"}
     for record in results.records:
-        assert (results.place.folder / str(record.weights)).is_file()
+        assert (results.sweep_home.folder / str(record.weights)).is_file()
         assert [entry["epoch"] for entry in record.curve] == [1, 2]
         assert {"test_accuracy", "parameters", "size_bytes", "macs", "latency_ms"} <= record.metrics.keys()
         assert record.code["package_path"]
-    assert not any((results.place.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
+    assert not any((results.sweep_home.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
 
 
 def test_the_teacher_forwards_each_view_once_for_all_trials_and_kinds(undisturbed: Undisturbed) -> None:
@@ -182,9 +182,9 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
         raise AssertionError("a cluster was asked for")
 
     monkeypatch.setattr("stillhouse.sweep.sweep.Cluster", no_cluster)
-    before = stamps(undisturbed.results.place)
+    before = stamps(undisturbed.results.sweep_home)
     again = Sweep.from_yaml(undisturbed.spec, home=undisturbed.home).run()
-    assert stamps(again.place) == before
+    assert stamps(again.sweep_home) == before
     document = again.to_json()
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 10}
     assert document["teachers"][0]["samples_forwarded"] == document["teachers"][0]["samples_reused"] == 0
@@ -192,7 +192,7 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     told = CliRunner().invoke(app, ["retry", "tiny", "--failed", "--stopped", "--home", str(undisturbed.home)])
     assert told.exit_code == 0
     assert "no trial is failed or stopped: only what is missing runs" in capfd.readouterr().err
-    assert stamps(again.place) == before
+    assert stamps(again.sweep_home) == before
 
 
 def test_another_sweep_of_the_same_teacher_finds_it_and_all_it_knows(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -481,11 +481,11 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
     answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(undisturbed.home), "--json"])
     assert answer.exit_code == 0, answer.stderr
     assert json.loads(answer.stdout)["trials"] == {"planned": 2, "finished": 2, "failed": 0, "reused": 1}
-    place = SweepHome(undisturbed.home, "failing")
-    mended = {record.trial.method: record.trial.key for record in place.read_records()}
+    sweep_home = SweepHome(undisturbed.home, "failing")
+    mended = {record.trial.method: record.trial.key for record in sweep_home.read_records()}
     assert mended["scratch"] == records["scratch"].trial.key
     assert mended["failing"] != failed.trial.key
-    (aside,) = (place.ledger.folder / "aside").iterdir()
+    (aside,) = (sweep_home.ledger.folder / "aside").iterdir()
     assert aside.name.startswith(failed.trial.key)
     assert "code of your own has changed since 1 trials ran (failing on mlp); they run again" in capfd.readouterr().err
 
@@ -520,7 +520,7 @@ def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]", secon
 class Troubled:
     """A sweep that was interrupted, damaged, killed and ended at last; and what was seen on the way."""
 
-    place: SweepHome
+    sweep_home: SweepHome
     interrupted: tuple[int, str, str]
     kept: dict[str, tuple[int, int]]
     garbled: str
@@ -536,42 +536,42 @@ class Troubled:
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
     folder = tmp_path_factory.mktemp("trou bled")
     # One trial a time: each of the three drivers starts a worker less.
-    spec, place = write_spec(folder / "tiny.yaml", max_concurrent_trials=1), SweepHome(folder / "home", "tiny")
+    spec, sweep_home = write_spec(folder / "tiny.yaml", max_concurrent_trials=1), SweepHome(folder / "home", "tiny")
 
     def records() -> int:
-        return len(list(place.ledger.folder.glob("*.record")))
+        return len(list(sweep_home.ledger.folder.glob("*.record")))
 
-    process = start(spec, place.home)
-    wait_until((place.folder / "spec.json").exists, process)
-    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(place.home), "--json"])
+    process = start(spec, sweep_home.home)
+    wait_until((sweep_home.folder / "spec.json").exists, process)
+    answer = CliRunner().invoke(app, ["sweep", str(spec), "--home", str(sweep_home.home), "--json"])
     second_driver = answer.exit_code, answer.stdout, answer.stderr
     wait_until(lambda: records() >= 1, process)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     interrupted = process.returncode, output, errors
-    kept = stamps(place)
+    kept = stamps(sweep_home)
 
     garbled = min(kept)
-    path = place.ledger.folder / f"{garbled}.record"
+    path = sweep_home.ledger.folder / f"{garbled}.record"
     path.write_bytes(path.read_bytes()[:-9])
-    process = start(spec, place.home)
+    process = start(spec, sweep_home.home)
     wait_until(lambda: records() > len(kept), process)
     below = descendants(process.pid)
     process.kill()
     process.communicate()
-    kept_by_the_killed = {key: stamp for key, stamp in stamps(place).items() if key != garbled}
+    kept_by_the_killed = {key: stamp for key, stamp in stamps(sweep_home).items() if key != garbled}
     # Ray's own agents look for their parent now and then only.
     workers = {child: command for child, command in below.items() if not command.startswith(AGENTS)}
     deadline = time.monotonic() + 30
     while (survivors := [workers[child] for child in workers if is_running(child)]) and time.monotonic() < deadline:
         time.sleep(0.1)
 
-    process = start(spec, place.home)
+    process = start(spec, sweep_home.home)
     output, errors = process.communicate(timeout=240)
     last = process.returncode, output, errors
     return Troubled(
-        place, interrupted, kept, garbled, second_driver, kept_by_the_killed, survivors, last,
-        place.ledger.read_all()[0], stamps(place),
+        sweep_home, interrupted, kept, garbled, second_driver, kept_by_the_killed, survivors, last,
+        sweep_home.ledger.read_all()[0], stamps(sweep_home),
     )  # fmt: skip
 
 
@@ -589,7 +589,7 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(troubled: Troubled) -> No
     code, output, errors = troubled.interrupted
     assert code == 130
     assert output == ""
-    command = f"stillhouse resume tiny --home {shlex.quote(str(troubled.place.home))}"
+    command = f"stillhouse resume tiny --home {shlex.quote(str(troubled.sweep_home.home))}"
     assert errors.rstrip().endswith(f"interrupted; finished trials are kept. Go on with: {command}")
     assert "Traceback" not in errors
 
@@ -642,9 +642,9 @@ def test_what_was_forwarded_is_counted_over_all_runs_of_the_sweep(troubled: Trou
     """The log of filled shards outlives a killed driver, so nothing is counted twice and nothing is lost."""
     from stillhouse.knowledge.fill_log import count_fills
 
-    facts = troubled.place.read_facts()
+    facts = troubled.sweep_home.read_facts()
     assert facts is not None
     (teacher,) = facts.teachers
     assert teacher.trained_now, "by one of the runs"
-    assert count_fills(troubled.place.home / "knowledge", teacher.key)["samples"] == VIEWS * TRAIN
+    assert count_fills(troubled.sweep_home.home / "knowledge", teacher.key)["samples"] == VIEWS * TRAIN
     assert teacher.samples_forwarded == VIEWS * TRAIN

@@ -205,11 +205,11 @@ def check(results: Results, undisturbed: Results, mended: Iterable[int] = ()) ->
     """
     assert {record.status: record.reason for record in results.records} == {"finished": None}
     assert weights_of(results) == weights_of(undisturbed)
-    assert sorted(results.place.ledger.keys()) == sorted(weights_of(undisturbed))
-    assert {record.trial.key: record for record in results.place.read_records()}.keys() == weights_of(undisturbed).keys()
+    assert sorted(results.sweep_home.ledger.keys()) == sorted(weights_of(undisturbed))
+    assert {record.trial.key: record for record in results.sweep_home.read_records()}.keys() == weights_of(undisturbed).keys()
     for record in results.records:
-        assert (results.place.folder / str(record.weights)).is_file()
-    assert not any((results.place.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
+        assert (results.sweep_home.folder / str(record.weights)).is_file()
+    assert not any((results.sweep_home.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
     assert filled(results.home) == Counter([*range(VIEWS), *mended] * TRAIN)
     (teacher,) = results.facts.teachers
     assert teacher.samples_forwarded == filled(results.home).total()

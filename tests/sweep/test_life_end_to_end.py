@@ -104,9 +104,9 @@ def weights_of(records: Any) -> dict[str, str | None]:
     return {record.trial.key: record.weights_hash for record in records}
 
 
-def stamps(place: SweepHome) -> dict[str, tuple[int, int]]:
+def stamps(sweep_home: SweepHome) -> dict[str, tuple[int, int]]:
     """Inode and time of every record: writing one again changes both."""
-    return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in place.ledger.folder.glob("*.record")}
+    return {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sweep_home.ledger.folder.glob("*.record")}
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Events(Progress):
 class Interruptions:
     """What three runs of one sweep left behind: ended in the teacher's training, in the trials, and not at all."""
 
-    place: SweepHome
+    sweep_home: SweepHome
     sentences: list[str]
     teacher_checkpoints: int
     answers: list[bool]
@@ -174,25 +174,27 @@ def interrupted(spec: Path, home: Path, events: Events) -> str:
 @pytest.fixture(scope="module")
 def interruptions(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Interruptions:
     folder = tmp_path_factory.mktemp("interrupted")
-    spec, place = write_spec(folder / "life.yaml"), SweepHome(folder / "home", "life")
+    spec, sweep_home = write_spec(folder / "life.yaml"), SweepHome(folder / "home", "life")
     answers: list[bool] = []
     asking = threading.Thread(
-        target=lambda: answers.append(stop_sweep(place.home, "life", wait_s=120, tell=lambda _text: None))
+        target=lambda: answers.append(stop_sweep(sweep_home.home, "life", wait_s=120, tell=lambda _text: None))
     )
     early = Events(at="teacher", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    sentences = [interrupted(spec, place.home, early)]
-    teacher_checkpoints = len(list((place.home / "teachers").glob("*/checkpoint")))
+    sentences = [interrupted(spec, sweep_home.home, early)]
+    teacher_checkpoints = len(list((sweep_home.home / "teachers").glob("*/checkpoint")))
     late = Events(at="epoch", act=asking.start)
-    sentences.append(interrupted(spec, place.home, late))
+    sentences.append(interrupted(spec, sweep_home.home, late))
     asking.join()
-    checkpoints = {path.parent.name for path in (place.folder / "trials").glob("*/checkpoint")}
-    kept, status = stamps(place), StatusReader(place).read()
-    results = Sweep.named("life", home=place.home).run()
-    return Interruptions(place, sentences, teacher_checkpoints, answers, late, kept, checkpoints, status, results)
+    checkpoints = {path.parent.name for path in (sweep_home.folder / "trials").glob("*/checkpoint")}
+    kept, status = stamps(sweep_home), StatusReader(sweep_home).read()
+    results = Sweep.named("life", home=sweep_home.home).run()
+    return Interruptions(sweep_home, sentences, teacher_checkpoints, answers, late, kept, checkpoints, status, results)
 
 
 def test_whatever_ends_a_sweep_the_command_to_go_on_is_told(interruptions: Interruptions) -> None:
-    sentence = f"interrupted; finished trials are kept. Go on with: stillhouse resume life --home {interruptions.place.home}"
+    sentence = (
+        f"interrupted; finished trials are kept. Go on with: stillhouse resume life --home {interruptions.sweep_home.home}"
+    )
     assert interruptions.sentences == [sentence, sentence]
 
 
@@ -214,23 +216,23 @@ def test_stop_waits_for_the_end_and_status_tells_of_it(interruptions: Interrupti
 
 def test_an_interrupted_sweep_ends_as_an_undisturbed_one(interruptions: Interruptions, undisturbed: Results) -> None:
     assert weights_of(interruptions.results.records) == weights_of(undisturbed.records)
-    after = stamps(interruptions.place)
+    after = stamps(interruptions.sweep_home)
     assert {key: after[key] for key in interruptions.kept} == interruptions.kept
     (teacher,) = interruptions.results.facts.teachers
     (expected,) = undisturbed.facts.teachers
     assert teacher.samples_forwarded == expected.samples_forwarded == 2 * SAMPLES
     assert teacher.samples_reused == expected.samples_reused
-    assert StatusReader(interruptions.place).read()["state"] == "finished"
+    assert StatusReader(interruptions.sweep_home).read()["state"] == "finished"
 
 
 def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_path: Path) -> None:
-    spec, place = write_spec(tmp_path / "life.yaml", **ALONE), SweepHome(tmp_path / "home", "life")
-    place.folder.mkdir(parents=True)
+    spec, sweep_home = write_spec(tmp_path / "life.yaml", **ALONE), SweepHome(tmp_path / "home", "life")
+    sweep_home.folder.mkdir(parents=True)
     # Students can not be written, so that every attempt of a trial fails at its end.
-    (place.folder / "students").write_text("")
+    (sweep_home.folder / "students").write_text("")
     events = Events(at="again", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert "stillhouse resume" in interrupted(spec, place.home, events)
-    assert not stamps(place)
+    assert "stillhouse resume" in interrupted(spec, sweep_home.home, events)
+    assert not stamps(sweep_home)
 
 
 # Its workers die
@@ -275,7 +277,7 @@ def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
         "its worker died 2 times in epoch 2; where memory ran out, lower training.batch_size or give each"
     )
     assert "\n" not in str(failed.reason)
-    assert not any((results.place.folder / "trials").glob("*"))
+    assert not any((results.sweep_home.folder / "trials").glob("*"))
 
 
 # The disk
@@ -314,20 +316,20 @@ def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed:
     tracking = {"uri": f"sqlite:///{tmp_path}/tracking.db"}
     spec = write_spec(tmp_path / "life.yaml", tracking=tracking, max_concurrent_trials=1)
     with small_disk(tmp_path / "home", "16m") as grow:
-        place = SweepHome(tmp_path / "home", "life")
-        events = Events(at="epoch", act=lambda: fill_up(place.home, 0))
+        sweep_home = SweepHome(tmp_path / "home", "life")
+        events = Events(at="epoch", act=lambda: fill_up(sweep_home.home, 0))
         with pytest.raises(InfrastructureError) as caught:
-            Sweep.from_yaml(spec, home=place.home, progress=events).run()
+            Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
         sentence = str(caught.value)
         assert "o space left on device" in sentence or "no room for" in sentence
-        assert sentence.endswith(f"and go on with: stillhouse resume life --home {place.home}")
+        assert sentence.endswith(f"and go on with: stillhouse resume life --home {sweep_home.home}")
         assert "\n" not in sentence
         assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
-        before = stamps(place)
+        before = stamps(sweep_home)
         assert len(before) < 6
         grow("64m")
-        results = Sweep.from_yaml(spec, home=place.home).run()
-        assert {key: stamps(place)[key] for key in before} == before
+        results = Sweep.from_yaml(spec, home=sweep_home.home).run()
+        assert {key: stamps(sweep_home)[key] for key in before} == before
         assert weights_of(results.records) == weights_of(undisturbed.records)
 
 
@@ -363,12 +365,12 @@ def test_a_disk_that_is_full_under_the_checkpoints_costs_nothing_else(
     alone: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
-    place, checkpoints = SweepHome(tmp_path / "home", "life"), set[Path]()
-    with small_disk(place.folder / "trials", "64k"):
-        fill_up(place.folder / "trials", 0)
-        events = Events(at="epoch", act=lambda: checkpoints.update((place.folder / "trials").glob("*/*")))
+    sweep_home, checkpoints = SweepHome(tmp_path / "home", "life"), set[Path]()
+    with small_disk(sweep_home.folder / "trials", "64k"):
+        fill_up(sweep_home.folder / "trials", 0)
+        events = Events(at="epoch", act=lambda: checkpoints.update((sweep_home.folder / "trials").glob("*/*")))
         spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking=NOWHERE)
-        results = Sweep.from_yaml(spec, home=place.home, progress=events).run()
+        results = Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
     assert events.acted
     assert not checkpoints, "not even a part of one is left"
     assert weights_of(results.records) == alone
@@ -480,16 +482,16 @@ def test_a_sweep_that_an_older_version_began_goes_on(undisturbed: Results, copy:
 
 
 def test_a_sweep_whose_folder_is_removed_ends_with_what_happened_and_can_start_again(cluster: None, tmp_path: Path) -> None:
-    spec, place = write_spec(tmp_path / "life.yaml", **SHORT), SweepHome(tmp_path / "home", "life")
-    events = Events(at="epoch", act=lambda: shutil.rmtree(place.folder, ignore_errors=True))
+    spec, sweep_home = write_spec(tmp_path / "life.yaml", **SHORT), SweepHome(tmp_path / "home", "life")
+    events = Events(at="epoch", act=lambda: shutil.rmtree(sweep_home.folder, ignore_errors=True))
     with pytest.raises(InfrastructureError) as caught:
-        Sweep.from_yaml(spec, home=place.home, progress=events).run()
+        Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
     assert str(caught.value) == (
-        f"the folder {place.folder} was removed while the sweep ran, and what had finished with it; "
+        f"the folder {sweep_home.folder} was removed while the sweep ran, and what had finished with it; "
         f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
     )
     assert len(events.started) <= 2, "no other trial is started"
-    records = Sweep.from_yaml(spec, home=place.home).run().records
+    records = Sweep.from_yaml(spec, home=sweep_home.home).run().records
     assert [record.status for record in records] == ["finished"] * 3
 
 
@@ -624,20 +626,20 @@ def test_an_extended_sweep_keeps_what_it_has_and_runs_again_what_it_is_told_to(
     undisturbed: Results, alone: dict[str, str | None], copy: SweepHome, tmp_path: Path
 ) -> None:
     kept = write_spec(tmp_path / "life.yaml", **ALONE)
-    place = SweepHome(copy.home, "alone")
+    sweep_home = SweepHome(copy.home, "alone")
     Sweep.forked(Sweep.from_yaml(kept, home=copy.home).spec, "alone", home=copy.home).run()
     failed, stopped, whole = sorted(alone)
     for key, changes in ((failed, {"status": "failed", "reason": "out of luck"}), (stopped, {"status": "stopped"})):
-        record = place.ledger.read(key)
+        record = sweep_home.ledger.read(key)
         assert record is not None
-        place.ledger.write(record.model_copy(update={**changes, "weights_hash": None}))
-    before = stamps(place)
+        sweep_home.ledger.write(record.model_copy(update={**changes, "weights_hash": None}))
+    before = stamps(sweep_home)
     results = Sweep.extended("alone", 5, home=copy.home).run(again=["failed"])
-    assert stamps(place)[whole] == before[whole]
+    assert stamps(sweep_home)[whole] == before[whole]
     assert results.planned == len(results.records) == 5
     assert {record.status for record in results.records} == {"finished"}, "nothing stops trials early where no scheduler does"
     assert weights_of(results.records).items() >= alone.items()
-    aside = sorted(path.name for path in (place.ledger.folder / "aside").iterdir())
+    aside = sorted(path.name for path in (sweep_home.ledger.folder / "aside").iterdir())
     assert aside == sorted([f"{failed}.1.record", f"{stopped}.1.record"])
     again = Sweep.named("alone", home=copy.home).run()
     assert (again.planned, again.reused) == (5, 5)
@@ -663,4 +665,4 @@ def test_a_fork_takes_over_what_its_spec_shares_with_the_sweep(
     shared = weights_of(results.records).items() & alone.items()
     assert results.reused == len(shared) == 2
     for record in results.records:
-        assert (results.place.folder / str(record.weights)).is_file()
+        assert (results.sweep_home.folder / str(record.weights)).is_file()

@@ -212,7 +212,7 @@ def test_an_impossible_request_ends_the_sweep_with_a_sentence_before_anything_st
     sweep = Sweep.from_yaml(spec, home=site.folder / "home", address=site.nodes.address)
     with pytest.raises(InfrastructureError, match=r"trial_resources\.cpu must be <= 2, .* the largest node has, got 64"):
         sweep.run()
-    assert not sweep.place.read_records()
+    assert not sweep.sweep_home.read_records()
 
 
 def test_a_plan_at_an_address_is_measured_and_placed_there_and_nothing_else_starts(site: Site, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, 
         address=site.nodes.address,
         home=tmp_path / "home",
         progress=Progress("apart", quiet=True),
-        ending=ShutdownRequest(tmp_path / "stop"),
+        shutdown=ShutdownRequest(tmp_path / "stop"),
     )
     with place as cluster:
         cluster.share(sweep.data())

@@ -30,14 +30,14 @@ def made_record(number: int = 0, *, accuracy: float = 0.9, status: str = "finish
 
 
 def keep(home: Path, name: str, records: list[TrialRecord], spec: dict[str, Any] | None = None) -> SweepHome:
-    place = SweepHome(home, name)
-    place.folder.mkdir(parents=True)
-    place.write_spec({"name": name})
+    sweep_home = SweepHome(home, name)
+    sweep_home.folder.mkdir(parents=True)
+    sweep_home.write_spec({"name": name})
     dataset = {"name": "digits", "fingerprint": "f"}
-    place.write_facts(SweepFacts(name=name, spec=spec or {}, dataset=dataset, baseline="scratch", planned=len(records)))
+    sweep_home.write_facts(SweepFacts(name=name, spec=spec or {}, dataset=dataset, baseline="scratch", planned=len(records)))
     for record in records:
-        place.ledger.write(record)
-    return place
+        sweep_home.ledger.write(record)
+    return sweep_home
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_poor_ledger_is_a_page_that_says_so(run: Run, tmp_path: Path, records:
 
 
 def test_a_damaged_record_is_left_out_and_the_rest_reported(run: Run, tmp_path: Path) -> None:
-    place = keep(tmp_path, "tiny", [made_record(0), made_record(1)])
-    next(place.ledger.folder.glob("*1.record")).write_bytes(b"half")
+    sweep_home = keep(tmp_path, "tiny", [made_record(0), made_record(1)])
+    next(sweep_home.ledger.folder.glob("*1.record")).write_bytes(b"half")
     assert run("tiny", "--out", str(tmp_path / "out"))[0] == 0
     assert len((tmp_path / "out" / "tradeoff.csv").read_text().splitlines()) == 2
 
@@ -134,10 +134,10 @@ def test_a_folder_that_can_not_be_written_is_one_sentence(run: Run, tmp_path: Pa
 
 
 def test_rows_link_to_the_runs_that_tracking_noted(run: Run, tmp_path: Path) -> None:
-    place = keep(tmp_path, "tiny", [made_record()])
+    sweep_home = keep(tmp_path, "tiny", [made_record()])
     address = "http://127.0.0.1:5000/#/experiments/1/runs/abc"
-    place.write_addresses({"0" * 16: address})
+    sweep_home.write_addresses({"0" * 16: address})
     run("tiny")
-    page = (place.report / "report.html").read_text()
+    page = (sweep_home.report / "report.html").read_text()
     assert f'href="{address}"' in page
     assert "stillhouse ui tiny" in page

@@ -73,7 +73,7 @@ def student_of(results: Results) -> dict[str, torch.Tensor]:
     (record,) = [record for record in results.records if record.trial.method == "data_free_adversarial"]
     assert record.status == "finished", record.reason
     assert record.weights is not None
-    return load_file(results.place.folder / record.weights)
+    return load_file(results.sweep_home.folder / record.weights)
 
 
 @pytest.mark.ray

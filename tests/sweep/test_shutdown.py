@@ -22,16 +22,16 @@ def say(word):
 
 # A test run in the background of a shell is started with this signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-ending = ShutdownRequest(Path(sys.argv[1]) / "stop", last_words="go on with: resume", tell=say)
+shutdown = ShutdownRequest(Path(sys.argv[1]) / "stop", last_words="go on with: resume", tell=say)
 try:
-    with ending:
+    with shutdown:
         if sys.argv[2] == "stolen":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-            ending.listen()
+            shutdown.listen()
         if sys.argv[2] == "patient":
-            with ending.patiently():
+            with shutdown.deferred():
                 say("ready")
-                while not ending.asked:
+                while not shutdown.requested:
                     time.sleep(0.01)
                 # Work under way that does not come to its end.
                 while Path(sys.argv[1], "hang").exists():
@@ -109,6 +109,6 @@ def test_a_request_in_the_folder_is_a_first_signal(tmp_path: Path, kind: str, wo
 
 def test_a_request_to_an_earlier_driver_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
-    with ShutdownRequest(tmp_path / "stop") as ending:
+    with ShutdownRequest(tmp_path / "stop") as shutdown:
         assert not (tmp_path / "stop").exists()
-        assert not ending.asked
+        assert not shutdown.requested

@@ -100,9 +100,9 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
     trial = make_trial(method="kd", teacher="big", hyperparameters={"temperature": 4.0})
     go_to_node("teachers-node")
     ticket = teach(home, digits, views)
-    place = SweepHome(Path(home.path), "apart")
+    sweep_home = SweepHome(Path(home.path), "apart")
     environment = TrialEnvironment(
-        folder=str(place.folder),
+        folder=str(sweep_home.folder),
         views=views,
         training=Training(batch_size=40),
         tickets={"big": ticket},
@@ -114,7 +114,7 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
 
     go_to_node("first")
     TrialRunner(trial, environment, digits).run_epoch()
-    assert (place.folder / "trials" / trial.key / "checkpoint").is_file()
+    assert (sweep_home.folder / "trials" / trial.key / "checkpoint").is_file()
     assert existing_record(trial, environment) is None
 
     go_to_node("second")
@@ -124,10 +124,10 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
         runner.run_epoch()
     record = runner.finish()
 
-    assert place.read_records() == [record]
-    assert not (place.folder / "trials" / trial.key).exists()
+    assert sweep_home.read_records() == [record]
+    assert not (sweep_home.folder / "trials" / trial.key).exists()
     student = build_student(trial.student, digits)
-    load_weights(student, place.folder / str(record.weights))
+    load_weights(student, sweep_home.folder / str(record.weights))
     assert weights_hash(student) == record.weights_hash
     go_to_node("third")
     assert existing_record(trial, environment) == record, "whoever gets the trial once more finds that it is done"

@@ -239,7 +239,7 @@ def status(
     debug: Debug = False,
 ) -> int:
     """Show how far a sweep is, from any terminal, while it runs or after."""
-    from stillhouse.sweep.home.manage import show_status, watch_status
+    from stillhouse.sweep.home.manage import print_status, watch_status
     from stillhouse.sweep.home.status import StatusReader
     from stillhouse.sweep.home.sweep_home import find_sweep, resolve_home
 
@@ -248,7 +248,7 @@ def status(
     if as_json:
         _print_json(state)
     else:
-        show_status(state, _console())
+        print_status(state, _console())
     return OK
 
 
@@ -360,7 +360,7 @@ def report(
         raise UsageError("several sweeps need a folder for the page that compares them: give --out DIR")
     budgets = [parse_budget(text) for text in budget] if budget else None
     sweeps = [Results.read(resolve_home(home), name) for name in names]
-    files = compare(sweeps, out or sweeps[0].place.report, budgets)
+    files = compare(sweeps, out or sweeps[0].sweep_home.report, budgets)
     document = {"page": str(files.page), "table": str(files.table), "figure": str(files.figure)}
     if as_json:
         _print_json(document | {"best": files.best})
@@ -904,25 +904,25 @@ def _print_config(spec: Any, as_json: bool) -> int:
 
 
 def _print_plan(sweep: Any, as_json: bool, *, measure: bool, address: str | None) -> int:
-    from stillhouse.sweep.preview.disk_usage import measure_volume
-    from stillhouse.sweep.preview.terminal import show_outlook, show_plan
+    from stillhouse.sweep.preview.disk_usage import measure_disk_usage
+    from stillhouse.sweep.preview.terminal import print_lines, print_plan
 
     plan = sweep.plan()
-    volume = measure_volume(plan, sweep.data(), sweep.place.home)
+    volume = measure_disk_usage(plan, sweep.data(), sweep.sweep_home.home)
     outlook = None
     if measure or address:
-        from stillhouse.sweep.preview.hours import look_ahead
+        from stillhouse.sweep.preview.hours import make_forecast
         from stillhouse.sweep.progress import native_stderr_in
 
-        with native_stderr_in(sweep.place.home / "driver.log"):
-            outlook = look_ahead(plan, sweep.data(), measure=measure, address=address)
+        with native_stderr_in(sweep.sweep_home.home / "driver.log"):
+            outlook = make_forecast(plan, sweep.data(), measure=measure, address=address)
     if as_json:
         _print_json(plan.to_dict() | {"knowledge": volume.to_dict()} | (outlook.to_dict() if outlook else {}))
     else:
-        show_plan(plan, _console())
-        show_outlook(volume.lines(), _console())
+        print_plan(plan, _console())
+        print_lines(volume.lines(), _console())
         if outlook is not None:
-            show_outlook(outlook.lines(), _console())
+            print_lines(outlook.lines(), _console())
     return InfrastructureError.exit_code if outlook is not None and outlook.impossible else OK
 
 

@@ -170,7 +170,7 @@ class Progress:
         self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record)}")
 
     def snapshot(self) -> dict[str, Any]:
-        """The sweep as it stands, as plain data: what `picture` shows."""
+        """The sweep as it stands, as plain data: what `render_status` shows."""
         with self._lock:
             now = time.monotonic()
             seconds = self._tally.train_seconds + sum(now - state["since"] for state in self._running.values())
@@ -214,10 +214,10 @@ class Progress:
             self._console.print(Text(text), highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return picture(self.snapshot())
+        return render_status(self.snapshot())
 
 
-def picture(state: Mapping[str, Any]) -> RenderableType:
+def render_status(state: Mapping[str, Any]) -> RenderableType:
     """A sweep's state, as `Progress.snapshot` gives it, for a terminal."""
     planned = max(state["planned"] or 0, state["done"])
     counts = Text.assemble(

@@ -26,21 +26,21 @@ _SHOW_CURSOR = b"\x1b[?25h\n"
 class ShutdownRequest:
     """Whether somebody asked the sweep to end. The first request ends it gracefully, the second at once.
 
-    Inside `patiently` a first request is noted in `asked` and left to whoever works there; elsewhere nothing is under way
+    Inside `deferred` a first request is noted in `requested` and left to whoever works there; elsewhere nothing is under way
     that could be kept, and it raises `KeyboardInterrupt` in the main thread. The second request leaves the process.
 
     Args:
         request: the file whose appearance is a request.
         last_words: printed when the sweep is left at once.
-        tell: told of a request that is heeded patiently.
+        tell: told of a request that is heeded deferred.
     """
 
     def __init__(self, request: Path, *, last_words: str = "", tell: Callable[[str], None] = lambda _text: None) -> None:
         self._request = request
         self._last_words = last_words
         self._tell = tell
-        self._asked_at: float | None = None
-        self._patient = False
+        self._requested_at: float | None = None
+        self._deferring = False
         self._before: dict[signal.Signals, Any] = {}
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,9 +63,9 @@ class ShutdownRequest:
         self._request.unlink(missing_ok=True)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the sweep was asked to end."""
-        return self._asked_at is not None
+        return self._requested_at is not None
 
     def listen(self) -> None:
         """Takes the signals, also from a library that has taken them since; only the main thread can."""
@@ -76,19 +76,19 @@ class ShutdownRequest:
             self._before.setdefault(number, before)
 
     @contextmanager
-    def patiently(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Where a first request is left to the work under way.
 
         Raises:
             KeyboardInterrupt: it came already.
         """
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self._patient = True
+        self._deferring = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferring = False
 
     def check(self) -> None:
         """For a patient wait that can be left at any time.
@@ -96,18 +96,18 @@ class ShutdownRequest:
         Raises:
             Interrupted: somebody asked.
         """
-        if self.asked:
+        if self.requested:
             raise Interrupted("interrupted")
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
-            if not self._patient:
+        if self._requested_at is None:
+            self._requested_at = now
+            if not self._deferring:
                 raise KeyboardInterrupt
             # Not from here: whoever is interrupted may hold the lock that showing a text needs.
             threading.Thread(target=self._tell, args=(_GRACEFUL,), daemon=True).start()
-        elif now - self._asked_at <= _ECHO_S:
+        elif now - self._requested_at <= _ECHO_S:
             return
         elif hasattr(sys, "ps1"):
             # A notebook or a prompt must outlive its sweep.
@@ -128,12 +128,12 @@ class ShutdownRequest:
     def _look(self) -> None:
         main = threading.main_thread().ident
         while not self._over.wait(_LOOK_S):
-            if self.asked or not self._request.exists():
+            if self.requested or not self._request.exists():
                 continue
             if self._before and main is not None:
                 signal.pthread_kill(main, signal.SIGTERM)
             else:
-                self._asked_at = time.monotonic()
+                self._requested_at = time.monotonic()
 
 
 _GRACEFUL = f"ending: trials under way get {TIMEOUT_S:.0f} s for a checkpoint; Ctrl-C again ends at once"

@@ -27,7 +27,7 @@ from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster, LostTrial, Teacher, call_actor, request_ahead
 from stillhouse.sweep.execution.trial_runner import TeacherScore, TrialEnvironment, now, student_key
-from stillhouse.sweep.home.status import following
+from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota, form_of_logits
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
@@ -76,7 +76,7 @@ class Sweep:
         progress: Progress | None = None,
     ) -> None:
         self.spec = spec
-        self.place = SweepHome(resolve_home(home), spec.name)
+        self.sweep_home = SweepHome(resolve_home(home), spec.name)
         self._address = address
         self._command = command
         self._progress = Progress(spec.name, quiet=True) if progress is None else progress
@@ -85,7 +85,7 @@ class Sweep:
         self._may_change: frozenset[str] = frozenset()
         self._origin: SweepHome | None = None
         self._left_undone: list[str] = []
-        self._ending = ShutdownRequest(self.place.stop_request, last_words=self._how_to_go_on, tell=self._progress.note)
+        self._shutdown = ShutdownRequest(self.sweep_home.stop_request, last_words=self._how_to_go_on, tell=self._progress.note)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), **options: Any) -> Self:
@@ -103,8 +103,8 @@ class Sweep:
         Raises:
             UsageError: there is none.
         """
-        place = find_sweep(resolve_home(home), name)
-        return cls(check(place.read_spec_dict()), home=place.home, **options)
+        sweep_home = find_sweep(resolve_home(home), name)
+        return cls(check(sweep_home.read_spec_dict()), home=sweep_home.home, **options)
 
     @classmethod
     def extended(cls, name: str, trials_per_method: int, *, home: str | Path | None = None, **options: Any) -> Self:
@@ -113,8 +113,8 @@ class Sweep:
         Raises:
             UsageError: there is none, its algorithm has no number of trials, or it has more than that already.
         """
-        place = find_sweep(resolve_home(home), name)
-        sweep = cls(check(extended_spec(place.read_spec_dict(), trials_per_method)), home=place.home, **options)
+        sweep_home = find_sweep(resolve_home(home), name)
+        sweep = cls(check(extended_spec(sweep_home.read_spec_dict(), trials_per_method)), home=sweep_home.home, **options)
         sweep._may_change = frozenset({TRIALS_PER_METHOD})
         return sweep
 
@@ -149,7 +149,7 @@ class Sweep:
                 download=wanted.download,
                 size=wanted.size,
                 options=wanted.options,
-                cache=self.place.home / "data",
+                cache=self.sweep_home.home / "data",
             )
         return self._data
 
@@ -181,11 +181,11 @@ class Sweep:
         with self._one_sentence():
             plan = self.plan()
             # Whoever sees the lock may ask the sweep to end.
-            with self.place.locked(), self._ending:
-                self.place.write_spec(
+            with self.sweep_home.locked(), self._shutdown:
+                self.sweep_home.write_spec(
                     spec_to_dict(self.spec, secrets=True), may_change=self._may_change, complete=_with_defaults
                 )
-                with self._unless_removed(), following(self._progress, self.place):
+                with self._unless_removed(), publish_status(self._progress, self.sweep_home):
                     return self._run(plan, started, again)
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:
@@ -198,12 +198,14 @@ class Sweep:
             `compared`, and `differences` with the `teacher` and what `verify_sealed` says of each; what differs is removed.
         """
         plan = self.plan()
-        asked_of = knowledge_demand(self.spec, plan.asking, self.data(), self._views(), adaptive=plan.search is not None)
+        asked_of = knowledge_demand(
+            self.spec, plan.representative_trials, self.data(), self._views(), adaptive=plan.search is not None
+        )
         definitions = [self._definition(name) for name in self.spec.teachers if asked_of.get(name)]
         compared, differences = 0, []
         if definitions:
             with Cluster(
-                self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+                self.spec, address=self._address, home=self.sweep_home.home, progress=self._progress, shutdown=self._shutdown
             ) as cluster:
                 cluster.share(self.data())
                 for running in cluster.start_teachers(definitions, self.data(), self._views()):
@@ -229,12 +231,16 @@ class Sweep:
         if not self.spec.teachers:
             raise UsageError("the spec has no teachers; name one under teachers, such as {big: {model: resnet56}}")
         definitions = [self._definition(name) for name in self.spec.teachers]
-        self.place.home.mkdir(parents=True, exist_ok=True)
+        self.sweep_home.home.mkdir(parents=True, exist_ok=True)
         try:
             with (
-                self._ending,
+                self._shutdown,
                 Cluster(
-                    self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+                    self.spec,
+                    address=self._address,
+                    home=self.sweep_home.home,
+                    progress=self._progress,
+                    shutdown=self._shutdown,
                 ) as cluster,
             ):
                 cluster.share(self.data())
@@ -257,7 +263,7 @@ class Sweep:
         try:
             yield
         except (KeyboardInterrupt, Interrupted) as interrupt:
-            raise Interrupted(self._how_to_go_on if self.place.folder.exists() else "interrupted") from interrupt
+            raise Interrupted(self._how_to_go_on if self.sweep_home.folder.exists() else "interrupted") from interrupt
         except OSError as error:
             raise InfrastructureError(self._trouble(error, error.strerror or str(error))) from error
         except InfrastructureError as error:
@@ -271,14 +277,14 @@ class Sweep:
         try:
             yield
         except (OSError, StillhouseError, KeyboardInterrupt) as error:
-            if not self.place.is_removed:
+            if not self.sweep_home.is_removed:
                 raise
             self._refuse_removed(error)
 
     def _refuse_removed(self, error: BaseException | None = None) -> None:
-        if self.place.is_removed:
+        if self.sweep_home.is_removed:
             raise InfrastructureError(
-                f"the folder {self.place.folder} was removed while the sweep ran, and what had finished with it; "
+                f"the folder {self.sweep_home.folder} was removed while the sweep ran, and what had finished with it; "
                 f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
             ) from error
 
@@ -286,7 +292,7 @@ class Sweep:
         place = getattr(error, "filename", None)
         if place is None and not re.search(r"(^|[\s'(])/", reason):
             # Not every error of a write says where it was.
-            place = self.place.folder
+            place = self.sweep_home.folder
         where = "" if place is None or str(place) in reason else f" ({place})"
         if not is_disk_full(error):
             return f"{reason}{where}"
@@ -301,23 +307,23 @@ class Sweep:
 
     @property
     def resume_command(self) -> str:
-        return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.place.home))}"
+        return f"stillhouse resume {self.spec.name} --home {shlex.quote(str(self.sweep_home.home))}"
 
     def _run(self, plan: Plan, started: float, again: Collection[str]) -> Results:
         if plan.search is not None:
-            plan.search.memory.update(self.place.read_suggestions())
+            plan.search.memory.update(self.sweep_home.read_suggestions())
         records = self._read_ledger(plan, again)
         self._take_over(plan, records)
         before = set(records)
-        earlier = self.place.read_facts()
+        earlier = self.sweep_home.read_facts()
         facts = self._first_facts(plan, earlier)
         searched = self._searched(plan, records)
         self._progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
         self._progress.claims(cpu=self.spec.trial_resources.cpu, gpu=self.spec.trial_resources.gpu)
-        fills_before = self.place.fill_log_bytes()
+        fills_before = self.sweep_home.fill_log_bytes()
         lost = self._fills_of_a_broken_run(earlier, fills_before)
         tracker = Tracker(
-            self.spec.tracking.uri, home=self.place.home, experiment=self.spec.tracking.experiment or self.spec.name
+            self.spec.tracking.uri, home=self.sweep_home.home, experiment=self.spec.tracking.experiment or self.spec.name
         )
         try:
             facts = facts.model_copy(
@@ -333,7 +339,7 @@ class Sweep:
                 known = [_add_up(teacher, [lost.get(teacher.key, {})], records.values(), earlier) for teacher in teachers]
                 seconds = earlier.seconds if earlier else 0.0
                 told = facts.model_copy(update={"teachers": known, "seconds": seconds, "open_fills": fills_before})
-                self.place.write_facts(told)
+                self.sweep_home.write_facts(told)
                 tracker.know(told)
 
             account = BudgetTracker(
@@ -361,21 +367,21 @@ class Sweep:
                     "seconds": (earlier.seconds if earlier else 0.0) + time.perf_counter() - started,
                 }
             )
-            self.place.write_facts(facts)
-            patience = _TRACKING_TIMEOUT_S if not self._ending.asked else TIMEOUT_S
+            self.sweep_home.write_facts(facts)
+            patience = _TRACKING_TIMEOUT_S if not self._shutdown.requested else TIMEOUT_S
             if addresses := tracker.drain(patience):
-                self.place.write_addresses(addresses)
+                self.sweep_home.write_addresses(addresses)
             budgets = [parse_budget(text) for text in self.spec.report.budgets]
-            files = write_report(facts, kept, self.place.report, budgets, self.place.read_addresses())
+            files = write_report(facts, kept, self.sweep_home.report, budgets, self.sweep_home.read_addresses())
             self._track(tracker, facts, kept, files, patience)
         finally:
             tracker.close()
-        if self._ending.asked:
+        if self._shutdown.requested:
             raise Interrupted(self._how_to_go_on)
         return Results(
             facts=facts,
             records=kept,
-            place=self.place,
+            sweep_home=self.sweep_home,
             planned=len(wanted),
             reused=len(kept) - len(new),
             forwarded={name: one.forwarded for name, one in spent.items()},
@@ -386,10 +392,10 @@ class Sweep:
         )
 
     def _read_ledger(self, plan: Plan, again: Collection[str]) -> dict[str, TrialRecord]:
-        records, damaged = self.place.ledger.read_all()
+        records, damaged = self.sweep_home.ledger.read_all()
         for key in damaged:
             self._progress.note(f"the record of trial {key} is damaged; the trial runs again")
-            self.place.ledger.remove(key)
+            self.sweep_home.ledger.remove(key)
         if again and not any(record.status in again for record in records.values()):
             self._progress.note(f"no trial is {' or '.join(again)}: only what is missing runs")
         # What a scheduler stopped early says nothing of a trial that no scheduler may stop.
@@ -399,10 +405,10 @@ class Sweep:
             changed = ", ".join(sorted({f"{records[key].trial.method} on {records[key].trial.student.name}" for key in others}))
             self._progress.note(
                 f"code of your own has changed since {len(others)} trials ran ({changed}); they run again, and their "
-                f"records lie in {self.place.ledger.folder / 'aside'}"
+                f"records lie in {self.sweep_home.ledger.folder / 'aside'}"
             )
         for key in {*others, *(key for key, record in records.items() if record.status in again)}:
-            self.place.ledger.set_aside(key)
+            self.sweep_home.ledger.set_aside(key)
             del records[key]
         return records
 
@@ -412,29 +418,31 @@ class Sweep:
             return
         # The control and the winners are known only behind the search, also behind one that is taken over.
         for confirming in (False, True):
-            feed = self._confirm_feed(plan, records) if confirming else plan.feed(records, BudgetTracker(SearchBudget()))
-            while (trial := feed.next()) is not None:
+            queue = self._confirm_queue(plan, records) if confirming else plan.queue(records, BudgetTracker(SearchBudget()))
+            while (trial := queue.next()) is not None:
                 record = self._origin.ledger.read(trial.key)
                 if (
                     record is None
                     or record.status == "failed"
                     or (record.status, self.spec.search.scheduler) == ("stopped", "none")
                 ):
-                    feed.lose(trial.key)
+                    queue.lose(trial.key)
                     continue
-                records[trial.key] = self.place.take_over(self._origin, record.model_copy(update={"trial": trial}))
-                feed.add(records[trial.key])
+                records[trial.key] = self.sweep_home.take_over(self._origin, record.model_copy(update={"trial": trial}))
+                queue.add(records[trial.key])
 
     def _searched(self, plan: Plan, records: Mapping[str, TrialRecord]) -> TrialQueue:
         """The search phase as far as the records decide it."""
-        feed = plan.feed(records, BudgetTracker(SearchBudget()), refuse=self._refusal())
-        start_queue(feed)
-        return feed
+        queue = plan.queue(records, BudgetTracker(SearchBudget()), refuse=self._refusal())
+        start_queue(queue)
+        return queue
 
     def _confirming(self, plan: Plan, records: Mapping[str, TrialRecord], searched: TrialQueue) -> list[Trial]:
         return confirm_trials(self.spec, plan, list(records.values()), searched.known.values())
 
-    def _confirm_feed(self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker | None = None) -> TrialQueue:
+    def _confirm_queue(
+        self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker | None = None
+    ) -> TrialQueue:
         trials = self._confirming(plan, records, self._searched(plan, records))
         # A confirming trial is there to be measured, not to be stopped.
         return ListQueue(trials, records, account or BudgetTracker(SearchBudget()), stoppable=False)
@@ -442,7 +450,7 @@ class Sweep:
     def _refusal(self) -> Callable[[Trial], bool]:
         """Which trials must not start since their students were measured to be slower than the spec allows."""
         limits = {name: limit for name, limit in self.spec.search.limits.items() if name == _MEASURED}
-        measured = self.place.read_latencies() if limits else {}
+        measured = self.sweep_home.read_latencies() if limits else {}
         return lambda trial: over_limit(limits, measured.get(student_key(trial.student), {})) is not None
 
     def _slow_students(self, plan: Plan) -> list[str]:
@@ -450,7 +458,7 @@ class Sweep:
         limit = self.spec.search.limits.get(_MEASURED)
         if limit is None:
             return []
-        measured = self.place.read_latencies()
+        measured = self.sweep_home.read_latencies()
         took = [(measured.get(student_key(planned.student), {}).get(_MEASURED, 0.0), planned) for planned in plan.students]
         slow = [(latency, planned) for latency, planned in took if latency > limit]
         listed = ", ".join(f"{student_key(planned.student)} {latency:.3g} ms" for latency, planned in slow[:_SHOWN_STUDENTS])
@@ -478,7 +486,7 @@ class Sweep:
 
     def _fills(self, teacher: TeacherFacts, since_byte: int) -> dict[str, float]:
         """What the teacher filled for this sweep."""
-        return count_fills(self.place.home / "knowledge", teacher.key, since_byte=since_byte, sweep=self.spec.name)
+        return count_fills(self.sweep_home.home / "knowledge", teacher.key, since_byte=since_byte, sweep=self.spec.name)
 
     def _run_missing(
         self,
@@ -496,14 +504,14 @@ class Sweep:
         """
         # The confirm phase depends on what the search found, so its trials are known only behind it.
         phases: tuple[Callable[[], TrialQueue], ...] = (
-            lambda: plan.feed(records, account, refuse=self._refusal()),
-            lambda: self._confirm_feed(plan, records, account),
+            lambda: plan.queue(records, account, refuse=self._refusal()),
+            lambda: self._confirm_queue(plan, records, account),
         )
         if not any(phase().has_next() for phase in phases):
             self._note_undone(plan, records, account)
             return {}
         with Cluster(
-            self.spec, address=self._address, home=self.place.home, progress=self._progress, ending=self._ending
+            self.spec, address=self._address, home=self.sweep_home.home, progress=self._progress, shutdown=self._shutdown
         ) as cluster:
             cluster.share(self.data())
             crew = self._start_teachers(cluster, plan)
@@ -511,7 +519,7 @@ class Sweep:
             on_teachers([member.facts for member in crew.values()])
             # Latency was measured on a quiet machine; from here on the teachers run ahead of the trials.
             for member in crew.values():
-                ahead = self._planned_views(plan.asking, self._views())
+                ahead = self._planned_views(plan.representative_trials, self._views())
                 request_ahead(member.running, ahead, member.ticket.plan, self.spec.name)
 
             noted = time.monotonic()
@@ -527,7 +535,7 @@ class Sweep:
             for phase in phases:
                 if phase().has_next():
                     self._run_phase(cluster, phase, plan, environment, records, keep)
-                if self._ending.asked:
+                if self._shutdown.requested:
                     break
             self._note_suggestions(plan)
             self._note_undone(plan, records, account)
@@ -542,30 +550,30 @@ class Sweep:
         records: dict[str, TrialRecord],
         keep: Callable[[TrialRecord], None],
     ) -> None:
-        """Runs what the phase's feed hands out; `keep` adds each new record to `records`.
+        """Runs what the phase's queue hands out; `keep` adds each new record to `records`.
 
         Raises:
             InfrastructureError: trials are lost again and again; the others are kept.
         """
         begun, deaths = len(records), dict[str, LostTrial]()
         for attempt in itertools.count():
-            feed, before = phase(), len(records)
-            self._progress.plan(len({*self._searched(plan, records).known} - {*feed.known}) + feed.expected)
+            queue, before = phase(), len(records)
+            self._progress.plan(len({*self._searched(plan, records).known} - {*queue.known}) + queue.expected)
             lost = cluster.run(
-                feed,
+                queue,
                 environment,
                 parameters=lambda trial: plan.size_of(trial).parameters,
                 history=list(records.values()),
                 on_record=keep,
-                give_up=lambda: self.place.is_removed,
+                give_up=lambda: self.sweep_home.is_removed,
             )
             self._refuse_removed()
-            if self._ending.asked or not lost:
+            if self._shutdown.requested or not lost:
                 return
             deaths = {each.key: _added(deaths.get(each.key), each) for each in lost}
             if deadly := self._deadly(deaths.values(), records):
                 for each in deadly:
-                    keep(self._give_up(feed.known[each.key], each))
+                    keep(self._give_up(queue.known[each.key], each))
                 continue
             # Tune gives a trial up for good when its worker is lost while it changes trials (ray 2.60).
             if attempt > 0 and len(records) == before:
@@ -591,8 +599,8 @@ class Sweep:
             code=code_facts(),
             finished=now(),
         )
-        self.place.ledger.write(record)
-        shutil.rmtree(self.place.folder / "trials" / trial.key, ignore_errors=True)
+        self.sweep_home.ledger.write(record)
+        shutil.rmtree(self.sweep_home.folder / "trials" / trial.key, ignore_errors=True)
         self._progress.trial_done(record)
         return record
 
@@ -600,14 +608,14 @@ class Sweep:
         """What is not noted is found out again; a full disk is noticed elsewhere."""
         if plan.search is not None:
             with suppress(OSError):
-                self.place.write_suggestions(plan.search.memory)
+                self.sweep_home.write_suggestions(plan.search.memory)
 
     def _note_undone(self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker) -> None:
         """Says what the budget left undone, if it ended the sweep."""
         if account.reason is None:
             return
         searched = self._searched(plan, records)
-        undone = searched.undone() or self._confirm_feed(plan, records).undone()
+        undone = searched.undone() or self._confirm_queue(plan, records).undone()
         if undone:
             self._left_undone = [undone_note(undone, account.reason)]
             self._progress.note(self._left_undone[0])
@@ -618,10 +626,10 @@ class Sweep:
     def _start_teachers(self, cluster: Cluster, plan: Plan) -> dict[str, "_ReadyTeacher"]:
         """Starts every teacher that a trial asks, and decides the ways of what is asked of it."""
         data, views = self.data(), self._views()
-        asked_of = knowledge_demand(self.spec, plan.asking, data, views, adaptive=plan.search is not None)
+        asked_of = knowledge_demand(self.spec, plan.representative_trials, data, views, adaptive=plan.search is not None)
         definitions = [self._definition(name) for name in self.spec.teachers if name in asked_of]
         crew = {}
-        room = StoreQuota(self.spec.knowledge, self.place.home)
+        room = StoreQuota(self.spec.knowledge, self.sweep_home.home)
         for running in cluster.start_teachers(definitions, data, views):
             name = running.definition.name
             kinds = asked_of[name]
@@ -629,7 +637,7 @@ class Sweep:
             choices = room.choose(kinds, measured, running.facts["base"], views.num_samples)
             explained = {str(kinds[text].kind): choice for text, choice in choices.items()}
             calling = self._choose_calling(running)
-            if any(methods.find(trial.method).calls_teacher for trial in plan.asking if name in trial.teachers):
+            if any(methods.find(trial.method).calls_teacher for trial in plan.representative_trials if name in trial.teachers):
                 explained["calls"] = calling
             for what, choice in explained.items():
                 self._progress.note(f"teacher {name}: {what} {choice.way}: {choice.reason}")
@@ -652,7 +660,7 @@ class Sweep:
                 self._teacher_facts(running, explained),
             )
         room.check_forced()
-        if removed := room.make_room():
+        if removed := room.evict():
             size = sum(entry["bytes"] for entry in removed)
             self._progress.note(f"removed {len(removed)} sealed views that were of no use for longest, {size / 1e6:.1f} MB")
         return crew
@@ -661,7 +669,7 @@ class Sweep:
         teacher, data = self.spec.teachers[name], self.data()
         weights = teacher.weights
         if weights is not None and weights.startswith(_MLFLOW):
-            weights = str(fetch_weights(weights.removeprefix(_MLFLOW), self.spec.tracking.uri, home=self.place.home))
+            weights = str(fetch_weights(weights.removeprefix(_MLFLOW), self.spec.tracking.uri, home=self.sweep_home.home))
         recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
         return TeacherDefinition(
             name=name,
@@ -718,11 +726,11 @@ class Sweep:
         }
         teachers = {student_key(choice): (choice.model, choice.options) for choice in of_teacher.values()}
         # Once for the life of the sweep: it takes seconds for each, and a student that was within the limit stays so.
-        latencies = self.place.read_latencies()
+        latencies = self.sweep_home.read_latencies()
         if missing := {name: model for name, model in {**students, **teachers}.items() if name not in latencies}:
             self._progress.note(f"measuring the latency of {len(missing)} networks")
             latencies |= cluster.measure_latency(missing, self.data())
-            self.place.write_latencies(latencies)
+            self.sweep_home.write_latencies(latencies)
         if (limit := self.spec.search.limits.get(_MEASURED)) is not None:
             quickest = min((latencies[name][_MEASURED] for name in students if name in latencies), default=0.0)
             if quickest > limit:
@@ -733,7 +741,7 @@ class Sweep:
             measured = latencies.get(student_key(of_teacher[name]), {})
             member.facts = member.facts.model_copy(update={"latency_ms": measured.get(_MEASURED)})
         return TrialEnvironment(
-            folder=str(self.place.folder),
+            folder=str(self.sweep_home.folder),
             views=self._views(),
             training=self.spec.training,
             tickets={name: member.ticket for name, member in crew.items()},
@@ -786,14 +794,14 @@ class Sweep:
         self, tracker: Tracker, facts: SweepFacts, records: Sequence[TrialRecord], files: ReportFiles, timeout_s: float
     ) -> None:
         artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
-        later = f"later: stillhouse sync {facts.name} --home {shlex.quote(str(self.place.home))}"
+        later = f"later: stillhouse sync {facts.name} --home {shlex.quote(str(self.sweep_home.home))}"
         if not tracker.finish(facts, artifacts, timeout_s):
             self._progress.note(f"tracking is not complete; {later}")
             return
-        if self._ending.asked:
+        if self._shutdown.requested:
             # Who asked the sweep to end does not wait for students; the run that goes on stores them.
             return
-        results = Results(facts=facts, records=records, place=self.place, planned=len(records))
+        results = Results(facts=facts, records=records, sweep_home=self.sweep_home, planned=len(records))
         if reasons := store_front(results, self.spec, self.data()).reasons:
             self._progress.note(f"not every student of the front is stored in MLflow ({reasons[0]}); {later}")
 

@@ -81,7 +81,7 @@ def prepare(tmp_path: Path, *handles: Handle) -> Any:
     found = iter(handles)
     driver = Cluster.__new__(Cluster)
     driver._progress = Progress("s", quiet=True)
-    driver._ending = ShutdownRequest(tmp_path / "stop")
+    driver._shutdown = ShutdownRequest(tmp_path / "stop")
     driver._local = False
     driver._leases = LeaseHolder({})
     driver._leases.is_granted = lambda handle: handle is not LAST_WORDS  # type: ignore[method-assign]
@@ -126,7 +126,7 @@ def test_who_can_not_join_a_cluster_whole_leaves_it_again(tmp_path: Path, monkey
     ending, progress = ShutdownRequest(tmp_path / "stop"), Progress("s", quiet=True)
     monkeypatch.setattr(ending, "listen", lambda: None)
     with pytest.raises(OSError, match="No space left"):
-        Cluster(spec, address="head:6379", home=tmp_path, progress=progress, ending=ending)
+        Cluster(spec, address="head:6379", home=tmp_path, progress=progress, shutdown=ending)
     assert left == [True]
 
 

@@ -43,7 +43,7 @@ class LossyCluster:
         self.count = 0
 
     def run(
-        self, _feed: Any, _environment: Any, *, on_record: Callable[[TrialRecord], None], **_options: Any
+        self, _queue: Any, _environment: Any, *, on_record: Callable[[TrialRecord], None], **_options: Any
     ) -> list[LostTrial]:
         finished, lost = next(self._runs)
         epoch = self.epochs[self.count]
@@ -65,12 +65,12 @@ def run_phase(tmp_path: Path, make_trial: MakeTrial, cluster: LossyCluster) -> d
     sweep = Sweep(check(SPEC), home=tmp_path)
     records: dict[str, TrialRecord] = {}
     known = {key: make_trial(key) for key in ("lost-0", "lost-1")}
-    feed: Any = SimpleNamespace(has_next=lambda: True, known=known, expected=0)
+    queue: Any = SimpleNamespace(has_next=lambda: True, known=known, expected=0)
 
     def keep(record: TrialRecord) -> None:
         records[record.trial.key] = record
 
-    sweep._run_phase(cluster, lambda: feed, sweep.plan(), None, records, keep)  # type: ignore[arg-type]
+    sweep._run_phase(cluster, lambda: queue, sweep.plan(), None, records, keep)  # type: ignore[arg-type]
     return records
 
 

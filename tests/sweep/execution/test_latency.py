@@ -36,7 +36,7 @@ def test_students_that_were_measured_to_be_too_slow_are_not_started(algorithm: s
     assert len(plan.students) == 2
     assert {tuple(trial.student.options["hidden"]) for trial in sweep._searched(plan, {}).known.values()} == {(8,), (16,)}
     slow = next(planned for planned in plan.students if planned.student.options["hidden"] == [16])
-    sweep.place.write_latencies(
+    sweep.sweep_home.write_latencies(
         {student_key(planned.student): {"latency_ms": 1.5 if planned is slow else 0.5} for planned in plan.students}
     )
     known = sweep._searched(plan, {}).known.values()
@@ -61,7 +61,7 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
     plan = sweep.plan()
     names = [student_key(planned.student) for planned in plan.students]
     assert sweep._environment(cluster, plan, {}).latencies == {name: {"latency_ms": 0.25} for name in names}
-    sweep.place.write_latencies({names[0]: {"latency_ms": 0.5}})
+    sweep.sweep_home.write_latencies({names[0]: {"latency_ms": 0.5}})
     later = sweep_of(tmp_path, "random")
     for _ in range(2):
         measured = later._environment(cluster, plan, {}).latencies
@@ -121,7 +121,7 @@ def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypat
 
 def test_a_request_that_comes_while_the_spec_is_looked_at_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = sweep_of(tmp_path, "random")
-    monkeypatch.setattr(sweep.place, "write_spec", lambda *_spec, **_options: sweep.place.stop_request.touch())
+    monkeypatch.setattr(sweep.sweep_home, "write_spec", lambda *_spec, **_options: sweep.sweep_home.stop_request.touch())
     monkeypatch.setattr(sweep, "_run", lambda *_arguments: time.sleep(60))
     with pytest.raises(Interrupted):
         sweep.run()

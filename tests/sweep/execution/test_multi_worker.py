@@ -58,8 +58,10 @@ def test_a_sweep_with_two_workers_per_trial_has_the_students_of_one(tmp_path: Pa
         taught = next(record for record in results.records if record.trial.method == "kd")
         # 160 samples in 2 epochs, each read once, whichever worker did.
         assert taught.teaching["samples_gathered"] == 2 * 160
-        assert len(list((results.place.folder / "ledger").glob("*"))) == 2
-        students.append({record.trial.key: load_file(results.place.folder / str(record.weights)) for record in results.records})
+        assert len(list((results.sweep_home.folder / "ledger").glob("*"))) == 2
+        students.append(
+            {record.trial.key: load_file(results.sweep_home.folder / str(record.weights)) for record in results.records}
+        )
     one, two = students
     torch.testing.assert_close(dict(two), dict(one), rtol=1e-4, atol=1e-5)
 

@@ -24,7 +24,7 @@ from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.home.manage import watch_status
-from stillhouse.sweep.home.status import StatusReader, following
+from stillhouse.sweep.home.status import StatusReader, publish_status
 from stillhouse.sweep.home.sweep_home import SweepHome, sweep_names
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.sweep import Sweep
@@ -43,31 +43,31 @@ def run(tmp_path: Path) -> Run:
 
 
 @contextmanager
-def running(place: SweepHome, progress: Progress) -> Iterator[None]:
+def running(sweep_home: SweepHome, progress: Progress) -> Iterator[None]:
     """A driver at work on the sweep."""
-    with place.locked():
-        place.write_spec({"name": place.name})
-        with following(progress, place):
+    with sweep_home.locked():
+        sweep_home.write_spec({"name": sweep_home.name})
+        with publish_status(progress, sweep_home):
             yield
 
 
 @pytest.fixture
 def halfway(tmp_path: Path, make_record: MakeRecord) -> SweepHome:
     """A sweep whose driver was killed: two of four trials are done."""
-    place = SweepHome(tmp_path, "halfway")
+    sweep_home = SweepHome(tmp_path, "halfway")
     progress = Progress("halfway", quiet=True)
     progress.plan(4)
     records = [make_record("a", (0.5,)), make_record("b", (), status="failed", reason="diverged")]
 
     def crash() -> None:
-        with running(place, progress):
+        with running(sweep_home, progress):
             for record in records:
-                place.ledger.write(record)
+                sweep_home.ledger.write(record)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         crash()
-    return place
+    return sweep_home
 
 
 def test_status_of_a_sweep_that_runs_shows_what_its_driver_wrote(
@@ -78,8 +78,8 @@ def test_status_of_a_sweep_that_runs_shows_what_its_driver_wrote(
     progress.trial_started(make_trial("under-way"))
     progress.trial_epoch("under-way", 1, 0.25)
     progress.teacher("big", "teacher big: epoch 1/2")
-    place = SweepHome(tmp_path, "s")
-    with running(place, progress):
+    sweep_home = SweepHome(tmp_path, "s")
+    with running(sweep_home, progress):
         code, output, _ = run("status", "s", "--json")
         state = json.loads(output)
         assert code == 0
@@ -89,9 +89,9 @@ def test_status_of_a_sweep_that_runs_shows_what_its_driver_wrote(
         _, output, _ = run("status", "s")
         assert "0/7 trials  1 running" in output
         assert "stillhouse stop s --home" in output
-        place.stop_request.touch()
+        sweep_home.stop_request.touch()
         assert json.loads(run("status", "s", "--json")[1])["state"] == "ending"
-        place.stop_request.unlink()
+        sweep_home.stop_request.unlink()
     assert json.loads(run("status", "s", "--json")[1])["running"] == []
 
 
@@ -107,17 +107,17 @@ def test_status_after_a_crash_counts_the_ledger_and_says_how_to_go_on(run: Run, 
 
 
 def test_watching_a_sweep_that_runs_shows_it_until_its_driver_ends(tmp_path: Path, make_record: MakeRecord) -> None:
-    place, progress, screen = SweepHome(tmp_path, "s"), Progress("s", quiet=True), io.StringIO()
+    sweep_home, progress, screen = SweepHome(tmp_path, "s"), Progress("s", quiet=True), io.StringIO()
     progress.plan(2)
     console = Console(file=screen, force_terminal=True, width=100)
     seen: list[dict[str, Any]] = []
-    watching = threading.Thread(target=lambda: seen.append(watch_status(StatusReader(place), console)))
-    with running(place, progress):
+    watching = threading.Thread(target=lambda: seen.append(watch_status(StatusReader(sweep_home), console)))
+    with running(sweep_home, progress):
         watching.start()
         for key in ("a", "b"):
-            place.ledger.write(make_record(key))
+            sweep_home.ledger.write(make_record(key))
             deadline = time.monotonic() + 60
-            while f"{len(list(place.ledger.keys()))}/2 trials" not in screen.getvalue():
+            while f"{len(list(sweep_home.ledger.keys()))}/2 trials" not in screen.getvalue():
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         assert not seen
@@ -141,11 +141,11 @@ def test_status_reads_a_home_without_the_state_of_a_driver(run: Run, halfway: Sw
 
 
 def test_a_sweep_whose_driver_ended_well_is_finished(run: Run, tmp_path: Path, make_record: MakeRecord) -> None:
-    place = SweepHome(tmp_path, "s")
+    sweep_home = SweepHome(tmp_path, "s")
     progress = Progress("s", quiet=True)
     progress.plan(1)
-    with running(place, progress):
-        place.ledger.write(make_record("a"))
+    with running(sweep_home, progress):
+        sweep_home.ledger.write(make_record("a"))
     assert json.loads(run("status", "s", "--json")[1])["state"] == "finished"
     assert "stillhouse report s --home" in run("status", "s")[1]
 
@@ -218,7 +218,7 @@ def test_what_the_disk_says_ends_a_sweep_with_its_place_named_once(
     monkeypatch.setattr(sweep, "plan", broken)
     with pytest.raises(InfrastructureError) as caught:
         sweep.run()
-    assert str(caught.value).startswith(beginning.format(folder=sweep.place.folder))
+    assert str(caught.value).startswith(beginning.format(folder=sweep.sweep_home.folder))
     assert "\n" not in str(caught.value)
 
 

@@ -125,10 +125,10 @@ def test_the_same_spec_may_come_again(tmp_path: Path) -> None:
 
 def begun(home: Path, make_record: Callable[..., TrialRecord], spec: Mapping[str, Any] = SPEC) -> SweepHome:
     """A sweep with one trial."""
-    place = SweepHome(home, "s")
-    place.write_spec(spec)
-    place.ledger.write(make_record("a"))
-    return place
+    sweep_home = SweepHome(home, "s")
+    sweep_home.write_spec(spec)
+    sweep_home.ledger.write(make_record("a"))
+    return sweep_home
 
 
 def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path, make_record: Callable[..., TrialRecord]) -> None:
@@ -264,10 +264,10 @@ def test_sweeps_are_found_by_name(tmp_path: Path) -> None:
 
 
 def test_suggestions_are_read_back_and_a_damaged_file_is_none(tmp_path: Path) -> None:
-    place = SweepHome(tmp_path, "s")
-    assert place.read_suggestions() == {}
-    place.write_suggestions({"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}})
-    assert place.read_suggestions() == {"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}}
-    path = place.folder / "suggestions"
+    sweep_home = SweepHome(tmp_path, "s")
+    assert sweep_home.read_suggestions() == {}
+    sweep_home.write_suggestions({"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}})
+    assert sweep_home.read_suggestions() == {"kd lenet 3 ff": {"method.temperature": 2.5, "student": 1}}
+    path = sweep_home.folder / "suggestions"
     path.write_bytes(path.read_bytes()[:-1])
-    assert place.read_suggestions() == {}
+    assert sweep_home.read_suggestions() == {}

@@ -12,13 +12,13 @@ from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.sweep.planning.knowledge_delivery import Asked, StoreQuota
+from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand, StoreQuota
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.service import kind_id
 
 SAMPLES = 1000
 BASE = {"teacher": {"weights": "ours"}}
-KINDS = {kind_id(kind): Asked(kind, frozenset({0, 1})) for kind in (logits(), feature("layer"))}
+KINDS = {kind_id(kind): KnowledgeDemand(kind, frozenset({0, 1})) for kind in (logits(), feature("layer"))}
 MEASURED: dict[str, Any] = {
     "bytes_per_sample": {kind_id(logits()): 40, kind_id(feature("layer")): 400},
     "read_seconds": dict.fromkeys(KINDS, 0.5),
@@ -36,7 +36,7 @@ def fill(home: Path, identity: dict[str, Any], *, used: float, num_bytes: int = 
     return next(int(entry["bytes"]) for entry in store.entries() if entry["key"] == store.key(identity))
 
 
-def ways(room: StoreQuota, kinds: dict[str, Asked] = KINDS) -> dict[str, str]:
+def ways(room: StoreQuota, kinds: dict[str, KnowledgeDemand] = KINDS) -> dict[str, str]:
     choices = room.choose(kinds, MEASURED, BASE, SAMPLES)
     return {str(KINDS[text].kind): choice.way for text, choice in choices.items()}
 
@@ -50,12 +50,12 @@ def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
 
 def test_a_view_in_which_no_trial_reads_a_kind_takes_no_room(tmp_path: Path) -> None:
     """80 kB of logits, and 400 kB of features in one of the two views."""
-    once = KINDS | {kind_id(feature("layer")): Asked(feature("layer"), frozenset({1}))}
+    once = KINDS | {kind_id(feature("layer")): KnowledgeDemand(feature("layer"), frozenset({1}))}
     room = StoreQuota(KnowledgeSpec(max_bytes=480_000), tmp_path)
     assert ways(room, once) == {"logits": "cached", "layer": "cached"}
     # What no trial of this sweep reads is nobody's, and goes when others need the room.
     fill(tmp_path, view_identity(BASE, feature("layer"), 0), used=1, num_bytes=400_000)
-    assert [entry["identity"]["view"] for entry in room.make_room()] == [0]
+    assert [entry["identity"]["view"] for entry in room.evict()] == [0]
     assert ways(StoreQuota(KnowledgeSpec(max_bytes=479_999), tmp_path), once)["layer"] == "inline"
 
 
@@ -104,9 +104,9 @@ def test_views_of_other_sweeps_go_least_recently_used_first_and_only_as_far_as_n
     # This sweep's logits need 80 kB; with one of the others there is room for both.
     room = StoreQuota(KnowledgeSpec(max_bytes=80_000 + each, ways={"layer": "inline"}), tmp_path)
     ways(room)
-    assert [entry["identity"]["view"] for entry in room.make_room()] == [2, 1]
+    assert [entry["identity"]["view"] for entry in room.evict()] == [2, 1]
     assert KnowledgeStore(tmp_path / "knowledge").is_sealed(view_identity(BASE, logits(), 0))
-    assert room.make_room() == []
+    assert room.evict() == []
 
 
 def test_without_a_limit_the_store_takes_half_of_what_it_has_and_what_is_free(

@@ -16,7 +16,7 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge import Knowledge
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model
-from stillhouse.sweep.planning.knowledge_delivery import Asked
+from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import make_views
 from stillhouse.sweep.sweep import Sweep
@@ -40,10 +40,10 @@ def make_sweep(tmp_path: Path, **search: Any) -> Sweep:
     return Sweep.from_yaml(path, home=tmp_path / "home")
 
 
-def told(sweep: Sweep) -> dict[str, Asked]:
+def told(sweep: Sweep) -> dict[str, KnowledgeDemand]:
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
-    return knowledge_demand(plan.spec, plan.asking, data, views, adaptive=plan.search is not None)["big"]
+    return knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=plan.search is not None)["big"]
 
 
 class Watched(InlineKnowledge):

@@ -362,7 +362,7 @@ def searched(**search: Any) -> SweepSpec:
 
 def test_an_adaptive_search_begins_with_the_trials_of_a_random_one(data: ImageData) -> None:
     random, adaptive = make_plan(spec_with(), data), make_plan(searched(), data)
-    assert set(keys_of(adaptive)) <= set(keys_of(random)) | {trial.key for trial in adaptive.asking}
+    assert set(keys_of(adaptive)) <= set(keys_of(random)) | {trial.key for trial in adaptive.representative_trials}
     first = [trial.key for trial in random.trials if trial.method == "kd"][:6]
     assert set(first) <= set(keys_of(adaptive)), "three of each of two students"
 

@@ -23,7 +23,7 @@ from stillhouse.models.registry import build_model
 from stillhouse.spec.load import spec_to_yaml, validate
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
 from stillhouse.sweep.planning.plan import make_views
-from stillhouse.sweep.preview.disk_usage import Volume, measure_volume
+from stillhouse.sweep.preview.disk_usage import DiskUsage, measure_disk_usage
 from stillhouse.sweep.sweep import Sweep
 
 SPEC: dict[str, Any] = {
@@ -42,9 +42,9 @@ def make_sweep(home: Path, **changes: Any) -> Sweep:
     return Sweep(validate(SPEC | changes), home=home)
 
 
-def volume_of(home: Path, **changes: Any) -> Volume:
+def volume_of(home: Path, **changes: Any) -> DiskUsage:
     sweep = make_sweep(home, **changes)
-    return measure_volume(sweep.plan(), sweep.data(), home)
+    return measure_disk_usage(sweep.plan(), sweep.data(), home)
 
 
 @pytest.fixture(autouse=True)
@@ -116,14 +116,14 @@ def test_sizes_are_those_of_what_a_teacher_gives_whatever_the_method_asks(tmp_pa
     )
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
-    asked = knowledge_demand(plan.spec, plan.asking, data, views, adaptive=False)["big"]
+    asked = knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=False)["big"]
     kinds = {text: each.kind for text, each in asked.items()}
     teacher = build_model("resnet8", width=0.5, num_classes=data.num_classes, input_shape=data.input_shape).eval()
     images = data.normalise(data.train.images[:2])
     with FeatureReader(teacher, layers_of(kinds)) as reader:
         given = compute_knowledge(reader, kinds, images, data.train.labels[:2], (0, torch.arange(2)))
     assert len(given) > 10
-    told = [each.bytes_per_sample for each in measure_volume(plan, data, tmp_path).kinds]
+    told = [each.bytes_per_sample for each in measure_disk_usage(plan, data, tmp_path).kinds]
     assert told == [4 * given[text][0].numel() for text in asked]
 
 

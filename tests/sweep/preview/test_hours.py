@@ -17,7 +17,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
 from stillhouse.sweep.cluster.placement import Placement
 from stillhouse.sweep.preview import hours as module
-from stillhouse.sweep.preview.hours import Job, Outlook, Speed, estimate, measure_speeds
+from stillhouse.sweep.preview.hours import Forecast, Job, Speed, estimate, measure_speeds
 from stillhouse.sweep.sweep import Sweep
 
 SPEC: dict[str, Any] = {
@@ -147,9 +147,9 @@ def test_a_plan_that_can_not_be_placed_says_so_and_one_that_may_be_waits_for_the
     placement = Placement(
         trials=0, added={}, problems=("trial_resources.gpu must be <= 0, which is what the largest node has",)
     )
-    sure = Outlook(estimate=None, address="auto", nodes=3, placement=placement)
+    sure = Forecast(estimate=None, address="auto", nodes=3, placement=placement)
     assert sure.impossible
     assert sure.lines() == [f"the cluster at auto (3 nodes now) has no node for it: {placement.problems[0]}"]
-    unsure = Outlook(estimate=None, address="auto", nodes=3, placement=placement, undecided=True)
+    unsure = Forecast(estimate=None, address="auto", nodes=3, placement=placement, undecided=True)
     assert not unsure.impossible
     assert "its autoscaler may add one" in unsure.lines()[0]

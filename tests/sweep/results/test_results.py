@@ -35,8 +35,10 @@ def finished(make_record: MakeRecord, key: str, accuracy: float, parameters: flo
 
 
 def results(facts: SweepFacts, records: list[TrialRecord], home: Path, reused: int = 0) -> Results:
-    place = SweepHome(home, "s")
-    return Results(facts=facts, records=records, place=place, planned=len(records), reused=reused, tracking=facts.tracking)
+    sweep_home = SweepHome(home, "s")
+    return Results(
+        facts=facts, records=records, sweep_home=sweep_home, planned=len(records), reused=reused, tracking=facts.tracking
+    )
 
 
 def test_the_document_counts_every_end_and_is_plain_json(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
@@ -81,13 +83,13 @@ def test_the_front_is_of_what_no_other_trial_beats(tmp_path: Path, facts: SweepF
 
 
 def test_results_are_read_back_from_disk(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
-    place = SweepHome(tmp_path, "s")
-    place.write_spec({})
+    sweep_home = SweepHome(tmp_path, "s")
+    sweep_home.write_spec({})
     with pytest.raises(UsageError, match=r"sweep 's' has no results yet; go on with: stillhouse resume s"):
         Results.read(tmp_path, "s")
-    place.write_facts(facts)
+    sweep_home.write_facts(facts)
     for key in ("a", "b"):
-        place.ledger.write(finished(make_record, key, 0.5, 100))
+        sweep_home.ledger.write(finished(make_record, key, 0.5, 100))
     found = Results.read(tmp_path, "s")
     assert found.to_json()["trials"] == {"planned": 2, "finished": 2, "failed": 0, "reused": 2}
     assert found.facts == facts

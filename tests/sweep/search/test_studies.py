@@ -88,21 +88,21 @@ def record_of(trial: Trial, metrics: Mapping[str, float] | None) -> TrialRecord:
     )
 
 
-def run_feed(
+def run_queue(
     studies: list[Study], score: Score, *, order: int = 0, records: dict[str, TrialRecord] | None = None, most: int = 10_000
 ) -> tuple[StudyQueue, dict[str, TrialRecord]]:
-    """Runs trials until the feed has none, or `most` have ended; which of those under way ends next is random."""
+    """Runs trials until the queue has none, or `most` have ended; which of those under way ends next is random."""
     records = {} if records is None else records
-    feed = StudyQueue(studies, records, BudgetTracker(SearchBudget()), lead=3)
+    queue = StudyQueue(studies, records, BudgetTracker(SearchBudget()), lead=3)
     generator = random.Random(order)
-    under_way = start_queue(feed)
+    under_way = start_queue(queue)
     while under_way and most:
         trial = under_way.pop(generator.randrange(len(under_way)))
         records[trial.key] = record_of(trial, score(trial))
-        feed.add(records[trial.key])
-        under_way += start_queue(feed)
+        queue.add(records[trial.key])
+        under_way += start_queue(queue)
         most -= 1
-    return feed, records
+    return queue, records
 
 
 def peak(trial: Trial) -> dict[str, float]:
@@ -117,19 +117,19 @@ TWO = {**WEIGHT, "temperature": Uniform(1, 10)}
 @pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
 @pytest.mark.parametrize("objectives", [MAX, MIN])
 def test_the_trials_are_the_same_in_whichever_order_results_arrive(algorithm: str, objectives: dict[str, str]) -> None:
-    feeds = [
-        run_feed([study_of(plan_of(WEIGHT), algorithm, objectives=objectives)], peak, order=order)[0] for order in range(3)
+    queues = [
+        run_queue([study_of(plan_of(WEIGHT), algorithm, objectives=objectives)], peak, order=order)[0] for order in range(3)
     ]
-    assert len(feeds[0].known) == 30
-    assert list(feeds[1].known) == list(feeds[0].known) == list(feeds[2].known)
-    assert all(feed.finished for feed in feeds)
+    assert len(queues[0].known) == 30
+    assert list(queues[1].known) == list(queues[0].known) == list(queues[2].known)
+    assert all(queue.finished for queue in queues)
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
 @pytest.mark.parametrize("ended_after", [1, 4, 13, 29])
 def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: int) -> None:
-    whole, _ = run_feed([study_of(plan_of(TWO), algorithm)], peak)
-    _, records = run_feed([study_of(plan_of(TWO), algorithm)], peak, order=1, most=ended_after)
+    whole, _ = run_queue([study_of(plan_of(TWO), algorithm)], peak)
+    _, records = run_queue([study_of(plan_of(TWO), algorithm)], peak, order=1, most=ended_after)
     assert len(records) == ended_after
     rerun: list[str] = []
 
@@ -137,7 +137,7 @@ def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: in
         rerun.append(trial.key)
         return peak(trial)
 
-    resumed, _ = run_feed([study_of(plan_of(TWO), algorithm)], score, order=2, records=records)
+    resumed, _ = run_queue([study_of(plan_of(TWO), algorithm)], score, order=2, records=records)
     assert list(resumed.known) == list(whole.known)
     assert len(rerun) == 30 - ended_after, "nothing finished runs again"
 
@@ -148,25 +148,25 @@ def test_a_search_that_looks_at_a_part_of_its_results_goes_on_the_same(ended_aft
     def study() -> Study:
         return study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives, looked_at=18)
 
-    whole, _ = run_feed([study()], peak)
-    _, records = run_feed([study()], peak, order=1, most=ended_after)
-    resumed, _ = run_feed([study()], peak, order=2, records=records)
+    whole, _ = run_queue([study()], peak)
+    _, records = run_queue([study()], peak, order=1, most=ended_after)
+    resumed, _ = run_queue([study()], peak, order=2, records=records)
     assert list(resumed.known) == list(whole.known)
-    unbounded, _ = run_feed([study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives)], peak)
+    unbounded, _ = run_queue([study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives)], peak)
     # As long as all can be looked at nothing is different.
     assert list(whole.known)[:18] == list(unbounded.known)[:18]
     assert list(whole.known) != list(unbounded.known)
 
 
 def test_tpe_comes_closer_to_the_best_than_its_random_start() -> None:
-    _, records = run_feed([study_of(plan_of(WEIGHT, trials=40, startup=8))], peak)
+    _, records = run_queue([study_of(plan_of(WEIGHT, trials=40, startup=8))], peak)
     distances = [abs(math.log10(record.trial.hyperparameters["weight"]) - 2) for record in records.values()]
     assert sum(distances[-10:]) / 10 < 0.5 * sum(distances[:8]) / 8
     assert min(distances) < 0.3
 
 
 def test_the_children_of_nsga2_come_from_what_was_good() -> None:
-    _, records = run_feed([study_of(plan_of(TWO, trials=60, startup=8), "nsga2")], peak)
+    _, records = run_queue([study_of(plan_of(TWO, trials=60, startup=8), "nsga2")], peak)
     distances = [abs(math.log10(record.trial.hyperparameters["weight"]) - 2) for record in records.values()]
     assert sum(distances[-15:]) / 15 < sum(distances[:8]) / 8
 
@@ -177,7 +177,7 @@ def test_several_objectives_are_searched_along_the_whole_front() -> None:
         return {"validation_accuracy": 0.9 + width / 1000 + peak(trial)["validation_accuracy"] / 100, "parameters": width}
 
     for algorithm in ("tpe", "nsga2"):
-        _, records = run_feed([study_of(plan_of(WEIGHT, students=STUDENTS, trials=40), algorithm, objectives=MIN)], score)
+        _, records = run_queue([study_of(plan_of(WEIGHT, students=STUDENTS, trials=40), algorithm, objectives=MIN)], score)
         late = Counter(record.trial.student.options["hidden"][0] for record in list(records.values())[10:])
         assert set(late) == {8, 16, 32}, "each size is the best of its size"
 
@@ -193,8 +193,8 @@ def test_methods_that_diverge_hang_nothing_and_are_kept_away_from(
     def score(trial: Trial) -> Mapping[str, float] | None:
         return bad if trial.hyperparameters["weight"] > 100 else peak(trial)
 
-    feed, records = run_feed([study_of(plan_of(WEIGHT, trials=40, startup=8), algorithm, objectives=objectives)], score)
-    assert feed.finished
+    queue, records = run_queue([study_of(plan_of(WEIGHT, trials=40, startup=8), algorithm, objectives=objectives)], score)
+    assert queue.finished
     assert len(records) == 40
     early, late = list(records.values())[:8], list(records.values())[-10:]
     diverged = [sum(record.trial.hyperparameters["weight"] > 100 for record in part) / len(part) for part in (early, late)]
@@ -203,17 +203,17 @@ def test_methods_that_diverge_hang_nothing_and_are_kept_away_from(
 
 def test_a_search_all_of_whose_trials_fail_ends() -> None:
     for algorithm in ("tpe", "nsga2"):
-        feed, records = run_feed([study_of(plan_of(WEIGHT), algorithm, objectives=MIN)], lambda trial: None)
-        assert feed.finished
+        queue, records = run_queue([study_of(plan_of(WEIGHT), algorithm, objectives=MIN)], lambda trial: None)
+        assert queue.finished
         assert len(records) == 30
 
 
 def test_a_trial_that_the_infrastructure_lost_ends_the_feed_without_waiting() -> None:
-    feed = StudyQueue([study_of(plan_of(WEIGHT))], {}, BudgetTracker(SearchBudget()), lead=3)
-    for trial in start_queue(feed):
-        feed.lose(trial.key)
-    assert feed.next() is None
-    assert feed.finished
+    queue = StudyQueue([study_of(plan_of(WEIGHT))], {}, BudgetTracker(SearchBudget()), lead=3)
+    for trial in start_queue(queue):
+        queue.lose(trial.key)
+    assert queue.next() is None
+    assert queue.finished
 
 
 def test_equal_suggestions_are_trained_once_and_a_small_space_ends_early() -> None:
@@ -224,32 +224,32 @@ def test_equal_suggestions_are_trained_once_and_a_small_space_ends_early() -> No
         trained.append(trial.key)
         return {"validation_accuracy": 0.5 + trial.hyperparameters["power"] / 10}
 
-    feed, records = run_feed([study_of(plan_of(settings, trials=50, startup=3))], score)
-    assert feed.finished
+    queue, records = run_queue([study_of(plan_of(settings, trials=50, startup=3))], score)
+    assert queue.finished
     assert len(trained) == len(set(trained)) == len(records) <= 6
-    assert feed.expected == 50, "duplicates count as trials, as with random search"
+    assert queue.expected == 50, "duplicates count as trials, as with random search"
 
 
 def test_a_trial_of_two_studies_is_handed_out_once() -> None:
     studies = [study_of(plan_of({"only": 1}, trials=1, startup=1)) for _ in range(2)]
-    feed, records = run_feed(studies, lambda trial: {"validation_accuracy": 0.5})
-    assert len(records) == len(feed.known) == 1
-    assert feed.finished
+    queue, records = run_queue(studies, lambda trial: {"validation_accuracy": 0.5})
+    assert len(records) == len(queue.known) == 1
+    assert queue.finished
 
 
 def test_what_must_not_start_is_told_to_the_study_and_another_point_is_found() -> None:
     def allowed(draw: Draw) -> Trial | None:
         return make_trial(draw) if draw.hyperparameters["weight"] < 1 else None
 
-    feed, records = run_feed([study_of(plan_of(WEIGHT), make_trial=allowed)], lambda trial: {"validation_accuracy": 0.5})
+    queue, records = run_queue([study_of(plan_of(WEIGHT), make_trial=allowed)], lambda trial: {"validation_accuracy": 0.5})
     assert records
     assert all(record.trial.hyperparameters["weight"] < 1 for record in records.values())
-    assert feed.finished
+    assert queue.finished
 
 
 def test_every_value_lies_within_its_prior_and_reads_the_same_everywhere() -> None:
     settings = {"a": Uniform(0.1, 0.3), "b": LogUniform(1e-4, 10), "c": Integers(2, 9), "d": Choice(([1, 2], "x"))}
-    _, records = run_feed(
+    _, records = run_queue(
         [study_of(plan_of(settings, students=STUDENTS, teachers=("t", "u")))], lambda trial: {"validation_accuracy": 0.5}
     )
     for record in records.values():
@@ -264,8 +264,8 @@ def test_every_value_lies_within_its_prior_and_reads_the_same_everywhere() -> No
 
 def test_methods_go_in_rounds_also_when_one_is_slower() -> None:
     studies = [study_of(plan_of(WEIGHT, method=method)) for method in "abc"]
-    feed = StudyQueue(studies, {}, BudgetTracker(SearchBudget()), lead=3)
-    under_way = start_queue(feed)
+    queue = StudyQueue(studies, {}, BudgetTracker(SearchBudget()), lead=3)
+    under_way = start_queue(queue)
     assert Counter(trial.method for trial in under_way) == {"a": 5, "b": 5, "c": 5}
     assert [trial.method for trial in under_way[:6]] == list("abcabc")
     # Nothing of c ends.
@@ -273,33 +273,33 @@ def test_methods_go_in_rounds_also_when_one_is_slower() -> None:
     running = [trial for trial in under_way if trial.method != "c"]
     while running:
         trial = running.pop(0)
-        feed.add(record_of(trial, peak(trial)))
-        running += start_queue(feed)
-    counts = Counter(trial.method for trial in feed.known.values())
+        queue.add(record_of(trial, peak(trial)))
+        running += start_queue(queue)
+    counts = Counter(trial.method for trial in queue.known.values())
     assert counts["c"] == 5
     assert counts["a"] == counts["b"] == 5 + 3, "ahead of the slowest by the lead and no more"
-    assert not feed.finished
+    assert not queue.finished
     for trial in waiting:
-        feed.add(record_of(trial, peak(trial)))
-    assert start_queue(feed)
+        queue.add(record_of(trial, peak(trial)))
+    assert start_queue(queue)
 
 
 def test_a_budget_ends_the_search_with_as_many_trials_of_each_method() -> None:
     for trials in (4, 7, 20):
         studies = [study_of(plan_of(WEIGHT, method=method)) for method in "abc"]
-        feed = StudyQueue(studies, {}, BudgetTracker(SearchBudget(trials=trials)), lead=3)
-        under_way = start_queue(feed)
+        queue = StudyQueue(studies, {}, BudgetTracker(SearchBudget(trials=trials)), lead=3)
+        under_way = start_queue(queue)
         started = list(under_way)
         while under_way:
             trial = under_way.pop(0)
-            feed.add(record_of(trial, peak(trial)))
-            fresh = start_queue(feed)
+            queue.add(record_of(trial, peak(trial)))
+            fresh = start_queue(queue)
             under_way += fresh
             started += fresh
         assert len(started) == trials
         counts = Counter(trial.method for trial in started)
         assert max(counts.values()) - min(counts.values()) <= 1
-        assert feed.finished
+        assert queue.finished
 
 
 def test_optuna_keeps_quiet() -> None:
@@ -309,16 +309,16 @@ def test_optuna_keeps_quiet() -> None:
 def test_asking_again_with_a_memory_gives_the_same_trials() -> None:
     for algorithm in ("tpe", "nsga2"):
         memory: Memory = {}
-        first, records = run_feed([study_of(plan_of(TWO), algorithm, memory=memory)], peak)
-        fresh, _ = run_feed([study_of(plan_of(TWO), algorithm)], peak)
+        first, records = run_queue([study_of(plan_of(TWO), algorithm, memory=memory)], peak)
+        fresh, _ = run_queue([study_of(plan_of(TWO), algorithm)], peak)
         kept = json.loads(json.dumps(memory))
-        again, _ = run_feed([study_of(plan_of(TWO), algorithm, memory=kept)], peak, records=dict(records))
+        again, _ = run_queue([study_of(plan_of(TWO), algorithm, memory=kept)], peak, records=dict(records))
         assert kept == memory, "nothing was found out again"
         assert list(first.known) == list(fresh.known) == list(again.known)
 
         def worse(trial: Trial) -> dict[str, float]:
             return {name: 1 - value for name, value in peak(trial).items()}
 
-        other, _ = run_feed([study_of(plan_of(TWO), algorithm, memory=memory)], worse)
+        other, _ = run_queue([study_of(plan_of(TWO), algorithm, memory=memory)], worse)
         assert list(other.known)[:5] == list(first.known)[:5]
         assert list(other.known) != list(first.known), "what was told decides, not the memory"

@@ -28,62 +28,62 @@ def test_trials_are_handed_out_in_their_order_without_those_that_are_done(
     make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     trials = [make_trial(key) for key in "abcd"]
-    feed = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()))
-    assert feed.has_next()
-    assert [trial.key for trial in start_queue(feed)] == ["a", "c", "d"]
-    assert list(feed.known) == list("abcd")
-    assert feed.finished
-    assert not feed.has_next()
+    queue = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()))
+    assert queue.has_next()
+    assert [trial.key for trial in start_queue(queue)] == ["a", "c", "d"]
+    assert list(queue.known) == list("abcd")
+    assert queue.finished
+    assert not queue.has_next()
 
 
 def test_what_is_refused_is_no_trial_of_the_phase_unless_it_is_done(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     trials = [make_trial(key) for key in "abc"]
-    feed = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()), refuse=lambda trial: trial.key in "bc")
-    assert [trial.key for trial in start_queue(feed)] == ["a"]
-    assert list(feed.known) == ["a", "b"]
+    queue = ListQueue(trials, {"b": make_record("b")}, BudgetTracker(SearchBudget()), refuse=lambda trial: trial.key in "bc")
+    assert [trial.key for trial in start_queue(queue)] == ["a"]
+    assert list(queue.known) == ["a", "b"]
 
 
 def test_looking_for_a_next_trial_does_not_hand_it_out(make_trial: MakeTrial) -> None:
-    feed = ListQueue([make_trial("a")], {}, BudgetTracker(SearchBudget()))
-    assert feed.has_next()
-    assert feed.has_next()
-    assert feed.next() is not None
-    assert not feed.has_next()
+    queue = ListQueue([make_trial("a")], {}, BudgetTracker(SearchBudget()))
+    assert queue.has_next()
+    assert queue.has_next()
+    assert queue.next() is not None
+    assert not queue.has_next()
 
 
-@pytest.mark.parametrize(("budget", "started"), [({"trials": 3}, 2), ({"epochs": 9}, 2), ({"epochs": 5}, 0), ({}, 5)])
+@pytest.mark.parametrize(("limits", "started"), [({"trials": 3}, 2), ({"epochs": 9}, 2), ({"epochs": 5}, 0), ({}, 5)])
 def test_no_trial_starts_beyond_the_trials_and_epochs_of_all_runs(
-    budget: dict[str, int], started: int, make_trial: MakeTrial, make_record: MakeRecord
+    limits: dict[str, int], started: int, make_trial: MakeTrial, make_record: MakeRecord
 ) -> None:
     earlier = make_record("earlier", (0.5, 0.6, 0.7), trial={"epochs": 3})
-    spending = BudgetTracker(SearchBudget(**budget), [earlier])
-    feed = ListQueue([make_trial(str(number), epochs=3) for number in range(5)], {}, spending)
-    assert len(start_queue(feed)) == started
-    assert (spending.reason is None) == (not budget)
-    assert feed.finished
+    budget = BudgetTracker(SearchBudget(**limits), [earlier])
+    queue = ListQueue([make_trial(str(number), epochs=3) for number in range(5)], {}, budget)
+    assert len(start_queue(queue)) == started
+    assert (budget.reason is None) == (not limits)
+    assert queue.finished
 
 
 def test_epochs_that_an_early_stop_saved_are_there_for_other_trials(make_trial: MakeTrial, make_record: MakeRecord) -> None:
-    spending = BudgetTracker(SearchBudget(epochs=10))
+    budget = BudgetTracker(SearchBudget(epochs=10))
     first, second = (make_trial(key, epochs=10) for key in "ab")
-    assert not spending.over(first)
-    spending.start(first)
-    assert spending.over(make_trial("c", epochs=1))
-    spending.end(make_record("a", (0.1, 0.1), trial={"epochs": 10}, status="stopped"))
-    assert not spending.over(make_trial("c", epochs=8))
-    assert spending.over(second)
-    assert spending.reason == "the budget search.budget.epochs = 10 is spent"
+    assert not budget.over(first)
+    budget.start(first)
+    assert budget.over(make_trial("c", epochs=1))
+    budget.end(make_record("a", (0.1, 0.1), trial={"epochs": 10}, status="stopped"))
+    assert not budget.over(make_trial("c", epochs=8))
+    assert budget.over(second)
+    assert budget.reason == "the budget search.budget.epochs = 10 is spent"
 
 
 def test_hours_pass_with_the_clock_and_with_what_earlier_runs_took(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     clock = Clock()
     hour = {"started": "2026-01-05T10:00:00+00:00", "finished": "2026-01-05T11:00:00+00:00"}
-    spending = BudgetTracker(SearchBudget(hours=2), [make_record("earlier", **hour)], started=clock.now, clock=clock)
-    assert not spending.over(make_trial())
+    budget = BudgetTracker(SearchBudget(hours=2), [make_record("earlier", **hour)], started=clock.now, clock=clock)
+    assert not budget.over(make_trial())
     clock.now += 3599
-    assert not spending.over(make_trial())
+    assert not budget.over(make_trial())
     clock.now += 1
-    assert spending.over(make_trial())
+    assert budget.over(make_trial())
 
 
 def test_trial_hours_count_every_trial_under_way_and_gpu_hours_its_share(
@@ -92,18 +92,18 @@ def test_trial_hours_count_every_trial_under_way_and_gpu_hours_its_share(
     clock = Clock()
     budgets = SearchBudget(trial_hours=2), SearchBudget(gpu_hours=1)
     spent = [BudgetTracker(budget, gpus=0.5, clock=clock) for budget in budgets]
-    for spending in spent:
-        spending.start(make_trial("a"))
-        spending.start(make_trial("b"))
+    for budget in spent:
+        budget.start(make_trial("a"))
+        budget.start(make_trial("b"))
     clock.now += 3599
-    assert not any(spending.over(make_trial("c")) for spending in spent)
+    assert not any(budget.over(make_trial("c")) for budget in spent)
     clock.now += 1
-    assert all(spending.over(make_trial("c")) for spending in spent)
-    for spending in spent:
+    assert all(budget.over(make_trial("c")) for budget in spent)
+    for budget in spent:
         # The record knows better: both took a minute.
         for key in "ab":
-            spending.end(make_record(key, metrics={"train_seconds": 60.0}))
-    assert not any(spending.over(make_trial("c")) for spending in spent)
+            budget.end(make_record(key, metrics={"train_seconds": 60.0}))
+    assert not any(budget.over(make_trial("c")) for budget in spent)
 
 
 def test_time_in_which_several_trials_ran_counts_once(make_record: MakeRecord) -> None:
@@ -118,12 +118,12 @@ def test_time_in_which_several_trials_ran_counts_once(make_record: MakeRecord) -
 def test_what_was_left_undone_is_said_by_method(make_trial: MakeTrial, make_record: MakeRecord) -> None:
     trials = [make_trial(f"{method}{number}", method=method) for number in range(3) for method in ("kd", "scratch")]
     records: dict[str, TrialRecord] = {}
-    spending = BudgetTracker(SearchBudget(trials=3))
-    feed = ListQueue(trials, records, spending)
-    for trial in start_queue(feed):
-        feed.add(make_record(trial.key))
-    assert feed.undone() == Counter(kd=1, scratch=2)
-    assert spending.reason is not None
-    assert undone_note(feed.undone(), spending.reason) == (
+    budget = BudgetTracker(SearchBudget(trials=3))
+    queue = ListQueue(trials, records, budget)
+    for trial in start_queue(queue):
+        queue.add(make_record(trial.key))
+    assert queue.undone() == Counter(kd=1, scratch=2)
+    assert budget.reason is not None
+    assert undone_note(queue.undone(), budget.reason) == (
         "the budget search.budget.trials = 3 is spent; 3 trials were not started: kd 1, scratch 2"
     )

@@ -114,11 +114,11 @@ class Cluster:
     """
 
     def __init__(
-        self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, ending: ShutdownRequest
+        self, spec: SweepSpec, *, address: str | None, home: Path, progress: Progress, shutdown: ShutdownRequest
     ) -> None:
         self._spec = spec
         self._progress = progress
-        self._ending = ending
+        self._shutdown = shutdown
         self._ours = not ray.is_initialized()
         # `ray job submit` tells its entry point the cluster by this variable.
         address = address or os.environ.get("RAY_ADDRESS")
@@ -126,7 +126,7 @@ class Cluster:
         if self._ours:
             connect(address, spec)
             # Ray has taken SIGTERM for itself.
-            self._ending.listen()
+            self._shutdown.listen()
         self.import_paths = tuple(driver_import_paths()) if self._local else ()
         self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
         self._data_reference: Any = None
@@ -236,7 +236,7 @@ class Cluster:
 
     def run(
         self,
-        feed: TrialQueue,
+        queue: TrialQueue,
         environment: TrialEnvironment,
         *,
         parameters: Callable[[Trial], int],
@@ -244,7 +244,7 @@ class Cluster:
         on_record: Callable[[TrialRecord], None],
         give_up: Callable[[], bool] = lambda: False,
     ) -> list[LostTrial]:
-        """Runs the trials that the feed hands out with Tune; every one that ends has its record in the ledger.
+        """Runs the trials that the queue hands out with Tune; every one that ends has its record in the ledger.
 
         Args:
             parameters: of a trial's student, for the size brackets.
@@ -262,14 +262,14 @@ class Cluster:
         brackets: dict[str, int] = {}
 
         def keep(record: TrialRecord) -> None:
-            feed.add(record)
+            queue.add(record)
             on_record(record)
 
         def follow(trial: Trial) -> None:
             brackets[trial.key] = size_bracket(parameters(trial))
             watch.add(trial)
 
-        watch = TrialWatch(parameters, ledger, self._progress, on_record=keep, on_loss=feed.lose)
+        watch = TrialWatch(parameters, ledger, self._progress, on_record=keep, on_loss=queue.lose)
         claim = self._spec.trial_resources
         trainable = tune.with_resources(
             tune.with_parameters(DistillTrial, environment=environment, data=[self._data_reference]),
@@ -284,10 +284,10 @@ class Cluster:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=QueueSearcher(feed, follow),
-                num_samples=max(1, feed.expected),
-                scheduler=self._scheduler(feed, brackets, history),
-                max_concurrent_trials=self._concurrent(feed.expected),
+                search_alg=QueueSearcher(queue, follow),
+                num_samples=max(1, queue.expected),
+                scheduler=self._scheduler(queue, brackets, history),
+                max_concurrent_trials=self._concurrent(queue.expected),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -297,7 +297,7 @@ class Cluster:
                 storage_path=scratch.name,
                 verbose=0,
                 callbacks=[watch],
-                stop=_StopAll(lambda: self._ending.asked or watch.no_room is not None or give_up()),
+                stop=_StopAll(lambda: self._shutdown.requested or watch.no_room is not None or give_up()),
                 # Trials keep their own checkpoints, found by their keys in any later run.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=RESTARTS_OF_A_TRIAL),
@@ -305,17 +305,17 @@ class Cluster:
         )
         # Why a trial was lost is said by the watch, in one sentence; Tune prints a traceback for each attempt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        with scratch, self._ending.patiently():
+        with scratch, self._shutdown.deferred():
             tuner.fit()
         watch.collect()
         if watch.no_room is not None:
             raise InfrastructureError(watch.no_room)
-        return [] if self._ending.asked else watch.lost()
+        return [] if self._shutdown.requested else watch.lost()
 
-    def _scheduler(self, feed: TrialQueue, brackets: dict[str, int], history: Iterable[TrialRecord]) -> FifoScheduler:
+    def _scheduler(self, queue: TrialQueue, brackets: dict[str, int], history: Iterable[TrialRecord]) -> FifoScheduler:
         search = self._spec.search
         # A confirming trial is there to be measured, not to be stopped.
-        if search.scheduler == "none" or not feed.stoppable:
+        if search.scheduler == "none" or not queue.stoppable:
             return FifoScheduler()
         earlier = list(history)
         brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
@@ -373,7 +373,7 @@ class Cluster:
                     ) from error
                 time.sleep(_PAUSE_S)
                 continue
-            if facts.get("exit_code") == Interrupted.exit_code and not self._ending.asked:
+            if facts.get("exit_code") == Interrupted.exit_code and not self._shutdown.requested:
                 # Another sweep shares the teacher, and was ended.
                 time.sleep(_PAUSE_S)
                 continue
@@ -391,9 +391,9 @@ class Cluster:
         """What `prepare` answers. A teacher in training that is to end gets a while for its checkpoint."""
         deadline = math.inf
         status = handle.status.remote()
-        with self._ending.patiently():
+        with self._shutdown.deferred():
             while not ray.wait([waiting], timeout=_STATUS_INTERVAL_S)[0]:
-                if self._ending.asked and deadline == math.inf:
+                if self._shutdown.requested and deadline == math.inf:
                     deadline = time.monotonic() + TIMEOUT_S
                     handle.end.remote()
                 if time.monotonic() > deadline:

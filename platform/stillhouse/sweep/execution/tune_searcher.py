@@ -1,4 +1,4 @@
-"""Tune asks the feed for one trial at a time: nothing is made, copied or written for trials that have not started."""
+"""Tune asks the queue for one trial at a time: nothing is made, copied or written for trials that have not started."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from stillhouse.sweep.search.trial_queue import TrialQueue
 
 
 class QueueSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
-    """Hands the trials of a feed to Tune. The feed learns of results from whoever reads the records.
+    """Hands the trials of a queue to Tune. The queue learns of results from whoever reads the records.
 
     Args:
         on_trial: told of each trial before Tune has it.
     """
 
-    def __init__(self, feed: TrialQueue, on_trial: Callable[[Trial], None]) -> None:
+    def __init__(self, queue: TrialQueue, on_trial: Callable[[Trial], None]) -> None:
         super().__init__()
-        self._feed = feed
+        self._queue = queue
         self._on_trial = on_trial
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -27,9 +27,9 @@ class QueueSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
         return Searcher, ()
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self._feed.next()
+        trial = self._queue.next()
         if trial is None:
-            return Searcher.FINISHED if self._feed.finished else None
+            return Searcher.FINISHED if self._queue.finished else None
         self._on_trial(trial)
         return {TRIAL_CONFIG: trial.model_dump_json()}
 

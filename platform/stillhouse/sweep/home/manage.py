@@ -15,7 +15,7 @@ from rich.text import Text
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.sweep.home.status import StatusReader
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep, sweep_names
-from stillhouse.sweep.progress import picture
+from stillhouse.sweep.progress import render_status
 
 _LOOK_S = 0.1
 _WATCH_S = 1.0
@@ -25,10 +25,10 @@ def list_sweeps(home: Path) -> list[dict[str, Any]]:
     """Every sweep of the home: its state, its best student, its size on disk, when it was last used."""
     found = []
     for name in sweep_names(home):
-        place = SweepHome(home, name)
-        status = StatusReader(place).read()
+        sweep_home = SweepHome(home, name)
+        status = StatusReader(sweep_home).read()
         best = max(status["best"], key=lambda each: each["validation_accuracy"], default=None)
-        size, used = _size_on_disk(place.folder)
+        size, used = _size_on_disk(sweep_home.folder)
         found.append(
             {
                 **{key: status[key] for key in ("sweep", "state", "planned", "done", "finished", "stopped", "failed")},
@@ -50,23 +50,23 @@ def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], No
         UsageError: there is no such sweep, or none runs.
         InfrastructureError: the request can not be written.
     """
-    place = find_sweep(home, name)
-    if not place.is_running():
+    sweep_home = find_sweep(home, name)
+    if not sweep_home.is_running():
         raise UsageError(f"no process runs sweep '{name}' under {home}")
     try:
-        place.stop_request.touch()
+        sweep_home.stop_request.touch()
     except OSError as error:
-        pid = StatusReader(place).read()["pid"]
+        pid = StatusReader(sweep_home).read()["pid"]
         raise InfrastructureError(
-            f"can not write {place.stop_request}: {error.strerror}; end the sweep with: kill {pid or 'its process'}"
+            f"can not write {sweep_home.stop_request}: {error.strerror}; end the sweep with: kill {pid or 'its process'}"
         ) from error
     tell(f"sweep '{name}' is asked to end; trials under way write a checkpoint")
     deadline = time.monotonic() + wait_s
-    while place.is_running():
+    while sweep_home.is_running():
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_S)
-    place.stop_request.unlink(missing_ok=True)
+    sweep_home.stop_request.unlink(missing_ok=True)
     return True
 
 
@@ -77,16 +77,16 @@ def remove_sweep(home: Path, name: str) -> dict[str, Any]:
         UsageError: there is no such sweep.
         InfrastructureError: a process runs it, or its folder can not be removed.
     """
-    place = find_sweep(home, name)
-    size, _ = _size_on_disk(place.folder)
-    with place.locked():
-        place.remove()
+    sweep_home = find_sweep(home, name)
+    size, _ = _size_on_disk(sweep_home.folder)
+    with sweep_home.locked():
+        sweep_home.remove()
     return {"removed": name, "bytes": size}
 
 
-def show_status(state: Mapping[str, Any], console: Console) -> None:
+def print_status(state: Mapping[str, Any], console: Console) -> None:
     """The state of a sweep as a person reads it, with the next command."""
-    console.print(picture(state))
+    console.print(render_status(state))
     where = f"{state['sweep']} --home {shlex.quote(state['home'])}"
     following = {
         "running": f"running (process {state['pid']} on {state['host']}); end it with: stillhouse stop {where}",
@@ -102,12 +102,12 @@ def show_status(state: Mapping[str, Any], console: Console) -> None:
 def watch_status(reader: StatusReader, console: Console) -> dict[str, Any]:
     """Shows the state, on a terminal live, until no process runs the sweep; returns the last one."""
     state = reader.read()
-    with Live(picture(state), console=console, transient=True, auto_refresh=False) as live:
+    with Live(render_status(state), console=console, transient=True, auto_refresh=False) as live:
         while state["state"] in ("running", "ending"):
             time.sleep(_WATCH_S)
             state = reader.read()
             if console.is_terminal:
-                live.update(picture(state), refresh=True)
+                live.update(render_status(state), refresh=True)
     return state
 
 

@@ -19,7 +19,7 @@ _INTERVAL_S = 1.0
 
 
 @contextmanager
-def following(progress: Progress, place: SweepHome) -> Iterator[None]:
+def publish_status(progress: Progress, sweep_home: SweepHome) -> Iterator[None]:
     """Writes the sweep's state beside its ledger for as long as the block runs.
 
     Nothing durable rests on it, so it is neither fsynced nor missed when the disk is full.
@@ -28,9 +28,9 @@ def following(progress: Progress, place: SweepHome) -> Iterator[None]:
 
     def follow() -> None:
         while not over.wait(_INTERVAL_S):
-            _write(place, {**progress.snapshot(), "complete": False})
+            _write(sweep_home, {**progress.snapshot(), "complete": False})
 
-    _write(place, {**progress.snapshot(), "complete": False})
+    _write(sweep_home, {**progress.snapshot(), "complete": False})
     thread = threading.Thread(target=follow, name="stillhouse-state", daemon=True)
     thread.start()
     complete = False
@@ -40,39 +40,39 @@ def following(progress: Progress, place: SweepHome) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        _write(place, {**progress.snapshot(), "running": [], "eta_seconds": None, "complete": complete})
+        _write(sweep_home, {**progress.snapshot(), "running": [], "eta_seconds": None, "complete": complete})
 
 
 class StatusReader:
     """The state of one sweep, from its home alone. Read again, it reads only the records that are new."""
 
-    def __init__(self, place: SweepHome) -> None:
-        self.place = place
+    def __init__(self, sweep_home: SweepHome) -> None:
+        self.sweep_home = sweep_home
         self._records: dict[str, TrialRecord] = {}
 
     def read(self) -> dict[str, Any]:
-        """What `picture` shows, and: `state` (`running`, `ending`, `finished` or `unfinished`), `home`, `updated`."""
-        running = self.place.is_running()
-        keys = set(self.place.ledger.keys())
+        """What `render_status` shows, and: `state` (`running`, `ending`, `finished` or `unfinished`), `home`, `updated`."""
+        running = self.sweep_home.is_running()
+        keys = set(self.sweep_home.ledger.keys())
         self._records = {key: record for key, record in self._records.items() if key in keys}
         for key in keys - self._records.keys():
-            if (record := self.place.ledger.read(key)) is not None:
+            if (record := self.sweep_home.ledger.read(key)) is not None:
                 self._records[key] = record
         tally = Tally()
         for key in sorted(self._records):
             tally.add(self._records[key])
-        written = _read(self.place)
-        facts = self.place.read_facts() if "planned" not in written else None
+        written = _read(self.sweep_home)
+        facts = self.sweep_home.read_facts() if "planned" not in written else None
         planned = facts.planned if facts is not None else written.get("planned")
         if running:
-            state = "ending" if self.place.stop_request.exists() else "running"
+            state = "ending" if self.sweep_home.stop_request.exists() else "running"
         elif planned is None or len(tally) < planned or not written.get("complete", facts is not None):
             state = "unfinished"
         else:
             state = "finished"
         return {
-            "sweep": self.place.name,
-            "home": str(self.place.home),
+            "sweep": self.sweep_home.name,
+            "home": str(self.sweep_home.home),
             "state": state,
             "planned": planned,
             "done": len(tally),
@@ -89,26 +89,26 @@ class StatusReader:
         }
 
 
-def _write(place: SweepHome, state: dict[str, Any]) -> None:
+def _write(sweep_home: SweepHome, state: dict[str, Any]) -> None:
     state |= {
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
-    path = _path(place)
+    path = _path(sweep_home)
     beside = path.with_name(f".{path.name}.part")
     with contextlib.suppress(OSError):
         beside.write_text(json.dumps(state))
         beside.replace(path)
 
 
-def _read(place: SweepHome) -> dict[str, Any]:
+def _read(sweep_home: SweepHome) -> dict[str, Any]:
     try:
-        state = json.loads(_path(place).read_text())
+        state = json.loads(_path(sweep_home).read_text())
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
 
 
-def _path(place: SweepHome) -> Path:
-    return place.folder / "state.json"
+def _path(sweep_home: SweepHome) -> Path:
+    return sweep_home.folder / "state.json"

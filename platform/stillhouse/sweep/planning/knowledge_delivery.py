@@ -15,7 +15,7 @@ from stillhouse.teachers.delivery_cost import Choice, Cost, choose_ways, readabl
 
 
 @dataclass(frozen=True)
-class Asked:
+class KnowledgeDemand:
     """A kind of knowledge, the views in which some trial reads it, and how many trials do."""
 
     kind: Knowledge
@@ -40,7 +40,7 @@ class StoreQuota:
         self._asked: set[str] = set()
 
     def choose(
-        self, asked: Mapping[str, Asked], measured: Mapping[str, Any], base: Mapping[str, Any], num_samples: int
+        self, asked: Mapping[str, KnowledgeDemand], measured: Mapping[str, Any], base: Mapping[str, Any], num_samples: int
     ) -> dict[str, Choice]:
         """The way of each of a teacher's kinds; takes room for those that are cached.
 
@@ -93,7 +93,7 @@ class StoreQuota:
             if name not in self._asked:
                 raise UsageError(f"knowledge.ways names '{name}', which no method asks{did_you_mean(name, self._asked)}")
 
-    def make_room(self) -> Sequence[Mapping[str, Any]]:
+    def evict(self) -> Sequence[Mapping[str, Any]]:
         """Removes the least recently used views of other sweeps until those of this one fit; gives what was removed."""
         others = self._budget - sum(self._own.values())
         own = sum(entry["bytes"] for entry in self._store.entries() if entry["key"] in self._own)

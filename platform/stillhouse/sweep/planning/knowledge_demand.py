@@ -17,13 +17,13 @@ from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint, sketch
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.planning.knowledge_delivery import Asked, form_of_logits
+from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand, form_of_logits
 from stillhouse.teachers.service import kind_id
 
 
 def knowledge_demand(
     spec: SweepSpec, trials: Iterable[Trial], data: ImageData, views: Views, *, adaptive: bool
-) -> dict[str, dict[str, Asked]]:
+) -> dict[str, dict[str, KnowledgeDemand]]:
     """By teacher, every kind that one of the trials asks of it, by its text; one forward pass of a view gives them all.
 
     A trial reads a kind in the epochs of the stages that need it. Which trials are confirmed is not known yet, so each counts
@@ -51,7 +51,7 @@ def knowledge_demand(
                 read = epochs.get(key, [(0, trial.epochs)])
                 reading.views.update(*(stretches.views(seed, *stretch) for stretch in read for seed in seeds))
     return {
-        name: {text: Asked(each.kind, frozenset(each.views), len(each.trials)) for text, each in kinds.items()}
+        name: {text: KnowledgeDemand(each.kind, frozenset(each.views), len(each.trials)) for text, each in kinds.items()}
         for name, kinds in found.items()
     }
 

@@ -125,14 +125,14 @@ class Plan:
         return counts
 
     @property
-    def asking(self) -> tuple[Trial, ...]:
+    def representative_trials(self) -> tuple[Trial, ...]:
         """Trials that ask everything of the teachers that any trial will, as far as can be foreseen."""
         return self.trials if self.search is None else (*self.trials, *self.search.samples)
 
-    def feed(
+    def queue(
         self,
         records: Mapping[str, TrialRecord],
-        spending: BudgetTracker,
+        budget: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
     ) -> TrialQueue:
@@ -142,8 +142,8 @@ class Plan:
             refuse: trials that must not start.
         """
         if self.search is not None:
-            return self.search.feed(records, spending, refuse=refuse)
-        return ListQueue(self.trials, records, spending, refuse=refuse)
+            return self.search.queue(records, budget, refuse=refuse)
+        return ListQueue(self.trials, records, budget, refuse=refuse)
 
     def size_of(self, trial: Trial) -> ModelSize:
         """The size of the trial's student."""
@@ -316,7 +316,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
     ordered = expected = _interleaved(trials.values(), spec)
     if spec.search.algorithm in ADAPTIVE:
         search = _adaptive_search(spec, found.draws, trials.values(), keys, data)
-        ordered = start_queue(search.feed({}, BudgetTracker(SearchBudget())))
+        ordered = start_queue(search.queue({}, BudgetTracker(SearchBudget())))
         expected = _expected(search, ordered)
         duplicates = Counter()
     students = _planned_students(expected, data)

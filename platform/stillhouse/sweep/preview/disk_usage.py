@@ -23,7 +23,7 @@ from stillhouse.teachers.delivery_cost import readable_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class KindVolume:
+class KindDiskUsage:
     """One kind of one teacher's knowledge.
 
     Attributes:
@@ -45,7 +45,7 @@ class KindVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume:
+class DiskUsage:
     """The sealed views of a plan, and the room for them.
 
     Attributes:
@@ -56,7 +56,7 @@ class Volume:
         free_bytes: of the disk.
     """
 
-    kinds: tuple[KindVolume, ...]
+    kinds: tuple[KindDiskUsage, ...]
     total_bytes: int
     budget_bytes: int
     max_bytes: int | None
@@ -84,7 +84,7 @@ class Volume:
             lines.append(f"note: up to {going} of the views that are kept now will be removed")
         return lines
 
-    def _line(self, each: KindVolume) -> str:
+    def _line(self, each: KindDiskUsage) -> str:
         what = f"knowledge of {each.teacher}: {each.kind}"
         if each.bytes_per_sample is None or each.view_bytes is None or each.total_bytes is None:
             return f"{what}: its size shows when the teacher runs"
@@ -100,7 +100,7 @@ class Volume:
         return size if each.way == "cached" else f"{size}, if it was cached; it is {each.way}"
 
 
-def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
+def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
     """What the plan's sealed views take, from the shapes of what is asked, and what room the home has.
 
     Raises:
@@ -109,8 +109,10 @@ def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
     spec, views = plan.spec, make_views(plan.spec, data)
     samples, width = len(data.train.labels), np.dtype(spec.knowledge.dtype).itemsize
     room = StoreQuota(spec.knowledge, home)
-    kinds: list[KindVolume] = []
-    for name, asked in knowledge_demand(spec, plan.asking, data, views, adaptive=plan.search is not None).items():
+    kinds: list[KindDiskUsage] = []
+    for name, asked in knowledge_demand(
+        spec, plan.representative_trials, data, views, adaptive=plan.search is not None
+    ).items():
         teacher = spec.teachers[name]
         shapes = _shapes(teacher.model, teacher.options, {text: each.kind for text, each in asked.items()}, data)
         sizes = {text: None if shape is None else width * math.prod(shape) for text, shape in shapes.items()}
@@ -125,7 +127,7 @@ def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
             size, way = sizes[text], choices[text].way
             wanted = spec.knowledge.ways.get(str(each.kind), spec.knowledge.way)
             kinds.append(
-                KindVolume(
+                KindDiskUsage(
                     teacher=name,
                     kind=str(each.kind),
                     bytes_per_sample=size,
@@ -138,7 +140,7 @@ def measure_volume(plan: Plan, data: ImageData, home: Path) -> Volume:
             )
     room.check_forced()
     store = KnowledgeStore(home / "knowledge")
-    return Volume(
+    return DiskUsage(
         kinds=tuple(kinds),
         total_bytes=sum(each.total_bytes or 0 for each in kinds if each.way == "cached"),
         budget_bytes=store.budget(spec.knowledge.max_bytes),

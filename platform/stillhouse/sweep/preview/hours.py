@@ -98,7 +98,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class Forecast:
     """What can be said of a plan before it starts: what it takes, and where it would run.
 
     Attributes:
@@ -144,14 +144,14 @@ class Outlook:
         return [*lines, f"{where} holds {self.placement.trials} trials at once beside the teachers{more}"]
 
 
-def look_ahead(plan: Plan, data: ImageData, *, measure: bool, address: str | None) -> Outlook:
+def make_forecast(plan: Plan, data: ImageData, *, measure: bool, address: str | None) -> Forecast:
     """Measures and places a plan, and starts nothing else.
 
     Raises:
         InfrastructureError: there is no cluster at the address.
     """
     if address is None:
-        return Outlook(estimate=estimate(plan, data) if measure else None)
+        return Forecast(estimate=estimate(plan, data) if measure else None)
     connect(address, plan.spec)
     try:
         nodes, addable = nodes_of_cluster(), addable_nodes()
@@ -159,7 +159,7 @@ def look_ahead(plan: Plan, data: ImageData, *, measure: bool, address: str | Non
         # What is there must hold it: measuring asks no autoscaler for a node.
         able = measure and not place(plan.spec, nodes).problems
         measured = estimate(plan, data, remote=True) if able else None
-        return Outlook(estimate=measured, address=address, nodes=len(nodes), placement=found, undecided=addable is None)
+        return Forecast(estimate=measured, address=address, nodes=len(nodes), placement=found, undecided=addable is None)
     finally:
         ray.shutdown()
 
@@ -191,8 +191,8 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     gpu_s = trials_s * spec.trial_resources.gpu
 
     views = make_views(spec, data)
-    asked_of = knowledge_demand(spec, plan.asking, data, views, adaptive=plan.search is not None)
-    asking = Counter(name for trial in plan.asking for name in trial.teachers)
+    asked_of = knowledge_demand(spec, plan.representative_trials, data, views, adaptive=plan.search is not None)
+    asking = Counter(name for trial in plan.representative_trials for name in trial.teachers)
     shared_s = training_s = inside_s = 0.0
     for teacher in plan.teachers:
         if not teacher.trials:

@@ -8,7 +8,7 @@ from rich.table import Table
 from stillhouse.sweep.planning.plan import Plan
 
 
-def show_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, console: Console) -> None:
     """Students with their sizes, trials per method, teachers, costs, and what is left out."""
     console.print(f"[bold]{plan.spec.name}[/]: {plan.num_trials} trials" + _confirm(plan), highlight=False)
     students = _table("student", "options", "parameters", "MACs", "bytes", "trials")
@@ -43,7 +43,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def show_outlook(lines: Iterable[str], console: Console) -> None:
+def print_lines(lines: Iterable[str], console: Console) -> None:
     """What was measured of a plan, and where it would run."""
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

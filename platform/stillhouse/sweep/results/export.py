@@ -41,7 +41,7 @@ def export_trial(
     check_target(folder, FILES)
     results = Results.read(home, name)
     record = find_trial(results, trial)
-    spec = read_spec(results.place)
+    spec = read_spec(results.sweep_home)
     tell(f"trial {record.trial.key}: {record.trial.method} {record.trial.student.name}")
     data = load_data(results, spec)
     trained = trained_student(results, spec, record, data)

@@ -52,9 +52,9 @@ def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data
     """
     assert record.weights is not None
     return TrainedStudent(
-        model=load_student(results.place, spec, record, data),
+        model=load_student(results.sweep_home, spec, record, data),
         example=data.normalise(data.validation.images[:_EXAMPLE_IMAGES]).numpy(),
-        files={WEIGHTS_NAME: results.place.folder / record.weights},
+        files={WEIGHTS_NAME: results.sweep_home.folder / record.weights},
     )
 
 
@@ -69,11 +69,11 @@ def sync_sweep(results: Results) -> tuple[SyncResult, StoredStudents]:
     Raises:
         InfrastructureError: the store can not be opened, or the report can not be written.
     """
-    spec = read_spec(results.place)
-    files = results.report(results.place.report)
+    spec = read_spec(results.sweep_home)
+    files = results.report(results.sweep_home.report)
     artifacts = {what: getattr(files, what) for what in ("page", "table", "figure", "csv")}
     done = sync(spec.tracking.uri, results.home, experiment_of(spec), results.facts, results.records, artifacts)
-    if done.addresses and done.addresses != results.place.read_addresses():
-        results.place.write_addresses(done.addresses)
-        results.report(results.place.report)
+    if done.addresses and done.addresses != results.sweep_home.read_addresses():
+        results.sweep_home.write_addresses(done.addresses)
+        results.report(results.sweep_home.report)
     return done, store_front(results, spec)

@@ -49,7 +49,7 @@ class Results:
 
     facts: SweepFacts
     records: Sequence[TrialRecord]
-    place: SweepHome
+    sweep_home: SweepHome
     planned: int
     reused: int = 0
     forwarded: Mapping[str, int] = field(default_factory=dict)
@@ -65,18 +65,23 @@ class Results:
         Raises:
             UsageError: there is no such sweep, or it has no facts yet.
         """
-        place = find_sweep(home, name)
-        facts = place.read_facts()
+        sweep_home = find_sweep(home, name)
+        facts = sweep_home.read_facts()
         if facts is None:
             raise UsageError(f"sweep '{name}' has no results yet; go on with: stillhouse resume {name} --home {home}")
-        records = place.read_records()
+        records = sweep_home.read_records()
         return cls(
-            facts=facts, records=records, place=place, planned=len(records), reused=len(records), tracking=facts.tracking
+            facts=facts,
+            records=records,
+            sweep_home=sweep_home,
+            planned=len(records),
+            reused=len(records),
+            tracking=facts.tracking,
         )
 
     @property
     def home(self) -> Path:
-        return self.place.home
+        return self.sweep_home.home
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -108,7 +113,7 @@ class Results:
         folder = Path(folder).expanduser().resolve()
         budgets = self.budgets() if budgets is None else budgets
         with _writing(folder):
-            return write_report(self.facts, self.records, folder, budgets, self.place.read_addresses())
+            return write_report(self.facts, self.records, folder, budgets, self.sweep_home.read_addresses())
 
     def budgets(self) -> list[Budget]:
         """The budgets that the spec names."""
@@ -163,7 +168,7 @@ def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Bud
     folder = Path(folder).expanduser().resolve()
     if budgets is None:
         budgets = list(dict.fromkeys(budget for each in sweeps for budget in each.budgets()))
-    sources = [Source(facts=each.facts, records=each.records, addresses=each.place.read_addresses()) for each in sweeps]
+    sources = [Source(facts=each.facts, records=each.records, addresses=each.sweep_home.read_addresses()) for each in sweeps]
     with _writing(folder):
         return write_comparison(sources, folder, budgets)
 

@@ -36,7 +36,7 @@ def find_trial(results: Results, wanted: str) -> TrialRecord:
     sweep = results.facts.name
     if wanted == BEST:
         return _best(results)
-    keys = sorted(results.place.ledger.keys())
+    keys = sorted(results.sweep_home.ledger.keys())
     found = [key for key in keys if key == wanted] or [key for key in keys if wanted and key.startswith(wanted)]
     if not found:
         example = f", as in {keys[0]}" if keys else ""
@@ -44,24 +44,24 @@ def find_trial(results: Results, wanted: str) -> TrialRecord:
     if len(found) > 1:
         shown = ", ".join(found[:_SHOWN_KEYS]) + (", ..." if len(found) > _SHOWN_KEYS else "")
         raise UsageError(f"'{wanted}' begins the keys of {len(found)} trials of sweep '{sweep}': {shown}; give more of it")
-    record = results.place.ledger.read(found[0])
+    record = results.sweep_home.ledger.read(found[0])
     if record is None:
-        raise UsageError(f"the record of trial {found[0]} is damaged; make it again with: {_resume(results.place)}")
+        raise UsageError(f"the record of trial {found[0]} is damaged; make it again with: {_resume(results.sweep_home)}")
     if record.status != "finished" or record.weights is None:
         why = f"failed ({record.reason})" if record.status == "failed" else f"was stopped after {record.epochs_run} epochs"
         raise UsageError(f"trial {record.trial.key} {why}, so it left no weights to export; choose a finished one")
     return record
 
 
-def read_spec(place: SweepHome) -> SweepSpec:
+def read_spec(sweep_home: SweepHome) -> SweepSpec:
     """The spec that the sweep was started with.
 
     Raises:
         UsageError: it is missing or damaged.
     """
-    kept = place.read_spec()
+    kept = sweep_home.read_spec()
     if kept is None:
-        raise UsageError(f"sweep '{place.name}' has no spec under {place.folder}")
+        raise UsageError(f"sweep '{sweep_home.name}' has no spec under {sweep_home.folder}")
     return validate(kept)
 
 
@@ -89,15 +89,15 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
     return data
 
 
-def load_student(place: SweepHome, spec: SweepSpec, record: TrialRecord, data: ImageData) -> nn.Module:
+def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, data: ImageData) -> nn.Module:
     """The trained network of a finished trial, on the CPU in evaluation mode.
 
     Raises:
         UsageError: its weights are missing, damaged or not those of the record, or its model can not be built.
     """
     assert record.weights is not None
-    path = place.folder / record.weights
-    redo = f"to train it again, remove {place.ledger.folder / f'{record.trial.key}.record'} and run: {_resume(place)}"
+    path = sweep_home.folder / record.weights
+    redo = f"to train it again, remove {sweep_home.ledger.folder / f'{record.trial.key}.record'} and run: {_resume(sweep_home)}"
     if not path.exists():
         raise UsageError(f"the weights of trial {record.trial.key} are gone from {path}; {redo}")
     try:
@@ -142,5 +142,5 @@ def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, stu
     return method.classifiers(student, modules)["student"]
 
 
-def _resume(place: SweepHome) -> str:
-    return f"stillhouse resume {place.name} --home {place.home}"
+def _resume(sweep_home: SweepHome) -> str:
+    return f"stillhouse resume {sweep_home.name} --home {sweep_home.home}"

@@ -41,10 +41,10 @@ class AdaptiveSearch:
         """How many trials are run at most."""
         return sum(study.trials for study in self.studies)
 
-    def feed(
+    def queue(
         self,
         records: Mapping[str, TrialRecord],
-        spending: BudgetTracker,
+        budget: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
     ) -> StudyQueue:
@@ -72,7 +72,7 @@ class AdaptiveSearch:
             )
             for study in self.studies
         ]
-        return StudyQueue(studies, records, spending, lead=search.trials_ahead)
+        return StudyQueue(studies, records, budget, lead=search.trials_ahead)
 
 
 def plan_studies(

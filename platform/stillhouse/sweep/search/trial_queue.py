@@ -1,4 +1,4 @@
-"""Which trial starts next. A feed hands out the trials that the ledger lacks, in rounds over the methods, within a budget."""
+"""Which trial starts next. A queue hands out the trials that the ledger lacks, in rounds over the methods, within a budget."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,15 +14,15 @@ class TrialQueue(ABC):
 
     Args:
         records: of finished trials, by key; those of this phase are not handed out again.
-        spending: what the sweep may spend; asked before each trial.
+        budget: what the sweep may spend; asked before each trial.
     """
 
     _adapts = False
     """Whether a result may bring further trials."""
 
-    def __init__(self, records: Mapping[str, TrialRecord], spending: BudgetTracker) -> None:
+    def __init__(self, records: Mapping[str, TrialRecord], budget: BudgetTracker) -> None:
         self._records = dict(records)
-        self._spending = spending
+        self._budget = budget
         self._under_way: set[str] = set()
         self._held: Trial | None = None
         self._ended = False
@@ -40,11 +40,11 @@ class TrialQueue(ABC):
         if trial is None:
             self._ended = not (self._adapts and self._under_way)
             return None
-        if self._spending.over(trial):
+        if self._budget.over(trial):
             self._held = trial
             self._ended = True
             return None
-        self._spending.start(trial)
+        self._budget.start(trial)
         self._under_way.add(trial.key)
         return trial
 
@@ -52,7 +52,7 @@ class TrialQueue(ABC):
         """Whether a trial could start now; it is handed out later."""
         if self._held is None and not self._ended:
             self._held = self._decide()
-        return self._held is not None and not self._spending.over(self._held)
+        return self._held is not None and not self._budget.over(self._held)
 
     @property
     def finished(self) -> bool:
@@ -68,7 +68,7 @@ class TrialQueue(ABC):
         """Takes in the result of a trial."""
         self._records[record.trial.key] = record
         self._under_way.discard(record.trial.key)
-        self._spending.end(record)
+        self._budget.end(record)
 
     def lose(self, key: str) -> None:
         """Takes note of a trial that the infrastructure failed: it has no result in this run."""
@@ -90,12 +90,12 @@ class ListQueue(TrialQueue):
         self,
         trials: Iterable[Trial],
         records: Mapping[str, TrialRecord],
-        spending: BudgetTracker,
+        budget: BudgetTracker,
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
         stoppable: bool = True,
     ) -> None:
-        super().__init__(records, spending)
+        super().__init__(records, budget)
         self.stoppable = stoppable
         self.known = {trial.key: trial for trial in trials if trial.key in records or not refuse(trial)}
         self._left = iter([trial for key, trial in self.known.items() if key not in records])
@@ -118,9 +118,9 @@ class StudyQueue(TrialQueue):
     _adapts = True
 
     def __init__(
-        self, studies: Sequence[Study], records: Mapping[str, TrialRecord], spending: BudgetTracker, *, lead: int
+        self, studies: Sequence[Study], records: Mapping[str, TrialRecord], budget: BudgetTracker, *, lead: int
     ) -> None:
-        super().__init__(records, spending)
+        super().__init__(records, budget)
         self._studies = studies
         self._lead = lead
 
@@ -152,10 +152,10 @@ class StudyQueue(TrialQueue):
         return +left
 
 
-def start_queue(feed: TrialQueue) -> list[Trial]:
-    """Everything that the feed can hand out before a further result comes in."""
+def start_queue(queue: TrialQueue) -> list[Trial]:
+    """Everything that the queue can hand out before a further result comes in."""
     handed: list[Trial] = []
-    while (trial := feed.next()) is not None:
+    while (trial := queue.next()) is not None:
         handed.append(trial)
     return handed
 
