@@ -1,5 +1,6 @@
 """What the pages under docs/ show works: their code and their specs are taken out of them and planned."""
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "platform" / "stillhouse"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 SPEC: dict[str, Any] = {
     "name": "tiny",
@@ -117,3 +119,38 @@ def test_commands_and_options_that_a_page_shows_exist(page: Path) -> None:
             command = command.commands[words.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def _definitions(path: Path) -> set[str]:
+    """What a module defines: `name` of classes, functions and constants, `Class.name` of methods."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {node.name, *(f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef))}
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _named_paths(page: str) -> list[tuple[str, str | None]]:
+    """(path, name or None) of every `path.py`, `path.py:name` and `folder/` in the page."""
+    return re.findall(r"`([\w./]+(?:\.py|/))(?::([\w.]+))?`", (ROOT / "docs" / page).read_text())
+
+
+def test_files_and_functions_of_the_architecture_page_exist() -> None:
+    named = _named_paths("architecture.md")
+    assert len(named) > 80
+    missing = []
+    for path, name in named:
+        file = next((base / path for base in (PACKAGE, ROOT) if (base / path).exists()), None)
+        if file is None or (name and name not in _definitions(file)):
+            missing.append(f"{path}:{name}" if name else path)
+    assert not missing
+
+
+def test_the_architecture_page_names_every_package() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
+    named = {path for path, _name in _named_paths("architecture.md")}
+    assert {f"{folder.relative_to(PACKAGE)}/" for folder in folders} <= named
