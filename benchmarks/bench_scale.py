@@ -118,7 +118,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
     from stillhouse.spec.records import SweepFacts
     from stillhouse.spec.schema import SearchBudget
     from stillhouse.sweep.home.ledger import Ledger
-    from stillhouse.sweep.planning.plan import confirm_trials, make_plan
+    from stillhouse.sweep.planning.plan import make_plan
     from stillhouse.sweep.search.budget import BudgetTracker
     from stillhouse.sweep.search.trial_queue import ListQueue, start_queue
     from stillhouse.tracking import Tracker
@@ -153,7 +153,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         with timed("second_run"):
             queue = plan.queue(found, endless)
             assert not start_queue(queue)
-            confirmed = ListQueue(confirm_trials(plan.spec, plan, found.values(), queue.known.values()), found, endless)
+            confirmed = ListQueue(plan.trials_to_confirm(found.values(), queue.known.values()), found, endless)
             winners = start_queue(confirmed)
         everything = [*found.values(), *(record_of(trial, plan.size_of(trial)) for trial in winners)]
         facts = SweepFacts(

@@ -31,8 +31,9 @@ from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota, form_of_logits
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
-from stillhouse.sweep.planning.plan import Plan, confirm_trials, make_plan, make_views
+from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file
+from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.mlflow_sync import store_front
 from stillhouse.sweep.results.results import Results
@@ -438,7 +439,7 @@ class Sweep:
         return queue
 
     def _confirming(self, plan: Plan, records: Mapping[str, TrialRecord], searched: TrialQueue) -> list[Trial]:
-        return confirm_trials(self.spec, plan, list(records.values()), searched.known.values())
+        return plan.trials_to_confirm(records.values(), searched.known.values())
 
     def _confirm_queue(
         self, plan: Plan, records: Mapping[str, TrialRecord], account: BudgetTracker | None = None

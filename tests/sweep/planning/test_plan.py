@@ -23,7 +23,7 @@ from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.execution.trial_runner import student_key
-from stillhouse.sweep.planning.plan import Plan, confirm_trials, make_plan
+from stillhouse.sweep.planning.plan import Plan, make_plan
 
 SPEC: dict[str, Any] = {
     "name": "s",
@@ -316,7 +316,7 @@ def test_the_best_trial_of_each_method_and_student_is_run_on_fresh_seeds(data: I
     plan = make_plan(spec, data)
     of_kd = [trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "small"]
     records = [record(trial, accuracy) for trial, accuracy in zip(of_kd, [0.5, 0.9, 0.9, 0.7], strict=True)]
-    confirmed = confirm_trials(spec, plan, records[::-1])
+    confirmed = plan.trials_to_confirm(records[::-1])
     # Of two equals, the first of the plan; in whatever order the records come.
     assert [trial.seed for trial in confirmed] == [1, 2]
     assert {json.dumps(trial.hyperparameters) for trial in confirmed} == {json.dumps(of_kd[1].hyperparameters)}
@@ -328,7 +328,7 @@ def test_failed_and_stopped_trials_are_never_confirmed(data: ImageData) -> None:
     spec = spec_with()
     plan = make_plan(spec, data)
     records = [record(plan.trials[0], 0.9, "failed"), record(plan.trials[1], 0.9, "stopped")]
-    assert confirm_trials(spec, plan, records) == []
+    assert plan.trials_to_confirm(records) == []
 
 
 def test_the_baseline_is_confirmed_with_the_very_student_of_each_winner(data: ImageData) -> None:
@@ -338,7 +338,7 @@ def test_the_baseline_is_confirmed_with_the_very_student_of_each_winner(data: Im
     # The baseline is best at width 1, kd at width 0.5.
     best = {baseline: 1.0, "kd": 0.5, "mutual_learning": 1.0}
     records = [record(trial, 0.9 if trial.student.options.get("width") == best[trial.method] else 0.5) for trial in plan.trials]
-    confirmed = confirm_trials(spec, plan, records)
+    confirmed = plan.trials_to_confirm(records)
     of_lenet = [trial for trial in confirmed if trial.student.name == "lenet"]
     controls = {(trial.student.options["width"], trial.seed) for trial in of_lenet if trial.method == baseline}
     assert controls == {(0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2)}
@@ -350,7 +350,7 @@ def test_nothing_is_confirmed_unless_asked(data: ImageData) -> None:
     spec = spec_with("search.confirm_seeds", 0)
     plan = make_plan(spec, data)
     assert plan.confirm_trials == 0
-    assert confirm_trials(spec, plan, [record(trial, 0.5) for trial in plan.trials]) == []
+    assert plan.trials_to_confirm([record(trial, 0.5) for trial in plan.trials]) == []
 
 
 # Adaptive search and limits
@@ -427,7 +427,7 @@ def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: Ima
     winner = next(trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "lenet")
     winner = winner.model_copy(update={"key": "w", "student": other})
     records = [TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)]
-    confirmed = confirm_trials(plan.spec, plan, records, [control, winner])
+    confirmed = plan.trials_to_confirm(records, [control, winner])
     assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]
 
 

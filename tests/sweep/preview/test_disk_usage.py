@@ -22,7 +22,7 @@ from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
 from stillhouse.spec.load import spec_to_yaml, validate
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
-from stillhouse.sweep.planning.plan import make_views
+from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.preview.disk_usage import DiskUsage, measure_disk_usage
 from stillhouse.sweep.sweep import Sweep
 

@@ -30,6 +30,7 @@ from stillhouse.models.weights import load_state, read_checkpoint
 from stillhouse.spec.combinations import Soundness, combination_problems, idle_settings
 from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec
@@ -97,6 +98,11 @@ def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None =
     if draft.spec is None:
         return Survey(None, list(draft.problems))
     return _Surveyor(draft, draft.spec, data).run()
+
+
+def metric_of(spec: SweepSpec, data: ImageData) -> Metric:
+    """What the task judges its models by."""
+    return ACCURACY
 
 
 def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:

@@ -18,7 +18,8 @@ from stillhouse.models.blueprint import sketch
 from stillhouse.models.features import FeatureReader
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
-from stillhouse.sweep.planning.plan import Plan, make_views
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.teachers.delivery_cost import readable_bytes
 
 

@@ -24,8 +24,10 @@ from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.placement import Placement, place, ray_options
+from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
-from stillhouse.sweep.planning.plan import Plan, PlannedStudent, make_views
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.workers import prepare_worker
 
 SECONDS_EACH = 1.0

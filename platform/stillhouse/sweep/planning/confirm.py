@@ -1,0 +1,73 @@
+"""The confirm phase: the winners of the search and their controls again, on fresh seeds."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from stillhouse import methods
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.priors import Prior
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.planning.cost import variant_key
+from stillhouse.sweep.planning.trial_keys import TrialKeys
+from stillhouse.sweep.search.draws import Draw
+
+
+def confirm_trials(
+    spec: SweepSpec, keys: TrialKeys, searched: Sequence[Trial], records: Iterable[TrialRecord], metric: Metric
+) -> list[Trial]:
+    """The best finished search trial of each (method, student label) again, on `search.confirm_seeds` fresh seeds.
+
+    The baseline also runs with the exact student of each winner, so that every gain is a paired difference.
+
+    Args:
+        searched: the trials of the search phase; an earlier one wins a tie.
+        records: of any trials; those of other phases are ignored.
+        metric: decides which trial is best, by its value on the validation split.
+    """
+    winners, controls = _winners(searched, records, metric)
+    wanted: list[Trial] = []
+    for winner in winners.values():
+        control = controls.get(variant_key(winner.student))
+        if control is None and (best_control := winners.get((methods.baseline(), winner.student.name))) is not None:
+            # An adaptive search may not have tried the baseline with exactly this student.
+            control = best_control.model_copy(update={"student": winner.student})
+        wanted += [*([control] if control is not None else []), winner]
+    confirmed: dict[str, Trial] = {}
+    for trial in wanted:
+        draw = Draw(trial.method, trial.student, trial.teacher, trial.hyperparameters)
+        for offset in range(1, spec.search.confirm_seeds + 1):
+            again = keys.make_trial(draw, seed=spec.search.seed + offset, epochs=trial.epochs, phase="confirm")
+            confirmed.setdefault(again.key, again)
+    return list(confirmed.values())
+
+
+def _winners(
+    searched: Sequence[Trial], records: Iterable[TrialRecord], metric: Metric
+) -> tuple[dict[tuple[str, str], Trial], dict[str, Trial]]:
+    """The best trial of each (method, student label) in the order of `searched`, and the best baseline of each student."""
+    column = metric.column("validation")
+    order = {trial.key: number for number, trial in enumerate(searched)}
+    finished = [
+        record for record in records if record.status == "finished" and record.trial.key in order and column in record.metrics
+    ]
+    finished.sort(key=lambda record: (-metric.sign * record.metrics[column], order[record.trial.key]))
+    best: dict[tuple[str, str], Trial] = {}
+    controls: dict[str, Trial] = {}
+    for record in finished:
+        trial = searched[order[record.trial.key]]
+        best.setdefault((trial.method, trial.student.name), trial)
+        if trial.method == methods.baseline():
+            controls.setdefault(variant_key(trial.student), trial)
+    return dict(sorted(best.items(), key=lambda item: order[item[1].key])), controls
+
+
+def count_confirm_trials(spec: SweepSpec, trials: Iterable[Trial]) -> int:
+    """How many trials the confirm phase has at most: each winner and, where students are searched, a control for each."""
+    searched = {
+        student.name for student in spec.students if any(isinstance(value, Prior) for value in student.options.values())
+    }
+    pairs = {(trial.method, trial.student.name) for trial in trials}
+    methods_of = Counter(student for _, student in pairs)
+    controls = sum(methods_of[student] - 1 for student in searched if methods_of[student])
+    return spec.search.confirm_seeds * (len(pairs) + controls)

@@ -1,0 +1,153 @@
+"""What a plan costs before anything is trained: each student's size, and the multiply-accumulates of students and teachers."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
+from stillhouse.durable import canonical_json
+from stillhouse.models.blueprint import blueprint
+from stillhouse.models.size import ModelSize
+from stillhouse.spec.records import StudentChoice, Trial
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.planning.trial_keys import make_views
+from stillhouse.sweep.search.adaptive import AdaptiveSearch
+
+# The forward and backward passes of a network cost about three forward passes: one more for the gradients of its inputs and
+# one for those of its weights.
+_TRAINING_PASSES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStudent:
+    """A student that trials train, and how many of them do."""
+
+    student: StudentChoice
+    size: ModelSize
+    trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTeacher:
+    """A teacher, how many trials ask something of it, and whether it must be trained if it never was."""
+
+    name: str
+    model: str
+    options: Mapping[str, Any]
+    size: ModelSize
+    trials: int
+    trains: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Multiply-accumulates of the search phase; training counts three times the forward pass.
+
+    Attributes:
+        teacher_shared: each teacher's forward pass over the views that the trials see, once; calls on inputs of a method's
+            own making are left out.
+        teacher_inside: the same knowledge with the teacher inside every trial.
+        teacher_training: training the teachers that are not given, if that was never done.
+    """
+
+    students: int
+    teacher_shared: int
+    teacher_inside: int
+    teacher_training: int
+    samples_forwarded: int
+    samples_inside: int
+
+    @property
+    def ratio_shared(self) -> float:
+        """Students and shared teachers over students alone."""
+        return 1 + self.teacher_shared / self.students if self.students else 1.0
+
+    @property
+    def ratio_inside(self) -> float:
+        """Students with a teacher inside every trial over students alone."""
+        return 1 + self.teacher_inside / self.students if self.students else 1.0
+
+
+def planned_students(trials: Iterable[Trial], data: ImageData) -> tuple[PlannedStudent, ...]:
+    choices: dict[str, StudentChoice] = {}
+    counts: Counter[str] = Counter()
+    for trial in trials:
+        text = variant_key(trial.student)
+        choices.setdefault(text, trial.student)
+        counts[text] += 1
+    return tuple(
+        PlannedStudent(
+            student=choice,
+            size=student_size(choice, data),
+            trials=counts[text],
+        )
+        for text, choice in choices.items()
+    )
+
+
+def student_size(choice: StudentChoice, data: ImageData) -> ModelSize:
+    return blueprint(choice.model, choice.options, data.num_classes, data.input_shape).size
+
+
+def planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) -> tuple[PlannedTeacher, ...]:
+    counts = Counter(name for trial in trials for name in trial.teachers)
+    return tuple(
+        PlannedTeacher(
+            name=name,
+            model=teacher.model,
+            options=teacher.options,
+            size=blueprint(teacher.model, teacher.options, data.num_classes, data.input_shape).size,
+            trials=counts[name],
+            trains=teacher.weights is None,
+        )
+        for name, teacher in spec.teachers.items()
+    )
+
+
+def estimate_cost(
+    spec: SweepSpec,
+    trials: Iterable[Trial],
+    students: Iterable[PlannedStudent],
+    teachers: Iterable[PlannedTeacher],
+    data: ImageData,
+) -> Cost:
+    samples = len(data.train.labels)
+    epochs = spec.search.max_epochs
+    # All search trials have one seed, hence one order of the views: e epochs see the first e of it.
+    seen = min(make_views(spec, data).count, epochs) * samples
+    # What trials call on inputs of their own making is known only behind them.
+    reading = Counter(name for trial in trials if not methods.find(trial.method).calls_teacher for name in trial.teachers)
+    asked = [teacher for teacher in teachers if teacher.trials]
+    read = [teacher for teacher in teachers if reading[teacher.name]]
+    return Cost(
+        students=sum(_TRAINING_PASSES * planned.size.macs * planned.trials * samples * epochs for planned in students),
+        teacher_shared=sum(teacher.size.macs * seen for teacher in read),
+        teacher_inside=sum(teacher.size.macs * reading[teacher.name] * samples * epochs for teacher in read),
+        teacher_training=sum(
+            _TRAINING_PASSES * teacher.size.macs * samples * spec.teachers[teacher.name].train.epochs
+            for teacher in asked
+            if teacher.trains
+        ),
+        samples_forwarded=seen * len(read),
+        samples_inside=samples * epochs * sum(reading.values()),
+    )
+
+
+def variant_key(student: StudentChoice) -> str:
+    """Equal for equal entries with equal options."""
+    return canonical_json([student.name, student.model, student.options])
+
+
+def expected_trials(search: AdaptiveSearch, known: Iterable[Trial]) -> list[Trial]:
+    """As many trials as the search will run, each study's first ones over and over, to estimate its cost."""
+    first: dict[tuple[str, str], list[Trial]] = {}
+    for trial in known:
+        first.setdefault((trial.method, trial.student.name), []).append(trial)
+    return [
+        own[number % len(own)]
+        for study in search.studies
+        if (own := first.get((study.method, study.label)))
+        for number in range(study.trials)
+    ]

@@ -1,0 +1,50 @@
+"""Sentences of a plan for its reader: what is left out, what limits and budget cut off."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from stillhouse.spec.records import Trial
+from stillhouse.spec.schema import SearchBudget
+from stillhouse.sweep.planning.cost import PlannedStudent
+from stillhouse.sweep.planning.spec_check import Skipped
+from stillhouse.sweep.search.adaptive import AdaptiveSearch
+
+
+def skip_notes(skipped: Iterable[Skipped]) -> list[str]:
+    return [
+        f"{item.method} is left out for {item.student}{f' with {item.teacher}' if item.teacher else ''}: {item.reason}"
+        for item in skipped
+    ]
+
+
+def limit_notes(too_large: Mapping[str, tuple[str, int]], search: AdaptiveSearch | None) -> list[str]:
+    if search is not None:
+        return [
+            f"{student}: variants over search.limits are never chosen: {excess}" for student, (excess, _) in too_large.items()
+        ]
+    return [
+        f"{student}: {count} trial{'s' if count > 1 else ''} dropped by search.limits: {excess}"
+        for student, (excess, count) in too_large.items()
+    ]
+
+
+def search_notes(search: AdaptiveSearch | None, known: Sequence[Trial], students: Sequence[PlannedStudent]) -> list[str]:
+    if search is None:
+        return []
+    sizes = [planned.size.parameters for planned in students]
+    return [
+        f"{search.spec.search.algorithm} searches in {len(search.studies)} studies, one for each method and student: "
+        f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results come in, from students of "
+        f"{min(sizes):,} to {max(sizes):,} parameters; trials by student and costs are estimated from the first ones"
+    ]
+
+
+def budget_notes(budget: SearchBudget) -> list[str]:
+    given = [f"{value:g} {name.replace('_', '-')}" for name, value in budget.model_dump().items() if value is not None]
+    return [f"search.budget: no trial starts beyond {' or '.join(given)} in all"] * bool(given)
+
+
+def duplicate_notes(duplicates: Mapping[str, int]) -> list[str]:
+    return [
+        f"{method}: {count} trial{'s' if count > 1 else ''} dropped, equal to others in all settings"
+        for method, count in duplicates.items()
+    ]

@@ -1,0 +1,119 @@
+"""Keys of trials: a hash of everything that determines a result, and of nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.distill.hyperparameters import plain
+from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.knowledge.code import named_version
+from stillhouse.models.registry import model_options
+from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
+from stillhouse.spec.schema import SweepSpec, TeacherSpec
+from stillhouse.sweep.planning.spec_check import MLFLOW, TORCHVISION
+from stillhouse.sweep.search.draws import Draw
+
+KEY_DIGITS = 16
+KEY_VERSION = 1
+
+
+class TrialKeys:
+    """Keys of a sweep's trials: hashes of all that decides a result, and of nothing else.
+
+    The names of sweep and teachers, the home, the machine, the time and the phase are left out. Weights given as a file
+    count by the file's content, methods and models of the user's own by their text.
+    """
+
+    def __init__(self, spec: SweepSpec, data: ImageData) -> None:
+        views = make_views(spec, data)
+        self._common = {
+            "version": KEY_VERSION,
+            "data": data.fingerprint,
+            "split": [len(data.train.labels), len(data.validation.labels)],
+            "views": {**views.identity(), "count": views.count},
+            "training": spec.training.identity(),
+        }
+        self._dtype = spec.knowledge.dtype
+        self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
+        self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
+        self._methods = frozenset(spec.methods or ())
+        self._own_code: dict[tuple[str, str, str | None], str] = {}
+        self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
+
+    def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
+        """The version of all code of the user's own that a trial runs: method, student and teachers; empty where it is none."""
+        place = method, student.model, teacher
+        if place not in self._own_code:
+            models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
+            versions = [methods.own_version(method), *map(named_version, models)]
+            self._own_code[place] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
+        return self._own_code[place]
+
+    def is_of_other_code(self, trial: Trial) -> bool:
+        """Whether the text of a method or model of the user's own has changed since the trial was made."""
+        if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
+            return False
+        return trial.own_code != self.own_code(trial.method, trial.student, trial.teacher)
+
+    def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
+        """The trial with its key."""
+        identity: dict[str, Any] = {
+            **self._common,
+            "student": _model_identity(draw.student.model, draw.student.options),
+            "method": draw.method,
+            "hyperparameters": dict(draw.hyperparameters),
+            "seed": seed,
+            "epochs": epochs,
+        }
+        if code := self.own_code(draw.method, draw.student, draw.teacher):
+            identity["code"] = code
+        if draw.teacher is not None:
+            teachers = [self._teachers[name] for name in draw.teacher.split(TEACHER_JOINT)]
+            identity["teacher"] = teachers[0] if len(teachers) == 1 else teachers
+            identity["dtype"] = self._dtype
+            if self._top_k is not None:
+                identity["top_k"] = self._top_k
+        return Trial(
+            key=content_hash(identity, digits=KEY_DIGITS),
+            phase="confirm" if phase == "confirm" else "search",
+            student=draw.student,
+            method=draw.method,
+            hyperparameters=dict(draw.hyperparameters),
+            teacher=draw.teacher,
+            seed=seed,
+            epochs=epochs,
+            own_code=code,
+        )
+
+
+def make_views(spec: SweepSpec, data: ImageData) -> Views:
+    """The views that all trials of the sweep share; they do not depend on the seed of the search."""
+    return Views(
+        policy=spec.views.policy,
+        count=spec.views.distinct,
+        input_shape=data.input_shape,
+        num_samples=len(data.train.labels),
+    )
+
+
+def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
+    """Plain data that is equal if and only if two teachers of one data set and view policy are."""
+    identity = _model_identity(teacher.model, teacher.options)
+    if teacher.weights is None:
+        return {**identity, "train": teacher.train.identity()}
+    if teacher.weights.startswith((TORCHVISION, MLFLOW)):
+        return {**identity, "weights": teacher.weights}
+    with open(teacher.weights, "rb") as file:  # noqa: PTH123
+        return {**identity, "weights": bytes_hash(file.read())}
+
+
+def _model_identity(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Equal for equal models: options at their defaults are left out, 1 is 1.0 where the default is a float."""
+    defaults = model_options(model)
+    typed = {
+        name: float(value) if isinstance(defaults.get(name), float) and isinstance(value, int) else value
+        for name, value in options.items()
+    }
+    return {"model": model, "options": {name: value for name, value in typed.items() if value != plain(defaults.get(name))}}
