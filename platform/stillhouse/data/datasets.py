@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from stillhouse.data.images import (
     statistics_of,
 )
 from stillhouse.data.packs import Pack, PackedImages
-from stillhouse.data.published import TORCHVISION, Published, digits, limited, user_function
+from stillhouse.data.published import TORCHVISION, Published, declared_task, digits, limited, user_function
 from stillhouse.data.splits import stratified_split
+from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.durable import bytes_hash, canonical_json, content_hash, read_checked, write_checked
 from stillhouse.errors import UsageError, did_you_mean
 
@@ -37,10 +38,15 @@ _LIMITS = ("limit", "limit_test")
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What is known of a data set before it is read; None where only its files can tell."""
+    """What is known of a data set before it is read; None where only its files can tell.
+
+    Attributes:
+        task: that the data set declares; None for the default one.
+    """
 
     num_classes: int | None
     input_shape: tuple[int, int, int] | None
+    task: str | None = None
 
 
 _FACTS = {
@@ -72,7 +78,7 @@ def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, A
         UsageError: there is no data set of that name.
     """
     if ":" in name:
-        return DatasetFacts(None, None)
+        return DatasetFacts(None, None, declared_task(name))
     if name not in _FACTS:
         raise UsageError(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for your own")
     facts = _FACTS[name]
@@ -131,6 +137,8 @@ def load_dataset(
     size: int | None = None,
     options: Mapping[str, Any] | None = None,
     cache: str | Path | None = None,
+    task: str | None = None,
+    targets: TargetRule = CLASS_LABELS,
 ) -> ImageData:
     """Reads a data set's training images and takes the validation split off them; the test split is read when it is used.
 
@@ -145,6 +153,8 @@ def load_dataset(
             stratified, the same ones for every seed. `grey` and `test_share` are options of `ImageFolder`. A user's function
             gets the others.
         cache: a folder for decoded image files.
+        task: the name of what models are trained to do with the data; None for the default task.
+        targets: what that task requires of the targets.
 
     Raises:
         UsageError: data is missing, damaged or too small, or an argument is wrong.
@@ -155,10 +165,79 @@ def load_dataset(
     cache = None if cache is None else Path(cache)
     limit, limit_test = options.pop("limit", None), options.pop("limit_test", None)
     folder = None if root is None else Path(root).expanduser().resolve()
+    where = name if folder is None else f"{name} in {folder}"
+    splitting = _Splitting(where, targets, validation, seed)
     if name == "pack":
         assert folder is not None, "a pack has a root"
+        splitting = replace(splitting, where=f"the pack {folder}")
         with _readable(f"pack in {folder}"):
-            return _packed(folder, (limit, limit_test), validation, seed, size, bool(options.get("grey")), cache)
+            data = _packed(folder, (limit, limit_test), splitting, size, bool(options.get("grey")), cache)
+    else:
+        with _readable(where):
+            published = _find(name, folder, download=download, size=size, options=options, cache=cache, targets=targets)
+            arrays = published.train(limit)
+        data = _in_memory(name, published, arrays, limit_test, splitting, size)
+    data.task = task
+    return data
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    """How the validation split is taken off.
+
+    Attributes:
+        where: names the data set in messages.
+        validation: how many samples, or their share.
+        seed: decides which ones.
+    """
+
+    where: str
+    targets: TargetRule
+    validation: float
+    seed: int
+
+    def convert(self, labels: NDArray[Any], num_classes: int, class_names: Sequence[str], *, split: str = "") -> NDArray[Any]:
+        """The targets of one split in the task's type; `num_classes` and `class_names` are those that `outputs` gave."""
+        where = f"{self.where}, {split} split," if split else self.where
+        converted = self.targets.convert(labels, f"labels of {where}")
+        self.targets.check(converted, num_classes, class_names, where)
+        return converted
+
+    def split(self, labels: NDArray[Any], class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that stay for training and those taken off, both ascending.
+
+        Raises:
+            UsageError: there are too few samples.
+        """
+        share = isinstance(self.validation, float)
+        wanted = round(self.validation * len(labels)) if share else int(self.validation)
+        if not 1 <= wanted < len(labels):
+            raise UsageError(
+                f"dataset.validation asks for {wanted} of the {len(labels)} training images of {self.where}; "
+                f"it must be at least 1 and leave some for training"
+            )
+        rest, taken = stratified_split(self.targets.strata(labels), wanted, derive_key("validation", self.seed))
+        if missing := self.targets.split_problem(labels[rest], class_names):
+            raise UsageError(
+                f"{missing} of {self.where} has no training image besides the {wanted} for validation; "
+                f"add some, or lower dataset.validation"
+            )
+        return rest, taken
+
+
+def _in_memory(
+    name: str, published: Published, arrays: Arrays, limit_test: int | None, splitting: _Splitting, size: int | None
+) -> ImageData:
+    """The data set with its training images in memory; `arrays` are the published training split."""
+    images, labels = arrays
+    targets, where = splitting.targets, splitting.where
+    num_outputs, class_names = targets.outputs(labels, published.class_names, published.num_classes)
+    labels = splitting.convert(labels, num_outputs, class_names)
+    images = _resized(images, size)
+    rest, taken = splitting.split(labels, class_names)
+    train_images, train_labels = images[rest], labels[rest]
+    validation_images, validation_labels = images[taken], labels[taken]
+    channels, height, width = input_shape = train_images.shape[1:]
 
     def read_test() -> Arrays:
         with _readable(where):
@@ -168,28 +247,17 @@ def load_dataset(
             raise UsageError(
                 f"test images of {where} are {_by(images)} and training images {_by(train_images)}; set dataset.size"
             )
-        _check_labels(labels, published.class_names, published.num_classes, f"{where}, test split,")
-        return images, labels
+        return images, splitting.convert(labels, num_outputs, class_names, split="test")
 
-    where = name if folder is None else f"{name} in {folder}"
-    with _readable(where):
-        published = _find(name, folder, download=download, size=size, options=options, cache=cache)
-        images, labels = published.train(limit)
-    _check_labels(labels, published.class_names, published.num_classes, where)
-    images = _resized(images, size)
-    rest, taken = _validation_split(labels, validation, seed, published.class_names, where)
-    train_images, train_labels = images[rest], labels[rest]
-    validation_images, validation_labels = images[taken], labels[taken]
-    channels, height, width = input_shape = train_images.shape[1:]
     mean, std = channel_statistics(train_images)
     return ImageData(
         name=name,
-        num_classes=published.num_classes,
+        num_classes=num_outputs,
         input_shape=(channels, height, width),
-        class_names=published.class_names,
+        class_names=class_names,
         fingerprint=content_hash(
             {
-                "num_classes": published.num_classes,
+                "num_classes": num_outputs,
                 "input_shape": [channels, height, width],
                 "arrays": [_hash(array) for array in (train_images, train_labels, validation_images, validation_labels)],
             }
@@ -205,26 +273,25 @@ def load_dataset(
 def _packed(
     root: Path,
     limits: tuple[int | None, int | None],
-    validation: float,
-    seed: int,
+    splitting: _Splitting,
     size: int | None,
     grey: bool,
     cache: Path | None,
 ) -> ImageData:
     """The data set in the pack at `root`: its labels are read now, its images when they are used."""
     pack = Pack(root)
-    where = f"the pack {root}"
+    targets = splitting.targets
     rows, labels = _rows(pack, "train", limits[0])
-    _check_labels(labels, pack.class_names, len(pack.class_names), where)
-    rest, taken = _validation_split(labels, validation, seed, pack.class_names, where)
+    num_outputs, class_names = targets.outputs(labels, pack.class_names, len(pack.class_names))
+    labels = splitting.convert(labels, num_outputs, class_names)
+    rest, taken = splitting.split(labels, class_names)
 
-    def split(name: str, chosen: NDArray[np.int64], labels: NDArray[np.int64]) -> Split:
+    def split(name: str, chosen: NDArray[np.int64], labels: NDArray[Any]) -> Split:
         return Split.of_pack(PackedImages(pack, name, chosen, size=size, grey=grey), torch.from_numpy(labels))
 
     def read_test() -> Split:
         rows, labels = _rows(pack, "test", limits[1])
-        _check_labels(labels, pack.class_names, len(pack.class_names), f"{where}, test split,")
-        return split("test", rows, labels)
+        return split("test", rows, splitting.convert(labels, num_outputs, class_names, split="test"))
 
     train = split("train", rows[rest], labels[rest])
     channels, height, width = train.images.shape[1:]
@@ -236,12 +303,12 @@ def _packed(
             "rows": [_hash(rows[rest]), _hash(rows[taken])],
         }
     )
-    mean, std = _packed_statistics(train, fingerprint, cache)
+    mean, std = _packed_statistics(train, targets.strata(labels[rest]), fingerprint, cache)
     return ImageData(
         name="pack",
-        num_classes=len(pack.class_names),
+        num_classes=num_outputs,
         input_shape=(channels, height, width),
-        class_names=pack.class_names,
+        class_names=class_names,
         fingerprint=fingerprint,
         mean=mean,
         std=std,
@@ -258,14 +325,16 @@ def _rows(pack: Pack, split: str, limit: int | None) -> tuple[NDArray[np.int64],
     return rows, labels[rows]
 
 
-def _packed_statistics(train: Split, fingerprint: str, cache: Path | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _packed_statistics(
+    train: Split, strata: NDArray[np.int64], fingerprint: str, cache: Path | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over the training split, or over 10,000 images of it; kept in `cache`."""
     kept = None if cache is None else cache / f"{fingerprint}.statistics"
     if kept is not None:
         with suppress(OSError, ValueError):
             mean, std = json.loads(read_checked(kept))
             return tuple(mean), tuple(std)
-    chosen = torch.from_numpy(limited(train.labels.numpy(), _IMAGES_FOR_STATISTICS))
+    chosen = torch.from_numpy(limited(strata, _IMAGES_FOR_STATISTICS))
     batches = torch.split(chosen, _DECODED_AT_ONCE)
     with read_ahead(train.images, batches):
         statistics = statistics_of(channel_histograms(train.images.index_select(0, batch).numpy()) for batch in batches)
@@ -284,7 +353,14 @@ def _readable(where: str) -> Iterator[None]:
 
 
 def _find(
-    name: str, root: Path | None, *, download: bool, size: int | None, options: Mapping[str, Any], cache: Path | None
+    name: str,
+    root: Path | None,
+    *,
+    download: bool,
+    size: int | None,
+    options: Mapping[str, Any],
+    cache: Path | None,
+    targets: TargetRule,
 ) -> Published:
     if name == "digits":
         return digits()
@@ -292,39 +368,7 @@ def _find(
         return TORCHVISION[name].find(name, root, download)
     if root is not None and name == "image_folder":
         return ImageFolder(root=root, size=size, cache=cache, **options).find()
-    return user_function(name, root, options)
-
-
-def _validation_split(
-    labels: NDArray[np.int64], validation: float, seed: int, class_names: Sequence[str], where: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    wanted = round(validation * len(labels)) if isinstance(validation, float) else validation
-    if not 1 <= wanted < len(labels):
-        raise UsageError(
-            f"dataset.validation asks for {wanted} of the {len(labels)} training images of {where}; "
-            f"it must be at least 1 and leave some for training"
-        )
-    rest, taken = stratified_split(labels, wanted, derive_key("validation", seed))
-    left = np.bincount(labels[rest], minlength=len(class_names))
-    if not left.all():
-        missing = class_names[int(np.argmin(left))]
-        raise UsageError(
-            f"class '{missing}' of {where} has no training image besides the {wanted} for validation; "
-            f"add some, or lower dataset.validation"
-        )
-    return rest, taken
-
-
-def _check_labels(labels: NDArray[np.int64], class_names: Sequence[str], num_classes: int, where: str) -> None:
-    if num_classes < 2:
-        raise UsageError(f"{where} must have at least two classes, it has {num_classes}")
-    if len(class_names) != num_classes:
-        raise UsageError(f"{where} has {num_classes} classes and {len(class_names)} names for them")
-    if not len(labels):
-        raise UsageError(f"{where} holds no images; name another dataset.root")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        wrong = int(labels.min() if labels.min() < 0 else labels.max())
-        raise UsageError(f"labels of {where} must be in 0..{num_classes - 1}, got {wrong}; correct the labels")
+    return user_function(name, root, options, targets)
 
 
 def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -15,14 +15,14 @@ from torch import Tensor
 from stillhouse.data.packs import Pack, PackedImages, PackFacts, open_pack
 from stillhouse.errors import UsageError
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 Images = Tensor | PackedImages
 """uint8 [N, C, H, W]: a tensor, or something that decodes what is asked of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and labels int64 [N], on the CPU."""
+    """Images uint8 [N, C, H, W] and labels, on the CPU: int64 [N] for classes, float32 [N] or [N, K] for numbers."""
 
     images: Tensor
     labels: Tensor
@@ -47,6 +47,7 @@ class ImageDataFacts(TypedDict):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pack: NotRequired[PackFacts]
+    task: NotRequired[str]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -54,6 +55,9 @@ class ImageData:
     """A data set with its three splits.
 
     Attributes:
+        num_classes: how many numbers a model returns for each sample: the number of classes where there are any.
+        class_names: none where there are no classes.
+        task: what models of this data set are trained to do, by name; None for the default task.
         fingerprint: hash of the training and validation splits' content; needs no test data.
         mean: of the training split, per channel, in pixel units of [0, 1].
         std: likewise.
@@ -70,6 +74,7 @@ class ImageData:
     train: Split
     validation: Split
     read_test: Callable[[], Arrays | Split] = field(repr=False)
+    task: str | None = None
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)
     _scales: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -153,6 +158,7 @@ class ImageData:
             train=split("train"),
             validation=split("validation"),
             read_test=read_test or (lambda: split("test")),
+            task=facts.get("task"),
         )
 
     def facts(self) -> ImageDataFacts:
@@ -165,6 +171,8 @@ class ImageData:
             mean=self.mean,
             std=self.std,
         )
+        if self.task is not None:
+            facts["task"] = self.task
         if isinstance(self.train.images, PackedImages):
             facts["pack"] = self.train.images.facts()
         return facts

@@ -1,7 +1,7 @@
 """Data sets as they are published: training and test images as arrays, before any split of ours.
 
-A *reader* takes the number of samples wanted (None for all) and returns uint8 [N, C, H, W] and int64 [N]; fewer samples are
-the beginning of a stratified order that never changes.
+A *reader* takes the number of samples wanted (None for all) and returns uint8 [N, C, H, W] and the targets, int64 [N] for
+classes; fewer samples are the beginning of a stratified order that never changes.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stillhouse.data.hashing import derive_key
 from stillhouse.data.images import Arrays
 from stillhouse.data.splits import stratified_order, stratified_split
+from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.errors import UsageError
 
 Reader = Callable[[int | None], Arrays]
@@ -39,14 +40,14 @@ def limited(labels: NDArray[Any], limit: int | None) -> NDArray[np.int64]:
     return np.sort(stratified_order(labels, derive_key("limit"))[:limit])
 
 
-def reader(read: Callable[[], Arrays]) -> Reader:
+def reader(read: Callable[[], Arrays], targets: TargetRule = CLASS_LABELS) -> Reader:
     """A `Reader` over something that gives all samples at once."""
 
     def read_limited(limit: int | None) -> Arrays:
         images, labels = read()
         if limit is None or limit >= len(labels):
             return images, labels
-        chosen = limited(labels, limit)
+        chosen = limited(targets.strata(labels), limit)
         return images[chosen], labels[chosen]
 
     return read_limited
@@ -122,13 +123,26 @@ TORCHVISION = {
 }
 
 
-def user_function(path: str, root: Path | None, options: Mapping[str, Any]) -> Published:
+def declared_task(path: str) -> str | None:
+    """The task that a user's own data set declares, as the attribute `task` of the function that `path` names.
+
+    None without one, and where the function can not be imported: reading the data set reports that.
+    """
+    try:
+        task = getattr(_import(path), "task", None)
+    except UsageError:
+        return None
+    return None if task is None else str(task)
+
+
+def user_function(path: str, root: Path | None, options: Mapping[str, Any], targets: TargetRule = CLASS_LABELS) -> Published:
     """A user's own data set: `path` is "module:function".
 
     The function is called with `options` (and `root`, where one is given) and returns
     `((train_images, train_labels), (test_images, test_labels))`, where the second pair may be a function that returns it, or a
     mapping with the keys `train` and `test` and, if wanted, `class_names` and `num_classes`.
-    Images are uint8 [N, H, W], [N, C, H, W] or [N, H, W, C], labels whole numbers from 0.
+    Images are uint8 [N, H, W], [N, C, H, W] or [N, H, W, C]; labels are what `targets` accepts, whole numbers from 0 for
+    classes.
 
     Raises:
         UsageError: it can not be imported, it raises, or what it returns is something else.
@@ -151,16 +165,17 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any]) -> P
         facts, (train, test) = {}, given
     else:
         raise UsageError(f"data set function {path} must return (train, test) or a mapping, it returned {type(given).__name__}")
-    arrays = _checked(path, "train", train)
+    given_classes = facts.get("num_classes")
+    if not isinstance(given_classes, int | None):
+        raise UsageError(f"num_classes of {path} must be a whole number, got {given_classes!r}")
+    arrays = _checked(path, "train", train, targets)
     names = tuple(str(name) for name in facts.get("class_names", ()))
-    num_classes = facts.get("num_classes", len(names) or int(arrays[1].max(initial=0)) + 1)
-    if not isinstance(num_classes, int):
-        raise UsageError(f"num_classes of {path} must be a whole number, got {num_classes!r}")
+    num_classes, class_names = targets.outputs(arrays[1], names, given_classes)
     return Published(
         num_classes=num_classes,
-        class_names=names or tuple(str(place) for place in range(num_classes)),
-        train=reader(lambda: arrays),
-        test=reader(lambda: _checked(path, "test", test() if callable(test) else test)),
+        class_names=class_names,
+        train=reader(lambda: arrays, targets),
+        test=reader(lambda: _checked(path, "test", test() if callable(test) else test, targets), targets),
     )
 
 
@@ -175,7 +190,7 @@ def channels_first(images: NDArray[Any]) -> NDArray[Any]:
     return images if 1 <= images.shape[1] <= 4 else images.transpose(0, 3, 1, 2)
 
 
-def _checked(path: str, split: str, given: Any) -> Arrays:
+def _checked(path: str, split: str, given: Any, targets: TargetRule) -> Arrays:
     if not isinstance(given, Sequence) or len(given) != 2:
         raise UsageError(
             f"data set function {path} must return (images, labels) for {split}, it returned {type(given).__name__}"
@@ -183,14 +198,13 @@ def _checked(path: str, split: str, given: Any) -> Arrays:
     images, labels = np.asarray(given[0]), np.asarray(given[1])
     if images.dtype != np.uint8:
         raise UsageError(f"{split} images of {path} must be uint8 in 0..255, got {images.dtype}; scale and round them")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"{split} labels of {path} must be whole numbers [N], got {labels.dtype} {list(labels.shape)}")
+    labels = targets.convert(labels, f"{split} labels of {path}")
     if len(images) != len(labels):
         raise UsageError(
             f"{path} returned {len(images)} {split} images and {len(labels)} labels; there must be one label for each"
         )
     try:
-        return channels_first(images), labels.astype(np.int64)
+        return channels_first(images), labels
     except ValueError as error:
         raise UsageError(f"{split} {error}, from {path}") from error
 
