@@ -2,9 +2,10 @@ from collections.abc import Callable
 
 import pytest
 
-from stillhouse.report.answers import answers, teacher_costs
-from stillhouse.report.narrative import verdict_state
-from stillhouse.report.statistics import configurations
+from stillhouse.report.answer_cards import verdict_state
+from stillhouse.report.answers import answers
+from stillhouse.report.configurations import configurations
+from stillhouse.report.teacher_costs import teacher_costs
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
 

@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.report.page import ReportFiles, write_report
+from stillhouse.report.files import ReportFiles
+from stillhouse.report.page import write_report
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
 

@@ -3,8 +3,9 @@ from itertools import pairwise
 
 import pytest
 
-from stillhouse.report.plot_style import PlotStyle, Spread, axis_value, devices_held, without_outliers
-from stillhouse.report.statistics import configurations
+from stillhouse.report.axes import Spread, axis_value, devices_held, without_outliers
+from stillhouse.report.configurations import configurations
+from stillhouse.report.plot_style import PlotStyle
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]

@@ -4,15 +4,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stillhouse.report.statistics import (
-    compare,
-    configurations,
-    difference_of_means,
-    gains,
-    mean_with_interval,
-    sensitivities,
-    winners,
-)
+from stillhouse.report.configurations import compare, configurations, winners
+from stillhouse.report.estimates import difference_of_means, mean_with_interval
+from stillhouse.report.gains import gains
+from stillhouse.report.sensitivities import sensitivities
 from stillhouse.spec.records import TrialRecord
 
 Make = Callable[..., TrialRecord]

@@ -1,7 +1,8 @@
 """The trade-off report: table, Pareto front, figures and the page, all views of the ledger."""
 
 from stillhouse.report.comparison import Source, write_comparison
-from stillhouse.report.page import ReportFiles, write_report
+from stillhouse.report.files import ReportFiles
+from stillhouse.report.page import write_report
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.trials_table import trials_table
 from stillhouse.spec.size_bound import Budget, parse_budget

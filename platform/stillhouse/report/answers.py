@@ -1,22 +1,22 @@
 """The questions a sweep is run to answer: the best student of a size, how sure that is, what the teacher cost."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from stillhouse.report.pareto import pareto_front
-from stillhouse.report.plot_style import axis_value
-from stillhouse.report.statistics import Configuration, Estimate, compare, winners
+from stillhouse.report.configurations import Configuration, compare, winners
+from stillhouse.report.estimates import Estimate
+from stillhouse.report.fronts import configuration_front
 from stillhouse.report.trials_table import reference_teacher
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import SweepFacts, TeacherFacts
 from stillhouse.spec.size_bound import SIZES, Budget
 
 _MAX_KNEES = 2
+
+
 # Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.
 _KNEE_HEIGHT = 0.08
 
@@ -166,20 +166,6 @@ def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | No
     return min(_within(best, budget), key=_rank, default=None)
 
 
-def configuration_front(best: Sequence[Configuration], axis: str) -> list[Configuration]:
-    """The non-dominated configurations by mean validation accuracy and one of `AXES`, where less is better; smallest first."""
-    sized = [(each, value) for each in best if (value := axis_value(each, axis)) is not None and value > 0]
-    table = pd.DataFrame(
-        {
-            "validation_accuracy": np.array([each.validation.mean for each, _ in sized], dtype=np.float64),
-            "size": np.array([value for _, value in sized], dtype=np.float64),
-            "trial": [each.key for each, _ in sized],
-        }
-    )
-    front = pareto_front(table, {"validation_accuracy": "max", "size": "min"})
-    return [sized[position][0] for position in reversed(front.index.tolist())]
-
-
 def _knees(front: Sequence[Configuration], size: str) -> list[int]:
     """Where the front bends: the points highest above the chord of accuracy against log size, by halving (Douglas-Peucker)."""
     if len(front) < 3:
@@ -212,64 +198,3 @@ def _highest(xs: NDArray[np.float64], ys: NDArray[np.float64], span: tuple[int, 
 def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     width = float(np.ptp(values))
     return (values - values.min()) / width if width > 0 else np.zeros_like(values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherCost:
-    """What one teacher cost the sweep, and what it would have cost inside every trial.
-
-    Attributes:
-        trials: trials that used its knowledge.
-        samples_used: samples times epochs, summed over those trials.
-        forward_seconds: time of its forward passes: filling views as it was measured, inside trials by the time per sample.
-        inside_seconds: `samples_used` at its measured time per sample; None when that was not measured.
-    """
-
-    teacher: TeacherFacts
-    trials: int
-    samples_used: int
-    forward_seconds: float
-    inside_seconds: float | None = field(default=None)
-
-    @property
-    def saved_seconds(self) -> float | None:
-        return None if self.inside_seconds is None else self.inside_seconds - self.forward_seconds
-
-
-def teacher_costs(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[TeacherCost]:
-    """One entry per teacher of the sweep."""
-    per_epoch = facts.dataset.get("train_samples")
-    costs = []
-    for teacher in facts.teachers:
-        users = [record for record in records if teacher.name in record.trial.teachers]
-        used = [_samples_used(record, per_epoch if isinstance(per_epoch, int) else 0) for record in users]
-        forwarded = sum(_share(record, "samples_forwarded") or 0 for record in users)
-        inside = None if teacher.seconds_per_sample is None else teacher.seconds_per_sample * sum(used)
-        costs.append(
-            TeacherCost(
-                teacher=teacher,
-                trials=sum(samples > 0 for samples in used),
-                samples_used=sum(used),
-                forward_seconds=teacher.fill_seconds + (teacher.seconds_per_sample or 0.0) * forwarded,
-                inside_seconds=inside,
-            )
-        )
-    return costs
-
-
-def _samples_used(record: TrialRecord, per_epoch: int) -> int:
-    """What the trial counted itself; failing that, its epochs over the training data.
-
-    A sample of which some knowledge was read and some computed is one sample.
-    """
-    counted = [_share(record, name) for name in ("samples_gathered", "samples_forwarded")]
-    known = [count for count in counted if count is not None]
-    return max(known) if known else record.epochs_run * per_epoch
-
-
-def _share(record: TrialRecord, name: str) -> int | None:
-    """What the trial counted of each of its teachers, which it asks equally often."""
-    counted = record.teaching.get(name)
-    if not isinstance(counted, int | float) or not math.isfinite(counted):
-        return None
-    return int(counted) // len(record.trial.teachers)

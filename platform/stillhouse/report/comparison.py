@@ -8,25 +8,20 @@ from typing import Any
 
 import pandas as pd
 
+from stillhouse.report import answer_cards, provenance_words
 from stillhouse.report import formatting as wording
 from stillhouse.report import narrative as sentences
 from stillhouse.report.answers import Answer, answers, pooled_answers
-from stillhouse.report.figures import themes, tradeoff_figure
-from stillhouse.report.page import (
-    ReportFiles,
-    alternative,
-    caption,
-    card,
-    chips,
-    environment,
-    section_context,
-    shared_context,
-    write_files,
-)
+from stillhouse.report.axes import devices_held
+from stillhouse.report.configurations import Configuration, choice_labels, configurations
+from stillhouse.report.files import ReportFiles, write_files
+from stillhouse.report.page import alternative, caption, card, chips, section_context
+from stillhouse.report.page_assets import environment, shared_context
 from stillhouse.report.page_tables import MAX_ROWS, trial_rows
-from stillhouse.report.plot_style import PlotStyle, devices_held
+from stillhouse.report.plot_style import PlotStyle
+from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
-from stillhouse.report.statistics import Configuration, choice_labels, configurations
+from stillhouse.report.tradeoff_figure import tradeoff_figure
 from stillhouse.report.trials_table import Column, table_columns, trials_table
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
@@ -159,13 +154,19 @@ def _render(
             still=base64.b64encode(still).decode() if tradeoff else "",
             chips=chips(looks, pooled),
             trials=_trials(sources, labels),
-            tracked=" ".join(dict.fromkeys(sentences.tracked(source.facts, source.addresses) for source in sources)).strip(),
+            tracked=" ".join(
+                dict.fromkeys(provenance_words.tracked(source.facts, source.addresses) for source in sources)
+            ).strip(),
             sections=[
                 section_context(source.facts, source.records, found[source.name], source.addresses) for source in sources
             ],
             **shared_context({"themes": themes(), "tradeoff": tradeoff.figure if tradeoff else None}),
         )
     )
+
+
+def _tracked(sources: Sequence[Source]) -> str:
+    return " ".join(dict.fromkeys(provenance_words.tracked(source.facts, source.addresses) for source in sources)).strip()
 
 
 def _facts_of(sources: Sequence[Source], answer: Answer) -> SweepFacts:
@@ -175,12 +176,12 @@ def _facts_of(sources: Sequence[Source], answer: Answer) -> SweepFacts:
 
 def _rows(names: Sequence[str], own: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     """One row per question, one cell per sweep: what each sweep answers by itself."""
-    questions = dict.fromkeys(sentences.card_title(answer) for name in names for answer in own[name])
+    questions = dict.fromkeys(answer_cards.card_title(answer) for name in names for answer in own[name])
     return [
         {
             "question": question,
             "cells": [
-                next((answer for answer in own[name] if sentences.card_title(answer) == question), None) for name in names
+                next((answer for answer in own[name] if answer_cards.card_title(answer) == question), None) for name in names
             ],
         }
         for question in questions

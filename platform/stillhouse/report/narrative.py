@@ -1,52 +1,24 @@
 """What the page says in words: the answer, how sure it is, what the teacher cost."""
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
 import numpy as np
 
-from stillhouse.report.answers import Answer, TeacherCost
+from stillhouse.report.answer_cards import budget_words, of_sweep, verdict, verdict_state
+from stillhouse.report.answers import Answer
+from stillhouse.report.configurations import Configuration
+from stillhouse.report.estimates import Estimate, mean_with_interval
 from stillhouse.report.formatting import (
     counted,
     duration,
     listed,
-    milliseconds,
     percent,
     points,
     ratio,
-    redacted,
-    short,
-    size,
-    value_text,
-    whole,
 )
-from stillhouse.report.statistics import Configuration, Estimate, Gain, mean_with_interval
+from stillhouse.report.gains import Gain
+from stillhouse.report.teacher_costs import TeacherCost
 from stillhouse.spec.records import SweepFacts, TrialRecord
-from stillhouse.spec.size_bound import Budget
-
-_MAX_NAMES = 4
-# A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may hold semicolons itself.
-_NEXT_KIND = re.compile(r"; (?=[^;:]+ (?:cached|served|inline): )")
-_PLAIN_TITLES = {
-    "most accurate": "Most accurate of all",
-    "knee": "At a knee of the front",
-    "smallest": "Smallest on the front",
-}
-
-
-def budget_words(budget: Budget) -> str:
-    """A budget as people say it: "100k parameters", "1.5 MB"."""
-    match budget.metric:
-        case "size_bytes":
-            return size(budget.limit)
-        case "latency_ms":
-            return f"{milliseconds(budget.limit)} per sample"
-        case "macs":
-            return f"{short(budget.limit)} multiply-accumulates"
-        case _:
-            return f"{short(budget.limit)} parameters"
 
 
 def lead(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Answer], gained: Sequence[Gain]) -> list[str]:
@@ -94,7 +66,7 @@ def _best_sentence(answer: Answer) -> str:
     where = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
     # Only a winner that its rivals do not reach is called the best.
     name = "the best student is" if verdict_state(answer) == "clear" else "validation data choose"
-    taught = f"{where} {name} {best.choice} taught with {best.method}{_of_sweep(best)}"
+    taught = f"{where} {name} {best.choice} taught with {best.method}{of_sweep(best)}"
     return f"{taught}: {_accuracy(best.test)} on test data{_against(answer)}."
 
 
@@ -117,61 +89,9 @@ def _accuracy(estimate: Estimate) -> str:
     return f"{percent(estimate.mean)} (95% interval {percent(estimate.low)} to {percent(estimate.high)}, n = {estimate.n})"
 
 
-def verdict_state(answer: Answer) -> str:
-    """`clear`: surely ahead of every rival of its size; `single`: too few seeds to say; `tied` otherwise."""
-    if answer.tied or answer.ahead:
-        return "tied"
-    if answer.unsure or (answer.best is not None and answer.best.test.half_width is None):
-        return "single"
-    return "clear"
-
-
-def verdict_tag(answer: Answer) -> str:
-    return {"clear": "clear", "tied": "no clear winner", "single": "single seed"}[verdict_state(answer)]
-
-
 def _certainty(answer: Answer) -> str:
     said = verdict(answer)
     return said if verdict_state(answer) == "clear" else f"No winner is named: {said[0].lower()}{said[1:]}"
-
-
-def verdict(answer: Answer) -> str:
-    """How sure the choice is among all students and methods of its size."""
-    parts = []
-    if answer.ahead:
-        parts.append(f"on test data {_names(answer.ahead)} did better, though validation data ranked it lower")
-    if answer.tied:
-        parts.append(f"it can not be told apart from {_names(answer.tied)} (the 95% interval of the difference holds zero)")
-    if answer.unsure and answer.best is not None:
-        if answer.best.test.half_width is None:
-            parts.append(
-                f"it ran with one seed, and so did most of the {counted(len(answer.unsure), 'rival')} of its size: "
-                "luck may order them (search.confirm_seeds runs winners again)"
-            )
-        else:
-            rivals = (
-                counted(len(answer.unsure), "other student and method")
-                if len(answer.unsure) == 1
-                else (f"{len(answer.unsure):,} other students and methods")
-            )
-            parts.append(f"{rivals} of its size share one seed with it, too few to compare")
-    if not parts:
-        if answer.behind:
-            rivals = "the one other" if answer.behind == 1 else f"all {answer.behind} others"
-            return f"The 95% interval of its difference from {rivals} of its size lies above zero."
-        if answer.best is not None and answer.best.test.half_width is None:
-            return "It ran with one seed and has no rival of its size."
-        return "It has no rival of its size."
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def _names(others: Sequence[Configuration]) -> str:
-    return listed([f"{each.method} on {each.choice}{_of_sweep(each)}" for each in others], _MAX_NAMES)
-
-
-def _of_sweep(each: Configuration) -> str:
-    return f" of {each.sweep}" if each.sweep else ""
 
 
 def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:
@@ -191,52 +111,6 @@ def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:
     worse = len(sure) - better
     text += f"; the 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
     return f"{text}{f', below zero for {worse}' if worse else ''}."
-
-
-def card_title(answer: Answer) -> str:
-    return f"Best with at most {budget_words(answer.budget)}" if answer.budget else _PLAIN_TITLES[answer.title]
-
-
-def nothing_fits(answer: Answer) -> str:
-    """What the budget would have to be."""
-    if answer.budget is None or answer.least is None:
-        return "No student finished."
-    return f"The finished student that comes nearest takes {budget_words(Budget(answer.budget.metric, answer.least))}."
-
-
-def card_facts(facts: SweepFacts, answer: Answer) -> list[tuple[str, str]]:
-    rows = []
-    if answer.drop is not None and answer.teacher is not None:
-        spread = "" if answer.drop.half_width is None else f" ± {points(answer.drop.half_width)}"
-        side = "drop" if answer.drop.mean >= 0 else "gain"
-        rows.append((f"Accuracy {side}", f"{points(abs(answer.drop.mean))}{spread} points from {answer.teacher.name}"))
-    if answer.compression is not None:
-        rows.append(("Compression", f"{ratio(answer.compression)} fewer parameters"))
-    if answer.gain is not None:
-        rows.append((f"Over {facts.baseline}", _gain_words(answer)))
-    if answer.best is not None:
-        rivals = len(answer.tied) + len(answer.ahead) + len(answer.unsure) + answer.behind
-        tried = f"{counted(answer.best.considered, 'trial')} of this method on it"
-        rows.append(("Chosen from", f"{tried}, then {counted(rivals + 1, 'winner')} of its size" if rivals else tried))
-    return rows
-
-
-def _gain_words(answer: Answer) -> str:
-    gain = answer.gain
-    if gain is None:
-        return ""
-    spread = "" if gain.half_width is None else f" ± {points(gain.half_width)}"
-    seeds = "one seed" if gain.half_width is None else f"n = {gain.n}"
-    return f"{points(gain.mean, signed=True)}{spread} points ({answer.gain_kind}, {seeds})"
-
-
-def card_settings(best: Configuration) -> list[tuple[str, str]]:
-    return [
-        *((name, value_text(value)) for name, value in sorted(best.hyperparameters.items())),
-        ("trial", best.key),
-        ("seeds", ", ".join(str(record.trial.seed) for record in best.reported)),
-        ("validation", f"{percent(best.validation.mean, 2)} (search saw {percent(best.search_validation, 2)})"),
-    ]
 
 
 def trust(facts: SweepFacts, found: Sequence[Configuration], gained: Sequence[Gain]) -> list[str]:
@@ -276,53 +150,6 @@ def trust(facts: SweepFacts, found: Sequence[Configuration], gained: Sequence[Ga
     return sentences
 
 
-def teacher_sentences(cost: TeacherCost) -> list[str]:
-    teacher = cost.teacher
-    samples = counted(teacher.samples_forwarded, "sample")
-    spent = f"Its forward passes took {duration(cost.forward_seconds)} ({samples})."
-    if teacher.trained_now:
-        spent += f" It was trained in this sweep, in {duration(teacher.train_seconds)}."
-    else:
-        spent += " It was not trained in this sweep."
-    if cost.inside_seconds is None:
-        return [spent, "What it would have cost inside every trial is not known: its time per sample was not measured."]
-    inside = (
-        f"Inside every trial it would have computed {whole(cost.samples_used)} samples over {counted(cost.trials, 'trial')}: "
-        f"{duration(cost.inside_seconds)} of forward passes at {milliseconds(1000 * (teacher.seconds_per_sample or 0.0))} each."
-    )
-    if cost.saved_seconds is not None and cost.saved_seconds > 0:
-        inside += f" Sharing saved {duration(cost.saved_seconds)} of device time"
-        if cost.forward_seconds > 0:
-            inside += f": the shared teacher worked {ratio(cost.inside_seconds / cost.forward_seconds)} less"
-        inside += "."
-    elif cost.saved_seconds is not None and cost.samples_used:
-        inside += " Sharing it saved nothing here."
-    return [spent, inside]
-
-
-def teacher_facts(cost: TeacherCost) -> list[tuple[str, str]]:
-    teacher = cost.teacher
-    accuracies = f"test {percent(teacher.test_accuracy, 2)}, validation {percent(teacher.validation_accuracy, 2)}"
-    return [
-        ("Accuracy", accuracies),
-        (
-            "Size",
-            f"{whole(teacher.parameters)} parameters, {size(teacher.size_bytes)}, {short(teacher.macs)} MACs, "
-            f"{milliseconds(teacher.latency_ms)}",
-        ),
-        ("Way", teacher.way),
-        ("Samples forwarded", whole(teacher.samples_forwarded)),
-        ("Samples reused", whole(teacher.samples_reused)),
-        ("Written", size(teacher.bytes_written)),
-        ("Key", teacher.key),
-    ]
-
-
-def teacher_ways(cost: TeacherCost) -> list[str]:
-    """Why each kind of its knowledge came the way it did."""
-    return [redacted(kind) for kind in _NEXT_KIND.split(cost.teacher.reason) if kind]
-
-
 def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[TeacherCost]) -> list[tuple[str, str]]:
     """A few numbers under the answer: trials by status, time, what sharing saved."""
     by_status = {name: sum(record.status == name for record in records) for name in ("finished", "stopped", "failed")}
@@ -342,32 +169,3 @@ def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[Tea
     if facts.seconds:
         numbers.append((duration(facts.seconds), "wall clock"))
     return numbers
-
-
-def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
-    """Where the numbers come from, flat."""
-    rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Took", duration(facts.seconds))]
-    rows += [(f"Data: {name}", _flat(value)) for name, value in facts.dataset.items()]
-    rows += [(name, _flat(value)) for name, value in facts.environment.items()]
-    rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
-    rows += [(f"Tracking: {name}", _flat(value)) for name, value in facts.tracking.items() if value]
-    if any(facts.tracking.values()):
-        rows.append(("Open tracking", "stillhouse ui"))
-    return [(name, redacted(text)) for name, text in rows]
-
-
-def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:
-    """Where links to MLflow lead, and what must run for them; nothing without links."""
-    if not addresses:
-        return ""
-    served = any(urlsplit(address).hostname == "127.0.0.1" for address in addresses.values())
-    how = f"; they open while `stillhouse ui {facts.name}` runs on this machine" if served else ""
-    return f"Links of trials lead to their runs in MLflow{how}."
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_flat(each)}" for name, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_flat(each) for each in value)
-    return value_text(value)

@@ -5,58 +5,35 @@ library travels compressed and is unpacked by the browser, which keeps the page 
 """
 
 import base64
-import functools
-import gzip
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
-from plotly.offline import get_plotlyjs
 
-from stillhouse.durable import write_atomic
+from stillhouse.report import answer_cards, provenance_words, teacher_words
 from stillhouse.report import formatting as wording
 from stillhouse.report import narrative as sentences
-from stillhouse.report.answers import Answer, answers, teacher_costs
-from stillhouse.report.figures import Tradeoff, curve_figures, sensitivity_figures, themes, tradeoff_figure
+from stillhouse.report.answers import Answer, answers
+from stillhouse.report.axes import devices_held
+from stillhouse.report.configurations import Configuration, configurations, student_key
+from stillhouse.report.files import ReportFiles, json_text, write_files
+from stillhouse.report.gains import gains
+from stillhouse.report.learning_curves import curve_figures
+from stillhouse.report.page_assets import environment, shared_context
 from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
-from stillhouse.report.plot_style import PlotStyle, devices_held
+from stillhouse.report.plot_style import PlotStyle
+from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
-from stillhouse.report.statistics import (
-    Configuration,
-    configurations,
-    gains,
-    sensitivities,
-    student_key,
-)
-from stillhouse.report.trials_table import Column, csv_bytes, parquet_bytes, table_columns, trials_table
+from stillhouse.report.sensitivities import sensitivities
+from stillhouse.report.sensitivity_figures import sensitivity_figures
+from stillhouse.report.teacher_costs import teacher_costs
+from stillhouse.report.tradeoff_figure import Tradeoff, tradeoff_figure
+from stillhouse.report.trials_table import table_columns, trials_table
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
-
-_TEMPLATES = Path(__file__).parent / "templates"
-_SHORT_AXES = {
-    "parameters": "parameters",
-    "size_bytes": "bytes",
-    "macs": "MACs",
-    "latency_ms": "latency",
-    "train_hours": "training time",
-}
-
-
-@dataclass(frozen=True)
-class ReportFiles:
-    """Where the report lies, and what it answered."""
-
-    page: Path
-    table: Path
-    figure: Path
-    csv: Path
-    best: tuple[dict[str, Any], ...] = ()
 
 
 def write_report(
@@ -84,38 +61,6 @@ def write_report(
     page = render_page(facts, records, table, found, answered, still, addresses or {})
     best = [answer.to_json() for answer in answered]
     return write_files(folder, table, table_columns(facts, records), about, still, page, best)
-
-
-def write_files(
-    folder: Path,
-    table: pd.DataFrame,
-    columns: Sequence[Column],
-    about: Mapping[str, Any],
-    still: bytes,
-    page: str,
-    best: Sequence[dict[str, Any]],
-) -> ReportFiles:
-    """Writes the four files, the page last; `about` goes into the schema of the Parquet file.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable; what lay there before is as it was.
-    """
-    files = ReportFiles(
-        page=folder / "report.html",
-        table=folder / "tradeoff.parquet",
-        figure=folder / "tradeoff.png",
-        csv=folder / "tradeoff.csv",
-        best=tuple(best),
-    )
-    parquet = parquet_bytes(table, columns, wording.redacted_tree(json.loads(_json(about))))
-    for path, payload in (
-        (files.table, parquet),
-        (files.csv, csv_bytes(table)),
-        (files.figure, still),
-        (files.page, page.encode()),
-    ):
-        write_atomic(path, payload)
-    return files
 
 
 def render_page(
@@ -176,19 +121,6 @@ def chips(looks: PlotStyle, found: Sequence[Configuration]) -> list[tuple[str, l
     return [("sweep", coloured), ("student", shaped), ("method", methods)]
 
 
-def shared_context(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What every page of the report needs beside its content: its script and policy, its style, plotly, the figures."""
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return {
-        "figures": _script_json(figures),
-        "plotly": _packed_plotly()[0],
-        "js": script,
-        "css": (_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        "policy": _policy(script),
-        "axes": list(_SHORT_AXES.items()),
-    }
-
-
 def section_context(
     facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration], addresses: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -207,71 +139,22 @@ def section_context(
         "costs": [
             {
                 "teacher": cost.teacher,
-                "sentences": sentences.teacher_sentences(cost),
-                "facts": sentences.teacher_facts(cost),
-                "ways": sentences.teacher_ways(cost),
+                "sentences": teacher_words.teacher_sentences(cost),
+                "facts": teacher_words.teacher_facts(cost),
+                "ways": teacher_words.teacher_ways(cost),
             }
             for cost in teacher_costs(facts, records)
         ],
-        "provenance": sentences.provenance(facts),
-        "tracked": sentences.tracked(facts, addresses),
+        "provenance": provenance_words.provenance(facts),
+        "tracked": provenance_words.tracked(facts, addresses),
         "tracked_at": addresses.get(""),
         "spec": _spec(facts),
     }
 
 
-def environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "percent": wording.percent,
-        "points": wording.points,
-        "short": wording.short,
-        "size": wording.size,
-        "milliseconds": wording.milliseconds,
-        "setting": wording.value_text,
-    }
-    return environment
-
-
-def _policy(script: str) -> str:
-    """No network, and only the page's own two scripts: whatever else should get into it does not run."""
-    hashes = " ".join(f"'{_script_hash(text)}'" for text in (script, _packed_plotly()[1]) if text)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
-        "form-action 'none'; base-uri 'none'"
-    )
-
-
-def _script_hash(text: str) -> str:
-    return text if text.startswith("sha256-") else f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-@functools.cache
-def _packed_plotly() -> tuple[str, str]:
-    """Plotly's library, gzipped in base64, and the hash that the page's policy lets it run by."""
-    source = get_plotlyjs()
-    packed = base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()
-    return packed, _script_hash(source)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
-
-
-def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no `<` that could end it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _spec(facts: SweepFacts) -> str:
     """The spec as YAML without its secrets."""
-    return yaml.safe_dump(wording.redacted_tree(json.loads(_json(facts.spec))), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(wording.redacted_tree(json.loads(json_text(facts.spec))), sort_keys=False, allow_unicode=True)
 
 
 def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
@@ -285,15 +168,15 @@ def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
 
 def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "asked": sentences.card_title(answer),
+        "asked": answer_cards.card_title(answer),
         "best": answer.best,
         "link": addresses.get(answer.best.key) if answer.best else None,
-        "nothing": sentences.nothing_fits(answer) if answer.best is None else "",
-        "facts": sentences.card_facts(facts, answer),
-        "state": sentences.verdict_state(answer),
-        "tag": sentences.verdict_tag(answer),
-        "verdict": sentences.verdict(answer) if answer.best else "",
-        "settings": sentences.card_settings(answer.best) if answer.best else [],
+        "nothing": answer_cards.nothing_fits(answer) if answer.best is None else "",
+        "facts": answer_cards.card_facts(facts, answer),
+        "state": answer_cards.verdict_state(answer),
+        "tag": answer_cards.verdict_tag(answer),
+        "verdict": answer_cards.verdict(answer) if answer.best else "",
+        "settings": answer_cards.card_settings(answer.best) if answer.best else [],
     }
 
 

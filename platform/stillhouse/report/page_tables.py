@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 
 from stillhouse.report import formatting as wording
+from stillhouse.report.configurations import choice_labels, grouped, student_key
+from stillhouse.report.estimates import mean_with_interval
+from stillhouse.report.gains import Gain
 from stillhouse.report.pareto import pareto_front
-from stillhouse.report.statistics import Gain, choice_labels, grouped, mean_with_interval, student_key
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 MAX_ROWS = 1_000

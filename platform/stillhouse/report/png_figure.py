@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from stillhouse.report.answers import configuration_front
+from stillhouse.report.axes import AXES, Spread, without_outliers
+from stillhouse.report.configurations import Configuration, grouped, winners
 from stillhouse.report.formatting import percent, short
-from stillhouse.report.plot_style import AXES, FRONT_COLOUR, TEACHER_COLOUR, PlotStyle, Spread, without_outliers
-from stillhouse.report.statistics import Configuration, grouped, winners
+from stillhouse.report.fronts import configuration_front
+from stillhouse.report.plot_style import FRONT_COLOUR, TEACHER_COLOUR, PlotStyle
 from stillhouse.spec.records import TeacherFacts
 
 # An axis shorter than this shows fewer than three powers of ten, too few to read a size off.

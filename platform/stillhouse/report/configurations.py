@@ -1,0 +1,191 @@
+"""Trials gathered over their seeds, and the winners among them.
+
+A *configuration* is everything of a trial but its seed. Its seeds give a mean and a 95% interval. Configurations are chosen by
+validation accuracy and reported by test accuracy; where a winner was run again on fresh seeds, only those seeds are reported,
+because the seed that made it win is not a fair sample.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median
+from typing import Any, Literal, TypeVar
+
+from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
+from stillhouse.spec.records import StudentChoice, TrialRecord
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Configuration:
+    """One student, method, teacher and set of hyper-parameters with all its finished seeds.
+
+    Attributes:
+        choice: the student's label, with the options in which students of that label differ.
+        considered: finished and stopped trials that the search tried for this method and student label.
+        sweep: its sweep's name where several are compared.
+        devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
+    """
+
+    method: str
+    student: str
+    choice: str
+    teacher: str | None
+    hyperparameters: Mapping[str, Any]
+    records: tuple[TrialRecord, ...]
+    considered: int = 1
+    sweep: str = ""
+    devices: float = 1.0
+
+    @cached_property
+    def reported(self) -> tuple[TrialRecord, ...]:
+        """The seeds whose numbers are reported: the fresh ones of the confirm phase where there are any."""
+        fresh = tuple(record for record in self.records if record.trial.phase == "confirm")
+        return fresh or self.records
+
+    @property
+    def confirmed(self) -> bool:
+        return self.reported[0].trial.phase == "confirm"
+
+    @cached_property
+    def test(self) -> Estimate:
+        return mean_with_interval(record.metrics["test_accuracy"] for record in self.reported)
+
+    @cached_property
+    def validation(self) -> Estimate:
+        return mean_with_interval(record.metrics["validation_accuracy"] for record in self.reported)
+
+    @cached_property
+    def search_validation(self) -> float:
+        """The validation accuracy that the search saw: what this configuration won or lost its place by."""
+        seen = [record for record in self.records if record.trial.phase == "search"] or self.records
+        return fmean(record.metrics["validation_accuracy"] for record in seen)
+
+    @property
+    def key(self) -> str:
+        """The key of its first trial: names the configuration on pages and in documents."""
+        return self.reported[0].trial.key
+
+    def metric(self, name: str) -> float | None:
+        """The median over the reported seeds; None where none has it."""
+        values = [record.metrics[name] for record in self.reported if math.isfinite(record.metrics.get(name, math.nan))]
+        return float(median(values)) if values else None
+
+    def by_seed(self, *, every: bool = False) -> dict[int, float]:
+        """Test accuracy by seed, of the reported seeds or of every one."""
+        records = self.records if every else self.reported
+        return {record.trial.seed: record.metrics["test_accuracy"] for record in records}
+
+
+def configurations(
+    records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None, devices: float = 1.0
+) -> list[Configuration]:
+    """The finished trials with both accuracies, gathered over their seeds; in order of their first record.
+
+    Args:
+        sweep: noted with each of them.
+        labels: of the concrete students by `student_key`; by default those that `records` need.
+        devices: that each trial held.
+    """
+    labels = choice_labels(records) if labels is None else labels
+    considered: dict[tuple[str, str], int] = defaultdict(int)
+    for record in records:
+        if record.trial.phase == "search" and record.status != "failed":
+            considered[record.trial.method, record.trial.student.name] += 1
+    groups = grouped((record for record in records if has_result(record)), _configuration_key)
+    return [
+        Configuration(
+            method=first.trial.method,
+            student=first.trial.student.name,
+            choice=labels[student_key(first.trial.student)],
+            teacher=first.trial.teacher,
+            hyperparameters=first.trial.hyperparameters,
+            records=tuple(sorted(group, key=lambda record: (record.trial.phase, record.trial.seed, record.trial.key))),
+            considered=max(1, considered[first.trial.method, first.trial.student.name]),
+            sweep=sweep,
+            devices=devices,
+        )
+        for group in groups.values()
+        for first in group[:1]
+    ]
+
+
+def has_result(record: TrialRecord) -> bool:
+    """Whether the trial finished with both accuracies."""
+    accuracies = (record.metrics.get(name, math.nan) for name in ("test_accuracy", "validation_accuracy"))
+    return record.status == "finished" and all(math.isfinite(accuracy) for accuracy in accuracies)
+
+
+def winners(
+    candidates: Iterable[Configuration],
+    by: Callable[[Configuration], Hashable] = lambda each: (each.sweep, each.method, each.choice),
+) -> list[Configuration]:
+    """Of each group the configuration with the best validation accuracy of the search."""
+    return [
+        min(group, key=lambda each: (-each.search_validation, not each.confirmed, each.key))
+        for group in grouped(candidates, by).values()
+    ]
+
+
+def compare(left: Configuration, right: Configuration) -> tuple[Estimate, Literal["paired", "unpaired"]]:
+    """Test accuracy of `left` minus that of `right`: over the seeds that both have, else between their means."""
+    for every in (False, True):
+        mine, theirs = left.by_seed(every=every), right.by_seed(every=every)
+        shared = sorted(mine.keys() & theirs.keys())
+        if shared:
+            return mean_with_interval(mine[seed] - theirs[seed] for seed in shared), "paired"
+    return difference_of_means(list(left.by_seed().values()), list(right.by_seed().values())), "unpaired"
+
+
+def choice_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
+    """The label of each concrete student by its `student_key`: its name and the options that tell it from its namesakes."""
+    by_name: dict[str, dict[str, StudentChoice]] = defaultdict(dict)
+    for record in records:
+        by_name[record.trial.student.name][student_key(record.trial.student)] = record.trial.student
+    labels = {}
+    for name, choices in by_name.items():
+        told_apart = _differing([choice.options | {"model": choice.model} for choice in choices.values()])
+        for key, choice in choices.items():
+            options = choice.options | {"model": choice.model}
+            shown = [f"{option}={_brief(options[option])}" for option in told_apart if option in options]
+            labels[key] = " ".join([name, *shown])
+    return labels
+
+
+def _differing(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = sorted({name for mapping in mappings for name in mapping})
+    missing = object()
+    return [name for name in names if len({repr(mapping.get(name, missing)) for mapping in mappings}) > 1]
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def student_key(student: StudentChoice) -> str:
+    """Equal for equal concrete students."""
+    return json.dumps([student.name, student.model, student.options], sort_keys=True, default=str)
+
+
+def _configuration_key(record: TrialRecord) -> str:
+    trial = record.trial
+    return json.dumps(
+        [trial.method, student_key(trial.student), trial.teacher, trial.hyperparameters, trial.epochs],
+        sort_keys=True,
+        default=str,
+    )
+
+
+def grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:
+    """The items by their key, groups and items in order of appearance."""
+    groups: dict[_Key, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

@@ -1,0 +1,62 @@
+"""What each method adds to the baseline on the same student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillhouse.report.configurations import Configuration, compare, grouped, winners
+from stillhouse.report.estimates import Estimate, mean_with_interval
+
+_MAX_STUDENT_COLUMNS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What a method adds to the baseline's test accuracy for one column of students.
+
+    Attributes:
+        difference: None where the baseline has no finished trial of the same student.
+        kind: `paired` when both ran with the same student and seed.
+        over: what its n counts: seeds of one concrete student, or the concrete students that a label pools.
+        considered: trials that the search tried for the method's side.
+    """
+
+    method: str
+    column: str
+    difference: Estimate | None
+    kind: Literal["paired", "unpaired"] = "paired"
+    over: Literal["seeds", "students"] = "seeds"
+    considered: int = 1
+
+
+def gains(found: Sequence[Configuration], baseline: str) -> list[Gain]:
+    """One gain per method and column of students: per concrete student, or per label where there are many of a label.
+
+    Every value is a difference between two winners of the *same* concrete student. Where a label pools several of them, the
+    interval is over those students.
+    """
+    best = {(each.method, each.choice): each for each in winners(found)}
+    pooled = len({each.choice for each in found}) > _MAX_STUDENT_COLUMNS
+    result = []
+    for (method, column), group in grouped(
+        (each for each in best.values() if each.method != baseline),
+        lambda each: (each.method, each.student if pooled else each.choice),
+    ).items():
+        pairs = [(each, best[baseline, each.choice]) for each in group if (baseline, each.choice) in best]
+        considered = max(each.considered for each in group)
+        if not pairs:
+            result.append(Gain(method=method, column=column, difference=None, considered=considered))
+            continue
+        compared = [compare(*pair) for pair in pairs]
+        difference = compared[0][0] if len(pairs) == 1 else mean_with_interval(estimate.mean for estimate, _ in compared)
+        result.append(
+            Gain(
+                method=method,
+                column=column,
+                difference=difference,
+                kind="paired" if all(how == "paired" for _, how in compared) else "unpaired",
+                over="seeds" if len(pairs) == 1 else "students",
+                considered=considered,
+            )
+        )
+    return result

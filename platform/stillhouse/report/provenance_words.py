@@ -1,0 +1,41 @@
+"""Where the numbers of a page come from: command, data, environment, tracking."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from stillhouse.report.formatting import (
+    duration,
+    redacted,
+    value_text,
+)
+from stillhouse.spec.records import SweepFacts
+
+
+def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
+    """Where the numbers come from, flat."""
+    rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Took", duration(facts.seconds))]
+    rows += [(f"Data: {name}", _flat(value)) for name, value in facts.dataset.items()]
+    rows += [(name, _flat(value)) for name, value in facts.environment.items()]
+    rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
+    rows += [(f"Tracking: {name}", _flat(value)) for name, value in facts.tracking.items() if value]
+    if any(facts.tracking.values()):
+        rows.append(("Open tracking", "stillhouse ui"))
+    return [(name, redacted(text)) for name, text in rows]
+
+
+def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:
+    """Where links to MLflow lead, and what must run for them; nothing without links."""
+    if not addresses:
+        return ""
+    served = any(urlsplit(address).hostname == "127.0.0.1" for address in addresses.values())
+    how = f"; they open while `stillhouse ui {facts.name}` runs on this machine" if served else ""
+    return f"Links of trials lead to their runs in MLflow{how}."
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(each) for each in value)
+    return value_text(value)

@@ -1,0 +1,115 @@
+"""How the result moves with each hyper-parameter."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from stillhouse.report.configurations import grouped, student_key
+from stillhouse.spec.records import TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """How validation accuracy moves with one hyper-parameter of one method.
+
+    Each trial counts as its difference from the mean of its method and concrete student, or of the student's label where a
+    concrete student has one trial, so that sizes do not drown it.
+
+    Attributes:
+        correlation: Spearman's, for numbers; None for words and where it is not defined.
+        explained: share of the variance between groups of equal values, for words.
+        best: the value of the trial that stands highest above its mean.
+    """
+
+    method: str
+    hyperparameter: str
+    values: tuple[Any, ...]
+    effects: tuple[float, ...]
+    students: tuple[str, ...]
+    seen: str
+    numeric: bool
+    correlation: float | None
+    p_value: float | None
+    explained: float | None
+    best: Any
+
+
+def sensitivities(records: Sequence[TrialRecord]) -> list[Sensitivity]:
+    """One entry for each hyper-parameter that took two values or more on one student; strongest first within a method."""
+    finished = [record for record in records if record.trial.phase == "search" and _validated(record)]
+    result: list[Sensitivity] = []
+    for method, group in sorted(grouped(finished, lambda record: record.trial.method).items()):
+        effects = _centred(group)
+        of_method = []
+        for name in sorted({name for record in group for name in record.trial.hyperparameters}):
+            chosen = [
+                (record.trial.hyperparameters[name], effect, record.trial.student.name)
+                for record, effect in zip(group, effects, strict=True)
+                if record.trial.hyperparameters.get(name) is not None
+            ]
+            # Where every student was trained once there is nothing to compare it with.
+            compared = any(effect for _, effect, _ in chosen)
+            if compared and len({json.dumps(value, default=str, sort_keys=True) for value, _, _ in chosen}) > 1:
+                of_method.append(_sensitivity(method, name, chosen))
+        of_method.sort(key=lambda each: -max(abs(each.correlation or 0.0), math.sqrt(each.explained or 0.0)))
+        result += of_method
+    return result
+
+
+def _sensitivity(method: str, name: str, chosen: list[tuple[Any, float, str]]) -> Sensitivity:
+    values = [value for value, _, _ in chosen]
+    effects = np.array([effect for _, effect, _ in chosen])
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    correlation = p_value = explained = None
+    if numeric:
+        if len(values) > 2 and np.ptp(effects) > 0 and min(values) < max(values):
+            found = stats.spearmanr(np.array(values, dtype=np.float64), effects)
+            correlation, p_value = float(found.statistic), float(found.pvalue)
+        seen = f"{min(values):.4g} to {max(values):.4g}"
+    else:
+        values = [value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True) for value in values]
+        total = float(((effects - effects.mean()) ** 2).sum())
+        groups = grouped(zip(values, effects, strict=True), lambda pair: pair[0])
+        between = sum(len(g) * (float(np.mean([e for _, e in g])) - float(effects.mean())) ** 2 for g in groups.values())
+        explained = between / total if total > 0 and len(groups) < len(values) else None
+        seen = ", ".join(sorted(groups)[:6]) + (" and more" if len(groups) > 6 else "")
+    return Sensitivity(
+        method=method,
+        hyperparameter=name,
+        values=tuple(values),
+        effects=tuple(float(effect) for effect in effects),
+        students=tuple(student for _, _, student in chosen),
+        seen=seen,
+        numeric=numeric,
+        correlation=correlation,
+        p_value=p_value,
+        explained=explained,
+        best=values[int(np.argmax(effects))],
+    )
+
+
+def _centred(records: Sequence[TrialRecord]) -> list[float]:
+    """Validation accuracy less the mean of the trials of the same student."""
+    by_choice = grouped(records, lambda record: student_key(record.trial.student))
+    by_name = grouped(records, lambda record: record.trial.student.name)
+    means = {key: _mean_validation(group) for key, group in by_choice.items() if len(group) > 1}
+    name_means = {name: _mean_validation(group) for name, group in by_name.items()}
+    return [
+        record.metrics["validation_accuracy"]
+        - means.get(student_key(record.trial.student), name_means[record.trial.student.name])
+        for record in records
+    ]
+
+
+def _mean_validation(records: Sequence[TrialRecord]) -> float:
+    return fmean(record.metrics["validation_accuracy"] for record in records)
+
+
+def _validated(record: TrialRecord) -> bool:
+    return record.status == "finished" and math.isfinite(record.metrics.get("validation_accuracy", math.nan))
