@@ -17,6 +17,7 @@ class Metric(BaseModel):
         label: what tables and axes call it.
         percent: whether values are fractions in [0, 1] that are shown as percentages.
         digits: decimals where a value is shown, of the percentage where it is one.
+        superlative: what the model with the best value is called: `most accurate`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,10 +27,16 @@ class Metric(BaseModel):
     label: str
     percent: bool = False
     digits: int = 2
+    superlative: str = "best"
 
     def column(self, split: Split) -> str:
         """The name of the value on one split, in records, tables and MLflow."""
         return f"{split}_{self.name}"
+
+    @property
+    def drop_column(self) -> str:
+        """The name of how much worse a student is than its teacher on the test split."""
+        return f"{self.name}_drop"
 
     @property
     def sign(self) -> int:
@@ -62,5 +69,5 @@ class Metric(BaseModel):
         return f"{100 * difference if self.percent else difference:+.{self.digits}f}"
 
 
-ACCURACY = Metric(name="accuracy", direction="max", label="accuracy", percent=True)
+ACCURACY = Metric(name="accuracy", direction="max", label="accuracy", percent=True, superlative="most accurate")
 """Of classification. Facts written by the first release name no metric; they mean this one."""

@@ -1,0 +1,48 @@
+"""A student against its teacher: how much smaller it is, and how much worse. One rule for records, table, answers, MLflow."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.records import TeacherFacts
+
+RATIO_COLUMN = "compression_ratio"
+
+
+def reference_teacher(teachers: Sequence[TeacherFacts], taught_by: Sequence[str], metric: Metric) -> TeacherFacts | None:
+    """The teacher that a student is compared with: the best of its own, else the best of all.
+
+    Args:
+        taught_by: the names of the student's own teachers; empty for a student that learned alone.
+        metric: decides which teacher is the best, on the test split, or on the validation split where the test split was not
+            read yet.
+    """
+
+    def score(teacher: TeacherFacts) -> float:
+        known = (teacher.value(metric.column(split)) for split in ("test", "validation"))
+        return next((value for value in known if value is not None and math.isfinite(value)), metric.worst)
+
+    own = [teacher for teacher in teachers if teacher.name in taught_by] or list(teachers)
+    return max(own, key=lambda teacher: metric.sign * score(teacher), default=None)
+
+
+def against_teacher(
+    student: Mapping[str, float], metric: Metric, *, parameters: int | None, score: float | None
+) -> dict[str, float]:
+    """`compression_ratio` and the metric's drop, as far as both sides are known and finite.
+
+    Args:
+        student: the metrics of the student's record.
+        parameters: of the teacher.
+        score: of the teacher, on the test split.
+
+    Returns:
+        the teacher's parameters over the student's, and by how much the student is worse than the teacher on the test split:
+        positive when it is worse, whatever the direction of the metric.
+    """
+    found = {}
+    if parameters is not None and student.get("parameters", 0) > 0:
+        found[RATIO_COLUMN] = parameters / student["parameters"]
+    if score is not None and metric.column("test") in student:
+        found[metric.drop_column] = metric.gain(score, student[metric.column("test")])
+    return {name: value for name, value in found.items() if math.isfinite(value)}
