@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "platform" / "stillhouse"
 METHOD_NAMES = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
+TASK_NAMES = sorted(path.stem for path in (CORE / "tasks").glob("*.py") if path.stem not in ("__init__", "task"))
 
 
 @pytest.mark.parametrize("folder", ["platform", "methods", "tests"])
@@ -49,6 +50,17 @@ def test_there_are_methods_and_a_core_to_look_at() -> None:
 def test_the_core_never_names_a_method(path: Path) -> None:
     """A branch on a method's name in the core is a missing hook."""
     named = [f"line {line}: {word}" for word, line in words_of(ast.parse(path.read_text())) if word in METHOD_NAMES]
+    assert not named
+
+
+def test_there_is_a_task() -> None:
+    assert TASK_NAMES
+
+
+@pytest.mark.parametrize("path", core_files(), ids=lambda path: str(path.relative_to(CORE)))
+def test_the_core_never_names_a_task(path: Path) -> None:
+    """What depends on the task is a hook of the task protocol; which task is the default is a flag of its class."""
+    named = [f"line {line}: {word}" for word, line in words_of(ast.parse(path.read_text())) if word in TASK_NAMES]
     assert not named
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
+from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, output, reduced
 
 
 def energy(output: Tensor, *, power: int = 2) -> Tensor:
@@ -102,3 +102,15 @@ def test_kinds_read_as_people_say_them() -> None:
         "energy(input_gradient)",
     ]
     assert Knowledge() == logits()
+
+
+def test_the_output_of_another_task_is_knowledge_with_an_identity_of_its_own() -> None:
+    kind = output("boxes")
+    assert kind.compute(torch.ones(2, 4), {}).tolist() == [[1.0] * 4] * 2
+    assert str(kind) == "boxes"
+    assert kind.identity() != logits().identity()
+
+
+def test_logits_are_the_output_of_that_name_with_the_identity_of_the_first_release() -> None:
+    assert output("logits") == logits()
+    assert logits().identity() == {"layers": []}

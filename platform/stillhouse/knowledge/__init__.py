@@ -1,5 +1,5 @@
 """Kinds of knowledge and the sealed views that keep it."""
 
-from stillhouse.knowledge.kinds import Knowledge, feature, input_gradient, logits, reduced
+from stillhouse.knowledge.kinds import Knowledge, feature, input_gradient, logits, output, reduced
 
-__all__ = ["Knowledge", "feature", "input_gradient", "logits", "reduced"]
+__all__ = ["Knowledge", "feature", "input_gradient", "logits", "output", "reduced"]

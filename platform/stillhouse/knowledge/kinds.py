@@ -10,16 +10,19 @@ from stillhouse.knowledge.code import code_version
 from stillhouse.spec.priors import Scalar
 
 Reduction = Callable[..., Tensor]
+LOGITS = "logits"
+"""The output that kinds of knowledge read unless they name another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """One tensor per sample: the logits, a layer's output, or a reduction of layers' outputs made at the teacher.
+    """One tensor per sample: an output such as the logits, a layer's output, or a reduction of them made at the teacher.
 
-    Build one with `logits()`, `feature(layer)`, `reduced(function, *layers, **options)` or `input_gradient()`.
+    Build one with `logits()`, `output(name)`, `feature(layer)`, `reduced(function, *layers, **options)` or `input_gradient()`.
 
     Attributes:
-        layers: the layers read, by module name; none means the logits.
+        layers: the layers read, by module name; none means the output called `output`.
+        output: the name of one of the task's outputs.
         of_input: reads the gradient of the teacher's cross-entropy with respect to the sample's pixels instead.
         reduction: a module-level function `reduction(*outputs, *weights, **options)` of tensors [B, ...] that returns [B, ...]
             and treats samples independently. It travels to the teacher by its import path.
@@ -37,19 +40,20 @@ class Knowledge:
     of_input: bool = False
     draws: int = 0
     restoration: Reduction | None = None
+    output: str = LOGITS
 
     def __post_init__(self) -> None:
         if self.reduction is not None and "<locals>" in getattr(self.reduction, "__qualname__", "<locals>"):
             raise ValueError(f"a reduction must be a function of a module, so that workers can import it, got {self.reduction}")
 
     def compute(
-        self, logits: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = (), draws: Tensor | None = None
+        self, output: Tensor, features: Mapping[str, Tensor], weights: Sequence[Tensor] = (), draws: Tensor | None = None
     ) -> Tensor:
-        """The knowledge [B, ...] from the teacher's logits [B, C], its layers' outputs and the named weights.
+        """The knowledge [B, ...] from the named output (logits [B, C], say), the layers' outputs and the named weights.
 
-        A kind `of_input` takes the gradient [B, channels, H, W] in place of the logits.
+        A kind `of_input` takes the gradient [B, channels, H, W] in place of the output.
         """
-        outputs = [features[layer] for layer in self.layers] or [logits]
+        outputs = [features[layer] for layer in self.layers] or [output]
         random = [] if draws is None else [draws]
         return outputs[0] if self.reduction is None else self.reduction(*outputs, *weights, *random, **dict(self.options))
 
@@ -60,6 +64,8 @@ class Knowledge:
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal if and only if the knowledge is, and the code behind it; part of a sealed view's key."""
         identity: dict[str, Any] = {"layers": list(self.layers)} | ({"of": "input gradient"} if self.of_input else {})
+        if not self.layers and self.output != LOGITS:
+            identity["output"] = self.output
         if self.reduction is not None:
             identity["reduction"] = f"{self.reduction.__module__}:{self.reduction.__qualname__}"
             identity["source"] = code_version(self.reduction)
@@ -71,13 +77,18 @@ class Knowledge:
         return identity
 
     def __str__(self) -> str:
-        what = "input_gradient" if self.of_input else ", ".join(self.layers) or "logits"
+        what = "input_gradient" if self.of_input else ", ".join(self.layers) or self.output
         return what if self.reduction is None else f"{self.reduction.__name__}({what})"
 
 
 def logits() -> Knowledge:
     """The teacher's logits [B, C], never probabilities, so that the temperature stays free."""
-    return Knowledge()
+    return output(LOGITS)
+
+
+def output(name: str) -> Knowledge:
+    """The teacher's output called `name`, [B, ...], of those that the task of the data set names."""
+    return Knowledge(output=name)
 
 
 def feature(layer: str) -> Knowledge:
