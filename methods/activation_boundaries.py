@@ -106,7 +106,7 @@ class ActivationBoundaries(MapMethod):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.stage.name == "distill":
-            terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
+            terms = {"cross_entropy": (1 - self.kd_weight) * step.supervised()}
             if self.kd_weight:
                 terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
             return terms

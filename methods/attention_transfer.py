@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod
-from stillhouse.distill.method import Card, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, DEFAULT_TASK, Card, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.kd import kd_loss
 from stillhouse.models.architecture import Architecture
@@ -77,6 +77,7 @@ class AttentionTransfer(MapMethod):
         "student without BatchNorm wants a weight below 200, and so do small images: 84.7% with 1000, 95.4% with 100, 95.9% "
         "for plain training (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     attention_weight: float = hyperparameter(
         1000.0, minimum=0, prior=LogUniform(3, 1000), help="beta times the elements of a map and of the batch"
@@ -88,6 +89,10 @@ class AttentionTransfer(MapMethod):
     pooling: Literal["sum", "max"] = hyperparameter("sum", choices=("sum", "max"), help="how channels are merged into one map")
     kd_weight: float = hyperparameter(0.0, minimum=0, maximum=1, help="share of the soft targets against the labels; 0: none")
     temperature: float = hyperparameter(4.0, above=0, help="temperature of the soft targets, when kd_weight > 0")
+
+    def serves(self, task: str) -> bool:
+        """Any task, but soft targets (`kd_weight` > 0) need a teacher with logits."""
+        return super().serves(task) if not self.kd_weight else task == DEFAULT_TASK
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         asked = {
@@ -101,7 +106,7 @@ class AttentionTransfer(MapMethod):
         return self.attention_weight > 0
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)}
+        terms = {name: (1 - self.kd_weight) * term for name, term in super().loss(step).items()}
         if self.kd_weight:
             terms["kd"] = self.kd_weight * kd_loss(step.logits, step.teacher["logits"], self.temperature)
         if not self.active:

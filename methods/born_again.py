@@ -183,5 +183,5 @@ class BornAgain(Method):
             case "kd":
                 return {"soft_cross_entropy": soft_cross_entropy(step.logits, teacher_logits)}
             case _:
-                labels = F.cross_entropy(step.logits, step.targets)
-                return {"cross_entropy": labels, "soft_cross_entropy": soft_cross_entropy(step.logits, teacher_logits)}
+                soft = soft_cross_entropy(step.logits, teacher_logits)
+                return {"cross_entropy": step.supervised(), "soft_cross_entropy": soft}

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
@@ -157,7 +156,7 @@ class Combine(Method):
             own = self.parts[owner].loss(_step_of(owner, replace(step, stage=replace(step.stage, name=stage))))
             labels = {_LABELS_TERM: own[_LABELS_TERM]} if _LABELS_TERM in own else {}
             return labels | self._weighted(owner, own)
-        terms = {_LABELS_TERM: F.cross_entropy(step.logits, step.targets)}
+        terms = {_LABELS_TERM: step.supervised()}
         layers = step.modules["layers"]
         assert isinstance(layers, Layers)
         for name, part in self.parts.items():

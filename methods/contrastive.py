@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.embeddings import EmbeddingMethod, unit_rows
@@ -146,7 +145,7 @@ class Contrastive(EmbeddingMethod):
         }
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = step.supervised_terms()
         if not self.active:
             return terms
         memory = step.modules["memory"]

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
-from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.spec.priors import LogUniform
 
 _KERNELS = ("gaussian", "bilinear", "consecutive_pairs")
@@ -74,6 +74,7 @@ class Correlation(EmbeddingMethod):
         suggested="gamma 0.4 and order 2; correlation_weight 0.02 with consecutive_pairs (RepDistiller); 100 is our own",
         interactions="a class that is alone in a batch has nothing to correlate with: small batches of many classes say little",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     correlation_weight: float = hyperparameter(
         100.0,

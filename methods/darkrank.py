@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
-from stillhouse.distill.method import Card, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, hyperparameter
 from stillhouse.spec.priors import Choice, LogUniform
 
 _SMALLEST_DISTANCE = 1e-6
@@ -99,6 +99,7 @@ class DarkRank(EmbeddingMethod):
         "cross-entropy that it sums over a batch of 8; its alpha is 12.25 and its beta 4",
         interactions="a hard loss starts near log L!, 201 for all others of a batch of 64, and takes B L^2 numbers",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     variant: Literal["soft", "hard"] = hyperparameter(
         "soft", choices=("soft", "hard"), prior=Choice(("soft", "hard")), help="all orders of a list, or the teacher's alone"

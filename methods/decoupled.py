@@ -89,7 +89,7 @@ class Decoupled(Method):
         return {"logits": logits()} if self.target_weight or self.others_weight else {}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         labels = step.targets if step.targets.ndim == 1 else step.targets.argmax(dim=1)
         warm = min(step.progress / self.warmup_fraction, 1.0) if self.warmup_fraction else 1.0
         for name, weight, loss in (

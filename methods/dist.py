@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
@@ -74,7 +73,7 @@ class Dist(Method):
         return {"logits": logits()} if self.inter_weight or self.intra_weight else {}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         if self.inter_weight:
             inter = inter_class_loss(step.logits, step.teacher["logits"], self.temperature)
             terms["inter_class"] = self.inter_weight * inter

@@ -91,7 +91,7 @@ class Ensemble(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {}
         if self.kd_weight < 1:
-            terms["cross_entropy"] = (1 - self.kd_weight) * F.cross_entropy(step.logits, step.targets)
+            terms["cross_entropy"] = (1 - self.kd_weight) * step.supervised()
         if self.kd_weight:
             labels = self._labels(step, step.from_each("logits"))
             terms["soft_cross_entropy"] = self.kd_weight * label_loss(step.logits, labels, self.temperature)

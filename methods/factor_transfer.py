@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, MethodError, Setup, Stage, Step, hyperparameter
 from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
@@ -96,6 +96,7 @@ class FactorTransfer(MapMethod):
         "norm 1 the distance grows as maps shrink: 93.7% with 500 on maps of 2 x 2, 95.1% with 100, 95.9% for plain training "
         "(12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
     factor_weight: float = hyperparameter(500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, of the factors' distance")
@@ -154,7 +155,7 @@ class FactorTransfer(MapMethod):
         if step.stage.name == "paraphraser":
             maps = step.teacher["map"]
             return {"reconstruction": reconstruction_loss(step.modules["paraphraser"](maps), maps, self.reconstruction)}
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         if not self.active:
             return terms
         (features,) = step.student_features.values()

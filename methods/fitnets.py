@@ -112,6 +112,10 @@ class FitNets(Method):
         "mean", choices=("mean", "sum"), help="how the hint loss treats positions"
     )
 
+    def serves(self, task: str) -> bool:
+        """Any task when stage 2 has no soft targets."""
+        return super().serves(task) or not self._is_soft
+
     def layers(self, teacher: Architecture, student: Architecture) -> tuple[str, str]:
         """The hint and the guided layer.
 
@@ -173,7 +177,7 @@ class FitNets(Method):
             return super().loss(step)
         weight = self.kd_weight + (self.final_kd_weight - self.kd_weight) * step.stage_progress
         soft = softened_cross_entropy(step.logits, step.teacher["logits"], self.temperature)
-        return {"cross_entropy": F.cross_entropy(step.logits, step.targets), "soft_cross_entropy": weight * soft}
+        return {"cross_entropy": step.supervised(), "soft_cross_entropy": weight * soft}
 
 
 def _middle(teacher: Architecture, *, of_maps: bool) -> str:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod, widen
-from stillhouse.distill.method import Card, Helper, Setup, Stage, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Stage, Step, hyperparameter
 from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
@@ -64,6 +64,7 @@ class FSP(MapMethod):
         suggested="flow_weight 0.01; 50 with form mean (RepDistiller, in one stage with the labels)",
         interactions="made for networks of one family: with unlike channels the convolutions learn part of the flow",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     relates_pairs: ClassVar[bool] = True
 
     flow_fraction: float = hyperparameter(
@@ -101,7 +102,7 @@ class FSP(MapMethod):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.stage.name == "classify":
-            return {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+            return super().loss(step)
         maps = step.modules["connectors"](list(step.student_features.values()))
         distance = flow_loss if self.form == "paper" else mean_flow_loss
         losses = [distance(flow_matrix(*ends), step.teacher[f"flow.{number}"]) for number, ends in enumerate(pairwise(maps))]

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
@@ -73,7 +72,7 @@ class GradientAttention(Method):
         return {"gradient": input_gradient()} if self.gradient_weight else {}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         if self.gradient_weight:
             distance = gradient_distance if self.reading == "sample" else batch_gradient_distance
             terms["gradient"] = self.gradient_weight / 2 * distance(step.input_gradient(), step.teacher["gradient"])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod, make_connector
-from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -50,6 +50,7 @@ class InterChannel(MapMethod):
         suggested="correlation_weight 2.5 on CIFAR-100",
         interactions="with many channels the correlation matrix outgrows the map: the map is asked for then",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
     correlation_weight: float = hyperparameter(2.5, minimum=0, prior=LogUniform(0.1, 50), help="beta of the authors' code")

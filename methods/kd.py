@@ -123,7 +123,7 @@ class KD(Method):
             taught = {"hard_label": weight * hard_label_loss(step.logits, teacher_logits)}
         else:
             taught = {"kd": weight * kd_loss(step.logits, teacher_logits, self.temperature)}
-        return {"cross_entropy": (1 - weight) * F.cross_entropy(step.logits, step.targets)} | taught
+        return {"cross_entropy": (1 - weight) * step.supervised()} | taught
 
     def _shared(self, step: Step, shares: Tensor) -> dict[str, Tensor]:
         """The terms where each sample has a share [B] of its own."""

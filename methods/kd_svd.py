@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod, widen
-from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Integers, LogUniform
@@ -106,6 +106,7 @@ class KDSVD(MapMethod):
         suggested="svd_weight 1, one vector",
         interactions="the decomposition of each sample's maps is slow for wide networks",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     relates_pairs: ClassVar[bool] = True
 
     svd_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.1, 100), help="weight of the feature loss")

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import (
@@ -122,7 +121,7 @@ class LabelRefinery(Method):
             return self._refined(step)
         if self.first == "teacher":
             return {"refined_labels": refinery_loss(step.logits, step.teacher["logits"])}
-        return {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        return super().loss(step)
 
     def _refined(self, step: Step) -> dict[str, Tensor]:
         refinery = step.modules["refinery"]

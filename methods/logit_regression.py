@@ -63,5 +63,5 @@ class LogitRegression(Method):
         regression = logit_regression_loss if self.classes == "sum" else mean_logit_regression_loss
         terms = {"logit_regression": self.logit_weight * regression(step.logits, step.teacher["logits"])}
         if self.label_weight:
-            terms["cross_entropy"] = self.label_weight * F.cross_entropy(step.logits, step.targets)
+            terms["cross_entropy"] = self.label_weight * step.supervised()
         return terms

@@ -16,7 +16,6 @@ Verified against the numbers of torchdistill in the `sample` form.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
@@ -72,7 +71,7 @@ class LogitStandardization(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.label_weight:
-            terms["cross_entropy"] = self.label_weight * F.cross_entropy(step.logits, step.targets)
+            terms["cross_entropy"] = self.label_weight * step.supervised()
         if self.kd_weight:
             student, teacher = (standardize(given, self.deviation) for given in (step.logits, step.teacher["logits"]))
             terms["kd"] = self.kd_weight * kd_loss(student, teacher, self.temperature)

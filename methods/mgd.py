@@ -30,7 +30,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, Setup, Step, Unsuitable, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, Unsuitable, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.methods.overhaul import batch_norm_margin, data_margin, norm_weights, partial_l2, shrunk
 from stillhouse.models.architecture import Architecture
@@ -129,6 +129,7 @@ class MGD(MapMethod):
         suggested="feature_weight 0.0001 on ImageNet; up to 0.001 on small images",
         interactions="needs a teacher with at least as many channels in every matched layer as the student has",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     before_relu: ClassVar[bool] = True
 
     feature_weight: float = hyperparameter(0.0001, minimum=0, prior=LogUniform(0.00001, 0.01), help="1 / loss factor")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
-from stillhouse.distill.method import Card, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -94,6 +94,7 @@ class NST(MapMethod):
         "maps of few positions: 93.0% with 50 on 2 x 2, 95.2% with 10, 95.7% for plain training (12 epochs of 1000 digits, "
         "resnet8 of width 0.25, 4 seeds)",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
     nst_weight: float = hyperparameter(50.0, minimum=0, prior=LogUniform(1, 500), help="lambda")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.maps import MapMethod, make_connector, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, MethodError, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -79,6 +79,7 @@ class Overhaul(MapMethod):
         suggested="feature_weight 0.001 on CIFAR, 0.0001 on ImageNet",
         interactions="the loss is a sum over positions: larger images want a smaller feature_weight",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     before_relu: ClassVar[bool] = True
 
     feature_weight: float = hyperparameter(0.001, minimum=0, prior=LogUniform(0.0001, 0.01), help="alpha, of the feature loss")

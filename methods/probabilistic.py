@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
-from stillhouse.distill.method import Card, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, hyperparameter
 from stillhouse.spec.priors import LogUniform
 
 _EPSILON = 1e-7
@@ -55,6 +55,7 @@ class Probabilistic(EmbeddingMethod):
         suggested="transfer_weight 30000",
         interactions="students without BatchNorm want a tenth of the weight or clipped gradients at a rate of 0.05",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     transfer_weight: float = hyperparameter(30_000.0, minimum=0, prior=LogUniform(1000, 100_000), help="w")
 

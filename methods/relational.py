@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
-from stillhouse.distill.method import Card, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, hyperparameter
 from stillhouse.spec.priors import LogUniform
 
 _SMALLEST_SQUARE = 1e-12
@@ -67,6 +67,7 @@ class Relational(EmbeddingMethod):
         suggested="distance_weight 25 and angle_weight 50 on CIFAR-100 (RepDistiller); 1 and 2 in metric learning",
         interactions="angles take B^2 K and B^3 numbers: 8 MB and more at a batch of 128, 540 MB at 512; 0 switches them off",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     distance_weight: float = hyperparameter(25.0, minimum=0, prior=LogUniform(1, 100), help="lambda_D, of distances")
     angle_weight: float = hyperparameter(50.0, minimum=0, prior=LogUniform(2, 200), help="lambda_A, of angles")

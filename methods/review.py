@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, shrink
-from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.layers import initialise_convolutions
@@ -116,6 +116,7 @@ class Review(MapMethod):
         suggested="review_weight 5 (WRN, ResNet x4, ShuffleNetV1), 8 (ShuffleNetV2), 0.6 to 1 (ResNet-20 and -32) on CIFAR-100",
         interactions="asks for whole maps of all stages: the most knowledge of all methods to move or cache",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     review_weight: float = hyperparameter(5.0, minimum=0, prior=LogUniform(0.3, 10), help="lambda, weight of the reviews")
     warmup_fraction: float = hyperparameter(

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from stillhouse.distill.embeddings import EmbeddingMethod, Relation, unit_rows
-from stillhouse.distill.method import Card, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, hyperparameter
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
@@ -45,6 +45,7 @@ class Similarity(EmbeddingMethod):
         suggested="similarity_weight 3000 on the last feature maps",
         interactions="whole maps are large to cache; students without BatchNorm want clipped gradients at a rate of 0.05",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     similarity_weight: float = hyperparameter(3000.0, minimum=0, prior=LogUniform(100, 10_000), help="gamma")
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
-from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -97,6 +97,7 @@ class Variational(MapMethod):
         suggested="information_weight 1, initial_variance 5",
         interactions="the loss is a log-likelihood and may be negative; it costs three 1x1 convolutions per stage",
     )
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     information_weight: float = hyperparameter(
         1.0, minimum=0, prior=LogUniform(0.1, 10), help="lambda, of every pair of layers"
@@ -142,7 +143,7 @@ class Variational(MapMethod):
         return helpers
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         losses = [
             self._loss(step.modules[f"regressor.{guided}"], features, step.teacher[f"hint.{guided}"])
             for guided, features in step.student_features.items()

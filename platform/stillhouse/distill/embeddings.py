@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Method, MethodError, Step, Unsuitable, hyperparameter
@@ -91,7 +90,7 @@ class EmbeddingMethod(Method):
         return student.flatten(1), step.teacher["embedding"].flatten(1)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        terms = {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        terms = super().loss(step)
         if self.active:
             student, teacher = self.embeddings(step)
             for name, (weight, relation) in self.relations().items():

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from stillhouse.models.registry import build_model, model_problems
 from stillhouse.spec.priors import Prior
 
 Family = Literal["control", "L", "F", "R", "M", "G", "A", "Q"]
+
+DEFAULT_TASK: Final = "classification"
+"""The task of a data set that names no other."""
+ANY_TASK: Final = "*"
+"""In `Method.tasks`: every task whose models have feature maps or embeddings."""
 
 
 class MethodError(ValueError):
@@ -237,6 +242,17 @@ class Step:
         assert self.student_logits is not None, f"stage '{self.stage.name}' does not run the student to its end"
         return self.student_logits
 
+    def supervised_terms(self) -> dict[str, Tensor]:
+        """The terms of the task's supervised loss on this batch, by the names under which they are logged.
+
+        Each is a scalar, the mean over the batch. It takes the student's logits and the batch's targets.
+        """
+        return {"cross_entropy": F.cross_entropy(self.logits, self.targets)}
+
+    def supervised(self) -> Tensor:
+        """The task's supervised loss on this batch: the sum of `supervised_terms`, a scalar."""
+        return sum_of_terms(self.supervised_terms())
+
     def call_teacher(self, images: Tensor) -> Tensor:
         """The frozen teacher's logits [B, C] for any normalised images [B, channels, H, W], of a method that `calls_teacher`.
 
@@ -287,6 +303,11 @@ class Step:
         return draw(whole, *shape[1:], generator=self.generator)[first : first + shape[0]].to(self.images.device)
 
 
+def sum_of_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    """The loss that is minimised: the sum of its scalar terms."""
+    return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
+
+
 class Update(Protocol):
     """How a method's own `step` changes weights."""
 
@@ -303,6 +324,9 @@ class Method:
     """
 
     card: ClassVar[Card] = Card(title="Supervised training", family="control")
+    tasks: ClassVar[tuple[str, ...]] = (DEFAULT_TASK,)
+    """The tasks that the method serves, by name. A method that reads neither logits nor labels, apart from the supervised
+    loss, names `ANY_TASK` here."""
     every_teacher: ClassVar[bool] = False
     """Whether a trial learns from all teachers of the sweep together. `knowledge` is then asked of each of them, and with more
     than one `step.teacher` has `<teacher>/<name>`; `step.from_each(name)` gives them in order."""
@@ -329,6 +353,10 @@ class Method:
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         return {item.name: item.default for item in dataclasses.fields(cls) if item.name in cls.hyperparameters()}
+
+    def serves(self, task: str) -> bool:
+        """Whether the method can train a student of the named task with these hyper-parameters."""
+        return ANY_TASK in self.tasks or task in self.tasks
 
     @property
     def differentiates_images(self) -> bool:
@@ -377,12 +405,12 @@ class Method:
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """Named scalar terms whose sum is minimised; each is logged."""
-        return {"cross_entropy": F.cross_entropy(step.logits, step.targets)}
+        return step.supervised_terms()
 
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:
         """One training step; methods that alternate between networks override it. Returns the terms to log."""
         terms = self.loss(step)
-        update.minimise(torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values())))
+        update.minimise(sum_of_terms(terms))
         return terms
 
 
