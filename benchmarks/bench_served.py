@@ -24,8 +24,9 @@ from torch import Tensor
 
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
 from stillhouse.models.registry import build_model
-from stillhouse.teachers.call_queue import FairLock, ModelServer
-from stillhouse.teachers.client import ActorModel
+from stillhouse.teachers.call_queue import FairLock
+from stillhouse.teachers.model_server import ModelServer
+from stillhouse.teachers.served import ActorModel
 
 MODELS = (("lenet", (1, 28, 28), 10), ("resnet14", (3, 32, 32), 100), ("resnet56", (3, 32, 32), 100))
 

@@ -15,7 +15,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from stillhouse.spec.load import validate
-from stillhouse.sweep.cluster.node_checks import kinds_of_config
+from stillhouse.sweep.cluster.cluster_nodes import kinds_of_config
 from stillhouse.sweep.cluster.placement import place
 
 ROOT = Path(__file__).parent.parent

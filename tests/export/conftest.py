@@ -16,7 +16,9 @@ from stillhouse.models.weights import load_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.training import Training
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment, build_student, run_to_end
+from stillhouse.sweep.execution.students import build_student
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.trial_runner import run_to_end
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.export import export_trial

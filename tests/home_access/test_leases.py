@@ -29,9 +29,9 @@ from stillhouse.data.views import Views
 from stillhouse.knowledge import logits
 from stillhouse.spec.training import Training
 from stillhouse.teachers.actor import make_ticket, start_actor
-from stillhouse.teachers.client import ActorLink
+from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import LeaseHolder
 
 address, home, name = sys.argv[1:]

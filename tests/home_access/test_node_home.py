@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from stillhouse.durable import Damaged, bytes_hash
-from stillhouse.home_access import keeper
+from stillhouse.home_access import home_address, keeper
 from stillhouse.home_access import node_home as homes
+from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import Keeper, WriterGoneError
-from stillhouse.home_access.node_home import DistantStore, HomeAddress, KeeperLink, NodeHome, shared_home
+from stillhouse.home_access.keeper_link import KeeperLink
+from stillhouse.home_access.node_home import NodeHome
+from stillhouse.home_access.remote_store import DistantStore
 from stillhouse.knowledge.fill_log import count_fills, fill_log
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -308,8 +311,8 @@ def test_the_keeper_gives_nothing_but_what_trials_and_teachers_need(home: Home, 
 
 @pytest.fixture
 def apart(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> NodeHome:
-    monkeypatch.setenv(homes.COMMON_VARIABLE, "0")
-    monkeypatch.setenv(homes.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    monkeypatch.setenv(home_address.COMMON_VARIABLE, "0")
+    monkeypatch.setenv(home_address.SCRATCH_VARIABLE, str(tmp_path / "scratch"))
     monkeypatch.setattr(homes, "KeeperLink", lambda _name: home.link)
     return NodeHome(shared_home(tmp_path / "home"))
 

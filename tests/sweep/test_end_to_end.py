@@ -29,8 +29,8 @@ from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.teachers.client import REPEAT_S
 from stillhouse.teachers.inventory import describe_kind
+from stillhouse.teachers.view_opener import REPEAT_S
 from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

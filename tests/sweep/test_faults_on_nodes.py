@@ -27,13 +27,13 @@ from ray.core.generated import autoscaler_pb2
 import stillhouse
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, Interrupted
-from stillhouse.home_access.node_home import COMMON_VARIABLE, SCRATCH_VARIABLE
+from stillhouse.home_access.home_address import COMMON_VARIABLE, SCRATCH_VARIABLE
 from stillhouse.knowledge.fill_log import fill_log
 from stillhouse.knowledge.layout import MANIFEST, Layout
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep import sweep as sweep_module
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress

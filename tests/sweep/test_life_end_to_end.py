@@ -26,7 +26,7 @@ import yaml
 from stillhouse.errors import InfrastructureError, Interrupted, UsageError
 from stillhouse.spec.records import Trial
 from stillhouse.sweep import sweep as sweep_module
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.manage import stop_sweep
 from stillhouse.sweep.home.status import StatusReader
 from stillhouse.sweep.home.sweep_home import SweepHome

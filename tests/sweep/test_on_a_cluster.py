@@ -21,7 +21,8 @@ from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
 from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.cluster.node_checks import ask_nodes, check_nodes, findings_of, nodes_without_home, versions
+from stillhouse.sweep.cluster.node_checks import ask_nodes, check_nodes, findings_of, nodes_without_home
+from stillhouse.sweep.cluster.node_probe import versions
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.shutdown import ShutdownRequest

@@ -9,24 +9,22 @@ import pytest
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
+from stillhouse.home_access import home_address
 from stillhouse.home_access import node_home as homes
+from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import Keeper
-from stillhouse.home_access.node_home import HomeAddress, node_home, shared_home
+from stillhouse.home_access.node_home import node_home
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.models.weights import load_weights, weights_hash
 from stillhouse.spec.records import Trial
 from stillhouse.spec.training import Training
-from stillhouse.sweep.execution.trial_runner import (
-    TeacherScore,
-    TrialEnvironment,
-    TrialRunner,
-    build_student,
-    existing_record,
-    run_to_end,
-)
+from stillhouse.sweep.execution.students import build_student
+from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
+from stillhouse.sweep.execution.trial_records import existing_record
+from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.sweep_home import SweepHome
-from stillhouse.teachers.client import ActorLink
+from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService, kind_id
@@ -59,10 +57,10 @@ def go_to_node(tmp_path: Path, home: HomeAddress, monkeypatch: pytest.MonkeyPatc
             return getattr(keeper, method)(*arguments)
 
     def go(node: str) -> None:
-        monkeypatch.setenv(homes.SCRATCH_VARIABLE, str(tmp_path / node))
+        monkeypatch.setenv(home_address.SCRATCH_VARIABLE, str(tmp_path / node))
         node_home.cache_clear()
 
-    monkeypatch.setenv(homes.COMMON_VARIABLE, "0")
+    monkeypatch.setenv(home_address.COMMON_VARIABLE, "0")
     monkeypatch.setattr(homes, "KeeperLink", lambda _name: Link())
     # The teacher fills on its own in these tests.
     monkeypatch.setattr(ActorLink, "tell_all", lambda *_arguments: None)

@@ -12,7 +12,7 @@ import ray
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.errors import InfrastructureError
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.teachers import actor as actor_module
 from stillhouse.teachers.actor import TeacherActor
 from stillhouse.teachers.definition import TeacherDefinition

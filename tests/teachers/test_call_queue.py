@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stillhouse.distill.calls import InlineTeacher, ServedTeacher, pull_back, run_teacher
 from stillhouse.knowledge import feature, input_gradient, logits
-from stillhouse.teachers.call_queue import Busy, Call, CallQueue, FairLock, KeptPasses, ModelServer, NoRoom, unless_busy
+from stillhouse.teachers.call_queue import Busy, Call, CallQueue, FairLock, NoRoom, unless_busy
+from stillhouse.teachers.model_server import KeptPasses, ModelServer
 
 CLASSES = 4
 
@@ -161,7 +162,7 @@ def test_knowledge_of_any_kind_is_that_of_the_model() -> None:
 
 
 def test_a_large_batch_is_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.teachers.call_queue._PIECE_ROWS", 4)
+    monkeypatch.setattr("stillhouse.teachers.model_server._PIECE_ROWS", 4)
     remote = server()
     seen: list[int] = []
     remote._model.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))

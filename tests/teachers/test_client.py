@@ -16,16 +16,19 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stillhouse.errors import InfrastructureError
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
 from stillhouse.teachers import client as client_module
+from stillhouse.teachers.actor_link import TIMEOUT_S, ActorLink
 from stillhouse.teachers.call_queue import Busy
-from stillhouse.teachers.client import TIMEOUT_S, ActorLink, ServedKnowledge, TrialTeacher, ViewOpener, weights_here
+from stillhouse.teachers.client import TrialTeacher, weights_here
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.served import ServedKnowledge
 from stillhouse.teachers.service import kind_id
+from stillhouse.teachers.view_opener import ViewOpener
 
 TICKET = TeacherTicket(
     definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),

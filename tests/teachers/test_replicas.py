@@ -22,7 +22,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.teachers import service as service_module
-from stillhouse.teachers.client import ActorLink
+from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService

@@ -17,15 +17,16 @@ from ray.cluster_utils import Cluster as Nodes
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import reading_order
 from stillhouse.data.views import Views
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import reduced
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.weights import load_weights
 from stillhouse.teachers.actor import make_ticket, start_actor
-from stillhouse.teachers.client import REPEAT_S, TrialTeacher
+from stillhouse.teachers.client import TrialTeacher
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition, view_identity
 from stillhouse.teachers.service import FILL_BATCH, kind_id
+from stillhouse.teachers.view_opener import REPEAT_S
 from stillhouse.workers import driver_import_paths
 
 SLOWLY = """

@@ -19,8 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.durable import write_atomic
 from stillhouse.errors import InfrastructureError, StillhouseError
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, Leased
-from stillhouse.home_access.node_home import HomeAddress
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.layout import block_checksum
 from stillhouse.knowledge.store import KnowledgeStore

@@ -25,8 +25,12 @@ from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget, SweepSpec
 from stillhouse.spec.training import Training
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster, LostTrial, Teacher, call_actor, request_ahead
-from stillhouse.sweep.execution.trial_runner import TeacherScore, TrialEnvironment, now, student_key
+from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster
+from stillhouse.sweep.cluster.teacher_actors import Teacher, call_actor, request_ahead
+from stillhouse.sweep.cluster.trial_watch import LostTrial
+from stillhouse.sweep.execution.students import student_key
+from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
+from stillhouse.sweep.home.ledger import now
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota, form_of_logits

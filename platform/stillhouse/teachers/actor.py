@@ -20,8 +20,9 @@ from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, Leased
-from stillhouse.home_access.node_home import HomeAddress, NodeHome, node_home
+from stillhouse.home_access.node_home import NodeHome, node_home
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.provenance import code_facts

@@ -6,36 +6,21 @@ batch, split, and repeated.
 
 import itertools
 import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from stillhouse.distill.calls import pull_back, run_teacher
-from stillhouse.distill.sources import compute_knowledge, layers_of
-from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.models.features import FeatureReader
 
 Asked = ParamSpec("Asked")
 Answered = TypeVar("Answered")
 
-MERGED_ROWS = 1024
-"""The largest batch that calls are merged into on a GPU. On a CPU it is off, for equal bits in every run (decision 0010)."""
 MAX_WAITING = 48
 """Calls that may wait at once; each holds a thread of the actor, which has more."""
 MAX_QUEUED_BYTES = 1 << 30
-KEPT_BYTES = 1 << 30
-"""Of forward passes that are kept until their gradients are asked for."""
 _KEPT_S = 60.0
-_PIECE_ROWS = 2048
-"""A larger batch is computed in pieces, so that a caller's batch size does not decide the teacher's memory."""
 
 
 @dataclass(frozen=True)
@@ -224,203 +209,3 @@ class CallQueue:
                 call.answer = answer
         for call in batch:
             call.done.set()
-
-
-class KeptPasses:
-    """Forward passes whose gradients will be asked for: they save the teacher from computing them twice.
-
-    Only a saving: a pass that was dropped, or that died with its process, is computed again.
-
-    Args:
-        max_bytes: of all of them; the oldest are dropped.
-    """
-
-    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._passes: OrderedDict[str, tuple[Tensor, Sequence[Tensor], int, float]] = OrderedDict()
-
-    def keep(self, token: str, images: Tensor, outputs: Sequence[Tensor], num_bytes: int) -> None:
-        self.drop_old()
-        if num_bytes > self._max_bytes:
-            return
-        self._passes[token] = (images, outputs, num_bytes, time.monotonic())
-        while sum(kept[2] for kept in self._passes.values()) > self._max_bytes:
-            self._passes.popitem(last=False)
-
-    def take(self, token: str | None) -> tuple[Tensor, Sequence[Tensor]] | None:
-        """The images and the outputs, once."""
-        found = self._passes.pop(token, None) if token is not None else None
-        return None if found is None else found[:2]
-
-    def drop_old(self) -> None:
-        """Forgets what nobody asked for, such as the passes of trials that ended."""
-        for token in [token for token, kept in self._passes.items() if time.monotonic() - kept[3] > _KEPT_S]:
-            del self._passes[token]
-
-    def __contains__(self, token: object) -> bool:
-        return token in self._passes
-
-
-class ModelServer:
-    """Answers calls of a frozen model in evaluation mode: knowledge, forward passes, vector-Jacobian products.
-
-    Args:
-        lock: held while the model computes.
-        merged_rows: the largest merged batch; by default `MERGED_ROWS` on a GPU and none on a CPU.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        lock: FairLock,
-        device: str = "cpu",
-        merged_rows: int | None = None,
-        kept_bytes: int = KEPT_BYTES,
-        max_waiting: int = MAX_WAITING,
-        max_bytes: int = MAX_QUEUED_BYTES,
-    ) -> None:
-        self._model = model.eval().requires_grad_(False)
-        self._lock = lock
-        self._device = device
-        self._kept = KeptPasses(kept_bytes)
-        self._pass_bytes: dict[Hashable, float] = {}
-        self.queue = CallQueue(
-            self._compute,
-            merged_rows=(0 if device == "cpu" else MERGED_ROWS) if merged_rows is None else merged_rows,
-            max_waiting=max_waiting,
-            max_bytes=max_bytes,
-            on_idle=self._kept.drop_old,
-        )
-        self.samples_forwarded = 0
-        self.samples_differentiated = 0
-
-    def knowledge(
-        self,
-        caller: str,
-        images: NDArray[np.float32],
-        kinds: Mapping[str, Knowledge],
-        labels: NDArray[np.int64] | None = None,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Every kind of knowledge of normalised images [B, C, H, W], by name, [B, ...] each.
-
-        Args:
-            labels: [B], the samples' own classes, for kinds that depend on them.
-
-        Raises:
-            NoRoom: too much is waiting.
-        """
-        arrays: list[NDArray[Any]] = [images] if labels is None else [images, labels]
-        answer = self.queue.ask(Call(caller, ("knowledge", tuple(kinds.items()), len(arrays), *_form(images)), arrays))
-        return dict(zip(kinds, answer, strict=True))
-
-    def forward(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None = None) -> list[NDArray[Any]]:
-        """The logits of normalised images [B, C, H, W], then the output of each named layer.
-
-        Args:
-            token: names this pass for the `pull_back` that will follow; None when none will.
-
-        Raises:
-            NoRoom: too much is waiting.
-        """
-        task = ("forward", token is not None, tuple(layers), *_form(images))
-        return list(self.queue.ask(Call(caller, task, [images], token)))
-
-    def pull_back(
-        self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
-    ) -> NDArray[Any]:
-        """The gradient with respect to the images, for those with respect to what `forward` gave.
-
-        Raises:
-            NoRoom: too much is waiting.
-        """
-        task: tuple[Hashable, ...] = ("pull_back", tuple(layers), *_form(images))
-        if token in self._kept:
-            task += (token,)  # to be computed by itself, from the pass that is there
-        return self.queue.ask(Call(caller, task, [images, *gradients], token))[0]
-
-    def counters(self) -> dict[str, float]:
-        """`samples_served`, `samples_differentiated`, `batches_served` and `calls_merged`: those that shared a batch."""
-        return {
-            "samples_served": self.samples_forwarded,
-            "samples_differentiated": self.samples_differentiated,
-            "batches_served": self.queue.batches,
-            "calls_merged": self.queue.calls_merged,
-        }
-
-    def _compute(self, calls: Sequence[Call]) -> Sequence[Sequence[NDArray[Any]]]:
-        task = calls[0].task
-        assert isinstance(task, tuple)
-        with self._lock:
-            if len(calls) == 1 and calls[0].rows <= _PIECE_ROWS:
-                outputs = self._compute_alone(task, calls[0])
-            else:
-                # Copied from the shared memory that calls come in, and joined, in one go.
-                joined = [
-                    torch.from_numpy(np.concatenate(parts)) for parts in zip(*(call.arrays for call in calls), strict=True)
-                ]
-                outputs = self._in_pieces(task, joined)
-            arrays = [output.detach().cpu().numpy() for output in outputs]
-        ends = list(itertools.accumulate(call.rows for call in calls))
-        return [[array[end - call.rows : end] for array in arrays] for call, end in zip(calls, ends, strict=True)]
-
-    def _compute_alone(self, task: tuple[Any, ...], call: Call) -> Sequence[Tensor]:
-        if task[0] == "pull_back" and (kept := self._kept.take(call.token)) is not None:
-            images, outputs = kept
-            self.samples_differentiated += call.rows
-            return [pull_back(outputs, images, [self._tensor(gradient) for gradient in call.arrays[1:]])]
-        tensors = [self._tensor(array) for array in call.arrays]
-        if task[0] == "forward" and call.token is not None:
-            images = tensors[0].requires_grad_()
-            per_sample = self._bytes_per_sample(task, images)
-            outputs = run_teacher(self._model, images, task[2])
-            self.samples_forwarded += call.rows
-            self._kept.keep(call.token, images, outputs, int(per_sample * call.rows))
-            return outputs
-        return self._run(task, tensors)
-
-    def _in_pieces(self, task: tuple[Any, ...], joined: Sequence[Tensor]) -> Sequence[Tensor]:
-        pieces = zip(*(tensor.split(_PIECE_ROWS) for tensor in joined), strict=True)
-        answers = [self._run(task, [part.to(self._device) for part in piece]) for piece in pieces]
-        return [torch.cat(parts) for parts in zip(*answers, strict=True)]
-
-    def _run(self, task: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        images = tensors[0]
-        self.samples_forwarded += len(images)
-        if task[0] == "knowledge":
-            kinds = dict(task[1])
-            labels = tensors[1] if len(tensors) > 1 else None
-            with FeatureReader(self._model, layers_of(kinds)) as reader:
-                return [value.float() for value in compute_knowledge(reader, kinds, images, labels).values()]
-        if task[0] == "forward":
-            with torch.no_grad():
-                return run_teacher(self._model, images, task[2])
-        images.requires_grad_()
-        self.samples_differentiated += len(images)
-        return [pull_back(run_teacher(self._model, images, task[1]), images, tensors[1:])]
-
-    def _bytes_per_sample(self, task: tuple[Any, ...], images: Tensor) -> float:
-        """What a forward pass keeps for its gradient, counted once for each form of input on one sample."""
-        if task not in self._pass_bytes:
-            weights = {tensor.untyped_storage().data_ptr() for tensor in self._model.state_dict().values()}
-            kept: dict[int, int] = {}
-
-            def count(saved: Tensor) -> int:
-                storage = saved.untyped_storage()
-                if storage.data_ptr() not in weights:
-                    kept[storage.data_ptr()] = storage.nbytes()
-                return 0
-
-            one = images[:1].detach().clone().requires_grad_()
-            with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-                run_teacher(self._model, one, task[2])
-            self._pass_bytes[task] = sum(kept.values())
-        return self._pass_bytes[task]
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        """A writable copy on the device: what comes through the object store is read-only shared memory."""
-        return torch.from_numpy(np.array(array)).to(self._device)
-
-
-def _form(images: NDArray[Any]) -> tuple[Hashable, ...]:
-    return (images.shape[1:], images.dtype.str)

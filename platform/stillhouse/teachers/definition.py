@@ -11,7 +11,7 @@ from torch import nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge.code import named_version
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillhouse.durable import bytes_hash, write_atomic
-from stillhouse.home_access.node_home import HomeAddress
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.teachers.definition import TeacherDefinition
 
 

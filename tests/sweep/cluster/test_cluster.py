@@ -15,8 +15,10 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.home_access.leases import LeaseHolder
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.cluster import cluster
-from stillhouse.sweep.cluster.cluster import Cluster, TrialWatch, call_actor
+from stillhouse.sweep.cluster import cluster, teacher_actors
+from stillhouse.sweep.cluster.cluster import Cluster
+from stillhouse.sweep.cluster.teacher_actors import call_actor
+from stillhouse.sweep.cluster.trial_watch import LostTrial, TrialWatch
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.progress import Progress
@@ -43,6 +45,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
     monkeypatch.setattr(cluster, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(teacher_actors, "_PAUSE_S", 0.0)
 
 
 def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
@@ -63,6 +66,7 @@ def test_what_the_teachers_actor_itself_finds_wrong_keeps_its_sentence_and_its_e
 
 def test_a_teacher_that_stays_away_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ACTOR_TIMEOUT_S", -1.0)
+    monkeypatch.setattr(teacher_actors, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match="actor is gone"):
         call_actor(Handle({"measure": ActorDiedError()}), "measure")
 
@@ -104,6 +108,7 @@ def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_it
 
 def test_a_teacher_that_does_not_come_back_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ACTOR_TIMEOUT_S", -1.0)
+    monkeypatch.setattr(teacher_actors, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match=r"^teacher 'big' did not come back for"):
         prepare(tmp_path, RESTARTS)
 
@@ -145,7 +150,7 @@ def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
     ended = SimpleNamespace(config={TRIAL_CONFIG: trial.model_dump_json()}, last_result={"status": "finished"})
     watch.on_trial_complete(1, [], ended)
     assert (lost, records) == (["a"], [])
-    assert watch.lost() == [cluster.LostTrial("a", "its record is gone or damaged")]
+    assert watch.lost() == [LostTrial("a", "its record is gone or damaged")]
 
 
 # A trial that kills its workers

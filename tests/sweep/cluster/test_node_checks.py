@@ -13,7 +13,8 @@ import pytest
 from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.sweep.cluster import node_checks as nodes
-from stillhouse.sweep.cluster.node_checks import NodeReport, _knock, check_nodes, findings_of
+from stillhouse.sweep.cluster.node_checks import NodeReport, check_nodes, findings_of
+from stillhouse.sweep.cluster.node_probe import _knock
 
 OURS = {"python": "3.11.2", "ray": "2.60.0", "torch": "2.14.1", "stillhouse": "0.1.0", "commit": "a" * 40}
 STORE = "http://mlflow.internal:5000"

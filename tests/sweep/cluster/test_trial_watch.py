@@ -10,7 +10,8 @@ import pytest
 
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, LostTrial
+from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL
+from stillhouse.sweep.cluster.trial_watch import LostTrial
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep

@@ -11,8 +11,8 @@ from ray.tune.schedulers import TrialScheduler
 from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchSpec
-from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, MedianRule, key_of, make_stopping_rule
-from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, MedianRule, make_stopping_rule
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, key_of
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 MakeTrial = Callable[..., Trial]

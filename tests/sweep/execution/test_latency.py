@@ -13,7 +13,7 @@ from stillhouse.errors import Interrupted
 from stillhouse.models.size import Latency
 from stillhouse.spec.load import validate
 from stillhouse.sweep.execution.latency import measure_models
-from stillhouse.sweep.execution.trial_runner import student_key
+from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.sweep import Sweep
 
 SPEC: dict[str, Any] = {

@@ -19,7 +19,8 @@ from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import worker_bundles
 from stillhouse.sweep.execution.multi_worker import WorkerGroup
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment, run_to_end
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.trial_runner import run_to_end
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.workers import prepare_worker

@@ -23,14 +23,10 @@ from stillhouse.models.registry import build_model
 from stillhouse.models.weights import load_weights, weights_hash
 from stillhouse.spec.records import StudentChoice, Trial
 from stillhouse.spec.training import Training
-from stillhouse.sweep.execution.trial_runner import (
-    TeacherScore,
-    TrialEnvironment,
-    TrialRunner,
-    failure_reason,
-    run_to_end,
-    student_key,
-)
+from stillhouse.sweep.execution.students import student_key
+from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
+from stillhouse.sweep.execution.trial_records import failure_reason
+from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
 from stillhouse.teachers.library import TeacherLibrary

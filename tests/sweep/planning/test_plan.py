@@ -22,7 +22,7 @@ from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.execution.trial_runner import student_key
+from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.planning.plan import Plan, make_plan
 
 SPEC: dict[str, Any] = {

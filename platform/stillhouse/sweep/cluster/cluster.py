@@ -1,15 +1,11 @@
 """Ray, as a sweep uses it: a cluster found or started, the data put there once, teachers before trials, trials by Tune."""
 
 import itertools
-import json
 import logging
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,77 +21,47 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayActorError, RayError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.distill.sources import Reading
 from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
+from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import start_keeper
 from stillhouse.home_access.leases import EXPIRE_S, LeaseHolder
-from stillhouse.home_access.node_home import HomeAddress, shared_home
 from stillhouse.models.size_brackets import size_bracket
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
-from stillhouse.sweep.cluster.node_checks import addable_nodes, check_nodes, nodes_of_cluster
+from stillhouse.sweep.cluster.node_checks import check_nodes
 from stillhouse.sweep.cluster.placement import Placement, place, ray_options, worker_bundles
-from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, key_of, make_stopping_rule
+from stillhouse.sweep.cluster.teacher_actors import (
+    _PAUSE_S,
+    _RESTARTS_OF_A_TEACHER,
+    _STATUS_INTERVAL_S,
+    ACTOR_TIMEOUT_S,
+    Teacher,
+    _answered,
+    _rather_on,
+)
+from stillhouse.sweep.cluster.trial_watch import LostTrial, TrialWatch, _last_sentence
+from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, make_stopping_rule
 from stillhouse.sweep.execution.latency import measure_models
-from stillhouse.sweep.execution.trainable import DISK_FULL, TRIAL_CONFIG, DistillTrial
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment, now
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, DistillTrial, key_of
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.tune_searcher import QueueSearcher
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.search.trial_queue import TrialQueue
 from stillhouse.sweep.shutdown import TIMEOUT_S, ShutdownRequest
 from stillhouse.teachers.actor import start_actor
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition
+from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.given_weights import bring_weights
 from stillhouse.workers import driver_import_paths
 
 RESTARTS_OF_A_TRIAL = 3
-_DEATHS = ("because its worker process has died", "due to the node running low on memory")
-"""What Ray says of a worker that died by itself, or that it ended to keep the node alive (ray 2.60)."""
-_ATTEMPT = "Failure # "
-"""What Tune writes in front of each of a trial's errors (ray 2.60)."""
-_RESTARTS_OF_A_TEACHER = 3
-ACTOR_TIMEOUT_S = 120.0
-"""How long a teacher's actor that is gone is waited for."""
-_PAUSE_S = 1.0
-_STATUS_INTERVAL_S = 0.5
 _MAX_CONCURRENT_REMOTE = 256
-
-
-@dataclass(frozen=True)
-class LostTrial:
-    """A trial that has no record because the infrastructure failed it.
-
-    Attributes:
-        deaths: of its last workers, not of their nodes, in one and the same epoch.
-        epoch: the last one before that.
-    """
-
-    key: str
-    reason: str
-    deaths: int = 0
-    epoch: int = 0
-
-
-class Teacher:
-    """A running teacher actor and what it told of itself.
-
-    Attributes:
-        replicas: name and handle of others that share its work.
-    """
-
-    def __init__(self, definition: TeacherDefinition, actor: str, handle: Any, facts: dict[str, Any]) -> None:
-        self.replicas: dict[str, Any] = {}
-        self.definition = definition
-        self.actor = actor
-        self.handle = handle
-        self.facts = facts
 
 
 class Cluster:
@@ -423,190 +389,5 @@ class _StopAll(tune.Stopper):  # type: ignore[misc]  # ray is not typed
         return self._asked()
 
 
-class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
-    """Follows Tune's events in the driver: shows progress, hands records on, writes the records of stopped trials."""
-
-    def __init__(
-        self,
-        parameters: Callable[[Trial], int],
-        ledger: Ledger,
-        progress: Progress,
-        *,
-        on_record: Callable[[TrialRecord], None],
-        on_loss: Callable[[str], None],
-    ) -> None:
-        self._trials: dict[str, Trial] = {}
-        self._on_loss = on_loss
-        self._parameters = parameters
-        self._ledger = ledger
-        self._progress = progress
-        self._on_record = on_record
-        self._curves: dict[str, dict[int, dict[str, Any]]] = {}
-        self._started: dict[str, str] = {}
-        self._open: dict[str, str] = {}
-        self._epochs: Counter[str] = Counter()
-        self._deaths: dict[str, tuple[int, int]] = {}
-        self.no_room: str | None = None
-        """Why the sweep must end: the disk that it stands on is full."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its callbacks to restore a run, which a sweep never does: it runs what the ledger lacks.
-        return tune.Callback, ()
-
-    def add(self, trial: Trial) -> None:
-        """Takes note of a trial that Tune is about to get."""
-        self._trials[trial.key] = trial
-        self._open[trial.key] = "it was never started"
-
-    def lost(self) -> list[LostTrial]:
-        """Trials without a record, and why."""
-        return [LostTrial(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
-
-    def collect(self) -> None:
-        """Takes in the records of trials that ended when nobody listened any more."""
-        for key in list(self._open):
-            if (record := self._ledger.read(key)) is not None:
-                self._done(record)
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = key_of(trial.config[TRIAL_CONFIG])
-        self._started.setdefault(key, now())
-        self._open[key] = "it was interrupted"
-        self._progress.trial_started(self._trials[key])
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        key = result["key"]
-        if result["status"] == DISK_FULL:
-            self.no_room = self.no_room or result["reason"]
-        curve = self._curves.setdefault(key, {})
-        for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
-            curve[entry["epoch"]] = entry
-        if "epoch" in result:
-            self._epochs[key] = result["epoch"]
-            self._progress.trial_epoch(key, result["epoch"], result["validation_accuracy"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        key = key_of(trial.config[TRIAL_CONFIG])
-        record = self._ledger.read(key)
-        status = trial.last_result.get("status")
-        if record is None and status == DISK_FULL:
-            return
-        if record is None and status in ("finished", "failed"):
-            # It was written; nobody stopped this trial.
-            self._lose(key, "its record is gone or damaged")
-            return
-        if record is None:
-            record = self._stopped(key)
-            try:
-                self._ledger.write(record)
-            except OSError as error:
-                # Tune takes an error of a callback for one of the trial and waits for it for ever.
-                self.no_room = self.no_room or f"can not write the record of a trial: {error}"
-                return
-        self._done(record)
-
-    def _done(self, record: TrialRecord) -> None:
-        self._open.pop(record.trial.key, None)
-        self._curves.pop(record.trial.key, None)
-        self._progress.trial_done(record)
-        self._on_record(record)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._note_error(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._lose(key_of(trial.config[TRIAL_CONFIG]), _last_sentence(self._note_error(trial)))
-
-    def _note_error(self, trial: Any) -> str:
-        """Counts the deaths of a trial's workers; gives the text of its last error."""
-        key = key_of(trial.config[TRIAL_CONFIG])
-        text = ""
-        with suppress(OSError):
-            text = Path(trial.error_file).read_text().rpartition(_ATTEMPT)[2]
-        died = any(sign in text for sign in _DEATHS)
-        deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
-        # Another epoch than last time is another cause than the trial itself, which does the same each time.
-        self._deaths[key] = (deaths if epoch == self._epochs[key] else 0) + 1 if died else 0, self._epochs[key]
-        return text
-
-    def _lose(self, key: str, reason: str) -> None:
-        self._open[key] = reason
-        self._on_loss(key)
-        self._progress.note(f"{key} was lost: {reason}")
-
-    def _stopped(self, key: str) -> TrialRecord:
-        curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
-        metrics = {"parameters": float(self._parameters(self._trials[key]))}
-        if curve:
-            metrics["validation_accuracy"] = curve[-1]["validation_accuracy"]
-            metrics["train_seconds"] = sum(entry["seconds"] for entry in curve)
-        return TrialRecord(
-            trial=self._trials[key],
-            status="stopped",
-            reason="behind others of its size",
-            epochs_run=len(curve),
-            metrics=metrics,
-            curve=curve,
-            started=self._started.get(key, ""),
-            finished=now(),
-        )
-
-
-def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
-    """One call of a teacher's actor from the driver, repeated while the actor is started again.
-
-    Raises:
-        InfrastructureError: the actor did not come back in time.
-        UsageError: the call raised there.
-        StillhouseError: the actor's own, such as a full disk behind a restart.
-    """
-    deadline = time.monotonic() + ACTOR_TIMEOUT_S
-    while True:
-        try:
-            return ray.get(getattr(handle, method).remote(*arguments))
-        except RayActorError as error:
-            if time.monotonic() + _PAUSE_S > deadline:
-                raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, StillhouseError):
-                raise error.cause from error
-            # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
-            raise UsageError(
-                f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}"
-            ) from error
-        time.sleep(_PAUSE_S)
-
-
-def _answered(call: Any) -> bool:
-    """Whether a call of an actor, sent before another one that failed, was answered."""
-    if not ray.wait([call], timeout=0)[0]:
-        return False
-    try:
-        ray.get(call)
-    except RayActorError:
-        return False
-    return True
-
-
-def _rather_on(node_id: str) -> dict[str, Any]:
-    """Ray's options for an actor that is to be on this node, or elsewhere where the node is full or gone."""
-    if not node_id:
-        return {}
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}
-
-
-def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
-    """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
-    for view, reading in views.items():
-        if kinds := plan.kinds(view):
-            for handle in (teacher.handle, *teacher.replicas.values()):
-                handle.request.remote(view, kinds, True, False, reading, sweep)
-
-
 def _trial_name(trial: Any) -> str:
     return key_of(trial.config[TRIAL_CONFIG])
-
-
-def _last_sentence(error: str) -> str:
-    lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "its worker died"

@@ -1,43 +1,27 @@
 """What a sweep stands on at every node of a cluster, looked at by a worker there."""
 
-import os
-import platform
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
-from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, WorkerCrashedError
 
 from stillhouse.doctor import LEAST_FREE_BYTES, Finding
 from stillhouse.durable import Damaged, read_checked, write_checked
 from stillhouse.errors import InfrastructureError
-from stillhouse.home_access.node_home import COMMON_VARIABLE, SCRATCH_VARIABLE, common_home_is_off, scratch_base
-from stillhouse.provenance import code_facts
+from stillhouse.home_access.home_address import SCRATCH_VARIABLE
+from stillhouse.sweep.cluster.cluster_nodes import TIMEOUT_S, _name, _on, _usable_nodes
 from stillhouse.sweep.cluster.connection import connect
-from stillhouse.sweep.cluster.placement import NodeKind
+from stillhouse.sweep.cluster.node_probe import _reachable_part, look_around, versions
 from stillhouse.tracking import Location, locate
 
-TIMEOUT_S = 120.0
-_PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow")
-_HEAD = "node:__internal_head__"
 _LARGEST_CLOCK_DIFFERENCE_S = 10.0
-_SOCKET_TIMEOUT_S = 10.0
-_GPU_TIMEOUT_S = 60.0
 _LOSSES = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
 _LOSS_TIMEOUT_S, _LOSS_PAUSE_S = 30.0, 1.0
 """Ray notices within about 20 s that a machine is gone without a word."""
@@ -68,18 +52,6 @@ class NodeReport:
     def shares_home(self) -> bool:
         """Whether the node and this process see the same home, each what the other wrote."""
         return self.facts is not None and bool(self.facts["probe_read"]) and self.came_back
-
-
-def versions() -> dict[str, str]:
-    """What must be equal on all nodes: Python, the packages, and Stillhouse's own version and commit."""
-    code = code_facts()
-    commit = {"commit": str(code["commit"])} if code["commit"] else {}
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
-        "stillhouse": str(code["version"]),
-        **commit,
-    }
 
 
 def examine_nodes(home: Path, tracking_uri: str | None = None) -> list[Finding]:
@@ -143,47 +115,6 @@ def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
     return [report for report in reports if report.facts is not None and not report.shares_home]
 
 
-def nodes_of_cluster() -> list[NodeKind]:
-    """The nodes that can be used, with all that they have, whoever uses it now."""
-    return [
-        NodeKind(name=_name(node), resources=node["Resources"], labels=node.get("Labels") or {}, node_id=node["NodeID"])
-        for node in _usable_nodes()
-    ]
-
-
-def _usable_nodes() -> list[dict[str, Any]]:
-    """The nodes that are alive and that nobody is about to take away: those start nothing new."""
-    draining = ray._private.state.state.get_draining_nodes()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-
-
-def addable_nodes() -> list[NodeKind] | None:
-    """The kinds of nodes that the cluster's autoscaler may add; None where it keeps them to itself, as KubeRay does."""
-    head = next((node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
-    if head is None:
-        return []
-    try:
-        config: dict[str, Any] | None = ray.get(_on(head, _autoscaler_config), timeout=TIMEOUT_S)
-    except (RayError, GetTimeoutError):
-        return []
-    return None if config is None else kinds_of_config(config)
-
-
-def kinds_of_config(config: Mapping[str, Any]) -> list[NodeKind]:
-    """The worker kinds of a cluster launcher's configuration, as far as it says what they have."""
-    largest = int(config.get("max_workers", 0))
-    return [
-        NodeKind(
-            name=name,
-            resources={key: float(amount) for key, amount in kind["resources"].items()},
-            labels=kind.get("labels") or {},
-            count=min(int(kind.get("max_workers", largest)), largest),
-        )
-        for name, kind in (config.get("available_node_types") or {}).items()
-        if name != config.get("head_node_type") and kind.get("resources")
-    ]
-
-
 def ask_nodes(home: Path, location: Location | None = None, among: Collection[str] | None = None) -> list[NodeReport]:
     """A report of every node that can be used, in the order of their addresses.
 
@@ -206,35 +137,6 @@ def ask_nodes(home: Path, location: Location | None = None, among: Collection[st
         return [_report(node, errand, folder, done=errand in done) for node, errand in zip(nodes, errands, strict=True)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any]:
-    """What this process sees of its node; runs in a worker."""
-    own = Path(folder) / f"node-{ray.get_runtime_context().get_node_id()}"
-    probe_read = written = False
-    trouble = f"{COMMON_VARIABLE} is 0 there" if common_home_is_off() else ""
-    try:
-        if not trouble:
-            probe_read = read_checked(Path(folder) / "driver") == b"driver"
-            write_checked(own, b"node")
-            written = True
-    except (OSError, Damaged) as error:
-        trouble = getattr(error, "strerror", None) or str(error)
-    home = Path(folder).parent if probe_read and written else scratch_base()
-    return {
-        "scratch_folder": str(scratch_base()),
-        "scratch_trouble": "" if probe_read and written else _trouble_with(scratch_base()),
-        "versions": versions(),
-        "package_path": code_facts()["package_path"],
-        "probe_read": probe_read,
-        "written": written,
-        "trouble": trouble,
-        "free_bytes": shutil.disk_usage(home).free if home.is_dir() else 0,
-        "tracking": _knock(tracking) if tracking else "",
-        "gpus": _visible_gpus() if gpus else "",
-        "asks_for_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
-        "has_token": _has_token(),
-    }
 
 
 def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list[Finding]:
@@ -310,15 +212,6 @@ def _no_scratch(report: NodeReport) -> str:
     )
 
 
-def _trouble_with(folder: Path) -> str:
-    """Why nothing can be written into the folder; empty when it can."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
-
-
 def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """`torch 2.13.0 (2.14.1 here)` for all that differs; a commit counts where both are known."""
     return ", ".join(
@@ -352,74 +245,3 @@ def _clock_difference(node: Mapping[str, Any]) -> float:
     there: float = ray.get(_on(node, time.time), timeout=TIMEOUT_S)
     after = time.time()
     return max(0.0, before - there, there - after)
-
-
-def _on(node: Mapping[str, Any], task: Any, *arguments: Any) -> Any:
-    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return (
-        ray.remote(lambda *given: task(*given))
-        .options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-        .remote(*arguments)
-    )
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"
-
-
-def _autoscaler_config() -> dict[str, Any] | None:
-    """What the cluster launcher left on its head; {} without one; None on Kubernetes. Runs in a worker on the head."""
-    if "KUBERNETES_SERVICE_HOST" in os.environ and "RAY_NODE_TYPE_NAME" in os.environ:
-        return None
-    try:
-        config = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())
-    except (OSError, yaml.YAMLError):
-        return {}
-    return {name: config.get(name) for name in ("available_node_types", "head_node_type", "max_workers")}
-
-
-def _reachable_part(location: Location | None) -> str | None:
-    """What a worker tries of the tracking store, without its credentials: a server's health page, or a database's socket."""
-    if location is None:
-        return None
-    if location.is_server:
-        return f"{location.pages}/health"
-    return ":".join(map(str, location.address)) if location.address else None
-
-
-def _knock(tracking: str) -> str:
-    """Why the tracking store can not be reached from here; empty when it can."""
-    try:
-        if tracking.startswith("http"):
-            urllib.request.urlopen(tracking, timeout=_SOCKET_TIMEOUT_S).close()  # noqa: S310
-        else:
-            host, _, port = tracking.rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_SOCKET_TIMEOUT_S).close()
-    except urllib.error.HTTPError as error:
-        if error.code == 403:
-            return "the server refuses this name of its host; start it with --allowed-hosts"
-        return "" if error.code in (401, 404) else f"the server answers {error.code}"
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        return f"can not be reached: {getattr(reason, 'strerror', None) or reason}"
-    return ""
-
-
-def _visible_gpus() -> int | str:
-    """How many GPUs PyTorch can use on this node, or why none. A process of its own: this worker was given none of them."""
-    program = "import torch; torch.zeros(1, device='cuda'); print(torch.cuda.device_count())"
-    free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    try:
-        found = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=free
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    if found.returncode:
-        return (found.stderr.strip().splitlines() or ["its process died"])[-1]
-    return int(found.stdout)
-
-
-def _has_token() -> bool:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()

@@ -11,7 +11,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SearchSpec
-from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, key_of
 
 METRIC = "validation_accuracy"
 _TIME = "epoch"
@@ -132,10 +132,3 @@ class BracketedScheduler(FifoScheduler):
 def _middle(ordered: Sequence[float]) -> float:
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def key_of(trial_json: str) -> str:
-    """The trial's key, read off its JSON without building the object."""
-    import json
-
-    return str(json.loads(trial_json)["key"])

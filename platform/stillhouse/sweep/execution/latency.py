@@ -8,7 +8,7 @@ import torch
 
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency
-from stillhouse.sweep.execution.trial_runner import failure_reason
+from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.workers import prepare_worker
 
 _BUDGET_S = 1.5

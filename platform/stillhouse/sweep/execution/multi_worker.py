@@ -15,7 +15,9 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.distill.parallel import Workers
 from stillhouse.errors import InfrastructureError, TrialError
 from stillhouse.spec.records import Trial
-from stillhouse.sweep.execution.trial_runner import TrialEnvironment, TrialRunner, failure_reason
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.trial_records import failure_reason
+from stillhouse.sweep.execution.trial_runner import TrialRunner
 from stillhouse.workers import prepare_worker
 
 Result = TypeVar("Result")

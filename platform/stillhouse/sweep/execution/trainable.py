@@ -13,13 +13,9 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, is_disk_full
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.execution.multi_worker import WorkerGroup, own_device
-from stillhouse.sweep.execution.trial_runner import (
-    TrialEnvironment,
-    TrialRunner,
-    existing_record,
-    failed_record,
-    failure_reason,
-)
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.trial_records import existing_record, failed_record, failure_reason
+from stillhouse.sweep.execution.trial_runner import TrialRunner
 from stillhouse.workers import prepare_worker
 
 TRIAL_CONFIG = "trial"
@@ -149,3 +145,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def key_of(trial_json: str) -> str:
+    """The trial's key, read off its JSON without building the object."""
+    return str(json.loads(trial_json)["key"])

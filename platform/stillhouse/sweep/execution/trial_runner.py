@@ -4,81 +4,30 @@ import contextlib
 import gc
 import shutil
 import time
-import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from stillhouse.data.datasets import ImageData
-from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.parallel import ALONE, Workers, split_problem
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
-from stillhouse.errors import InfrastructureError, TrialError
-from stillhouse.home_access.node_home import HomeAddress, NodeHome, node_home
-from stillhouse.knowledge.code import named_version
+from stillhouse.errors import InfrastructureError
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
-from stillhouse.models.registry import build_model
-from stillhouse.models.size import ModelSize, measure_size
+from stillhouse.models.size import measure_size
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
-from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
-from stillhouse.spec.training import Training
-from stillhouse.sweep.home.ledger import Ledger
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.trial_records import _keep_record, failure_reason
+from stillhouse.sweep.home.ledger import now
 from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
-from stillhouse.teachers.definition import TeacherTicket
-
-CHECKPOINT_INTERVAL_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherScore:
-    """What a student is compared with."""
-
-    parameters: int
-    test_accuracy: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialEnvironment:
-    """What all trials of a sweep share. Plain data, sent to each worker once.
-
-    Attributes:
-        folder: the sweep's absolute folder.
-        home: in which it lies; None where every process sees the folder.
-        latencies: what `latency` measured, by `student_key`.
-        checkpoint_interval_s: the least time between two checkpoints of a trial.
-        threads: of each worker of a trial.
-        workers: how many processes train each student.
-        gpu_share: of one GPU, that each of them holds; 0 for none.
-    """
-
-    folder: str
-    views: Views
-    training: Training
-    tickets: Mapping[str, TeacherTicket] = field(default_factory=dict)
-    teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
-    latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    threads: int = 1
-    workers: int = 1
-    gpu_share: float = 0.0
-    import_paths: tuple[str, ...] = ()
-    method_folders: tuple[str, ...] = ()
-    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
-    home: HomeAddress | None = None
-
-    @property
-    def own_home(self) -> NodeHome:
-        """The home as this process has it."""
-        return node_home(self.home or HomeAddress(path=self.folder))
 
 
 class TrialRunner:
@@ -318,71 +267,3 @@ def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, 
         raise
     except Exception as error:
         return runner.fail(failure_reason(error))
-
-
-def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseException, *, device: str) -> TrialRecord:
-    """Writes the record of a trial that failed before it had a runner."""
-    record = TrialRecord(
-        trial=trial,
-        status="failed",
-        reason=failure_reason(error),
-        device=device,
-        code=code_facts(),
-        started=now(),
-        finished=now(),
-    )
-    _keep_record(record, environment)
-    return record
-
-
-def existing_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
-    """The trial's record, if it has one already: a worker may die before it could say that it was done."""
-    home = environment.own_home
-    ledger = Ledger(home.here(environment.folder) / "ledger")
-    home.pull(ledger.path(trial.key))
-    return ledger.read(trial.key)
-
-
-def _keep_record(record: TrialRecord, environment: TrialEnvironment) -> None:
-    home = environment.own_home
-    ledger = Ledger(home.here(environment.folder) / "ledger")
-    ledger.write(record)
-    home.push(ledger.path(record.trial.key))
-
-
-def failure_reason(error: BaseException) -> str:
-    """One sentence for the ledger: what happened, where in the code, and what to do about it where that is known."""
-    if isinstance(error, TrialError):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else "no more"
-        share = ", or give each trial a larger trial_resources.gpu" if isinstance(error, torch.OutOfMemoryError) else ""
-        return f"out of memory: {said}; lower training.batch_size, set training.micro_batch to auto{share}"
-    frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
-    where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
-    said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}{said}{where}"
-
-
-def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
-    return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
-
-
-def student_key(student: StudentChoice) -> str:
-    """Equal for equal architectures, whatever their label; the text of a user's own model counts."""
-    options = ",".join(f"{name}={student.options[name]!r}" for name in sorted(student.options))
-    version = named_version(student.model)
-    return f"{student.model}({options})" + (f"#{version}" if version else "")
-
-
-def size_metrics(size: ModelSize) -> dict[str, float]:
-    return {
-        "parameters": size.parameters,
-        "trainable_parameters": size.trainable_parameters,
-        "size_bytes": size.size_bytes,
-        "macs": size.macs,
-    }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -70,3 +71,7 @@ class Ledger:
     def path(self, key: str) -> Path:
         """The file of the trial's record."""
         return self.folder / f"{key}{_SUFFIX}"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

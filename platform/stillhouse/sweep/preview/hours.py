@@ -21,8 +21,8 @@ from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
 from stillhouse.spec.schema import Resources, SweepSpec, TrialResources
 from stillhouse.spec.training import Training
+from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
-from stillhouse.sweep.cluster.node_checks import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.placement import Placement, place, ray_options
 from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.knowledge_demand import knowledge_demand

@@ -19,7 +19,7 @@ from stillhouse.models.weights import load_state, state_hash
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.execution.trial_runner import build_student
+from stillhouse.sweep.execution.students import build_student
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
 

@@ -1,0 +1,95 @@
+"""How a process on any node finds a home: the driver's path, the mark in it, and the keeper's name."""
+
+import os
+import re
+import secrets
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.durable import write_atomic
+from stillhouse.errors import InfrastructureError
+
+SCRATCH_VARIABLE = "STILLHOUSE_SCRATCH"
+COMMON_VARIABLE = "STILLHOUSE_COMMON_HOME"
+"""0 on nodes that are not to use the home's folder even where they see one."""
+_MARK = ".mark"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomeAddress:
+    """How a process on any node finds a home.
+
+    Attributes:
+        path: the absolute folder, as the driver sees it.
+        mark: what stands in the folder's mark; a folder at this path without it is another one.
+        keeper: the name of the actor that nodes without the folder ask; None where every process sees the folder.
+        max_bytes: what the copies of sealed views may take on each node without the folder; None: a share of its disk.
+    """
+
+    path: str
+    mark: str = ""
+    keeper: str | None = None
+    max_bytes: int | None = None
+
+    @property
+    def is_common(self) -> bool:
+        """Whether this process sees the folder."""
+        if self.keeper is None:
+            return True
+        if common_home_is_off():
+            return False
+        with suppress(OSError):
+            return (Path(self.path) / _MARK).read_text() == self.mark and os.access(self.path, os.W_OK)
+        return False
+
+
+def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
+    """The address of this home for processes on any node; gives the home its mark if it has none.
+
+    Args:
+        max_bytes: as for `HomeAddress`.
+
+    Raises:
+        InfrastructureError: the home can not be written.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            if re.fullmatch("[0-9a-f]{16}", mark := (home / _MARK).read_text()):
+                return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
+        mark = secrets.token_hex(8)
+        write_atomic(home / _MARK, mark.encode())
+    except OSError as error:
+        raise InfrastructureError(
+            f"can not write into {home}: {error.strerror or error}; choose another with --home"
+        ) from error
+    return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
+
+
+def common_home_is_off() -> bool:
+    """Whether this node was told not to use the home's folder."""
+    return os.environ.get(COMMON_VARIABLE) == "0"
+
+
+def scratch_base() -> Path:
+    """The folder in which this node makes its scratch folders."""
+    return Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir())
+
+
+def scratch_folder(mark: str) -> Path:
+    """This node's own folder for a home with this mark, made if need be and readable by nobody else.
+
+    Raises:
+        InfrastructureError: it can not be made.
+    """
+    folder = scratch_base() / f"stillhouse-{os.getuid()}-{mark}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise InfrastructureError(f"{folder} belongs to somebody else; set {SCRATCH_VARIABLE} to a folder of your own")
+    except OSError as error:
+        raise InfrastructureError(
+            f"can not make the scratch folder {folder}: {error.strerror}; set {SCRATCH_VARIABLE} on this node"
+        ) from error
+    return folder

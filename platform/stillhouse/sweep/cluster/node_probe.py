@@ -1,0 +1,122 @@
+"""What a worker finds on its node: versions, home, disk, tracking store, GPUs, token."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from stillhouse.durable import Damaged, read_checked, write_checked
+from stillhouse.home_access.home_address import COMMON_VARIABLE, common_home_is_off, scratch_base
+from stillhouse.provenance import code_facts
+from stillhouse.tracking import Location
+
+_PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow")
+_SOCKET_TIMEOUT_S = 10.0
+_GPU_TIMEOUT_S = 60.0
+
+
+def versions() -> dict[str, str]:
+    """What must be equal on all nodes: Python, the packages, and Stillhouse's own version and commit."""
+    code = code_facts()
+    commit = {"commit": str(code["commit"])} if code["commit"] else {}
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "stillhouse": str(code["version"]),
+        **commit,
+    }
+
+
+def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any]:
+    """What this process sees of its node; runs in a worker."""
+    own = Path(folder) / f"node-{ray.get_runtime_context().get_node_id()}"
+    probe_read = written = False
+    trouble = f"{COMMON_VARIABLE} is 0 there" if common_home_is_off() else ""
+    try:
+        if not trouble:
+            probe_read = read_checked(Path(folder) / "driver") == b"driver"
+            write_checked(own, b"node")
+            written = True
+    except (OSError, Damaged) as error:
+        trouble = getattr(error, "strerror", None) or str(error)
+    home = Path(folder).parent if probe_read and written else scratch_base()
+    return {
+        "scratch_folder": str(scratch_base()),
+        "scratch_trouble": "" if probe_read and written else _trouble_with(scratch_base()),
+        "versions": versions(),
+        "package_path": code_facts()["package_path"],
+        "probe_read": probe_read,
+        "written": written,
+        "trouble": trouble,
+        "free_bytes": shutil.disk_usage(home).free if home.is_dir() else 0,
+        "tracking": _knock(tracking) if tracking else "",
+        "gpus": _visible_gpus() if gpus else "",
+        "asks_for_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+        "has_token": _has_token(),
+    }
+
+
+def _trouble_with(folder: Path) -> str:
+    """Why nothing can be written into the folder; empty when it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _reachable_part(location: Location | None) -> str | None:
+    """What a worker tries of the tracking store, without its credentials: a server's health page, or a database's socket."""
+    if location is None:
+        return None
+    if location.is_server:
+        return f"{location.pages}/health"
+    return ":".join(map(str, location.address)) if location.address else None
+
+
+def _knock(tracking: str) -> str:
+    """Why the tracking store can not be reached from here; empty when it can."""
+    try:
+        if tracking.startswith("http"):
+            urllib.request.urlopen(tracking, timeout=_SOCKET_TIMEOUT_S).close()  # noqa: S310
+        else:
+            host, _, port = tracking.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_SOCKET_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            return "the server refuses this name of its host; start it with --allowed-hosts"
+        return "" if error.code in (401, 404) else f"the server answers {error.code}"
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return f"can not be reached: {getattr(reason, 'strerror', None) or reason}"
+    return ""
+
+
+def _visible_gpus() -> int | str:
+    """How many GPUs PyTorch can use on this node, or why none. A process of its own: this worker was given none of them."""
+    program = "import torch; torch.zeros(1, device='cuda'); print(torch.cuda.device_count())"
+    free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    try:
+        found = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=free
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    if found.returncode:
+        return (found.stderr.strip().splitlines() or ["its process died"])[-1]
+    return int(found.stdout)
+
+
+def _has_token() -> bool:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()

@@ -1,0 +1,29 @@
+"""A trial's student: its network, its identity and its size."""
+
+from torch import nn
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.knowledge.code import named_version
+from stillhouse.models.registry import build_model
+from stillhouse.models.size import ModelSize
+from stillhouse.spec.records import StudentChoice
+
+
+def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
+    return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
+
+
+def student_key(student: StudentChoice) -> str:
+    """Equal for equal architectures, whatever their label; the text of a user's own model counts."""
+    options = ",".join(f"{name}={student.options[name]!r}" for name in sorted(student.options))
+    version = named_version(student.model)
+    return f"{student.model}({options})" + (f"#{version}" if version else "")
+
+
+def size_metrics(size: ModelSize) -> dict[str, float]:
+    return {
+        "parameters": size.parameters,
+        "trainable_parameters": size.trainable_parameters,
+        "size_bytes": size.size_bytes,
+        "macs": size.macs,
+    }

@@ -1,0 +1,54 @@
+"""What all trials of a sweep share, as plain data that is sent to each worker once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stillhouse.data.views import Views
+from stillhouse.home_access.home_address import HomeAddress
+from stillhouse.home_access.node_home import NodeHome, node_home
+from stillhouse.spec.training import Training
+from stillhouse.teachers.definition import TeacherTicket
+
+CHECKPOINT_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherScore:
+    """What a student is compared with."""
+
+    parameters: int
+    test_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnvironment:
+    """What all trials of a sweep share. Plain data, sent to each worker once.
+
+    Attributes:
+        folder: the sweep's absolute folder.
+        home: in which it lies; None where every process sees the folder.
+        latencies: what `latency` measured, by `student_key`.
+        checkpoint_interval_s: the least time between two checkpoints of a trial.
+        threads: of each worker of a trial.
+        workers: how many processes train each student.
+        gpu_share: of one GPU, that each of them holds; 0 for none.
+    """
+
+    folder: str
+    views: Views
+    training: Training
+    tickets: Mapping[str, TeacherTicket] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
+    latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    threads: int = 1
+    workers: int = 1
+    gpu_share: float = 0.0
+    import_paths: tuple[str, ...] = ()
+    method_folders: tuple[str, ...] = ()
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+    home: HomeAddress | None = None
+
+    @property
+    def own_home(self) -> NodeHome:
+        """The home as this process has it."""
+        return node_home(self.home or HomeAddress(path=self.folder))

@@ -1,0 +1,56 @@
+"""The records of trials in the ledger: reading one, writing one, and the reason of a failure."""
+
+import traceback
+from pathlib import Path
+
+import torch
+
+from stillhouse.errors import TrialError
+from stillhouse.provenance import code_facts
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.home.ledger import Ledger, now
+
+
+def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseException, *, device: str) -> TrialRecord:
+    """Writes the record of a trial that failed before it had a runner."""
+    record = TrialRecord(
+        trial=trial,
+        status="failed",
+        reason=failure_reason(error),
+        device=device,
+        code=code_facts(),
+        started=now(),
+        finished=now(),
+    )
+    _keep_record(record, environment)
+    return record
+
+
+def existing_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
+    """The trial's record, if it has one already: a worker may die before it could say that it was done."""
+    home = environment.own_home
+    ledger = Ledger(home.here(environment.folder) / "ledger")
+    home.pull(ledger.path(trial.key))
+    return ledger.read(trial.key)
+
+
+def _keep_record(record: TrialRecord, environment: TrialEnvironment) -> None:
+    home = environment.own_home
+    ledger = Ledger(home.here(environment.folder) / "ledger")
+    ledger.write(record)
+    home.push(ledger.path(record.trial.key))
+
+
+def failure_reason(error: BaseException) -> str:
+    """One sentence for the ledger: what happened, where in the code, and what to do about it where that is known."""
+    if isinstance(error, TrialError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else "no more"
+        share = ", or give each trial a larger trial_resources.gpu" if isinstance(error, torch.OutOfMemoryError) else ""
+        return f"out of memory: {said}; lower training.batch_size, set training.micro_batch to auto{share}"
+    frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
+    said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}{said}{where}"

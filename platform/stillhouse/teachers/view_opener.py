@@ -1,0 +1,111 @@
+"""Opens the views that a trial reads, and requests from the teacher what is not stored yet."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stillhouse.distill.sources import Reading, is_named
+from stillhouse.durable import Damaged
+from stillhouse.errors import InfrastructureError
+from stillhouse.home_access.node_home import node_home
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import View
+from stillhouse.teachers.actor_link import ActorLink
+from stillhouse.teachers.definition import TeacherTicket, view_identity
+from stillhouse.teachers.service import kind_id
+
+_POLL_S = 0.02
+REPEAT_S = 5.0
+
+
+class ViewOpener:
+    """Opens views, sealed or being filled, and waits for their rows.
+
+    The actor is asked once per epoch for what is not sealed, and again whenever one batch has waited for a few seconds, in case
+    it has died or failed since. One of its replicas is asked for all of them.
+    """
+
+    def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
+        self._ticket = ticket
+        self._knowledge = knowledge
+        self._link = link
+        self._store = node_home(ticket.home).store if ticket.home else KnowledgeStore(Path(ticket.store))
+        self._asked = 0.0
+        self._view = 0
+        self._wanted: Mapping[str, Knowledge] = {}
+        self._reading: Reading | None = None
+        self._views: Mapping[str, View] = {}
+
+    def __call__(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> Mapping[str, View]:
+        """{name: view} of the given names (None: all), waiting until the filling of each has begun.
+
+        Raises:
+            InfrastructureError: the actor can not fill the view, or is gone.
+        """
+        self._view, self._reading = view, reading
+        self._wanted = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
+        self._asked = 0.0
+        self._views = {}
+        self._until(lambda: bool(self._views) or not self._wanted)
+        if not (self._asked or all(each.complete for each in self._views.values())):
+            # It is being filled; this trial's word may put it before what only runs ahead.
+            self._ask(damaged=False)
+        return self._views
+
+    def await_rows(self, indices: Tensor) -> Mapping[str, View]:
+        """The views that were opened last, when the rows of the samples `indices` [B] are ready in all of them.
+
+        Raises:
+            InfrastructureError: the actor can not fill the view, or is gone.
+        """
+        # What comes in the next seconds was not lost: a batch that waits for its turn asks nobody.
+        self._asked = time.monotonic()
+        self._until(lambda: all(each.ready(indices) for each in self._views.values()))
+        return self._views
+
+    def _until(self, there: Callable[[], bool]) -> None:
+        """Waits until `there`, and asks the actor every few seconds."""
+        failures = 0
+        damaged = False
+        while True:
+            if not self._views or damaged:
+                try:
+                    self._views = self._open()
+                    damaged = False
+                except FileNotFoundError:
+                    damaged = False
+                except Damaged:
+                    # The actor checks before it believes, unseals the view and makes it again.
+                    damaged = True
+            if not damaged and there():
+                return
+            if time.monotonic() - self._asked > REPEAT_S:
+                reason = self._ask(damaged=damaged)
+                failures += reason is not None
+                if failures > 1:
+                    raise InfrastructureError(
+                        f"teacher '{self._ticket.definition.name}' can not fill view {self._view}: {reason}"
+                    )
+                # The files that are mapped may have been made anew.
+                with suppress(FileNotFoundError, Damaged):
+                    self._views = self._open()
+            time.sleep(REPEAT_S / 5 if damaged else _POLL_S)
+
+    def _open(self) -> Mapping[str, View]:
+        return {
+            name: self._store.follow(view_identity(self._ticket.base, kind, self._view)) for name, kind in self._wanted.items()
+        }
+
+    def _ask(self, *, damaged: bool) -> Any:
+        # With what others will read of the view, since an actor that was restarted does not know of them.
+        kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
+        reason = self._link.tell_all(
+            "request", self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep
+        )
+        self._asked = time.monotonic()
+        return reason
