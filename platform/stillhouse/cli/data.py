@@ -1,0 +1,56 @@
+"""The commands about data sets."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli.app import OK, as_exit_code, data_app
+from stillhouse.cli.options import Debug, Json, parse_size
+from stillhouse.cli.output import print_json
+from stillhouse.errors import Interrupted
+
+
+@data_app.command(name="pack")
+@as_exit_code
+def data_pack(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class, or train/ and test/ or val/ with such.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the pack goes: dataset.root of {name: pack}.")],
+    test_share: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Share of the images that is the test split where the folder has none.")
+    ] = 0.2,
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="About how large a shard gets.")] = "128MB",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Pack an image folder into shards that are read by memory map. The same command again goes on, or mends."""
+    from stillhouse.data.packing import pack_folder
+
+    try:
+        packed = pack_folder(
+            folder,
+            to,
+            test_share=test_share,
+            shard_bytes=max(1, parse_size(shard_size, "--shard-size")),
+            progress=_show_packing,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted("interrupted; the shards that are whole are kept, the same command goes on") from interrupt
+    if as_json:
+        print_json({**vars(packed), "root": str(packed.root)})
+    else:
+        counts = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
+        print(f"{counts} images of {packed.num_classes} classes in {packed.shards} shards, {packed.num_bytes:,} bytes")
+        print(f"use it as: dataset: {{name: pack, root: {packed.root}, size: 224}}")
+    return OK
+
+
+def _show_packing(done: int, total: int) -> None:
+    """One line that changes on a terminal, one line per shard otherwise."""
+    if sys.stderr.isatty():
+        print(f"\rpacked {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    else:
+        print(f"packed {done:,} of {total:,} images", file=sys.stderr)

@@ -1,0 +1,96 @@
+"""The commands that list sweeps, methods and models."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli.app import OK, app, as_exit_code
+from stillhouse.cli.options import Debug, Home, Json
+from stillhouse.cli.output import make_console, make_table, print_json
+
+
+@app.command(name="ls")
+@as_exit_code
+def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
+    """List all sweeps of a home: how far they are, their best, their size on disk, when they were last used."""
+    from stillhouse.sweep.home.manage import list_sweeps
+    from stillhouse.sweep.home.sweep_home import resolve_home
+
+    facts = list_sweeps(resolve_home(home))
+    if as_json:
+        print_json(facts)
+        return OK
+    table = make_table("sweep", "state", "trials", "failed", "best", "bytes", "last used", right=("trials", "failed", "bytes"))
+    for each in facts:
+        best = each["best"]
+        table.add_row(
+            each["sweep"],
+            each["state"],
+            f"{each['done']}/{'?' if each['planned'] is None else each['planned']}",
+            str(each["failed"]),
+            f"{best['validation_accuracy']:.4f} {best['student']} {best['method']}" if best else "",
+            f"{each['bytes']:,}",
+            each["last_used"],
+        )
+    make_console().print(table)
+    return OK
+
+
+@app.command(name="methods")
+@as_exit_code
+def list_methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
+    folders: Annotated[list[Path] | None, typer.Option("--folder", help="A folder with your own method files.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the list as a page, as in methods/README.md.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the distillation methods, or show one."""
+    from stillhouse import methods
+    from stillhouse.cli.catalogue import method_facts, methods_page, show_method
+
+    for folder in folders or ():
+        methods.add_folder(folder)
+    facts = [method_facts(each) for each in ([name] if name else methods.names())]
+    if as_json:
+        print_json(facts[0] if name else facts)
+    elif markdown:
+        print(methods_page(facts), end="")
+    elif name:
+        show_method(facts[0])
+    else:
+        table = make_table("method", "family", "arXiv", "asks", "title")
+        for each in facts:
+            table.add_row(
+                each["name"], each["family"], each["arxiv"] or "", ", ".join(each["knowledge"]) or "nothing", each["title"]
+            )
+        make_console().print(table)
+    return OK
+
+
+@app.command(name="models")
+@as_exit_code
+def list_models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model, with its layers and options.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the models with their size for 100 classes on 3x32x32 images, or show one."""
+    from stillhouse.cli.catalogue import model_facts
+    from stillhouse.models.registry import model_names
+
+    facts = [model_facts(each, full=name is not None) for each in ([name] if name else model_names())]
+    if as_json:
+        print_json(facts[0] if name else facts)
+        return OK
+    if name:
+        for key, value in facts[0].items():
+            print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
+        return OK
+    table = make_table("model", "parameters", "MACs", "bytes", right=("parameters", "MACs", "bytes"))
+    for each in facts:
+        table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
+    make_console().print(table)
+    return OK
