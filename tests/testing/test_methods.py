@@ -3,10 +3,8 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,8 @@ from stillhouse.distill.method import Card, Helper, Method, Setup, Step, hyperpa
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Uniform
-from stillhouse.testing import CHECKS, MethodTrial, ReferenceCase, check_method, make_step
+from stillhouse.testing import CHECKS, MethodTrial, check_method
+from stillhouse.testing.method_trial import trained_teacher
 
 CARD = Card(title="A method for this test", family="control", equations="cross-entropy")
 
@@ -145,33 +144,10 @@ def test_the_teacher_that_a_method_changes_is_missed_by_no_one(monkeypatch: pyte
     trained = MethodTrial.trainer
 
     def meddle(self: MethodTrial) -> object:
-        from stillhouse.testing import methods as testing
-
-        teacher = testing._teacher(self.teacher)
+        teacher = trained_teacher(self.teacher)
         monkeypatch.setattr(teacher, "training", True)
         return trained(self)
 
     monkeypatch.setattr(MethodTrial, "trainer", meddle)
     with pytest.raises(AssertionError, match="left evaluation mode"):
         CHECKS["the_teacher_stays_untouched"](trial)
-
-
-def test_a_step_fills_in_what_a_test_does_not_care_for() -> None:
-    step = make_step(student_logits=torch.zeros(3, 10), progress=0.5)
-    assert step.labels.tolist() == [0, 0, 0]
-    assert step.progress == 0.5
-    assert make_step(student_logits=None, labels=torch.tensor([1])).student_logits is None
-
-
-def test_a_reference_case_tells_right_numbers_from_wrong_ones(tmp_path: Path) -> None:
-    numbers = np.array([1.0, 2.0])
-    arrays = {"in.x": numbers, "hp.power": np.array(2.0), "out.loss.f64": np.array(5.0), "grad.x.f64": 2 * numbers}
-    np.savez(tmp_path / "case.npz", allow_pickle=False, **arrays)
-    case = ReferenceCase(tmp_path / "case.npz", torch.float64)
-    loss = case["in.x"].pow(case.number("power")).sum()
-    case.check(loss)
-    case.check_gradients(loss, "x")
-    with pytest.raises(AssertionError):
-        case.check(loss * (1 + 1e-8))
-    with pytest.raises(AssertionError):
-        case.check_gradients(1.001 * loss, "x")

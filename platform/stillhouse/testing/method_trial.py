@@ -1,0 +1,172 @@
+"""What a method is checked on: real images, a teacher that was trained a little, a student."""
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.distill.calls import CallableTeacher, InlineTeacher, pull_back, run_teacher
+from stillhouse.distill.method import Method
+from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
+from stillhouse.distill.trainer import Trainer
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge.view import View
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.features import FeatureReader
+from stillhouse.models.registry import build_model
+from stillhouse.spec.training import Training
+
+TRAINING = Training(batch_size=64, learning_rate=0.01)
+NUM_TRAINING, NUM_VALIDATION = 256, 64
+"""Whole batches of 64, so that every forward pass has one shape and gives one result, bit for bit."""
+
+
+@functools.cache
+def digits() -> ImageData:
+    return load_dataset("digits", validation=NUM_VALIDATION, options={"limit": NUM_TRAINING + NUM_VALIDATION})
+
+
+@functools.cache
+def trained_teacher(model: str) -> nn.Module:
+    """A teacher after two epochs of training, for all methods alike."""
+    data = digits()
+    trainer = Trainer(
+        new_student=functools.partial(build_student, model),
+        method=Method(),
+        data=data,
+        views=Views((), 1, data.input_shape, NUM_TRAINING),
+        training=TRAINING,
+        epochs=2,
+    )
+    trainer.fit()
+    trainer.student.zero_grad()
+    return trainer.student.eval().requires_grad_(False)
+
+
+def build_student(model: str) -> nn.Module:
+    data = digits()
+    return build_model(model, num_classes=data.num_classes, input_shape=data.input_shape)
+
+
+@dataclass(frozen=True)
+class MethodTrial:
+    """A method with the images, the teacher and the student that it is tried on.
+
+    Attributes:
+        method: with the hyper-parameters to try; its class is imported by name elsewhere, as on a worker.
+        teacher: name of a shipped model.
+        student: name of a shipped model that suits the method.
+        epochs: at least one for each of the method's stages.
+    """
+
+    method: Method
+    teacher: str = "resnet8"
+    student: str = "lenet"
+    epochs: int = 4
+
+    @property
+    def teacher_architecture(self) -> Architecture:
+        return describe(trained_teacher(self.teacher), name=self.teacher, input_shape=digits().input_shape)
+
+    @property
+    def student_architecture(self) -> Architecture:
+        return describe(build_student(self.student), name=self.student, input_shape=digits().input_shape)
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        return dict(self.method.knowledge(self.teacher_architecture, self.student_architecture))
+
+    def trainer(
+        self,
+        *,
+        policy: Sequence[Any] = ({"crop": {"padding": 1}},),
+        cached_in: Path | None = None,
+        callable_teacher: CallableTeacher | None = None,
+    ) -> Trainer:
+        """A trainer at its first epoch; the teacher is inline, or cached under a folder, or called as `callable_teacher`."""
+        data = digits()
+        views = Views(tuple(policy), 2, data.input_shape, NUM_TRAINING)
+        knowledge = self.knowledge()
+        source: KnowledgeSource | None = None
+        if knowledge and cached_in is None:
+            source = InlineKnowledge(trained_teacher(self.teacher), knowledge, data.train.labels)
+        elif knowledge and cached_in is not None:
+            source = CachedKnowledge(
+                functools.partial(_sealed, KnowledgeStore(cached_in), trained_teacher(self.teacher), knowledge, views)
+            )
+        if self.method.calls_teacher and callable_teacher is None:
+            callable_teacher = InlineTeacher(trained_teacher(self.teacher))
+        return Trainer(
+            new_student=functools.partial(build_student, self.student),
+            method=self.method,
+            data=data,
+            views=views,
+            training=TRAINING,
+            epochs=self.epochs,
+            seed=1,
+            teacher=source,
+            callable_teacher=callable_teacher,
+            teacher_architecture=self.teacher_architecture,
+            teacher_weights=trained_teacher(self.teacher).state_dict,
+            student_name=self.student,
+        )
+
+
+class RemoteModel:
+    """A teacher as in another process: it gets copies, keeps nothing, and computes every gradient from the start."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[None, Sequence[Tensor]]:
+        with torch.no_grad():
+            return None, run_teacher(self._model, images.clone(), layers)
+
+    def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
+        with torch.enable_grad():
+            copy = images.detach().clone().requires_grad_()
+            return pull_back(run_teacher(self._model, copy, layers), copy, gradients)
+
+
+def compute_in_batches(
+    reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The knowledge of all images, in batches of the size that trials use."""
+    parts = zip(torch.split(images, TRAINING.batch_size), torch.split(labels, TRAINING.batch_size), strict=True)
+    batches = [compute_knowledge(reader, knowledge, *part) for part in parts]
+    return {name: torch.cat([batch[name] for batch in batches]) for name in knowledge}
+
+
+def _sealed(
+    store: KnowledgeStore,
+    teacher: nn.Module,
+    knowledge: Mapping[str, Knowledge],
+    views: Views,
+    view: int,
+    names: Collection[str] | None = None,
+    _reading: object = None,
+) -> dict[str, View]:
+    """Opens a view's knowledge of the given names (None: all), filling what is not there."""
+    data = digits()
+    asked = {name: kind for name, kind in knowledge.items() if is_named(name, names)}
+    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in asked.items()}
+    missing = {name: knowledge[name] for name, identity in identities.items() if not store.is_sealed(identity)}
+    if missing:
+        images = data.normalise(views.augment(data.train.images, torch.arange(NUM_TRAINING), view))
+        with FeatureReader(teacher, layers_of(missing)) as reader:
+            computed = compute_in_batches(reader, missing, images, data.train.labels)
+        for name, rows in computed.items():
+            if store.is_sealed(identities[name]):
+                continue  # under another name
+            with store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32") as writer:
+                writer.put(np.arange(len(rows)), rows.numpy())
+                writer.commit()
+                writer.seal()
+    return {name: store.open(identity) for name, identity in identities.items()}

@@ -1,0 +1,59 @@
+"""Numbers of published implementations, to check a loss against."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Relative tolerance, and absolute tolerance as a share of the largest reference value, by precision.
+_TOLERANCES = {torch.float64: (1e-9, 1e-12), torch.float32: (2e-5, 1e-6)}
+
+
+class ReferenceCase:
+    """Numbers of a published implementation: inputs, what it made of them, the gradients.
+
+    Args:
+        path: an .npz file with `in.*`, `hp.*`, `w.*`, `rnd.*` and, for both precisions, `out.*` and `grad.*`.
+        dtype: the precision in which the case is run: float64 or float32.
+    """
+
+    def __init__(self, path: str | Path, dtype: torch.dtype) -> None:
+        with np.load(path, allow_pickle=False) as arrays:
+            numbers = {name: array for name, array in arrays.items() if array.dtype.kind != "U"}
+        self._arrays = {name: torch.from_numpy(np.asarray(array)) for name, array in numbers.items()}
+        self._dtype = dtype
+        self._suffix = "f64" if dtype == torch.float64 else "f32"
+        self._inputs: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The array `name` in the case's precision; one that has a reference gradient collects its gradient."""
+        if name not in self._inputs:
+            array = self._arrays[name].clone()
+            array = array.to(self._dtype) if array.is_floating_point() else array
+            self._inputs[name] = array.requires_grad_(f"grad.{name.removeprefix('in.')}.{self._suffix}" in self._arrays)
+        return self._inputs[name]
+
+    def number(self, name: str) -> float:
+        """The hyper-parameter `hp.<name>`."""
+        return float(self._arrays[f"hp.{name}"])
+
+    def check(self, result: Tensor, name: str = "out.loss") -> None:
+        """Compares `result` with the reference's `name`.
+
+        Raises:
+            AssertionError: they differ by more than rounding.
+        """
+        reference = self._arrays[f"{name}.{self._suffix}"]
+        rtol, share = _TOLERANCES[self._dtype]
+        torch.testing.assert_close(result.detach(), reference, rtol=rtol, atol=share * float(reference.abs().max()))
+
+    def check_gradients(self, loss: Tensor, *names: str) -> None:
+        """Compares the gradients of `loss` with respect to the named inputs (`s_logits`) with the reference's.
+
+        Raises:
+            AssertionError: they differ by more than rounding.
+        """
+        gradients = torch.autograd.grad(loss, [self[f"in.{name}"] for name in names], retain_graph=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            self.check(gradient, f"grad.{name}")

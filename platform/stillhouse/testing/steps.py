@@ -1,0 +1,45 @@
+"""A step to call a method's loss with in a test."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.distill.method import Stage, Step
+
+
+def make_step(
+    *,
+    student_logits: Tensor | None,
+    labels: Tensor | None = None,
+    teacher: Mapping[str, Tensor] | None = None,
+    **fields: Any,
+) -> Step:
+    """A step as the trainer makes it, with everything that a test does not care for filled in.
+
+    Args:
+        student_logits: [B, C], or None for a stage that ends before them; `labels` is needed then.
+        labels: [B] int64; zeros by default.
+        teacher: {name: [B, ...]} of what the method's `knowledge` names.
+        fields: any other field of `Step`.
+    """
+    if labels is None:
+        assert student_logits is not None, "without logits the labels say how large the batch is"
+        labels = torch.zeros(len(student_logits), dtype=torch.int64)
+    values: dict[str, Any] = {
+        "images": torch.zeros(len(labels), 1, 8, 8),
+        "labels": labels,
+        "targets": labels,
+        "indices": torch.arange(len(labels)),
+        "student": nn.Identity(),
+        "student_logits": student_logits,
+        "student_features": {},
+        "teacher": teacher or {},
+        "modules": {},
+        "stage": Stage(epochs=1),
+        "epoch": 0,
+        "progress": 0.0,
+        "seed": 0,
+    }
+    return Step(**(values | fields))

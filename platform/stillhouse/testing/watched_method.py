@@ -1,0 +1,85 @@
+"""A method whose every step is watched by the conformance suite."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.distill.method import Method, Setup, Stage, StageStart, Step, Update
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.architecture import Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedMethod(Method):
+    """A method whose every step is watched; trains as the one inside does."""
+
+    inner: Method
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        return self.inner.knowledge(teacher, student)
+
+    def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
+        return self.inner.student_layers(teacher, student)
+
+    @property
+    def calls_teacher(self) -> bool:  # type: ignore[override]
+        return self.inner.calls_teacher
+
+    @property
+    def differentiates_images(self) -> bool:
+        return self.inner.differentiates_images
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return self.inner.stages(setup)
+
+    def modules(self, setup: Setup) -> Mapping[str, Any]:
+        return self.inner.modules(setup)
+
+    def classifiers(self, student: nn.Module, modules: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        return self.inner.classifiers(student, modules)
+
+    def begin_stage(self, start: StageStart) -> None:
+        self.inner.begin_stage(start)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        return self.inner.loss(step)
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        given = {"images": step.images, "labels": step.labels, "targets": step.targets, **step.teacher}
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        watched = _WatchedUpdate(step, update)
+        terms = self.inner.step(step, watched)
+        assert watched.updates, "a step must minimise something"
+        assert terms, "a step must return terms to log"
+        for name, term in terms.items():
+            assert term.ndim == 0, f"term '{name}' must be a scalar, got shape {tuple(term.shape)}"
+            assert bool(term.isfinite()), f"term '{name}' is {term.item()} in stage '{step.stage.name}'"
+        for name, tensor in given.items():
+            assert torch.equal(tensor, before[name]), f"the method has written to '{name}'"
+        return terms
+
+
+class _WatchedUpdate:
+    """Hands losses on, and looks at them and at the gradients they leave."""
+
+    def __init__(self, step: Step, update: Update) -> None:
+        self._networks = {"student": step.student, **step.modules}
+        self._stage = step.stage.name
+        self._update = update
+        self.updates = 0
+
+    def minimise(self, loss: Tensor, *groups: str) -> None:
+        assert loss.ndim == 0, f"a loss must be a scalar, got shape {tuple(loss.shape)}"
+        assert bool(loss.isfinite()), f"the loss is {loss.item()} in stage '{self._stage}'"
+        self._update.minimise(loss, *groups)
+        self.updates += 1
+        for group in groups or self._networks:
+            gradients = {name: p.grad for name, p in self._networks[group].named_parameters() if p.grad is not None}
+            assert gradients or not groups, f"the loss for '{group}' does not depend on it, in stage '{self._stage}'"
+            for name, gradient in gradients.items():
+                assert bool(gradient.isfinite().all()), (
+                    f"the gradient of {group}.{name} is not finite, in stage '{self._stage}'"
+                )
