@@ -55,7 +55,10 @@ def write_atomic(path: Path, payload: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            # An error of `write` or `fsync` does not know its file.
+            error.filename = str(path)
         beside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)

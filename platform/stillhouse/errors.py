@@ -2,9 +2,9 @@
 
 import difflib
 import errno
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class StillhouseError(Exception):
@@ -25,6 +25,10 @@ class InfrastructureError(StillhouseError):
     exit_code = 4
 
 
+class DiskFullError(InfrastructureError):
+    """A disk is full or its quota is used up: a retry does not help until space is freed. The message names the folder."""
+
+
 class Interrupted(StillhouseError):
     """The user stopped the sweep; the message says how to go on."""
 
@@ -35,17 +39,64 @@ class TrialError(StillhouseError):
     """A trial that can not go on; its message becomes the reason in the ledger."""
 
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or what it tells of another process, is a disk without room: trying again does not help."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return True
-    if not isinstance(error, OSError | InfrastructureError):
-        return False
-    text = str(error).lower()
-    return "no room for" in text or any(os.strerror(number).lower() in text for number in _DISK_FULL)
+    """Whether a full disk caused the error, in this process or in another one: a retry does not help."""
+    return any(_is_full(each) for each in _causes(error))
+
+
+def as_disk_full(error: BaseException, folder: Path | str) -> DiskFullError | None:
+    """The error as a `DiskFullError` whose message names the file or the folder; None when no full disk caused it.
+
+    Args:
+        folder: named in the message when the error does not know its file.
+    """
+    causes = list(_causes(error))
+    full = next((each for each in causes if _is_full(each)), None)
+    if full is None:
+        return None
+    if isinstance(causes[0], InfrastructureError):
+        return causes[0] if isinstance(causes[0], DiskFullError) else DiskFullError(str(causes[0]))
+    if isinstance(full, OSError):
+        return DiskFullError(f"{full.strerror or first_line(full)} ({full.filename or folder})")
+    return DiskFullError(str(full))
+
+
+def as_stillhouse_error(error: StillhouseError | OSError) -> StillhouseError:
+    """The error itself, or an `OSError` as an `InfrastructureError` that names its file."""
+    if isinstance(error, StillhouseError):
+        return error
+    where = "" if error.filename is None else f" ({error.filename})"
+    return InfrastructureError(f"{error.strerror or error}{where}")
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes, outermost first. Ray wraps an error of another process and stores it as `cause`."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        remote = getattr(error, "cause", None)
+        if isinstance(remote, BaseException):
+            error = remote
+            continue
+        yield error
+        error = error.__cause__
+
+
+def first_line(error: BaseException | None, otherwise: str = "") -> str:
+    """The first line of the error's text that is not empty; `otherwise`, or else the name of its type, if it has none."""
+    return next((line.strip() for line in str(error or "").splitlines() if line.strip()), otherwise or type(error).__name__)
+
+
+def last_line(text: str, otherwise: str) -> str:
+    """The last line of a text, such as a traceback, that is not empty; `otherwise` if it has none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
 
 
 @dataclass(frozen=True)
@@ -70,6 +121,10 @@ class SpecError(UsageError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: Sequence[Problem] = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type["SpecError"], tuple[Sequence[Problem]]]:
+        # An error of another process is unpickled with the constructor's argument, not with the message.
+        return type(self), (self.problems,)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer, count_correct
 from stillhouse.durable import write_atomic
-from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.registry import build_model
@@ -316,7 +316,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(tmp_path: Path, mon
         real(path, payload)
 
     monkeypatch.setattr(packing, "write_atomic", write)
-    with pytest.raises(InfrastructureError, match=r"no room for the pack .* run the same command again"):
+    with pytest.raises(DiskFullError, match=r"no room for the pack .* run the same command again"):
         pack_folder(root, tmp_path / "pack", shard_bytes=500)
     monkeypatch.undo()
     done = pack_folder(root, tmp_path / "pack", shard_bytes=500)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stillhouse.durable import Damaged, write_checked
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import DiskFullError
 from stillhouse.knowledge import layout as layout_module
 from stillhouse.knowledge import view as view_module
 from stillhouse.knowledge import writer as writer_module
@@ -337,7 +337,7 @@ def test_a_full_disk_at_the_beginning_is_one_sentence_and_takes_no_room(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", third_is_full)
-        with pytest.raises(InfrastructureError, match="no room for 80 bytes") as caught:
+        with pytest.raises(DiskFullError, match="no room for 80 bytes") as caught:
             writer_of(store)
     assert "\n" not in str(caught.value)
     assert parts_of(store) == []
@@ -362,7 +362,7 @@ def test_a_full_disk_at_the_journal_is_one_sentence_and_costs_the_stretch(
         writer.put(np.array([2, 3]), rows[[2, 3]])
         with monkeypatch.context() as patch:
             patch.setattr(os, call, harm)
-            with pytest.raises(InfrastructureError, match="no room for 16 bytes") as caught:
+            with pytest.raises(DiskFullError, match="no room for 16 bytes") as caught:
                 writer.commit()
     assert "\n" not in str(caught.value)
     assert missing_in(store) == [2, 3, 4, 5, 6, 7, 8, 9]

@@ -390,7 +390,7 @@ def test_a_disk_that_is_full_under_the_knowledge_ends_a_sweep_that_wants_it_ther
         assert events.acted
         again = f"Make room (`stillhouse teachers prune` helps) and go on with: stillhouse resume life --home {home}"
         assert re.fullmatch(
-            rf"teacher 'big' can not fill view \d: no room for \d+ bytes of knowledge under {home}/knowledge; "
+            rf"teacher 'big' cannot fill view \d: no room for \d+ bytes of knowledge under {home}/knowledge; "
             rf"finished trials are kept\. {re.escape(again)}",
             str(caught.value),
         )

@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import DiskFullError, InfrastructureError, is_disk_full
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
@@ -145,10 +145,17 @@ def test_served_knowledge_sends_a_batchs_pixels_and_copies_the_answer(link: Call
 # Waiting for views
 
 
-class Filler:
-    """An actor whose `request` fills some rows of a view of logits, all ones, at each call; or gives a reason, or dies."""
+class Failed:
+    """The answer of an actor whose last filling failed."""
 
-    def __init__(self, store: Path, *steps: list[int] | str | Exception) -> None:
+    def __init__(self, error: str | InfrastructureError) -> None:
+        self.error = InfrastructureError(error) if isinstance(error, str) else error
+
+
+class Filler:
+    """An actor whose `request` fills some rows of a view of logits, all ones, at each call; or returns an error, or dies."""
+
+    def __init__(self, store: Path, *steps: list[int] | Failed | Exception) -> None:
         self.store = KnowledgeStore(store)
         self.identity = view_identity({}, logits(), 3)
         self.steps = list(steps)
@@ -160,7 +167,7 @@ class Filler:
         step = self.steps.pop(0) if self.steps else []
         if isinstance(step, Exception):
             raise step
-        return step if isinstance(step, str) else self.fill(step)
+        return step.error if isinstance(step, Failed) else self.fill(step)
 
     def fill(self, rows: list[int]) -> None:
         with self.store.writer(self.identity, rows=6, shape=(2,), dtype="float32") as writer:
@@ -212,7 +219,7 @@ def test_a_sealed_view_needs_no_call(opener: MakeOpener) -> None:
 
 
 def test_rows_that_do_not_come_are_asked_for_again_every_few_seconds(opener: MakeOpener) -> None:
-    open_views, filler = opener([0], [1], "no room", [2, 3, 4, 5])
+    open_views, filler = opener([0], [1], Failed("no axis"), [2, 3, 4, 5])
     open_views(3)
     assert open_views.await_rows(torch.tensor([3]))["logits"].ready(torch.tensor([3]))
     assert len(filler.asked) == 4
@@ -241,9 +248,18 @@ def test_an_epoch_is_one_call_however_long_it_is_and_however_often_its_batches_w
 
 
 def test_a_filling_that_fails_twice_is_one_sentence(opener: MakeOpener) -> None:
-    open_views, _ = opener([0], "no room for 16 bytes", "no room for 16 bytes")
+    open_views, _ = opener([0], Failed("ValueError: no such axis"), Failed("ValueError: no such axis"))
     open_views(3)
-    with pytest.raises(InfrastructureError, match="teacher 'big' can not fill view 3: no room for 16 bytes"):
+    with pytest.raises(InfrastructureError, match="teacher 'big' cannot fill view 3: ValueError: no such axis") as caught:
+        open_views.await_rows(torch.tensor([3]))
+    assert not is_disk_full(caught.value)
+
+
+def test_a_filling_that_fails_for_a_full_disk_is_a_full_disk_for_the_trial_too(opener: MakeOpener) -> None:
+    full = DiskFullError("another text")
+    open_views, _ = opener([0], Failed(full), Failed(full))
+    open_views(3)
+    with pytest.raises(DiskFullError, match="teacher 'big' cannot fill view 3: another text"):
         open_views.await_rows(torch.tensor([3]))
 
 

@@ -1,6 +1,5 @@
 """Packing: an image folder becomes a pack, file by file as it is; interrupted packing goes on."""
 
-import errno
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from stillhouse.data.decode import probe_image
 from stillhouse.data.folders import ImageFolder, Listing
 from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, read_manifest
 from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked
-from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.errors import DiskFullError, UsageError, is_disk_full
 
 SHARD_BYTES = 128 << 20
 
@@ -54,7 +53,7 @@ def pack_folder(
 
     Raises:
         UsageError: the folder or an image in it is not usable, or `to` holds another pack.
-        InfrastructureError: the disk is full; the shards that are whole are kept.
+        DiskFullError: the disk is full; the shards that are whole are kept.
     """
     folder, to = folder.expanduser().resolve(), to.expanduser().resolve()
     if to == folder or folder in to.parents:
@@ -203,8 +202,8 @@ def _room(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InfrastructureError(
+        if is_disk_full(error):
+            raise DiskFullError(
                 f"no room for the pack under {folder}; free some space and run the same command again, it goes on from here"
             ) from error
         raise UsageError(f"{folder} can not be written ({error.strerror}); name another folder with --to") from error

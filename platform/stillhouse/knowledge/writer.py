@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.durable import Damaged, canonical_json, write_atomic, write_checked
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import DISK_FULL_ERRNOS, DiskFullError, InfrastructureError
 from stillhouse.knowledge.layout import (
     CLAIMS,
     FILLERS,
@@ -64,7 +64,7 @@ class ViewWriter:
         shared: whether others may fill the view too; then only rows that were claimed are put.
 
     Raises:
-        InfrastructureError: the disk is full.
+        DiskFullError: the disk is full.
     """
 
     def __init__(self, folder: Path, layout: Layout, *, counted: Callable[[str], bool], shared: bool = False) -> None:
@@ -160,7 +160,7 @@ class ViewWriter:
             token: the caller's name for this stretch, to be found `counted` should this process die before it is.
 
         Raises:
-            InfrastructureError: the disk is full.
+            DiskFullError: the disk is full.
         """
         if not self._put:
             return 0
@@ -368,13 +368,13 @@ def _lock_range(file: IO[bytes], kind: int, first: int, count: int) -> None:
 
 @contextmanager
 def room_for(num_bytes: int, folder: Path) -> Iterator[None]:
-    """Turns a full disk into one sentence."""
+    """Turns an error of a full disk into a `DiskFullError`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (*DISK_FULL_ERRNOS, errno.EFBIG):
             raise
-        raise InfrastructureError(f"no room for {num_bytes} bytes of knowledge under {folder.parent}") from error
+        raise DiskFullError(f"no room for {num_bytes} bytes of knowledge under {folder.parent}") from error
 
 
 def _kept_layout(folder: Path, wanted: Layout) -> Layout:

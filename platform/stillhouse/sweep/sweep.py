@@ -1,7 +1,6 @@
 """A sweep from its spec to its results."""
 
 import itertools
-import re
 import shlex
 import shutil
 import time
@@ -15,7 +14,15 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
-from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError, UsageError, is_disk_full
+from stillhouse.errors import (
+    DiskFullError,
+    InfrastructureError,
+    Interrupted,
+    SpecError,
+    StillhouseError,
+    UsageError,
+    as_disk_full,
+)
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size_limits import over_limit
@@ -269,12 +276,16 @@ class Sweep:
             yield
         except (KeyboardInterrupt, Interrupted) as interrupt:
             raise Interrupted(self._how_to_go_on if self.sweep_home.folder.exists() else "interrupted") from interrupt
-        except OSError as error:
-            raise InfrastructureError(self._trouble(error, error.strerror or str(error))) from error
-        except InfrastructureError as error:
-            if is_disk_full(error):
-                raise InfrastructureError(self._trouble(error, str(error))) from error
-            raise
+        except (OSError, InfrastructureError) as error:
+            if (full := as_disk_full(error, self.sweep_home.folder)) is not None:
+                raise DiskFullError(
+                    f"{full}; finished trials are kept. Make room (`stillhouse teachers prune` helps) and go on with: "
+                    f"{self.resume_command}"
+                ) from error
+            if isinstance(error, InfrastructureError):
+                raise
+            # Not every error of a write knows its file.
+            raise InfrastructureError(f"{error.strerror or error} ({error.filename or self.sweep_home.folder})") from error
 
     @contextmanager
     def _unless_removed(self) -> Iterator[None]:
@@ -292,19 +303,6 @@ class Sweep:
                 f"the folder {self.sweep_home.folder} was removed while the sweep ran, and what had finished with it; "
                 f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
             ) from error
-
-    def _trouble(self, error: Exception, reason: str) -> str:
-        place = getattr(error, "filename", None)
-        if place is None and not re.search(r"(^|[\s'(])/", reason):
-            # Not every error of a write says where it was.
-            place = self.sweep_home.folder
-        where = "" if place is None or str(place) in reason else f" ({place})"
-        if not is_disk_full(error):
-            return f"{reason}{where}"
-        return (
-            f"{reason}{where}; finished trials are kept. Make room (`stillhouse teachers prune` helps) and go on with: "
-            f"{self.resume_command}"
-        )
 
     @property
     def _how_to_go_on(self) -> str:

@@ -19,7 +19,7 @@ from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.errors import InfrastructureError, StillhouseError
+from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full, as_stillhouse_error
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, Leased
 from stillhouse.home_access.node_home import NodeHome, node_home
@@ -76,13 +76,11 @@ class TeacherActor(Leased):
         self._facts: dict[str, Any] = {}
 
     def prepare(self) -> dict[str, Any]:
-        """Loads or trains the teacher once; gives its facts. A `StillhouseError` comes back as `{"error", "exit_code"}`."""
+        """Loads or trains the teacher once; gives its facts. A `StillhouseError` comes back as `{"error": the error}`."""
         try:
             self._ready()
-        except StillhouseError as error:
-            return {"error": str(error), "exit_code": error.exit_code}
-        except OSError as error:
-            return {"error": f"{error.strerror or error} ({error.filename})", "exit_code": InfrastructureError.exit_code}
+        except (StillhouseError, OSError) as error:
+            return {"error": as_disk_full(error, self._home_address.path) or as_stillhouse_error(error)}
         return self._facts
 
     def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> bool:
@@ -134,7 +132,7 @@ class TeacherActor(Leased):
         reading: Reading | None = None,
         sweep: str = "",
         replicas: Iterable[str] = (),
-    ) -> str | None:
+    ) -> InfrastructureError | None:
         """As `TeacherService.request`; `replicas` that this actor is to tell the same may have its own name among them."""
         for name in replicas:
             # One that is gone is told when it is asked itself, or with the next request.

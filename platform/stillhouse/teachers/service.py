@@ -20,7 +20,7 @@ from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged, canonical_json
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.speed import seconds_per_row
@@ -97,7 +97,7 @@ class TeacherService:
         self._filler: threading.Thread | None = None
         self._closed = False
         self._resting = False
-        self._error: str | None = None
+        self._error: InfrastructureError | None = None
         self._samples_forwarded = 0
         self._bytes_written = 0
         self._fill_seconds = 0.0
@@ -143,8 +143,8 @@ class TeacherService:
         damaged: bool = False,
         reading: Reading | None = None,
         sweep: str = "",
-    ) -> str | None:
-        """Asks for a sealed view of `kinds`; returns at once, with the reason if filling has failed.
+    ) -> InfrastructureError | None:
+        """Requests a sealed view of `kinds`; returns at once, with the error if filling has failed since the last request.
 
         A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing. What is
         asked of a view until its turn comes shares one forward pass.
@@ -201,7 +201,7 @@ class TeacherService:
             reading: how the first trial will read the view: rows are filled in that order, else by their numbers.
 
         Raises:
-            InfrastructureError: the disk is full.
+            DiskFullError: the disk is full.
         """
         started = time.perf_counter()
         missing: dict[str, Knowledge] = {}
@@ -383,7 +383,9 @@ class TeacherService:
                 continue
             except Exception as error:  # the reason must reach the trials that wait
                 with self._wanted:
-                    self._error = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
+                    self._error = as_disk_full(error, self._store.root) or InfrastructureError(
+                        str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
+                    )
 
     def _note(self, view: int, rows: int, written: Mapping[str, int], seconds: float, token: str) -> None:
         """One line per stretch in the store's log: the count of forwarded samples outlives every crash."""

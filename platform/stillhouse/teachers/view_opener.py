@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -85,12 +84,11 @@ class ViewOpener:
             if not damaged and there():
                 return
             if time.monotonic() - self._asked > REPEAT_S:
-                reason = self._ask(damaged=damaged)
-                failures += reason is not None
-                if failures > 1:
-                    raise InfrastructureError(
-                        f"teacher '{self._ticket.definition.name}' can not fill view {self._view}: {reason}"
-                    )
+                error = self._ask(damaged=damaged)
+                failures += error is not None
+                if error is not None and failures > 1:
+                    # Of the actor's own type: a full disk is one for this trial too.
+                    raise type(error)(f"teacher '{self._ticket.definition.name}' cannot fill view {self._view}: {error}")
                 # The files that are mapped may have been made anew.
                 with suppress(FileNotFoundError, Damaged):
                     self._views = self._open()
@@ -101,11 +99,12 @@ class ViewOpener:
             name: self._store.follow(view_identity(self._ticket.base, kind, self._view)) for name, kind in self._wanted.items()
         }
 
-    def _ask(self, *, damaged: bool) -> Any:
+    def _ask(self, *, damaged: bool) -> InfrastructureError | None:
+        """Requests the view from the actor; returns the error of its last filling, if that failed."""
         # With what others will read of the view, since an actor that was restarted does not know of them.
         kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
-        reason = self._link.tell_all(
+        error: InfrastructureError | None = self._link.tell_all(
             "request", self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep
         )
         self._asked = time.monotonic()
-        return reason
+        return error

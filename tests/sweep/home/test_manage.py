@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import DiskFullError, InfrastructureError
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.home.ledger import Ledger
@@ -192,16 +192,12 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
             "No space left on device ({folder}); finished trials are kept. Make",
         ),
         (
-            InfrastructureError("no room for 16 bytes of knowledge under /node/x"),
+            DiskFullError("no room for 16 bytes of knowledge under /node/x"),
             "no room for 16 bytes of knowledge under /node/x; f",
         ),
         (
-            InfrastructureError("[Errno 28] No space left on device: '/node/x'"),
-            "[Errno 28] No space left on device: '/node/x'; fin",
-        ),
-        (
-            InfrastructureError("[Errno 28] No space left on device"),
-            "[Errno 28] No space left on device ({folder}); finished tri",
+            OSError(errno.EDQUOT, "Disk quota exceeded", "/node/x"),
+            "Disk quota exceeded (/node/x); finished trials are kept. Make",
         ),
         (InfrastructureError("a node is gone"), "a node is gone"),
     ],

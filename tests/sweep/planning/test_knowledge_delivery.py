@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
@@ -74,7 +74,7 @@ def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Pa
     with pytest.raises(UsageError, match=r"knowledge\.way is cached, but .*; raise knowledge\.max_bytes"):
         ways(StoreQuota(forced, tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(InfrastructureError) as caught:
+    with pytest.raises(DiskFullError) as caught:
         ways(StoreQuota(forced, tmp_path))
     assert str(caught.value) == (
         f"no room for 880.00 kB of knowledge under {tmp_path}/knowledge, whose disk has 880.00 kB for it; "

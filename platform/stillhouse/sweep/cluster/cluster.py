@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError, RayError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.errors import InfrastructureError, Interrupted, StillhouseError, UsageError
+from stillhouse.errors import InfrastructureError, Interrupted, last_line
 from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import start_keeper
 from stillhouse.home_access.leases import EXPIRE_S, LeaseHolder
@@ -45,7 +45,7 @@ from stillhouse.sweep.cluster.teacher_actors import (
     _answered,
     _rather_on,
 )
-from stillhouse.sweep.cluster.trial_watch import LostTrial, TrialWatch, _last_sentence
+from stillhouse.sweep.cluster.trial_watch import WORKER_DIED, LostTrial, TrialWatch
 from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, make_stopping_rule
 from stillhouse.sweep.execution.latency import measure_models
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, DistillTrial, key_of
@@ -195,7 +195,8 @@ class Cluster:
         try:
             found, reasons = ray.get(errand)
         except RayError as error:
-            raise InfrastructureError(f"the students' latency can not be measured: {_last_sentence(str(error))}") from error
+            reason = last_line(str(error), WORKER_DIED)
+            raise InfrastructureError(f"the students' latency cannot be measured: {reason}") from error
         for name, reason in reasons.items():
             self._progress.note(f"the latency of {name} is not known: {reason}")
         return found
@@ -222,7 +223,8 @@ class Cluster:
             leaves trials without a record on purpose.
 
         Raises:
-            InfrastructureError: the disk is full.
+            DiskFullError: a disk is full.
+            InfrastructureError: records cannot be written.
         """
         ledger = Ledger(Path(environment.folder) / "ledger")
         brackets: dict[str, int] = {}
@@ -275,7 +277,7 @@ class Cluster:
             tuner.fit()
         watch.collect()
         if watch.no_room is not None:
-            raise InfrastructureError(watch.no_room)
+            raise watch.no_room
         return [] if self._shutdown.requested else watch.lost()
 
     def _scheduler(self, queue: TrialQueue, brackets: dict[str, int], history: Iterable[TrialRecord]) -> FifoScheduler:
@@ -339,14 +341,13 @@ class Cluster:
                     ) from error
                 time.sleep(_PAUSE_S)
                 continue
-            if facts.get("exit_code") == Interrupted.exit_code and not self._shutdown.requested:
+            trouble = facts.get("error")
+            if isinstance(trouble, Interrupted) and not self._shutdown.requested:
                 # Another sweep shares the teacher, and was ended.
                 time.sleep(_PAUSE_S)
                 continue
-            if "error" in facts:
-                kinds: tuple[type[StillhouseError], ...] = (UsageError, Interrupted)
-                kind = next((kind for kind in kinds if kind.exit_code == facts["exit_code"]), InfrastructureError)
-                raise kind(facts["error"])
+            if trouble is not None:
+                raise trouble
             if not self._local and not self._leases.is_granted(handle):
                 # It answers for the last time.
                 time.sleep(_PAUSE_S)

@@ -9,8 +9,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.distill.sources import Reading
-from stillhouse.errors import InfrastructureError, StillhouseError, UsageError
-from stillhouse.sweep.cluster.trial_watch import _last_sentence
+from stillhouse.errors import InfrastructureError, StillhouseError, UsageError, as_disk_full, last_line
+from stillhouse.sweep.cluster.trial_watch import WORKER_DIED
 from stillhouse.teachers.definition import FillPlan, TeacherDefinition
 
 _RESTARTS_OF_A_TEACHER = 3
@@ -41,7 +41,8 @@ def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
     Raises:
         InfrastructureError: the actor did not come back in time.
         UsageError: the call raised there.
-        StillhouseError: the actor's own, such as a full disk behind a restart.
+        DiskFullError: the disk of the actor's home is full.
+        StillhouseError: the actor raised it.
     """
     deadline = time.monotonic() + ACTOR_TIMEOUT_S
     while True:
@@ -53,9 +54,11 @@ def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
         except RayTaskError as error:
             if isinstance(error.cause, StillhouseError):
                 raise error.cause from error
+            if (full := as_disk_full(error, "the home of the teacher's node")) is not None:
+                raise full from error
             # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
             raise UsageError(
-                f"the teacher can not {method} what the methods ask of it: {_last_sentence(str(error))}"
+                f"the teacher can not {method} what the methods ask of it: {last_line(str(error), WORKER_DIED)}"
             ) from error
         time.sleep(_PAUSE_S)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from stillhouse.errors import DiskFullError, InfrastructureError, as_disk_full, last_line
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.execution.trainable import DISK_FULL, TRIAL_CONFIG, key_of
 from stillhouse.sweep.home.ledger import Ledger, now
@@ -17,6 +18,7 @@ from stillhouse.sweep.progress import Progress
 
 _DEATHS = ("because its worker process has died", "due to the node running low on memory")
 """What Ray says of a worker that died by itself, or that it ended to keep the node alive (ray 2.60)."""
+WORKER_DIED = "its worker died"
 _ATTEMPT = "Failure # "
 """What Tune writes in front of each of a trial's errors (ray 2.60)."""
 
@@ -59,8 +61,8 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._open: dict[str, str] = {}
         self._epochs: Counter[str] = Counter()
         self._deaths: dict[str, tuple[int, int]] = {}
-        self.no_room: str | None = None
-        """Why the sweep must end: the disk that it stands on is full."""
+        self.no_room: InfrastructureError | None = None
+        """Why the sweep must end: a disk is full, or records cannot be written."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles its callbacks to restore a run, which a sweep never does: it runs what the ledger lacks.
@@ -90,7 +92,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = result["key"]
         if result["status"] == DISK_FULL:
-            self.no_room = self.no_room or result["reason"]
+            self.no_room = self.no_room or DiskFullError(result["reason"])
         curve = self._curves.setdefault(key, {})
         for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
             curve[entry["epoch"]] = entry
@@ -114,7 +116,9 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
                 self._ledger.write(record)
             except OSError as error:
                 # Tune takes an error of a callback for one of the trial and waits for it for ever.
-                self.no_room = self.no_room or f"can not write the record of a trial: {error}"
+                full = as_disk_full(error, self._ledger.folder)
+                reason = f"the record of a trial cannot be written: {full or error}"
+                self.no_room = self.no_room or (InfrastructureError(reason) if full is None else DiskFullError(reason))
                 return
         self._done(record)
 
@@ -128,7 +132,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._note_error(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._lose(key_of(trial.config[TRIAL_CONFIG]), _last_sentence(self._note_error(trial)))
+        self._lose(key_of(trial.config[TRIAL_CONFIG]), last_line(self._note_error(trial), WORKER_DIED))
 
     def _note_error(self, trial: Any) -> str:
         """Counts the deaths of a trial's workers; gives the text of its last error."""
@@ -163,8 +167,3 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
             started=self._started.get(key, ""),
             finished=now(),
         )
-
-
-def _last_sentence(error: str) -> str:
-    lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "its worker died"

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch do
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.parallel import Workers
-from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.errors import DiskFullError, InfrastructureError, TrialError, as_disk_full, first_line
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason
@@ -23,7 +23,7 @@ from stillhouse.workers import prepare_worker
 Result = TypeVar("Result")
 # The longest that a worker waits for another: for its share of a batch, or for knowledge that is being filled.
 _TIMEOUT = timedelta(minutes=10)
-_TRIAL, _INFRASTRUCTURE, _LOST = "trial", "infrastructure", "lost"
+_TRIAL, _DISK_FULL, _INFRASTRUCTURE, _LOST = "trial", "disk full", "infrastructure", "lost"
 
 
 class GroupWorker:
@@ -58,6 +58,8 @@ class GroupWorker:
             act()
         except Exception as error:
             _leave()
+            if (full := as_disk_full(error, self._environment.folder)) is not None:
+                return _DISK_FULL, str(full)
             return _kind(error), str(error) if isinstance(error, InfrastructureError) else failure_reason(error)
         return None
 
@@ -93,7 +95,7 @@ class WorkerGroup:
         except (RayError, RuntimeError) as error:
             self.close()
             raise InfrastructureError(
-                f"the {self.workers.size} workers of a trial did not meet: {_first_line(error)}"
+                f"the {self.workers.size} workers of a trial did not meet: {first_line(error)}"
             ) from error
 
     def together(self, call: str, *arguments: Any, own: Callable[[], Result]) -> Result:
@@ -101,6 +103,7 @@ class WorkerGroup:
 
         Raises:
             InfrastructureError: a worker is gone, or has met one.
+            DiskFullError: the disk of another worker is full.
             WorkerGroupError: the trial failed on another worker.
             Exception: what `own` raised, where it is the cause.
         """
@@ -118,11 +121,13 @@ class WorkerGroup:
         self.broken = True
         if failure is not None and _kind(failure) != _LOST:
             raise failure
-        for kind, reason in sorted(told, key=lambda each: (_TRIAL, _INFRASTRUCTURE, _LOST).index(each[0])):
+        for kind, reason in sorted(told, key=lambda each: (_TRIAL, _DISK_FULL, _INFRASTRUCTURE, _LOST).index(each[0])):
             if kind == _TRIAL:
                 raise WorkerGroupError(reason) from failure
+            if kind == _DISK_FULL:
+                raise DiskFullError(reason) from failure
             raise InfrastructureError(f"the workers of a trial lost each other: {reason}") from failure
-        raise InfrastructureError(f"the workers of a trial lost each other: {_first_line(failure)}") from failure
+        raise InfrastructureError(f"the workers of a trial lost each other: {first_line(failure)}") from failure
 
     def close(self) -> None:
         """Ends the others."""
@@ -136,7 +141,7 @@ class WorkerGroup:
             try:
                 told.append(ray.get(answer))
             except RayError as error:
-                told.append((_INFRASTRUCTURE, _first_line(error)))
+                told.append((_INFRASTRUCTURE, first_line(error)))
         return [each for each in told if each is not None]
 
 
@@ -168,7 +173,3 @@ def _kind(error: BaseException) -> str:
     # Gloo says by a plain RuntimeError that the other end has closed.
     closed = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
     return _LOST if closed or isinstance(error, dist.DistError) else _TRIAL
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

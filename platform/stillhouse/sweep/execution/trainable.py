@@ -10,7 +10,7 @@ import torch
 from ray import tune
 
 from stillhouse.data.datasets import ImageData
-from stillhouse.errors import InfrastructureError, is_disk_full
+from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.execution.multi_worker import WorkerGroup, own_device
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
@@ -49,7 +49,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._resting = False
         try:
             return self._step() if self._no_room is None else self._report_no_room(self._no_room)
-        except (InfrastructureError, OSError) as error:
+        except Exception as error:
             if not is_disk_full(error):
                 raise
             return self._report_no_room(error)
@@ -115,11 +115,12 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
                 self._done = record.status
                 return
             self._runner = self._make_runner(device)
-        except (InfrastructureError, OSError) as error:
-            if not is_disk_full(error):
-                raise
-            self._no_room = error
         except Exception as error:
+            if is_disk_full(error):
+                self._no_room = error
+                return
+            if isinstance(error, InfrastructureError | OSError):
+                raise
             failed_record(self._trial, self._environment, error, device=device)
 
     def _report(
@@ -137,7 +138,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return result
 
     def _report_no_room(self, error: BaseException) -> dict[str, Any]:
-        return {**self._report(None, status=DISK_FULL), "reason": " ".join(str(error).split())}
+        return {**self._report(None, status=DISK_FULL), "reason": str(as_disk_full(error, self._environment.folder))}
 
     def _release(self) -> None:
         """A process that is used again must not keep the last trial's memory."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
+from stillhouse.errors import DiskFullError, UsageError, did_you_mean
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
@@ -51,7 +51,7 @@ class StoreQuota:
 
         Raises:
             UsageError: a kind that is forced to be cached does not fit what the spec leaves.
-            InfrastructureError: or what the disk has.
+            DiskFullError: or what the disk has.
         """
         costs = {
             text: Cost(
@@ -69,7 +69,7 @@ class StoreQuota:
                 raise UsageError("knowledge.tail_draws must be 0 where knowledge.way is served: draws go by a sample's place")
         forced = sum(cost.bytes_per_sample * cost.num_views for cost in costs.values() if cost.asked == "cached") * num_samples
         if forced > (left := self._disk - sum(self._own.values())):
-            raise InfrastructureError(
+            raise DiskFullError(
                 f"no room for {readable_bytes(forced)} of knowledge under {self._store.root}, whose disk has "
                 f"{readable_bytes(left)} for it; lower views.count or let knowledge.way be auto"
             )
