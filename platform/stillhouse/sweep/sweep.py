@@ -40,8 +40,8 @@ from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvi
 from stillhouse.sweep.home.ledger import now
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
-from stillhouse.sweep.planning.knowledge_delivery import StoreQuota, form_of_logits
-from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
+from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
+from stillhouse.sweep.planning.knowledge_demand import knowledge_demand, stored_form_of_logits
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file
 from stillhouse.sweep.planning.trial_keys import make_views
@@ -657,7 +657,7 @@ class Sweep:
                     ways={text: choice.way for text, choice in choices.items()},
                     plan=FillPlan.make(cached),
                     calling_way=calling.way,
-                    top_k=form_of_logits(self.spec.knowledge),
+                    top_k=stored_form_of_logits(self.spec.knowledge),
                     sweep=self.spec.name,
                 ),
                 self._teacher_facts(running, explained),

@@ -12,7 +12,8 @@ from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand, StoreQuota
+from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
+from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.service import kind_id
 

@@ -16,8 +16,7 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge import Knowledge
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model
-from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand
-from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
+from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, knowledge_demand
 from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.teachers.service import kind_id

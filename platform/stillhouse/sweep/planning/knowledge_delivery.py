@@ -1,26 +1,15 @@
 """Which way each kind of knowledge goes in a sweep, and the room that its sealed views take of the disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DiskFullError, UsageError, did_you_mean
-from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
-from stillhouse.knowledge.top_k import TopK
 from stillhouse.spec.schema import KnowledgeSpec
+from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.delivery_cost import Choice, Cost, choose_ways, readable_bytes
-
-
-@dataclass(frozen=True)
-class KnowledgeDemand:
-    """A kind of knowledge, the views in which some trial reads it, and how many trials do."""
-
-    kind: Knowledge
-    views: frozenset[int]
-    trials: int = 1
 
 
 class StoreQuota:
@@ -98,8 +87,3 @@ class StoreQuota:
         others = self._budget - sum(self._own.values())
         own = sum(entry["bytes"] for entry in self._store.entries() if entry["key"] in self._own)
         return self._store.prune(max(0, others) + own, spare=self._own.keys())
-
-
-def form_of_logits(spec: KnowledgeSpec) -> TopK | None:
-    """How the spec wants logits kept; None keeps them whole."""
-    return None if spec.top_k is None else TopK(spec.top_k, spec.tail_draws)

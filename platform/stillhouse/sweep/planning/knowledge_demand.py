@@ -1,4 +1,4 @@
-"""What planned trials ask of each teacher, and in which views of the data some trial reads it."""
+"""What planned trials read of each teacher, and in which views of the data."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,47 +13,63 @@ from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Method, Setup
 from stillhouse.distill.sources import is_named
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint, sketch
 from stillhouse.spec.records import Trial
-from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.planning.knowledge_delivery import KnowledgeDemand, form_of_logits
+from stillhouse.spec.schema import KnowledgeSpec, SweepSpec
+from stillhouse.sweep.planning.method_fit import fit_method
 from stillhouse.teachers.service import kind_id
+
+
+@dataclass(frozen=True)
+class KnowledgeDemand:
+    """A kind of knowledge, the views in which some trial reads it, and how many trials do."""
+
+    kind: Knowledge
+    views: frozenset[int]
+    trials: int = 1
 
 
 def knowledge_demand(
     spec: SweepSpec, trials: Iterable[Trial], data: ImageData, views: Views, *, adaptive: bool
 ) -> dict[str, dict[str, KnowledgeDemand]]:
-    """By teacher, every kind that one of the trials asks of it, by its text; one forward pass of a view gives them all.
+    """By teacher and id of the kind: everything that the trials read of it. One forward pass of a view gives all of it.
 
     A trial reads a kind in the epochs of the stages that need it. Which trials are confirmed is not known yet, so each counts
     with the seeds of the confirm phase too.
 
     Args:
-        adaptive: whether other trials are chosen as the search goes, with stages of any length: a kind counts in every epoch.
+        adaptive: whether further trials are chosen during the search, with stages of any length: a kind counts in every epoch.
     """
     found: dict[str, dict[str, _Reading]] = {}
-    top_k = form_of_logits(spec.knowledge)
-    stretches = _Stretches(views)
+    top_k = stored_form_of_logits(spec.knowledge)
+    ranges = _ViewsOfEpochs(views)
     for trial in trials:
+        if not trial.teachers:
+            continue
         seeds = range(trial.seed, trial.seed + spec.search.confirm_seeds + 1)
-        for name in trial.teachers:
+        student = _describe(trial.student.model, trial.student.options, data)
+        teachers = [_describe(spec.teachers[name].model, spec.teachers[name].options, data) for name in trial.teachers]
+        fit = fit_method(make_method(trial.method, trial.hyperparameters), student, teachers)
+        for name, teacher, knowledge in zip(trial.teachers, teachers, fit.knowledge, strict=True):
             kinds = found.setdefault(name, {})
-            teacher = _describe(spec.teachers[name].model, spec.teachers[name].options, data)
-            student = _describe(trial.student.model, trial.student.options, data)
-            method = make_method(trial.method, trial.hyperparameters)
-            asked = method.knowledge(teacher, student)
-            epochs = _epochs_of(method, asked, trial, teacher, student, data) if not adaptive else {}
-            for key, kind in asked.items():
+            epochs = _epochs_of(fit.method, knowledge, trial, teacher, student, data) if not adaptive else {}
+            for key, kind in knowledge.items():
                 form = kind if top_k is None else top_k.of(kind, data.num_classes)
                 reading = kinds.setdefault(kind_id(form), _Reading(form))
                 reading.trials.add(trial.key)
                 read = epochs.get(key, [(0, trial.epochs)])
-                reading.views.update(*(stretches.views(seed, *stretch) for stretch in read for seed in seeds))
+                reading.views.update(*(ranges.views(seed, *stretch) for stretch in read for seed in seeds))
     return {
-        name: {text: KnowledgeDemand(each.kind, frozenset(each.views), len(each.trials)) for text, each in kinds.items()}
+        name: {key: KnowledgeDemand(each.kind, frozenset(each.views), len(each.trials)) for key, each in kinds.items()}
         for name, kinds in found.items()
     }
+
+
+def stored_form_of_logits(spec: KnowledgeSpec) -> TopK | None:
+    """How the spec wants logits stored; None stores them whole."""
+    return None if spec.top_k is None else TopK(spec.top_k, spec.tail_draws)
 
 
 @dataclass(frozen=True)
@@ -63,8 +79,8 @@ class _Reading:
     trials: set[str] = field(default_factory=set)
 
 
-class _Stretches:
-    """The views of stretches of epochs, each worked out once."""
+class _ViewsOfEpochs:
+    """The views that ranges of epochs show, each computed once."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -72,7 +88,7 @@ class _Stretches:
         self._known: dict[tuple[int, int, int], frozenset[int]] = {}
 
     def views(self, seed: int, first: int, last: int) -> frozenset[int]:
-        """Those that a trial with this seed sees in the epochs [first, last)."""
+        """Those that a trial with this seed sees in epochs [first, last)."""
         known = self._known.get((seed, first, last))
         if known is None:
             order = self._orders.setdefault(seed, self._views.order(seed).tolist())
@@ -84,7 +100,7 @@ class _Stretches:
 def _epochs_of(
     method: Method, names: Iterable[str], trial: Trial, teacher: Architecture, student: Architecture, data: ImageData
 ) -> dict[str, list[tuple[int, int]]]:
-    """By the method's name of a kind, the stretches [first, last) of epochs whose stages need it."""
+    """By the method's name of a kind, the ranges [first, last) of epochs whose stages read it."""
 
     def new_student() -> nn.Module:
         return sketch(trial.student.model, trial.student.options, data.num_classes, data.input_shape)

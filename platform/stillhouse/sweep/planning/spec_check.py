@@ -5,25 +5,18 @@ All problems, those of the spec's own form included, are reported at once, befor
 
 import importlib.util
 import re
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_problems
-from stillhouse.distill.hyperparameters import make_method, plain, setting_problems, typed
-from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
-from stillhouse.distill.parallel import split_problem
-from stillhouse.distill.trainer import check_stages
-from stillhouse.durable import canonical_json
+from stillhouse.distill.hyperparameters import plain, setting_problems, typed
+from stillhouse.distill.method import Method
 from stillhouse.errors import Problem, SpecError, UsageError, did_you_mean
-from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
 from stillhouse.models.registry import model_options
 from stillhouse.models.weights import load_state, read_checkpoint
@@ -34,6 +27,7 @@ from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec
+from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker, first_sentence
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
 
 TORCHVISION = "torchvision:"
@@ -113,10 +107,6 @@ def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:
     return draft_of(spec)
 
 
-class _TooShortError(ValueError):
-    """Fewer epochs than a method can work with."""
-
-
 class _Surveyor:
     """One pass over a spec; each step adds to the survey what it found."""
 
@@ -130,7 +120,6 @@ class _Surveyor:
         self._asked_methods = spec.methods is not None
         self._num_classes: int | None = None
         self._input_shape: Shape | None = None
-        self._modules_checked: set[str] = set()
 
     def run(self) -> Survey:
         self._add_folders()
@@ -258,7 +247,7 @@ class _Surveyor:
         try:
             baseline = methods.baseline()
         except Exception as error:  # a user's file can raise anything when it is imported
-            self._problem("methods", f"can not be loaded: {_sentence(error)}")
+            self._problem("methods", f"can not be loaded: {first_sentence(error)}")
         else:
             asked = {baseline: asked.get(baseline, {}), **asked}
         resolved = {}
@@ -268,7 +257,7 @@ class _Surveyor:
             except UsageError as error:
                 self._problem(f"methods.{name}", _named(error))
             except Exception as error:
-                self._problem(f"methods.{name}", f"can not be loaded: {_sentence(error)}")
+                self._problem(f"methods.{name}", f"can not be loaded: {first_sentence(error)}")
             else:
                 resolved[name] = self._resolve_settings(name, kind, settings)
         return {name: settings for name, settings in resolved.items() if settings is not None}
@@ -323,13 +312,15 @@ class _Surveyor:
 
     def _check_draws(self, spec: SweepSpec, num_classes: int, input_shape: Shape) -> set[str]:
         """Tries every trial's method on its student and teacher; returns the methods that are left out of the sweep."""
-        skipped: dict[tuple[str, str, str | None, str], int] = {}
-        told: set[tuple[str, str, str, str | None]] = set()
+        skipped: Counter[tuple[str, str, str | None, str]] = Counter()
+        reported: set[tuple[str, str, str, str | None]] = set()
         unmet: set[str] = set()
         teachers = {
             name: blueprint(teacher.model, teacher.options, num_classes, input_shape).architecture
             for name, teacher in spec.teachers.items()
         }
+        num_samples = len(self._data.train) if self._data is not None else None
+        checker = DrawChecker(spec, self._sound, num_classes=num_classes, num_samples=num_samples)
         no_teachers = not self._spec.teachers and not self._sound.touched("teachers")
         for draw in draw_trials(spec):
             if draw.method in unmet:
@@ -338,26 +329,23 @@ class _Surveyor:
                 student = blueprint(draw.student.model, draw.student.options, num_classes, input_shape).architecture
             except Exception as error:
                 place = self._places[draw.student.name]
-                self._problem(f"students[{place}]", f"can not be built with {show(draw.student.options)}: {_sentence(error)}")
+                self._problem(
+                    f"students[{place}]", f"cannot be built with {show(draw.student.options)}: {first_sentence(error)}"
+                )
                 continue
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                asked = [teachers.get(name) for name in draw.teacher.split(TEACHER_JOINT)] if draw.teacher else [None]
-                tried = [self._try(draw, teacher, student, spec) for teacher in asked]
-                outcome = next((each for each in tried if not isinstance(each, Draw)), tried[0])
-            self._note(*(f"methods.{draw.method}: {warning.message}" for warning in caught))
+            names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
+            outcome, cautions = checker.check(draw, student, [teachers[name] for name in names])
+            self._note(*(f"methods.{draw.method}: {caution}" for caution in cautions))
             if isinstance(outcome, Draw):
                 self._survey.draws.append(outcome)
             elif isinstance(outcome, Problem):
-                if (pair := (outcome.key, draw.method, draw.student.name, draw.teacher)) not in told:
-                    told.add(pair)
+                if (pair := (outcome.key, draw.method, draw.student.name, draw.teacher)) not in reported:
+                    reported.add(pair)
                     self._survey.problems.append(outcome)
-            elif outcome == _NEEDS_TEACHER:
-                if no_teachers:
-                    unmet.add(draw.method)
-            else:
-                where = (draw.method, draw.student.name, draw.teacher, outcome)
-                skipped[where] = skipped.get(where, 0) + 1
+            elif not outcome.needs_teacher:
+                skipped[draw.method, draw.student.name, draw.teacher, outcome.reason] += 1
+            elif no_teachers:
+                unmet.add(draw.method)
         self._survey.skipped = [Skipped(*where, trials=trials) for where, trials in skipped.items()]
         return self._left_out(unmet)
 
@@ -367,7 +355,7 @@ class _Surveyor:
         for method in sorted(unmet):
             if self._asked_methods:
                 self._problem(
-                    f"methods.{method}", f"{_NEEDS_TEACHER}, and the spec has none; add one under teachers or remove {method}"
+                    f"methods.{method}", f"{NEEDS_TEACHER}, and the spec has none; add one under teachers or remove {method}"
                 )
         if unmet and not self._asked_methods:
             self._note(f"left out, since there are no teachers: {', '.join(sorted(unmet))}")
@@ -376,57 +364,6 @@ class _Surveyor:
                 pair = f"{item.student} with {item.teacher}" if item.teacher else item.student
                 self._problem(f"methods.{item.method}", f"suits no student: for {pair} it {item.reason}; remove {item.method}")
         return unmet | ({item.method for item in self._survey.skipped} - ran)
-
-    def _try(self, draw: Draw, teacher: Architecture | None, student: Architecture, spec: SweepSpec) -> Draw | Problem | str:
-        """The trial as it can run, what is wrong with it, or why it is passed over."""
-        taught = teacher is not None
-        try:
-            method = make_method(draw.method, draw.hyperparameters)
-            if (parted := self._parted()) and (problem := split_problem(method)):
-                return f"{problem}, and {parted}"
-            try:
-                # Without a teacher, the student stands in for one, to learn whether anything is asked of it.
-                knowledge = method.knowledge(teacher or student, student)
-            except ValueError:
-                if teacher is None:
-                    return _NEEDS_TEACHER
-                raise
-            if not knowledge and not method.calls_teacher:
-                teacher, taught = None, False
-            elif teacher is None:
-                return _NEEDS_TEACHER
-            for kind in knowledge.values():
-                for layer in kind.layers:
-                    assert teacher is not None
-                    teacher.shape(layer)
-            with torch.device("meta"):
-                for layer in method.student_layers(teacher, student):
-                    student.shape(layer)
-                self._check_setup(method, draw, teacher, student, spec)
-            if method.calls_teacher and spec.knowledge.way == "cached":
-                return Problem(
-                    "knowledge.way",
-                    f"must be auto, served or inline for {draw.method}, which calls the teacher on inputs of its own making, "
-                    "got 'cached'",
-                )
-        except Unsuitable as error:
-            return str(error)
-        except Exception as error:  # a user's method can raise anything
-            named = self._named_by(draw, str(error))
-            if isinstance(error, MethodError | UnknownLayer) and named is None:
-                return str(error)
-            return self._method_problem(draw, error, named, taught=taught)
-        hyperparameters = {name: plain(getattr(method, name)) for name in draw.hyperparameters}
-        return Draw(draw.method, draw.student, draw.teacher if teacher is not None else None, hyperparameters)
-
-    def _parted(self) -> str | None:
-        """The setting that has trials train on a part of each batch at a time."""
-        workers, micro_batch = self._spec.trial_resources.num_workers, self._spec.training.micro_batch
-        if self._sound("trial_resources") and workers > 1:
-            return f"trial_resources has {workers} workers share it"
-        if self._sound("training.micro_batch") and isinstance(micro_batch, int):
-            return f"training.micro_batch = {micro_batch} parts it"
-        return None
 
     def _check_last_batch(self) -> None:
         """Whether every worker gets a sample of an epoch's last batch; a last batch of one is left out."""
@@ -440,56 +377,6 @@ class _Surveyor:
                 f"must leave a last batch of at least {workers} samples, one for each worker of a trial, got {size}, which "
                 f"leaves {left} of {len(self._data.train)}; change it",
             )
-
-    def _check_setup(
-        self, method: Method, draw: Draw, teacher: Architecture | None, student: Architecture, spec: SweepSpec
-    ) -> None:
-        """Tries the stages of every trial, the helpers once per combination of what can change their shapes.
-
-        Raises:
-            ValueError: the method does not fit.
-        """
-
-        def new_student() -> nn.Module:
-            assert self._num_classes is not None
-            return sketch(draw.student.model, draw.student.options, self._num_classes, student.input_shape)
-
-        num_samples = len(self._data.train.labels) if self._data is not None else 1000
-        setup = Setup(
-            teacher=teacher, student=student, new_student=new_student, num_samples=num_samples, epochs=spec.search.max_epochs
-        )
-        if self._sound("search.max_epochs"):
-            try:
-                stages = check_stages(method, setup)
-            except ValueError as error:
-                check_stages(method, replace(setup, epochs=1000 * setup.epochs))
-                raise _TooShortError(f"{draw.method} {error}") from error
-            for stage in stages:
-                if stage.until is not None:
-                    student.shape(stage.until)
-        shaping = {name: value for name, value in draw.hyperparameters.items() if not isinstance(value, float)}
-        options = {name: value for name, value in draw.student.options.items() if not isinstance(value, float)}
-        seen = canonical_json([draw.method, shaping, draw.student.name, options, draw.teacher])
-        if seen not in self._modules_checked:
-            self._modules_checked.add(seen)
-            method.modules(setup)
-
-    def _named_by(self, draw: Draw, message: str) -> str | None:
-        """The hyper-parameter whose value an error quotes: what the user named, not what the method chose, is wrong."""
-        defaults = methods.find(draw.method).defaults()
-        for name, value in draw.hyperparameters.items():
-            for word in value if isinstance(value, list) else [value]:
-                if isinstance(word, str) and value != plain(defaults[name]) and f"'{word}'" in message:
-                    return name
-        return None
-
-    def _method_problem(self, draw: Draw, error: Exception, named: str | None, *, taught: bool) -> Problem:
-        message = str(error) if isinstance(error, ValueError) else _sentence(error)
-        if isinstance(error, _TooShortError):
-            return Problem("search.max_epochs", f"must be larger: {message}")
-        pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
-        key = f"methods.{draw.method}" + (f".{named}" if named else "")
-        return Problem(key, f"can not run on {pair}: {message}")
 
     def _note(self, *notes: str) -> None:
         self._survey.notes += [note for note in notes if note not in self._survey.notes]
@@ -507,7 +394,6 @@ class _Surveyor:
                 self._note(f"no trial asks anything of teacher {name}")
 
 
-_NEEDS_TEACHER = "needs a teacher"
 # Classes and shape that stand in for a data set which is not known yet, to learn what is wrong with options alone.
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
 
@@ -516,11 +402,6 @@ def _named(error: Exception | str) -> str:
     """A sentence that can follow a key."""
     text = str(error)
     return f"names {text}" if text.startswith("no ") else f"can not be used: {text}"
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _takes_any(model: str, option: str) -> bool:

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillhouse.distill.hyperparameters import make_method, plain
-from stillhouse.models.architecture import Architecture
-from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial, TrialRecord
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw, list_settings, random_draws, student_variants, teachers_in_turn
@@ -15,8 +13,6 @@ from stillhouse.sweep.search.trial_queue import StudyQueue
 
 _RESERVE = 32
 """Random draws that stand in for suggestions which repeat themselves; a study that has used them up is at its end."""
-
-Describe = Callable[[str, Mapping[str, Any]], Architecture]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,22 +122,6 @@ def plan_studies(
                 )
             )
     return studies
-
-
-def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
-    """The draw as it can run: without a teacher it asks nothing of, with typed values. None when it can not run."""
-    names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
-    try:
-        student = describe(draw.student.model, draw.student.options)
-        teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
-        method = make_method(draw.method, draw.hyperparameters)
-        asked = [method.knowledge(teacher, student) for teacher in teachers or [student]]
-    except Exception:  # a user's method can raise anything about a combination of values
-        return None
-    if asked[0] and not teachers:
-        return None
-    hyperparameters = {name: plain(getattr(method, name)) for name in draw.hyperparameters}
-    return Draw(draw.method, draw.student, draw.teacher if asked[0] else None, hyperparameters)
 
 
 def _fitting(draw: Draw, number: int, students: Sequence[StudentChoice], teachers: Sequence[str | None]) -> Draw:

@@ -1,0 +1,230 @@
+"""Whether a method with its hyper-parameters fits a student and its teachers, and whether it needs a teacher at all."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse import methods
+from stillhouse.distill.hyperparameters import make_method, plain
+from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
+from stillhouse.distill.parallel import split_problem
+from stillhouse.distill.trainer import check_stages
+from stillhouse.durable import canonical_json
+from stillhouse.errors import Problem
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.architecture import Architecture, UnknownLayer
+from stillhouse.models.blueprint import sketch
+from stillhouse.spec.combinations import Soundness
+from stillhouse.spec.records import TEACHER_JOINT
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.search.draws import Draw
+
+Describe = Callable[[str, Mapping[str, Any]], Architecture]
+
+NEEDS_TEACHER = "needs a teacher"
+_ASSUMED_SAMPLES = 1000
+"""Size of the training split while the data set has not been loaded."""
+
+
+class NeedsTeacherError(ValueError):
+    """The method needs a teacher and there is none."""
+
+
+class _TooFewEpochsError(ValueError):
+    """The method cannot work with so few epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFit:
+    """A method with concrete hyper-parameters, and what it needs of each teacher of a trial.
+
+    Attributes:
+        knowledge: by teacher in the order of the trial's teachers, each kind by the method's name for it; empty without one.
+        needs_teacher: whether the trial runs with its teachers: the method reads knowledge or calls the teacher.
+    """
+
+    method: Method
+    knowledge: tuple[Mapping[str, Knowledge], ...]
+    needs_teacher: bool
+
+
+def fit_method(method: Method, student: Architecture, teachers: Sequence[Architecture]) -> MethodFit:
+    """What the method needs of these teachers for this student. This is the only place that decides about a teacher.
+
+    Raises:
+        NeedsTeacherError: the method needs a teacher and `teachers` is empty.
+        Exception: whatever the method raises about the combination; a user-defined one can raise anything.
+    """
+    if teachers:
+        knowledge = tuple(method.knowledge(teacher, student) for teacher in teachers)
+        return MethodFit(method=method, knowledge=knowledge, needs_teacher=any(knowledge) or method.calls_teacher)
+    try:
+        # The student stands in for the missing teacher, only to learn whether the method needs anything of one.
+        needed = bool(method.knowledge(student, student))
+    except ValueError as error:
+        raise NeedsTeacherError(NEEDS_TEACHER) from error
+    if needed or method.calls_teacher:
+        raise NeedsTeacherError(NEEDS_TEACHER)
+    return MethodFit(method=method, knowledge=(), needs_teacher=False)
+
+
+def runnable_draw(draw: Draw, fit: MethodFit) -> Draw:
+    """The draw as its trial runs: without the teacher that the method does not need, with typed hyper-parameters."""
+    hyperparameters = {name: plain(getattr(fit.method, name)) for name in draw.hyperparameters}
+    return Draw(draw.method, draw.student, draw.teacher if fit.needs_teacher else None, hyperparameters)
+
+
+def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
+    """The draw as its trial runs; None when it cannot run.
+
+    Args:
+        describe: the architecture of a model with its options.
+    """
+    names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
+    try:
+        student = describe(draw.student.model, draw.student.options)
+        teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
+        fit = fit_method(make_method(draw.method, draw.hyperparameters), student, teachers)
+    except Exception:  # a user's method can raise anything about a combination of values
+        return None
+    return runnable_draw(draw, fit)
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """Why a draw has no trial although nothing about the spec is wrong."""
+
+    reason: str
+    needs_teacher: bool = False
+
+
+class DrawChecker:
+    """Tries the draws of a spec, each with its method on its student and its teachers, without training anything.
+
+    Args:
+        spec: with every method and hyper-parameter spelled out.
+        sound: which of the spec's sections have no problem of their own.
+        num_samples: of the training split; None while the data set has not been loaded.
+        num_classes: of the data set.
+    """
+
+    def __init__(self, spec: SweepSpec, sound: Soundness, *, num_classes: int, num_samples: int | None) -> None:
+        self._spec = spec
+        self._sound = sound
+        self._num_classes = num_classes
+        self._num_samples = _ASSUMED_SAMPLES if num_samples is None else num_samples
+        self._modules_checked: set[str] = set()
+
+    def check(
+        self, draw: Draw, student: Architecture, teachers: Sequence[Architecture]
+    ) -> tuple[Draw | Problem | PassedOver, list[str]]:
+        """The draw as it runs, what is wrong with it, or why it is passed over; and the warnings that came up."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = self._outcome(draw, student, teachers)
+        return outcome, [str(warning.message) for warning in caught]
+
+    def _outcome(self, draw: Draw, student: Architecture, teachers: Sequence[Architecture]) -> Draw | Problem | PassedOver:
+        taught = bool(teachers)
+        try:
+            method = make_method(draw.method, draw.hyperparameters)
+            if (divided := self._divided_batches()) and (problem := split_problem(method)):
+                return PassedOver(f"{problem}, and {divided}")
+            fit = fit_method(method, student, teachers)
+            taught = fit.needs_teacher
+            for teacher, knowledge in zip(teachers, fit.knowledge, strict=True):
+                for kind in knowledge.values():
+                    for layer in kind.layers:
+                        teacher.shape(layer)
+            with torch.device("meta"):
+                for partner in teachers if taught else [None]:
+                    for layer in method.student_layers(partner, student):
+                        student.shape(layer)
+                    self._check_setup(method, draw, partner, student)
+        except NeedsTeacherError as error:
+            return PassedOver(str(error), needs_teacher=True)
+        except Unsuitable as error:
+            return PassedOver(str(error))
+        except Exception as error:  # a user's method can raise anything
+            named = _quoted_hyperparameter(draw, str(error))
+            if isinstance(error, MethodError | UnknownLayer) and named is None:
+                return PassedOver(str(error))
+            return _method_problem(draw, error, named, taught=taught)
+        if method.calls_teacher and self._spec.knowledge.way == "cached":
+            return Problem(
+                "knowledge.way",
+                f"must be auto, served or inline for {draw.method}, which calls the teacher on inputs that it generates, "
+                "got 'cached'",
+            )
+        return runnable_draw(draw, fit)
+
+    def _divided_batches(self) -> str | None:
+        """The setting that makes trials train on a part of each batch at a time."""
+        workers, micro_batch = self._spec.trial_resources.num_workers, self._spec.training.micro_batch
+        if self._sound("trial_resources") and workers > 1:
+            return f"trial_resources divides it among {workers} workers"
+        if self._sound("training.micro_batch") and isinstance(micro_batch, int):
+            return f"training.micro_batch = {micro_batch} divides it"
+        return None
+
+    def _check_setup(self, method: Method, draw: Draw, teacher: Architecture | None, student: Architecture) -> None:
+        """Tries the stages of every trial, the helpers once per combination of what can change their shapes.
+
+        Raises:
+            ValueError: the method does not fit.
+        """
+
+        def new_student() -> nn.Module:
+            return sketch(draw.student.model, draw.student.options, self._num_classes, student.input_shape)
+
+        setup = Setup(
+            teacher=teacher,
+            student=student,
+            new_student=new_student,
+            num_samples=self._num_samples,
+            epochs=self._spec.search.max_epochs,
+        )
+        if self._sound("search.max_epochs"):
+            try:
+                stages = check_stages(method, setup)
+            except ValueError as error:
+                check_stages(method, replace(setup, epochs=1000 * setup.epochs))
+                raise _TooFewEpochsError(f"{draw.method} {error}") from error
+            for stage in stages:
+                if stage.until is not None:
+                    student.shape(stage.until)
+        shaping = {name: value for name, value in draw.hyperparameters.items() if not isinstance(value, float)}
+        options = {name: value for name, value in draw.student.options.items() if not isinstance(value, float)}
+        seen = canonical_json([draw.method, shaping, draw.student.name, options, draw.teacher])
+        if seen not in self._modules_checked:
+            self._modules_checked.add(seen)
+            method.modules(setup)
+
+
+def _quoted_hyperparameter(draw: Draw, message: str) -> str | None:
+    """The hyper-parameter whose value an error quotes: what the user named is wrong, not what the method chose."""
+    defaults = methods.find(draw.method).defaults()
+    for name, value in draw.hyperparameters.items():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and value != plain(defaults[name]) and f"'{word}'" in message:
+                return name
+    return None
+
+
+def _method_problem(draw: Draw, error: Exception, named: str | None, *, taught: bool) -> Problem:
+    message = str(error) if isinstance(error, ValueError) else first_sentence(error)
+    if isinstance(error, _TooFewEpochsError):
+        return Problem("search.max_epochs", f"must be larger: {message}")
+    pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
+    key = f"methods.{draw.method}" + (f".{named}" if named else "")
+    return Problem(key, f"cannot run on {pair}: {message}")
+
+
+def first_sentence(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
