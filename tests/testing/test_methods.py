@@ -1,4 +1,4 @@
-"""The conformance suite finds methods that break a promise."""
+"""The conformance suite finds methods that fail a check, and reports all of them."""
 
 import random
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.distill.method import Card, Helper, Method, Setup, Step, hyperparameter
-from stillhouse.knowledge.kinds import Knowledge, reduced
+from stillhouse.distill.method import ANY_TASK, Card, Helper, Method, Setup, Step, hyperparameter
+from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Uniform
 from stillhouse.testing import CHECKS, MethodTrial, check_method
@@ -80,6 +80,10 @@ class KnowledgeOfTheBatch(Plain):
         return {"centred": reduced(centred)}
 
 
+class NoCardAndKnowledgeOfTheBatch(KnowledgeOfTheBatch):
+    card: ClassVar[Card] = Method.card
+
+
 @dataclass(frozen=True, kw_only=True)
 class PriorBeyondItsRule(Plain):
     weight: float = hyperparameter(1.0, minimum=0, maximum=1, prior=Uniform(0.5, 2.0))
@@ -91,6 +95,21 @@ class UncheckedRule(Plain):
 
     def __post_init__(self) -> None:
         """Forgets the base class."""
+
+
+class AnyTaskOnLogits(Plain):
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
+
+    def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
+        return {"logits": logits()}
+
+
+class AnyTaskOnLabels(Plain):
+    tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        of_one_class = (step.labels == step.labels[0]).to(step.logits.dtype)
+        return super().loss(step) | {"together": (of_one_class * step.logits.sum(1)).square().mean()}
 
 
 ONE_FOR_ALL = nn.Linear(2, 2)
@@ -107,39 +126,60 @@ class HelperInsideTheStudent(Plain):
         return super().step(step, update)  # type: ignore[arg-type]
 
 
-def test_a_method_that_only_has_a_card_keeps_every_promise() -> None:
+def test_a_method_that_only_has_a_card_passes_every_check() -> None:
     check_method(Plain(), epochs=2)
+
+
+def test_the_message_lists_every_failed_check_with_what_it_requires() -> None:
+    with pytest.raises(AssertionError) as raised:
+        check_method(NoCardAndKnowledgeOfTheBatch(), epochs=1)
+    first, *rest = str(raised.value).splitlines()
+    assert first == f"NoCardAndKnowledgeOfTheBatch fails 2 of {len(CHECKS)} checks:"
+    assert [line.strip().partition(":")[0] for line in rest] == [
+        "- card",
+        "required",
+        "- knowledge_of_a_sample_depends_on_it_alone",
+        "required",
+    ]
+
+
+def test_an_exception_of_the_method_itself_names_the_check() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        check_method(IgnoresMixedLabels(), epochs=1)
+    assert "'losses_and_gradients_are_finite' of IgnoresMixedLabels" in raised.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
     ("method", "check", "message"),
     [
-        (NoCard(), "card", "a card of its own"),
+        (NoCard(), "card", "must define its own `card`"),
         (InfiniteLoss(), "losses_and_gradients_are_finite", "the loss is inf"),
         (LossPerSample(), "losses_and_gradients_are_finite", "must be a scalar"),
         (InfiniteGradient(), "losses_and_gradients_are_finite", "gradient of student.* is not finite"),
-        (RelatesSamples(), "a_batch_is_the_mean_of_its_parts_or_is_needed_whole", "must say so by needs_whole_batch"),
-        (WritesToItsBatch(), "losses_and_gradients_are_finite", "has written to 'images'"),
+        (RelatesSamples(), "a_batch_is_the_mean_of_its_parts_or_is_needed_whole", "needs_whole_batch must be True"),
+        (WritesToItsBatch(), "losses_and_gradients_are_finite", "modified 'images' of the step"),
         (DrawsFromElsewhere(), "a_resumed_training_ends_with_the_same_weights", "student.* differs by up to"),
-        (KnowledgeOfTheBatch(), "knowledge_of_a_sample_depends_on_it_alone", "'centred' depends on the batch"),
+        (KnowledgeOfTheBatch(), "knowledge_of_a_sample_depends_on_it_alone", "'centred' depends on the other samples"),
         (PriorBeyondItsRule(), "hyperparameters", "the prior of weight reaches 2.0"),
-        (UncheckedRule(), "hyperparameters", "breaks its rule and is not refused"),
-        (SharedHelper(), "helpers_are_not_part_of_the_student", "must be made anew"),
-        (HelperInsideTheStudent(), "helpers_are_not_part_of_the_student", "other weights than a fresh one"),
+        (AnyTaskOnLogits(), "a_method_for_any_task_reads_no_labels", "'logits' is not a layer's output"),
+        (AnyTaskOnLabels(), "a_method_for_any_task_reads_no_labels", "without step.labels and step.targets: student"),
+        (UncheckedRule(), "hyperparameters", "breaks the rule of weight, but the constructor accepts it"),
+        (SharedHelper(), "helpers_are_not_part_of_the_student", "must be new in each trial"),
+        (HelperInsideTheStudent(), "helpers_are_not_part_of_the_student", "must have the weights of a new one"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Method) else "",
 )
-def test_a_broken_promise_is_found(method: Method, check: str, message: str) -> None:
+def test_a_method_that_fails_a_check_is_found(method: Method, check: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         CHECKS[check](MethodTrial(method, epochs=2))
 
 
-def test_a_method_that_can_not_take_mixed_labels_is_found() -> None:
+def test_a_method_that_cannot_take_mixed_labels_is_found() -> None:
     with pytest.raises(RuntimeError):
         CHECKS["losses_and_gradients_are_finite"](MethodTrial(IgnoresMixedLabels(), epochs=2))
 
 
-def test_the_teacher_that_a_method_changes_is_missed_by_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_changes_the_teacher_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = MethodTrial(Plain(), epochs=1)
     trained = MethodTrial.trainer
 
@@ -149,5 +189,5 @@ def test_the_teacher_that_a_method_changes_is_missed_by_no_one(monkeypatch: pyte
         return trained(self)
 
     monkeypatch.setattr(MethodTrial, "trainer", meddle)
-    with pytest.raises(AssertionError, match="left evaluation mode"):
+    with pytest.raises(AssertionError, match="no longer in evaluation mode"):
         CHECKS["the_teacher_stays_untouched"](trial)

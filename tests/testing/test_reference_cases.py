@@ -7,7 +7,7 @@ import torch
 from stillhouse.testing import ReferenceCase
 
 
-def test_a_reference_case_tells_right_numbers_from_wrong_ones(tmp_path: Path) -> None:
+def test_results_and_gradients_are_compared_with_the_recorded_ones(tmp_path: Path) -> None:
     numbers = np.array([1.0, 2.0])
     arrays = {"in.x": numbers, "hp.power": np.array(2.0), "out.loss.f64": np.array(5.0), "grad.x.f64": 2 * numbers}
     np.savez(tmp_path / "case.npz", allow_pickle=False, **arrays)

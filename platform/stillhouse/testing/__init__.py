@@ -1,4 +1,12 @@
-"""Conformance suites for authors of methods, and reference numbers to check a loss against."""
+"""For authors of methods: the conformance suite, numbers of published implementations, a step to call a loss with.
+
+Where to find what:
+    methods           `check_method` and `CHECKS`: what every method must satisfy.
+    method_trial      `MethodTrial`: the data, the teacher and the student that a method is checked on.
+    watched_method    the wrapper that inspects every step of a method while it trains.
+    reference_cases   `ReferenceCase`: numbers of a published implementation.
+    steps             `make_step`: one batch, as a loss receives it.
+"""
 
 from stillhouse.testing.method_trial import MethodTrial
 from stillhouse.testing.methods import CHECKS, check_method

@@ -1,4 +1,4 @@
-"""What a method is checked on: real images, a teacher that was trained a little, a student."""
+"""What methods are checked on: small real images, a teacher that was trained for two epochs, and a student."""
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
@@ -26,17 +26,18 @@ from stillhouse.spec.training import Training
 
 TRAINING = Training(batch_size=64, learning_rate=0.01)
 NUM_TRAINING, NUM_VALIDATION = 256, 64
-"""Whole batches of 64, so that every forward pass has one shape and gives one result, bit for bit."""
+"""Multiples of the batch size: every forward pass then has the same shape, and the same result bit for bit."""
 
 
 @functools.cache
 def digits() -> ImageData:
+    """The images of all checks: handwritten digits of 8 x 8 pixels in 10 classes, part of scikit-learn."""
     return load_dataset("digits", validation=NUM_VALIDATION, options={"limit": NUM_TRAINING + NUM_VALIDATION})
 
 
 @functools.cache
 def trained_teacher(model: str) -> nn.Module:
-    """A teacher after two epochs of training, for all methods alike."""
+    """A shipped model after two epochs of training, frozen; the same one for all methods."""
     data = digits()
     trainer = Trainer(
         new_student=functools.partial(build_student, model),
@@ -52,16 +53,17 @@ def trained_teacher(model: str) -> nn.Module:
 
 
 def build_student(model: str) -> nn.Module:
+    """A new model for the images of `digits`."""
     data = digits()
     return build_model(model, num_classes=data.num_classes, input_shape=data.input_shape)
 
 
 @dataclass(frozen=True)
 class MethodTrial:
-    """A method with the images, the teacher and the student that it is tried on.
+    """One training with a method, on fixed images, from a fixed teacher.
 
     Attributes:
-        method: with the hyper-parameters to try; its class is imported by name elsewhere, as on a worker.
+        method: an instance with the hyper-parameters to try; its class must be importable by name, as on a worker.
         teacher: name of a shipped model.
         student: name of a shipped model that suits the method.
         epochs: at least one for each of the method's stages.
@@ -81,6 +83,7 @@ class MethodTrial:
         return describe(build_student(self.student), name=self.student, input_shape=digits().input_shape)
 
     def knowledge(self) -> dict[str, Knowledge]:
+        """What the method needs from this teacher for this student, by name."""
         return dict(self.method.knowledge(self.teacher_architecture, self.student_architecture))
 
     def trainer(
@@ -90,7 +93,13 @@ class MethodTrial:
         cached_in: Path | None = None,
         callable_teacher: CallableTeacher | None = None,
     ) -> Trainer:
-        """A trainer at its first epoch; the teacher is inline, or cached under a folder, or called as `callable_teacher`."""
+        """A trainer before its first epoch.
+
+        Args:
+            policy: the augmentations of the views.
+            cached_in: a folder for sealed views; None computes the teacher's knowledge inline.
+            callable_teacher: for a method that calls the teacher; None calls it in the same process.
+        """
         data = digits()
         views = Views(tuple(policy), 2, data.input_shape, NUM_TRAINING)
         knowledge = self.knowledge()
@@ -120,7 +129,7 @@ class MethodTrial:
 
 
 class RemoteModel:
-    """A teacher as in another process: it gets copies, keeps nothing, and computes every gradient from the start."""
+    """Behaves as a teacher in another process: receives copies, stores nothing, repeats the forward pass for each gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -153,10 +162,10 @@ def _sealed(
     names: Collection[str] | None = None,
     _reading: object = None,
 ) -> dict[str, View]:
-    """Opens a view's knowledge of the given names (None: all), filling what is not there."""
+    """Opens the sealed views of the named knowledge (None: all); computes and seals those that are missing."""
     data = digits()
-    asked = {name: kind for name, kind in knowledge.items() if is_named(name, names)}
-    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in asked.items()}
+    needed = {name: kind for name, kind in knowledge.items() if is_named(name, names)}
+    identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in needed.items()}
     missing = {name: knowledge[name] for name, identity in identities.items() if not store.is_sealed(identity)}
     if missing:
         images = data.normalise(views.augment(data.train.images, torch.arange(NUM_TRAINING), view))
@@ -164,7 +173,7 @@ def _sealed(
             computed = compute_in_batches(reader, missing, images, data.train.labels)
         for name, rows in computed.items():
             if store.is_sealed(identities[name]):
-                continue  # under another name
+                continue  # another name has the same knowledge
             with store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32") as writer:
                 writer.put(np.arange(len(rows)), rows.numpy())
                 writer.commit()

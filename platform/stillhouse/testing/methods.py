@@ -1,12 +1,11 @@
-"""For authors of methods: the conformance suite, reference numbers to check a loss against, a step to call it with.
-
-A method's own test checks its loss against numbers that do not come from its code; `check_method` checks what is promised of
-every method, on real images and shipped models:
+"""The conformance suite for methods: what every method must satisfy, checked on real images and shipped models.
 
     from stillhouse.testing import check_method
 
-    def test_it_keeps_what_is_promised_of_every_method() -> None:
+    def test_my_method_passes_every_check() -> None:
         check_method(MyMethod())
+
+The test of a method adds what only that method must satisfy: its loss, compared with numbers that do not come from its code.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from stillhouse.distill.calls import ServedTeacher
 from stillhouse.distill.checkpoint import load_checkpoint
-from stillhouse.distill.method import HyperParameter, Method, Setup, Unsuitable
+from stillhouse.distill.method import ANY_TASK, HyperParameter, Method, Setup, Unsuitable
 from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.sources import layers_of
 from stillhouse.models.features import FeatureReader
@@ -39,11 +38,11 @@ from stillhouse.testing.method_trial import (
     digits,
     trained_teacher,
 )
-from stillhouse.testing.watched_method import WatchedMethod
+from stillhouse.testing.watched_method import UnlabelledMethod, WatchedMethod
 
 
 def check_method(method: Method, *, teacher: str = "resnet8", student: str = "lenet", epochs: int = 4) -> None:
-    """Runs every check of `CHECKS`.
+    """Runs every check of `CHECKS`; takes a few seconds.
 
     Args:
         method: an instance with the hyper-parameters to try.
@@ -52,31 +51,42 @@ def check_method(method: Method, *, teacher: str = "resnet8", student: str = "le
         epochs: at least one for each of the method's stages.
 
     Raises:
-        AssertionError: the method breaks a promise; the message says which.
+        AssertionError: the method fails a check. The message lists every failed check, what it requires and what was found.
+            Any other exception of the method is raised as it is, with a note that names the check.
     """
     trial = MethodTrial(method, teacher, student, epochs)
-    for check in CHECKS.values():
-        check(trial)
+    failures = []
+    for name, check in CHECKS.items():
+        try:
+            check(trial)
+        except AssertionError as error:
+            failures.append(f"{name}: {error}\n    required: {_requirement(check)}")
+        except Exception as error:
+            error.add_note(f"raised in the check '{name}' of {type(method).__name__}; required: {_requirement(check)}")
+            raise
+    if failures:
+        listed = "\n".join(f"  - {failure}" for failure in failures)
+        raise AssertionError(f"{type(method).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n{listed}")
 
 
 def check_card(trial: MethodTrial) -> None:
-    """The card has a title and says what is implemented; a paper's number is given and stands in the file's docstring."""
+    """The card has a title and names the implemented equations; the file's docstring names the card's arXiv number."""
     card = type(trial.method).card
-    assert card is not Method.card, "a method needs a card of its own"
-    assert card.title, "card.title must say which paper, or what the method is"
-    assert card.equations, "card.equations must say what the file implements"
+    assert card is not Method.card, "a method must define its own `card`, it has the one of the base class"
+    assert card.title, "card.title must be the title of the paper, or say what the method is; it is empty"
+    assert card.equations, "card.equations must say what the file implements; it is empty"
     if card.arxiv is not None:
-        assert re.fullmatch(r"\d{4}\.\d{4,5}", card.arxiv), f"card.arxiv must look like 1503.02531, got {card.arxiv!r}"
+        assert re.fullmatch(r"\d{4}\.\d{4,5}", card.arxiv), f"card.arxiv must be a number like 1503.02531, got {card.arxiv!r}"
         document = sys.modules[type(trial.method).__module__].__doc__ or ""
-        assert card.arxiv in document, f"the file's docstring must name arXiv {card.arxiv}"
+        assert card.arxiv in document, f"the file's docstring must name arXiv {card.arxiv}, as the card does"
 
 
 def check_hyperparameters(trial: MethodTrial) -> None:
-    """Defaults and priors keep their rules, values that break one are refused by name, all of it is plain data."""
+    """Defaults and priors follow the rules; the constructor rejects other values and names them; all values are plain data."""
     cls = type(trial.method)
     defaults = cls.defaults()
     json.dumps(defaults)
-    assert cls(**defaults) == cls(), "the defaults must make the method that no arguments make"
+    assert cls(**defaults) == cls(), "a method made of its own defaults must equal one made without arguments"
     for name, rule in cls.hyperparameters().items():
         for value in rule.prior.ends() if rule.prior is not None else ():
             assert rule.broken_by(value) is None, f"the prior of {name} reaches {value!r}, which {rule.broken_by(value)}"
@@ -84,21 +94,36 @@ def check_hyperparameters(trial: MethodTrial) -> None:
             cls(**{name: value})
         for value in _values_that_break(rule):
             refusal = _refusal(cls, {name: value})
-            assert refusal is not None, f"{name}={value!r} breaks its rule and is not refused"
-            assert name in refusal, f"the error for {name}={value!r} must name it: {refusal}"
+            assert refusal is not None, f"{name}={value!r} breaks the rule of {name}, but the constructor accepts it"
+            assert name in refusal, f"the error for {name}={value!r} must name {name}, it reads: {refusal}"
 
 
 def check_pickles(trial: MethodTrial) -> None:
-    """Method and knowledge reach a worker as they left: equal after pickling, with an identity of plain data."""
-    assert pickle.loads(pickle.dumps(trial.method)) == trial.method  # noqa: S301
+    """Method and knowledge equal their pickled copies, which workers receive; the identity of knowledge is plain data."""
+    copied = pickle.loads(pickle.dumps(trial.method))  # noqa: S301
+    assert copied == trial.method, f"a pickled copy of the method differs: {copied!r}"
     knowledge = trial.knowledge()
-    assert pickle.loads(pickle.dumps(knowledge)) == knowledge  # noqa: S301
+    for name, kind in pickle.loads(pickle.dumps(knowledge)).items():  # noqa: S301
+        assert kind == knowledge[name], f"a pickled copy of knowledge '{name}' differs: {kind!r}"
     for kind in knowledge.values():
         json.dumps(kind.identity())
 
 
+def check_a_method_for_any_task_reads_no_labels(trial: MethodTrial) -> None:
+    """If `tasks` has `ANY_TASK`, the method reads neither the teacher's logits, nor labels outside the supervised loss."""
+    if not trial.method.serves(ANY_TASK):
+        return
+    for name, kind in trial.knowledge().items():
+        assert kind.layers, f"knowledge '{name}' is not a layer's output, so not every task has it"
+    plain = trial.trainer()
+    unlabelled = MethodTrial(UnlabelledMethod(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer()
+    plain.fit()
+    unlabelled.fit()
+    _assert_same(plain.student.state_dict(), unlabelled.student.state_dict(), "without step.labels and step.targets: student")
+
+
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
-    """One finite row per sample, the same whichever samples share its batch: what a sealed view rests on."""
+    """Each sample has one finite row, which does not depend on the other samples of its batch, so that it can be cached."""
     knowledge, data = trial.knowledge(), digits()
     images, labels = data.normalise(data.train.images[:128]), data.train.labels[:128]
     shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0))
@@ -110,18 +135,22 @@ def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
         assert bool(rows.isfinite().all()), f"knowledge '{name}' is not finite"
         size = float(rows.abs().max())
         torch.testing.assert_close(
-            mixed[name], rows[shuffled], rtol=1e-4, atol=1e-5 * size, msg=f"'{name}' depends on the batch"
+            mixed[name],
+            rows[shuffled],
+            rtol=1e-4,
+            atol=1e-5 * size,
+            msg=f"a sample's row of knowledge '{name}' depends on the other samples of the batch",
         )
 
 
 def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
-    """Through all stages, with whole and with mixed labels; what the trainer hands over is not written to."""
+    """In all stages, with plain and with mixed labels, losses and gradients are finite; the step's tensors are not modified."""
     for policy in ((), ("mixup",)):
         MethodTrial(WatchedMethod(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer(policy=policy).fit()
 
 
 def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
-    """A method that does not say `needs_whole_batch` gives the same gradients by parts of a batch, which workers may share."""
+    """Unless `needs_whole_batch` is True, parts of a batch give the gradients of the whole batch, so workers may share it."""
     if split_problem(trial.method) is not None:
         return
     for stage in range(len(trial.trainer().stages)):
@@ -131,35 +160,40 @@ def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial
 
 def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Tensor]) -> None:
     for name, gradient in whole.items():
+        assert bool(gradient.isfinite().all()), f"the gradient of '{name}' is not finite"
         size = float(gradient.abs().max())
         torch.testing.assert_close(
             parted[name],
             gradient,
             rtol=1e-3,
             atol=1e-4 * size + 1e-7,
-            msg=f"'{name}' has another gradient by parts: "
-            "the method relates the samples of a batch, and must say so by needs_whole_batch",
+            msg=f"the gradient of '{name}' differs when the batch is split into parts: the loss relates samples to each "
+            "other, so needs_whole_batch must be True",
         )
 
 
 def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
-    """Weights, buffers and mode of the teacher are the same after a training, and it has collected no gradient."""
+    """Training changes neither the teacher's weights, buffers and mode, nor does it leave gradients there."""
     teacher = trained_teacher(trial.teacher)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     trial.trainer().fit()
-    assert not any(module.training for module in teacher.modules()), "the teacher has left evaluation mode"
+    assert not any(module.training for module in teacher.modules()), (
+        "the teacher is no longer in evaluation mode after the training"
+    )
     for name, tensor in teacher.state_dict().items():
-        assert torch.equal(tensor, before[name]), f"the teacher's {name} has changed"
-    assert all(parameter.grad is None for parameter in teacher.parameters()), "gradients have reached the teacher"
+        assert torch.equal(tensor, before[name]), f"the training changed the teacher's {name}"
+    assert all(parameter.grad is None for parameter in teacher.parameters()), "the training left gradients at the teacher"
 
 
 def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
-    """After a training the student has the parameters of a fresh one, and shares none with a helper."""
+    """A trained student has the parameters of a new one by name and shape; each trial makes its own helpers."""
     trainer = trial.trainer()
     trainer.fit()
     fresh = {name: tensor.shape for name, tensor in build_student(trial.student).state_dict().items()}
     trained = {name: tensor.shape for name, tensor in trainer.student.state_dict().items()}
-    assert trained == fresh, f"the student has other weights than a fresh one: {sorted(trained.keys() ^ fresh.keys())}"
+    assert trained == fresh, (
+        f"the trained student must have the weights of a new one, these differ: {sorted(trained.items() ^ fresh.items())}"
+    )
     setup = Setup(
         teacher=trial.teacher_architecture,
         student=trial.student_architecture,
@@ -169,31 +203,31 @@ def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
     )
     first, second = trial.method.modules(setup), trial.method.modules(setup)
     for name, helper in first.items():
-        assert name != "student", "a helper may not be called 'student'"
+        assert name != "student", "a helper must not be called 'student'"
         shared = {id(weight) for weight in helper.module.parameters()} & {id(w) for w in second[name].module.parameters()}
-        assert not shared, f"helper '{name}' must be made anew for each trial"
+        assert not shared, f"helper '{name}' must be new in each trial: two calls of modules() share weights"
 
 
 def check_a_resumed_training_ends_with_the_same_weights(trial: MethodTrial) -> None:
-    """Bit for bit: student, helpers and optimisers of a training that was saved and loaded after every epoch."""
+    """Saving and loading after every epoch changes no bit of student, helpers and optimisers."""
     with tempfile.TemporaryDirectory() as folder:
-        straight, broken = Path(folder) / "straight", Path(folder) / "broken"
+        straight, resumed = Path(folder) / "straight", Path(folder) / "resumed"
         trainer = trial.trainer()
         trainer.fit()
         trainer.save(straight)
         trainer = trial.trainer()
         while not trainer.finished:
             trainer.run_epoch()
-            trainer.save(broken)
+            trainer.save(resumed)
             trainer = trial.trainer()
-            trainer.load(broken)
-        states = load_checkpoint(straight), load_checkpoint(broken)
+            trainer.load(resumed)
+        states = load_checkpoint(straight), load_checkpoint(resumed)
     for part in ("student", "helpers", "optimisers"):
         _assert_same(states[0][part], states[1][part], part)
 
 
 def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial) -> None:
-    """Bit for bit: a student taught from sealed views and one whose teacher runs beside it."""
+    """Knowledge from sealed views and knowledge from a teacher in the same process train the same student, bit for bit."""
     if not trial.knowledge():
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +238,7 @@ def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial)
 
 
 def check_inline_and_served_calls_train_the_same_student(trial: MethodTrial) -> None:
-    """Bit for bit: a student whose method calls a teacher beside it, and one that sends its inputs and gradients away."""
+    """Calls of a teacher in the same process and calls of one in another process train the same student, bit for bit."""
     if not trial.method.calls_teacher:
         return
     inline = trial.trainer()
@@ -215,11 +249,11 @@ def check_inline_and_served_calls_train_the_same_student(trial: MethodTrial) -> 
 
 
 def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
-    """Whatever the training images and labels are, a method whose stages are all data-free ends with the same student."""
+    """If all stages are data-free, the trained student does not depend on the data set's images and labels."""
     one, other = trial.trainer(), trial.trainer()
     if not all(stage.data_free for stage in one.stages):
         return
-    # Not through the data set, whose validation images decide what a student is measured by.
+    # Only what the student trains on: the data set also has the images by which it is evaluated.
     other._images = 255 - other._images
     other._labels = (other._labels + 1) % digits().num_classes
     one.fit()
@@ -228,7 +262,7 @@ def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
 
 
 def check_a_student_without_feature_maps_works_or_does_not_suit(trial: MethodTrial) -> None:
-    """A multilayer perceptron is trained, or the method says that it is `Unsuitable`."""
+    """A multilayer perceptron can be trained, or the method raises `Unsuitable`."""
     with contextlib.suppress(Unsuitable):
         MethodTrial(WatchedMethod(inner=trial.method), trial.teacher, "mlp", trial.epochs).trainer(policy=()).fit()
 
@@ -240,6 +274,7 @@ CHECKS: dict[str, Check] = {
         check_card,
         check_hyperparameters,
         check_pickles,
+        check_a_method_for_any_task_reads_no_labels,
         check_knowledge_of_a_sample_depends_on_it_alone,
         check_losses_and_gradients_are_finite,
         check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole,
@@ -252,7 +287,11 @@ CHECKS: dict[str, Check] = {
         check_a_student_without_feature_maps_works_or_does_not_suit,
     )
 }
-"""What is promised of every method, by name; tests may be parametrised over it."""
+"""What every method must satisfy, by name; tests may be parametrised over it."""
+
+
+def _requirement(check: Check) -> str:
+    return (check.__doc__ or check.__name__).partition("\n")[0]
 
 
 def _refusal(cls: type[Method], hyperparameters: Mapping[str, Any]) -> str | None:
@@ -273,11 +312,13 @@ def _values_that_break(rule: HyperParameter) -> list[Any]:
 
 
 def _assert_same(one: Any, other: Any, where: str) -> None:
-    """Nested plain data and tensors, equal bit for bit."""
+    """Compares nested plain data and tensors bit for bit; `where` names them in the message."""
     if isinstance(one, Tensor):
         assert torch.equal(one, other), f"{where} differs by up to {float((one - other).abs().max()):.3g}"
     elif isinstance(one, Mapping):
-        assert one.keys() == other.keys(), f"{where} has other entries: {sorted(map(str, one.keys() ^ other.keys()))}"
+        assert one.keys() == other.keys(), (
+            f"{where}: these entries exist once only: {sorted(map(str, one.keys() ^ other.keys()))}"
+        )
         for key in one:
             _assert_same(one[key], other[key], f"{where}.{key}")
     elif isinstance(one, list | tuple):

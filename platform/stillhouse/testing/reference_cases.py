@@ -1,4 +1,4 @@
-"""Numbers of published implementations, to check a loss against."""
+"""Numbers of published implementations that a loss is compared with."""
 
 from pathlib import Path
 
@@ -11,10 +11,11 @@ _TOLERANCES = {torch.float64: (1e-9, 1e-12), torch.float32: (2e-5, 1e-6)}
 
 
 class ReferenceCase:
-    """Numbers of a published implementation: inputs, what it made of them, the gradients.
+    """Numbers of one published implementation: its inputs, results and gradients.
 
     Args:
-        path: an .npz file with `in.*`, `hp.*`, `w.*`, `rnd.*` and, for both precisions, `out.*` and `grad.*`.
+        path: an .npz file with inputs `in.*`, hyper-parameters `hp.*`, weights `w.*` and random draws `rnd.*`; results `out.*`
+            and gradients `grad.*` exist in both precisions, with the suffixes `.f64` and `.f32`.
         dtype: the precision in which the case is run: float64 or float32.
     """
 
@@ -27,7 +28,7 @@ class ReferenceCase:
         self._inputs: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        """The array `name` in the case's precision; one that has a reference gradient collects its gradient."""
+        """The array `name` in the case's precision; it requires gradients if the case has a reference gradient for it."""
         if name not in self._inputs:
             array = self._arrays[name].clone()
             array = array.to(self._dtype) if array.is_floating_point() else array

@@ -1,4 +1,4 @@
-"""A step to call a method's loss with in a test."""
+"""Makes the step that a test calls a loss with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,16 +16,16 @@ def make_step(
     teacher: Mapping[str, Tensor] | None = None,
     **fields: Any,
 ) -> Step:
-    """A step as the trainer makes it, with everything that a test does not care for filled in.
+    """A step as the trainer makes it; fields that a test does not need have defaults.
 
     Args:
-        student_logits: [B, C], or None for a stage that ends before them; `labels` is needed then.
+        student_logits: [B, C]; None for a stage that does not compute them, which needs `labels`.
         labels: [B] int64; zeros by default.
         teacher: {name: [B, ...]} of what the method's `knowledge` names.
         fields: any other field of `Step`.
     """
     if labels is None:
-        assert student_logits is not None, "without logits the labels say how large the batch is"
+        assert student_logits is not None, "labels are needed without student_logits: they define the batch size"
         labels = torch.zeros(len(student_logits), dtype=torch.int64)
     values: dict[str, Any] = {
         "images": torch.zeros(len(labels), 1, 8, 8),

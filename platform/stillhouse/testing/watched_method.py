@@ -1,5 +1,6 @@
-"""A method whose every step is watched by the conformance suite."""
+"""Wrappers that train as a method does, and inspect its steps or hide a part of them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,8 @@ from stillhouse.models.architecture import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchedMethod(Method):
-    """A method whose every step is watched; trains as the one inside does."""
+class _Wrapper(Method):
+    """Trains exactly as the method `inner` does."""
 
     inner: Method
 
@@ -48,22 +49,53 @@ class WatchedMethod(Method):
         return self.inner.loss(step)
 
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        return self.inner.step(step, update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedMethod(_Wrapper):
+    """Checks each step of the method `inner`.
+
+    Raises:
+        AssertionError: in training, when a loss, a term or a gradient is not as it must be, or the step's tensors are modified.
+    """
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
         given = {"images": step.images, "labels": step.labels, "targets": step.targets, **step.teacher}
         before = {name: tensor.clone() for name, tensor in given.items()}
         watched = _WatchedUpdate(step, update)
         terms = self.inner.step(step, watched)
-        assert watched.updates, "a step must minimise something"
-        assert terms, "a step must return terms to log"
+        assert watched.updates, "step() must call update.minimise() at least once"
+        assert terms, "step() must return at least one term to log"
         for name, term in terms.items():
             assert term.ndim == 0, f"term '{name}' must be a scalar, got shape {tuple(term.shape)}"
             assert bool(term.isfinite()), f"term '{name}' is {term.item()} in stage '{step.stage.name}'"
         for name, tensor in given.items():
-            assert torch.equal(tensor, before[name]), f"the method has written to '{name}'"
+            assert torch.equal(tensor, before[name]), f"the method modified '{name}' of the step, which other code reads"
         return terms
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledMethod(_Wrapper):
+    """Hides the labels from the method `inner`, which receives nothing of them but the supervised loss."""
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        fields = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+        hidden = torch.full_like(step.labels, -1)
+        terms = step.supervised_terms() if step.stage.until is None and not step.stage.data_free else {}
+        return super().step(_UnlabelledStep(**fields | {"labels": hidden, "targets": hidden, "known_terms": terms}), update)
+
+
+@dataclass(kw_only=True, slots=True)
+class _UnlabelledStep(Step):
+    known_terms: dict[str, Tensor]
+
+    def supervised_terms(self) -> dict[str, Tensor]:
+        return dict(self.known_terms)
+
+
 class _WatchedUpdate:
-    """Hands losses on, and looks at them and at the gradients they leave."""
+    """Passes losses on, and checks them and the gradients that they leave."""
 
     def __init__(self, step: Step, update: Update) -> None:
         self._networks = {"student": step.student, **step.modules}
@@ -78,7 +110,9 @@ class _WatchedUpdate:
         self.updates += 1
         for group in groups or self._networks:
             gradients = {name: p.grad for name, p in self._networks[group].named_parameters() if p.grad is not None}
-            assert gradients or not groups, f"the loss for '{group}' does not depend on it, in stage '{self._stage}'"
+            assert gradients or not groups, (
+                f"the loss that is minimised for '{group}' does not depend on its weights, in stage '{self._stage}'"
+            )
             for name, gradient in gradients.items():
                 assert bool(gradient.isfinite().all()), (
                     f"the gradient of {group}.{name} is not finite, in stage '{self._stage}'"

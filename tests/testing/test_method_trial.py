@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import torch
+
+from stillhouse import methods
+from stillhouse.distill.calls import InlineTeacher, ServedTeacher
+from stillhouse.testing import MethodTrial
+from stillhouse.testing.method_trial import NUM_TRAINING, TRAINING, RemoteModel, digits, trained_teacher
+
+
+def test_the_teacher_is_frozen_trained_and_the_same_for_all() -> None:
+    teacher = trained_teacher("resnet8")
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    batches = [buffer for name, buffer in teacher.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(count) for count in batches} == {2 * 256 // 64}
+    assert trained_teacher("resnet8") is teacher
+
+
+def test_a_training_has_whole_batches() -> None:
+    assert len(digits().train.labels) == NUM_TRAINING
+    assert NUM_TRAINING % TRAINING.batch_size == 0
+
+
+def test_knowledge_is_cached_under_the_given_folder(tmp_path: Path) -> None:
+    trial = MethodTrial(methods.find("kd")(), epochs=1)
+    trial.trainer().fit()
+    assert list(tmp_path.iterdir()) == []
+    trial.trainer(cached_in=tmp_path).fit()
+    assert list(tmp_path.rglob("*.arrow"))
+
+
+def test_a_remote_teacher_gives_the_outputs_and_gradients_of_a_local_one() -> None:
+    teacher = trained_teacher("lenet")
+    results = []
+    for callable_teacher in (InlineTeacher(teacher), ServedTeacher(RemoteModel(teacher))):
+        images = torch.linspace(-1, 1, 2 * 64).reshape(2, 1, 8, 8).requires_grad_()
+        (logits,) = callable_teacher(images)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+        results.append((logits, gradient))
+    for local, remote in zip(*results, strict=True):
+        assert torch.equal(local, remote)
