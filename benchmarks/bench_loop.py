@@ -1,12 +1,13 @@
-"""The parts of a training step that are ours: reading knowledge back, deriving a view, and the loop around the student.
+"""Speed of the parts of a training step: gathering knowledge, deriving a view, and the loop around the student.
 
     python benchmarks/bench_loop.py
 
-P5: rows of 200 bytes gathered in random order from a sealed view, one thread, by size of batch.
-P9: the parameters of a view of 50,000 samples, and a batch's pixels.
-P11: an epoch of the trainer against a loop written by hand that does the same work with torchvision's transforms of batches.
-Contenders alternate, medians are given. All times are processor time: one thread does the work and waits for nothing, and other
-work on the machine disturbs that least. Prints one table and one JSON line.
+Gather: rows of 200 bytes in random order from a sealed view, one thread, by batch size.
+View: the parameters of a view of 50,000 samples, and the pixels of a batch.
+Trainer: an epoch of the trainer against a hand-written loop that does the same work with torchvision's transforms of
+batches.
+The variants alternate, and the results are medians. All times are processor time, which other work on the machine disturbs
+least: one thread does the work and never waits. Prints one table and one JSON line.
 """
 
 import json
@@ -45,7 +46,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def gather_rates(folder: Path) -> dict[str, float]:
-    """Rows of 200 bytes per second, by batch size; also for a view of a million rows, which is 20 times as long."""
+    """Rows of 200 bytes per second, by batch size; and for a view of a million rows, which is 20 times as large."""
     rates = {}
     store = KnowledgeStore(folder)
     for rows in (SAMPLES, 1_000_000):
@@ -91,7 +92,7 @@ def view_costs(data: ImageData) -> dict[str, float]:
 
 
 def loop_speeds(data: ImageData, model: str, options: dict[str, float], size: int) -> tuple[float, float, float]:
-    """Seconds of an epoch with the trainer and with the loop by hand, alternating, and the median of the pairs' ratios."""
+    """Seconds of an epoch with the trainer and with the hand-written loop, alternating, and the median of the pairs' ratios."""
     samples = len(data.train.labels)
 
     def student() -> nn.Module:
@@ -165,15 +166,15 @@ def main() -> None:
     costs = view_costs(large)
     print("| what | measured | must | aim |\n|---|---|---|---|")
     for name, rate in rates.items():
-        print(f"| P5 gather, {name} | {rate / 1e6:.1f} M rows/s | 3 | 10 |")
-    print(f"| P9 parameters of a view | {costs['parameters']:.2f} µs per sample | 2 | 0.5 |")
-    print(f"| P9 pixels, crop and flip, batches of 64 | {costs['pixels']:.2f} µs per sample | | |")
+        print(f"| gather, {name} | {rate / 1e6:.1f} M rows/s | 3 | 10 |")
+    print(f"| parameters of a view | {costs['parameters']:.2f} µs per sample | 2 | 0.5 |")
+    print(f"| pixels, crop and flip, batches of 64 | {costs['pixels']:.2f} µs per sample | | |")
     loops = {}
     for model, options, size in (("mlp", {}, 64), ("resnet8", {"width": 0.5}, 64), ("resnet8", {"width": 0.5}, 512)):
         ours, theirs, ratio = loop_speeds(data, model, options, size)
         loops[f"{model} {options}, {size}"] = ratio
         seconds = f"{theirs:.2f} s by hand, {ours:.2f} s ours"
-        print(f"| P11 {model}, batch {size}: {seconds} | {ratio:.2f} of its speed | 0.95 | 1 |")
+        print(f"| trainer, {model}, batch {size}: {seconds} | {ratio:.2f} of its speed | 0.95 | 1 |")
     print(json.dumps({"benchmark": "loop", "gather_rows_per_s": rates, "view_us_per_sample": costs, "loop_speed": loops}))
 
 

@@ -1,9 +1,9 @@
-"""P14: how much memory of its own one more trial on a node takes for an in-memory data set: none, but for its pages' table.
+"""The memory that one more trial on a node takes for an in-memory data set: only its page table, since the images are shared.
 
     python benchmarks/bench_memory.py [--megabytes 300] [--workers 3] [--json FILE]
 
-Each of several processes opens the same data set from Ray's object store as a trial does, and reads every pixel. USS is what
-would be free if the process ended, PSS adds its part of what is shared. One table, and one line of JSON at the end.
+Several processes open the same data set from Ray's object store, as trials do, and read every pixel. USS is the memory that
+would be free if the process ended; PSS adds its part of the shared memory. Prints one table and one JSON line.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Trial:
         return sum(int(images[start : start + 1000].sum(dtype=torch.int64)) for start in range(0, len(images), 1000))
 
     def growth(self) -> dict[str, float]:
-        """How the process has grown since it opened the data set, in MB."""
+        """The growth of the process since it opened the data set, in MB."""
         return {name: value - self._before[name] for name, value in memory().items()}
 
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=300, help="size of the data set")
     parser.add_argument("--workers", type=int, default=3, help="trials on the node")
-    parser.add_argument("--json", type=Path, help="where the line of JSON goes as well")
+    parser.add_argument("--json", type=Path, help="a file that also receives the JSON line")
     arguments = parser.parse_args()
     data = random_data(arguments.megabytes)
     size = data.train.images.numel() / MEGABYTE
@@ -82,7 +82,7 @@ def main() -> None:
     trials = [Trial.remote() for _ in range(arguments.workers)]
     sums = ray.get([trial.open.remote([reference]) for trial in trials])
     assert len(set(sums)) == 1, "all trials must see the same pixels"
-    # Asked when all are open, so that what is shared is shared by all.
+    # Measured when all are open, so that shared memory is shared by all.
     growths = ray.get([trial.growth.remote() for trial in trials])
     print(f"{size:.0f} MB of images, {arguments.workers} trials on one node; growth of each in MB")
     print(f"{'trial':>5} {'USS':>8} {'PSS':>8} {'RSS':>8}")

@@ -1,14 +1,14 @@
-"""What a sweep costs beside its training, by the number of its trials (P15).
+"""The time and memory of a sweep apart from its training, by the number of its trials.
 
     python benchmarks/bench_scale.py [--trials 1000 3000 10000] [--tracked 300 1000] [--tune 300 1000] [--json]
 
-Plans sweeps of that many trials, makes up a record for every trial, and times the plan, handing all of it out, writing and
-reading the ledger, finding out that nothing is missing (a second run), the report, all questions of an adaptive search to TPE
-and the same once more as a resumed sweep asks them, and MLflow's store in SQLite beside the least that MLflow itself needs for
-runs with the same params and metrics (`track_plain`). Every number of trials has a process of its own, whose largest memory is
-given; `load` is the machine's load average at its end, and the JSON line also has the seconds of processor time of each stage.
-`--tune` also runs trials of no work through Tune, one after the other, fed as a sweep queues it and as a grid that Tune is
-given as a whole. Prints one table and one JSON line.
+Plans sweeps with that many trials, invents a record for every trial, and measures: the plan; handing out all trials; writing
+and reading the ledger; a second run that finds nothing missing; the report; all suggestions of an adaptive search by TPE,
+and the same again as in a resumed sweep; and MLflow's store in SQLite, next to the least that MLflow itself needs for runs
+with the same params and metrics (`track_plain`). Every number of trials runs in its own process, and its peak memory is
+printed. `load` is the machine's load average at the end; the JSON line also contains the processor seconds of each stage.
+`--tune` also runs trials without training through Tune, one after the other: from a sweep's queue, and as a grid that Tune
+receives as a whole. Prints one table and one JSON line.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         seconds[f"{stage}_cpu"] = round(time.process_time() - used, 3)
 
     data = load_dataset("digits")
-    # What is imported and built once is no part of the slope.
+    # Imports and objects that are built once are not part of the slope.
     make_plan(validate(spec_of(10)), data)
     with timed("plan"):
         plan = make_plan(validate(spec_of(trials)), data)
@@ -172,7 +172,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
         with timed("search_again"):
             assert not start_queue(adaptive.queue(chosen, endless))
         if track:
-            # The second time everything stands in the store, as when a sweep is resumed.
+            # The second time everything is in the store, as when a sweep is resumed.
             for stage in ("track", "track_again"):
                 tracker = Tracker(None, home=Path(folder), experiment="scale")
                 tracker.start_sweep(facts)
@@ -194,7 +194,7 @@ def measure(trials: int, track: bool) -> dict[str, Any]:
 
 
 def track_plainly(uri: str, records: Iterable[Any]) -> None:
-    """A run for each record with three calls of MLflow's."""
+    """Writes a run for each record with three calls of MLflow."""
     from mlflow.entities import Metric, Param
     from mlflow.tracking import MlflowClient
 
@@ -228,7 +228,7 @@ def search(trials: int, data: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def run_through_tune(trials: int, fed: bool) -> float:
-    """Seconds that Tune takes for trials of no work, start of the cluster not counted."""
+    """Seconds that Tune takes for trials without training, without the start of the cluster."""
     import ray
     from ray import tune
 
@@ -300,7 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="*", default=[1000, 3000, 10_000])
     parser.add_argument("--tracked", type=int, nargs="*", default=[300, 1000], help="numbers of trials written to MLflow too")
-    parser.add_argument("--tune", type=int, nargs="*", default=[], help="numbers of trials of no work to run through Tune")
+    parser.add_argument("--tune", type=int, nargs="*", default=[], help="numbers of trials without training, run through Tune")
     parser.add_argument("--one", choices=["measure", "track", "fed", "grid"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

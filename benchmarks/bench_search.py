@@ -1,11 +1,11 @@
-"""What TPE loses by looking at a part of the results: the best value found after up to 1,000 trials of no work.
+"""The effect of limiting TPE's history: the best value found within up to 1,000 trials without training.
 
     python benchmarks/bench_search.py [--seeds 10] [--trials 1000]
 
-Contenders on the same objectives with the same seeds: random draws; the sweep's own TPE as it is and looking at everything;
-Optuna's TPE by `study.optimize`, which knows nothing of us. The objectives mix two log-uniform parameters, a uniform one and a
-choice that moves the best of the others; `rugged` adds ripples. What is best is known, so the figures are distances from it.
-Prints one table and one JSON line.
+Compares on the same objectives with the same seeds: random draws; the sweep's own TPE with its limit and with all results;
+and Optuna's TPE through `study.optimize`, without Stillhouse. The objectives mix two log-uniform parameters, a uniform one,
+and a choice that moves the optimum of the others; `rugged` adds ripples. The optimum is known, so the results are distances
+from it. Prints one table and one JSON line.
 """
 
 import argparse
@@ -35,12 +35,12 @@ SETTINGS: dict[str, Prior] = {
     "kernel": Choice(("linear", "poly", "gaussian", "bilinear")),
 }
 PLACES = {"linear": (0.0, -1.0, 0.03), "poly": (3.0, -3.0, 0.01), "gaussian": (2.0, -2.0, 0.0), "bilinear": (-1.0, -1.5, 0.02)}
-"""Of each kernel the decades in which weight and rate are best, and what even that lacks of the best of all."""
+"""For each kernel: the decades in which weight and rate are best, and its distance from the optimum even there."""
 STUDENT = StudentChoice(name="s", model="mlp", options={})
 
 
 def smooth(values: Mapping[str, Any]) -> float:
-    """How far below the best of all, which is 0."""
+    """The distance from the optimum, which is 0."""
     weight, rate, lacks = PLACES[values["kernel"]]
     far = (
         0.01 * (math.log10(values["weight"]) - weight) ** 2
@@ -71,7 +71,7 @@ def by_random(objective: Callable[[Mapping[str, Any]], float], trials: int, seed
 
 
 def by_study(looked_at: int) -> Contender:
-    """The sweep's own search, each result there before the next trial is asked for."""
+    """The sweep's own search; each result is reported before the next trial is suggested."""
 
     def run(objective: Callable[[Mapping[str, Any]], float], trials: int, seed: int) -> list[float]:
         draws = tuple(Draw("m", STUDENT, None, values) for values in drawn(seed, STARTUP + 32))
@@ -137,16 +137,14 @@ def main() -> None:
     options = parser.parse_args()
     contenders: dict[str, Contender] = {
         "random": by_random,
-        "tpe, 350 looked at": by_study(350),
-        "tpe, all looked at": by_study(options.trials + 1),
-        "optuna's own tpe": by_optuna,
+        "TPE, at most 350 results": by_study(350),
+        "TPE, all results": by_study(options.trials + 1),
+        "Optuna's TPE": by_optuna,
     }
     marks = sorted({min(options.trials, mark) for mark in (100, 350, options.trials)})
     results: dict[str, Any] = {"seeds": options.seeds, "trials": options.trials}
     heads = [f"best of {mark}" for mark in marks]
-    print(
-        "| objective | contender | " + " | ".join(f"{head}: median (worst)" for head in heads) + " | last 100, mean | CPU s |"
-    )
+    print("| objective | search | " + " | ".join(f"{head}: median (worst)" for head in heads) + " | last 100, mean | CPU s |")
     print("|---|---|" + "---|" * (len(marks) + 2))
     for name, objective in OBJECTIVES.items():
         runs: dict[str, list[list[float]]] = {contender: [] for contender in contenders}

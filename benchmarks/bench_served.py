@@ -1,10 +1,10 @@
-"""A teacher called on a method's own inputs: forward pass and vector-Jacobian product, served against local.
+"""Calls of a teacher on generated images: forward pass and vector-Jacobian product, served by the actor against local.
 
     python benchmarks/bench_served.py [--rows 256] [--rounds 7]
 
-One thread each for the caller and for the shared actor. The two ways alternate; the figures are medians. `both` is a forward
-pass that is differentiated, as a generator needs; `forward` is one that is not. The bare call is what Ray takes for the same
-arrays there and back with no work between.
+One thread each for the caller and for the shared actor. The two variants alternate; the results are medians. `both` is a
+forward pass that is then differentiated, as a generator needs; `forward` is one that is not. The bare call is the time that
+Ray takes to transfer the same arrays to the actor and back, without any work.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Server:
 
 
 class Link:
-    """Calls of one actor, without patience."""
+    """Calls of one actor, without retries."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle

@@ -1,17 +1,18 @@
-"""What sharing a teacher saves: the same trials without a teacher, with a shared one (cold, warm), and with one in every trial.
+"""The time that a shared teacher saves: the same trials without a teacher, with a shared one, and with one in every trial.
 
     python benchmarks/bench_sweep.py --pair mnist --root DIR        # LeNet teaches an MLP on MNIST
     python benchmarks/bench_sweep.py --pair cifar --root DIR        # a CIFAR ResNet teaches a narrower one
     python benchmarks/bench_sweep.py --pair cifar --root DIR --curve 1,2,4,8,16 --picture curve.png
     python benchmarks/bench_sweep.py --pair cifar --root DIR --torchdistill PYTHON_OF_ITS_ENVIRONMENT
 
-Every contender runs the same number of trials of the same student, on the same data, epochs, views and batches, through the
-whole of `Sweep.run` on one Ray; contenders alternate within each repetition and medians are given. The wall clock runs from
-the moment that trials may start (teachers loaded, shared filling begins) to the end of the last trial.
+Every variant runs the same number of trials of the same student, on the same data, epochs, views and batches, through all of
+`Sweep.run` on one Ray. The variants alternate within each repetition, and the results are medians. The wall clock runs from
+the moment when trials may start (teachers are loaded, shared filling begins) to the end of the last trial. The shared
+teacher runs cold (no sealed view exists) and warm (all exist).
 
-R is T_t / T_s: the teacher's forward pass over the student's forward, backward and step, per sample, both measured in this
-run. With v = V / E the ideal ratio over student-only time is 1 + v R / N cold, 1 warm and 1 + R with the teacher inside.
-Prints one table and one JSON line. Without `--root` the images are random; no figure here depends on what they show.
+R is T_t / T_s: the teacher's forward pass over the student's forward pass, backward pass and step, per sample, both measured
+in this run. With v = V / E, the ideal ratio over student-only time is 1 + v R / N cold, 1 warm, and 1 + R with the teacher
+inside. Prints one table and one JSON line. Without `--root` the images are random; no result depends on their content.
 """
 
 import argparse
@@ -47,7 +48,7 @@ CONTENDERS = ("student only", "shared, cold", "shared, warm", "inside each trial
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, its student and what both learn from."""
+    """A teacher, its student and their data set."""
 
     dataset: Mapping[str, Any]
     shape: tuple[int, int, int]
@@ -142,7 +143,7 @@ class Run:
 
 
 class Bench:
-    """Runs contenders of one pair in fresh homes under `folder`."""
+    """Runs the variants of one pair in fresh homes under `folder`."""
 
     def __init__(self, pair: Pair, root: str | None, folder: Path, trials: int, concurrent: int) -> None:
         self.pair = pair
@@ -161,7 +162,7 @@ class Bench:
 
     def _spec(self, method: str, way: str, trials: int) -> dict[str, Any]:
         pair = self.pair
-        # The number of the trial is in a hyper-parameter that costs nothing.
+        # The number of the trial is in a hyper-parameter that does not change the training.
         settings: dict[str, Any] = {"label_smoothing": {"uniform": [0.0, 0.1]}}
         if method == "kd":
             settings = {"temperature": {"uniform": [2.0, 6.0]}}
@@ -182,7 +183,7 @@ class Bench:
         }
 
     def prepare(self) -> None:
-        """Trains the teacher, once for all contenders, and warms up Ray's workers."""
+        """Trains the teacher, once for all variants, and warms up Ray's workers."""
         home = self._home()
         self._sweep("kd", "cached", home, 1)
         found = next((home / "teachers").rglob("*.safetensors"))
@@ -191,7 +192,7 @@ class Bench:
         self._weights = str(kept)
 
     def run(self, contender: str, trials: int | None = None) -> Run:
-        """One repetition of a contender."""
+        """One repetition of a variant."""
         trials = trials or self._trials
         home = self._home()
         match contender:
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--torchdistill", help="a Python that has torchdistill and this environment's packages")
+    parser.add_argument("--torchdistill", help="a Python that can import torchdistill and this environment's packages")
     arguments = parser.parse_args()
     pair = PAIRS[arguments.pair]
     if arguments.epochs:
@@ -287,7 +288,7 @@ def main() -> None:
 
 
 def start_ray() -> None:
-    """One Ray for all contenders, whose workers find the benchmark's own data set."""
+    """One Ray for all variants, whose workers can import the benchmark's own data set."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(HERE))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -304,7 +305,7 @@ def start_ray() -> None:
 
 
 def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, folder: Path) -> dict[str, Any]:
-    """P1 to P4 and P6: all contenders, alternating."""
+    """Runs all variants, alternating, and prints their table."""
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     others: list[float] = []
     for repeat in range(repeats):
@@ -324,7 +325,7 @@ def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, f
     ideal = dict(zip(CONTENDERS, (1.0, 1 + share * ratio / trials, 1.0, 1 + ratio), strict=True))
     print(f"\nR = {ratio:.2f}: teacher {1e6 * teacher:.1f} µs forward, student {1e6 * student:.1f} µs per step, per sample")
     print(f"{trials} trials, {bench.pair.epochs} epochs, {bench.pair.views} views, {bench.train_samples:,} samples\n")
-    print("| contender | seconds (each) | median | over student only | ideal | fraction of ideal | forwarded | calls |")
+    print("| variant | seconds (each) | median | over student only | ideal | fraction of ideal | forwarded | calls |")
     print("|---|---|---|---|---|---|---|---|")
     rows = {}
     for name, each in runs.items():
@@ -400,7 +401,7 @@ def draw(points: list[dict[str, float]], path: Path) -> None:
 
 
 def run_torchdistill(python: str, bench: Bench, trials: int, folder: Path) -> float:
-    """The same number of trials with torchdistill, as many processes at once as we run trials at once."""
+    """The same number of trials with torchdistill, with as many processes at a time as the sweep has trials."""
     pair = bench.pair
     data = folder / "images.npz"
     if not data.exists():
@@ -429,7 +430,7 @@ def run_torchdistill(python: str, bench: Bench, trials: int, folder: Path) -> fl
     running = [
         subprocess.Popen([*script, str(share)], env=environment, stdout=subprocess.PIPE, text=True) for share in shares if share
     ]
-    # Each process says how long its trials took, imports not counted.
+    # Each process prints the seconds of its trials, without imports.
     return max(float(process.communicate()[0].splitlines()[-1]) for process in running)
 
 

@@ -1,12 +1,12 @@
-"""What a sweep adds around the training itself: between trials, per epoch, and while the first view is being filled.
+"""The time that a sweep adds to the training itself: between trials, per epoch, and while the first view is filled.
 
     python benchmarks/bench_turnover.py
 
-P7: one worker runs many trials of one short epoch, one after the other; the wall clock that is not training, per trial.
-P8: the same with many epochs; the wall clock that is not training, per epoch beyond the first.
-P12: one trial of one epoch in one view that nobody has filled, beside the same trial alone (`student only`) and the
-filling alone; the ideal is the longer of the two. All from the moment that trials may start.
-Repetitions alternate, medians are given. Prints one table and one JSON line. The images are random.
+Turnover: one worker runs many trials of one short epoch, one after the other; the wall clock per trial that is not training.
+Epoch: the same with many epochs; the wall clock per epoch that is not training, without the first epoch.
+Filling: one trial of one epoch in a view that is not filled yet, next to the same trial alone (`student only`) and the
+filling alone; the ideal is the longer of the two. All times begin when trials may start. Repetitions alternate, and the
+results are medians. The images are random. Prints one table and one JSON line.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TRIALS = 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=6000, help="images of the filling's benchmark")
+    parser.add_argument("--limit", type=int, default=6000, help="images in the benchmark of the filling")
     arguments = parser.parse_args()
     start_ray()
     small = {**PAIRS["cifar"].dataset, "options": {"limit": 1000, "limit_test": 100}}
@@ -67,12 +67,12 @@ def main() -> None:
     longer = max(middle["P12_student_alone_seconds"], middle["P12_filling_seconds"])
     print("| what | measured | must | aim |\n|---|---|---|---|")
     rows = [
-        ("P7 between a trial's end and the next one's start", f"{middle['P7_seconds_between_trials']:.3f} s", "1", "0.25"),
-        ("P8 around the training, per epoch", f"{middle['P8_ms_per_epoch']:.1f} ms", "5", "1"),
-        ("P12 the trial alone, its worker's start included", f"{middle['P12_student_alone_seconds']:.1f} s", "", ""),
-        ("P12 filling its view", f"{middle['P12_filling_seconds']:.1f} s", "", ""),
-        ("P12 both at once", f"{middle['P12_cold_seconds']:.1f} s", "", f"{longer:.1f} s"),
-        ("P12 of which the trial waited", f"{middle['P12_waited_seconds']:.1f} s", "", ""),
+        ("between a trial's end and the next one's start", f"{middle['P7_seconds_between_trials']:.3f} s", "1", "0.25"),
+        ("around the training, per epoch", f"{middle['P8_ms_per_epoch']:.1f} ms", "5", "1"),
+        ("the trial alone, including its worker's start", f"{middle['P12_student_alone_seconds']:.1f} s", "", ""),
+        ("filling its view", f"{middle['P12_filling_seconds']:.1f} s", "", ""),
+        ("both at the same time", f"{middle['P12_cold_seconds']:.1f} s", "", f"{longer:.1f} s"),
+        ("of this, the trial waited", f"{middle['P12_waited_seconds']:.1f} s", "", ""),
     ]
     for row in rows:
         print(f"| {' | '.join(row)} |")

@@ -1,4 +1,4 @@
-"""A sweep on three nodes of one machine: the driver and the home on one, the teacher and the trials on two that do not see it.
+"""A sweep on three nodes of one machine: the driver and the home on one, teacher and trials on two that cannot access the home.
 
 python benchmarks/three_nodes.py
 """

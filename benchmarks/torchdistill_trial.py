@@ -1,7 +1,7 @@
-"""Trials of torchdistill for `bench_sweep.py`: run with a Python that has torchdistill and this project's packages.
+"""Trials of torchdistill for `bench_sweep.py`: run it with a Python that can import torchdistill and this project's packages.
 
 Reads one JSON document (data, models, epochs) and a number of trials from the command line, runs the trials one after the
-other in this process with its `DistillationBox` and `KDLoss`, and prints the seconds that they took.
+other in this process with torchdistill's `DistillationBox` and `KDLoss`, and prints their seconds.
 """
 
 import json
@@ -20,7 +20,7 @@ from stillhouse.models.registry import build_model
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Images in memory, augmented one by one with torchvision's transforms, as its recipes do."""
+    """Images in memory, augmented one by one with torchvision's transforms, as torchdistill's recipes do."""
 
     def __init__(self, archive: Any, augment: bool) -> None:
         self._images = torch.from_numpy(archive["images"])
