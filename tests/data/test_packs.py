@@ -19,8 +19,9 @@ from stillhouse.data.images import ImageData, read_ahead
 from stillhouse.data.packing import pack_folder
 from stillhouse.data.packs import Pack, PackedImages
 from stillhouse.data.views import Views
+from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.method import Method
-from stillhouse.distill.trainer import Trainer, count_correct
+from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import write_atomic
 from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import logits
@@ -126,7 +127,7 @@ def test_a_student_of_a_pack_is_bit_for_bit_the_student_of_its_pixels(data: Imag
     one, other = trained(data), trained(decoded)
     for name, weights in one.student.state_dict().items():
         assert torch.equal(weights, other.student.state_dict()[name])
-    assert count_correct(one.student, data, data.test, "cpu") == count_correct(other.student, decoded, decoded.test, "cpu")
+    assert evaluate(one.student, data, data.test, "cpu") == evaluate(other.student, decoded, decoded.test, "cpu")
 
 
 def test_a_teacher_fills_from_a_pack_what_it_fills_from_its_pixels(data: ImageData, decoded: ImageData, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_no_forward_pass_is_larger_than_a_micro_batch_nor_one_sample_long(make_t
 def test_a_samples_draws_are_those_it_has_in_the_whole_batch(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(recipe={"batch_size": 40, "micro_batch": 10})
     trainer._enter_stage(0)
-    batch = next(trainer._batches(0))
+    batch = next(trainer.split.batches(0))
     view_and_stage = (0, trainer.stages[0], 0)
     whole = trainer._make_step(batch, *view_and_stage)
     draws = whole.normal(40, 3), whole.uniform(40)

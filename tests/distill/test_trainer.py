@@ -18,7 +18,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.method import Helper, Method, Setup, Stage, StageStart, Step
-from stillhouse.distill.trainer import Trainer, count_correct, mix_targets
+from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture
@@ -67,7 +67,7 @@ class TwoStages(Method):
         guided = step.modules["guide"](step.student_features["body"].flatten(1))
         guide = (guided - step.normal(*guided.shape)).square().mean()
         if step.stage.name == "lower":
-            assert step.student_logits is None
+            assert not step.outputs
             return {"guide": guide}
         return {"cross_entropy": F.cross_entropy(step.logits, step.targets), "guide": guide}
 
@@ -198,13 +198,6 @@ def test_progress_runs_from_zero_to_one_within_the_training_and_within_each_stag
     make_trainer(method, epochs=4, recipe={"batch_size": 80}).fit()
     assert [step.progress for step in method.steps] == pytest.approx([number / 8 for number in range(8)])
     assert [step.stage_progress for step in method.steps] == pytest.approx([0, 0.5, *(number / 6 for number in range(6))])
-
-
-def test_mixed_targets_share_between_the_two_classes() -> None:
-    targets = mix_targets(
-        torch.tensor([0, 2]), torch.tensor([0, 2, 1]), torch.tensor([2, 1]), torch.tensor([0.75, 0.6]), num_classes=3
-    )
-    torch.testing.assert_close(targets, torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]))
 
 
 def test_a_view_that_mixes_samples_gives_mixed_targets_and_whole_labels(make_trainer: MakeTrainer, digits: ImageData) -> None:
@@ -433,7 +426,7 @@ def test_frozen_helpers_stay_and_peers_are_trained_and_evaluated(make_trainer: M
     assert same(before["frozen"], dict(modules["frozen"].state_dict()))
     assert not same(before["peer"], dict(modules["peer"].state_dict()))
     assert set(trainer.peers()) == {"peer"}
-    assert entry["validation_accuracy_peer"] == count_correct(modules["peer"], digits, digits.validation, "cpu") / 40
+    assert entry["validation_accuracy_peer"] == trainer.evaluate(digits.validation, modules["peer"])
 
 
 def test_students_made_for_helpers_differ_from_the_student(make_trainer: MakeTrainer) -> None:
@@ -462,35 +455,6 @@ def test_a_rate_that_is_too_high_ends_the_trial_too(make_trainer: MakeTrainer) -
 
 
 # Evaluation
-
-
-class Constant(nn.Module):
-    """Says the same class of every image, and that training is on by another one."""
-
-    def __init__(self, answer: int) -> None:
-        super().__init__()
-        self.answer = answer
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        answer = (self.answer + 1) % 10 if self.training else self.answer
-        return F.one_hot(torch.full((len(images),), answer), 10).float() + 0 * self.unused
-
-
-@pytest.mark.parametrize("answer", [0, 3])
-def test_accuracy_is_the_share_of_right_answers_in_evaluation_mode(digits: ImageData, answer: int) -> None:
-    model = Constant(answer).train()
-    right = int((digits.validation.labels == answer).sum())
-    assert 0 < right < 40
-    assert count_correct(model, digits, digits.validation, "cpu") == right
-    assert model.training
-
-
-def test_accuracy_does_not_depend_on_how_the_split_is_cut(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    whole = count_correct(model, digits, digits.validation, "cpu")
-    monkeypatch.setattr("stillhouse.distill.trainer._EVALUATION_BATCH", 7)
-    assert count_correct(model, digits, digits.validation, "cpu") == whole
 
 
 def test_the_test_split_is_not_read_by_training(make_trainer: MakeTrainer, digits: ImageData) -> None:

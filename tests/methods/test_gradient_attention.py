@@ -96,7 +96,7 @@ def test_as_many_numbers_travel_as_a_sample_has_pixels() -> None:
     places = torch.arange(4)
     views = trainer._views
     assert isinstance(views, Views)
-    images = trainer._data.normalise(views.augment(trainer._images, places, 0))
+    images = trainer._data.normalise(views.augment(trainer.split.images, places, 0))
     assert trainer._teacher.gather(places, images)["gradient"].shape == images.shape
 
 

@@ -19,7 +19,7 @@ from stillhouse.models.weights import save_weights, weights_hash
 from stillhouse.spec.training import Training
 from stillhouse.teachers import library as library_module
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.library import LoadedTeacher, TeacherLibrary, accuracy
+from stillhouse.teachers.library import LoadedTeacher, TeacherLibrary, score
 
 MakeDefinition = Callable[..., TeacherDefinition]
 Trained = tuple[Path, LoadedTeacher]
@@ -41,7 +41,7 @@ def test_a_teacher_is_trained_measured_and_frozen(trained: Trained, digits: Imag
     with torch.no_grad():
         right = teacher.model(digits.normalise(digits.validation.images)).argmax(1) == digits.validation.labels
     assert teacher.validation_accuracy == pytest.approx(float(right.float().mean()))
-    assert accuracy(teacher.model, digits, "validation", "cpu") == teacher.validation_accuracy
+    assert score(teacher.model, digits, "validation", "cpu") == teacher.validation_accuracy
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 

@@ -11,19 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.calls import CallableTeacher
-from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.kinds import LOGITS, Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
 from stillhouse.spec.priors import Prior
+from stillhouse.tasks import Task
+from stillhouse.tasks import default as default_task
+from stillhouse.tasks import find as find_task
 
 Family = Literal["control", "L", "F", "R", "M", "G", "A", "Q"]
 
-DEFAULT_TASK: Final = "classification"
+DEFAULT_TASK: Final = default_task()
 """The task of a data set that names no other."""
 ANY_TASK: Final = "*"
 """In `Method.tasks`: every task whose models have feature maps or embeddings."""
@@ -119,11 +121,11 @@ class Stage:
     """A stretch of training with its own optimiser and its own schedule.
 
     Attributes:
-        until: the student's layer behind which nothing is computed; `step.student_logits` is then None.
+        until: the student's layer after which nothing is computed; `step.outputs` is then empty.
         comparable: whether validation accuracy in this stage says anything about the student's end; early stopping
             ignores the stage otherwise.
         data_free: whether the method makes all inputs itself. The student then sees no image of the data set: `step.images`,
-            `labels` and `targets` are empty, `student_logits` is None, and only `indices` tells how large the batch is.
+            `labels`, `targets` and `outputs` are empty, and only `indices` tells how large the batch is.
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
     """
 
@@ -204,10 +206,12 @@ class Step:
     Attributes:
         images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too. They want gradients
             where the method `differentiates_images`.
-        labels: [B] int64, the samples' own classes.
-        targets: what cross-entropy takes: `labels`, or probabilities [B, C] when the view mixes samples.
+        labels: the samples' own targets: classes, [B] int64, or what else the task has.
+        targets: what the supervised loss takes: `labels`, or what the task makes of them when the view mixes samples
+            (probabilities [B, C] for classes).
         indices: [B] int64, the samples' places in the training split.
-        student_logits: [B, C]; None in a stage with `until` and in one that is `data_free`.
+        outputs: the student's outputs by the task's names, `logits` [B, C] for classes; empty in a stage with `until` and in
+            one that is `data_free`.
         student_features: {layer: output} of the layers that `student_layers` named.
         teacher: {name: [B, ...]} of what `knowledge` named, or of what the stage needs of it.
         modules: the helpers by name.
@@ -216,6 +220,7 @@ class Step:
         seed: decides every random draw of this step; see `generator`.
         callable_teacher: see `call_teacher`.
         part: (first row, rows of the whole batch) when this is a part of a batch: one worker's slice, or a micro-batch.
+        task: what the student is trained to do.
     """
 
     images: Tensor
@@ -223,7 +228,7 @@ class Step:
     targets: Tensor
     indices: Tensor
     student: nn.Module
-    student_logits: Tensor | None
+    outputs: Mapping[str, Tensor]
     student_features: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor]
     modules: Mapping[str, nn.Module]
@@ -234,20 +239,27 @@ class Step:
     stage_progress: float = 0.0
     callable_teacher: CallableTeacher | None = None
     part: tuple[int, int] | None = None
+    task: Task = field(default_factory=find_task)
     _generator: torch.Generator | None = None
 
     @property
     def logits(self) -> Tensor:
         """The student's logits [B, C], in a stage that computes them."""
-        assert self.student_logits is not None, f"stage '{self.stage.name}' does not run the student to its end"
-        return self.student_logits
+        return self.output(LOGITS)
+
+    def output(self, name: str) -> Tensor:
+        """The student's output called `name`, [B, ...], in a stage that computes it."""
+        assert self.outputs, f"stage '{self.stage.name}' does not run the student to its end"
+        assert name in self.outputs, f"task {self.task.name} has no output '{name}'; it has {', '.join(self.outputs)}"
+        return self.outputs[name]
 
     def supervised_terms(self) -> dict[str, Tensor]:
         """The terms of the task's supervised loss on this batch, by the names under which they are logged.
 
-        Each is a scalar, the mean over the batch. It takes the student's logits and the batch's targets.
+        Each is a scalar, the mean over the batch. It takes the student's outputs and the batch's targets.
         """
-        return {"cross_entropy": F.cross_entropy(self.logits, self.targets)}
+        assert self.outputs, f"stage '{self.stage.name}' does not run the student to its end"
+        return self.task.losses(self.outputs, self.targets)
 
     def supervised(self) -> Tensor:
         """The task's supervised loss on this batch: the sum of `supervised_terms`, a scalar."""
@@ -270,13 +282,13 @@ class Step:
         return [value for key, value in self.teacher.items() if key == name or key.endswith(f"/{name}")]
 
     def input_gradient(self) -> Tensor:
-        """The gradient d CE(softmax(s(x)), y) / dx of each sample's own loss, [B, channels, H, W].
+        """The gradient dL(s(x), y) / dx of each sample's own supervised loss L, [B, channels, H, W]: cross-entropy for classes.
 
-        For methods that say `differentiates_images`. y is the sample's own class, as in the teacher's `input_gradient()`. It
+        For methods that say `differentiates_images`. y is the sample's own target, as in the teacher's `input_gradient()`. It
         can be differentiated again. With BatchNorm in the student a sample's gradient includes its part in the batch's
         statistics.
         """
-        loss = F.cross_entropy(self.logits, self.labels, reduction="sum")
+        loss = sum_of_terms(self.task.losses(self.outputs, self.labels, "sum"))
         (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
         return gradient
 

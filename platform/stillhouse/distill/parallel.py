@@ -40,6 +40,19 @@ class Workers:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The values of every worker in the order of ranks, on each of them; only the first dimension may differ in length."""
+        if self.size == 1:
+            return [values]
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=values.device)
+        lengths[self.rank] = len(values)
+        longest = int(self.sum(lengths).max())
+        padded = values.new_zeros(longest, *values.shape[1:])
+        padded[: len(values)] = values
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return [each[: int(length)] for each, length in zip(gathered, self.sum(lengths), strict=True)]
+
     def agree_on(self, number: int, device: str) -> bool:
         """Whether all workers hold the same number."""
         if self.size == 1:

@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_key, uniform
@@ -15,6 +14,8 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.pieces import pieces
+from stillhouse.tasks import Task
+from stillhouse.tasks import find as find_task
 
 Reading = tuple[int, int]
 """(seed, epoch) of a training: it decides the order in which samples are read, see `data.hashing.reading_order`."""
@@ -59,18 +60,21 @@ def compute_knowledge(
     images: Tensor,
     labels: Tensor | None = None,
     places: Places | None = None,
+    task: Task | None = None,
 ) -> dict[str, Tensor]:
-    """One forward pass of the teacher behind `reader`, and every kind of knowledge read off it; a large batch goes in pieces.
+    """One forward pass, and every kind of knowledge read off it; a large batch goes in pieces.
 
     Kinds of the input gradient take a pass of their own, so that asking for one changes no bit of the others.
 
     Args:
-        labels: [B] int64, the samples' own classes; needed for kinds of the input gradient.
+        labels: [B] or [B, K], the samples' own targets; needed for kinds of the input gradient.
         places: of the samples; needed for kinds that draw.
+        task: names the outputs; the default task unless given.
 
     Raises:
         TrialError: the teacher's outputs are not all finite.
     """
+    task = task or find_task()
     computed = [
         _compute_piece(
             reader,
@@ -78,6 +82,7 @@ def compute_knowledge(
             images[piece],
             None if labels is None else labels[piece],
             None if places is None else (places[0], places[1][piece]),
+            task,
         )
         for piece in pieces(images)
     ]
@@ -87,29 +92,35 @@ def compute_knowledge(
 
 
 def _compute_piece(
-    reader: FeatureReader, knowledge: Mapping[str, Knowledge], images: Tensor, labels: Tensor | None, places: Places | None
+    reader: FeatureReader,
+    knowledge: Mapping[str, Knowledge],
+    images: Tensor,
+    labels: Tensor | None,
+    places: Places | None,
+    task: Task,
 ) -> dict[str, Tensor]:
     with torch.no_grad():
-        logits, features = reader(images)
-        assert logits is not None
-        gradients = logits
+        raw, features = reader(images)
+        assert raw is not None
+        outputs = task.outputs(raw)
+        gradients = raw
         if any(kind.of_input for kind in knowledge.values()):
-            assert labels is not None, "the gradient of a teacher's cross-entropy needs labels"
-            gradients = _input_gradients(reader, images, labels.to(images.device))
+            assert labels is not None, "the gradient of a teacher's loss needs labels"
+            gradients = _input_gradients(reader, images, labels.to(images.device), task)
         computed = {
             name: kind.compute(
-                gradients if kind.of_input else logits,
+                gradients if kind.of_input else raw if kind.layers else outputs[kind.output],
                 features,
                 [reader.weight(weight) for weight in kind.weights],
                 _draws(kind.draws, places) if kind.draws else None,
             )
             for name, kind in knowledge.items()
         }
-        # The logits too: a reduction to signs, say, makes a number of what is none.
-        if not bool(torch.stack([output.isfinite().all() for output in (logits, *computed.values())]).all()):
+        # The outputs too: a reduction to signs, say, makes a number of what is none.
+        if not bool(torch.stack([output.isfinite().all() for output in (*outputs.values(), *computed.values())]).all()):
             wrong = [str(knowledge[name]) for name, output in computed.items() if not bool(output.isfinite().all())]
             raise TrialError(
-                f"the teacher's outputs are not finite ({', '.join(wrong) or 'logits'}); check its weights, or train it anew "
+                f"the teacher's outputs are not finite ({', '.join(wrong or outputs)}); check its weights, or train it anew "
                 "with a lower learning rate"
             )
         return computed
@@ -123,13 +134,14 @@ def _draws(count: int, places: Places | None) -> Tensor:
     return torch.from_numpy(uniform(derive_key("draws of knowledge", view, count), counters)).to(indices.device)
 
 
-def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor) -> Tensor:
+def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor, task: Task) -> Tensor:
     """The gradient of each sample's own loss: of the sum over the batch, whose terms share no pixels."""
     with torch.enable_grad():
         pixels = images.detach().requires_grad_()
-        logits, _ = reader(pixels)
-        assert logits is not None
-        (gradients,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), pixels)
+        raw, _ = reader(pixels)
+        assert raw is not None
+        losses = task.losses(task.outputs(raw), labels, "sum")
+        (gradients,) = torch.autograd.grad(list(losses.values()), pixels)
     return gradients
 
 
@@ -147,16 +159,24 @@ class InlineKnowledge:
     """The teacher in the trial's own process: the baseline, and for maps that cost more to move than to recompute.
 
     Args:
-        labels: [N] int64 of the whole training split, for knowledge that depends on the class.
+        labels: of the whole training split, [N] or [N, K], for knowledge that depends on the target.
+        task: names the teacher's outputs; the default task unless given.
     """
 
     way = "inline"
     wait_seconds = 0.0
 
-    def __init__(self, teacher: nn.Module, knowledge: Mapping[str, Knowledge], labels: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        knowledge: Mapping[str, Knowledge],
+        labels: Tensor | None = None,
+        task: Task | None = None,
+    ) -> None:
         self._teacher = teacher.eval().requires_grad_(False)
         self._knowledge = self._needed = dict(knowledge)
         self._labels = labels
+        self._task = task
         self._reader = FeatureReader(teacher, layers_of(knowledge))
         self._view = 0
         self.samples_forwarded = 0
@@ -170,7 +190,7 @@ class InlineKnowledge:
             return {}
         self.samples_forwarded += len(indices)
         labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
-        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices))
+        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices), self._task)
 
 
 class CachedKnowledge:

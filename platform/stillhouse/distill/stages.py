@@ -1,6 +1,9 @@
-"""How methods share a training's epochs out: two stages, generations."""
+"""Stages of a training: how methods divide its epochs, and whether their stages are sound."""
 
-from stillhouse.distill.method import MethodError, Stage
+from collections.abc import Sequence
+
+from stillhouse.distill.method import Method, MethodError, Setup, Stage
+from stillhouse.errors import did_you_mean
 
 
 def epochs_of_first_stage(epochs: int, share: float) -> int:
@@ -34,3 +37,24 @@ def generations(epochs: int, number: int) -> list[Stage]:
         )
         for each in range(1, number + 1)
     ]
+
+
+def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
+    """The method's stages, whose epochs must add up to the training's.
+
+    Raises:
+        ValueError: they do not, a stage has no epoch, or it needs knowledge that the method does not ask for.
+    """
+    stages = list(method.stages(setup))
+    if any(stage.epochs < 1 for stage in stages):
+        raise ValueError(f"needs at least one epoch for each of its {len(stages)} stages, has {setup.epochs} in all")
+    total = sum(stage.epochs for stage in stages)
+    if total != setup.epochs:
+        raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
+    needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
+    if needed and setup.teacher is not None:
+        asked = method.knowledge(setup.teacher, setup.student)
+        for name in needed:
+            if name not in asked:
+                raise ValueError(f"a stage needs knowledge '{name}', which is not asked for{did_you_mean(name, asked)}")
+    return stages

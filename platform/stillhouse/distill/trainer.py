@@ -2,36 +2,36 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, Split
-from stillhouse.data.hashing import derive_seed, reading_order
-from stillhouse.data.images import read_ahead
+from stillhouse.data.hashing import derive_seed
 from stillhouse.data.views import Views
+from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
-from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed
+from stillhouse.distill.evaluation import evaluate
+from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
 from stillhouse.distill.optimiser import Optimisers
 from stillhouse.distill.parallel import ALONE, JointLoss, Workers, share_statistics, split_problem
 from stillhouse.distill.sources import KnowledgeSource
+from stillhouse.distill.stages import check_stages
 from stillhouse.durable import Damaged
-from stillhouse.errors import TrialError, did_you_mean
+from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.features import FeatureReader
-from stillhouse.models.pieces import pieces
 from stillhouse.spec.training import Training
+from stillhouse.tasks import of
 
-_EVALUATION_BATCH = 512
 _CHECKPOINT_VERSION = 1
 
 
@@ -83,6 +83,7 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
+        self.task = of(data)
         self._data = data
         self._views = views
         self._training = training
@@ -94,9 +95,9 @@ class Trainer:
         self._build_student = new_student
         self._students_made = 0
         self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
-        self._images = data.train.images.to(device)
-        self._labels = data.train.labels.to(device)
-        self._batches_per_epoch = sum(1 for _ in self._batches(0))
+        self.split = TrainingSplit(
+            data, views, seed=seed, batch_size=training.batch_size, device=device, memory_format=self._memory_format
+        )
         self.student = self._new_student()
         architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
         self._layers = list(method.student_layers(teacher_architecture, architecture))
@@ -104,23 +105,27 @@ class Trainer:
             teacher=teacher_architecture,
             student=architecture,
             new_student=self._new_student,
-            num_samples=len(self._labels),
+            num_samples=len(self.split),
             epochs=epochs,
             teacher_weights=teacher_weights or _no_weights,
         )
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
-        if self._in_parts and (problem := split_problem(method)):
-            raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
-        share_statistics(self.student, workers)
-        self._helpers = self._make_helpers()
-        self._modules = {name: helper.module for name, helper in self._helpers.items()}
-        self._classifiers = dict(method.classifiers(self.student, self._modules))
-        self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
         self._stage_index = -1
         self._optimisers: Optimisers | None = None
         self._reader: FeatureReader | None = None
         self._joint_loss: JointLoss | None = None
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._adopt_method()
+
+    def _adopt_method(self) -> None:
+        """Makes the method's helpers, and names what is evaluated."""
+        if self._in_parts and (problem := split_problem(self.method)):
+            raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
+        share_statistics(self.student, self._workers)
+        self._helpers = self._make_helpers()
+        self._modules = {name: helper.module for name, helper in self._helpers.items()}
+        self._classifiers = dict(self.method.classifiers(self.student, self._modules))
+        self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
 
     @property
     def epochs(self) -> int:
@@ -147,11 +152,11 @@ class Trainer:
         return self.curve
 
     def run_epoch(self) -> dict[str, Any]:
-        """One pass over the training split in the epoch's view, then the validation accuracy.
+        """One pass over the training split in the epoch's view, then the task's metric on the validation split.
 
         Returns:
-            The curve's entry: `epoch` from 1, `stage`, `train_loss`, each loss term, `learning_rate`,
-            `validation_accuracy` (and `validation_accuracy_<helper>`), `seconds`.
+            The curve's entry: `epoch` from 1, `stage`, `train_loss`, each loss term, `learning_rate`, the metric's validation
+            column such as `validation_accuracy` (and `validation_accuracy_<helper>`), `seconds`.
 
         Raises:
             TrialError: the loss is no longer finite.
@@ -169,6 +174,21 @@ class Trainer:
             waited = teacher.wait_seconds
             teacher.begin_epoch(view, stage.knowledge, (self._seed, self.epoch))
         self._set_mode(training=True)
+        means, rate = self._train_epoch(stage, stage_epoch, view, optimisers)
+        if teacher is not None:
+            self.wait_seconds += teacher.wait_seconds - waited
+        entry = self._entry(stage, means, rate)
+        self.epoch += 1
+        column = self.task.metric.column("validation")
+        for name, model in self._classifiers.items():
+            entry[column if name == "student" else f"{column}_{name}"] = self._validate(model)
+        entry["seconds"] = time.perf_counter() - started
+        self.train_seconds += entry["seconds"]
+        self.curve.append(entry)
+        return entry
+
+    def _train_epoch(self, stage: Stage, stage_epoch: int, view: int, optimisers: Optimisers) -> tuple[dict[str, float], float]:
+        """Trains on every batch of the epoch; the mean of each loss term over the samples, and the last learning rate."""
         totals: dict[str, Tensor] = {}
         samples = 0
         rate = 0.0
@@ -176,29 +196,20 @@ class Trainer:
         own = (self._workers.rank,) if self._workers.rank else ()
         with torch.random.fork_rng(devices=self._rng_devices()), self._read_ahead(view, stage):
             torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
-            for number, indices in enumerate(self._batches(self.epoch)):
-                rate = optimisers.set_step(stage_epoch * self._batches_per_epoch + number)
+            for number, indices in enumerate(self.split.batches(self.epoch)):
+                rate = optimisers.set_step(stage_epoch * self.split.batches_per_epoch + number)
                 terms = self._train_on(indices, view, stage, number, optimisers)
                 samples += len(indices)
                 for name, term in terms.items():
                     weighted = term.detach() * len(indices)
                     totals[name] = totals[name] + weighted if name in totals else weighted
-        if teacher is not None:
-            self.wait_seconds += teacher.wait_seconds - waited
-        entry = self._entry(stage, totals, samples, rate)
-        self.epoch += 1
-        for name, model in self._classifiers.items():
-            entry["validation_accuracy" if name == "student" else f"validation_accuracy_{name}"] = self._validate(model)
-        entry["seconds"] = time.perf_counter() - started
-        self.train_seconds += entry["seconds"]
-        self.curve.append(entry)
-        return entry
+        summed = self._workers.sum(torch.stack(list(totals.values())))
+        return {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}, rate
 
     def evaluate(self, split: Split, model: nn.Module | None = None) -> float:
-        """Top-1 accuracy in [0, 1] of what counts as the student, or of `model`, on the split's images as they are."""
+        """The task's metric of what counts as the student, or of `model`, on the split's images as they are."""
         model = self.classifier if model is None else model
-        correct = count_correct(model, self._data, split, self.device, self._memory_format)
-        return correct / len(split.labels)
+        return evaluate(model, self._data, split, self.device, self._memory_format)
 
     def gradients_by_parts(self, stage_index: int, ends: Sequence[int]) -> dict[str, Tensor]:
         """The gradients of all weights after the parts [ends[i], ends[i+1]) of a batch's beginning, for tests.
@@ -208,13 +219,13 @@ class Trainer:
         for index in range(stage_index + 1):
             self._enter_stage(index)
         self._set_mode(training=False)
-        stage, batch = self.stages[stage_index], next(self._batches(0))[: ends[-1]]
+        stage, batch = self.stages[stage_index], next(self.split.batches(0))[: ends[-1]]
         view = int(self._views.order(self._seed)[0])
         if (teacher := self._teacher_of(stage)) is not None:
             teacher.begin_epoch(view, stage.knowledge, (self._seed, 0))
         for start, end in pairwise(ends):
             step = self._make_step(batch[start:end], view, stage, 0, part=(start, len(batch)))
-            torch.stack(list(self.method.loss(step).values())).sum().mul((end - start) / len(batch)).backward()
+            sum_of_terms(self.method.loss(step)).mul((end - start) / len(batch)).backward()
         return {
             f"{name}.{weight}": parameter.grad
             for name, module in {"student": self.student, **self._modules}.items()
@@ -223,10 +234,9 @@ class Trainer:
         }
 
     def _validate(self, model: nn.Module) -> float:
-        """As `evaluate` on the validation split; each worker computes its share."""
-        workers, split = self._workers, self._data.validation
-        correct = count_correct(model, self._data, split, self.device, self._memory_format, part=(workers.rank, workers.size))
-        return int(workers.sum(torch.tensor(correct, device=self.device))) / len(split.labels)
+        """As `evaluate` on the validation split; each worker evaluates its share."""
+        split = self._data.validation
+        return evaluate(model, self._data, split, self.device, self._memory_format, workers=self._workers)
 
     def workers_agree(self) -> bool:
         """Whether all workers have come equally far; all of them must ask."""
@@ -315,36 +325,22 @@ class Trainer:
             share_statistics(helper.module, self._workers)
         return helpers
 
-    def _batches(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        """The epoch's batches; a last batch of one is left out, since BatchNorm can not train on it."""
-        order = reading_order(self._seed, epoch, len(self._labels))
-        size = self._training.batch_size
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            if len(batch) > 1 or len(order) == 1:
-                yield batch
-
     @property
     def _in_parts(self) -> bool:
         return self._workers.size > 1 or self.micro_batch is not None
 
-    def _parts(self, batch: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """(first, last + 1) places of this worker's micro-batches; of nearly equal size, for BatchNorm can not train on one."""
-        first, last = self._workers.slice_of(batch)
-        count = -(-(last - first) // (self.micro_batch or max(1, last - first)))
-        ends = [first + (last - first) * place // count for place in range(count + 1)]
-        return list(pairwise(ends))
+    def _parts(self, batch: Indices) -> list[tuple[int, int]]:
+        """(first, last + 1) places of this worker's micro-batches."""
+        return even_parts(*self._workers.slice_of(batch), self.micro_batch)
 
     def _read_ahead(self, view: int, stage: Stage) -> AbstractContextManager[None]:
         """While it lasts, images that must be decoded are, in the background, in the order of the epoch."""
         if stage.data_free:
             return nullcontext()
-        parts = (batch[start:end] for batch in self._batches(self.epoch) for start, end in self._parts(batch))
-        return read_ahead(self._images, (self._views.reads(torch.from_numpy(part), view) for part in parts))
+        batches = self.split.batches(self.epoch)
+        return self.split.read_ahead((batch[start:end] for batch in batches for start, end in self._parts(batch)), view)
 
-    def _train_on(
-        self, indices: NDArray[np.int64], view: int, stage: Stage, number: int, optimisers: Optimisers
-    ) -> dict[str, Tensor]:
+    def _train_on(self, indices: Indices, view: int, stage: Stage, number: int, optimisers: Optimisers) -> dict[str, Tensor]:
         """One training step on a batch; the terms to log, or this worker's share of them."""
         if not self._in_parts:
             return self.method.step(self._make_step(indices, view, stage, number), optimisers)
@@ -368,81 +364,81 @@ class Trainer:
         return self.method.loss(make_step())
 
     def _make_step(
-        self,
-        indices: NDArray[np.int64],
-        view: int,
-        stage: Stage,
-        number: int,
-        *,
-        part: tuple[int, int] | None = None,
+        self, indices: Indices, view: int, stage: Stage, number: int, *, part: tuple[int, int] | None = None
     ) -> Step:
-        on_cpu = torch.from_numpy(indices)
-        places = on_cpu.to(self.device, non_blocking=True)
         knowledge: dict[str, Tensor] = {}
-        logits: Tensor | None = None
+        outputs: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
         if stage.data_free:
-            images = self._data.normalise(self._images[:0])
-            labels = targets = self._labels[:0]
+            batch = self.split.unread(indices)
         else:
-            images, labels, targets = self._read(on_cpu, places, view)
+            batch = self.split.read(indices, view)
             if (teacher := self._teacher_of(stage)) is not None:
-                knowledge = teacher.gather(on_cpu, images)
+                knowledge = teacher.gather(torch.from_numpy(indices), batch.images)
             if self.method.differentiates_images:
-                images = images.detach().requires_grad_()
-            logits, features = self._forward(images)
-        global_step = self.epoch * self._batches_per_epoch + number
+                batch = replace(batch, images=batch.images.detach().requires_grad_())
+            outputs, features = self._forward(batch.images)
+        return self._step_of(batch, stage, number, outputs, features, knowledge, part)
+
+    def _step_of(
+        self,
+        batch: Batch,
+        stage: Stage,
+        number: int,
+        outputs: Mapping[str, Tensor],
+        features: Mapping[str, Tensor],
+        knowledge: Mapping[str, Tensor],
+        part: tuple[int, int] | None,
+    ) -> Step:
+        """The step of the epoch's batch `number`, with what student and teacher made of it."""
+        per_epoch = self.split.batches_per_epoch
+        global_step = self.epoch * per_epoch + number
         return Step(
-            images=images,
-            labels=labels,
-            targets=targets,
-            indices=places,
+            images=batch.images,
+            labels=batch.labels,
+            targets=batch.targets,
+            indices=batch.indices,
             student=self.student,
-            student_logits=logits,
+            outputs=outputs,
             student_features=features,
             teacher=knowledge,
             modules=self._modules,
             stage=stage,
             epoch=self.epoch,
-            progress=global_step / (self.epochs * self._batches_per_epoch),
-            stage_progress=(self._stage_at(self.epoch)[1] + number / self._batches_per_epoch) / stage.epochs,
+            progress=global_step / (self.epochs * per_epoch),
+            stage_progress=(self._stage_at(self.epoch)[1] + number / per_epoch) / stage.epochs,
             seed=step_seed(self._seed, global_step),
             callable_teacher=self._callable_teacher,
             part=part,
+            task=self.task,
         )
-
-    def _read(self, on_cpu: Tensor, places: Tensor, view: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's normalised images, its labels, and the targets of cross-entropy."""
-        images = self._data.normalise(self._views.augment(self._images, places, view))
-        images = images.contiguous(memory_format=self._memory_format)
-        labels = self._labels[places]
-        mixing = self._views.mixing(on_cpu, view)
-        if mixing is None:
-            return images, labels, labels
-        return images, labels, mix_targets(labels, self._labels, *mixing, num_classes=self._data.num_classes)
 
     def _teacher_of(self, stage: Stage) -> KnowledgeSource | None:
         """The source of what the stage needs; None when it needs nothing."""
         return None if stage.knowledge == () or stage.data_free else self._teacher
 
-    def _forward(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The student's named outputs, none in a stage with `until`, and the outputs of the layers that the method reads."""
         kind = self._training.mixed_precision
         half = torch.bfloat16 if kind == "bfloat16" else torch.float16
+        raw: Tensor | None
+        features: dict[str, Tensor] = {}
         with nullcontext() if kind == "off" else torch.autocast(torch.device(self.device).type, dtype=half):
-            logits: Tensor | None
-            features: dict[str, Tensor]
             if self._compiled is not None:
-                logits, features = self._compiled(images), {}
+                raw = self._compiled(images)
             else:
                 assert self._reader is not None
-                logits, features = self._reader(images)
-        if kind == "off":
-            return logits, features
-        return None if logits is None else logits.float(), {name: output.float() for name, output in features.items()}
+                raw, features = self._reader(images)
+        if kind != "off":
+            raw, features = None if raw is None else raw.float(), {name: output.float() for name, output in features.items()}
+        return {} if raw is None else self.task.outputs(raw), features
 
-    def _entry(self, stage: Stage, totals: dict[str, Tensor], samples: int, rate: float) -> dict[str, Any]:
-        summed = self._workers.sum(torch.stack(list(totals.values())))
-        means = {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}
+    def _entry(self, stage: Stage, means: Mapping[str, float], rate: float) -> dict[str, Any]:
+        """The beginning of the epoch's entry in the curve.
+
+        Raises:
+            TrialError: the loss is not finite.
+        """
         loss = sum(means.values())
         if not math.isfinite(loss):
             culprits = ", ".join(f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
@@ -492,8 +488,8 @@ class Trainer:
         self._optimisers = Optimisers(
             groups,
             recipes,
-            steps_per_epoch=self._batches_per_epoch,
-            total_steps=stage.epochs * self._batches_per_epoch,
+            steps_per_epoch=self.split.batches_per_epoch,
+            total_steps=stage.epochs * self.split.batches_per_epoch,
             device=self.device,
         )
         self._joint_loss = JointLoss(groups.values(), self._workers) if self._in_parts else None
@@ -511,61 +507,3 @@ class Trainer:
 
 def _no_weights() -> Mapping[str, Tensor]:
     raise MethodError("reuses a part of the teacher, but this trainer was given no teacher_weights")
-
-
-def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
-    """The method's stages, whose epochs must add up to the training's.
-
-    Raises:
-        ValueError: they do not, a stage has no epoch, or it needs knowledge that the method does not ask for.
-    """
-    stages = list(method.stages(setup))
-    if any(stage.epochs < 1 for stage in stages):
-        raise ValueError(f"needs at least one epoch for each of its {len(stages)} stages, has {setup.epochs} in all")
-    total = sum(stage.epochs for stage in stages)
-    if total != setup.epochs:
-        raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
-    needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
-    if needed and setup.teacher is not None:
-        asked = method.knowledge(setup.teacher, setup.student)
-        for name in needed:
-            if name not in asked:
-                raise ValueError(f"a stage needs knowledge '{name}', which is not asked for{did_you_mean(name, asked)}")
-    return stages
-
-
-def mix_targets(labels: Tensor, all_labels: Tensor, partners: Tensor, weights: Tensor, *, num_classes: int) -> Tensor:
-    """Class probabilities [B, C] of mixed samples: `weights` of the own class, the rest of the partner's."""
-    own = nn.functional.one_hot(labels, num_classes).float()
-    other = nn.functional.one_hot(all_labels[partners.to(labels.device)], num_classes).float()
-    share = weights.to(labels.device).unsqueeze(1)
-    return share * own + (1 - share) * other
-
-
-def count_correct(
-    model: nn.Module,
-    data: ImageData,
-    split: Split,
-    device: str,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    *,
-    part: tuple[int, int] = (0, 1),
-) -> int:
-    """How many samples of the split `model` classifies correctly, in evaluation mode; the mode is put back.
-
-    With `part` (k, n) only every n-th batch from batch k on is looked at.
-    """
-    was_training = model.training
-    model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    starts = range(part[0] * _EVALUATION_BATCH, len(split.labels), part[1] * _EVALUATION_BATCH)
-    places = (torch.arange(start, min(start + _EVALUATION_BATCH, len(split.labels))) for start in starts)
-    with torch.inference_mode(), read_ahead(split.images, places):
-        for start in starts:
-            images = split.images[start : start + _EVALUATION_BATCH].to(device)
-            labels = split.labels[start : start + _EVALUATION_BATCH].to(device)
-            for piece in pieces(images):
-                logits = model(data.normalise(images[piece]).contiguous(memory_format=memory_format))
-                correct += (logits.argmax(1) == labels[piece]).sum()
-    model.train(was_training)
-    return int(correct)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stillhouse import tasks
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, Reading, RestoredKnowledge
 from stillhouse.errors import InfrastructureError
@@ -52,7 +53,7 @@ class TrialTeacher:
 
     Args:
         knowledge: what the method asks, by name; the ticket says which way each kind goes.
-        labels: [N] int64 of the training split, for knowledge that depends on the class.
+        labels: of the training split, [N] or [N, K], for knowledge that depends on the target.
         calls: whether the method calls the teacher on inputs of its own making.
     """
 
@@ -86,7 +87,7 @@ class TrialTeacher:
             self._computed.append(ServedKnowledge(self.link, by_way["served"], labels))
         if "inline" in by_way:
             assert model is not None
-            self._computed.append(InlineKnowledge(model, by_way["inline"], labels))
+            self._computed.append(InlineKnowledge(model, by_way["inline"], labels, tasks.find(ticket.definition.task)))
         self.source = join_sources([*sources, *self._computed])
         if self.source is not None and any(kind.restoration is not None for kind in knowledge.values()):
             self.source = RestoredKnowledge(self.source, knowledge)

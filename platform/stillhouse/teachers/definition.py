@@ -8,6 +8,7 @@ from typing import Any
 from ray import cloudpickle
 from torch import nn
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
@@ -26,6 +27,8 @@ class TeacherDefinition:
     Attributes:
         weights: an absolute file path or `torchvision:<weights enum>`; None trains the teacher.
         training: the recipe when it is trained.
+        num_classes: how many numbers it returns for each sample.
+        task: what it is trained to do; None for the default task.
     """
 
     name: str
@@ -37,20 +40,23 @@ class TeacherDefinition:
     seed: int = 0
     num_classes: int
     input_shape: tuple[int, int, int]
+    task: str | None = None
 
     def build(self) -> nn.Module:
         """The untrained model; the caller seeds."""
         return build_model(self.model, num_classes=self.num_classes, input_shape=self.input_shape, **self.options)
 
     def architecture(self) -> dict[str, Any]:
-        """Plain data that is equal for equal networks; the text of a user's own model counts, as far as its package goes."""
+        """Plain data that is equal for equal networks; the text of a user-defined model or task counts, within its package."""
         code = named_version(self.model)
+        task = tasks.name_of(self.task)
         return {
             "model": self.model,
             "options": dict(self.options),
             "num_classes": self.num_classes,
             "input_shape": list(self.input_shape),
             **({} if code is None else {"code": code}),
+            **({} if task is None else {"task": task, "task_code": tasks.own_version(task)}),
         }
 
     def key(self, data: ImageData, views: Views) -> str:

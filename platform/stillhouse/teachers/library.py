@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.views import Views
+from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.method import Method
-from stillhouse.distill.trainer import Trainer, count_correct
+from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
@@ -107,7 +108,7 @@ class TeacherLibrary:
                     "options": dict(definition.options),
                     "dataset": data.name,
                     "weights_hash": digest,
-                    "validation_accuracy": accuracy(model, data, "validation", device),
+                    "validation_accuracy": score(model, data, "validation", device),
                     "train_seconds": seconds if trained_now else 0.0,
                     "made": time.time(),
                 }
@@ -196,10 +197,9 @@ class TeacherLibrary:
         return trainer.student, trainer.train_seconds
 
 
-def accuracy(model: nn.Module, data: ImageData, split: str, device: str) -> float:
-    """Top-1 accuracy in [0, 1] on `validation` or `test`."""
-    samples = data.validation if split == "validation" else data.test
-    return count_correct(model, data, samples, device) / len(samples.labels)
+def score(model: nn.Module, data: ImageData, split: str, device: str) -> float:
+    """The value of the task's metric on `validation` or `test`."""
+    return evaluate(model, data, data.validation if split == "validation" else data.test, device)
 
 
 def _build(definition: TeacherDefinition) -> nn.Module:

@@ -15,6 +15,7 @@ from stillhouse.distill.calls import pull_back, run_teacher
 from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
+from stillhouse.tasks import Task
 from stillhouse.teachers.call_queue import _KEPT_S, MAX_QUEUED_BYTES, MAX_WAITING, Call, CallQueue, FairLock
 
 MERGED_ROWS = 1024
@@ -65,6 +66,7 @@ class ModelServer:
 
     Args:
         lock: held while the model computes.
+        task: names the model's outputs; the default task unless given.
         merged_rows: the largest merged batch; by default `MERGED_ROWS` on a GPU and none on a CPU.
     """
 
@@ -73,6 +75,7 @@ class ModelServer:
         model: nn.Module,
         *,
         lock: FairLock,
+        task: Task | None = None,
         device: str = "cpu",
         merged_rows: int | None = None,
         kept_bytes: int = KEPT_BYTES,
@@ -81,6 +84,7 @@ class ModelServer:
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._lock = lock
+        self._task = task
         self._device = device
         self._kept = KeptPasses(kept_bytes)
         self._pass_bytes: dict[Hashable, float] = {}
@@ -190,7 +194,7 @@ class ModelServer:
             kinds = dict(task[1])
             labels = tensors[1] if len(tensors) > 1 else None
             with FeatureReader(self._model, layers_of(kinds)) as reader:
-                return [value.float() for value in compute_knowledge(reader, kinds, images, labels).values()]
+                return [value.float() for value in compute_knowledge(reader, kinds, images, labels, task=self._task).values()]
         if task[0] == "forward":
             with torch.no_grad():
                 return run_teacher(self._model, images, task[2])

@@ -8,12 +8,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import read_ahead
@@ -30,7 +32,7 @@ from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.fill_batches import _Batch, _Todo
-from stillhouse.teachers.library import LoadedTeacher, accuracy
+from stillhouse.teachers.library import LoadedTeacher, score
 from stillhouse.teachers.model_server import ModelServer
 from stillhouse.teachers.verify import verify_sealed
 
@@ -93,7 +95,10 @@ class TeacherService:
         self._order = itertools.count()
         self._wanted = threading.Lock()
         self._model_lock = FairLock()
-        self._server = ModelServer(teacher.model, lock=self._model_lock, device=device, merged_rows=merged_rows)
+        self._task = tasks.of(data)
+        self._server = ModelServer(
+            teacher.model, lock=self._model_lock, device=device, merged_rows=merged_rows, task=self._task
+        )
         self._filler: threading.Thread | None = None
         self._closed = False
         self._resting = False
@@ -101,6 +106,7 @@ class TeacherService:
         self._samples_forwarded = 0
         self._bytes_written = 0
         self._fill_seconds = 0.0
+        self._compute = partial(compute_knowledge, task=self._task)
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
         """What a forward pass costs, and what each kind costs and weighs.
@@ -115,12 +121,12 @@ class TeacherService:
 
             def seconds(some: Mapping[str, Knowledge], rows: int) -> float:
                 started = time.perf_counter()
-                compute_knowledge(reader, some, images[:rows], self._labels[:rows], (0, torch.arange(rows)))
+                self._compute(reader, some, images[:rows], self._labels[:rows], (0, torch.arange(rows)))
                 if self._device != "cpu":
                     torch.cuda.synchronize()
                 return time.perf_counter() - started
 
-            sample = compute_knowledge(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
+            sample = self._compute(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
             forward = sorted(seconds({}, count) for _ in range(3))[1] / count
             # The first pass of a shape is the slow one.
             each = {name: min(seconds({name: kind}, few) for _ in range(2)) / few for name, kind in wanted.items()}
@@ -308,9 +314,9 @@ class TeacherService:
             )
 
     def evaluate(self, split: str) -> float:
-        """Top-1 accuracy in [0, 1] on `validation` or `test`."""
+        """The value of the task's metric on `validation` or `test`."""
         with self._model_lock:
-            return accuracy(self.teacher.model, self._data, split, self._device)
+            return score(self.teacher.model, self._data, split, self._device)
 
     def forward(
         self,
@@ -360,12 +366,12 @@ class TeacherService:
     ) -> dict[str, NDArray[np.float32]]:
         with self._model_lock:
             places = torch.from_numpy(indices).to(self._device)
-            outputs = compute_knowledge(reader, kinds, self._view_images(view, indices), self._labels[places], (view, places))
+            outputs = self._compute(reader, kinds, self._view_images(view, indices), self._labels[places], (view, places))
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def _view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:
         places = torch.from_numpy(indices).to(self._device)
-        return self._data.normalise(self._views.augment(self._images, places, view))
+        return self._task.inputs(self._data, self._views, self._images, places, view)
 
     def _fill_queue(self) -> None:
         while True:

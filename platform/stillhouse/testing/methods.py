@@ -254,8 +254,8 @@ def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
     if not all(stage.data_free for stage in one.stages):
         return
     # Only what the student trains on: the data set also has the images by which it is evaluated.
-    other._images = 255 - other._images
-    other._labels = (other._labels + 1) % digits().num_classes
+    other.split.images = 255 - other.split.images
+    other.split.labels = (other.split.labels + 1) % digits().num_classes
     one.fit()
     other.fit()
     _assert_same(one.student.state_dict(), other.student.state_dict(), "student")

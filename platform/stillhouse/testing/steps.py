@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.method import Stage, Step
+from stillhouse.knowledge.kinds import LOGITS
 
 
 def make_step(
@@ -33,7 +34,7 @@ def make_step(
         "targets": labels,
         "indices": torch.arange(len(labels)),
         "student": nn.Identity(),
-        "student_logits": student_logits,
+        "outputs": {} if student_logits is None else {LOGITS: student_logits},
         "student_features": {},
         "teacher": teacher or {},
         "modules": {},

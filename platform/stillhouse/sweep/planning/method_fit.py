@@ -12,7 +12,7 @@ from stillhouse import methods
 from stillhouse.distill.hyperparameters import make_method, plain
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.parallel import split_problem
-from stillhouse.distill.trainer import check_stages
+from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem
 from stillhouse.knowledge.kinds import Knowledge

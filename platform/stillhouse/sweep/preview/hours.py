@@ -11,11 +11,13 @@ import torch
 from ray import cloudpickle
 from torch import nn
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.views import Views
+from stillhouse.distill.evaluation import evaluate as evaluate_model
 from stillhouse.distill.method import Method
 from stillhouse.distill.sources import compute_knowledge, layers_of
-from stillhouse.distill.trainer import Trainer, count_correct
+from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import canonical_json
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
@@ -294,7 +296,7 @@ def _speed(job: Job, data: ImageData, training: Training, policy: tuple[Any, ...
     )
 
     def evaluate() -> None:
-        count_correct(trainer.student, data, data.validation, device)
+        evaluate_model(trainer.student, data, data.validation, device)
 
     forward = _median_s(evaluate, SECONDS_EACH / 2) / len(data.validation.labels)
     whole = _median_s(trainer.run_epoch, SECONDS_EACH)
@@ -312,7 +314,9 @@ def _teaching_s(model: nn.Module, job: Job, data: ImageData, device: str) -> flo
     places, labels = torch.arange(count), data.train.labels[:count].to(device)
     images = data.normalise(data.train.images.index_select(0, places).to(device))
     with FeatureReader(model.eval(), layers_of(kinds)) as reader:
-        seconds = _median_s(lambda: compute_knowledge(reader, kinds, images, labels, (0, places)), SECONDS_EACH / 2)
+        seconds = _median_s(
+            lambda: compute_knowledge(reader, kinds, images, labels, (0, places), tasks.of(data)), SECONDS_EACH / 2
+        )
     return seconds / count
 
 
@@ -347,6 +351,7 @@ def _excerpt(data: ImageData, batch_size: int) -> ImageData:
         train=few,
         validation=first(data.validation, _EVALUATED),
         read_test=lambda: few,
+        task=data.task,
     )
 
 

@@ -1,0 +1,68 @@
+"""Evaluating a model on a split by its task's metric, in whole or by several processes."""
+
+import torch
+from torch import nn
+
+from stillhouse.data.images import ImageData, Split, read_ahead
+from stillhouse.distill.parallel import ALONE, Workers
+from stillhouse.models.pieces import pieces
+from stillhouse.tasks import Evaluator, Task, of
+
+_BATCH = 512
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    device: str,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    *,
+    workers: Workers = ALONE,
+) -> float:
+    """The value of the task's metric for `model` on the split's images as they are, in evaluation mode; its mode is restored.
+
+    Args:
+        model: takes normalised images [B, channels, H, W] and returns what the task names the outputs of.
+        workers: each evaluates its share of the batches; all of them must call, and all get the value for the whole split.
+    """
+    task = of(data)
+    evaluator = _evaluated(model, task, data, split, device, memory_format, (workers.rank, workers.size))
+    if workers.size > 1:
+        evaluator = _merged(evaluator, task, workers, device)
+    return evaluator.result()
+
+
+def _evaluated(
+    model: nn.Module,
+    task: Task,
+    data: ImageData,
+    split: Split,
+    device: str,
+    memory_format: torch.memory_format,
+    part: tuple[int, int],
+) -> Evaluator:
+    """An evaluator that has seen every n-th batch of the split from batch k on, for `part` (k, n)."""
+    was_training = model.training
+    model.eval()
+    evaluator = task.evaluator()
+    starts = range(part[0] * _BATCH, len(split.labels), part[1] * _BATCH)
+    places = (torch.arange(start, min(start + _BATCH, len(split.labels))) for start in starts)
+    with torch.inference_mode(), read_ahead(split.images, places):
+        for start in starts:
+            images = split.images[start : start + _BATCH].to(device)
+            labels = split.labels[start : start + _BATCH].to(device)
+            for piece in pieces(images):
+                raw = model(data.normalise(images[piece]).contiguous(memory_format=memory_format))
+                evaluator.update(task.outputs(raw), labels[piece])
+    model.train(was_training)
+    return evaluator
+
+
+def _merged(own: Evaluator, task: Task, workers: Workers, device: str) -> Evaluator:
+    """An evaluator with what the evaluators of all workers have seen, the same one on each of them."""
+    gathered = {name: workers.gather(value.to(device)) for name, value in sorted(own.state().items())}
+    whole = task.evaluator()
+    for rank in range(workers.size):
+        whole.merge({name: values[rank] for name, values in gathered.items()})
+    return whole

@@ -1,0 +1,60 @@
+"""The training split as it is read: order, batches of one, parts, targets of mixed samples, batches without images."""
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.data.images import ImageData
+from stillhouse.data.views import Views
+from stillhouse.distill.batches import TrainingSplit, even_parts
+
+
+def split_of(digits: ImageData, *policy: str, batch_size: int = 64) -> TrainingSplit:
+    views = Views(policy, 2, digits.input_shape, len(digits.train))
+    return TrainingSplit(digits, views, seed=3, batch_size=batch_size, device="cpu")
+
+
+@pytest.mark.parametrize("batch_size", [64, 160, 1000])
+def test_an_epoch_has_every_sample_once(digits: ImageData, batch_size: int) -> None:
+    split = split_of(digits, batch_size=batch_size)
+    batches = list(split.batches(0))
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(160))
+    assert split.batches_per_epoch == len(batches) == -(-160 // batch_size)
+
+
+def test_a_last_batch_of_one_is_left_out(digits: ImageData) -> None:
+    assert [len(batch) for batch in split_of(digits, batch_size=53).batches(0)] == [53, 53, 53]
+
+
+def test_epochs_have_orders_of_their_own(digits: ImageData) -> None:
+    split = split_of(digits)
+    assert next(split.batches(0)).tolist() == next(split.batches(0)).tolist() != next(split.batches(1)).tolist()
+
+
+def test_a_batch_holds_the_samples_normalised_images_and_classes(digits: ImageData) -> None:
+    batch = split_of(digits).read(np.array([5, 2]), 0)
+    assert torch.equal(batch.images, digits.normalise(digits.train.images[[5, 2]]))
+    assert batch.labels.tolist() == batch.targets.tolist() == digits.train.labels[[5, 2]].tolist()
+    assert batch.indices.tolist() == [5, 2]
+
+
+def test_a_view_that_mixes_gives_targets_of_both_samples(digits: ImageData) -> None:
+    batch = split_of(digits, "mixup").read(np.arange(8), 1)
+    assert batch.labels.tolist() == digits.train.labels[:8].tolist()
+    assert batch.targets.shape == (8, 10)
+    torch.testing.assert_close(batch.targets.sum(1), torch.ones(8))
+
+
+def test_a_batch_that_is_not_read_says_only_how_large_it_is(digits: ImageData) -> None:
+    batch = split_of(digits).unread(np.array([5, 2]))
+    assert batch.images.shape == (0, 1, 8, 8)
+    assert len(batch.labels) == len(batch.targets) == 0
+    assert batch.indices.tolist() == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "largest", "parts"),
+    [(0, 10, None, [(0, 10)]), (2, 12, 4, [(2, 5), (5, 8), (8, 12)]), (0, 4, 4, [(0, 4)])],
+)
+def test_parts_are_of_nearly_equal_length(first: int, last: int, largest: int | None, parts: list[tuple[int, int]]) -> None:
+    assert even_parts(first, last, largest) == parts
