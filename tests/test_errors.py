@@ -12,9 +12,11 @@ from stillhouse.errors import (
     InfrastructureError,
     Problem,
     SpecError,
+    UnknownNameError,
     UsageError,
     as_disk_full,
     as_stillhouse_error,
+    describe_error,
     did_you_mean,
     first_line,
     is_disk_full,
@@ -108,6 +110,24 @@ def test_the_first_and_the_last_line_of_a_text() -> None:
     assert first_line(MemoryError(), "no more") == "no more"
     assert last_line("one\n two\n\n", "nothing") == "two"
     assert last_line(" \n", "nothing") == "nothing"
+
+
+def test_a_problem_is_key_rule_value_and_remedy() -> None:
+    assert str(Problem("a.b", "must be > 0", "-1", "raise it")) == "a.b must be > 0, got -1; raise it"
+    assert str(Problem("a.b", "must be > 0")) == "a.b must be > 0"
+    assert str(Problem("", "the spec is empty")) == "the spec is empty"
+    assert Problem("width", "must be > 0", "0").under("students[1]") == Problem("students[1].width", "must be > 0", "0")
+    assert Problem("", "does not fit").under("students[1]").key == "students[1]"
+
+
+def test_an_error_becomes_the_problem_of_the_key_that_caused_it() -> None:
+    assert str(Problem.caused_by(UnknownNameError("no model 'x'"), "model")) == "model names no model 'x'"
+    assert str(Problem.caused_by(UsageError("no file"), "weights")) == "weights cannot be used: no file"
+
+
+def test_an_error_of_foreign_code_is_described_by_its_type_and_first_line() -> None:
+    assert describe_error(ValueError("no such axis\nat line 3")) == "ValueError: no such axis"
+    assert describe_error(KeyError()) == "KeyError"
 
 
 def test_a_suggestion_is_the_nearest_word_and_then_all_of_them() -> None:

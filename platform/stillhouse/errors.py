@@ -3,7 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -17,6 +17,10 @@ class UsageError(StillhouseError):
     """Wrong usage, wrong input, an unreadable file."""
 
     exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """There is no data set, model, method, ... of a name; the message begins with what there is not."""
 
 
 class InfrastructureError(StillhouseError):
@@ -99,20 +103,48 @@ def last_line(text: str, otherwise: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), otherwise)
 
 
+def describe_error(error: BaseException) -> str:
+    """The type and the first line of an error that a user's code or a library raised: `ValueError: no such axis`."""
+    name = type(error).__name__
+    line = first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a spec.
+    """One thing that is wrong with a spec, or with the arguments of a function.
 
     Attributes:
-        key: the key as the user wrote it, dotted: `methods.kd.temperature`.
-        message: rule, value and remedy: `must be > 0, got 0`.
+        key: the key as the user wrote it, dotted: `methods.kd.temperature`; "" for a problem of the whole.
+        rule: what must hold, or what is wrong, in words that follow the key: `must be > 0`.
+        value: what was given instead, as text: `0`; None when the rule needs none.
+        remedy: what to do: `did you mean 'kd'? available: kd, scratch`.
     """
 
     key: str
-    message: str
+    rule: str
+    value: str | None = None
+    remedy: str = ""
+
+    @property
+    def message(self) -> str:
+        """Rule, value and remedy in one sentence: `must be > 0, got 0`."""
+        got = "" if self.value is None else f", got {self.value}"
+        return f"{self.rule}{got}" + (f"; {self.remedy}" if self.remedy else "")
 
     def __str__(self) -> str:
         return f"{self.key} {self.message}" if self.key else self.message
+
+    def under(self, section: str) -> "Problem":
+        """The same problem of a part of `section`: `width` becomes `students[0].width`."""
+        return replace(self, key=f"{section}.{self.key}" if self.key else section)
+
+    @classmethod
+    def caused_by(cls, error: UsageError, key: str) -> "Problem":
+        """The problem that using the value of `key` raised `error`."""
+        if isinstance(error, UnknownNameError):
+            return cls(key, f"names {error}")
+        return cls(key, f"cannot be used: {error}")
 
 
 class SpecError(UsageError):
@@ -128,8 +160,13 @@ class SpecError(UsageError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The half-sentence that follows "no method 'kdd'": the nearest known word, then all of them."""
+    """What follows "no method 'kdd'": the nearest known word, then all of them."""
+    return f"; {suggestion(word, known)}"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The nearest known word, then all of them: `did you mean 'kd'? available: kd, scratch`."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
-    return f"{hint} available: {', '.join(known) or 'none'}"
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}available: {', '.join(known) or 'none'}"

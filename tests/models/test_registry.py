@@ -128,7 +128,7 @@ def test_dropout_acts_in_training_only() -> None:
     [
         ("resnet_20", {}, "no model 'resnet_20'; did you mean 'resnet20'?"),
         ("torchvision:resnet19", {}, "torchvision has no model 'resnet19'; did you mean 'resnet18'?"),
-        ("resnet20", {"widht": 2}, "resnet20 has no option 'widht'; did you mean 'width'?"),
+        ("resnet20", {"widht": 2}, "widht is not an option of resnet20; did you mean 'width'?"),
         ("resnet20", {"width": 0}, "width must be a number > 0, got 0"),
         ("resnet20", {"width": True}, "width must be a number > 0, got True"),
         ("resnet20", {"width": float("nan")}, "width must be a number > 0, got nan"),
@@ -142,16 +142,16 @@ def test_dropout_acts_in_training_only() -> None:
 def test_bad_models_are_reported_in_a_sentence(model: str, options: dict[str, Any], sentence: str) -> None:
     problems = model_problems(model, options, 10, (3, 32, 32))
     assert len(problems) == 1
-    assert problems[0].startswith(sentence)
-    assert "\n" not in problems[0]
+    assert str(problems[0]).startswith(sentence)
+    assert "\n" not in str(problems[0])
     with pytest.raises(UsageError) as error:
         build_model(model, num_classes=10, input_shape=(3, 32, 32), **options)
-    assert str(error.value) == problems[0]
+    assert str(error.value) == str(problems[0])
 
 
 def test_all_problems_of_the_options_are_reported_at_once() -> None:
     problems = model_problems("mlp", {"width": -1, "dropout": "much", "depth": 3}, 10, (1, 8, 8))
-    assert len(problems) == 3
+    assert {(problem.key, problem.value) for problem in problems} == {("width", "-1"), ("dropout", "'much'"), ("depth", None)}
 
 
 def test_good_models_have_no_problems() -> None:
@@ -160,9 +160,9 @@ def test_good_models_have_no_problems() -> None:
 
 def test_images_that_a_model_can_not_take_are_a_problem() -> None:
     (problem,) = model_problems("lenet", {}, 10, (1, 2, 2))
-    assert problem.startswith("lenet can not be built for 1x2x2 images")
+    assert str(problem).startswith("lenet can not be built for 1x2x2 images")
     (problem,) = model_problems("alexnet", {}, 10, (1, 8, 8))
-    assert problem.startswith("alexnet does not take 1x8x8 images")
+    assert str(problem).startswith("alexnet does not take 1x8x8 images")
 
 
 USER_MODULE = """
@@ -228,8 +228,8 @@ def test_a_users_model_that_needs_real_numbers_is_sketched_on_the_cpu(user_modul
 @pytest.mark.parametrize(
     ("function", "options", "sentence"),
     [
-        ("net", {}, "needs the option 'bias'"),
-        ("net", {"bias": True, "dept": 1}, "has no option 'dept'; did you mean 'depth'?"),
+        ("net", {}, "bias is an option that"),
+        ("net", {"bias": True, "dept": 1}, "dept is not an option of"),
         ("nett", {}, "has no function 'nett'; did you mean 'net'?"),
         ("wrong_classes", {}, "must return one logit for each of 4 classes, got 5"),
         ("a_string", {}, "must return a torch.nn.Module, got str"),
@@ -239,5 +239,5 @@ def test_a_users_model_that_needs_real_numbers_is_sketched_on_the_cpu(user_modul
 )
 def test_a_users_mistakes_become_one_sentence(user_module: str, function: str, options: dict[str, Any], sentence: str) -> None:
     (problem,) = model_problems(f"{user_module}:{function}", options, 4, (1, 8, 8))
-    assert sentence in problem
-    assert "\n" not in problem
+    assert sentence in str(problem)
+    assert "\n" not in str(problem)

@@ -21,6 +21,23 @@ def test_a_budget_that_makes_no_sense_is_refused(text: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [
+        ("paramters", 5, "is not a size; did you mean 'parameters'? available: latency_ms, macs, parameters, size_bytes"),
+        ("macs", "many", "must be a number such as 100k, got 'many'"),
+        ("macs", "1.2.3", "must be a number such as 100k, got '1.2.3'"),
+        ("macs", -1, "must be a number such as 100k, got -1"),
+        ("macs", 0, "must be a number > 0, got 0.0"),
+    ],
+)
+def test_a_limit_of_a_search_that_makes_no_sense_is_a_problem_of_its_key(name: str, limit: object, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        validate(SPEC | {"search": {"limits": {name: limit}}})
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.message) == (f"search.limits.{name}", message)
+
+
 def test_a_spec_names_its_budgets_as_the_command_line_does() -> None:
     spec = validate(SPEC | {"report": {"budgets": ["parameters=100k", " latency_ms = 2 "]}})
     assert [parse_budget(text) for text in spec.report.budgets] == [Budget("parameters", 1e5), Budget("latency_ms", 2.0)]

@@ -108,7 +108,7 @@ def show_method(facts: dict[str, Any]) -> None:
 def model_facts(name: str, *, full: bool) -> dict[str, Any]:
     problems = model_problems(name, {}, _CATALOGUE_CLASSES, _CATALOGUE_SHAPE)
     if problems:
-        raise UsageError(problems[0])
+        raise UsageError(str(problems[0]))
     with torch.device("meta"):
         model = build_model(name, num_classes=_CATALOGUE_CLASSES, input_shape=_CATALOGUE_SHAPE)
     size = measure_size(model, _CATALOGUE_SHAPE)

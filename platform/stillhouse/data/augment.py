@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.data.hashing import derive_key, integers, permutation, uniform
+from stillhouse.errors import Problem
 
 Shape = tuple[int, int, int]
 Parameters = Mapping[str, Tensor]
@@ -75,15 +76,15 @@ class Operation:
     name: ClassVar[str]
     mixes: ClassVar[bool] = False
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """What is wrong with the options, whatever the images."""
         return [
-            f"{self.name}.{item.name} must {item.metadata['must']}, got {getattr(self, item.name)!r}"
+            Problem(f"{self.name}.{item.name}", f"must {item.metadata['must']}", repr(getattr(self, item.name)))
             for item in dataclasses.fields(self)
             if not item.metadata["holds"](getattr(self, item.name))
         ]
 
-    def misfits(self, shape: Shape) -> list[str]:
+    def misfits(self, shape: Shape) -> list[Problem]:
         """What is wrong with the options for images of `shape`."""
         return []
 
@@ -127,7 +128,7 @@ class Crop(Operation):
     )
     mode: str = _option("zero", "be 'zero' or 'reflect'", lambda value: value in ("zero", "reflect"))
 
-    def misfits(self, shape: Shape) -> list[str]:
+    def misfits(self, shape: Shape) -> list[Problem]:
         return _too_large("crop.padding", self._edge(*shape[1:]), shape)
 
     def options(self, shape: Shape) -> dict[str, Any]:
@@ -186,7 +187,7 @@ class Cutout(Operation):
     size: int = _option(8, "be a whole number >= 1", lambda value: _is_whole(value) and value >= 1)
     fill: int = _option(0, "be a whole number in 0..255", lambda value: _is_whole(value) and 0 <= value <= 255)
 
-    def misfits(self, shape: Shape) -> list[str]:
+    def misfits(self, shape: Shape) -> list[Problem]:
         return _too_large("cutout.size", self.size, shape)
 
     def draw(self, draws: Draws, shape: Shape) -> dict[str, NDArray[np.int64]]:
@@ -338,9 +339,9 @@ def beta_quantiles(alpha: float) -> NDArray[np.int64]:
     return np.rint(256 * quantiles).astype(np.int64)
 
 
-def _too_large(option: str, value: int, shape: Shape) -> list[str]:
+def _too_large(option: str, value: int, shape: Shape) -> list[Problem]:
     side = min(shape[1:])
-    return [] if value < side else [f"{option} must be smaller than the image's {side} pixels, got {value}; name a smaller one"]
+    return [] if value < side else [Problem(option, f"must be smaller than the image's {side} pixels", str(value))]
 
 
 def _inside(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:

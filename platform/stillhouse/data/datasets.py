@@ -29,7 +29,7 @@ from stillhouse.data.published import TORCHVISION, Published, declared_task, dig
 from stillhouse.data.splits import stratified_split
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.durable import bytes_hash, canonical_json, content_hash, read_checked, write_checked
-from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.errors import Problem, UnknownNameError, UsageError, did_you_mean, suggestion
 
 __all__ = ["DatasetFacts", "ImageData", "Split", "dataset_facts", "dataset_names", "dataset_problems", "load_dataset"]
 
@@ -80,7 +80,7 @@ def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, A
     if ":" in name:
         return DatasetFacts(None, None, declared_task(name))
     if name not in _FACTS:
-        raise UsageError(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for your own")
+        raise _unknown(name)
     facts = _FACTS[name]
     if size is None:
         return facts
@@ -97,34 +97,48 @@ def dataset_problems(
     download: bool = False,
     size: int | None = None,
     options: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """One sentence for each thing that is wrong with the arguments of `load_dataset`, as far as can be seen without reading."""
-    options = dict(options or {})
-    problems: list[str] = []
+) -> list[Problem]:
+    """What is wrong with the arguments of `load_dataset`, where nothing must be read to know it; keys begin with `dataset`."""
+    problems: list[Problem] = []
     known = name in _FACTS
     if not known and ":" not in name:
-        problems.append(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for your own")
+        problems.append(Problem.caused_by(_unknown(name), "dataset.name"))
     if known and name != "digits":
         if root is None:
-            problems.append(f"dataset.root must name the folder that holds {name}, got none")
+            problems.append(Problem("dataset.root", f"must name the folder that holds {name}", "none"))
         elif not download and not Path(root).expanduser().is_dir():
-            problems.append(f"dataset.root {root} does not exist; name the folder that holds {name}")
+            remedy = f"name the folder that holds {name}"
+            problems.append(Problem("dataset.root", "must be a folder that exists", str(root), remedy))
     fraction = isinstance(validation, float)
     if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 1):
-        problems.append(f"dataset.validation must be a count >= 1 or a share in (0, 1), got {validation!r}")
-    if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size >= 1):
-        problems.append(f"dataset.size must be a whole number of pixels >= 1, got {size!r}")
+        problems.append(Problem("dataset.validation", "must be a count >= 1 or a share in (0, 1)", repr(validation)))
+    if size is not None and not _is_count(size):
+        problems.append(Problem("dataset.size", "must be a whole number of pixels >= 1", repr(size)))
+    return [*problems, *_option_problems(name, options or {})]
+
+
+def _option_problems(name: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a data set's options; those of a user's function are its own, except for the limits."""
+    known = name in _FACTS
     for option, value in options.items():
+        key = f"dataset.options.{option}"
         if option in _LIMITS:
-            if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-                problems.append(f"dataset.options.{option} must be a whole number >= 1, got {value!r}")
+            if not _is_count(value):
+                yield Problem(key, "must be a whole number >= 1", repr(value))
         elif known and option not in _OPTIONS.get(name, _LIMITS):
-            problems.append(f"{name} has no option '{option}'{did_you_mean(option, _OPTIONS.get(name, _LIMITS))}")
+            yield Problem(key, f"is not an option of {name}", remedy=suggestion(option, _OPTIONS.get(name, _LIMITS)))
         elif known and option == "grey" and not isinstance(value, bool):
-            problems.append(f"dataset.options.grey must be true or false, got {value!r}")
+            yield Problem(key, "must be true or false", repr(value))
         elif known and option == "test_share" and not (isinstance(value, float) and 0 < value < 1):
-            problems.append(f"dataset.options.test_share must be in (0, 1), got {value!r}")
-    return problems
+            yield Problem(key, "must be in (0, 1)", repr(value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _unknown(name: str) -> UnknownNameError:
+    return UnknownNameError(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for a user-defined one")
 
 
 def load_dataset(
@@ -161,7 +175,7 @@ def load_dataset(
     """
     options = dict(options or {})
     if problems := dataset_problems(name, root=root, validation=validation, download=download, size=size, options=options):
-        raise UsageError("\n".join(problems))
+        raise UsageError("\n".join(map(str, problems)))
     cache = None if cache is None else Path(cache)
     limit, limit_test = options.pop("limit", None), options.pop("limit_test", None)
     folder = None if root is None else Path(root).expanduser().resolve()

@@ -14,7 +14,7 @@ from torch import Tensor
 from stillhouse.data.augment import OPERATIONS, Draws, Mixing, Operation, Parameters, Shape
 from stillhouse.data.hashing import derive_key, permutation
 from stillhouse.data.images import Images
-from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.errors import Problem, UnknownNameError, UsageError, did_you_mean
 
 POLICY_VERSION = 1
 """Raised whenever the same policy would give other pixels than before."""
@@ -53,7 +53,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if problems := policy_problems(self.policy, self.input_shape):
-            raise UsageError("\n".join(problems))
+            raise UsageError("\n".join(map(str, problems)))
         if self.count < 1 or self.num_samples < 1:
             raise UsageError(f"views need a count >= 1 of a split with samples, got {self.count} and {self.num_samples}")
         operations = tuple(_operation(entry) for entry in self.policy)
@@ -173,26 +173,25 @@ _Table = tuple[list[tuple[int, str]], Tensor]
 """(operation's place, parameter's name) of each column, and the parameters int32 [N, columns]."""
 
 
-def policy_problems(policy: Sequence[PolicyEntry], input_shape: Shape | None = None) -> list[str]:
-    """One sentence for each thing that is wrong with a policy, for images of `input_shape` where it is known."""
+def policy_problems(policy: Sequence[PolicyEntry], input_shape: Shape | None = None) -> list[Problem]:
+    """What is wrong with a policy, for images of `input_shape` if it is known; keys begin with `policy`."""
     if isinstance(policy, str | Mapping) or not isinstance(policy, Sequence):
-        return [f"a policy must be a list such as [crop, flip], got {policy!r}"]
-    problems: list[str] = []
+        return [Problem("policy", "must be a list such as [crop, flip]", repr(policy))]
+    problems: list[Problem] = []
     last = len(policy) - 1
     for position, entry in enumerate(policy):
+        key = f"policy[{position}]"
         try:
             operation = _operation(entry)
         except UsageError as error:
-            problems.append(str(error))
+            problems.append(Problem.caused_by(error, key))
             continue
         broken = operation.problems()
-        problems += broken
         if input_shape is not None and not broken:
-            problems += operation.misfits(input_shape)
+            broken = operation.misfits(input_shape)
+        problems += [problem.under(key) for problem in broken]
         if operation.mixes and position != last:
-            problems.append(
-                f"{operation.name} must come last in a policy, got it at place {position + 1} of {last + 1}; move it"
-            )
+            problems.append(Problem(key, f"must be the last entry if it is {operation.name}, which mixes samples; move it"))
     return problems
 
 
@@ -208,7 +207,7 @@ def _operation(entry: PolicyEntry) -> Operation:
     else:
         raise UsageError(f"each entry of a policy must be a name or {{name: {{option: value}}}}, got {entry!r}")
     if name not in OPERATIONS:
-        raise UsageError(f"no operation '{name}'{did_you_mean(name, OPERATIONS)}")
+        raise UnknownNameError(f"no operation '{name}'{did_you_mean(name, OPERATIONS)}")
     known = {item.name: item.default for item in dataclasses.fields(OPERATIONS[name])}
     for option in options:
         if option not in known:

@@ -10,6 +10,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from stillhouse import methods
 from stillhouse.distill.method import Method
+from stillhouse.errors import Problem
 from stillhouse.spec.display import show
 from stillhouse.spec.error_messages import sentence
 from stillhouse.spec.priors import Prior
@@ -47,23 +48,21 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def setting_problems(method: type[Method], name: str, setting: Any) -> list[str]:
-    """What is wrong with a value, or a prior, of the method's hyper-parameter `name`."""
+def setting_problem(method: type[Method], name: str, setting: Any) -> Problem | None:
+    """What is wrong with a value, or a prior, of the method's hyper-parameter `name`, which is the problem's key."""
     rule = method.hyperparameters()[name]
     values = setting.ends() if isinstance(setting, Prior) else (setting,)
     where = f" in {show(setting.to_json())}" if isinstance(setting, Prior) else ""
-    problems = []
     for value in values:
         broken = rule.broken_by(plain(value)) if rule.choices is not None else None
         if broken is None:
             try:
                 broken = rule.broken_by(typed(method, name, value))
             except ValueError as error:
-                problems.append(f"{error}{where}")
-                continue
+                return Problem(name, f"{error}{where}")
         if broken:
-            problems.append(f"{broken}, got {show(value)}{where}")
-    return problems[:1]
+            return Problem(name, broken, f"{show(value)}{where}")
+    return None
 
 
 @cache

@@ -168,7 +168,7 @@ class Setup:
         """
         problems = model_problems(model, options, self.student.num_classes, self.student.input_shape)
         if problems:
-            raise MethodError(f"model '{model}' can not be used: {'; '.join(problems)}")
+            raise MethodError(f"model '{model}' can not be used: {'; '.join(map(str, problems))}")
         return build_model(model, num_classes=self.student.num_classes, input_shape=self.student.input_shape, **options)
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from stillhouse.distill.method import Method
-from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
 from stillhouse.knowledge.code import code_version
 
 _CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
@@ -73,7 +73,7 @@ def find(name: str) -> type[Method]:
         if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
             raise UsageError(f"entry point {ENTRY_POINTS}:{name} must name a Method subclass, it names {loaded!r}")
         return loaded
-    raise UsageError(f"no method '{name}'{did_you_mean(name, names())}")
+    raise UnknownNameError(f"no method '{name}'{did_you_mean(name, names())}")
 
 
 def own_version(name: str) -> str | None:

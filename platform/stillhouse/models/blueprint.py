@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from stillhouse.durable import canonical_json
+from stillhouse.errors import Problem
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.registry import model_problems, sketch_model
 from stillhouse.models.size import ModelSize, measure_size
@@ -40,8 +41,8 @@ def sketch(model: str, options: Mapping[str, Any], num_classes: int, input_shape
     return sketch_model(model, num_classes=num_classes, input_shape=input_shape, **options)
 
 
-def build_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> tuple[str, ...]:
-    """Why the model can not be built and run on such images, a sentence each; remembered."""
+def build_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> tuple[Problem, ...]:
+    """Why the model cannot be built and run on such images; remembered."""
     return _problems(model, canonical_json(dict(options)), num_classes, input_shape)
 
 
@@ -52,5 +53,5 @@ def _blueprint(model: str, options: str, num_classes: int, input_shape: Shape) -
 
 
 @lru_cache(maxsize=_KEPT)
-def _problems(model: str, options: str, num_classes: int, input_shape: Shape) -> tuple[str, ...]:
+def _problems(model: str, options: str, num_classes: int, input_shape: Shape) -> tuple[Problem, ...]:
     return tuple(model_problems(model, json.loads(options), num_classes, input_shape))

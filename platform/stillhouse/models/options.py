@@ -39,6 +39,5 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
 
 
 def broken_rule(option: str, value: Any) -> str | None:
-    """The sentence about an option's value that breaks its rule, `width must be a number > 0, got 0`; None when it is good."""
-    rule = RULES[option](value) if option in RULES else None
-    return rule and f"{option} {rule}, got {value!r}"
+    """The rule of an option that the value breaks, `must be a number > 0`; None when the value is good."""
+    return RULES[option](value) if option in RULES else None

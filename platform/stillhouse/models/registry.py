@@ -2,14 +2,22 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from stillhouse.errors import StillhouseError, UsageError, did_you_mean
+from stillhouse.errors import (
+    Problem,
+    StillhouseError,
+    UnknownNameError,
+    UsageError,
+    describe_error,
+    did_you_mean,
+    suggestion,
+)
 from stillhouse.models import (
     lenet,
     mlp,
@@ -64,13 +72,13 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     builder = _builder(model)
     problems = _option_problems(model, builder, options)
     if problems:
-        raise UsageError("; ".join(problems))
+        raise UsageError("; ".join(map(str, problems)))
     try:
         built = builder(num_classes=num_classes, input_shape=input_shape, **options)
     except StillhouseError:
         raise
     except Exception as error:
-        raise UsageError(f"{model} can not be built for {_images(input_shape)}: {_sentence(error)}") from error
+        raise UsageError(f"{model} can not be built for {_images(input_shape)}: {describe_error(error)}") from error
     if not isinstance(built, nn.Module):
         raise UsageError(f"{model} must return a torch.nn.Module, got {type(built).__name__}")
     return built
@@ -89,27 +97,40 @@ def sketch_model(model: str, *, num_classes: int, input_shape: Shape, **options:
             return build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
 
 
-def model_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> list[str]:
-    """Everything that stands in the way of this model on these images, a sentence each; [] when it can be built and run."""
+def model_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> list[Problem]:
+    """Everything that is wrong with this model for these images; [] when it can be built and run.
+
+    The key of a problem is an option, or "" for the model as a whole.
+    """
     try:
         builder = _builder(model)
-        problems = _option_problems(model, builder, options)
-        if problems:
+        if problems := _option_problems(model, builder, options):
             return problems
         sketch = sketch_model(model, num_classes=num_classes, input_shape=input_shape, **options)
     except UsageError as error:
-        return [str(error)]
+        return [Problem("", str(error))]
     try:
         architecture = describe(sketch, name=model, input_shape=input_shape)
     except Exception as error:
-        return [f"{model} does not take {_images(input_shape)}: {_sentence(error)}"]
+        return [Problem("", f"{model} does not take {_images(input_shape)}: {describe_error(error)}")]
     if architecture.num_classes != num_classes:
-        return [f"{model} must return one logit for each of {num_classes} classes, got {architecture.num_classes}"]
+        rule = f"{model} must return one logit for each of {num_classes} classes"
+        return [Problem("", rule, str(architecture.num_classes))]
     return [
-        f"{model} names '{layer}' as a useful layer, but has no layer of that name"
+        Problem("", f"{model} names '{layer}' as a useful layer, but has no layer of that name")
         for layer in (*architecture.stages, *([architecture.pooled] if architecture.pooled else ()))
         if layer not in architecture.shapes
     ]
+
+
+def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
+    """One problem for each option that the model does not have; a user's function with `**options` has all of them.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    builder = _builder(model)
+    return [_unknown_option(model, builder, option) for option in options if not _takes(builder, option)]
 
 
 def _builder(model: str) -> Builder:
@@ -125,14 +146,14 @@ def _builder(model: str) -> Builder:
     if colon:
         raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, known)}")
     hint = did_you_mean(model, _SHIPPED)
-    raise UsageError(f"no model '{model}'{hint}; or torchvision:<name>, or package.module:function of your own")
+    raise UnknownNameError(f"no model '{model}'{hint}; or torchvision:<name>, or package.module:function of your own")
 
 
 def _imported(model: str, module_name: str, function_name: str) -> Builder:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise UsageError(f"module '{module_name}' of model '{model}' can not be imported: {_sentence(error)}") from error
+        raise UsageError(f"module '{module_name}' of model '{model}' can not be imported: {describe_error(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -147,31 +168,35 @@ def _parameters(builder: Builder) -> dict[str, inspect.Parameter]:
     return {name: item for name, item in parameters.items() if name not in _GIVEN and item.kind is not item.VAR_POSITIONAL}
 
 
-def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -> list[str]:
+def _takes(builder: Builder, option: str) -> bool:
     parameters = _parameters(builder)
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
-    named = {name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD}
+    return takes_any or option in parameters
+
+
+def _unknown_option(model: str, builder: Builder, option: str) -> Problem:
+    return Problem(option, f"is not an option of {model}", remedy=suggestion(option, _parameters(builder)))
+
+
+def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for option, value in options.items():
-        if option not in named and not takes_any:
-            problems.append(f"{model} has no option '{option}'{did_you_mean(option, named)}")
-        elif broken := _broken_rule(builder, option, value):
-            problems.append(broken)
-    missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in options]
-    return problems + [f"{model} needs the option '{name}'" for name in sorted(missing)]
+        if not _takes(builder, option):
+            problems.append(_unknown_option(model, builder, option))
+        elif (rule := _broken_rule(builder, option, value)) is not None:
+            problems.append(Problem(option, rule, repr(value)))
+    for option, item in sorted(_parameters(builder).items()):
+        required = item.default is inspect.Parameter.empty and item.kind is not item.VAR_KEYWORD
+        if required and option not in options:
+            problems.append(Problem(option, f"is an option that {model} requires; give it a value"))
+    return problems
 
 
 def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
-    """The rules are those of our own models: a user's `width` may mean something else."""
+    """The rules are those of the shipped models and torchvision's: a user's `width` may mean something else."""
     ours = builder in _SHIPPED.values() or isinstance(builder, partial)
     return broken_rule(option, value) if ours else None
 
 
 def _images(input_shape: Shape) -> str:
     return f"{'x'.join(map(str, input_shape))} images"
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of an error behind its type."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -383,7 +383,7 @@ def _parse_value(text: str, key: str) -> Any:
     """The YAML value of an override."""
     value, problems = _parse(text, f"the value of {key}")
     if problems:
-        raise SpecError(Problem(f"{key}.{problem.key}" if problem.key else key, problem.message) for problem in problems)
+        raise SpecError(problem.under(key) for problem in problems)
     return value
 
 

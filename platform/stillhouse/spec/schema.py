@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
-from stillhouse.spec.size_bound import parse_budget
+from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
 
@@ -317,10 +317,12 @@ def _parse_limits(value: Any) -> dict[str, float]:
     for name, limit in value.items():
         if isinstance(limit, bool) or not isinstance(limit, int | float | str):
             raise _problem(f"must be a number such as 100k, got {show(limit)}", below=name)
-        try:
-            limits[name] = parse_budget(f"{name}={str(limit).removesuffix('B')}").limit
-        except UsageError as error:
-            raise _problem(str(error).replace("budget", "must be a size with a limit:", 1), below=name) from error
+        number = parse_number(str(limit).removesuffix("B"))
+        if number is None:
+            raise _problem(f"must be a number such as 100k, got {show(limit)}", below=name)
+        if problem := bound_problem(str(name), number):
+            raise _problem(problem.message, below=name)
+        limits[name] = number
     return limits
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from types import ModuleType
 
 from stillhouse.data.images import ImageData
-from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
 from stillhouse.knowledge.code import named_version
 from stillhouse.tasks.task import SHIPPED, Evaluator, Task
 
@@ -69,7 +69,7 @@ def own_version(name: str | None) -> str | None:
 
 def _shipped(name: str) -> type[Task]:
     if name not in names():
-        raise UsageError(f"no task '{name}'{did_you_mean(name, names())}; or module:Class for a user-defined one")
+        raise UnknownNameError(f"no task '{name}'{did_you_mean(name, names())}; or module:Class for a user-defined one")
     module = importlib.import_module(f"{SHIPPED}.{name}")
     classes = [value for value in _classes(module) if value.__module__ == module.__name__]
     assert len(classes) == 1, f"{module.__name__} must define one Task subclass, it defines {len(classes)}"

@@ -122,7 +122,7 @@ def test_problems_of_every_kind_come_together() -> None:
     )
     assert set(found) == {
         "dataset.validation",
-        "views.policy",
+        "views.policy[0].crop.padding",
         "teachers.unknown.model",
         "teachers.classes.num_classes",
         "teachers.weights.weights",

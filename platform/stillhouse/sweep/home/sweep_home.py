@@ -15,7 +15,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_atomic, write_checked, write_json
-from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
+from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError, did_you_mean
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.home.ledger import Ledger
@@ -281,7 +281,7 @@ def find_sweep(home: Path, name: str) -> SweepHome:
         UsageError: there is none under this home.
     """
     if name not in (known := sweep_names(home)):
-        raise UsageError(f"no sweep '{name}' under {home}{did_you_mean(name, known)}")
+        raise UnknownNameError(f"no sweep '{name}' under {home}{did_you_mean(name, known)}")
     return SweepHome(home, name)
 
 

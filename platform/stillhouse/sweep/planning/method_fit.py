@@ -14,7 +14,7 @@ from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
-from stillhouse.errors import Problem
+from stillhouse.errors import Problem, describe_error
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.blueprint import sketch
@@ -216,15 +216,9 @@ def _quoted_hyperparameter(draw: Draw, message: str) -> str | None:
 
 
 def _method_problem(draw: Draw, error: Exception, named: str | None, *, taught: bool) -> Problem:
-    message = str(error) if isinstance(error, ValueError) else first_sentence(error)
+    message = str(error) if isinstance(error, ValueError) else describe_error(error)
     if isinstance(error, _TooFewEpochsError):
         return Problem("search.max_epochs", f"must be larger: {message}")
     pair = f"{draw.student.name} with {draw.teacher}" if taught else draw.student.name
     key = f"methods.{draw.method}" + (f".{named}" if named else "")
     return Problem(key, f"cannot run on {pair}: {message}")
-
-
-def first_sentence(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -4,7 +4,6 @@ All problems, those of the spec's own form included, are reported at once, befor
 """
 
 import importlib.util
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from typing import Any
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_problems
-from stillhouse.distill.hyperparameters import plain, setting_problems, typed
+from stillhouse.distill.hyperparameters import plain, setting_problem, typed
 from stillhouse.distill.method import Method
-from stillhouse.errors import Problem, SpecError, UsageError, did_you_mean
+from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
-from stillhouse.models.registry import model_options
+from stillhouse.models.registry import unknown_options
 from stillhouse.models.weights import load_state, read_checkpoint
 from stillhouse.spec.combinations import Soundness, combination_problems, idle_settings
 from stillhouse.spec.display import show
@@ -27,7 +26,7 @@ from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec
-from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker, first_sentence
+from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
 
 TORCHVISION = "torchvision:"
@@ -157,7 +156,7 @@ class _Surveyor:
             try:
                 methods.add_folder(folder)
             except UsageError as error:
-                self._problem(f"method_paths[{number}]", _named(error))
+                self._survey.problems.append(Problem.caused_by(error, f"method_paths[{number}]"))
 
     def _check_dataset(self) -> None:
         spec = self._spec.dataset
@@ -166,22 +165,15 @@ class _Surveyor:
             return
         if not self._sound("dataset", "dataset.name"):
             return
-        for sentence in dataset_problems(
+        problems = dataset_problems(
             spec.name,
             root=spec.root,
             validation=spec.validation,
             download=spec.download,
             size=spec.size,
             options=spec.options,
-        ):
-            key, _, rest = sentence.partition(" ")
-            if key.startswith("dataset."):
-                if self._sound(key):
-                    self._problem(key, rest)
-            elif option := re.match(r".* has no option '([^']*)'(.*)", sentence):
-                self._problem(f"dataset.options.{option[1]}", f"is not an option of {spec.name}{option[2]}")
-            else:
-                self._problem("dataset.name", _named(sentence))
+        )
+        self._survey.problems += [problem for problem in problems if self._sound(problem.key)]
         if ":" in spec.name:
             self._problem_if_not_importable("dataset.name", spec.name)
         elif spec.name in dataset_names() and self._sound("dataset.size", "dataset.options"):
@@ -199,8 +191,8 @@ class _Surveyor:
 
     def _check_views(self) -> None:
         if self._sound("views", "views.policy"):
-            for sentence in policy_problems(self._spec.views.policy, self._input_shape):
-                self._problem("views.policy", _named(sentence))
+            problems = policy_problems(self._spec.views.policy, self._input_shape)
+            self._survey.problems += [problem.under("views") for problem in problems]
 
     def _check_teacher(self, name: str, teacher: TeacherSpec) -> bool:
         """Whether the teacher's model can be built; its weights are checked besides."""
@@ -214,29 +206,25 @@ class _Surveyor:
             try:
                 _check_weights(teacher, teacher.weights, facts)
             except UsageError as error:
-                self._problem(f"{key}.weights", _named(error))
+                self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
         return sound
 
     def _check_model(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
         """Whether every end of the options' priors gives a model that can be built."""
-        try:
-            known = model_options(model)
-        except UsageError as error:
-            self._problem(f"{key}.model", _named(error))
-            return False
-        if unknown := [option for option in options if option not in known and not _takes_any(model, option)]:
-            for option in unknown:
-                self._problem(f"{key}.{option}", f"is not an option of {model}{did_you_mean(option, known)}")
-            return False
         before = len(self._survey.problems)
+        try:
+            self._survey.problems += [problem.under(key) for problem in unknown_options(model, options)]
+        except UsageError as error:
+            self._survey.problems.append(Problem.caused_by(error, f"{key}.model"))
+        if len(self._survey.problems) > before:
+            return False
         facts = None if self._num_classes is None or self._input_shape is None else (self._num_classes, self._input_shape)
         for candidate in _corners(options):
-            for sentence in build_problems(model, candidate, *(facts or _SOME_IMAGES)):
-                option, _, rest = sentence.partition(" ")
-                if option in options:
-                    self._problem(f"{key}.{option}", rest)
+            for problem in build_problems(model, candidate, *(facts or _SOME_IMAGES)):
+                if problem.key:
+                    self._survey.problems.append(problem.under(key))
                 elif facts is not None:
-                    self._problem(key, f"can not be used: {sentence}")
+                    self._problem(key, f"cannot be used: {problem}")
         return len(self._survey.problems) == before
 
     def _resolve_methods(self) -> dict[str, dict[str, Any]]:
@@ -247,7 +235,7 @@ class _Surveyor:
         try:
             baseline = methods.baseline()
         except Exception as error:  # a user's file can raise anything when it is imported
-            self._problem("methods", f"can not be loaded: {first_sentence(error)}")
+            self._problem("methods", f"can not be loaded: {describe_error(error)}")
         else:
             asked = {baseline: asked.get(baseline, {}), **asked}
         resolved = {}
@@ -255,9 +243,9 @@ class _Surveyor:
             try:
                 kind = methods.find(name)
             except UsageError as error:
-                self._problem(f"methods.{name}", _named(error))
+                self._survey.problems.append(Problem.caused_by(error, f"methods.{name}"))
             except Exception as error:
-                self._problem(f"methods.{name}", f"can not be loaded: {first_sentence(error)}")
+                self._problem(f"methods.{name}", f"can not be loaded: {describe_error(error)}")
             else:
                 resolved[name] = self._resolve_settings(name, kind, settings)
         return {name: settings for name, settings in resolved.items() if settings is not None}
@@ -271,8 +259,8 @@ class _Surveyor:
             if key not in rules:
                 self._problem(f"methods.{name}.{key}", f"is not a hyper-parameter of {name}{did_you_mean(key, rules)}")
                 continue
-            for sentence in setting_problems(kind, key, setting):
-                self._problem(f"methods.{name}.{key}", sentence)
+            if (problem := setting_problem(kind, key, setting)) is not None:
+                self._survey.problems.append(problem.under(f"methods.{name}"))
         if len(self._survey.problems) > before:
             return None
         searched = settings != FIXED and self._spec.search.algorithm != "grid"
@@ -330,7 +318,7 @@ class _Surveyor:
             except Exception as error:
                 place = self._places[draw.student.name]
                 self._problem(
-                    f"students[{place}]", f"cannot be built with {show(draw.student.options)}: {first_sentence(error)}"
+                    f"students[{place}]", f"cannot be built with {show(draw.student.options)}: {describe_error(error)}"
                 )
                 continue
             names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
@@ -398,17 +386,6 @@ class _Surveyor:
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
 
 
-def _named(error: Exception | str) -> str:
-    """A sentence that can follow a key."""
-    text = str(error)
-    return f"names {text}" if text.startswith("no ") else f"can not be used: {text}"
-
-
-def _takes_any(model: str, option: str) -> bool:
-    """Whether a user's own function accepts options that it does not list."""
-    return not any(f"has no option '{option}'" in sentence for sentence in build_problems(model, {option: 1}, *_SOME_IMAGES))
-
-
 def _corners(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The options with each prior at each of its ends in turn, the others at their first."""
     priors = {name: setting for name, setting in options.items() if isinstance(setting, Prior)}
@@ -441,6 +418,6 @@ def _check_torchvision(name: str, num_classes: int | None) -> None:
     try:
         categories = get_weight(name).meta.get("categories")
     except (KeyError, ValueError, AttributeError) as error:
-        raise UsageError(f"no torchvision weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
+        raise UnknownNameError(f"no torchvision weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
     if None not in (categories, num_classes) and len(categories) != num_classes:
         raise UsageError(f"{name} has {len(categories)} classes, the data set has {num_classes}")
