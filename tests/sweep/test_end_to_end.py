@@ -264,7 +264,7 @@ def test_views_that_the_teacher_does_not_say_again_are_told_and_removed(
     checked = CliRunner().invoke(app, ["sweep", str(undisturbed.spec), "--verify", "--home", str(home)])
     assert checked.exit_code == 3
     told = capfd.readouterr().err + checked.stderr
-    assert re.search(r"teacher big: logits of view 1 differs by up to 1 \(sample \d+\) and is made again", told)
+    assert re.search(r"teacher big: logits of view 1 differs by up to 1 \(sample \d+\); it will be computed again", told)
     assert not store.is_sealed(identity)
 
 

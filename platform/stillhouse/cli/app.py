@@ -15,26 +15,34 @@ import typer
 from stillhouse import __version__
 from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError
 
-OK, TRIALS_FAILED, INTERRUPTED = 0, 3, 130
+OK, TRIALS_FAILED = 0, 3
+"""Exit codes of commands that raise no error; an error has its own in `stillhouse.errors`."""
 
 app = typer.Typer(
     name="stillhouse",
-    help="Sweep knowledge distillation: shared teachers, small students, honest trade-offs.",
+    help="Sweep knowledge distillation over a Ray cluster: train small students from shared teachers, and compare their "
+    "accuracy with their size.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-teachers_app = typer.Typer(name="teachers", help="Teachers and the knowledge that is kept of them.", no_args_is_help=True)
+teachers_app = typer.Typer(
+    name="teachers", help="Train, list, check and remove teachers and their stored outputs.", no_args_is_help=True
+)
 app.add_typer(teachers_app)
-data_app = typer.Typer(name="data", help="Data sets that are larger than memory.", no_args_is_help=True)
+data_app = typer.Typer(name="data", help="Prepare data sets that are larger than memory.", no_args_is_help=True)
 app.add_typer(data_app)
 
 P = ParamSpec("P")
 
 
 def as_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Turns errors into one sentence on stderr and the exit code of DESIGN; a traceback only with --debug."""
+    """A command that ends with an exit code: every error becomes one sentence on stderr.
+
+    The exit codes are 0 for success, 2 for wrong usage or a wrong spec, 3 for failed trials, 4 for infrastructure and 130 for
+    an interrupt. A traceback is printed only with `--debug`.
+    """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -43,25 +51,26 @@ def as_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
         except StillhouseError as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
-            _end_with(error)
+            _exit_with(error)
         except KeyboardInterrupt:
-            _end_with(Interrupted("interrupted"))
+            _exit_with(Interrupted("interrupted"))
         except BrokenPipeError:
-            # The reader of our stdout is gone (`| head`): nothing is left to say, also not at exit.
+            # The reader of stdout is gone (`| head`). Python flushes stdout again at exit, which must not fail either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(OK) from None
         except OSError as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
             where = f" ({error.filename})" if error.filename else ""
-            _end_with(InfrastructureError(f"{error.strerror or error}{where}"))
+            _exit_with(InfrastructureError(f"{error.strerror or error}{where}"))
         else:
             raise typer.Exit(code or OK)
 
     return run
 
 
-def _end_with(error: StillhouseError) -> NoReturn:
+def _exit_with(error: StillhouseError) -> NoReturn:
+    """Prints the error, or each problem of a spec on its own line, and exits with the error's code."""
     if isinstance(error, SpecError) and len(error.problems) > 1:
         print(f"error: the spec has {len(error.problems)} problems:", file=sys.stderr)
         for problem in error.problems:
@@ -73,7 +82,7 @@ def _end_with(error: StillhouseError) -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(__version__)
@@ -81,28 +90,31 @@ def _root(
 
 
 def main() -> None:
-    """The console script."""
-    find_users_code(Path.cwd())
+    """The entry point of `stillhouse` and of `python -m stillhouse.cli`."""
+    make_importable(Path.cwd())
     try:
         with _sigterm_as_interrupt():
             app()
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            # Another Ctrl-C, while libraries clean up behind us, changes nothing of what was said.
+        if ended.code == Interrupted.exit_code:
+            # A second Ctrl-C must not interrupt libraries that clean up when the process exits.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
         raise
 
 
-def find_users_code(folder: Path) -> None:
-    """Lets `module:function` name code that lies beside the spec or in the working folder; installed packages go first."""
+def make_importable(folder: Path) -> None:
+    """Adds a folder to the import path, so that `module:function` in a spec finds user code there.
+
+    Installed packages take precedence.
+    """
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A polite kill ends a sweep as Ctrl-C does."""
+    """SIGTERM ends a sweep as Ctrl-C does: trials write checkpoints first."""
 
     def interrupt(_signal: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Facts about every method and model, for the lists and for methods/README.md."""
+"""The catalogue of methods and models: their facts, a page of all methods, one method in full."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,9 @@ from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model, model_names, model_options, model_problems
 from stillhouse.models.size import measure_size
 
-_CATALOGUE_CLASSES = 100
-
-
-_CATALOGUE_SHAPE = (3, 32, 32)
-
+_NUM_CLASSES = 100
+_INPUT_SHAPE = (3, 32, 32)
+"""Sizes in the catalogue are those for CIFAR-100."""
 
 _FAMILIES = {
     "control": "Controls",
@@ -28,59 +26,81 @@ _FAMILIES = {
     "R": "Relations between samples or layers",
     "M": "Several models train",
     "G": "Generations",
-    "A": "Methods that make their own inputs",
+    "A": "Methods that generate their own inputs",
     "Q": "Low precision",
 }
 
 
 def method_facts(name: str) -> dict[str, Any]:
-    kind = methods.find(name)
-    defaults = kind.defaults()
+    """Everything the catalogue has about one method, as plain data.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    method = methods.find(name)
+    defaults = method.defaults()
     return {
         "name": name,
-        "title": kind.card.title,
-        "arxiv": kind.card.arxiv,
-        "family": kind.card.family,
-        "knowledge": asked_by_default(kind),
+        "title": method.card.title,
+        "arxiv": method.card.arxiv,
+        "family": method.card.family,
+        "knowledge": needed_by_default(method),
         "hyperparameters": [
             {"name": key, "default": defaults[key], "prior": rule.prior.to_json() if rule.prior else None, "help": rule.help}
-            for key, rule in kind.hyperparameters().items()
+            for key, rule in method.hyperparameters().items()
         ],
-        "equations": kind.card.equations,
-        "deviations": kind.card.deviations,
-        "suggested": kind.card.suggested,
-        "interactions": kind.card.interactions,
+        "equations": method.card.equations,
+        "deviations": method.card.deviations,
+        "suggested": method.card.suggested,
+        "interactions": method.card.interactions,
     }
 
 
-def methods_page(facts: Sequence[dict[str, Any]]) -> str:
-    """The catalogue of methods in Markdown, by family, made from their cards."""
+def needed_by_default(method: type[Method]) -> list[str]:
+    """The kinds of knowledge that the method needs at its defaults, by name; empty if it needs no teacher.
+
+    Layers are those of the first shipped model that suits the method as teacher and as student.
+
+    Raises:
+        UsageError: no shipped model suits the method.
+    """
+    problem: Exception | None = None
+    for name in model_names():
+        architecture = blueprint(name, {}, _NUM_CLASSES, _INPUT_SHAPE).architecture
+        if len(architecture.stages) < 2:
+            continue
+        try:
+            needed = method().knowledge(architecture, architecture)
+        except ValueError as error:
+            problem = error
+            continue
+        return sorted({str(kind) for kind in needed.values()}) + (["calls on its own inputs"] if method.calls_teacher else [])
+    raise UsageError(f"no shipped model suits {method.__name__} as teacher and student: {problem}")
+
+
+def methods_page(facts: Sequence[Mapping[str, Any]]) -> str:
+    """The catalogue of methods in Markdown, one table for each family."""
     lines = [
         "# Methods",
         "",
-        "Made from the methods' cards by `stillhouse methods --markdown`. Defaults are the papers' where the card does not say",
-        "otherwise; hyper-parameters with a prior are searched when the spec does not name them.",
+        "`stillhouse methods --markdown` prints this page from the methods' cards. A default is the paper's value unless the",
+        "last column gives another one. A hyper-parameter with a prior is searched unless the spec sets it.",
     ]
     for family, heading in _FAMILIES.items():
         members = [each for each in facts if each["family"] == family]
         if not members:
             continue
-        lines += [
-            "",
-            f"## {heading}",
-            "",
-            "| method | paper | asks of the teacher | hyper-parameters (default; prior) | deviations |",
-        ]
-        lines.append("|---|---|---|---|---|")
+        columns = ("method", "paper", "needs from teacher", "hyper-parameters (default; prior)", "deviations")
+        lines += ["", f"## {heading}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [_methods_row(each) for each in members]
     return "\n".join(lines) + "\n"
 
 
-def _methods_row(facts: dict[str, Any]) -> str:
+def _methods_row(facts: Mapping[str, Any]) -> str:
     paper = facts["title"] + (f" ([{facts['arxiv']}](https://arxiv.org/abs/{facts['arxiv']}))" if facts["arxiv"] else "")
     settings = []
     for each in facts["hyperparameters"]:
-        prior = "" if each["prior"] is None else "; " + json.dumps(each["prior"]).strip("{}").replace('"', "")
+        prior = "" if each["prior"] is None else f"; {_prior_text(each['prior'])}"
         settings.append(f"`{each['name']}` ({each['default']}{prior})")
     cells = (
         f"`{facts['name']}`",
@@ -92,26 +112,40 @@ def _methods_row(facts: dict[str, Any]) -> str:
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
-def show_method(facts: dict[str, Any]) -> None:
+def _prior_text(prior: Mapping[str, Any]) -> str:
+    """A prior as the spec writes it: `uniform: [1, 10]`."""
+    return json.dumps(prior).strip("{}").replace('"', "")
+
+
+def print_method(facts: Mapping[str, Any]) -> None:
+    """Prints one method with its equations, deviations and hyper-parameters."""
     print(f"{facts['name']}: {facts['title']}" + (f" (arXiv {facts['arxiv']})" if facts["arxiv"] else ""))
-    print(f"asks of the teacher: {', '.join(facts['knowledge']) or 'nothing'}")
+    print(f"needs from teacher: {', '.join(facts['knowledge']) or 'nothing'}")
     for key in ("equations", "deviations", "suggested", "interactions"):
         if facts[key]:
             print(f"{key}: {facts[key]}")
-    table = make_table("hyper-parameter", "default", "prior", "")
+    table = make_table("hyper-parameter", "default", "prior", "meaning")
     for each in facts["hyperparameters"]:
-        prior = "" if each["prior"] is None else json.dumps(each["prior"]).strip("{}").replace('"', "")
+        prior = "" if each["prior"] is None else _prior_text(each["prior"])
         table.add_row(each["name"], str(each["default"]), prior, each["help"])
     make_console().print(table)
 
 
 def model_facts(name: str, *, full: bool) -> dict[str, Any]:
-    problems = model_problems(name, {}, _CATALOGUE_CLASSES, _CATALOGUE_SHAPE)
+    """The sizes of a model, as plain data.
+
+    Args:
+        full: whether options, stages and the shape of every layer are included.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    problems = model_problems(name, {}, _NUM_CLASSES, _INPUT_SHAPE)
     if problems:
         raise UsageError(str(problems[0]))
     with torch.device("meta"):
-        model = build_model(name, num_classes=_CATALOGUE_CLASSES, input_shape=_CATALOGUE_SHAPE)
-    size = measure_size(model, _CATALOGUE_SHAPE)
+        model = build_model(name, num_classes=_NUM_CLASSES, input_shape=_INPUT_SHAPE)
+    size = measure_size(model, _INPUT_SHAPE)
     facts: dict[str, Any] = {
         "name": name,
         "parameters": size.parameters,
@@ -119,7 +153,7 @@ def model_facts(name: str, *, full: bool) -> dict[str, Any]:
         "size_bytes": size.size_bytes,
     }
     if full:
-        architecture = describe(model, name=name, input_shape=_CATALOGUE_SHAPE)
+        architecture = describe(model, name=name, input_shape=_INPUT_SHAPE)
         facts |= {
             "options": dict(model_options(name)),
             "stages": {layer: list(architecture.shapes[layer]) for layer in architecture.stages},
@@ -127,23 +161,3 @@ def model_facts(name: str, *, full: bool) -> dict[str, Any]:
             "layers": {layer: list(shape) for layer, shape in architecture.shapes.items()},
         }
     return facts
-
-
-def asked_by_default(kind: type[Method]) -> list[str]:
-    """The kinds of knowledge that the method asks with its defaults, in words; empty when it asks nothing.
-
-    Layers stand for what a method asks of the first shipped teacher that suits it, as a student of its own kind.
-    """
-    method = kind()
-    problem: Exception | None = None
-    for name in model_names():
-        architecture = blueprint(name, {}, _CATALOGUE_CLASSES, _CATALOGUE_SHAPE).architecture
-        if len(architecture.stages) < 2:
-            continue
-        try:
-            asked = method.knowledge(architecture, architecture)
-        except ValueError as error:
-            problem = error
-            continue
-        return sorted({str(each) for each in asked.values()}) + (["calls on its own inputs"] if kind.calls_teacher else [])
-    raise UsageError(f"no shipped model suits {kind.__name__} as teacher and student: {problem}")

@@ -16,17 +16,28 @@ from stillhouse.errors import Interrupted
 @as_exit_code
 def data_pack(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Images in one folder per class, or train/ and test/ or val/ with such.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Contains one folder of images per class, or train/ and test/ or val/ that contain them."
+        ),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the pack goes: dataset.root of {name: pack}.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to", metavar="DIR", help="The folder to write to; a spec names it as {name: pack, root: DIR, size: ...}."
+        ),
+    ],
     test_share: Annotated[
-        float, typer.Option(min=0.001, max=0.999, help="Share of the images that is the test split where the folder has none.")
+        float,
+        typer.Option(
+            min=0.001, max=0.999, help="The share of images in the test split, if FOLDER has no test split of its own."
+        ),
     ] = 0.2,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="About how large a shard gets.")] = "128MB",
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The approximate size of a shard.")] = "128MB",
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Pack an image folder into shards that are read by memory map. The same command again goes on, or mends."""
+    """Pack an image folder into memory-mapped shards. The same command again continues, and repairs damaged shards."""
     from stillhouse.data.packing import pack_folder
 
     try:
@@ -35,10 +46,10 @@ def data_pack(
             to,
             test_share=test_share,
             shard_bytes=max(1, parse_size(shard_size, "--shard-size")),
-            progress=_show_packing,
+            progress=_print_progress,
         )
     except KeyboardInterrupt as interrupt:
-        raise Interrupted("interrupted; the shards that are whole are kept, the same command goes on") from interrupt
+        raise Interrupted("interrupted; complete shards are stored, the same command continues") from interrupt
     if as_json:
         print_json({**vars(packed), "root": str(packed.root)})
     else:
@@ -48,8 +59,8 @@ def data_pack(
     return OK
 
 
-def _show_packing(done: int, total: int) -> None:
-    """One line that changes on a terminal, one line per shard otherwise."""
+def _print_progress(done: int, total: int) -> None:
+    """One line on stderr: rewritten in place on a terminal, a new one per shard otherwise."""
     if sys.stderr.isatty():
         print(f"\rpacked {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
     else:

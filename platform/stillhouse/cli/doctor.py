@@ -1,4 +1,4 @@
-"""The command that checks what a sweep needs."""
+"""The command that checks whether a sweep can run here."""
 
 from typing import Annotated
 
@@ -15,15 +15,21 @@ from stillhouse.errors import InfrastructureError
 def doctor(
     home: Home = None,
     address: Annotated[
-        str | None, typer.Option("--address", help="A running Ray cluster, whose nodes are checked from a worker on each.")
+        str | None,
+        typer.Option(
+            "--address", help="The address of a running Ray cluster: also check each of its nodes, from a worker there."
+        ),
     ] = None,
     tracking: Annotated[
-        str | None, typer.Option("--tracking", metavar="URI", help="MLflow's store; by default the one in the home.")
+        str | None,
+        typer.Option(
+            "--tracking", metavar="URI", help="The MLflow store to check from each node. Default: the one in the home."
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Check what a sweep stands on: packages, cores, GPUs, room and rights in the home, MLflow's store, every node."""
+    """Check what a sweep needs: packages, cores, GPUs, the home's free space and permissions, MLflow, every node."""
     from stillhouse.doctor import examine
     from stillhouse.sweep.home.sweep_home import resolve_home
 

@@ -14,7 +14,7 @@ from stillhouse.cli.output import make_console, make_table, print_json
 @app.command(name="ls")
 @as_exit_code
 def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> int:
-    """List all sweeps of a home: how far they are, their best, their size on disk, when they were last used."""
+    """List all sweeps of a home with their progress, best student, size on disk and last use."""
     from stillhouse.sweep.home.manage import list_sweeps
     from stillhouse.sweep.home.sweep_home import resolve_home
 
@@ -41,15 +41,17 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
 @app.command(name="methods")
 @as_exit_code
 def list_methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
-    folders: Annotated[list[Path] | None, typer.Option("--folder", help="A folder with your own method files.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this method in full.")] = None,
+    folders: Annotated[
+        list[Path] | None, typer.Option("--folder", metavar="DIR", help="Also read method files from this folder. Repeatable.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the list as a page, as in methods/README.md.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """List the distillation methods, or show one."""
+    """List the distillation methods, or show one with its hyper-parameters."""
     from stillhouse import methods
-    from stillhouse.cli.catalogue import method_facts, methods_page, show_method
+    from stillhouse.cli.catalogue import method_facts, methods_page, print_method
 
     for folder in folders or ():
         methods.add_folder(folder)
@@ -59,13 +61,12 @@ def list_methods(
     elif markdown:
         print(methods_page(facts), end="")
     elif name:
-        show_method(facts[0])
+        print_method(facts[0])
     else:
-        table = make_table("method", "family", "arXiv", "asks", "title")
+        table = make_table("method", "family", "arXiv", "needs from teacher", "title")
         for each in facts:
-            table.add_row(
-                each["name"], each["family"], each["arxiv"] or "", ", ".join(each["knowledge"]) or "nothing", each["title"]
-            )
+            knowledge = ", ".join(each["knowledge"]) or "nothing"
+            table.add_row(each["name"], each["family"], each["arxiv"] or "", knowledge, each["title"])
         make_console().print(table)
     return OK
 
@@ -73,11 +74,11 @@ def list_methods(
 @app.command(name="models")
 @as_exit_code
 def list_models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model, with its layers and options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this model with its layers and options.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """List the models with their size for 100 classes on 3x32x32 images, or show one."""
+    """List the models with their sizes for 100 classes on 3x32x32 images, or show one."""
     from stillhouse.cli.catalogue import model_facts
     from stillhouse.models.registry import model_names
 

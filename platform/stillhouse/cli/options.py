@@ -10,22 +10,31 @@ from stillhouse.spec.sizes import parse_bytes
 
 Home = Annotated[
     Path | None,
-    typer.Option("--home", metavar="DIR", help="Where everything is kept; else STILLHOUSE_HOME, else ~/.stillhouse."),
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        help="The folder of sweeps, teachers and stored teacher outputs. Default: STILLHOUSE_HOME, else ~/.stillhouse.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec, as in search.max_epochs=5.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec, for example search.max_epochs=5. Repeatable."),
 ]
-Address = Annotated[str | None, typer.Option("--address", help="A running Ray cluster; by default Ray starts on this machine.")]
-SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="A sweep's name.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="The address of a running Ray cluster. Default: Ray starts on this machine."),
+]
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the sweep.")]
 
 
-def parse_size(text: str, option: str = "--keep") -> int:
-    """The value of an option that is a size.
+def parse_size(text: str, option: str) -> int:
+    """The value of an option that is a size, such as `20GB`, in bytes.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is not a size.
     """
     try:
         return parse_bytes(text)

@@ -1,61 +1,70 @@
-"""The commands that run, stop and remove sweeps."""
+"""The commands that start, continue, watch, stop and remove sweeps."""
 
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code, find_users_code
-from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SweepArgument
-from stillhouse.cli.output import command_line, difference_line, make_console, print_json, print_results
+from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code, make_importable
+from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument
+from stillhouse.cli.output import command_line, difference_line, make_console, make_table, print_json
 from stillhouse.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from stillhouse.spec.schema import SweepSpec
+    from stillhouse.sweep.progress import Progress
+    from stillhouse.sweep.results.results import Results
+    from stillhouse.sweep.sweep import Sweep
 
 
 @app.command()
 @as_exit_code
 def sweep(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")],
+    spec: SpecArgument,
     overrides: Overrides = None,
     home: Home = None,
     address: Address = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the plan, with --address also where it would run, and start nothing."),
+        typer.Option("--dry-run", help="Print the plan and start nothing; with --address, also where the sweep would run."),
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="With --dry-run: time each teacher and student for a second, to estimate the hours."),
+        typer.Option("--measure", help="With --dry-run: time each teacher and student for one second and estimate the hours."),
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="First ask the teachers again for a sample of what is sealed, and compare.")
+        bool,
+        typer.Option("--verify", help="First recompute a random sample of the cached teacher outputs and compare."),
     ] = False,
     fork: Annotated[
         str | None,
         typer.Option(
-            "--fork", metavar="NEWNAME", help="Go on under a new name with what fits of the sweep of the spec's name."
+            "--fork",
+            metavar="NEWNAME",
+            help="Run the spec as a new sweep NEWNAME and reuse matching trials of the existing sweep.",
         ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Run a sweep. The same command again runs only what is missing."""
+    """Run a sweep. The same command again continues it and runs only the missing trials."""
     from stillhouse.sweep.planning.spec_check import check_file
 
-    find_users_code(spec.expanduser().absolute().parent)
+    make_importable(spec.expanduser().absolute().parent)
     checked = check_file(spec, overrides or ())
     if print_config:
-        return _print_config(checked, as_json)
+        return _print_spec(checked, as_json)
     from stillhouse.sweep.sweep import Sweep
 
     if dry_run:
-        return _show_dry_run(Sweep(checked, home=home), as_json, measure=measure, address=address)
+        return _print_dry_run(Sweep(checked, home=home), as_json, measure=measure, address=address)
     if measure:
-        raise UsageError("--measure belongs to --dry-run: it estimates a plan and starts nothing")
+        raise UsageError("--measure needs --dry-run: it estimates a plan and starts nothing")
     if fork is not None:
         return _run(
             lambda progress: Sweep.forked(checked, fork, home=home, address=address, command=command_line(), progress=progress),
@@ -81,7 +90,7 @@ def resume(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Go on with a sweep that was started before."""
+    """Continue a sweep by its name, with the spec that it was started with."""
     from stillhouse.sweep.sweep import Sweep
 
     return _run(
@@ -96,13 +105,13 @@ def resume(
 @as_exit_code
 def extend(
     name: SweepArgument,
-    trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="Trials of each method from now on.")],
+    trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="The new number of trials of each method.")],
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Go on with a sweep with more trials of each method; those it has are kept."""
+    """Continue a sweep with more trials of each method. Existing trials are reused."""
     from stillhouse.sweep.sweep import Sweep
 
     return _run(
@@ -117,14 +126,14 @@ def extend(
 @as_exit_code
 def retry(
     name: SweepArgument,
-    failed: Annotated[bool, typer.Option("--failed", help="Trials that failed; the default.")] = False,
-    stopped: Annotated[bool, typer.Option("--stopped", help="Trials that were stopped early.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Run failed trials again; the default.")] = False,
+    stopped: Annotated[bool, typer.Option("--stopped", help="Run trials again that were stopped early.")] = False,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Run a sweep's failed trials again. Their records are set aside, not lost."""
+    """Run a sweep's failed trials again. Their old records are moved aside, not deleted."""
     from stillhouse.sweep.sweep import Sweep
 
     again = [status for status, wanted in (("failed", failed or not stopped), ("stopped", stopped)) if wanted]
@@ -141,12 +150,12 @@ def retry(
 @as_exit_code
 def status(
     name: SweepArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it until no process runs the sweep.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the status until no process runs the sweep.")] = False,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Show how far a sweep is, from any terminal, while it runs or after."""
+    """Show the progress of a sweep. Works from any terminal, during the run and after it."""
     from stillhouse.sweep.home.manage import print_status, watch_status
     from stillhouse.sweep.home.status import StatusReader
     from stillhouse.sweep.home.sweep_home import find_sweep, resolve_home
@@ -164,12 +173,14 @@ def status(
 @as_exit_code
 def stop(
     name: SweepArgument,
-    wait: Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait for its end.")] = 120.0,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait until the sweep has stopped.")
+    ] = 120.0,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Ask the process that runs a sweep to end, from any terminal. Nothing finished is lost."""
+    """Stop a running sweep, from any terminal. Running trials write a checkpoint; nothing finished is lost."""
     from stillhouse.sweep.home.manage import stop_sweep
     from stillhouse.sweep.home.sweep_home import resolve_home
 
@@ -178,9 +189,9 @@ def stop(
     if as_json:
         print_json({"sweep": name, "ended": ended})
     elif ended:
-        print(f"sweep '{name}' has ended. Go on with: stillhouse resume {name} --home {shlex.quote(str(root))}")
+        print(f"sweep '{name}' has stopped; continue it with: stillhouse resume {name} --home {shlex.quote(str(root))}")
     else:
-        print(f"sweep '{name}' still runs after {wait:g} s; it ends when its trials let it")
+        print(f"sweep '{name}' is still stopping after {wait:g} s: it waits for running trials")
     return OK
 
 
@@ -188,52 +199,116 @@ def stop(
 @as_exit_code
 def rm(
     name: SweepArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without confirmation.")] = False,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Remove a sweep: its records, students and report. Teachers, their knowledge and MLflow's runs stay."""
+    """Remove a sweep: its records, students and report. Its teachers, their stored outputs and its MLflow runs stay."""
     from stillhouse.sweep.home.manage import remove_sweep
     from stillhouse.sweep.home.sweep_home import find_sweep, resolve_home
 
     root = resolve_home(home)
-    place = find_sweep(root, name)
+    sweep_home = find_sweep(root, name)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"removing sweep '{name}' needs a terminal to ask on, or --yes")
-        count = len(list(place.ledger.keys()))
-        if not typer.confirm(f"Remove {place.folder} with {count} trials?", err=True):
+            raise UsageError(f"removing sweep '{name}' needs a confirmation: run the command in a terminal, or give --yes")
+        count = len(list(sweep_home.ledger.keys()))
+        if not typer.confirm(f"Remove {sweep_home.folder} with {count} trials?", err=True):
             print("nothing was removed", file=sys.stderr)
             return OK
     document = remove_sweep(root, name)
     if as_json:
         print_json(document)
     else:
-        print(f"removed sweep '{name}', {document['bytes']:,} bytes; its teachers are kept (`stillhouse teachers ls`)")
+        print(f"removed sweep '{name}', {document['bytes']:,} bytes; its teachers stay (list them: stillhouse teachers ls)")
     return OK
 
 
 def _run(
-    make: Callable[[Any], Any], name: str, home: Path | None, as_json: bool, *, again: Sequence[str] = (), verify: bool = False
+    make: "Callable[[Progress], Sweep]",
+    name: str,
+    home: Path | None,
+    as_json: bool,
+    *,
+    again: Sequence[str] = (),
+    verify: bool = False,
 ) -> int:
+    """Runs a sweep and prints its results.
+
+    Args:
+        make: the sweep that reports to a progress display.
+        again: statuses of trials that run again: `failed`, `stopped`.
+        verify: whether stored teacher outputs are compared first.
+    """
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.sweep.progress import Progress, native_stderr_in
 
     with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
         sweep = make(progress)
-        found = sweep.verify() if verify else {"differences": []}
-        for each in found["differences"]:
-            progress.note(difference_line(each))
+        differences = sweep.verify()["differences"] if verify else []
+        for difference in differences:
+            progress.note(difference_line(difference))
         results = sweep.run(again=again)
     if as_json:
         print_json(results.to_json())
     else:
-        print_results(results)
-    return TRIALS_FAILED if results.failed or found["differences"] else OK
+        _print_results(results)
+    return TRIALS_FAILED if results.failed or differences else OK
 
 
-def _print_config(spec: Any, as_json: bool) -> int:
+def _print_results(results: "Results") -> None:
+    """Prints the finished trials, the teachers, what failed and why, and where the report is."""
+    _print_trials(results)
+    document = results.to_json()
+    for teacher in document["teachers"]:
+        quality = "" if teacher["accuracy"] is None else f"test {results.facts.metric.label} {teacher['accuracy']:.4f}, "
+        print(
+            f"teacher {teacher['name']}: {quality}{teacher['way']}, "
+            f"{teacher['samples_forwarded']:,} samples forwarded, {teacher['samples_reused']:,} read back"
+        )
+    for note in results.facts.notes:
+        print(f"note: {note}")
+    for record in results.failed:
+        print(f"failed: {record.trial.key} {record.trial.method} {record.trial.student.name}: {record.reason}")
+    trials = document["trials"]
+    print(
+        f"{trials['planned']} trials: {trials['finished']} finished, {trials['failed']} failed, "
+        f"{trials['reused']} of them from earlier runs; {document['seconds']:.0f} s"
+    )
+    if results.files is not None:
+        print(f"report  {results.files.page}")
+        print(f"table   {results.files.table}")
+        print(f"figure  {results.files.figure}")
+    print(f"mlflow  stillhouse ui {results.facts.name} --home {shlex.quote(str(results.home))}")
+
+
+def _print_trials(results: "Results") -> None:
+    """Prints one line per finished trial, small students first and the best of a size first."""
+    metric = results.facts.metric
+    validation, test = metric.column("validation"), metric.column("test")
+    trials = results.table()
+    finished = trials[trials["status"] == "finished"]
+    finished = finished.sort_values(["parameters", validation], ascending=[True, metric.direction == "min"])
+    front = set(results.pareto()["trial"])
+    numbers = ("parameters", "latency ms", "validation", "test")
+    table = make_table("trial", "method", "student", *numbers, "", right=numbers)
+    for row in finished.to_dict(orient="records"):
+        latency = row["latency_ms"]
+        table.add_row(
+            row["trial"],
+            row["method"],
+            row["student"],
+            f"{row['parameters']:,.0f}",
+            f"{latency:.3f}" if latency == latency else "",
+            f"{row[validation]:.4f}",
+            f"{row[test]:.4f}",
+            "pareto" if row["trial"] in front else "",
+        )
+    make_console().print(table)
+
+
+def _print_spec(spec: "SweepSpec", as_json: bool) -> int:
     from stillhouse.spec.load import spec_to_dict, spec_to_yaml
 
     if as_json:
@@ -243,24 +318,26 @@ def _print_config(spec: Any, as_json: bool) -> int:
     return OK
 
 
-def _show_dry_run(sweep: Any, as_json: bool, *, measure: bool, address: str | None) -> int:
+def _print_dry_run(sweep: "Sweep", as_json: bool, *, measure: bool, address: str | None) -> int:
+    """Prints the plan, the disk space that it needs and, if requested, its hours and the nodes it would run on."""
     from stillhouse.sweep.preview.disk_usage import measure_disk_usage
     from stillhouse.sweep.preview.terminal import print_lines, print_plan
 
     plan = sweep.plan()
-    volume = measure_disk_usage(plan, sweep.data(), sweep.sweep_home.home)
-    outlook = None
+    usage = measure_disk_usage(plan, sweep.data(), sweep.sweep_home.home)
+    forecast = None
     if measure or address:
         from stillhouse.sweep.preview.hours import make_forecast
         from stillhouse.sweep.progress import native_stderr_in
 
         with native_stderr_in(sweep.sweep_home.home / "driver.log"):
-            outlook = make_forecast(plan, sweep.data(), measure=measure, address=address)
+            forecast = make_forecast(plan, sweep.data(), measure=measure, address=address)
     if as_json:
-        print_json(plan.to_dict() | {"knowledge": volume.to_dict()} | (outlook.to_dict() if outlook else {}))
+        document: dict[str, Any] = {**plan.to_dict(), "knowledge": usage.to_dict(), **(forecast.to_dict() if forecast else {})}
+        print_json(document)
     else:
         print_plan(plan, make_console())
-        print_lines(volume.lines(), make_console())
-        if outlook is not None:
-            print_lines(outlook.lines(), make_console())
-    return InfrastructureError.exit_code if outlook is not None and outlook.impossible else OK
+        print_lines(usage.lines(), make_console())
+        if forecast is not None:
+            print_lines(forecast.lines(), make_console())
+    return InfrastructureError.exit_code if forecast is not None and forecast.impossible else OK

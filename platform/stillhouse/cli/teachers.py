@@ -1,14 +1,14 @@
-"""The commands about teachers and their stored knowledge."""
+"""The commands about teachers and their stored outputs."""
 
 import os
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, find_users_code, teachers_app
-from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SweepArgument, parse_size
+from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, make_importable, teachers_app
+from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument, parse_size
 from stillhouse.cli.output import difference_line, make_console, make_table, print_json
 from stillhouse.errors import UsageError
 
@@ -17,63 +17,70 @@ from stillhouse.errors import UsageError
 @as_exit_code
 def teachers_ls(
     home: Home = None,
-    address: Annotated[str | None, typer.Option("--address", help="A Ray cluster: list what runs there too.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The address of a Ray cluster: also list the teachers that run there.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """List what is kept: teachers, and the sealed knowledge of each, with its size and when it was last used."""
+    """List stored teachers and their stored outputs, with sizes and last use."""
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.teachers.inventory import stored_teachers
 
-    facts = stored_teachers(resolve_home(home))
+    stored = stored_teachers(resolve_home(home))
     running = _running_teachers(address) if address else []
     if as_json:
-        print_json({"kept": facts, "running": running} if address else facts)
+        print_json({"kept": stored, "running": running} if address else stored)
         return OK
-    columns = ("key", "model", "validation", "knowledge", "data set", "views", "bytes", "last used")
-    table = make_table(*columns, right=("validation", "views", "bytes"))
-    for each in facts:
-        accuracy = f"{each['validation_accuracy']:.4f}" if "validation_accuracy" in each else ""
-        data = str(each.get("dataset", ""))
-        table.add_row(each["key"][:12] or "(gone)", each["model"], accuracy, "weights", data, "", f"{each['bytes']:,}", "")
-        for kind in each["knowledge"]["kinds"]:
-            views = f"{kind['views']} + {kind['unsealed']} unfinished" if kind["unsealed"] else str(kind["views"])
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
-            table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
-    make_console().print(table)
-    for each in running:
-        print(f"running {_running_line(each)}")
+    _print_stored(stored)
+    for teacher in running:
+        print(f"running {_running_line(teacher)}")
     if address and not running:
         print(f"no teacher runs at {address}")
     return OK
 
 
+def _print_stored(teachers: list[dict[str, Any]]) -> None:
+    """Prints one line per teacher, followed by one line per kind of its stored outputs."""
+    columns = ("key", "model", "validation", "stored", "data set", "views", "bytes", "last used")
+    table = make_table(*columns, right=("validation", "views", "bytes"))
+    for teacher in teachers:
+        accuracy = f"{teacher['validation_accuracy']:.4f}" if "validation_accuracy" in teacher else ""
+        key, data = teacher["key"][:12] or "(removed)", str(teacher.get("dataset", ""))
+        table.add_row(key, teacher["model"], accuracy, "weights", data, "", f"{teacher['bytes']:,}", "")
+        for kind in teacher["knowledge"]["kinds"]:
+            views = f"{kind['views']} + {kind['unsealed']} incomplete" if kind["unsealed"] else str(kind["views"])
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
+            table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
+    make_console().print(table)
+
+
 @teachers_app.command(name="train")
 @as_exit_code
 def teachers_train(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")],
+    spec: SpecArgument,
     overrides: Overrides = None,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Train a sweep's teachers, or load their weights, ahead of the sweep; it then finds them."""
+    """Train the teachers of a spec, or load their weights, before the sweep. The sweep then reuses them."""
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.sweep.planning.spec_check import check_file
     from stillhouse.sweep.progress import Progress, native_stderr_in
     from stillhouse.sweep.sweep import Sweep
 
-    find_users_code(spec.expanduser().absolute().parent)
+    make_importable(spec.expanduser().absolute().parent)
     checked = check_file(spec, overrides or ())
-    (place := resolve_home(home)).mkdir(parents=True, exist_ok=True)
-    with native_stderr_in(place / "driver.log"), Progress(checked.name) as progress:
+    (root := resolve_home(home)).mkdir(parents=True, exist_ok=True)
+    with native_stderr_in(root / "driver.log"), Progress(checked.name) as progress:
         trained = Sweep(checked, home=home, address=address, progress=progress).train_teachers()
     if as_json:
         print_json(trained)
         return OK
     for each in trained:
-        how = f"trained in {each['train_seconds']:.1f} s" if each["trained_now"] else "was there"
+        how = f"trained in {each['train_seconds']:.1f} s" if each["trained_now"] else "already present"
         print(f"teacher '{each['name']}' {how}: validation accuracy {each['validation_accuracy']:.4f}, {each['weights']}")
     return OK
 
@@ -82,35 +89,39 @@ def teachers_train(
 @as_exit_code
 def teachers_stop(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A teacher's or an actor's name; by default all of them.")
+        str | None, typer.Argument(metavar="[NAME]", help="The name of a teacher or of its actor. Default: all of them.")
     ] = None,
     address: Address = None,
-    force: Annotated[bool, typer.Option("--force", help="End also those that a sweep uses; that sweep's trials fail.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also stop teachers that a sweep is using; its running trials then fail.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """End teachers that run on a cluster, and free their GPUs. Those that a sweep uses stay, unless --force is given."""
+    """Stop teachers that run on a cluster, which frees their GPUs. Teachers that a sweep is using stay, except with --force."""
     from stillhouse.sweep.cluster.connection import connected
     from stillhouse.teachers.actor_registry import end_teachers, running_teachers
 
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        raise UsageError("name the cluster with --address; teachers of a cluster of the sweep's own end with the sweep")
+        raise UsageError("name the cluster with --address; teachers of a Ray that the sweep itself started end with the sweep")
     with connected(address):
         found = [each for each in running_teachers() if name in (None, each["actor"], each.get("name"))]
         if not found:
             which = "no teacher" if name is None else f"no teacher '{name}'"
-            raise UsageError(f"{which} runs at {address}; stillhouse teachers ls --address lists those that do")
-        kept = [each for each in found if each["leases"] and not force]
-        ended = [each for each in found if each not in kept]
+            raise UsageError(
+                f"{which} runs at {address}; list running teachers with: stillhouse teachers ls --address {address}"
+            )
+        in_use = [each for each in found if each["leases"] and not force]
+        ended = [each for each in found if each not in in_use]
         end_teachers(each["actor"] for each in ended)
     if as_json:
-        print_json({"ended": ended, "in_use": kept})
+        print_json({"ended": ended, "in_use": in_use})
         return OK
     for each in ended:
-        print(f"ended {_running_line(each)}")
-    for each in kept:
-        print(f"kept {_running_line(each)}; --force ends it")
+        print(f"stopped {_running_line(each)}")
+    for each in in_use:
+        print(f"not stopped {_running_line(each)}; --force stops it")
     return OK
 
 
@@ -118,13 +129,15 @@ def teachers_stop(
 @as_exit_code
 def teachers_verify(
     name: SweepArgument,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="How many (view, sample) pairs of each teacher.")] = 1024,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=1, help="How many pairs of a view and a sample are compared for each teacher.")
+    ] = 1024,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Ask a sweep's teachers again for a random sample of what is sealed; what differs is removed. Exit code 3 if any does."""
+    """Recompute a random sample of the cached teacher outputs and compare. Views that differ are removed (exit code 3)."""
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.sweep.progress import Progress, native_stderr_in
     from stillhouse.sweep.sweep import Sweep
@@ -134,26 +147,28 @@ def teachers_verify(
     if as_json:
         print_json(found)
     else:
-        for each in found["differences"]:
-            print(difference_line(each))
-        print(f"{found['compared']:,} samples of knowledge compared, {len(found['differences'])} views differ")
+        for difference in found["differences"]:
+            print(difference_line(difference))
+        print(f"{found['compared']:,} samples compared, {len(found['differences'])} views differ")
     return TRIALS_FAILED if found["differences"] else OK
 
 
 @teachers_app.command(name="prune")
 @as_exit_code
 def teachers_prune(
-    keep: Annotated[str, typer.Option("--keep", metavar="SIZE", help="How much to keep: 500MB, 20GB; 0 removes all.")] = "0",
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="SIZE", help="How much to keep, for example 500MB or 20GB; 0 removes everything.")
+    ] = "0",
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Remove sealed knowledge, the longest unused first. Whatever a sweep needs again is filled again."""
+    """Remove stored teacher outputs, least recently used first. A sweep that needs them computes them again."""
     from stillhouse.knowledge.store import KnowledgeStore
     from stillhouse.sweep.home.sweep_home import resolve_home
 
     store = KnowledgeStore(resolve_home(home) / "knowledge")
-    removed = store.prune(parse_size(keep))
+    removed = store.prune(parse_size(keep, "--keep"))
     kept = list(store.entries())
     document = {
         "removed": {"views": len(removed), "bytes": sum(entry["bytes"] for entry in removed)},
@@ -174,9 +189,10 @@ def _running_teachers(address: str) -> list[dict[str, Any]]:
         return running_teachers()
 
 
-def _running_line(teacher: dict[str, Any]) -> str:
+def _running_line(teacher: Mapping[str, Any]) -> str:
+    """One running teacher: its actor, state and node, and the sweeps that use it."""
     what = f"{teacher['actor']}: {teacher.get('status') or 'starting'}"
     if "node" in teacher:
         what += f", on {teacher['device']} of node {teacher['node'][:12]}"
     users = ", ".join(f"sweep '{each['sweep']}' ({each['host']}, process {each['pid']})" for each in teacher["leases"])
-    return f"{what}; {f'in use by {users}' if users else 'in use by nobody'}"
+    return f"{what}; {f'used by {users}' if users else 'not in use'}"

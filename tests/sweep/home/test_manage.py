@@ -225,18 +225,18 @@ def test_stop_says_that_nothing_runs(run: Run, halfway: SweepHome) -> None:
     assert not halfway.stop_request.exists()
 
 
-def test_stop_leaves_a_request_and_says_when_it_is_not_heeded_in_time(run: Run, halfway: SweepHome) -> None:
+def test_stop_leaves_a_request_and_reports_when_the_sweep_does_not_stop_in_time(run: Run, halfway: SweepHome) -> None:
     with halfway.locked():
         code, output, _ = run("stop", "halfway", "--wait", "0")
         assert code == 0
-        assert "still runs after 0 s" in output
+        assert "still stopping after 0 s" in output
         assert halfway.stop_request.exists()
 
 
-def test_rm_asks_and_without_a_terminal_wants_yes(run: Run, halfway: SweepHome) -> None:
+def test_rm_needs_a_confirmation_and_without_a_terminal_needs_yes(run: Run, halfway: SweepHome) -> None:
     code, _, complaint = run("rm", "halfway")
     assert code == 2
-    assert "needs a terminal to ask on, or --yes" in complaint
+    assert "needs a confirmation: run the command in a terminal, or give --yes" in complaint
     assert sweep_names(halfway.home) == ["halfway"]
 
 

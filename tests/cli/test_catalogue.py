@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from stillhouse import methods
 from stillhouse.cli import app
-from stillhouse.cli.catalogue import asked_by_default
+from stillhouse.cli.catalogue import needed_by_default
 
 PAGE = Path(__file__).parents[2] / "methods" / "README.md"
 
@@ -23,7 +23,7 @@ def test_every_method_is_on_the_page_once() -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_what_a_method_asks_by_default_can_be_said(name: str) -> None:
-    asked = asked_by_default(methods.find(name))
-    assert all(asked)
-    assert len(set(asked)) == len(asked)
+def test_what_a_method_needs_by_default_has_names(name: str) -> None:
+    needed = needed_by_default(methods.find(name))
+    assert all(needed)
+    assert len(set(needed)) == len(needed)
