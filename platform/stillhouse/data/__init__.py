@@ -1,1 +1,1 @@
-"""Data sets, their splits, and the views that student and teacher share."""
+"""Data sets, their splits, and the deterministic views that student and teacher share."""

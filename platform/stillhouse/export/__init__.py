@@ -1,4 +1,4 @@
-"""A student as others run it: weights, a `torch.export` program, ONNX, preprocessing facts, a model card with its numbers.
+"""A trained student as a folder of files: weights, a `torch.export` program, ONNX, preprocessing facts, a model card.
 
 Everything that is written is loaded again and compared with the student on real validation images before it gets its place.
 Needs the packages of the extra `export`; they are imported when something is exported, not before.

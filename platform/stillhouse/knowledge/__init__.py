@@ -1,4 +1,4 @@
-"""Kinds of knowledge and the sealed views that keep it."""
+"""Kinds of knowledge that a teacher provides, and the sealed views in which they are stored."""
 
 from stillhouse.knowledge.kinds import Knowledge, feature, input_gradient, logits, output, reduced
 

@@ -1,1 +1,1 @@
-"""Student and teacher architectures, access to their features, their size and cost."""
+"""Student and teacher architectures: their features, size, cost and weights."""

@@ -1,4 +1,4 @@
-"""The trade-off report: table, Pareto front, figures and the page, all views of the ledger."""
+"""The trade-off report, derived from the ledger: the table of trials, the Pareto front, figures and the page."""
 
 from stillhouse.report.comparison import Source, write_comparison
 from stillhouse.report.files import ReportFiles

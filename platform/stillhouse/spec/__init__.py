@@ -1,1 +1,1 @@
-"""The sweep spec and the records of a sweep: plain, validated data that every part may read."""
+"""The sweep spec and the records of a sweep: plain, validated data that every package may read."""

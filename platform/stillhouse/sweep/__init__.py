@@ -1,1 +1,1 @@
-"""Sweeps: the plan, the trials, the ledger, Ray Tune."""
+"""Runs sweeps: from the spec through the plan and the trials to the results. Ray and Ray Tune are used here."""

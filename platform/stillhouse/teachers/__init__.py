@@ -1,1 +1,1 @@
-"""Training and loading teachers, the shared actors, and the client with its three ways to the same knowledge."""
+"""Teachers: training and loading them, the shared actors, and the trial's client with its three delivery modes."""

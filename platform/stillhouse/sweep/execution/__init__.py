@@ -1,1 +1,1 @@
-"""Running trials: one trial from its first step to its record, and how Ray Tune drives it."""
+"""Runs trials: one trial from its first step to its record, and the interface to Ray Tune."""

@@ -1,1 +1,1 @@
-"""From a spec to its trials: checks, sizes, keys, costs, and what is needed from the teachers."""
+"""Plans a sweep: checks the spec, and derives the trials, their sizes, keys and costs, and what teachers must provide."""

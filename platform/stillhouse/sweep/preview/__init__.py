@@ -1,1 +1,1 @@
-"""What `sweep --dry-run` shows: the plan, its hours and the disk space that it needs."""
+"""Shows a plan without running it (`sweep --dry-run`): its trials, hours and disk space."""

@@ -1,1 +1,1 @@
-"""What a sweep produced: tables, trained students, exports, and the copy in MLflow."""
+"""The results of a sweep: tables, trained students, exports, and their copy in MLflow."""

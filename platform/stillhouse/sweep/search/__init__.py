@@ -1,1 +1,1 @@
-"""Which trials to run: draws, adaptive studies, the queue that hands trials out, the budget."""
+"""Chooses trials: random draws, adaptive studies, the queue that hands trials out, and the budget."""
