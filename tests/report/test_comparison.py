@@ -29,8 +29,8 @@ def test_the_best_of_all_sweeps_on_the_same_data_is_named_with_its_sweep(facts: 
     files = write_comparison(sources, tmp_path)
     assert [(each["sweep"], each["method"]) for each in files.best] == [("second", "b")]
     page = files.page.read_text()
-    assert "taught with b of second" in page
-    assert "The 95% interval of its difference from the one other of its size lies above zero." in page
+    assert "trained with b in sweep second" in page
+    assert "It is better than its one rival of at most its size: the 95% interval of each difference lies above zero." in page
 
 
 def test_sweeps_on_different_data_are_not_ranked_against_each_other(facts: Facts, record: Make, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_sweeps_on_different_data_are_not_ranked_against_each_other(facts: Facts
     ]
     assert len(differences(sources)) == 1
     files = write_comparison(sources, tmp_path)
-    assert "their accuracies can not be compared" in files.page.read_text()
+    assert "their results cannot be compared" in files.page.read_text()
     assert [each["sweep"] for each in files.best] == ["first", "second"]
 
 

@@ -151,7 +151,7 @@ def test_passwords_never_reach_any_file(facts: Facts, record: Make, tmp_path: Pa
 def test_a_sweep_of_failures_says_so_and_why(facts: Facts, record: Make, tmp_path: Path, count: int) -> None:
     records = [record(status="failed", test=None, seed=seed, reason="loss is NaN at epoch 1") for seed in range(count)]
     text = words(write_report(facts(), records, tmp_path))
-    assert f"All {count} trial{'s' if count > 1 else ''} failed" in text
+    assert ("The only trial failed" if count == 1 else "All 3 trials failed") in text
     assert "loss is NaN at epoch 1" in text
 
 
@@ -164,8 +164,8 @@ def test_a_sweep_without_trials_is_a_page_that_says_so(facts: Facts, tmp_path: P
 
 def test_one_trial_is_reported_with_one_seed_and_no_interval(facts: Facts, record: Make, tmp_path: Path) -> None:
     text = words(write_report(facts(), [record(test=0.9)], tmp_path))
-    assert "90.0% (one seed, so no interval)" in text
-    assert "no student finished both with control and with a method" in text
+    assert "90.0% on test data (one seed, so no interval)" in text
+    assert "no student finished both with control and with another method" in text
 
 
 def test_a_sweep_without_teacher_has_a_page(facts: Facts, record: Make, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_every_axis_has_a_front_of_its_own_training_time_too(facts: Facts, recor
     assert [front for front in fronts if front] == list(drawn["switch"]["axes"])
     place = fronts.index("train_hours")
     assert drawn["switch"]["axes"]["train_hours"]["x"][place] == [0.01, 0.1]
-    assert drawn["switch"]["accuracies"]["test_accuracy"]["y"][place] == [0.80, 0.90]
+    assert drawn["switch"]["scores"]["test"]["y"][place] == [0.80, 0.90]
 
 
 def test_best_answers_come_back_with_the_files(facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_best_answers_come_back_with_the_files(facts: Facts, sweep: Sweep, tmp_p
     assert [each["budget"] for each in files.best] == [{"parameters": 30_000}, {"parameters": 10}]
     assert files.best[0]["parameters"] <= 30_000
     assert files.best[1]["trial"] is None
-    assert "Nothing fits. The finished student that comes nearest takes 5.4k parameters." in words(files)
+    assert "Nothing fits. The smallest finished student needs 5.4k parameters." in words(files)
 
 
 def test_an_answer_has_the_interval_and_the_number_of_seeds_of_everything_that_has_seeds(

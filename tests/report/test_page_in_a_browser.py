@@ -111,7 +111,7 @@ def test_every_control_is_reached_with_the_tab_key(page: Any) -> None:
     for _ in range(100):
         page.press("Tab")
         seen.add(page.run("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
-    assert {"theme", "log", "tradeoff", "size-axis", "accuracy-axis", "filter", "skip"} <= seen
+    assert {"theme", "log", "tradeoff", "size-axis", "score-axis", "filter", "skip"} <= seen
 
 
 @pytest.mark.parametrize(("name", "width", "dark"), [("light", 1280, False), ("dark", 1280, True), ("phone", 390, False)])

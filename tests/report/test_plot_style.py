@@ -6,6 +6,7 @@ import pytest
 from stillhouse.report.axes import Spread, axis_value, devices_held, without_outliers
 from stillhouse.report.configurations import configurations
 from stillhouse.report.plot_style import PlotStyle
+from stillhouse.spec.metric import ACCURACY
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]
@@ -39,7 +40,7 @@ def test_a_fan_never_reaches_the_next_size(facts: Facts, record: Make) -> None:
     records = [record(f"m{number}", parameters=size) for size in (1_000, 1_100, 9_000) for number in range(20)]
     found = configurations([each.model_copy(update={"trial": student_of(each)}) for each in records])
     spread = Spread(found, "parameters", PlotStyle.of(facts(), [each.records[0] for each in found]))
-    by_size = [[spread(each) or 0.0 for each in found if each.metric("parameters") == size] for size in (1_000, 1_100, 9_000)]
+    by_size = [[spread(each) or 0.0 for each in found if each.median("parameters") == size] for size in (1_000, 1_100, 9_000)]
     assert max(by_size[0]) < min(by_size[1])
     assert max(by_size[1]) < min(by_size[2])
 
@@ -58,15 +59,15 @@ def test_a_method_alone_at_its_size_is_drawn_there(facts: Facts, record: Make) -
 
 
 def test_an_axis_begins_above_what_lies_far_below_the_rest() -> None:
-    span = without_outliers([0.1, *(0.7 + number / 100 for number in range(10))])
+    span = without_outliers([0.1, *(0.7 + number / 100 for number in range(10))], ACCURACY)
     assert span is not None
     assert 0.1 < span[0] < 0.7
     assert span[1] > 0.79
 
 
 def test_values_near_each_other_leave_the_axis_alone() -> None:
-    assert without_outliers([0.7, 0.71, 0.72, None]) is None
-    assert without_outliers([None]) is None
+    assert without_outliers([0.7, 0.71, 0.72, None], ACCURACY) is None
+    assert without_outliers([None], ACCURACY) is None
 
 
 def test_training_time_counts_the_share_of_a_gpu_that_a_trial_held(facts: Facts, record: Make) -> None:

@@ -8,6 +8,7 @@ from stillhouse.report.configurations import compare, configurations, winners
 from stillhouse.report.estimates import difference_of_means, mean_with_interval
 from stillhouse.report.gains import gains
 from stillhouse.report.sensitivities import sensitivities
+from stillhouse.spec.metric import ACCURACY
 from stillhouse.spec.records import TrialRecord
 
 Make = Callable[..., TrialRecord]
@@ -96,7 +97,7 @@ def test_a_gain_is_only_taken_on_the_same_concrete_student(record: Make) -> None
         record("control", options={"width": 1.0}, test=0.85),
         record("kd", options={"width": 1.0}, test=0.86),
     ]
-    by_column = {gain.column: gain.difference for gain in gains(configurations(records), "control")}
+    by_column = {gain.column: gain.difference for gain in gains(winners(configurations(records)), "control")}
     assert by_column["lenet width=2"] is None
     same = by_column["lenet width=1"]
     assert same is not None
@@ -109,7 +110,7 @@ def test_many_widths_of_one_student_are_pooled_under_its_label(record: Make) -> 
         for width in range(14)
         for method, bonus in (("kd", 0.02), ("control", 0.0))
     ]
-    (gain,) = gains(configurations(records), "control")
+    (gain,) = gains(winners(configurations(records)), "control")
     assert (gain.column, gain.over) == ("lenet", "students")
     assert gain.difference is not None
     assert gain.difference.n == 14
@@ -122,7 +123,7 @@ def test_a_monotone_setting_has_rank_correlation_one_whatever_the_student_sizes(
         for student, base in (("small", 0.5), ("large", 0.9))
         for step in range(4)
     ]
-    (found,) = sensitivities(records)
+    (found,) = sensitivities(records, ACCURACY)
     assert found.correlation == pytest.approx(1.0)
     assert found.best == 1000.0
 
@@ -133,13 +134,13 @@ def test_a_word_setting_that_decides_everything_explains_all_variance(record: Ma
         for loss, accuracy in (("l1", 0.8), ("l2", 0.9))
         for number in range(2)
     ]
-    by_name = {each.hyperparameter: each for each in sensitivities(records)}
+    by_name = {each.hyperparameter: each for each in sensitivities(records, ACCURACY)}
     assert by_name["loss"].explained == pytest.approx(1.0)
     assert by_name["n"].correlation == pytest.approx(0.0)
 
 
 def test_a_setting_with_one_value_has_no_sensitivity(record: Make) -> None:
-    assert sensitivities([record(hyperparameters={"t": 4.0}, seed=seed) for seed in range(3)]) == []
+    assert sensitivities([record(hyperparameters={"t": 4.0}, seed=seed) for seed in range(3)], ACCURACY) == []
 
 
 def test_a_setting_that_differs_between_students_only_has_no_sensitivity(record: Make) -> None:
@@ -147,4 +148,4 @@ def test_a_setting_that_differs_between_students_only_has_no_sensitivity(record:
         record("a", student="small", validation=0.5, hyperparameters={"weight": 1.0}),
         record("a", student="large", validation=0.9, hyperparameters={"weight": 2.0}),
     ]
-    assert sensitivities(records) == []
+    assert sensitivities(records, ACCURACY) == []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pandas as pd
 import pyarrow.parquet as pq
 
-from stillhouse.report.trials_table import csv_bytes, parquet_bytes, table_columns, trials_table
+from stillhouse.report.trials_table import csv_bytes, described_table, parquet_bytes, trials_table
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]
@@ -91,7 +91,7 @@ def test_integers_beyond_64_bits_and_non_finite_sizes_do_no_harm(facts: Facts, r
 def test_parquet_holds_the_same_rows_with_units_and_descriptions(facts: Facts, sweep: Sweep) -> None:
     records = sweep()
     table = trials_table(facts(), records)
-    payload = parquet_bytes(table, table_columns(facts(), records), {"sweep": "made-up"})
+    payload = parquet_bytes(described_table(facts(), records), {"sweep": "made-up"})
     arrow = pq.read_table(io.BytesIO(payload))
     assert arrow.schema.field("latency_ms").metadata[b"unit"] == b"ms"
     assert all(field.metadata[b"description"] for field in arrow.schema)
@@ -101,7 +101,7 @@ def test_parquet_holds_the_same_rows_with_units_and_descriptions(facts: Facts, s
 
 
 def test_an_empty_table_can_be_written_as_parquet(facts: Facts) -> None:
-    payload = parquet_bytes(trials_table(facts(), []), table_columns(facts(), []), {})
+    payload = parquet_bytes(described_table(facts(), []), {})
     assert pq.read_table(io.BytesIO(payload)).num_rows == 0
 
 

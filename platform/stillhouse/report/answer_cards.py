@@ -1,35 +1,29 @@
-"""An answer as a card of the page: title, facts, verdict, settings."""
+"""An answer as a card of the page: its title, its facts, the verdict on it, its settings."""
 
 from collections.abc import Sequence
 
 from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.formatting import (
+    against_parameters,
+    capitalised,
     counted,
+    difference,
     listed,
     milliseconds,
-    percent,
-    points,
-    ratio,
+    score,
     short,
     size,
+    unit,
     value_text,
 )
-from stillhouse.spec.records import SweepFacts
 from stillhouse.spec.size_bound import Budget
 
 _MAX_NAMES = 4
 
 
-_PLAIN_TITLES = {
-    "most accurate": "Most accurate of all",
-    "knee": "At a knee of the front",
-    "smallest": "Smallest on the front",
-}
-
-
 def budget_words(budget: Budget) -> str:
-    """A budget as people say it: "100k parameters", "1.5 MB"."""
+    """A budget as people write it: "100k parameters", "1.5 MB"."""
     match budget.metric:
         case "size_bytes":
             return size(budget.limit)
@@ -42,7 +36,7 @@ def budget_words(budget: Budget) -> str:
 
 
 def verdict_state(answer: Answer) -> str:
-    """`clear`: surely ahead of every rival of its size; `single`: too few seeds to say; `tied` otherwise."""
+    """`clear`: surely better than every rival of its size; `single`: too few seeds to tell; `tied` otherwise."""
     if answer.tied or answer.ahead:
         return "tied"
     if answer.unsure or (answer.best is not None and answer.best.test.half_width is None):
@@ -51,7 +45,8 @@ def verdict_state(answer: Answer) -> str:
 
 
 def verdict_tag(answer: Answer) -> str:
-    return {"clear": "clear", "tied": "no clear winner", "single": "single seed"}[verdict_state(answer)]
+    """The state in two or three words."""
+    return {"clear": "clear winner", "tied": "no clear winner", "single": "single seed"}[verdict_state(answer)]
 
 
 def verdict(answer: Answer) -> str:
@@ -60,29 +55,34 @@ def verdict(answer: Answer) -> str:
     if answer.ahead:
         parts.append(f"on test data {_names(answer.ahead)} did better, though validation data ranked it lower")
     if answer.tied:
-        parts.append(f"it can not be told apart from {_names(answer.tied)} (the 95% interval of the difference holds zero)")
+        parts.append(f"it cannot be told apart from {_names(answer.tied)} (the 95% interval of the difference contains zero)")
     if answer.unsure and answer.best is not None:
-        if answer.best.test.half_width is None:
-            parts.append(
-                f"it ran with one seed, and so did most of the {counted(len(answer.unsure), 'rival')} of its size: "
-                "luck may order them (search.confirm_seeds runs winners again)"
-            )
-        else:
-            rivals = (
-                counted(len(answer.unsure), "other student and method")
-                if len(answer.unsure) == 1
-                else (f"{len(answer.unsure):,} other students and methods")
-            )
-            parts.append(f"{rivals} of its size share one seed with it, too few to compare")
+        parts.append(_unsure(answer, single=answer.best.test.half_width is None))
     if not parts:
-        if answer.behind:
-            rivals = "the one other" if answer.behind == 1 else f"all {answer.behind} others"
-            return f"The 95% interval of its difference from {rivals} of its size lies above zero."
-        if answer.best is not None and answer.best.test.half_width is None:
-            return "It ran with one seed and has no rival of its size."
-        return "It has no rival of its size."
+        return _without_doubt(answer)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _unsure(answer: Answer, *, single: bool) -> str:
+    """Why rivals that share too few seeds with it cannot be compared."""
+    number = len(answer.unsure)
+    rivals = "its one rival" if number == 1 else f"{number:,} rivals"
+    if single:
+        return (
+            f"it ran with one seed, so it cannot be compared with {rivals} of at most its size: luck may have decided their "
+            "order (search.confirm_seeds runs winners again on fresh seeds)"
+        )
+    return f"it has fewer than two seeds in common with {rivals} of at most its size, too few to compare them"
+
+
+def _without_doubt(answer: Answer) -> str:
+    if answer.behind:
+        rivals = "its one rival" if answer.behind == 1 else f"all {answer.behind} rivals"
+        return f"It is better than {rivals} of at most its size: the 95% interval of each difference lies above zero."
+    if answer.best is not None and answer.best.test.half_width is None:
+        return "It ran with one seed and has no rival of its size."
+    return "It has no rival of its size."
 
 
 def _names(others: Sequence[Configuration]) -> str:
@@ -90,34 +90,53 @@ def _names(others: Sequence[Configuration]) -> str:
 
 
 def of_sweep(each: Configuration) -> str:
-    return f" of {each.sweep}" if each.sweep else ""
+    """The sweep of a configuration where several are compared."""
+    return f" in sweep {each.sweep}" if each.sweep else ""
 
 
 def card_title(answer: Answer) -> str:
-    return f"Best with at most {budget_words(answer.budget)}" if answer.budget else _PLAIN_TITLES[answer.title]
+    """The question of the card."""
+    match answer.question:
+        case "best":
+            return f"{capitalised(answer.metric.superlative)} of all sizes"
+        case "knee":
+            return "Good compromise (a knee of the Pareto front)"
+        case "smallest":
+            return "Smallest on the Pareto front"
+        case "budget":
+            return f"Best with at most {budget_words(answer.budget)}" if answer.budget else "Best"
 
 
 def nothing_fits(answer: Answer) -> str:
     """What the budget would have to be."""
     if answer.budget is None or answer.least is None:
         return "No student finished."
-    return f"The finished student that comes nearest takes {budget_words(Budget(answer.budget.metric, answer.least))}."
+    return f"The smallest finished student needs {budget_words(Budget(answer.budget.metric, answer.least))}."
 
 
-def card_facts(facts: SweepFacts, answer: Answer) -> list[tuple[str, str]]:
-    rows = []
-    if answer.drop is not None and answer.teacher is not None:
-        spread = "" if answer.drop.half_width is None else f" ± {points(answer.drop.half_width)}"
-        side = "drop" if answer.drop.mean >= 0 else "gain"
-        rows.append((f"Accuracy {side}", f"{points(abs(answer.drop.mean))}{spread} points from {answer.teacher.name}"))
+def against_teacher(answer: Answer) -> list[str]:
+    """The student beside its teacher in words: how much worse or better, and how much smaller."""
+    words = []
+    if (drop := answer.drop) is not None:
+        spread = "" if drop.half_width is None else f" ± {difference(drop.half_width, answer.metric)}"
+        side = "worse" if drop.mean >= 0 else "better"
+        words.append(f"{difference(abs(drop.mean), answer.metric)}{spread}{unit(answer.metric)} {side}")
     if answer.compression is not None:
-        rows.append(("Compression", f"{ratio(answer.compression)} fewer parameters"))
+        words.append(against_parameters(answer.compression))
+    return words
+
+
+def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
+    """Terms and their words: against the teacher, over the baseline, from how many it was chosen."""
+    rows = []
+    if answer.teacher is not None and (compared := against_teacher(answer)):
+        rows.append((f"Against teacher {answer.teacher.name}", ", ".join(compared)))
     if answer.gain is not None:
-        rows.append((f"Over {facts.baseline}", _gain_words(answer)))
+        rows.append((f"Gain over {baseline}", _gain_words(answer)))
     if answer.best is not None:
         rivals = len(answer.tied) + len(answer.ahead) + len(answer.unsure) + answer.behind
-        tried = f"{counted(answer.best.considered, 'trial')} of this method on it"
-        rows.append(("Chosen from", f"{tried}, then {counted(rivals + 1, 'winner')} of its size" if rivals else tried))
+        tried = f"{counted(answer.best.considered, 'trial')} of this method and student"
+        rows.append(("Chosen from", f"{tried}, then {counted(rivals + 1, 'winner')} of at most this size" if rivals else tried))
     return rows
 
 
@@ -125,15 +144,17 @@ def _gain_words(answer: Answer) -> str:
     gain = answer.gain
     if gain is None:
         return ""
-    spread = "" if gain.half_width is None else f" ± {points(gain.half_width)}"
+    spread = "" if gain.half_width is None else f" ± {difference(gain.half_width, answer.metric)}"
     seeds = "one seed" if gain.half_width is None else f"n = {gain.n}"
-    return f"{points(gain.mean, signed=True)}{spread} points ({answer.gain_kind}, {seeds})"
+    return f"{difference(gain.mean, answer.metric, signed=True)}{spread}{unit(answer.metric)} ({answer.gain_kind}, {seeds})"
 
 
 def card_settings(best: Configuration) -> list[tuple[str, str]]:
+    """The hyper-parameters and what else is needed to find or repeat the trial."""
+    seen, again = (score(value, best.metric, exact=True) for value in (best.search_validation, best.validation.mean))
     return [
         *((name, value_text(value)) for name, value in sorted(best.hyperparameters.items())),
         ("trial", best.key),
         ("seeds", ", ".join(str(record.trial.seed) for record in best.reported)),
-        ("validation", f"{percent(best.validation.mean, 2)} (search saw {percent(best.search_validation, 2)})"),
+        ("validation", f"{again} ({seen} in the search)"),
     ]

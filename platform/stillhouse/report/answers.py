@@ -1,4 +1,4 @@
-"""The questions a sweep is run to answer: the best student of a size, how sure that is, what the teacher cost."""
+"""The questions that a sweep answers: the best student of a size, how sure that is, what it gained and lost."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,36 +7,40 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.report.configurations import Configuration, compare, winners
+from stillhouse.report.configurations import Configuration, compare
 from stillhouse.report.estimates import Estimate
 from stillhouse.report.fronts import configuration_front
-from stillhouse.report.trials_table import reference_teacher
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts
 from stillhouse.spec.size_bound import SIZES, Budget
+from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
+
+Question = Literal["budget", "best", "knee", "smallest"]
 
 _MAX_KNEES = 2
-
-
 # Of the unit square that the front is scaled to: less than this above the chord is a straight front, not a knee.
 _KNEE_HEIGHT = 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The student that validation data choose within a size, and what test data say of that choice.
+    """The student that validation data choose within a size, and how it does on test data.
 
     Attributes:
-        title: what was asked: `most accurate`, `knee`, `smallest` or `budget`.
+        question: `best` of all sizes, `knee`, `smallest` or `budget`.
+        metric: by which the sweep's task judges students.
         best: None when no finished student is small enough.
-        tied: other students and methods within the size whose difference from `best` has an interval that holds zero.
-        ahead: those whose whole interval lies above `best`: the choice by validation was unlucky.
+        teacher: which `best` is compared with: the best of its own, or of the sweep's where it has none.
+        tied: other students and methods within the size whose difference from `best` has an interval that contains zero.
+        ahead: those that are better than `best` over the whole interval: the choice on validation data was unlucky.
         unsure: those that share too few seeds with `best` for an interval.
         behind: how many are surely worse.
-        least: the smallest size that any finished student has, by the budget's own measure.
-        gain: over the baseline on the same student, paired where they share seeds.
+        least: the smallest size that any finished student has, in the budget's own measure.
+        gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds.
     """
 
-    title: Literal["budget", "most accurate", "knee", "smallest"]
+    question: Question
+    metric: Metric
     budget: Budget | None = None
     best: Configuration | None = None
     teacher: TeacherFacts | None = None
@@ -49,23 +53,41 @@ class Answer:
     gain_kind: Literal["paired", "unpaired"] = "paired"
 
     @property
+    def title(self) -> str:
+        """The name of the question in JSON."""
+        return self.metric.superlative if self.question == "best" else self.question
+
+    @property
+    def own_teacher(self) -> bool:
+        """Whether `teacher` taught `best`; a student that learned alone is compared with a teacher of the sweep."""
+        return self.best is not None and self.teacher is not None and self.teacher.name in self.best.teachers
+
+    @property
     def compression(self) -> float | None:
         """Parameters of the teacher over those of the student."""
-        parameters = self.best.metric("parameters") if self.best else None
-        return self.teacher.parameters / parameters if self.teacher and parameters else None
+        return self._against_teacher().get(RATIO_COLUMN)
 
     @property
     def drop(self) -> Estimate | None:
-        """Test accuracy lost against the teacher, which is measured once and so adds no width."""
-        if self.best is None or self.teacher is None or self.teacher.test_accuracy is None:
-            return None
-        return Estimate(self.teacher.test_accuracy - self.best.test.mean, self.best.test.half_width, self.best.test.n)
+        """By how much the student is worse than the teacher on test data. The teacher was trained once and adds no width."""
+        drop = self._against_teacher().get(self.metric.drop_column)
+        return None if drop is None or self.best is None else Estimate(drop, self.best.test.half_width, self.best.test.n)
+
+    def _against_teacher(self) -> dict[str, float]:
+        if self.best is None or self.teacher is None:
+            return {}
+        student = {self.metric.column("test"): self.best.test.mean}
+        if (parameters := self.best.median("parameters")) is not None:
+            student["parameters"] = parameters
+        score = self.teacher.value(self.metric.column("test"))
+        return against_teacher(student, self.metric, parameters=self.teacher.parameters, score=score)
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain data; `trial` is null when nothing meets the budget."""
         budget = {self.budget.metric: self.budget.limit} if self.budget else None
         if self.best is None:
             return {"question": self.title, "budget": budget, "trial": None}
+        drop = self.metric.drop_column
         return {
             "question": self.title,
             "budget": budget,
@@ -74,16 +96,16 @@ class Answer:
             "method": self.best.method,
             "student": self.best.choice,
             "hyperparameters": dict(self.best.hyperparameters),
-            **{name: self.best.metric(name) for name in SIZES},
-            "validation_accuracy": self.best.validation.mean,
+            **{name: self.best.median(name) for name in SIZES},
+            self.metric.column("validation"): self.best.validation.mean,
             "validation_interval": _interval(self.best.validation),
-            "test_accuracy": self.best.test.mean,
+            self.metric.column("test"): self.best.test.mean,
             "test_interval": _interval(self.best.test),
             "seeds": self.best.test.n,
             "teacher": self.teacher.name if self.teacher else None,
-            "compression_ratio": self.compression,
-            "accuracy_drop": self.drop.mean if self.drop else None,
-            "accuracy_drop_interval": _interval(self.drop),
+            RATIO_COLUMN: self.compression,
+            drop: self.drop.mean if self.drop else None,
+            f"{drop}_interval": _interval(self.drop),
             "gain": self.gain.mean if self.gain else None,
             "gain_interval": _interval(self.gain),
             "gain_seeds": self.gain.n if self.gain else None,
@@ -95,42 +117,50 @@ def _interval(estimate: Estimate | None) -> list[float] | None:
     return None if estimate is None or estimate.half_width is None else [estimate.low, estimate.high]
 
 
-def answers(facts: SweepFacts, found: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
-    """One answer per budget; without budgets the most accurate student, the knees of the front and its smallest student."""
-    return pooled_answers({each.sweep: facts for each in found} or {"": facts}, found, budgets)
+def answers(facts: SweepFacts, best: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
+    """One answer per budget; without budgets the best student, the knees of the front and its smallest student.
+
+    Args:
+        best: the winner of every method and concrete student.
+    """
+    return pooled_answers({each.sweep: facts for each in best} or {"": facts}, best, budgets)
 
 
 def pooled_answers(
-    facts: Mapping[str, SweepFacts], found: Sequence[Configuration], budgets: Iterable[Budget] = ()
+    facts: Mapping[str, SweepFacts], best: Sequence[Configuration], budgets: Iterable[Budget] = ()
 ) -> list[Answer]:
-    """`answers` over several sweeps of the same data, whose facts stand by their names."""
-    best = winners(found)
-    asked = list(budgets)
-    if asked:
-        return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in asked]
+    """`answers` over several sweeps with the same data and metric.
+
+    Args:
+        facts: of each sweep, by its name.
+    """
+    wanted = list(budgets)
+    if wanted:
+        return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in wanted]
     objectives = next(iter(facts.values())).objectives
-    size = next((name for name, way in objectives.items() if way == "min" and name in SIZES), "parameters")
+    size = next((name for name, direction in objectives.items() if direction == "min" and name in SIZES), "parameters")
     front = configuration_front(best, size)
     if not front:
         return []
-    questions: list[tuple[Literal["most accurate", "knee", "smallest"], Configuration]] = [("most accurate", front[-1])]
+    questions: list[tuple[Question, Configuration]] = [("best", front[-1])]
     questions += [("knee", front[position]) for position in _knees(front, size)]
     if len(front) > 1:
         questions.append(("smallest", front[0]))
-    return [_answer(facts, best, title, each, Budget(size, limit)) for title, each in questions if (limit := each.metric(size))]
+    return [_answer(facts, best, title, each, Budget(size, limit)) for title, each in questions if (limit := each.median(size))]
 
 
 def _answer(
     sweeps: Mapping[str, SweepFacts],
     best: Sequence[Configuration],
-    title: Literal["budget", "most accurate", "knee", "smallest"],
+    question: Question,
     chosen: Configuration | None,
     within: Budget,
 ) -> Answer:
-    budget = within if title == "budget" else None
+    metric = next(iter(sweeps.values())).metric
+    budget = within if question == "budget" else None
     if chosen is None:
-        sizes = [size for each in best if (size := each.metric(within.metric)) is not None]
-        return Answer(title=title, budget=budget, least=min(sizes, default=None))
+        sizes = [size for each in best if (size := each.median(within.metric)) is not None]
+        return Answer(question=question, metric=metric, budget=budget, least=min(sizes, default=None))
     sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
     for rival in sorted(_within(best, within), key=_rank):
         # Sweeps may share a trial: it is no rival of itself.
@@ -141,10 +171,11 @@ def _answer(
     control = next((each for each in best if (each.method, each.choice, each.sweep) == place), None)
     against = compare(chosen, control) if control and control is not chosen else None
     return Answer(
-        title=title,
+        question=question,
+        metric=metric,
         budget=budget,
         best=chosen,
-        teacher=reference_teacher(facts, chosen.teacher),
+        teacher=reference_teacher(facts.teachers, chosen.teachers, metric),
         tied=tuple(sides[0]),
         ahead=tuple(sides[-1]),
         unsure=tuple(sides[None]),
@@ -155,11 +186,11 @@ def _answer(
 
 
 def _rank(each: Configuration) -> tuple[float, float, str]:
-    return (-each.validation.mean, each.metric("parameters") or 0.0, each.key)
+    return (-each.quality, each.median("parameters") or 0.0, each.key)
 
 
 def _within(best: Iterable[Configuration], budget: Budget) -> list[Configuration]:
-    return [each for each in best if (size := each.metric(budget.metric)) is not None and size <= budget.limit]
+    return [each for each in best if (size := each.median(budget.metric)) is not None and size <= budget.limit]
 
 
 def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | None:
@@ -167,11 +198,11 @@ def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | No
 
 
 def _knees(front: Sequence[Configuration], size: str) -> list[int]:
-    """Where the front bends: the points highest above the chord of accuracy against log size, by halving (Douglas-Peucker)."""
+    """Where the front bends: the points highest above the chord of quality against log size, by halving (Douglas-Peucker)."""
     if len(front) < 3:
         return []
-    xs = _unit(np.log([each.metric(size) or 1.0 for each in front]))
-    ys = _unit(np.array([each.validation.mean for each in front]))
+    xs = _unit(np.log([each.median(size) or 1.0 for each in front]))
+    ys = _unit(np.array([each.quality for each in front]))
     knees: list[int] = []
     spans = [(0, len(front) - 1)]
     while spans and len(knees) < _MAX_KNEES:

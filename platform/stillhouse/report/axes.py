@@ -9,11 +9,14 @@ import numpy as np
 
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.plot_style import PlotStyle
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts
 
 # Tukey's outer fence, in interquartile ranges.
 _FAR = 3.0
-
+# Shares of the axis, and its natural logarithm where the students are of one size.
+_LEAST_OF_AXIS, _MAX_OF_AXIS = 0.05, 0.2
+_NARROWEST = 1.0
 
 AXES: Mapping[str, str] = {
     "parameters": "Parameters",
@@ -30,16 +33,20 @@ def devices_held(facts: SweepFacts) -> float:
 
 
 def axis_value(each: Configuration, axis: str) -> float | None:
-    """Where the configuration lies on one of `AXES`."""
+    """The value of a configuration on one of `AXES`; None where it was not measured."""
     if axis == "train_hours":
-        seconds = each.metric("train_seconds")
+        seconds = each.median("train_seconds")
         return None if seconds is None else seconds * each.devices / 3600
-    return each.metric(axis)
+    return each.median(axis)
 
 
-def without_outliers(values: Sequence[float | None]) -> list[float] | None:
-    """Where the axis begins and ends when values far below the rest would press it flat; None where there are none."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
+def without_outliers(values: Sequence[float | None], metric: Metric) -> list[float] | None:
+    """Where the axis of the metric begins and ends when values far worse than the rest would press it flat.
+
+    Returns:
+        None where there are no such values, and the axis may show everything.
+    """
+    known = metric.sign * np.array([value for value in values if value is not None], dtype=np.float64)
     if known.size == 0:
         return None
     first, third = np.quantile(known, (0.25, 0.75))
@@ -47,40 +54,33 @@ def without_outliers(values: Sequence[float | None]) -> list[float] | None:
     if near.size == known.size or np.ptp(near) == 0:
         return None
     room = 0.08 * float(np.ptp(near))
-    return [float(near.min()) - 2 * room, float(near.max()) + room]
-
-
-# Shares of the axis, and its natural logarithm where the students are of one size.
-_LEAST_OF_AXIS, _MAX_OF_AXIS = 0.05, 0.2
-
-
-_NARROWEST = 1.0
+    return sorted((metric.sign * (float(near.min()) - 2 * room), metric.sign * (float(near.max()) + room)))
 
 
 def _centre(value: float) -> float:
-    """The same for sizes that a scatter can not show apart."""
+    """Equal for sizes that a scatter cannot show apart."""
     return round(math.log(value), 2)
 
 
 class Spread:
-    """Moves the colours of one student a little apart on a log axis, where equal sizes would hide one behind the other.
+    """Moves points of one size slightly apart on a log axis, where one would hide the other.
 
-    The whole fan is a small part of the axis, wider where more colours share it, and never reaches the next student. What is
-    alone at its size stays there.
+    The points of one size take up a small part of the axis, a larger one where more colours share the size, and never reach
+    the next size. A point that is alone at its size is not moved.
     """
 
-    def __init__(self, found: Sequence[Configuration], axis: str, looks: PlotStyle) -> None:
+    def __init__(self, found: Sequence[Configuration], axis: str, style: PlotStyle) -> None:
         values = [value for each in found if (value := axis_value(each, axis)) is not None and value > 0]
         self._sharing = Counter(_centre(value) for value in values)
         centres = sorted(self._sharing)
         gaps = [later - earlier for earlier, later in itertools.pairwise(centres)]
-        groups = looks.groups(found)
+        groups = style.groups(found)
         span = max(_NARROWEST, centres[-1] - centres[0]) if centres else _NARROWEST
         widest = min(_MAX_OF_AXIS, max(_LEAST_OF_AXIS, 0.005 * len(groups))) * span
         self._axis = axis
-        # Sizes that nearly all differ, as of a searched width, hide nothing.
+        # Where nearly all sizes differ, as with a searched width, no point hides another.
         self._width = min([widest, *(0.6 * gap for gap in gaps)]) if len(centres) * 2 <= len(values) else 0.0
-        self._looks = looks
+        self._style = style
         self._places = {
             name: place / max(1, len(groups) - 1) - 0.5 if len(groups) > 1 else 0.0 for place, name in enumerate(groups)
         }
@@ -89,4 +89,4 @@ class Spread:
         value = axis_value(each, self._axis)
         if value is None or value <= 0 or self._sharing[_centre(value)] < 2:
             return value
-        return float(f"{value * math.exp(self._width * self._places.get(self._looks.group(each), 0.0)):.6g}")
+        return float(f"{value * math.exp(self._width * self._places.get(self._style.group(each), 0.0)):.6g}")

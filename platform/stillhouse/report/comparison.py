@@ -4,32 +4,32 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
-from stillhouse.report import answer_cards, provenance_words
+from stillhouse.report import answer_cards, narrative, provenance_words
 from stillhouse.report import formatting as wording
-from stillhouse.report import narrative as sentences
-from stillhouse.report.answers import Answer, answers, pooled_answers
-from stillhouse.report.axes import devices_held
-from stillhouse.report.configurations import Configuration, choice_labels, configurations
+from stillhouse.report.answers import Answer, pooled_answers
+from stillhouse.report.configurations import choice_labels
 from stillhouse.report.files import ReportFiles, write_files
 from stillhouse.report.page import alternative, caption, card, chips, section_context
 from stillhouse.report.page_assets import environment, shared_context
-from stillhouse.report.page_tables import MAX_ROWS, trial_rows
+from stillhouse.report.page_tables import COLUMN_WORDS, MAX_ROWS, trial_rows
 from stillhouse.report.plot_style import PlotStyle
 from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
+from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.tradeoff_figure import tradeoff_figure
-from stillhouse.report.trials_table import Column, table_columns, trials_table
+from stillhouse.report.trials_table import Column, TrialsTable
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One of the sweeps that are compared; `addresses` as `write_report` takes them."""
+    """One of the sweeps to compare; `addresses` as `write_report` takes them."""
 
     facts: SweepFacts
     records: Sequence[TrialRecord]
@@ -40,61 +40,97 @@ class Source:
         return self.facts.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComparisonData:
+    """Several sweeps, each ready to be reported, and all of them together.
+
+    Attributes:
+        sweeps: in the order of their sources.
+        apart: why their results cannot be compared, as sentences; empty where they can.
+        over_all: answers over all sweeps; empty where they cannot be compared.
+    """
+
+    sweeps: tuple[ReportData, ...]
+    tradeoff: TradeoffData
+    apart: tuple[str, ...]
+    over_all: tuple[Answer, ...]
+
+    @property
+    def metric(self) -> Metric:
+        return self.sweeps[0].metric
+
+    @property
+    def names(self) -> list[str]:
+        return [sweep.facts.name for sweep in self.sweeps]
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], budgets: Sequence[Budget]) -> Self:
+        """Computes each sweep's report and, where their results can be compared, the answers over all of them."""
+        records = [record for source in sources for record in source.records]
+        labels = choice_labels(records)
+        sweeps = tuple(
+            ReportData.of(source.facts, source.records, budgets, source.addresses, sweep=source.name, labels=labels)
+            for source in sources
+        )
+        facts = {source.name: source.facts for source in sources}
+        apart = tuple(differences(sources))
+        addresses = {key: address for source in sources for key, address in source.addresses.items()}
+        metric = sources[0].facts.metric
+        found = [each for sweep in sweeps for each in sweep.tradeoff.configurations if each.metric == metric]
+        tradeoff = TradeoffData.of(
+            " and ".join(facts), metric, found, _teachers(sources), PlotStyle.of_sweeps(list(facts), records), addresses
+        )
+        over_all = () if apart else tuple(pooled_answers(facts, tradeoff.winners, budgets))
+        return cls(sweeps=sweeps, tradeoff=tradeoff, apart=apart, over_all=over_all)
+
+
 def write_comparison(sources: Sequence[Source], folder: Path, budgets: Sequence[Budget] = ()) -> ReportFiles:
     """Writes the files that `write_report` writes, over all `sources`; the tables begin with a column `sweep`.
 
-    `ReportFiles.best` has the answers over all sweeps, or each sweep's own where their data differ.
+    `ReportFiles.best` has the answers over all sweeps, or each sweep's own where their results cannot be compared.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; what lay there before is as it was.
+        OSError: the disk is full or the folder is not writable; the files that were there before are unchanged.
     """
-    records = [record for source in sources for record in source.records]
-    labels = choice_labels(records)
-    found = {
-        source.name: configurations(source.records, sweep=source.name, labels=labels, devices=devices_held(source.facts))
-        for source in sources
-    }
-    pooled = [each for group in found.values() for each in group]
-    apart = differences(sources)
-    facts = {source.name: source.facts for source in sources}
-    own = {source.name: answers(source.facts, found[source.name], budgets) for source in sources}
-    over_all = [] if apart else pooled_answers(facts, pooled, budgets)
-    teachers = _teachers(sources)
-    looks = PlotStyle.of_sweeps(list(facts), records)
-    still = tradeoff_png(" and ".join(facts), pooled, teachers, looks)
-    best = [answer.to_json() for answer in over_all]
-    for name, answered in own.items() if apart else ():
-        best += [answer.to_json() | {"sweep": name} for answer in answered]
-    table, columns = compared_table(sources)
-    about = {"sweeps": list(facts), "datasets": {name: each.dataset for name, each in facts.items()}}
-    page = _render(sources, labels, found, own, over_all, apart, looks, teachers, still)
-    return write_files(folder, table, columns, about, still, page, best)
+    data = ComparisonData.of(sources, budgets)
+    still = tradeoff_png(data.tradeoff)
+    best = [answer.to_json() for answer in data.over_all]
+    for sweep in data.sweeps if data.apart else ():
+        best += [answer.to_json() | {"sweep": sweep.facts.name} for answer in sweep.answers]
+    datasets = {sweep.facts.name: sweep.facts.dataset for sweep in data.sweeps}
+    about = {"sweeps": data.names, "datasets": datasets}
+    return write_files(folder, compared_table(data.sweeps), about, still, _render(data, still), best)
 
 
 def differences(sources: Sequence[Source]) -> list[str]:
-    """Why accuracies of the sweeps can not be held against each other, as sentences; none where they can."""
+    """Why the results of the sweeps cannot be compared, as sentences; none where they can."""
+    sentences = []
     data = {source.name: source.facts.dataset for source in sources}
-    if len({(each.get("fingerprint") or each.get("name")) for each in data.values()}) < 2:
-        return []
-    ran = wording.listed([f"{name} on {each.get('name', 'unnamed data')}" for name, each in data.items()])
-    return [f"These sweeps ran on different data ({ran}), so their accuracies can not be compared."]
+    if len({(each.get("fingerprint") or each.get("name")) for each in data.values()}) > 1:
+        ran = wording.listed([f"{name} on {each.get('name', 'unnamed data')}" for name, each in data.items()])
+        sentences.append(f"These sweeps ran on different data ({ran}), so their results cannot be compared.")
+    if len({source.facts.metric for source in sources}) > 1:
+        judged = wording.listed([f"{source.name} by {source.facts.metric.label}" for source in sources])
+        first = f"the figure shows those of {sources[0].name} and of sweeps with the same metric"
+        sentences.append(f"These sweeps judge their students by different metrics ({judged}); {first}.")
+    return sentences
 
 
-def compared_table(sources: Sequence[Source]) -> tuple[pd.DataFrame, list[Column]]:
-    """The trials of all sweeps, with `sweep` in front; a column whose types differ takes the wider one."""
+def compared_table(sweeps: Sequence[ReportData]) -> TrialsTable:
+    """The trials of all sweeps, with `sweep` as the first column; a column whose types differ takes the wider one."""
     columns = {"sweep": Column("sweep", "str", "", "name of the sweep")}
     tables = []
-    for source in sources:
-        for column in table_columns(source.facts, source.records):
+    for sweep in sweeps:
+        for column in sweep.table.columns:
             known = columns.setdefault(column.name, column)
             if known.dtype != column.dtype:
                 numbers = {known.dtype, column.dtype} == {"Int64", "float64"}
                 columns[column.name] = replace(known, dtype="float64" if numbers else "str")
-        table = trials_table(source.facts, source.records)
-        table.insert(0, "sweep", pd.Series([source.name] * len(table), dtype="str"))
+        table = sweep.table.frame.copy()
+        table.insert(0, "sweep", pd.Series([sweep.facts.name] * len(table), dtype="str"))
         tables.append(table)
     data = {name: pd.concat([_typed(table, column) for table in tables], ignore_index=True) for name, column in columns.items()}
-    return pd.DataFrame(data), list(columns.values())
+    return TrialsTable(pd.DataFrame(data), tuple(columns.values()))
 
 
 def _typed(table: pd.DataFrame, column: Column) -> "pd.Series[Any]":
@@ -109,7 +145,7 @@ def _typed(table: pd.DataFrame, column: Column) -> "pd.Series[Any]":
 
 
 def _teachers(sources: Sequence[Source]) -> list[TeacherFacts]:
-    """Each teacher once; those that share a name but not the weights are told apart by their sweep."""
+    """Each teacher once; the names of teachers with the same name but other weights get their sweep added."""
     by_key = {teacher.key: (source.name, teacher) for source in reversed(sources) for teacher in source.facts.teachers}
     names = [teacher.name for _, teacher in by_key.values()]
     return [
@@ -118,91 +154,75 @@ def _teachers(sources: Sequence[Source]) -> list[TeacherFacts]:
     ]
 
 
-def _render(
-    sources: Sequence[Source],
-    labels: Mapping[str, str],
-    found: Mapping[str, Sequence[Configuration]],
-    own: Mapping[str, Sequence[Answer]],
-    over_all: Sequence[Answer],
-    apart: Sequence[str],
-    looks: PlotStyle,
-    teachers: Sequence[TeacherFacts],
-    still: bytes,
-) -> str:
-    names = [source.name for source in sources]
-    addresses = {key: address for source in sources for key, address in source.addresses.items()}
-    pooled = [each for group in found.values() for each in group]
-    tradeoff = tradeoff_figure(pooled, teachers, looks, addresses)
-    tried = [(source.name, len(source.records)) for source in sources]
+def _render(data: ComparisonData, still: bytes) -> str:
+    tradeoff = tradeoff_figure(data.tradeoff)
+    tried = [(sweep.facts.name, len(sweep.records)) for sweep in data.sweeps]
     trials = wording.counted(sum(count for _, count in tried), "trial")
-    lead = sentences.compared_lead(names, over_all, apart, tried)
-    words = alternative(teachers, over_all, len(pooled))
+    lead = narrative.compared_lead(data.names, data.metric, data.over_all, data.apart, tried)
+    baseline = data.sweeps[0].facts.baseline
     return (
         environment()
         .get_template("comparison.html.j2")
         .render(
-            title=" / ".join(names),
-            subtitle=f"{wording.counted(len(sources), 'sweep')} compared, {trials}",
+            title=" / ".join(data.names),
+            subtitle=f"{wording.counted(len(data.sweeps), 'sweep')} compared, {trials}",
             lead=[wording.redacted(sentence) for sentence in lead],
-            cards=[card(_facts_of(sources, answer), answer, addresses) for answer in over_all],
-            rows=_rows(names, own),
-            names=names,
-            trust=sentences.trust(sources[0].facts, pooled, []),
+            cards=[card(answer, _baseline_of(data, answer), data.tradeoff.addresses) for answer in data.over_all],
+            rows=_rows(data),
+            names=data.names,
+            trust=narrative.trust(data.metric, baseline, data.tradeoff.configurations, []),
             tradeoff=tradeoff,
-            tradeoff_alt=words,
-            tradeoff_caption=(caption(tradeoff, "of a sweep's method on a student", "sweeps") if tradeoff else ""),
+            tradeoff_alt=alternative(data.tradeoff, data.over_all),
+            tradeoff_caption=caption(tradeoff, data.metric, "of a sweep's method on a student") if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
-            chips=chips(looks, pooled),
-            trials=_trials(sources, labels),
-            tracked=" ".join(
-                dict.fromkeys(provenance_words.tracked(source.facts, source.addresses) for source in sources)
-            ).strip(),
-            sections=[
-                section_context(source.facts, source.records, found[source.name], source.addresses) for source in sources
-            ],
-            **shared_context({"themes": themes(), "tradeoff": tradeoff.figure if tradeoff else None}),
+            chips=chips(data.tradeoff),
+            trials=_trials(data),
+            tracked=_tracked(data),
+            sections=[section_context(sweep) for sweep in data.sweeps],
+            **shared_context({"themes": themes(), "tradeoff": tradeoff.figure if tradeoff else None}, data.metric),
         )
     )
 
 
-def _tracked(sources: Sequence[Source]) -> str:
-    return " ".join(dict.fromkeys(provenance_words.tracked(source.facts, source.addresses) for source in sources)).strip()
+def _tracked(data: ComparisonData) -> str:
+    words = (provenance_words.tracked(sweep.facts, sweep.addresses) for sweep in data.sweeps)
+    return " ".join(dict.fromkeys(words)).strip()
 
 
-def _facts_of(sources: Sequence[Source], answer: Answer) -> SweepFacts:
-    name = answer.best.sweep if answer.best else sources[0].name
-    return next(source.facts for source in sources if source.name == name)
+def _baseline_of(data: ComparisonData, answer: Answer) -> str:
+    """The baseline of the sweep that an answer comes from."""
+    name = answer.best.sweep if answer.best else data.names[0]
+    return next(sweep.facts.baseline for sweep in data.sweeps if sweep.facts.name == name)
 
 
-def _rows(names: Sequence[str], own: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
-    """One row per question, one cell per sweep: what each sweep answers by itself."""
-    questions = dict.fromkeys(answer_cards.card_title(answer) for name in names for answer in own[name])
+def _rows(data: ComparisonData) -> list[dict[str, Any]]:
+    """One row per question, one cell per sweep: each sweep's own answer."""
+    questions = dict.fromkeys(answer_cards.card_title(answer) for sweep in data.sweeps for answer in sweep.answers)
     return [
         {
             "question": question,
             "cells": [
-                next((answer for answer in own[name] if answer_cards.card_title(answer) == question), None) for name in names
+                next((answer for answer in sweep.answers if answer_cards.card_title(answer) == question), None)
+                for sweep in data.sweeps
             ],
         }
         for question in questions
     ]
 
 
-def _trials(sources: Sequence[Source], labels: Mapping[str, str]) -> dict[str, Any]:
-    """The trials of all sweeps as one table, with the sweep in front."""
-    most = MAX_ROWS // len(sources)
+def _trials(data: ComparisonData) -> dict[str, Any]:
+    """The trials of all sweeps as one table, with the sweep as the first column."""
     rows = []
     columns: Sequence[tuple[str, str]] = ()
-    for source in sources:
-        table = trials_table(source.facts, source.records)
-        shown = trial_rows(source.facts, source.records, table, source.addresses, most=most, labels=labels)
+    for sweep in data.sweeps:
+        shown = trial_rows(sweep, most=MAX_ROWS // len(data.sweeps))
         columns = (("Sweep", ""), *shown["columns"])
-        name = {"kind": "", "link": None, "value": None, "text": source.name}
+        name = {"kind": "", "link": None, "value": None, "text": sweep.facts.name}
         rows += [{**row, "cells": [name, *row["cells"]]} for row in shown["rows"]]
-    count = sum(len(source.records) for source in sources)
+    count = sum(len(sweep.records) for sweep in data.sweeps)
     words = (
-        f"{wording.counted(count, 'trial')}; of each sweep its Pareto front first (marked), then by validation accuracy. "
-        "Click a heading to sort."
+        f"{wording.counted(count, 'trial')}: of each sweep first its Pareto front (marked), then the best on validation data. "
+        f"{COLUMN_WORDS} Click a heading to sort."
     )
     if len(rows) < count:
         words += f" The page shows {len(rows):,} of {count:,} rows; tradeoff.csv and tradeoff.parquet have all."

@@ -1,8 +1,8 @@
 """Trials gathered over their seeds, and the winners among them.
 
 A *configuration* is everything of a trial but its seed. Its seeds give a mean and a 95% interval. Configurations are chosen by
-validation accuracy and reported by test accuracy; where a winner was run again on fresh seeds, only those seeds are reported,
-because the seed that made it win is not a fair sample.
+the task's metric on the validation split, and the same metric on the test split is reported. Where a winner was run again on
+fresh seeds, only those seeds are reported, because the seed that made it win is not a fair sample.
 """
 
 import json
@@ -15,6 +15,7 @@ from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
 from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
+from stillhouse.spec.metric import ACCURACY, Metric, Split
 from stillhouse.spec.records import StudentChoice, TrialRecord
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -28,12 +29,14 @@ class Configuration:
     """One student, method, teacher and set of hyper-parameters with all its finished seeds.
 
     Attributes:
+        metric: by which the sweep's task judges students.
         choice: the student's label, with the options in which students of that label differ.
         considered: finished and stopped trials that the search tried for this method and student label.
         sweep: its sweep's name where several are compared.
         devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
     """
 
+    metric: Metric
     method: str
     student: str
     choice: str
@@ -51,43 +54,62 @@ class Configuration:
         return fresh or self.records
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of its own teachers; none for a student that learned alone."""
+        return self.records[0].trial.teachers
+
+    @property
     def confirmed(self) -> bool:
         return self.reported[0].trial.phase == "confirm"
 
+    def score(self, split: Split) -> Estimate:
+        """The metric on one split, over the reported seeds."""
+        return self.test if split == "test" else self.validation
+
     @cached_property
     def test(self) -> Estimate:
-        return mean_with_interval(record.metrics["test_accuracy"] for record in self.reported)
+        return mean_with_interval(record.metrics[self.metric.column("test")] for record in self.reported)
 
     @cached_property
     def validation(self) -> Estimate:
-        return mean_with_interval(record.metrics["validation_accuracy"] for record in self.reported)
+        return mean_with_interval(record.metrics[self.metric.column("validation")] for record in self.reported)
+
+    @property
+    def quality(self) -> float:
+        """The mean on the validation split, with the sign that makes higher better: what ranks and fronts are made by."""
+        return self.metric.sign * self.validation.mean
 
     @cached_property
     def search_validation(self) -> float:
-        """The validation accuracy that the search saw: what this configuration won or lost its place by."""
+        """What the search saw on the validation split: the value by which this configuration won or lost."""
         seen = [record for record in self.records if record.trial.phase == "search"] or self.records
-        return fmean(record.metrics["validation_accuracy"] for record in seen)
+        return fmean(record.metrics[self.metric.column("validation")] for record in seen)
 
     @property
     def key(self) -> str:
         """The key of its first trial: names the configuration on pages and in documents."""
         return self.reported[0].trial.key
 
-    def metric(self, name: str) -> float | None:
+    def median(self, name: str) -> float | None:
         """The median over the reported seeds; None where none has it."""
         values = [record.metrics[name] for record in self.reported if math.isfinite(record.metrics.get(name, math.nan))]
         return float(median(values)) if values else None
 
     def by_seed(self, *, every: bool = False) -> dict[int, float]:
-        """Test accuracy by seed, of the reported seeds or of every one."""
+        """The metric on the test split by seed, of the reported seeds or of every one."""
         records = self.records if every else self.reported
-        return {record.trial.seed: record.metrics["test_accuracy"] for record in records}
+        return {record.trial.seed: record.metrics[self.metric.column("test")] for record in records}
 
 
 def configurations(
-    records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None, devices: float = 1.0
+    records: Sequence[TrialRecord],
+    metric: Metric = ACCURACY,
+    *,
+    sweep: str = "",
+    labels: Mapping[str, str] | None = None,
+    devices: float = 1.0,
 ) -> list[Configuration]:
-    """The finished trials with both accuracies, gathered over their seeds; in order of their first record.
+    """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
 
     Args:
         sweep: noted with each of them.
@@ -99,9 +121,10 @@ def configurations(
     for record in records:
         if record.trial.phase == "search" and record.status != "failed":
             considered[record.trial.method, record.trial.student.name] += 1
-    groups = grouped((record for record in records if has_result(record)), _configuration_key)
+    groups = grouped((record for record in records if has_result(record, metric)), _configuration_key)
     return [
         Configuration(
+            metric=metric,
             method=first.trial.method,
             student=first.trial.student.name,
             choice=labels[student_key(first.trial.student)],
@@ -117,31 +140,36 @@ def configurations(
     ]
 
 
-def has_result(record: TrialRecord) -> bool:
-    """Whether the trial finished with both accuracies."""
-    accuracies = (record.metrics.get(name, math.nan) for name in ("test_accuracy", "validation_accuracy"))
-    return record.status == "finished" and all(math.isfinite(accuracy) for accuracy in accuracies)
+def has_result(record: TrialRecord, metric: Metric) -> bool:
+    """Whether the trial finished with a value on both splits."""
+    columns = (metric.column("test"), metric.column("validation"))
+    return record.status == "finished" and all(math.isfinite(record.metrics.get(name, math.nan)) for name in columns)
 
 
 def winners(
     candidates: Iterable[Configuration],
     by: Callable[[Configuration], Hashable] = lambda each: (each.sweep, each.method, each.choice),
 ) -> list[Configuration]:
-    """Of each group the configuration with the best validation accuracy of the search."""
+    """Of each group the configuration that was best on the validation split in the search."""
     return [
-        min(group, key=lambda each: (-each.search_validation, not each.confirmed, each.key))
+        min(group, key=lambda each: (-each.metric.sign * each.search_validation, not each.confirmed, each.key))
         for group in grouped(candidates, by).values()
     ]
 
 
 def compare(left: Configuration, right: Configuration) -> tuple[Estimate, Literal["paired", "unpaired"]]:
-    """Test accuracy of `left` minus that of `right`: over the seeds that both have, else between their means."""
+    """By how much `left` is better than `right` on the test split: over the seeds that both have, else between their means.
+
+    Positive where `left` is better, whatever the direction of the metric.
+    """
+    gain = left.metric.gain
     for every in (False, True):
         mine, theirs = left.by_seed(every=every), right.by_seed(every=every)
         shared = sorted(mine.keys() & theirs.keys())
         if shared:
-            return mean_with_interval(mine[seed] - theirs[seed] for seed in shared), "paired"
-    return difference_of_means(list(left.by_seed().values()), list(right.by_seed().values())), "unpaired"
+            return mean_with_interval(gain(mine[seed], theirs[seed]) for seed in shared), "paired"
+    better, worse = (left, right) if left.metric.direction == "max" else (right, left)
+    return difference_of_means(list(better.by_seed().values()), list(worse.by_seed().values())), "unpaired"
 
 
 def choice_labels(records: Iterable[TrialRecord]) -> dict[str, str]:

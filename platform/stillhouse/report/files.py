@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from stillhouse.durable import write_atomic
 from stillhouse.report import formatting as wording
-from stillhouse.report.trials_table import Column, csv_bytes, parquet_bytes
+from stillhouse.report.trials_table import TrialsTable, csv_bytes, parquet_bytes
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where the report lies, and what it answered."""
+    """The files of a report, and its answers as plain data."""
 
     page: Path
     table: Path
@@ -26,8 +24,7 @@ class ReportFiles:
 
 def write_files(
     folder: Path,
-    table: pd.DataFrame,
-    columns: Sequence[Column],
+    table: TrialsTable,
     about: Mapping[str, Any],
     still: bytes,
     page: str,
@@ -36,7 +33,7 @@ def write_files(
     """Writes the four files, the page last; `about` goes into the schema of the Parquet file.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; what lay there before is as it was.
+        OSError: the disk is full or the folder is not writable; the files that were there before are unchanged.
     """
     files = ReportFiles(
         page=folder / "report.html",
@@ -45,10 +42,10 @@ def write_files(
         csv=folder / "tradeoff.csv",
         best=tuple(best),
     )
-    parquet = parquet_bytes(table, columns, wording.redacted_tree(json.loads(json_text(about))))
+    parquet = parquet_bytes(table, wording.redacted_tree(json.loads(json_text(about))))
     for path, payload in (
         (files.table, parquet),
-        (files.csv, csv_bytes(table)),
+        (files.csv, csv_bytes(table.frame)),
         (files.figure, still),
         (files.page, page.encode()),
     ):
@@ -57,4 +54,5 @@ def write_files(
 
 
 def json_text(value: Any) -> str:
+    """JSON of plain data; what JSON has no form for becomes text."""
     return json.dumps(value, default=str)

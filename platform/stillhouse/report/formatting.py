@@ -5,6 +5,8 @@ import re
 from datetime import datetime
 from typing import Any
 
+from stillhouse.spec.metric import Metric
+
 MISSING = "n/a"
 TIMES = "\N{MULTIPLICATION SIGN}"
 _PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE)
@@ -23,6 +25,42 @@ def points(fraction: float | None, digits: int = 1, *, signed: bool = False) -> 
     # Adding zero turns -0.0 into 0.0, which would print as "-0.0".
     rounded = round(100 * fraction, digits) + 0.0
     return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+
+
+def score(value: float | None, metric: Metric, *, exact: bool = False) -> str:
+    """A value of the metric: 0.9123 as "91.2%" of a fraction, "91.23%" where it is `exact`; 3.214 as "3.21" of any other."""
+    if metric.percent:
+        return percent(value, metric.digits if exact else metric.digits - 1)
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.{metric.digits}f}"
+
+
+def difference(value: float | None, metric: Metric, *, exact: bool = False, signed: bool = False) -> str:
+    """A difference of two values: in percentage points of fractions, else in the metric's unit. `unit` has the word."""
+    if metric.percent:
+        return points(value, metric.digits if exact else metric.digits - 1, signed=signed)
+    if value is None or not math.isfinite(value):
+        return MISSING
+    rounded = round(value, metric.digits) + 0.0
+    return f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
+
+
+def unit(metric: Metric) -> str:
+    """What follows a difference in a sentence: " points" for fractions, nothing for a metric with a unit of its own."""
+    return " points" if metric.percent else ""
+
+
+def tick_format(metric: Metric, *, signed: bool = False, exact: bool = False) -> str:
+    """The same numbers as plotly writes them on an axis, or `exact` in a tooltip."""
+    sign = "+" if signed else ""
+    if metric.percent:
+        return f"{sign}.{metric.digits if exact else metric.digits - 1}%"
+    return f"{sign}.{metric.digits}f" if exact else f"{sign}~g"
+
+
+def capitalised(text: str) -> str:
+    """`text` as a heading: "mean error" as "Mean error", "mAP" as it is."""
+    first = text.partition(" ")[0]
+    return text if first != first.lower() else text[:1].upper() + text[1:]
 
 
 def whole(value: float | None) -> str:
@@ -81,6 +119,13 @@ def ratio(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return (f"{value:,.0f}" if value >= 10 else f"{value:.2g}") + TIMES
+
+
+def against_parameters(compression: float) -> str:
+    """How many parameters a student has, by those of the teacher over its own: 8 is "8 times fewer", 0.5 is "2 times more"."""
+    if abs(compression - 1) < 0.05:
+        return "about as many parameters"
+    return f"{ratio(compression)} fewer parameters" if compression > 1 else f"{ratio(1 / compression)} more parameters"
 
 
 def value_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The Pareto front of configurations."""
+"""The Pareto front of configurations: the best on the validation split at every size."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,17 @@ from stillhouse.report.pareto import pareto_front
 
 
 def configuration_front(best: Sequence[Configuration], axis: str) -> list[Configuration]:
-    """The non-dominated configurations by mean validation accuracy and one of `AXES`, where less is better; smallest first."""
+    """The configurations that no other one beats both by the mean on validation data and by one of `AXES`; smallest first.
+
+    On every axis less is better.
+    """
     sized = [(each, value) for each in best if (value := axis_value(each, axis)) is not None and value > 0]
     table = pd.DataFrame(
         {
-            "validation_accuracy": np.array([each.validation.mean for each, _ in sized], dtype=np.float64),
+            "quality": np.array([each.quality for each, _ in sized], dtype=np.float64),
             "size": np.array([value for _, value in sized], dtype=np.float64),
             "trial": [each.key for each, _ in sized],
         }
     )
-    front = pareto_front(table, {"validation_accuracy": "max", "size": "min"})
+    front = pareto_front(table, {"quality": "max", "size": "min"})
     return [sized[position][0] for position in reversed(front.index.tolist())]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stillhouse.report.configurations import Configuration, compare, grouped, winners
+from stillhouse.report.configurations import Configuration, compare, grouped
 from stillhouse.report.estimates import Estimate, mean_with_interval
 
 _MAX_STUDENT_COLUMNS = 12
@@ -12,10 +12,10 @@ _MAX_STUDENT_COLUMNS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What a method adds to the baseline's test accuracy for one column of students.
+    """By how much a method is better than the baseline on the test split, for one column of students.
 
     Attributes:
-        difference: None where the baseline has no finished trial of the same student.
+        difference: positive where the method is better; None where the baseline has no finished trial of the same student.
         kind: `paired` when both ran with the same student and seed.
         over: what its n counts: seeds of one concrete student, or the concrete students that a label pools.
         considered: trials that the search tried for the method's side.
@@ -29,20 +29,23 @@ class Gain:
     considered: int = 1
 
 
-def gains(found: Sequence[Configuration], baseline: str) -> list[Gain]:
+def gains(best: Sequence[Configuration], baseline: str) -> list[Gain]:
     """One gain per method and column of students: per concrete student, or per label where there are many of a label.
 
     Every value is a difference between two winners of the *same* concrete student. Where a label pools several of them, the
     interval is over those students.
+
+    Args:
+        best: the winners of every method and concrete student, those of the baseline included.
     """
-    best = {(each.method, each.choice): each for each in winners(found)}
-    pooled = len({each.choice for each in found}) > _MAX_STUDENT_COLUMNS
+    won = {(each.method, each.choice): each for each in best}
+    pooled = len({each.choice for each in best}) > _MAX_STUDENT_COLUMNS
     result = []
     for (method, column), group in grouped(
-        (each for each in best.values() if each.method != baseline),
+        (each for each in won.values() if each.method != baseline),
         lambda each: (each.method, each.student if pooled else each.choice),
     ).items():
-        pairs = [(each, best[baseline, each.choice]) for each in group if (baseline, each.choice) in best]
+        pairs = [(each, won[baseline, each.choice]) for each in group if (baseline, each.choice) in won]
         considered = max(each.considered for each in group)
         if not pairs:
             result.append(Gain(method=method, column=column, difference=None, considered=considered))

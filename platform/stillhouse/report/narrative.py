@@ -1,62 +1,57 @@
-"""What the page says in words: the answer, how sure it is, what the teacher cost."""
+"""The sentences of the page: the answer, how sure it is, what the teacher added, how far to trust the numbers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from stillhouse.report.answer_cards import budget_words, of_sweep, verdict, verdict_state
+from stillhouse.report.answer_cards import against_teacher, budget_words, of_sweep, verdict, verdict_state
 from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
-from stillhouse.report.estimates import Estimate, mean_with_interval
-from stillhouse.report.formatting import (
-    counted,
-    duration,
-    listed,
-    percent,
-    points,
-    ratio,
-)
+from stillhouse.report.estimates import mean_with_interval
+from stillhouse.report.formatting import counted, difference, duration, listed, score, unit
 from stillhouse.report.gains import Gain
-from stillhouse.report.teacher_costs import TeacherCost
-from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.report.report_data import ReportData
+from stillhouse.spec.metric import Metric
 
 
-def lead(facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Answer], gained: Sequence[Gain]) -> list[str]:
-    """The first sentences of the page: the first answer, its certainty, what the teacher added overall."""
+def lead(data: ReportData) -> list[str]:
+    """The first sentences of the page: the first answer, how sure it is, what the methods gained."""
+    records, found = data.records, data.answers
     answered = [answer for answer in found if answer.best is not None]
     if not records:
-        return [f"No trial has ended yet, of {counted(facts.planned, 'trial')} planned: there is nothing to report."]
+        return [f"No trial has ended yet, of {counted(data.facts.planned, 'trial')} planned: there is nothing to report."]
     if not answered:
         failed = sum(record.status == "failed" for record in records)
         if failed == len(records):
-            return [f"All {counted(failed, 'trial')} failed, so there is no answer; the reasons are below."]
+            every = "The only trial" if failed == 1 else f"All {counted(failed, 'trial')}"
+            return [f"{every} failed, so there is no answer; the reasons are below."]
         if found:
             return [f"No finished student fits {listed([budget_words(each.budget) for each in found if each.budget])}."]
-        return [f"Of {counted(len(records), 'trial')} none finished with a test accuracy, so there is no answer yet."]
-    first = answered[0]
-    return [_best_sentence(first), _certainty(first), _added(facts, gained)]
+        ended = counted(len(records), "trial")
+        return [f"Of {ended}, none finished with a test {data.metric.label}, so there is no answer yet."]
+    return [_best_sentence(answered[0]), _certainty(answered[0]), _gained(data)]
 
 
 def compared_lead(
-    names: Sequence[str], found: Sequence[Answer], apart: Sequence[str], budgets: Sequence[tuple[str, int]]
+    names: Sequence[str], metric: Metric, found: Sequence[Answer], apart: Sequence[str], budgets: Sequence[tuple[str, int]]
 ) -> list[str]:
     """The first sentences of a comparison.
 
     Args:
-        found: answers over all sweeps; empty where their data differ.
-        apart: what keeps the sweeps from being compared, as sentences.
-        budgets: trials of each sweep by its name.
+        found: answers over all sweeps; empty where they cannot be compared.
+        apart: why the sweeps cannot be compared, as sentences.
+        budgets: trials of each sweep, by its name.
     """
     if apart:
-        return [*apart, "So no winner is named over them; each sweep has its own answers below."]
+        return [*apart, "So the page names no winner over all of them; each sweep has its own answers below."]
     answered = [answer for answer in found if answer.best is not None]
     if not answered:
-        if asked := [budget_words(each.budget) for each in found if each.budget]:
-            return [f"In none of {listed(list(names))} does a finished student fit {listed(asked)}."]
-        return [f"No trial of {listed(list(names))} finished with a test accuracy, so there is no answer."]
+        if wanted := [budget_words(each.budget) for each in found if each.budget]:
+            return [f"In none of {listed(list(names))} does a finished student fit {listed(wanted)}."]
+        return [f"No trial of {listed(list(names))} finished with a test {metric.label}, so there is no answer."]
     tried = listed([f"{name} {counted(count, 'trial')}" for name, count in budgets])
-    fair = "" if len({count for _, count in budgets}) == 1 else ": the sweep with more has more luck to choose from"
-    return [_best_sentence(answered[0]), _certainty(answered[0]), f"What the sweeps tried: {tried}{fair}."]
+    fair = "" if len({count for _, count in budgets}) == 1 else ". A sweep with more trials has more chances of a lucky one"
+    return [_best_sentence(answered[0]), _certainty(answered[0]), f"The sweeps ran: {tried}{fair}."]
 
 
 def _best_sentence(answer: Answer) -> str:
@@ -64,96 +59,105 @@ def _best_sentence(answer: Answer) -> str:
     if best is None:
         return ""
     where = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
-    # Only a winner that its rivals do not reach is called the best.
+    # Only a winner that no rival reaches is called the best.
     name = "the best student is" if verdict_state(answer) == "clear" else "validation data choose"
-    taught = f"{where} {name} {best.choice} taught with {best.method}{of_sweep(best)}"
-    return f"{taught}: {_accuracy(best.test)} on test data{_against(answer)}."
+    return f"{where}, {name} {best.choice} trained with {best.method}{of_sweep(best)}: {_on_test_data(best)}{_against(answer)}."
 
 
 def _against(answer: Answer) -> str:
-    drop, teacher = answer.drop, answer.teacher
-    if drop is None or teacher is None:
+    teacher = answer.teacher
+    if teacher is None or not (compared := against_teacher(answer)):
         return ""
-    side = "below" if drop.mean >= 0 else "above"
-    spread = "" if drop.half_width is None else f" ± {points(drop.half_width)}"
-    text = f", {points(abs(drop.mean))}{spread} points {side} its teacher {teacher.name} ({percent(teacher.test_accuracy)})"
-    if answer.compression is not None:
-        many = "fewer" if answer.compression >= 1 else "as many"
-        text += f", with {ratio(answer.compression)} {many} parameters"
-    return text
+    reached = score(teacher.value(answer.metric.column("test")), answer.metric)
+    whose = "its teacher" if answer.own_teacher else "the teacher"
+    return f". Compared with {whose} {teacher.name} ({reached}), that is {', with '.join(compared)}"
 
 
-def _accuracy(estimate: Estimate) -> str:
+def _on_test_data(best: Configuration) -> str:
+    """The metric on test data with its interval, and its name where the number alone does not tell it."""
+    metric, estimate = best.metric, best.test
+    shown = score(estimate.mean, metric) if metric.percent else f"{metric.label} {score(estimate.mean, metric)}"
     if estimate.half_width is None:
-        return f"{percent(estimate.mean)} (one seed, so no interval)"
-    return f"{percent(estimate.mean)} (95% interval {percent(estimate.low)} to {percent(estimate.high)}, n = {estimate.n})"
+        return f"{shown} on test data (one seed, so no interval)"
+    interval = f"95% interval {score(estimate.low, metric)} to {score(estimate.high, metric)}, n = {estimate.n}"
+    return f"{shown} on test data ({interval})"
 
 
 def _certainty(answer: Answer) -> str:
-    said = verdict(answer)
-    return said if verdict_state(answer) == "clear" else f"No winner is named: {said[0].lower()}{said[1:]}"
+    sentence = verdict(answer)
+    return sentence if verdict_state(answer) == "clear" else f"There is no clear winner: {sentence[0].lower()}{sentence[1:]}"
 
 
-def _added(facts: SweepFacts, gained: Sequence[Gain]) -> str:
-    differences = [gain.difference.mean for gain in gained if gain.difference is not None]
+def _gained(data: ReportData) -> str:
+    """What the methods gained over the baseline, overall."""
+    metric, baseline = data.metric, data.facts.baseline
+    differences = [gain.difference.mean for gain in data.gains if gain.difference is not None]
     if not differences:
-        return f"What the teacher added can not be said: no student finished both with {facts.baseline} and with a method."
-    sure = [gain for gain in gained if gain.difference is not None and gain.difference.sign()]
+        return f"The gain over {baseline} is not known: no student finished both with {baseline} and with another method."
+    sure = [gain for gain in data.gains if gain.difference is not None and gain.difference.sign()]
     better = sum(gain.difference is not None and gain.difference.mean > 0 for gain in sure)
-    unknown = sum(gain.difference is not None and gain.difference.half_width is None for gain in gained)
-    text = (
-        f"Against {facts.baseline} on the same student, methods changed test accuracy by "
-        f"{points(min(differences), signed=True)} to {points(max(differences), signed=True)} points"
-    )
+    unknown = sum(gain.difference is not None and gain.difference.half_width is None for gain in data.gains)
+    low, high = (difference(value, metric, signed=True) for value in (min(differences), max(differences)))
+    text = f"Compared with {baseline} on the same student, the other methods gained {low} to {high} {gain_unit(metric)}"
     if unknown == len(differences):
-        return f"{text}; with one seed each, none of these gains has an interval."
+        return f"{text}. With one seed each, none of these gains has an interval."
     pairs = "pair" if len(differences) == 1 else "pairs"
     worse = len(sure) - better
-    text += f"; the 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
+    text += f". The 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
     return f"{text}{f', below zero for {worse}' if worse else ''}."
 
 
-def trust(facts: SweepFacts, found: Sequence[Configuration], gained: Sequence[Gain]) -> list[str]:
-    """Selection, intervals and their limits."""
-    sentences = [
-        "Everything is chosen on validation data and reported on test data; a trial reads the test split once, when it ends.",
-        "The best of many validation accuracies is partly the luckiest, so it is higher than the same student will get again. "
-        "Where a winner was run again on fresh seeds (the confirm phase) only those seeds are reported.",
+def gain_unit(metric: Metric) -> str:
+    """The words after a gain: "points of test accuracy", "in test mean error (positive is better)"."""
+    if metric.direction == "max":
+        return f"points of test {metric.label}" if metric.percent else f"in test {metric.label}"
+    return f"{'points of' if metric.percent else 'in'} test {metric.label} (positive is better)"
+
+
+def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained: Sequence[Gain]) -> list[str]:
+    """How students were chosen, what an interval covers, and what it does not."""
+    best = "highest" if metric.direction == "max" else "lowest"
+    unpaired = sum(gain.kind == "unpaired" and gain.difference is not None for gain in gained)
+    return [
+        "Everything is chosen on validation data and reported on test data. A trial reads the test split once, when it ends.",
+        f"The {best} of many validation values is partly luck: the same student, trained again, will usually be worse. "
+        "Where a winner was run again on fresh seeds (the confirm phase), only those seeds are reported.",
+        _selection_effect(metric, found),
+        "An interval is Student's 95% interval over seeds. It covers the randomness of training, but not that of drawing the "
+        "test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts as fixed. "
+        "With n = 1 there is no interval.",
+        "The Pareto front holds the students that no other student beats both in size and on validation data. At a knee of "
+        "the front, a larger student begins to gain less.",
+        f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"
+        + (f"; {counted(unpaired, 'gain')} could not be paired and compare means." if unpaired else "."),
     ]
+
+
+def _selection_effect(metric: Metric, found: Sequence[Configuration]) -> str:
+    """By how much the search saw its winners better than fresh seeds did."""
     flattered = [
-        each.search_validation - each.validation.mean
+        metric.gain(each.search_validation, each.validation.mean)
         for each in found
         if each.confirmed and len(each.records) > len(each.reported)
     ]
-    if flattered:
-        effect = mean_with_interval(flattered)
-        spread = "" if effect.half_width is None else f" ± {points(effect.half_width, 2)}"
-        sentences.append(
-            f"Here {counted(len(flattered), 'winner')} ran again: the search saw "
-            f"{points(effect.mean, 2, signed=True)}{spread} points "
-            "of validation accuracy more than the fresh seeds gave. That is the selection effect of this sweep."
+    if not flattered:
+        return (
+            "Here no winner was run again on fresh seeds, so each is reported on the seed that it won with, which flatters it."
         )
-    else:
-        sentences.append(
-            "No winner ran again on fresh seeds here, so each is reported on the seed it won with, which flatters it."
-        )
-    sentences.append(
-        "An interval is Student's 95% interval over seeds: it holds the randomness of training, not that of drawing the "
-        "test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts as fixed. "
-        "n = 1 has no interval."
+    effect = mean_with_interval(flattered)
+    spread = "" if effect.half_width is None else f" ± {difference(effect.half_width, metric, exact=True)}"
+    return (
+        f"Here {counted(len(flattered), 'winner')} ran again. On validation data the search saw them better than the fresh "
+        f"seeds did, by {difference(effect.mean, metric, exact=True, signed=True)}{spread}{unit(metric)}. "
+        "That is the selection effect of this sweep."
     )
-    unpaired = sum(gain.kind == "unpaired" and gain.difference is not None for gain in gained)
-    sentences.append(
-        f"A gain over {facts.baseline} is paired: same student, same seed, same views of the data"
-        + (f"; {counted(unpaired, 'gain')} could not be paired and compare means." if unpaired else ".")
-    )
-    return sentences
 
 
-def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[TeacherCost]) -> list[tuple[str, str]]:
+def strip(data: ReportData) -> list[tuple[str, str]]:
     """A few numbers under the answer: trials by status, time, what sharing saved."""
+    records = data.records
     by_status = {name: sum(record.status == name for record in records) for name in ("finished", "stopped", "failed")}
-    numbers = [(f"{facts.planned:,}", "trials planned")]
+    numbers = [(f"{data.facts.planned:,}", "trials planned")]
     if again := sum(record.trial.phase == "confirm" for record in records):
         numbers.append((f"{again:,}", "on fresh seeds"))
     numbers.append((f"{by_status['finished']:,}", "finished"))
@@ -163,9 +167,9 @@ def strip(facts: SweepFacts, records: Sequence[TrialRecord], costs: Sequence[Tea
         numbers.append((f"{by_status['failed']:,}", "failed"))
     seconds = [record.metrics.get("train_seconds", 0.0) for record in records]
     numbers.append((duration(float(np.nansum(seconds))), "of student training"))
-    saved = sum(cost.saved_seconds or 0.0 for cost in costs)
+    saved = sum(cost.saved_seconds or 0.0 for cost in data.teacher_costs)
     if saved > 0:
         numbers.append((duration(saved), "of teacher time saved by sharing"))
-    if facts.seconds:
-        numbers.append((duration(facts.seconds), "wall clock"))
+    if data.facts.seconds:
+        numbers.append((duration(data.facts.seconds), "from start to end"))
     return numbers

@@ -1,7 +1,7 @@
-"""The page, and all files of the report.
+"""The page of one sweep, and all files of its report.
 
-The page is one file that asks the network for nothing: its policy allows its own two scripts, by hash, and no other. Plotly's
-library travels compressed and is unpacked by the browser, which keeps the page small enough to mail.
+The page is one file that requests nothing from the network: its policy allows its own two scripts, by hash, and no other.
+Plotly's library is stored compressed and unpacked by the browser, which keeps the page small enough to mail.
 """
 
 import base64
@@ -10,30 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
-from stillhouse.report import answer_cards, provenance_words, teacher_words
+from stillhouse.report import answer_cards, narrative, provenance_words, teacher_words
 from stillhouse.report import formatting as wording
-from stillhouse.report import narrative as sentences
-from stillhouse.report.answers import Answer, answers
-from stillhouse.report.axes import devices_held
-from stillhouse.report.configurations import Configuration, configurations, student_key
+from stillhouse.report.answers import Answer
+from stillhouse.report.configurations import student_key
 from stillhouse.report.files import ReportFiles, json_text, write_files
-from stillhouse.report.gains import gains
 from stillhouse.report.learning_curves import curve_figures
 from stillhouse.report.page_assets import environment, shared_context
 from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
-from stillhouse.report.plot_style import PlotStyle
 from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
-from stillhouse.report.sensitivities import sensitivities
+from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.sensitivity_figures import sensitivity_figures
-from stillhouse.report.teacher_costs import teacher_costs
-from stillhouse.report.tradeoff_figure import Tradeoff, tradeoff_figure
-from stillhouse.report.trials_table import table_columns, trials_table
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
+
+MAX_SENSITIVITIES = 500
 
 
 def write_report(
@@ -46,108 +42,101 @@ def write_report(
     """Writes `report.html`, `tradeoff.parquet`, `tradeoff.csv` and `tradeoff.png` into `folder`, each whole or not at all.
 
     Args:
-        budgets: what is answered; see `answers`.
+        budgets: the sizes to answer for; see `answers`.
         addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key; rows and points link
             there.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; what lay there before is as it was.
+        OSError: the disk is full or the folder is not writable; the files that were there before are unchanged.
     """
-    table = trials_table(facts, records)
-    found = configurations(records, devices=devices_held(facts))
-    answered = answers(facts, found, budgets)
-    still = tradeoff_png(facts.name, found, facts.teachers, PlotStyle.of(facts, records))
+    data = ReportData.of(facts, records, budgets, addresses)
+    still = tradeoff_png(data.tradeoff)
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
-    page = render_page(facts, records, table, found, answered, still, addresses or {})
-    best = [answer.to_json() for answer in answered]
-    return write_files(folder, table, table_columns(facts, records), about, still, page, best)
+    best = [answer.to_json() for answer in data.answers]
+    return write_files(folder, data.table, about, still, render_page(data, still), best)
 
 
-def render_page(
-    facts: SweepFacts,
-    records: Sequence[TrialRecord],
-    table: pd.DataFrame,
-    found: Sequence[Configuration],
-    answered: Sequence[Answer],
-    still: bytes,
-    addresses: Mapping[str, str],
-) -> str:
-    """The page as HTML."""
-    gained = gains(found, facts.baseline)
-    costs = teacher_costs(facts, records)
-    looks = PlotStyle.of(facts, records)
-    tradeoff = tradeoff_figure(found, facts.teachers, looks, addresses)
-    curves = curve_figures(facts, records, found) if tradeoff else {}
-    sensitivity = sensitivities(records)
+def render_page(data: ReportData, still: bytes) -> str:
+    """The page as HTML.
+
+    Args:
+        still: the figure as a PNG, for browsers that run no script.
+    """
+    facts, metric = data.facts, data.metric
+    tradeoff = tradeoff_figure(data.tradeoff)
+    curves = curve_figures(data) if tradeoff else {}
     figures = {
         "themes": themes(),
         "tradeoff": tradeoff.figure if tradeoff else None,
         "curves": curves,
-        "sensitivity": sensitivity_figures(facts, records, sensitivity) if tradeoff else {},
+        "sensitivity": sensitivity_figures(data) if tradeoff else {},
     }
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             title=facts.name,
-            subtitle=_subtitle(facts, records),
-            lead=[wording.redacted(sentence) for sentence in sentences.lead(facts, records, answered, gained)],
-            cards=[card(facts, answer, addresses) for answer in answered],
-            strip=sentences.strip(facts, records, costs),
-            trust=sentences.trust(facts, found, gained),
+            subtitle=_subtitle(data),
+            lead=[wording.redacted(sentence) for sentence in narrative.lead(data)],
+            cards=[card(answer, facts.baseline, data.addresses) for answer in data.answers],
+            strip=narrative.strip(data),
+            trust=narrative.trust(metric, facts.baseline, data.tradeoff.configurations, data.gains),
             tradeoff=tradeoff,
-            tradeoff_alt=alternative(facts.teachers, answered, len(found)),
-            tradeoff_caption=caption(tradeoff) if tradeoff else "",
+            tradeoff_alt=alternative(data.tradeoff, data.answers),
+            tradeoff_caption=caption(tradeoff, metric) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
-            chips=chips(looks, found),
+            chips=chips(data.tradeoff),
             curves=list(curves),
-            sensitivity=sensitivity[:500],
-            words_searched=any(not each.numeric for each in sensitivity),
-            sensitivity_methods=list(dict.fromkeys(each.method for each in sensitivity)),
-            trials=trial_rows(facts, records, table, addresses),
-            **section_context(facts, records, found, addresses),
-            **shared_context(figures),
+            sensitivity=data.sensitivities[:MAX_SENSITIVITIES],
+            words_searched=any(not each.numeric for each in data.sensitivities),
+            sensitivity_methods=list(dict.fromkeys(each.method for each in data.sensitivities)),
+            trials=trial_rows(data),
+            **section_context(data),
+            **shared_context(figures, metric),
         )
     )
 
 
-def chips(looks: PlotStyle, found: Sequence[Configuration]) -> list[tuple[str, list[dict[str, Any]]]]:
+def chips(data: TradeoffData) -> list[tuple[str, list[dict[str, Any]]]]:
     """The legend as check boxes: for each kind the names, each with its colour and fill or its shape."""
-    coloured = [{"name": name, "colour": looks.colours[name], "fill": looks.fills[name]} for name in looks.groups(found)]
-    shaped = [{"name": name, "shape": looks.shapes[name][2]} for name in dict.fromkeys(each.student for each in found)]
-    if not looks.by_sweep:
+    style, found = data.style, data.configurations
+    coloured = [{"name": name, "colour": style.colours[name], "fill": style.fills[name]} for name in style.groups(found)]
+    shaped = [{"name": name, "shape": style.shapes[name][2]} for name in dict.fromkeys(each.student for each in found)]
+    if not style.by_sweep:
         return [("method", coloured), ("student", shaped)]
     methods = [{"name": name} for name in sorted({each.method for each in found})]
     return [("sweep", coloured), ("student", shaped), ("method", methods)]
 
 
-def section_context(
-    facts: SweepFacts, records: Sequence[TrialRecord], found: Sequence[Configuration], addresses: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a page says of one sweep beside its answers and trials: gains, failures, teachers, provenance."""
+def section_context(data: ReportData) -> dict[str, Any]:
+    """What a page shows of one sweep besides its answers and trials: gains, failures, teachers, provenance."""
+    facts = data.facts
     notes = [wording.redacted(note) for note in facts.notes[:MAX_REASONS]]
     if len(facts.notes) > MAX_REASONS:
         notes.append(f"and {len(facts.notes) - MAX_REASONS:,} more notes")
     return {
         "facts": facts,
-        "heat": heat(facts, records, gains(found, facts.baseline)),
-        "failed": reasons([record for record in records if record.status == "failed"]),
-        "failed_words": "A failed trial stands alone; the other trials went on.",
-        "stopped": reasons([record for record in records if record.status == "stopped"]),
-        "stopped_words": "The scheduler stopped these on validation data; without a test accuracy they are in no comparison.",
+        "heat": heat(data),
+        "failed": reasons([record for record in data.records if record.status == "failed"]),
+        "failed_words": "A failed trial does not stop the others.",
+        "stopped": reasons([record for record in data.records if record.status == "stopped"]),
+        "stopped_words": (
+            "The scheduler stopped these trials early, by their results on validation data. They have no result on test data, "
+            "so no comparison includes them."
+        ),
         "notes": notes,
         "costs": [
             {
                 "teacher": cost.teacher,
                 "sentences": teacher_words.teacher_sentences(cost),
-                "facts": teacher_words.teacher_facts(cost),
-                "ways": teacher_words.teacher_ways(cost),
+                "facts": teacher_words.teacher_facts(cost, data.metric),
+                "reasons": teacher_words.delivery_reasons(cost),
             }
-            for cost in teacher_costs(facts, records)
+            for cost in data.teacher_costs
         ],
         "provenance": provenance_words.provenance(facts),
-        "tracked": provenance_words.tracked(facts, addresses),
-        "tracked_at": addresses.get(""),
+        "tracked": provenance_words.tracked(facts, data.addresses),
+        "tracked_at": data.addresses.get(""),
         "spec": _spec(facts),
     }
 
@@ -157,7 +146,8 @@ def _spec(facts: SweepFacts) -> str:
     return yaml.safe_dump(wording.redacted_tree(json.loads(json_text(facts.spec))), sort_keys=False, allow_unicode=True)
 
 
-def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
+def _subtitle(data: ReportData) -> str:
+    facts, records = data.facts, data.records
     methods = len({record.trial.method for record in records})
     students = len({student_key(record.trial.student) for record in records})
     dataset = facts.dataset.get("name", "unnamed data")
@@ -166,13 +156,14 @@ def _subtitle(facts: SweepFacts, records: Sequence[TrialRecord]) -> str:
     return ", ".join(parts) + (f", started {wording.moment(facts.started)}" if facts.started else "")
 
 
-def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dict[str, Any]:
+def card(answer: Answer, baseline: str, addresses: Mapping[str, str]) -> dict[str, Any]:
+    """One answer as its card shows it."""
     return {
-        "asked": answer_cards.card_title(answer),
+        "question": answer_cards.card_title(answer),
         "best": answer.best,
         "link": addresses.get(answer.best.key) if answer.best else None,
         "nothing": answer_cards.nothing_fits(answer) if answer.best is None else "",
-        "facts": answer_cards.card_facts(facts, answer),
+        "facts": answer_cards.card_facts(answer, baseline),
         "state": answer_cards.verdict_state(answer),
         "tag": answer_cards.verdict_tag(answer),
         "verdict": answer_cards.verdict(answer) if answer.best else "",
@@ -180,29 +171,36 @@ def card(facts: SweepFacts, answer: Answer, addresses: Mapping[str, str]) -> dic
     }
 
 
-def alternative(teachers: Sequence[TeacherFacts], answered: Sequence[Answer], number: int) -> str:
+def alternative(data: TradeoffData, answered: Sequence[Answer]) -> str:
+    """The trade-off figure in words, for readers who do not see it."""
     words = [
-        f"{each.best.choice} with {each.best.method}: {wording.short(each.best.metric('parameters'))} parameters, "
-        f"{wording.percent(each.best.test.mean)}"
+        f"{each.best.choice} with {each.best.method}: {wording.short(each.best.median('parameters'))} parameters, "
+        f"{wording.score(each.best.test.mean, data.metric)}"
         for each in answered
         if each.best
     ]
-    known = [f"teacher {each.name} {wording.percent(each.test_accuracy)}" for each in teachers]
-    shown = f"Scatter of test accuracy against size, {wording.counted(number, 'configuration')}. "
-    return shown + "; ".join([*words, *known])
+    column = data.metric.column("test")
+    known = [f"teacher {each.name} {wording.score(each.value(column), data.metric)}" for each in data.teachers]
+    count = wording.counted(len(data.configurations), "configuration")
+    return f"Scatter of test {data.metric.label} against size, {count}. " + "; ".join([*words, *known])
 
 
-def caption(drawn: Tradeoff, of: str = "of a method on a student", apart: str = "methods") -> str:
+def caption(drawn: TradeoffFigure, metric: Metric, of: str = "of a method on a student") -> str:
+    """What the marks of the trade-off figure mean.
+
+    Args:
+        of: what a large point is the winner of.
+    """
+    beyond, far = ("above", "below") if metric.direction == "max" else ("below", "above")
     words = (
-        f"A large point is the winner {of}, with the mean and 95% interval over its reported seeds; a small one "
-        f"is another setting that finished. On the log scale the {apart} of one student are moved slightly apart; the exact "
-        "sizes are in the hover and the table. Rings and the dashed line mark the Pareto front: chosen on validation data, so "
-        "on test data a point may lie above it. The star and the dotted line are the teacher."
+        f"A large point is the winner {of}, with the mean and the 95% interval over its reported seeds. A small point is "
+        "another setting that finished. On the log scale, points of the same size are moved slightly apart; the exact sizes "
+        "are in the tooltips and in the table. Rings and the dashed line mark the Pareto front. It is chosen on validation "
+        f"data, so on test data a point may lie {beyond} it. The star and the dotted line are the teacher."
     )
-    if drawn.below:
-        words += (
-            f" {wording.counted(drawn.below, 'point')} far below the others can not be seen at first: double-click shows all."
-        )
+    if drawn.outside:
+        outside = f"{wording.counted(drawn.outside, 'point')} far {far} the others"
+        words += f" At first the figure leaves out {outside}: double-click shows everything."
     if drawn.shown < drawn.total:
-        words += f" {drawn.shown:,} of {drawn.total:,} configurations are drawn, the front and the rest evenly."
+        words += f" {drawn.shown:,} of {drawn.total:,} configurations are drawn: the front, and an even choice of the others."
     return words

@@ -13,10 +13,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from stillhouse.report import formatting as wording
+from stillhouse.spec.metric import Metric
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
 _SHORT_AXES = {
     "parameters": "parameters",
     "size_bytes": "bytes",
@@ -26,10 +25,11 @@ _SHORT_AXES = {
 }
 
 
-def shared_context(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What every page of the report needs beside its content: its script and policy, its style, plotly, the figures."""
+def shared_context(figures: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """What every page of the report needs besides its content: script, policy, style, plotly, the figures, the metric."""
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     return {
+        "metric": metric,
         "figures": _script_json(figures),
         "plotly": _packed_plotly()[0],
         "js": script,
@@ -40,6 +40,7 @@ def shared_context(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment() -> jinja2.Environment:
+    """The templates with the filters that they use."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -48,7 +49,9 @@ def environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "percent": wording.percent,
-        "points": wording.points,
+        "score": wording.score,
+        "difference": wording.difference,
+        "capitalised": wording.capitalised,
         "short": wording.short,
         "size": wording.size,
         "milliseconds": wording.milliseconds,
@@ -58,7 +61,7 @@ def environment() -> jinja2.Environment:
 
 
 def _policy(script: str) -> str:
-    """No network, and only the page's own two scripts: whatever else should get into it does not run."""
+    """No network, and only the page's own two scripts: any other script that gets into the page does not run."""
     hashes = " ".join(f"'{_script_hash(text)}'" for text in (script, _packed_plotly()[1]) if text)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
@@ -79,6 +82,6 @@ def _packed_plotly() -> tuple[str, str]:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no `<` that could end it."""
+    """JSON that is safe inside a script element: no `<` that could end it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,4 +1,4 @@
-"""The Pareto front: what no other row beats in every objective at once."""
+"""The Pareto front of a table: the rows that no other row beats in every objective at once."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,20 +8,27 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stillhouse.errors import UsageError, did_you_mean
+from stillhouse.spec.metric import ACCURACY, Metric
 
-DEFAULT_OBJECTIVES: Mapping[str, Literal["max", "min"]] = {"validation_accuracy": "max", "parameters": "min"}
+
+def default_objectives(metric: Metric) -> dict[str, Literal["max", "min"]]:
+    """The metric on the validation split against the number of parameters."""
+    return {metric.column("validation"): metric.direction, "parameters": "min"}
 
 
 def pareto_front(table: pd.DataFrame, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
     """The non-dominated rows of `table`, best in the first objective first.
 
-    A row with a missing or NaN objective is left out. Of rows equal in all objectives one is kept: the one with the smallest
-    trial key, or the first row where the table has no `trial`. Two objectives cost O(n log n).
+    A row with a missing or NaN objective is left out. Of rows that are equal in all objectives only one is returned: the one
+    with the smallest trial key, or the first row where the table has no `trial`. Two objectives cost O(n log n).
+
+    Args:
+        objectives: `max` or `min` by column; by default accuracy on the validation split against the number of parameters.
 
     Raises:
         UsageError: no objective, one that is not a numeric column, or a direction other than `max` and `min`.
     """
-    objectives = DEFAULT_OBJECTIVES if objectives is None else objectives
+    objectives = default_objectives(ACCURACY) if objectives is None else objectives
     if not objectives:
         raise UsageError("objectives must name at least one column, got none")
     costs = np.column_stack([_cost(table, name, direction) for name, direction in objectives.items()])

@@ -37,11 +37,12 @@ def _theme(*, ink: str, quiet: str, soft: str, ground: str, outline: str) -> dic
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 5) for value in values]
+    """Six significant digits: more only make the page larger."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def plain_figure(traces: Sequence[dict[str, Any]], layout: dict[str, Any]) -> dict[str, Any]:
-    """The figure as plain JSON data, checked by plotly, NaN as null; the page brings its own template."""
+    """The figure as plain JSON data, checked by plotly, NaN as null. The page adds its own template."""
     figure = go.Figure([go.Scatter(trace) for trace in traces], layout={**layout, "template": "none"})
     plain: dict[str, Any] = json.loads(figure.to_json())
     plain["layout"].pop("template", None)
@@ -49,7 +50,7 @@ def plain_figure(traces: Sequence[dict[str, Any]], layout: dict[str, Any]) -> di
 
 
 def escaped(text: str) -> str:
-    """`text` as plotly shows it letter by letter: plotly reads a little HTML in labels."""
+    """`text` so that plotly shows every letter of it: plotly interprets some HTML in labels."""
     return html.escape(text, quote=False)
 
 

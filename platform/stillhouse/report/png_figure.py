@@ -1,9 +1,10 @@
-"""The still figure, for papers and read-mes: accuracy against each size as one PNG."""
+"""The figure as a PNG, for papers and READMEs: the metric against each size."""
 
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,33 +13,33 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stillhouse.report.axes import AXES, Spread, without_outliers
-from stillhouse.report.configurations import Configuration, grouped, winners
+from stillhouse.report.configurations import Configuration, grouped
 from stillhouse.report.formatting import percent, short
-from stillhouse.report.fronts import configuration_front
 from stillhouse.report.plot_style import FRONT_COLOUR, TEACHER_COLOUR, PlotStyle
-from stillhouse.spec.records import TeacherFacts
+from stillhouse.report.report_data import TradeoffData
 
 # An axis shorter than this shows fewer than three powers of ten, too few to read a size off.
 _NARROW = 300.0
+_MAX_HANDLES = 60
+_INK = "#1c2530"
 
 
-def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[TeacherFacts], looks: PlotStyle) -> bytes:
-    """Test accuracy against each size, winners of every method and student with their 95% intervals, as a PNG."""
-    best = winners(found)
-    axes_with_data = [
-        axis for axis in AXES if axis != "train_hours" and any((each.metric(axis) or 0) > 0 for each in best)
-    ] or ["parameters"]
-    rows, columns = (1, len(axes_with_data)) if len(axes_with_data) < 3 else (2, 2)
+def tradeoff_png(data: TradeoffData) -> bytes:
+    """The metric on the test split against each size, winners of every method and student with 95% intervals, as a PNG."""
+    axes = [axis for axis in AXES if axis != "train_hours" and any((each.median(axis) or 0) > 0 for each in data.winners)] or [
+        "parameters"
+    ]
+    rows, columns = (1, len(axes)) if len(axes) < 3 else (2, 2)
     figure = Figure(figsize=(5.2 * columns + 2.4, 4.0 * rows + 0.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel().tolist()
-    for panel, axis in zip(panels, axes_with_data, strict=False):
-        _draw_panel(panel, axis, teachers, best, found, looks)
-    for panel in panels[len(axes_with_data) :]:
+    for panel, axis in zip(panels, axes, strict=False):
+        _draw_panel(panel, axis, data)
+    for panel in panels[len(axes) :]:
         panel.set_visible(False)
-    if handles := _legend_handles(teachers, found, looks):
+    if handles := _legend_handles(data):
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(_still(f"{name}: accuracy against size"), fontsize=13)
+    figure.suptitle(_literal(f"{data.name}: {data.metric.label} against size"), fontsize=13)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A name may use letters that the bundled font lacks; they show as boxes.
@@ -47,45 +48,14 @@ def tradeoff_png(name: str, found: Sequence[Configuration], teachers: Sequence[T
     return buffer.getvalue()
 
 
-def _draw_panel(
-    panel: Axes,
-    axis: str,
-    teachers: Sequence[TeacherFacts],
-    best: Sequence[Configuration],
-    found: Sequence[Configuration],
-    looks: PlotStyle,
-) -> None:
-    large = set(best)
-    spread = Spread(best, axis, looks)
-    for (name, student), group in grouped(found, lambda each: (looks.group(each), each.student)).items():
-        colour, marker, fill = looks.colours[name], looks.shapes[student][1], looks.fill_style(name)
-        faint = [each for each in group if each not in large and each.metric(axis)]
-        panel.plot(
-            [spread(each) or math.nan for each in faint],
-            [each.test.mean for each in faint],
-            linestyle="none",
-            marker=marker,
-            markersize=3.5,
-            fillstyle=fill,
-            color=colour,
-            alpha=0.35,
-        )
-        bold = [each for each in group if each in large and each.metric(axis)]
-        panel.errorbar(
-            [spread(each) or math.nan for each in bold],
-            [each.test.mean for each in bold],
-            yerr=[each.test.half_width or 0.0 for each in bold],
-            linestyle="none",
-            marker=marker,
-            markersize=7,
-            fillstyle=fill,
-            color=colour,
-            markeredgecolor="#1c2530" if fill == "full" else colour,
-            markeredgewidth=0.6 if fill == "full" else 1.4,
-            elinewidth=1,
-            capsize=2,
-        )
-    front = configuration_front(best, axis)
+def _draw_panel(panel: Axes, axis: str, data: TradeoffData) -> None:
+    """One panel: the metric against one size."""
+    spread = Spread(data.winners, axis, data.style)
+    large = set(data.winners)
+    groups = grouped(data.configurations, lambda each: (data.style.group(each), each.student))
+    for (name, student), group in groups.items():
+        _draw_points(panel, [each for each in group if each.median(axis)], large, spread, data.style, name, student)
+    front = data.fronts[axis]
     panel.plot(
         [spread(each) or math.nan for each in front],
         [each.test.mean for each in front],
@@ -94,61 +64,100 @@ def _draw_panel(
         linewidth=1.5,
         zorder=0.5,
     )
-    for teacher in teachers:
-        place = getattr(teacher, axis)
-        if place and teacher.test_accuracy is not None:
-            panel.plot(
-                [place], [teacher.test_accuracy], marker="*", markersize=15, color=TEACHER_COLOUR, markeredgecolor="#1c2530"
-            )
-            panel.axhline(teacher.test_accuracy, color=TEACHER_COLOUR, linewidth=1, linestyle=":", zorder=0)
-    if span := without_outliers([each.test.mean for each in found] + [each.test_accuracy for each in teachers]):
+    _draw_teachers(panel, axis, data)
+    _label_axes(panel, axis, data)
+    if not data.configurations:
+        panel.text(0.5, 0.5, "no finished trials", transform=panel.transAxes, ha="center", va="center", color="#5b6675")
+
+
+def _draw_points(
+    panel: Axes,
+    group: Sequence[Configuration],
+    large: Set[Configuration],
+    spread: Spread,
+    style: PlotStyle,
+    name: str,
+    student: str,
+) -> None:
+    """The configurations of one method (or sweep) and student: winners large with their intervals, the others faint."""
+    colour, marker, fill = style.colours[name], style.shapes[student][1], style.fill_style(name)
+    faint = [each for each in group if each not in large]
+    panel.plot(
+        [spread(each) or math.nan for each in faint],
+        [each.test.mean for each in faint],
+        linestyle="none",
+        marker=marker,
+        markersize=3.5,
+        fillstyle=fill,
+        color=colour,
+        alpha=0.35,
+    )
+    bold = [each for each in group if each in large]
+    panel.errorbar(
+        [spread(each) or math.nan for each in bold],
+        [each.test.mean for each in bold],
+        yerr=[each.test.half_width or 0.0 for each in bold],
+        linestyle="none",
+        marker=marker,
+        markersize=7,
+        fillstyle=fill,
+        color=colour,
+        markeredgecolor=_INK if fill == "full" else colour,
+        markeredgewidth=0.6 if fill == "full" else 1.4,
+        elinewidth=1,
+        capsize=2,
+    )
+
+
+def _draw_teachers(panel: Axes, axis: str, data: TradeoffData) -> None:
+    for teacher in data.teachers:
+        place, reached = getattr(teacher, axis), teacher.value(data.metric.column("test"))
+        if place and reached is not None:
+            panel.plot([place], [reached], marker="*", markersize=15, color=TEACHER_COLOUR, markeredgecolor=_INK)
+            panel.axhline(reached, color=TEACHER_COLOUR, linewidth=1, linestyle=":", zorder=0)
+
+
+def _label_axes(panel: Axes, axis: str, data: TradeoffData) -> None:
+    """Ranges, scales, labels and grid."""
+    metric = data.metric
+    teachers = [teacher.value(metric.column("test")) for teacher in data.teachers]
+    if span := without_outliers([each.test.mean for each in data.configurations] + teachers, metric):
         panel.set_ylim(*span)
     panel.set_xscale("log")
     panel.set_xlabel(AXES[axis])
-    panel.set_ylabel("Test accuracy")
+    panel.set_ylabel(_literal(f"Test {metric.label}" + ("" if metric.direction == "max" else " (lower is better)")))
     low, high = panel.get_xlim()
     if high < _NARROW * low:
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    if metric.percent:
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     panel.grid(visible=True, color="#e3e7ec", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    if not found:
-        panel.text(0.5, 0.5, "no finished trials", transform=panel.transAxes, ha="center", va="center", color="#5b6675")
 
 
-def _legend_handles(teachers: Sequence[TeacherFacts], found: Sequence[Configuration], looks: PlotStyle) -> list[Line2D]:
+def _legend_handles(data: TradeoffData) -> list[Line2D]:
+    style = data.style
     handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color=looks.colours[name],
-            fillstyle=looks.fill_style(name),
-            label=_still(name),
-        )
-        for name in looks.groups(found)
+        _marker("o", name, color=style.colours[name], fillstyle=style.fill_style(name))
+        for name in style.groups(data.configurations)
     ]
     handles += [
-        Line2D(
-            [], [], linestyle="none", marker=looks.shapes[student][1], color="#1c2530", fillstyle="none", label=_still(student)
-        )
-        for student in dict.fromkeys(each.student for each in found)
+        _marker(style.shapes[student][1], student, color=_INK, fillstyle="none")
+        for student in dict.fromkeys(each.student for each in data.configurations)
     ]
-    handles += [
-        Line2D(
-            [], [], linestyle="none", marker="*", markersize=11, color=TEACHER_COLOUR, label=_still(f"teacher {teacher.name}")
-        )
-        for teacher in teachers
-    ]
-    if found:
+    handles += [_marker("*", f"teacher {teacher.name}", markersize=11, color=TEACHER_COLOUR) for teacher in data.teachers]
+    if data.configurations:
         handles.append(Line2D([], [], linestyle="--", color=FRONT_COLOUR, label="front (validation)"))
-    return handles[:60]
+    return handles[:_MAX_HANDLES]
 
 
-def _still(text: str) -> str:
-    """`text` as matplotlib shows it letter by letter: no mathematics between dollars, no hidden leading underscore."""
+def _marker(marker: str, label: str, **look: Any) -> Line2D:
+    return Line2D([], [], linestyle="none", marker=marker, label=_literal(label), **look)
+
+
+def _literal(text: str) -> str:
+    """`text` so that matplotlib shows every letter: no mathematics between dollars, no label hidden by an underscore."""
     return " " * text.startswith("_") + text.replace("$", r"\$")

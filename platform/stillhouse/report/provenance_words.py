@@ -13,8 +13,8 @@ from stillhouse.spec.records import SweepFacts
 
 
 def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
-    """Where the numbers come from, flat."""
-    rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Took", duration(facts.seconds))]
+    """Terms and their values, without secrets."""
+    rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Duration", duration(facts.seconds))]
     rows += [(f"Data: {name}", _flat(value)) for name, value in facts.dataset.items()]
     rows += [(name, _flat(value)) for name, value in facts.environment.items()]
     rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
@@ -29,8 +29,8 @@ def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:
     if not addresses:
         return ""
     served = any(urlsplit(address).hostname == "127.0.0.1" for address in addresses.values())
-    how = f"; they open while `stillhouse ui {facts.name}` runs on this machine" if served else ""
-    return f"Links of trials lead to their runs in MLflow{how}."
+    how = f"; they work while `stillhouse ui {facts.name}` runs on this machine" if served else ""
+    return f"The links of trials open their runs in MLflow{how}."
 
 
 def _flat(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How the result moves with each hyper-parameter."""
+"""How the result changes with each hyper-parameter."""
 
 import json
 import math
@@ -11,20 +11,24 @@ import numpy as np
 from scipy import stats
 
 from stillhouse.report.configurations import grouped, student_key
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """How validation accuracy moves with one hyper-parameter of one method.
+    """How the metric on the validation split changes with one hyper-parameter of one method.
 
-    Each trial counts as its difference from the mean of its method and concrete student, or of the student's label where a
-    concrete student has one trial, so that sizes do not drown it.
+    A trial's effect is by how much it is better than the mean of its method and concrete student, or of the student's label
+    where a concrete student has only one trial. So differences between sizes do not hide the hyper-parameter.
 
     Attributes:
-        correlation: Spearman's, for numbers; None for words and where it is not defined.
+        effects: of each trial, positive where it is better than the mean.
+        seen: the values that were tried, in words.
+        correlation: Spearman's, for numbers; None for words and where it is not defined. Positive where larger values are
+            better.
         explained: share of the variance between groups of equal values, for words.
-        best: the value of the trial that stands highest above its mean.
+        best: the value of the trial with the largest effect.
     """
 
     method: str
@@ -40,12 +44,12 @@ class Sensitivity:
     best: Any
 
 
-def sensitivities(records: Sequence[TrialRecord]) -> list[Sensitivity]:
-    """One entry for each hyper-parameter that took two values or more on one student; strongest first within a method."""
-    finished = [record for record in records if record.trial.phase == "search" and _validated(record)]
+def sensitivities(records: Sequence[TrialRecord], metric: Metric) -> list[Sensitivity]:
+    """One entry for each hyper-parameter with two values or more on one student; the strongest first within a method."""
+    finished = [record for record in records if record.trial.phase == "search" and _validated(record, metric)]
     result: list[Sensitivity] = []
     for method, group in sorted(grouped(finished, lambda record: record.trial.method).items()):
-        effects = _centred(group)
+        effects = _effects(group, metric)
         of_method = []
         for name in sorted({name for record in group for name in record.trial.hyperparameters}):
             chosen = [
@@ -94,22 +98,22 @@ def _sensitivity(method: str, name: str, chosen: list[tuple[Any, float, str]]) -
     )
 
 
-def _centred(records: Sequence[TrialRecord]) -> list[float]:
-    """Validation accuracy less the mean of the trials of the same student."""
+def _effects(records: Sequence[TrialRecord], metric: Metric) -> list[float]:
+    """By how much each trial is better than the mean of the trials of the same student."""
+    column = metric.column("validation")
+
+    def mean(group: Sequence[TrialRecord]) -> float:
+        return fmean(record.metrics[column] for record in group)
+
     by_choice = grouped(records, lambda record: student_key(record.trial.student))
     by_name = grouped(records, lambda record: record.trial.student.name)
-    means = {key: _mean_validation(group) for key, group in by_choice.items() if len(group) > 1}
-    name_means = {name: _mean_validation(group) for name, group in by_name.items()}
+    means = {key: mean(group) for key, group in by_choice.items() if len(group) > 1}
+    name_means = {name: mean(group) for name, group in by_name.items()}
     return [
-        record.metrics["validation_accuracy"]
-        - means.get(student_key(record.trial.student), name_means[record.trial.student.name])
+        metric.gain(record.metrics[column], means.get(student_key(record.trial.student), name_means[record.trial.student.name]))
         for record in records
     ]
 
 
-def _mean_validation(records: Sequence[TrialRecord]) -> float:
-    return fmean(record.metrics["validation_accuracy"] for record in records)
-
-
-def _validated(record: TrialRecord) -> bool:
-    return record.status == "finished" and math.isfinite(record.metrics.get("validation_accuracy", math.nan))
+def _validated(record: TrialRecord, metric: Metric) -> bool:
+    return record.status == "finished" and math.isfinite(record.metrics.get(metric.column("validation"), math.nan))

@@ -1,25 +1,28 @@
-"""What the page reports of each teacher."""
+"""What the page reports of each teacher: its cost, its numbers, the delivery modes of its knowledge."""
 
 import re
 
 from stillhouse.report.formatting import (
+    capitalised,
     counted,
     duration,
     milliseconds,
-    percent,
     ratio,
     redacted,
+    score,
     short,
     size,
     whole,
 )
 from stillhouse.report.teacher_costs import TeacherCost
+from stillhouse.spec.metric import Metric
 
-# A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may hold semicolons itself.
+# A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may contain semicolons itself.
 _NEXT_KIND = re.compile(r"; (?=[^;:]+ (?:cached|served|inline): )")
 
 
 def teacher_sentences(cost: TeacherCost) -> list[str]:
+    """What its forward passes cost, and what sharing them saved."""
     teacher = cost.teacher
     samples = counted(teacher.samples_forwarded, "sample")
     spent = f"Its forward passes took {duration(cost.forward_seconds)} ({samples})."
@@ -28,10 +31,11 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
     else:
         spent += " It was not trained in this sweep."
     if cost.inside_seconds is None:
-        return [spent, "What it would have cost inside every trial is not known: its time per sample was not measured."]
+        return [spent, "Its cost inside every trial is not known: its time per sample was not measured."]
     inside = (
-        f"Inside every trial it would have computed {whole(cost.samples_used)} samples over {counted(cost.trials, 'trial')}: "
-        f"{duration(cost.inside_seconds)} of forward passes at {milliseconds(1000 * (teacher.seconds_per_sample or 0.0))} each."
+        f"If every trial had run the teacher itself, it would have computed {whole(cost.samples_used)} samples in "
+        f"{counted(cost.trials, 'trial')}: {duration(cost.inside_seconds)} of forward passes at "
+        f"{milliseconds(1000 * (teacher.seconds_per_sample or 0.0))} each."
     )
     if cost.saved_seconds is not None and cost.saved_seconds > 0:
         inside += f" Sharing saved {duration(cost.saved_seconds)} of device time"
@@ -43,24 +47,25 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
     return [spent, inside]
 
 
-def teacher_facts(cost: TeacherCost) -> list[tuple[str, str]]:
+def teacher_facts(cost: TeacherCost, metric: Metric) -> list[tuple[str, str]]:
+    """Terms and their values."""
     teacher = cost.teacher
-    accuracies = f"test {percent(teacher.test_accuracy, 2)}, validation {percent(teacher.validation_accuracy, 2)}"
+    test, validation = (score(teacher.value(metric.column(split)), metric, exact=True) for split in ("test", "validation"))
     return [
-        ("Accuracy", accuracies),
+        (capitalised(metric.label), f"test {test}, validation {validation}"),
         (
             "Size",
             f"{whole(teacher.parameters)} parameters, {size(teacher.size_bytes)}, {short(teacher.macs)} MACs, "
             f"{milliseconds(teacher.latency_ms)}",
         ),
-        ("Way", teacher.way),
+        ("Delivery mode", teacher.way),
         ("Samples forwarded", whole(teacher.samples_forwarded)),
         ("Samples reused", whole(teacher.samples_reused)),
-        ("Written", size(teacher.bytes_written)),
+        ("Knowledge written", size(teacher.bytes_written)),
         ("Key", teacher.key),
     ]
 
 
-def teacher_ways(cost: TeacherCost) -> list[str]:
-    """Why each kind of its knowledge came the way it did."""
+def delivery_reasons(cost: TeacherCost) -> list[str]:
+    """Why each kind of its knowledge has its delivery mode."""
     return [redacted(kind) for kind in _NEXT_KIND.split(cost.teacher.reason) if kind]

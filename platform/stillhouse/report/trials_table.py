@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.report.formatting import redacted
-from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
 
 _LARGEST_INTEGER = 2**63 - 1
 
@@ -28,7 +30,15 @@ class Column:
     description: str
 
 
-LEADING: tuple[Column, ...] = (
+@dataclass(frozen=True)
+class TrialsTable:
+    """One row per trial, and the description of every column."""
+
+    frame: pd.DataFrame
+    columns: tuple[Column, ...]
+
+
+_LEADING: tuple[Column, ...] = (
     Column("trial", "str", "", "key of the trial: the hash of all that decides its result"),
     Column("method", "str", "", "distillation method"),
     Column("student", "str", "", "label of the student in the spec"),
@@ -38,22 +48,18 @@ LEADING: tuple[Column, ...] = (
     Column("size_bytes", "Int64", "bytes", "size of the student's stored weights"),
     Column("macs", "Int64", "multiply-accumulates", "multiply-accumulate operations for one sample"),
     Column("latency_ms", "float64", "ms", "median time of a forward pass of one sample"),
-    Column("validation_accuracy", "float64", "fraction", "share of validation samples classified right; used to choose"),
-    Column("test_accuracy", "float64", "fraction", "share of test samples classified right; used to report"),
 )
-TRAILING: tuple[Column, ...] = (
+_TRAILING: tuple[Column, ...] = (
     Column("status", "str", "", "finished, stopped (early, by the scheduler) or failed"),
     Column("phase", "str", "", "search, or confirm (a winner of the search again, on a fresh seed)"),
     Column("epochs_run", "Int64", "epochs", "epochs that were trained"),
     Column("epochs", "Int64", "epochs", "epochs that the trial was given"),
     Column("train_seconds", "float64", "s", "time spent training"),
-    Column("compression_ratio", "float64", "ratio", "parameters of the teacher over parameters of the student"),
-    Column("accuracy_drop", "float64", "fraction", "test accuracy of the teacher minus test accuracy of the student"),
     Column("model", "str", "", "model of the student"),
     Column("trainable_parameters", "Int64", "parameters", "parameters of the student that were trained"),
     Column("latency_p95_ms", "float64", "ms", "95th percentile of the time of a forward pass of one sample"),
     Column("latency_batch64_ms", "float64", "ms", "median time of a forward pass of 64 samples"),
-    Column("way", "str", "", "how the teacher's knowledge came: cached, served or inline"),
+    Column("way", "str", "", "delivery mode of the teacher's knowledge: cached, served or inline"),
     Column("samples_gathered", "Int64", "samples", "samples whose knowledge the trial used"),
     Column("bytes_gathered", "Int64", "bytes", "knowledge that the trial used"),
     Column("wait_seconds", "float64", "s", "time that the trial waited for knowledge"),
@@ -64,9 +70,16 @@ TRAILING: tuple[Column, ...] = (
     Column("started", "str", "", "when the trial began"),
     Column("finished", "str", "", "when the trial ended"),
 )
-_METRICS = ("parameters", "size_bytes", "macs", "latency_ms", "validation_accuracy", "test_accuracy", "train_seconds")
-_MORE_METRICS = ("trainable_parameters", "latency_p95_ms", "latency_batch64_ms")
-_DERIVED = ("compression_ratio", "accuracy_drop")
+_MEASURED = (
+    "parameters",
+    "size_bytes",
+    "macs",
+    "latency_ms",
+    "train_seconds",
+    "trainable_parameters",
+    "latency_p95_ms",
+    "latency_batch64_ms",
+)
 _TEACHING = ("way", "samples_gathered", "bytes_gathered", "wait_seconds")
 
 
@@ -76,25 +89,13 @@ def trials_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> pd.DataFr
     A hyper-parameter keeps its plain name, with `hyperparameter_` before it where another column has that name; options of
     students begin with `student_`, metrics that a method adds with `metric_` where they collide.
     """
-    return _assemble(facts, records)[0]
+    return described_table(facts, records).frame
 
 
-def table_columns(facts: SweepFacts, records: Sequence[TrialRecord]) -> tuple[Column, ...]:
-    """The columns of `trials_table`, described."""
-    return _assemble(facts, records)[1]
-
-
-def reference_teacher(facts: SweepFacts, teacher: str | None) -> TeacherFacts | None:
-    """The teacher that a student's size and accuracy are held against: its own, else one of the sweep; the most accurate."""
-    names = teacher.split(TEACHER_JOINT) if teacher else []
-    own = [each for each in facts.teachers if each.name in names] or facts.teachers
-    return max(own, key=lambda each: _finite(each.test_accuracy, -1.0), default=None)
-
-
-def parquet_bytes(table: pd.DataFrame, columns: Iterable[Column], about: dict[str, Any]) -> bytes:
-    """The table as Parquet; each field carries its unit and description, the schema carries `about`."""
-    described = {column.name: column for column in columns}
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
+def parquet_bytes(table: TrialsTable, about: dict[str, Any]) -> bytes:
+    """The table as Parquet; each field has its unit and description as metadata, the schema has `about`."""
+    described = {column.name: column for column in table.columns}
+    arrow = pa.Table.from_pandas(table.frame, preserve_index=False)
     fields = []
     for field in arrow.schema:
         column = described[field.name]
@@ -108,6 +109,7 @@ def parquet_bytes(table: pd.DataFrame, columns: Iterable[Column], about: dict[st
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
+    """The table as CSV in UTF-8."""
     return table.to_csv(index=False, lineterminator="\n").encode()
 
 
@@ -115,15 +117,17 @@ def _described(column: Column) -> dict[str, str]:
     return {"type": column.dtype, "unit": column.unit, "description": column.description}
 
 
-def _assemble(facts: SweepFacts, records: Sequence[TrialRecord]) -> tuple[pd.DataFrame, tuple[Column, ...]]:
-    taken = {column.name for column in (*LEADING, *TRAILING)}
+def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> TrialsTable:
+    """The table of `trials_table` with the description of its columns."""
+    leading, trailing = _leading(facts.metric), _trailing(facts.metric)
+    taken = {column.name for column in (*leading, *trailing)}
     hyperparameters = _varying(
         records, lambda record: record.trial.hyperparameters, "hyperparameter_", taken, "hyper-parameter {}"
     )
     options = _varying(
         records, lambda record: record.trial.student.options, "student_", taken, "option {} of the student", always=True
     )
-    known = {*_METRICS, *_MORE_METRICS, *_DERIVED}
+    known = {*_MEASURED, *_score_columns(facts.metric), *_comparison_columns(facts.metric)}
     extras = _varying(
         records,
         lambda record: {name: value for name, value in record.metrics.items() if name not in known},
@@ -134,20 +138,55 @@ def _assemble(facts: SweepFacts, records: Sequence[TrialRecord]) -> tuple[pd.Dat
     rows = _fixed_values(facts, records)
     data: dict[str, Any] = {}
     columns: list[Column] = []
-    for group in ([(column, rows[column.name]) for column in LEADING], hyperparameters):
+    for group in (
+        [(column, rows[column.name]) for column in leading],
+        hyperparameters,
+        [(column, rows[column.name]) for column in trailing],
+        options,
+        extras,
+    ):
         for column, values in group:
             columns.append(column)
             data[column.name] = _typed(values, column.dtype)
-    for group in ([(column, rows[column.name]) for column in TRAILING], options, extras):
-        for column, values in group:
-            columns.append(column)
-            data[column.name] = _typed(values, column.dtype)
-    return pd.DataFrame(data, index=pd.RangeIndex(len(records))), tuple(columns)
+    return TrialsTable(pd.DataFrame(data, index=pd.RangeIndex(len(records))), tuple(columns))
+
+
+def _score_columns(metric: Metric) -> tuple[str, str]:
+    return metric.column("validation"), metric.column("test")
+
+
+def _comparison_columns(metric: Metric) -> tuple[str, str]:
+    return RATIO_COLUMN, metric.drop_column
+
+
+def _leading(metric: Metric) -> tuple[Column, ...]:
+    validation, test = _score_columns(metric)
+    kind = "fraction" if metric.percent else ""
+    better = "higher" if metric.direction == "max" else "lower"
+    return (
+        *_LEADING,
+        Column(validation, "float64", kind, f"{metric.label} on the validation split ({better} is better); used to choose"),
+        Column(test, "float64", kind, f"{metric.label} on the test split ({better} is better); used to report"),
+    )
+
+
+def _trailing(metric: Metric) -> tuple[Column, ...]:
+    place = next(index for index, column in enumerate(_TRAILING) if column.name == "model")
+    ratio, drop = _comparison_columns(metric)
+    kind = "fraction" if metric.percent else ""
+    return (
+        *_TRAILING[:place],
+        Column(ratio, "float64", "ratio", "parameters of the teacher over parameters of the student"),
+        Column(drop, "float64", kind, f"by how much the student's test {metric.label} is worse than the teacher's"),
+        *_TRAILING[place:],
+    )
 
 
 def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str, list[Any]]:
-    rows: dict[str, list[Any]] = {column.name: [] for column in (*LEADING, *TRAILING)}
-    teachers = {name: reference_teacher(facts, name) for name in {record.trial.teacher for record in records}}
+    """The values of the columns that every table has, by column."""
+    metric = facts.metric
+    rows: dict[str, list[Any]] = {column.name: [] for column in (*_leading(metric), *_trailing(metric))}
+    teachers = {record.trial.teacher: reference_teacher(facts.teachers, record.trial.teachers, metric) for record in records}
     for record in records:
         trial = record.trial
         values: dict[str, Any] = {
@@ -167,24 +206,22 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             "weights_hash": record.weights_hash,
             "started": record.started or None,
             "finished": record.finished or None,
-            **{name: record.metrics.get(name) for name in (*_METRICS, *_MORE_METRICS)},
+            **{name: record.metrics.get(name) for name in (*_MEASURED, *_score_columns(metric))},
             **{name: record.teaching.get(name) for name in _TEACHING},
-            **_against(teachers[trial.teacher], record),
+            **_against(teachers[trial.teacher], record, metric),
         }
         for name, column in rows.items():
             column.append(values[name])
     return rows
 
 
-def _against(teacher: TeacherFacts | None, record: TrialRecord) -> dict[str, float | None]:
-    """How much smaller than the teacher, and how much less accurate; without a teacher, what the record says itself."""
-    ratio, drop = record.metrics.get("compression_ratio"), record.metrics.get("accuracy_drop")
-    parameters, accuracy = record.metrics.get("parameters"), record.metrics.get("test_accuracy")
-    if teacher is not None and parameters:
-        ratio = teacher.parameters / parameters
-    if teacher is not None and teacher.test_accuracy is not None and accuracy is not None:
-        drop = teacher.test_accuracy - accuracy
-    return {"compression_ratio": ratio, "accuracy_drop": drop}
+def _against(teacher: TeacherFacts | None, record: TrialRecord, metric: Metric) -> dict[str, float | None]:
+    """The comparison with the teacher; without a teacher in the facts, what the record has itself."""
+    recorded = {name: record.metrics.get(name) for name in _comparison_columns(metric)}
+    if teacher is None:
+        return recorded
+    score = teacher.value(metric.column("test"))
+    return recorded | against_teacher(record.metrics, metric, parameters=teacher.parameters, score=score)
 
 
 def _varying(
@@ -248,7 +285,3 @@ def _whole(value: float | None) -> int | None:
 
 def _finite_or_nan(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _finite(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None or not math.isfinite(value) else value

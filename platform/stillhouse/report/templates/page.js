@@ -6,7 +6,7 @@
   const page = document.documentElement;
   let printing = false;
 
-  // Tables first: they work even where the figures can not be drawn.
+  // Tables first: they work even where the figures cannot be drawn.
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     table.querySelectorAll("thead th").forEach((head, column) => {
       const button = head.querySelector("button");
@@ -64,7 +64,7 @@
   } catch (error) {
     for (const node of document.querySelectorAll(".needs-script")) node.hidden = true;
     for (const node of document.querySelectorAll(".without-script")) node.hidden = false;
-    console.warn(`figures are shown as a still picture: ${error.message}`);
+    console.warn(`the figure is shown as a picture only: ${error.message}`);
     return;
   }
 
@@ -72,7 +72,7 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    // Plotly would offer to send the data of the figure to its makers' server.
+    // Plotly would offer to send the data of the figure to a server of its makers.
     showSendToCloud: false,
     modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "lasso2d", "select2d", "autoScale2d"],
   };
@@ -94,7 +94,7 @@
     const picked = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
     const show = () => {
       const axis = picked("size-axis");
-      const accuracy = options.accuracies[picked("accuracy-axis")];
+      const score = options.scores[picked("score-axis")];
       const unchecked = [...document.querySelectorAll("input[data-kind]:not(:checked)")];
       const hidden = new Set(unchecked.map((input) => JSON.stringify([input.dataset.kind, input.value])));
       const kinds = Object.entries(options.kinds);
@@ -104,8 +104,8 @@
       const traces = figure.data.map((trace, index) => ({
         ...trace,
         x: options.axes[axis][log ? "spread" : "x"][index],
-        y: accuracy.y[index],
-        ...(trace.error_y ? { error_y: { ...trace.error_y, array: accuracy.errors[index] } } : {}),
+        y: score.y[index],
+        ...(trace.error_y ? { error_y: { ...trace.error_y, array: score.errors[index] } } : {}),
         visible: options.fronts[index]
           ? options.fronts[index] === axis
           : !kinds.some(([kind, names]) => hidden.has(JSON.stringify([kind, names[index]]))),
@@ -113,8 +113,8 @@
       const layout = {
         ...figure.layout,
         xaxis: { ...figure.layout.xaxis, type: log ? "log" : "linear", nticks, tickformat: options.axes[axis].tickformat, title: { text: options.axes[axis].title } },
-        yaxis: { ...figure.layout.yaxis, title: { text: accuracy.title }, ...(accuracy.range ? { range: accuracy.range } : {}) },
-        shapes: accuracy.lines.flatMap((line, index) =>
+        yaxis: { ...figure.layout.yaxis, title: { text: score.title }, ...(score.range ? { range: score.range } : {}) },
+        shapes: score.lines.flatMap((line, index) =>
           line === null ? [] : [{ ...options.line, y0: line, y1: line, name: `teacher ${index}` }],
         ),
       };
@@ -137,7 +137,7 @@
       if (address) window.open(address, "_blank", "noopener");
     };
     scatter.on("plotly_click", (event) => open(event.points[0]));
-    // Arrow keys walk the winners and the teachers from left to right; the faint points are in the table.
+    // The arrow keys move over winners and teachers from left to right; the faint points are in the table.
     const walk = () => {
       const shown = scatter.data.flatMap((trace, curveNumber) =>
         trace.visible === false || trace.hoverinfo === "skip" || trace.opacity < 0.5

@@ -1,0 +1,127 @@
+"""Everything that a report is made of, computed once: page, figures, tables and answers only read it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from stillhouse.report.answers import Answer, answers
+from stillhouse.report.axes import AXES, devices_held
+from stillhouse.report.configurations import Configuration, choice_labels, configurations, winners
+from stillhouse.report.fronts import configuration_front
+from stillhouse.report.gains import Gain, gains
+from stillhouse.report.plot_style import PlotStyle
+from stillhouse.report.sensitivities import Sensitivity, sensitivities
+from stillhouse.report.teacher_costs import TeacherCost, teacher_costs
+from stillhouse.report.trials_table import TrialsTable, described_table
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.size_bound import Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeoffData:
+    """What the trade-off figures draw, of one sweep or of several that are compared.
+
+    Attributes:
+        winners: of every method and concrete student, the configuration that validation data choose.
+        fronts: the winners on the Pareto front by each of `AXES`, smallest first.
+        addresses: the web page of a trial's run, by trial key.
+    """
+
+    name: str
+    metric: Metric
+    configurations: tuple[Configuration, ...]
+    winners: tuple[Configuration, ...]
+    fronts: Mapping[str, tuple[Configuration, ...]]
+    teachers: tuple[TeacherFacts, ...]
+    style: PlotStyle
+    addresses: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        metric: Metric,
+        found: Sequence[Configuration],
+        teachers: Sequence[TeacherFacts],
+        style: PlotStyle,
+        addresses: Mapping[str, str],
+    ) -> Self:
+        """Chooses winners and fronts among the configurations `found`."""
+        best = winners(found)
+        return cls(
+            name=name,
+            metric=metric,
+            configurations=tuple(found),
+            winners=tuple(best),
+            fronts={axis: tuple(configuration_front(best, axis)) for axis in AXES},
+            teachers=tuple(teachers),
+            style=style,
+            addresses=addresses,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """One sweep, ready to be reported.
+
+    Attributes:
+        labels: of the concrete students, by `student_key`.
+        table: one row per trial.
+        tradeoff: configurations, winners and fronts.
+        answers: to the budgets, or to the questions that every sweep answers.
+        gains: of every method over the baseline.
+        addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
+    """
+
+    facts: SweepFacts
+    records: tuple[TrialRecord, ...]
+    labels: Mapping[str, str]
+    table: TrialsTable
+    tradeoff: TradeoffData
+    answers: tuple[Answer, ...]
+    gains: tuple[Gain, ...]
+    teacher_costs: tuple[TeacherCost, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    addresses: Mapping[str, str]
+
+    @property
+    def metric(self) -> Metric:
+        return self.facts.metric
+
+    @classmethod
+    def of(
+        cls,
+        facts: SweepFacts,
+        records: Sequence[TrialRecord],
+        budgets: Sequence[Budget] = (),
+        addresses: Mapping[str, str] | None = None,
+        *,
+        sweep: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Computes everything from what is recorded of the sweep.
+
+        Args:
+            budgets: the sizes to answer for; without any, `answers` has questions of its own.
+            addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
+            sweep: the sweep's name where several are compared, noted with its configurations.
+            labels: of the concrete students by `student_key`; by default those that `records` need.
+        """
+        metric, addresses = facts.metric, addresses or {}
+        labels = choice_labels(records) if labels is None else labels
+        found = configurations(records, metric, sweep=sweep, labels=labels, devices=devices_held(facts))
+        style = PlotStyle.of(facts, records)
+        tradeoff = TradeoffData.of(facts.name, metric, found, facts.teachers, style, addresses)
+        return cls(
+            facts=facts,
+            records=tuple(records),
+            labels=labels,
+            table=described_table(facts, records),
+            tradeoff=tradeoff,
+            answers=tuple(answers(facts, tradeoff.winners, budgets)),
+            gains=tuple(gains(tradeoff.winners, facts.baseline)),
+            teacher_costs=tuple(teacher_costs(facts, records)),
+            sensitivities=tuple(sensitivities(records, metric)),
+            addresses=addresses,
+        )
