@@ -104,7 +104,7 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
         views=views,
         training=Training(batch_size=40),
         tickets={"big": ticket},
-        teachers={"big": TeacherScore(parameters=1000, test_accuracy=0.9)},
+        teachers={"big": TeacherScore(parameters=1000, test_value=0.9)},
         checkpoint_interval_s=0.0,
         home=home,
     )

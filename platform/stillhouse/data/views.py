@@ -173,6 +173,11 @@ _Table = tuple[list[tuple[int, str]], Tensor]
 """(operation's place, parameter's name) of each column, and the parameters int32 [N, columns]."""
 
 
+def policy_mixes(policy: Sequence[PolicyEntry]) -> bool:
+    """Whether a sound policy mixes samples, and so their targets."""
+    return any(_operation(entry).mixes for entry in policy)
+
+
 def policy_problems(policy: Sequence[PolicyEntry], input_shape: Shape | None = None) -> list[Problem]:
     """What is wrong with a policy, for images of `input_shape` if it is known; keys begin with `policy`."""
     if isinstance(policy, str | Mapping) or not isinstance(policy, Sequence):

@@ -1,13 +1,13 @@
 """Rules that span several keys of a spec, each of which is fine alone."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from stillhouse.errors import Problem, did_you_mean
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.schema import ADAPTIVE, SearchSpec, SweepSpec
 from stillhouse.spec.training import Training
 
-OBJECTIVES = {
-    "validation_accuracy": "max",
+SIZE_OBJECTIVES = {
     "parameters": "min",
     "size_bytes": "min",
     "macs": "min",
@@ -129,18 +129,26 @@ def _labels(spec: SweepSpec, places: Sequence[int]) -> Iterator[Problem]:
 def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:
     if empty and not spec.objectives:
         yield Problem("objectives", "must name at least one objective, such as {validation_accuracy: max, parameters: min}")
-    for name, direction in spec.objectives.items():
-        if name == "test_accuracy":
-            yield Problem(
-                f"objectives.{name}", "must not be searched: the test split is read once, at the end; use validation_accuracy"
-            )
-        elif name not in OBJECTIVES and spec.task is not None:
-            # Only the task knows its metric: the plan checks it.
-            continue
-        elif name not in OBJECTIVES:
-            yield Problem(f"objectives.{name}", f"is not an objective{did_you_mean(name, OBJECTIVES)}")
-        elif direction != OBJECTIVES[name]:
-            yield Problem(f"objectives.{name}", f"must be {OBJECTIVES[name]}, got {direction}")
+    if not may_have_another_metric(spec):
+        yield from objective_problems(spec.objectives, ACCURACY)
+
+
+def may_have_another_metric(spec: SweepSpec) -> bool:
+    """Whether the metric is only known with the task: of a user-defined one, or of one that a data set declares."""
+    return spec.task is not None or ":" in spec.dataset.name
+
+
+def objective_problems(objectives: Mapping[str, str], metric: Metric) -> Iterator[Problem]:
+    """What is wrong with the objectives of a task that is judged by `metric`."""
+    column = metric.column("validation")
+    known = {column: metric.direction, **SIZE_OBJECTIVES}
+    for name, direction in objectives.items():
+        if name == metric.column("test"):
+            yield Problem(f"objectives.{name}", f"must not be searched: the test split is read once, at the end; use {column}")
+        elif name not in known:
+            yield Problem(f"objectives.{name}", f"is not an objective{did_you_mean(name, known)}")
+        elif direction != known[name]:
+            yield Problem(f"objectives.{name}", f"must be {known[name]}, got {direction}")
 
 
 def _search(search: SearchSpec) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
@@ -443,8 +444,9 @@ def _methods(value: Any) -> Any:
 _METHODS = TypeAdapter(dict[str, MethodSettings])
 
 
-def _default_objectives() -> dict[str, Literal["max", "min"]]:
-    return {"validation_accuracy": "max", "parameters": "min"}
+def default_objectives(metric: Metric = ACCURACY) -> dict[str, Literal["max", "min"]]:
+    """What is optimised where the spec names nothing: the task's metric against the number of parameters."""
+    return {metric.column("validation"): metric.direction, "parameters": "min"}
 
 
 class SweepSpec(Section):
@@ -466,7 +468,7 @@ class SweepSpec(Section):
     methods: Annotated[dict[str, Any] | None, PlainValidator(_methods)] = None
     search: SearchSpec = Field(default_factory=SearchSpec)
     training: Training = Field(default_factory=Training)
-    objectives: dict[str, Literal["max", "min"]] = Field(default_factory=_default_objectives)
+    objectives: dict[str, Literal["max", "min"]] = Field(default_factory=default_objectives)
     trial_resources: TrialResources = Field(default_factory=TrialResources)
     max_concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     knowledge: KnowledgeSpec = Field(default_factory=KnowledgeSpec)

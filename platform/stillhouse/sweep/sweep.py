@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
@@ -162,6 +162,8 @@ class Sweep:
                 size=wanted.size,
                 options=wanted.options,
                 cache=self.sweep_home.home / "data",
+                task=tasks.name_of(self.spec.task),
+                targets=tasks.find(self.spec.task).targets,
             )
         return self._data
 
@@ -749,7 +751,7 @@ class Sweep:
             training=self.spec.training,
             tickets={name: member.ticket for name, member in crew.items()},
             teachers={
-                name: TeacherScore(parameters=member.facts.parameters, test_accuracy=member.facts.test_accuracy or 0.0)
+                name: TeacherScore(parameters=member.facts.parameters, test_value=member.facts.test_accuracy or 0.0)
                 for name, member in crew.items()
             },
             latencies=latencies,

@@ -121,7 +121,7 @@ def test_a_taught_trial_reads_sealed_views_and_is_compared_with_its_teacher(
     environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
 ) -> None:
     environment = dataclasses.replace(
-        environment, tickets={"big": ticket}, teachers={"big": TeacherScore(parameters=2420, test_accuracy=0.75)}
+        environment, tickets={"big": ticket}, teachers={"big": TeacherScore(parameters=2420, test_value=0.75)}
     )
     record = run_to_end(make_trial(method="kd", teacher="big"), environment, digits)
     assert record.status == "finished", record.reason
@@ -147,7 +147,7 @@ def test_an_inline_teacher_forwards_every_sample_of_every_epoch(
 def test_what_was_taken_of_a_teacher_before_a_trial_was_killed_counts(
     environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
 ) -> None:
-    scores = {"big": TeacherScore(parameters=2420, test_accuracy=0.75)}
+    scores = {"big": TeacherScore(parameters=2420, test_value=0.75)}
     environment = dataclasses.replace(environment, tickets={"big": ticket}, teachers=scores)
     trial = make_trial(method="kd", teacher="big", epochs=4)
     killed = TrialRunner(trial, environment, digits)

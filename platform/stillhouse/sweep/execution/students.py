@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.knowledge.code import named_version
 from stillhouse.models.registry import build_model
@@ -10,7 +11,7 @@ from stillhouse.spec.records import StudentChoice
 
 
 def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
-    return build_model(student.model, num_classes=data.num_classes, input_shape=data.input_shape, **student.options)
+    return build_model(student.model, **tasks.of(data).model_arguments(data), **student.options)
 
 
 def student_key(student: StudentChoice) -> str:

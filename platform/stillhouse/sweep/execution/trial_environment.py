@@ -14,10 +14,14 @@ CHECKPOINT_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScore:
-    """What a student is compared with."""
+    """What a student is compared with.
+
+    Attributes:
+        test_value: of the task's metric on the test split.
+    """
 
     parameters: int
-    test_accuracy: float
+    test_value: float
 
 
 @dataclass(frozen=True, kw_only=True)

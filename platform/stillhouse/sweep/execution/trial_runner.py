@@ -23,6 +23,7 @@ from stillhouse.models.size import measure_size
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
 from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import _keep_record, failure_reason
@@ -81,7 +82,7 @@ class TrialRunner:
 
     @property
     def comparable(self) -> bool:
-        """Whether the accuracy of the epoch just run says anything about the student's end."""
+        """Whether the metric after the epoch just run says anything about the trained student."""
         ran = {stage.name: stage.comparable for stage in self._trainer.stages}
         return not self.curve or ran.get(self.curve[-1]["stage"], True)
 
@@ -159,12 +160,12 @@ class TrialRunner:
 
     def finish(self) -> TrialRecord:
         """Reads the test split, stores the student's weights, writes the record, drops the checkpoint."""
-        student = self._trainer.classifier
+        student, metric = self._trainer.classifier, self._trainer.task.metric
         metrics = {
             **size_metrics(measure_size(student, self._data.input_shape)),
             **self._environment.latencies.get(student_key(self.trial.student), {}),
-            "validation_accuracy": self._trainer.curve[-1]["validation_accuracy"],
-            "test_accuracy": self._trainer.evaluate(self._data.test),
+            metric.column("validation"): self._trainer.curve[-1][metric.column("validation")],
+            metric.column("test"): self._trainer.evaluate(self._data.test),
             "train_seconds": self._trainer.train_seconds,
         }
         if self._environment.training.micro_batch == "auto" and self._trainer.micro_batch is not None:
@@ -172,12 +173,11 @@ class TrialRunner:
         if self._trainer.helper_bytes:
             metrics["helper_bytes"] = self._trainer.helper_bytes
         for name, peer in self._trainer.peers().items():
-            metrics[f"test_accuracy_{name}"] = self._trainer.evaluate(self._data.test, peer)
+            metrics[f"{metric.column('test')}_{name}"] = self._trainer.evaluate(self._data.test, peer)
         scores = [self._environment.teachers[name] for name in self.trial.teachers]
         if scores:
-            score = max(scores, key=lambda each: each.test_accuracy)
-            metrics["compression_ratio"] = score.parameters / metrics["parameters"]
-            metrics["accuracy_drop"] = score.test_accuracy - metrics["test_accuracy"]
+            best = max(scores, key=lambda each: metric.sign * each.test_value)
+            metrics |= against_teacher(metrics, metric, parameters=best.parameters, score=best.test_value)
         weights = Path("students") / f"{self.trial.key}.safetensors"
         digest = save_weights(
             student,

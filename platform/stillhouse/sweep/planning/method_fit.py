@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.distill.hyperparameters import make_method, plain
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.parallel import split_problem
@@ -19,9 +19,11 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.blueprint import sketch
 from stillhouse.spec.combinations import Soundness
+from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.draws import Draw
+from stillhouse.tasks import Task
 
 Describe = Callable[[str, Mapping[str, Any]], Architecture]
 
@@ -72,6 +74,22 @@ def fit_method(method: Method, student: Architecture, teachers: Sequence[Archite
     return MethodFit(method=method, knowledge=(), needs_teacher=False)
 
 
+def can_serve(name: str, settings: Mapping[str, Any], task: Task) -> bool:
+    """Whether the method serves the task with some of the hyper-parameters that `settings` allow; the others are defaults.
+
+    True as well where the method cannot be made with them, since that is another problem.
+    """
+    priors = {key: setting for key, setting in settings.items() if isinstance(setting, Prior)}
+    first = {key: setting.ends()[0] if isinstance(setting, Prior) else setting for key, setting in settings.items()}
+    corners = [first, *({**first, key: end} for key, prior in priors.items() for end in prior.ends()[1:])]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return any(make_method(name, corner).serves(task.name) for corner in corners)
+    except Exception:  # a user-defined method can raise anything
+        return True
+
+
 def runnable_draw(draw: Draw, fit: MethodFit) -> Draw:
     """The draw as its trial runs: without the teacher that the method does not need, with typed hyper-parameters."""
     hyperparameters = {name: plain(getattr(fit.method, name)) for name in draw.hyperparameters}
@@ -88,7 +106,10 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
     try:
         student = describe(draw.student.model, draw.student.options)
         teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
-        fit = fit_method(make_method(draw.method, draw.hyperparameters), student, teachers)
+        method = make_method(draw.method, draw.hyperparameters)
+        if not method.serves(tasks.find(spec.task).name):
+            return None
+        fit = fit_method(method, student, teachers)
     except Exception:  # a user's method can raise anything about a combination of values
         return None
     return runnable_draw(draw, fit)
@@ -108,13 +129,15 @@ class DrawChecker:
     Args:
         spec: with every method and hyper-parameter spelled out.
         sound: which of the spec's sections have no problem of their own.
+        task: of the data set.
         num_samples: of the training split; None while the data set has not been loaded.
         num_classes: of the data set.
     """
 
-    def __init__(self, spec: SweepSpec, sound: Soundness, *, num_classes: int, num_samples: int | None) -> None:
+    def __init__(self, spec: SweepSpec, sound: Soundness, task: Task, *, num_classes: int, num_samples: int | None) -> None:
         self._spec = spec
         self._sound = sound
+        self._task = task
         self._num_classes = num_classes
         self._num_samples = _ASSUMED_SAMPLES if num_samples is None else num_samples
         self._modules_checked: set[str] = set()
@@ -134,12 +157,13 @@ class DrawChecker:
             method = make_method(draw.method, draw.hyperparameters)
             if (divided := self._divided_batches()) and (problem := split_problem(method)):
                 return PassedOver(f"{problem}, and {divided}")
+            if not method.serves(self._task.name):
+                return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
             fit = fit_method(method, student, teachers)
             taught = fit.needs_teacher
             for teacher, knowledge in zip(teachers, fit.knowledge, strict=True):
                 for kind in knowledge.values():
-                    for layer in kind.layers:
-                        teacher.shape(layer)
+                    self._check_kind(kind, teacher)
             with torch.device("meta"):
                 for partner in teachers if taught else [None]:
                     for layer in method.student_layers(partner, student):
@@ -161,6 +185,21 @@ class DrawChecker:
                 "got 'cached'",
             )
         return runnable_draw(draw, fit)
+
+    def _check_kind(self, kind: Knowledge, teacher: Architecture) -> None:
+        """Checks that the teacher has what the kind of knowledge reads.
+
+        Raises:
+            UnknownLayer: it has no such layer.
+            MethodError: the task has no such output.
+        """
+        for layer in kind.layers:
+            teacher.shape(layer)
+        outputs = self._task.output_shapes(self._num_classes)
+        if not kind.layers and not kind.of_input and kind.output not in outputs:
+            raise MethodError(
+                f"needs the teacher's output '{kind.output}', but task {self._task.name} has {', '.join(outputs)} only"
+            )
 
     def _divided_batches(self) -> str | None:
         """The setting that makes trials train on a part of each batch at a time."""

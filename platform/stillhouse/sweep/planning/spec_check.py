@@ -10,23 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
-from stillhouse.data.views import policy_problems
+from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.distill.hyperparameters import plain, setting_problem, typed
 from stillhouse.distill.method import Method
 from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
 from stillhouse.models.registry import unknown_options
 from stillhouse.models.weights import load_state, read_checkpoint
-from stillhouse.spec.combinations import Soundness, combination_problems, idle_settings
+from stillhouse.spec.combinations import (
+    Soundness,
+    combination_problems,
+    idle_settings,
+    may_have_another_metric,
+    objective_problems,
+)
 from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
-from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec
-from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
+from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec, default_objectives
+from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker, can_serve
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
 
 TORCHVISION = "torchvision:"
@@ -95,7 +101,7 @@ def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None =
 
 def metric_of(spec: SweepSpec, data: ImageData) -> Metric:
     """What the task judges its models by."""
-    return ACCURACY
+    return tasks.of(data).metric
 
 
 def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:
@@ -119,9 +125,11 @@ class _Surveyor:
         self._asked_methods = spec.methods is not None
         self._num_classes: int | None = None
         self._input_shape: Shape | None = None
+        self._task = tasks.find()
 
     def run(self) -> Survey:
         self._add_folders()
+        self._resolve_task()
         self._check_dataset()
         self._check_views()
         self._check_last_batch()
@@ -158,6 +166,26 @@ class _Surveyor:
             except UsageError as error:
                 self._survey.problems.append(Problem.caused_by(error, f"method_paths[{number}]"))
 
+    def _resolve_task(self) -> None:
+        """Finds the task: that of the spec, else the one that the data set declares; its metric is the default objective."""
+        declared = None
+        if self._data is not None:
+            declared = self._data.task
+        elif ":" in self._spec.dataset.name and self._sound("dataset.name"):
+            declared = dataset_facts(self._spec.dataset.name).task
+        name = self._spec.task or declared
+        try:
+            self._task = tasks.find(name)
+        except UsageError as error:
+            self._survey.problems.append(Problem.caused_by(error, "task"))
+            return
+        metric, objectives = self._task.metric, self._spec.objectives
+        if metric != ACCURACY and objectives == default_objectives(ACCURACY):
+            objectives = default_objectives(metric)
+        if may_have_another_metric(self._spec) and self._sound("objectives"):
+            self._survey.problems += objective_problems(objectives, metric)
+        self._spec = self._spec.model_copy(update={"task": tasks.name_of(name), "objectives": objectives})
+
     def _check_dataset(self) -> None:
         spec = self._spec.dataset
         if self._data is not None:
@@ -178,7 +206,8 @@ class _Surveyor:
             self._problem_if_not_importable("dataset.name", spec.name)
         elif spec.name in dataset_names() and self._sound("dataset.size", "dataset.options"):
             facts = dataset_facts(spec.name, size=spec.size, options=spec.options)
-            self._num_classes, self._input_shape = facts.num_classes, facts.input_shape
+            self._num_classes = self._task.targets.foreseen_outputs(facts.num_classes)
+            self._input_shape = facts.input_shape
 
     def _problem_if_not_importable(self, key: str, name: str) -> None:
         module = name.partition(":")[0]
@@ -193,6 +222,11 @@ class _Surveyor:
         if self._sound("views", "views.policy"):
             problems = policy_problems(self._spec.views.policy, self._input_shape)
             self._survey.problems += [problem.under("views") for problem in problems]
+            if not problems and not self._task.mixes and policy_mixes(self._spec.views.policy):
+                self._problem(
+                    "views.policy",
+                    f"must not mix samples: task {self._task.name} cannot mix targets; remove the last",
+                )
 
     def _check_teacher(self, name: str, teacher: TeacherSpec) -> bool:
         """Whether the teacher's model can be built; its weights are checked besides."""
@@ -248,7 +282,18 @@ class _Surveyor:
                 self._problem(f"methods.{name}", f"can not be loaded: {describe_error(error)}")
             else:
                 resolved[name] = self._resolve_settings(name, kind, settings)
-        return {name: settings for name, settings in resolved.items() if settings is not None}
+        return self._serving({name: settings for name, settings in resolved.items() if settings is not None})
+
+    def _serving(self, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The methods that serve the task with some of their hyper-parameters; others that the spec names are problems."""
+        others = [name for name, values in settings.items() if not can_serve(name, values, self._task)]
+        if others and self._asked_methods:
+            serving = [name for name in methods.names() if can_serve(name, {}, self._task)]
+            for name in others:
+                self._problem(f"methods.{name}", f"does not serve task {self._task.name}; these do: {', '.join(serving)}")
+        elif others:
+            self._note(f"left out, since they do not serve task {self._task.name}: {', '.join(sorted(others))}")
+        return {name: values for name, values in settings.items() if name not in others}
 
     def _resolve_settings(self, name: str, kind: type[Method], settings: Mapping[str, Any] | str) -> dict[str, Any] | None:
         """The method's hyper-parameters in its own order; None when the spec's are wrong."""
@@ -308,7 +353,7 @@ class _Surveyor:
             for name, teacher in spec.teachers.items()
         }
         num_samples = len(self._data.train) if self._data is not None else None
-        checker = DrawChecker(spec, self._sound, num_classes=num_classes, num_samples=num_samples)
+        checker = DrawChecker(spec, self._sound, self._task, num_classes=num_classes, num_samples=num_samples)
         no_teachers = not self._spec.teachers and not self._sound.touched("teachers")
         for draw in draw_trials(spec):
             if draw.method in unmet:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import plain
@@ -35,6 +35,9 @@ class TrialKeys:
             "views": {**views.identity(), "count": views.count},
             "training": spec.training.identity(),
         }
+        self._task = tasks.name_of(data.task)
+        if self._task is not None:
+            self._common["task"] = self._task
         self._dtype = spec.knowledge.dtype
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
@@ -43,11 +46,13 @@ class TrialKeys:
         self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
 
     def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
-        """The version of all code of the user's own that a trial runs: method, student and teachers; empty where it is none."""
+        """The version of all user-defined code that a trial runs: method, task, student, teachers; empty without any."""
         place = method, student.model, teacher
         if place not in self._own_code:
             models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
             versions = [methods.own_version(method), *map(named_version, models)]
+            if self._task is not None:
+                versions.append(tasks.own_version(self._task))
             self._own_code[place] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
         return self._own_code[place]
 

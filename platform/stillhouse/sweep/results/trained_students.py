@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Setup
@@ -79,6 +79,8 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
         size=wanted.size,
         options=wanted.options,
         cache=results.home / "data",
+        task=tasks.name_of(spec.task),
+        targets=tasks.find(spec.task).targets,
     )
     known = results.facts.dataset.get("fingerprint")
     if known and known != data.fingerprint:
