@@ -40,8 +40,8 @@ def test_a_teacher_is_trained_measured_and_frozen(trained: Trained, digits: Imag
     assert teacher.weights_hash == weights_hash(teacher.model)
     with torch.no_grad():
         right = teacher.model(digits.normalise(digits.validation.images)).argmax(1) == digits.validation.labels
-    assert teacher.validation_accuracy == pytest.approx(float(right.float().mean()))
-    assert score(teacher.model, digits, "validation", "cpu") == teacher.validation_accuracy
+    assert teacher.validation_value == pytest.approx(float(right.float().mean()))
+    assert score(teacher.model, digits, "validation", "cpu") == teacher.validation_value
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
@@ -54,7 +54,7 @@ def test_a_teacher_is_found_by_its_content_whatever_its_name(
     found = TeacherLibrary(root).obtain(make_definition(name="other"), digits, views)
     assert not found.trained_now
     assert found.weights_hash == weights_hash(found.model) == teacher.weights_hash
-    assert found.validation_accuracy == teacher.validation_accuracy
+    assert found.validation_value == teacher.validation_value
     assert found.train_seconds == teacher.train_seconds
 
 
@@ -186,7 +186,7 @@ def test_given_weights_are_loaded_in_every_usual_form(
         torch.save({f"module.{name}": value for name, value in state.items()}, path)
     teacher = TeacherLibrary(tmp_path / "library").obtain(make_definition(weights=str(path)), digits, views)
     assert teacher.weights_hash == trained[1].weights_hash
-    assert teacher.validation_accuracy == trained[1].validation_accuracy
+    assert teacher.validation_value == trained[1].validation_value
     assert (teacher.trained_now, teacher.train_seconds) == (False, 0.0)
     path.unlink()
 

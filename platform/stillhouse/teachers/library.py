@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.views import Views
@@ -22,6 +23,7 @@ from stillhouse.durable import Damaged, canonical_json, read_checked, write_chec
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
 from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
+from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.definition import TeacherDefinition
 
 CHECKPOINT_INTERVAL_S = 10.0
@@ -34,7 +36,7 @@ class LoadedTeacher:
 
     Attributes:
         path: its weights in the library.
-        validation_accuracy: top-1 accuracy in [0, 1], measured on this data set's validation split.
+        validation_value: of the task's metric, on this data set's validation split.
         train_seconds: what its training took, whenever that was; 0 for weights that were given.
         trained_now: whether this call trained it.
     """
@@ -44,7 +46,7 @@ class LoadedTeacher:
     key: str
     path: Path
     weights_hash: str
-    validation_accuracy: float
+    validation_value: float
     train_seconds: float
     trained_now: bool
 
@@ -81,6 +83,8 @@ class TeacherLibrary:
             Interrupted: training ended since it was to; a checkpoint is written.
             UsageError: weights that can not be read or do not fit the model.
         """
+        metric = tasks.of(data).metric
+        column = metric.column("validation")
         key = definition.key(data, views)
         folder = self.root / key
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,31 +104,22 @@ class TeacherLibrary:
                 trained_now = True
             model = model.to(device).eval().requires_grad_(False)
             if card is None:
-                # The hash comes last: a card without whole weights is never written.
-                digest = weights_hash(model)
+                card = _make_card(definition, data, model, seconds if trained_now else 0.0, device)
+                # The card comes last: one without whole weights is never written.
                 save_weights(model, folder / "weights.safetensors", {"model": definition.model})
-                card = {
-                    "model": definition.model,
-                    "options": dict(definition.options),
-                    "dataset": data.name,
-                    "weights_hash": digest,
-                    "validation_accuracy": score(model, data, "validation", device),
-                    "train_seconds": seconds if trained_now else 0.0,
-                    "made": time.time(),
-                }
                 write_checked(folder / "card", canonical_json(card).encode())
                 self._push(folder / "weights.safetensors", folder / "card")
                 (folder / "checkpoint").unlink(missing_ok=True)
                 if self._home is not None:
                     self._home.drop(folder / "checkpoint")
-        progress(f"teacher {definition.name}: validation accuracy {card['validation_accuracy']:.4f}")
+        progress(f"teacher {definition.name}: validation {metric.label} {card[column]:.4f}")
         return LoadedTeacher(
             definition=definition,
             model=model,
             key=key,
             path=folder / "weights.safetensors",
             weights_hash=card["weights_hash"],
-            validation_accuracy=card["validation_accuracy"],
+            validation_value=card[column],
             train_seconds=card["train_seconds"],
             trained_now=trained_now,
         )
@@ -169,7 +164,7 @@ class TeacherLibrary:
                 device=device,
             )
 
-        trainer = make()
+        trainer, metric = make(), tasks.of(data).metric
         checkpoint = folder / "checkpoint"
         self._pull(checkpoint)
         try:
@@ -183,7 +178,7 @@ class TeacherLibrary:
             entry = trainer.run_epoch()
             progress(
                 f"teacher {definition.name}: epoch {entry['epoch']}/{definition.epochs}, "
-                f"loss {entry['train_loss']:.3f}, validation accuracy {entry['validation_accuracy']:.4f}"
+                f"loss {entry['train_loss']:.3f}, validation {metric.label} {entry[metric.column('validation')]:.4f}"
             )
             if trainer.finished:
                 break
@@ -200,6 +195,23 @@ class TeacherLibrary:
 def score(model: nn.Module, data: ImageData, split: str, device: str) -> float:
     """The value of the task's metric on `validation` or `test`."""
     return evaluate(model, data, data.validation if split == "validation" else data.test, device)
+
+
+def _make_card(
+    definition: TeacherDefinition, data: ImageData, model: nn.Module, train_seconds: float, device: str
+) -> dict[str, Any]:
+    """What the library records of a teacher; its metric is named unless it is accuracy, as in cards of the first release."""
+    metric = tasks.of(data).metric
+    return {
+        "model": definition.model,
+        "options": dict(definition.options),
+        "dataset": data.name,
+        "weights_hash": weights_hash(model),
+        metric.column("validation"): score(model, data, "validation", device),
+        **({} if metric == ACCURACY else {"metric": metric.model_dump()}),
+        "train_seconds": train_seconds,
+        "made": time.time(),
+    }
 
 
 def _build(definition: TeacherDefinition) -> nn.Module:
