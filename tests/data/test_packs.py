@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from stillhouse.cli import app
 from stillhouse.data import packing
 from stillhouse.data.datasets import load_dataset
 from stillhouse.data.hashing import uniform
@@ -322,27 +320,3 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(tmp_path: Path, mon
     monkeypatch.undo()
     done = pack_folder(root, tmp_path / "pack", shard_bytes=500)
     assert done.written == done.shards - 2
-
-
-# The command
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    return ["data", "pack", str(small_folder(tmp_path / "images")), "--to", str(tmp_path / "pack")]
-
-
-def test_the_command_prints_what_it_did(command: list[str], tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("8 train, 2 test images of 2 classes in 2 shards, ")
-    assert f"root: {tmp_path / 'pack'}" in done.stdout
-    assert "packed 10 of 10 images" in done.stderr
-
-
-def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["data", "pack", str(tmp_path / "none"), "--to", str(tmp_path / "pack")])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: ")
-    assert "does not exist" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
