@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .stillhouse
 TEST_PROCESSES ?= 2
-# Each of a sweep's processes imports torch and Ray: compiled once, that takes half of the time.
+# Each process of a sweep imports torch and Ray; with compiled files the import takes half of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo ui test lint types imports check wheel wheel-test bench clean
@@ -12,10 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo        set up, then run the quickstart sweep (about 2 minutes after the installation)"
-	@echo "make ui          open MLflow on what the demo recorded"
+	@echo "make ui          serve MLflow with the runs of the demo"
 	@echo "make test        set up, then run the tests"
 	@echo "make check       linters, types, import contract"
-	@echo "make wheel-test  build the wheel, run a sweep with it in an environment of its own"
+	@echo "make wheel-test  build the wheel, and run a sweep with it in a separate environment"
 
 setup: $(VENV)/.ready
 
