@@ -181,7 +181,7 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     def no_cluster(*_arguments: Any, **_options: Any) -> None:
         raise AssertionError("a cluster was asked for")
 
-    monkeypatch.setattr("stillhouse.sweep.sweep.Cluster", no_cluster)
+    monkeypatch.setattr("stillhouse.sweep.context.Cluster", no_cluster)
     before = stamps(undisturbed.results.sweep_home)
     again = Sweep.from_yaml(undisturbed.spec, home=undisturbed.home).run()
     assert stamps(again.sweep_home) == before
@@ -487,7 +487,7 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
     assert mended["failing"] != failed.trial.key
     (aside,) = (sweep_home.ledger.folder / "aside").iterdir()
     assert aside.name.startswith(failed.trial.key)
-    assert "code of your own has changed since 1 trials ran (failing on mlp); they run again" in capfd.readouterr().err
+    assert "user-defined code has changed since 1 trials ran (failing on mlp); they run again" in capfd.readouterr().err
 
 
 # The driver dies
@@ -590,7 +590,7 @@ def test_ctrl_c_ends_with_130_and_the_command_to_go_on(troubled: Troubled) -> No
     assert code == 130
     assert output == ""
     command = f"stillhouse resume tiny --home {shlex.quote(str(troubled.sweep_home.home))}"
-    assert errors.rstrip().endswith(f"interrupted; finished trials are kept. Go on with: {command}")
+    assert errors.rstrip().endswith(f"interrupted; finished trials are stored. Continue with: {command}")
     assert "Traceback" not in errors
 
 

@@ -193,7 +193,7 @@ def interruptions(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> In
 
 def test_whatever_ends_a_sweep_the_command_to_go_on_is_told(interruptions: Interruptions) -> None:
     sentence = (
-        f"interrupted; finished trials are kept. Go on with: stillhouse resume life --home {interruptions.sweep_home.home}"
+        f"interrupted; finished trials are stored. Continue with: stillhouse resume life --home {interruptions.sweep_home.home}"
     )
     assert interruptions.sentences == [sentence, sentence]
 
@@ -265,7 +265,7 @@ def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stillhouse.sweep.cluster.cluster.RESTARTS_OF_A_TRIAL", 0)
-    monkeypatch.setattr("stillhouse.sweep.sweep._DEATHS_OF_A_TRIAL", 2)
+    monkeypatch.setattr("stillhouse.sweep.phases._MAX_WORKER_DEATHS", 2)
     (folder := tmp_path / "own").mkdir()
     (folder / "deadly.py").write_text(DEADLY)
     changes = {"methods": {"scratch": {}, "deadly": {}}, "search": {"trials_per_method": 1, "max_epochs": 2}}
@@ -322,7 +322,7 @@ def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed:
             Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
         sentence = str(caught.value)
         assert "o space left on device" in sentence or "no room for" in sentence
-        assert sentence.endswith(f"and go on with: stillhouse resume life --home {sweep_home.home}")
+        assert sentence.endswith(f"and continue with: stillhouse resume life --home {sweep_home.home}")
         assert "\n" not in sentence
         assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
         before = stamps(sweep_home)
@@ -335,7 +335,7 @@ def test_a_full_disk_ends_the_sweep_soon_and_costs_nothing_finished(undisturbed:
 
 def test_a_disk_that_is_full_from_the_start_is_one_sentence(cluster: None, tmp_path: Path) -> None:
     with small_disk(tmp_path / "home", "64k"):
-        with pytest.raises(InfrastructureError, match=r"o space left on device .* and go on with: ") as caught:
+        with pytest.raises(InfrastructureError, match=r"o space left on device .* and continue with: ") as caught:
             Sweep.from_yaml(write_spec(tmp_path / "life.yaml", **ALONE), home=tmp_path / "home").run()
         assert "\n" not in str(caught.value)
 
@@ -353,7 +353,7 @@ def test_a_disk_that_is_full_under_the_ledger_ends_the_sweep_until_there_is_room
             Sweep.from_yaml(spec, home=home, progress=events).run()
         sentence = str(caught.value)
         assert "o space left on device" in sentence or "no room for" in sentence
-        assert sentence.endswith(f"and go on with: stillhouse resume life --home {home}")
+        assert sentence.endswith(f"and continue with: stillhouse resume life --home {home}")
         assert "\n" not in sentence
         assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
         grow("64m")
@@ -388,10 +388,10 @@ def test_a_disk_that_is_full_under_the_knowledge_ends_a_sweep_that_wants_it_ther
         with pytest.raises(InfrastructureError) as caught:
             Sweep.from_yaml(spec, home=home, progress=events).run()
         assert events.acted
-        again = f"Make room (`stillhouse teachers prune` helps) and go on with: stillhouse resume life --home {home}"
+        again = f"Free some space (`stillhouse teachers prune` helps) and continue with: stillhouse resume life --home {home}"
         assert re.fullmatch(
             rf"teacher 'big' cannot fill view \d: no room for \d+ bytes of knowledge under {home}/knowledge; "
-            rf"finished trials are kept\. {re.escape(again)}",
+            rf"finished trials are stored\. {re.escape(again)}",
             str(caught.value),
         )
         assert len(events.started) == len(set(events.started)), "no trial is tried again in vain"
@@ -400,7 +400,7 @@ def test_a_disk_that_is_full_under_the_knowledge_ends_a_sweep_that_wants_it_ther
             Sweep.named("life", home=home).run()
         assert str(caught.value) == (
             f"no room for 25.60 kB of knowledge under {home}/knowledge, whose disk has 0 B for it; lower views.count or "
-            f"let knowledge.way be auto; finished trials are kept. {again}"
+            f"let knowledge.way be auto; finished trials are stored. {again}"
         )
         grow("2m")
         results = Sweep.named("life", home=home).run()
@@ -531,7 +531,7 @@ def test_a_bad_tracking_server_costs_no_trial(
 ) -> None:
     monkeypatch.setattr("stillhouse.tracking.tracker.START_TIMEOUT_S", 1.0)
     monkeypatch.setattr("stillhouse.tracking.tracker.CLOSE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("stillhouse.sweep.sweep._TRACKING_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("stillhouse.sweep.run._TRACKING_TIMEOUT_S", 1.0)
     with bad_server(kind) as address:
         spec = write_spec(tmp_path / "life.yaml", **ALONE, tracking={"uri": address})
         results = Sweep.from_yaml(spec, home=tmp_path / "home").run()

@@ -24,9 +24,11 @@ from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.node_checks import ask_nodes, check_nodes, findings_of, nodes_without_home
 from stillhouse.sweep.cluster.node_probe import versions
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep import Sweep
+from stillhouse.sweep.teacher_setup import teacher_definition
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -261,6 +263,7 @@ def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, 
         )
     )
     sweep = Sweep.from_yaml(path, home=tmp_path / "home")
+    definition = teacher_definition("big", sweep.spec, sweep.data(), tmp_path / "home")
     place = Cluster(
         sweep.spec,
         address=site.nodes.address,
@@ -270,7 +273,7 @@ def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, 
     )
     with place as cluster:
         cluster.share(sweep.data())
-        (teacher,) = cluster.start_teachers([sweep._definition("big")], sweep.data(), sweep._views())
+        (teacher,) = cluster.start_teachers([definition], sweep.data(), make_views(sweep.spec, sweep.data()))
         assert ray.get(teacher.handle.about.remote())["node"] == site.ids["head"]
 
 

@@ -189,7 +189,7 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
         (OSError(errno.EIO, "Input/output error"), "Input/output error ({folder})"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "No space left on device ({folder}); finished trials are kept. Make",
+            "No space left on device ({folder}); finished trials are stored. Free",
         ),
         (
             DiskFullError("no room for 16 bytes of knowledge under /node/x"),
@@ -197,7 +197,7 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded", "/node/x"),
-            "Disk quota exceeded (/node/x); finished trials are kept. Make",
+            "Disk quota exceeded (/node/x); finished trials are stored. Free",
         ),
         (InfrastructureError("a node is gone"), "a node is gone"),
     ],

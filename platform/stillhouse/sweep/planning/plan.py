@@ -211,7 +211,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *budget_notes(spec.search.budget),
         ),
         keys=keys,
-        metric=metric_of(spec, data),
+        metric=metric_of(data),
     )
 
 

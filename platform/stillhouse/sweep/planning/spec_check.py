@@ -99,8 +99,8 @@ def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None =
     return _Surveyor(draft, draft.spec, data).run()
 
 
-def metric_of(spec: SweepSpec, data: ImageData) -> Metric:
-    """What the task judges its models by."""
+def metric_of(data: ImageData) -> Metric:
+    """What the task of the data set judges its models by."""
     return tasks.of(data).metric
 
 

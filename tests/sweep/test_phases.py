@@ -1,4 +1,4 @@
-"""Trials that Tune gives up since their workers were lost: run again while that helps."""
+"""The phases of a sweep: which trials they have, and trials lost with their workers, run again while that helps."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
+from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.cluster.trial_watch import LostTrial
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.phases import Phases, run_phase
+from stillhouse.sweep.planning.plan import make_plan
 from stillhouse.sweep.planning.spec_check import check
-from stillhouse.sweep.sweep import Sweep
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.shutdown import ShutdownRequest
 
 MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., TrialRecord]
@@ -28,7 +34,7 @@ SPEC = {
 
 
 class LossyCluster:
-    """Each run gives so many records, and loses so many trials, as it was told.
+    """Each run gives so many records, and loses so many trials, as requested.
 
     Attributes:
         deaths: of the workers of each lost trial, in each run.
@@ -59,19 +65,30 @@ Run = Callable[[LossyCluster], dict[str, TrialRecord]]
 
 @pytest.fixture
 def run(tmp_path: Path, make_trial: MakeTrial) -> Run:
-    return partial(run_phase, tmp_path, make_trial)
+    return partial(run_lossy, tmp_path, make_trial)
 
 
-def run_phase(tmp_path: Path, make_trial: MakeTrial, cluster: LossyCluster) -> dict[str, TrialRecord]:
-    sweep = Sweep(check(SPEC), home=tmp_path)
+def run_lossy(tmp_path: Path, make_trial: MakeTrial, cluster: LossyCluster) -> dict[str, TrialRecord]:
+    data = load_dataset("digits", validation=80, options={"limit": 240})
+    sweep_home = SweepHome(tmp_path, "lossy")
+    context = RunContext(
+        plan=make_plan(check(SPEC), data),
+        data=data,
+        sweep_home=sweep_home,
+        progress=Progress("lossy", quiet=True),
+        shutdown=ShutdownRequest(sweep_home.stop_request),
+    )
+    phases = Phases(plan=context.plan, read_latencies=dict)
     records: dict[str, TrialRecord] = {}
     known = {key: make_trial(key) for key in ("lost-0", "lost-1")}
     queue: Any = SimpleNamespace(has_next=lambda: True, known=known, expected=0)
 
-    def keep(record: TrialRecord) -> None:
+    def add(record: TrialRecord) -> None:
         records[record.trial.key] = record
 
-    sweep._run_phase(cluster, lambda: queue, sweep.plan(), None, records, keep)  # type: ignore[arg-type]
+    stand_in: Any = cluster
+    environment = TrialEnvironment(folder=str(sweep_home.folder), views=context.views, training=context.spec.training)
+    run_phase(stand_in, lambda: queue, phases, context, environment, records, add)
     return records
 
 
@@ -96,9 +113,9 @@ def test_a_trial_that_kills_all_its_workers_fails_alone(run: Run, make_record: M
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     records = run(cluster)
-    assert cluster.count == 3, "what is left runs behind it"
+    assert cluster.count == 3, "what is left runs after it"
     assert {key: record.status for key, record in records.items() if record.status == "failed"} == {"lost-0": "failed"}
-    assert str(records["lost-0"].reason).startswith("its worker died 8 times in epoch 1; where memory ran out, lower training")
+    assert str(records["lost-0"].reason).startswith("its worker died 8 times in epoch 1; if memory ran out, lower training")
     assert SweepHome(tmp_path, "lossy").ledger.read("lost-0") == records["lost-0"]
     assert not checkpoint.exists(), "when it is retried it begins anew"
 

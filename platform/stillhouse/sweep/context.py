@@ -1,0 +1,60 @@
+"""What every step of one run of a sweep works with."""
+
+import shlex
+from dataclasses import dataclass
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.views import Views
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.cluster.cluster import Cluster
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.trial_keys import make_views
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.shutdown import ShutdownRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The plan of a sweep with everything that its run needs around it.
+
+    Attributes:
+        address: of a Ray cluster; None starts Ray on this machine.
+        shutdown: whether the user requested the sweep to end.
+    """
+
+    plan: Plan
+    data: ImageData
+    sweep_home: SweepHome
+    progress: Progress
+    shutdown: ShutdownRequest
+    address: str | None = None
+
+    @property
+    def spec(self) -> SweepSpec:
+        """With every method and hyper-parameter spelled out."""
+        return self.plan.spec
+
+    @property
+    def views(self) -> Views:
+        """Those that all trials share."""
+        return make_views(self.spec, self.data)
+
+    def connect(self) -> Cluster:
+        """The sweep's connection to Ray; to be entered.
+
+        Raises:
+            InfrastructureError: as for `Cluster`.
+        """
+        return Cluster(
+            self.spec,
+            address=self.address,
+            home=self.sweep_home.home,
+            progress=self.progress,
+            shutdown=self.shutdown,
+        )
+
+
+def resume_command(sweep_home: SweepHome) -> str:
+    """The command that continues the sweep."""
+    return f"stillhouse resume {sweep_home.name} --home {shlex.quote(str(sweep_home.home))}"

@@ -1,0 +1,39 @@
+"""The facts of a sweep as its report shows them, from the first trial on."""
+
+from stillhouse import methods
+from stillhouse.provenance import environment_facts
+from stillhouse.spec.load import spec_to_dict
+from stillhouse.spec.records import SweepFacts
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.home.ledger import now
+
+
+def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str) -> SweepFacts:
+    """What is known before this run starts anything.
+
+    Args:
+        earlier: the facts that the previous run wrote.
+        command: how the sweep was called.
+    """
+    data, plan = context.data, context.plan
+    return SweepFacts(
+        name=plan.spec.name,
+        spec=spec_to_dict(plan.spec),
+        dataset={
+            "name": data.name,
+            "num_classes": data.num_classes,
+            "input_shape": list(data.input_shape),
+            "train_samples": len(data.train.labels),
+            "validation_samples": len(data.validation.labels),
+            "fingerprint": data.fingerprint,
+        },
+        baseline=methods.baseline(),
+        metric=plan.metric,
+        planned=plan.num_trials,
+        teachers=earlier.teachers if earlier else [],
+        objectives=plan.spec.objectives,
+        notes=[*plan.notes],
+        environment=environment_facts(),
+        command=command,
+        started=earlier.started if earlier else now(),
+    )

@@ -1,0 +1,65 @@
+"""What ends a sweep too early, as one sentence for the user: an interrupt, a full disk, a folder that was removed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stillhouse.errors import DiskFullError, InfrastructureError, Interrupted, StillhouseError, as_disk_full
+from stillhouse.sweep.context import resume_command
+from stillhouse.sweep.home.sweep_home import SweepHome
+
+
+def interrupted_message(sweep_home: SweepHome) -> str:
+    """What an interrupted sweep prints last."""
+    return f"interrupted; finished trials are stored. Continue with: {resume_command(sweep_home)}"
+
+
+@contextmanager
+def user_errors(sweep_home: SweepHome) -> Iterator[None]:
+    """Turns an interruption and errors of the disk into errors that name the remedy.
+
+    Raises:
+        Interrupted: by the user.
+        DiskFullError: a disk is full.
+        InfrastructureError: a file cannot be read or written.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as interrupt:
+        raise Interrupted(interrupted_message(sweep_home) if sweep_home.folder.exists() else "interrupted") from interrupt
+    except (OSError, InfrastructureError) as error:
+        if (full := as_disk_full(error, sweep_home.folder)) is not None:
+            raise DiskFullError(
+                f"{full}; finished trials are stored. Free some space (`stillhouse teachers prune` helps) and continue with: "
+                f"{resume_command(sweep_home)}"
+            ) from error
+        if isinstance(error, InfrastructureError):
+            raise
+        # Not every error of a write knows its file.
+        raise InfrastructureError(f"{error.strerror or error} ({error.filename or sweep_home.folder})") from error
+
+
+@contextmanager
+def unless_removed(sweep_home: SweepHome) -> Iterator[None]:
+    """Reports the removal of the sweep's folder as the reason of whatever fails because of it.
+
+    Raises:
+        InfrastructureError: the folder was removed.
+    """
+    try:
+        yield
+    except (OSError, StillhouseError, KeyboardInterrupt) as error:
+        check_not_removed(sweep_home, error)
+        raise
+
+
+def check_not_removed(sweep_home: SweepHome, cause: BaseException | None = None) -> None:
+    """Refuses to go on without the sweep's folder.
+
+    Raises:
+        InfrastructureError: the folder was removed since the sweep started.
+    """
+    if sweep_home.is_removed:
+        raise InfrastructureError(
+            f"the folder {sweep_home.folder} was removed while the sweep ran, and its finished trials with it; "
+            f"teachers and their knowledge are still there. Start the sweep again with its YAML file"
+        ) from cause

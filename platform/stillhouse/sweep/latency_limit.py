@@ -1,0 +1,68 @@
+"""`search.limits.latency_ms`: the only size of a student that is measured when the sweep starts, not known in the plan."""
+
+from collections.abc import Callable, Mapping
+
+from stillhouse.errors import UsageError
+from stillhouse.models.size_limits import over_limit
+from stillhouse.spec.records import StudentChoice, Trial
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.cluster.cluster import Cluster
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.execution.students import student_key
+from stillhouse.sweep.planning.plan import Plan
+
+LATENCY = "latency_ms"
+_SHOWN_STUDENTS = 5
+
+Latencies = Mapping[str, Mapping[str, float]]
+"""Latency metrics by `student_key`."""
+
+
+def measure_latencies(cluster: Cluster, context: RunContext, teachers: Mapping[str, StudentChoice]) -> Latencies:
+    """The latencies of all students and teachers. Each is measured once in the life of a sweep: it takes seconds.
+
+    Args:
+        teachers: by name, the network of each.
+
+    Raises:
+        UsageError: every student is slower than `search.limits.latency_ms`.
+        InfrastructureError: the worker that measures died.
+    """
+    students = {student_key(planned.student): planned.student for planned in context.plan.students}
+    networks = {**students, **{student_key(choice): choice for choice in teachers.values()}}
+    latencies = context.sweep_home.read_latencies()
+    if missing := {key: (each.model, each.options) for key, each in networks.items() if key not in latencies}:
+        context.progress.note(f"measuring the latency of {len(missing)} networks")
+        latencies |= cluster.measure_latency(missing, context.data)
+        context.sweep_home.write_latencies(latencies)
+    limit = context.spec.search.limits.get(LATENCY)
+    if limit is not None:
+        fastest = min((latencies[key][LATENCY] for key in students if key in latencies), default=0.0)
+        if fastest > limit:
+            raise UsageError(f"search.limits.{LATENCY} must leave a student, the fastest takes {fastest:.3g}, got {limit:g}")
+    return latencies
+
+
+def slow_student_filter(spec: SweepSpec, latencies: Latencies) -> Callable[[Trial], bool]:
+    """Which trials must not start because their students were measured to be slower than the spec allows."""
+    limits = {name: limit for name, limit in spec.search.limits.items() if name == LATENCY}
+    if not limits:
+        return lambda trial: False
+    return lambda trial: over_limit(limits, latencies.get(student_key(trial.student), {})) is not None
+
+
+def slow_student_notes(plan: Plan, latencies: Latencies) -> list[str]:
+    """Which students the limit on latency excluded, for the report."""
+    limit = plan.spec.search.limits.get(LATENCY)
+    if limit is None:
+        return []
+    measured = [(latencies.get(student_key(planned.student), {}).get(LATENCY, 0.0), planned) for planned in plan.students]
+    slow = [(latency, planned) for latency, planned in measured if latency > limit]
+    if not slow:
+        return []
+    listed = ", ".join(f"{student_key(planned.student)} {latency:.3g} ms" for latency, planned in slow[:_SHOWN_STUDENTS])
+    more = ", …" if len(slow) > _SHOWN_STUDENTS else ""
+    return [
+        f"search.limits.{LATENCY} = {limit:g}: {len(slow)} of {len(measured)} students are slower and "
+        f"{sum(planned.trials for _, planned in slow)} planned trials with them were dropped: {listed}{more}"
+    ]

@@ -1,0 +1,57 @@
+"""Records that a run need not produce again: those in the sweep's ledger, and those of the sweep that it is a fork of."""
+
+from collections.abc import Collection
+
+from stillhouse.spec.records import TrialRecord
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.phases import Phases
+from stillhouse.sweep.planning.plan import Plan
+
+
+def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dict[str, TrialRecord]:
+    """The ledger's records by trial key. Those whose trials run again are set aside in the ledger's folder.
+
+    Args:
+        again: statuses (`failed`, `stopped`) whose trials run again.
+    """
+    ledger, progress = context.sweep_home.ledger, context.progress
+    records, damaged = ledger.read_all()
+    for key in damaged:
+        progress.note(f"the record of trial {key} is damaged; the trial runs again")
+        ledger.remove(key)
+    if again and not any(record.status in again for record in records.values()):
+        progress.note(f"no trial is {' or '.join(again)}: only what is missing runs")
+    # That a scheduler stopped a trial means nothing to a sweep whose scheduler may not stop any.
+    again = {*again, "stopped"} if context.spec.search.scheduler == "none" else set(again)
+    outdated = [key for key, record in records.items() if context.plan.keys.is_of_other_code(record.trial)]
+    if outdated:
+        changed = ", ".join(sorted({f"{records[key].trial.method} on {records[key].trial.student.name}" for key in outdated}))
+        progress.note(
+            f"user-defined code has changed since {len(outdated)} trials ran ({changed}); they run again, and their "
+            f"earlier records are moved to {ledger.folder / 'aside'}"
+        )
+    for key in {*outdated, *(key for key, record in records.items() if record.status in again)}:
+        ledger.set_aside(key)
+        del records[key]
+    return records
+
+
+def take_over_trials(origin: SweepHome, context: RunContext, phases: Phases, records: dict[str, TrialRecord]) -> None:
+    """Copies the records that the plan wants from the sweep that this one is a fork of; adds them to `records`."""
+    plan = context.plan
+    # Winners and controls are known only once the (possibly inherited) search phase is complete.
+    for queue_of in (phases.search, phases.confirm):
+        queue = queue_of(records)
+        while (trial := queue.next()) is not None:
+            record = origin.ledger.read(trial.key)
+            if record is None or not _is_usable(record, plan):
+                queue.lose(trial.key)
+                continue
+            records[trial.key] = context.sweep_home.take_over(origin, record.model_copy(update={"trial": trial}))
+            queue.add(records[trial.key])
+
+
+def _is_usable(record: TrialRecord, plan: Plan) -> bool:
+    """Whether the record stands for its trial in this sweep; a sweep without a scheduler runs stopped trials to their end."""
+    return record.status == "finished" or (record.status == "stopped" and plan.spec.search.scheduler != "none")

@@ -1,0 +1,298 @@
+"""One run of a sweep: runs the trials that have no record, then writes facts, report and tracking."""
+
+import shlex
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from stillhouse.errors import Interrupted
+from stillhouse.report import ReportFiles, parse_budget, write_report
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.sweep.cluster.cluster import Cluster
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.execution.students import student_key
+from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
+from stillhouse.sweep.facts import initial_facts
+from stillhouse.sweep.failures import interrupted_message
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes
+from stillhouse.sweep.phases import Phases, run_phase
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.results.mlflow_sync import store_front
+from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.reuse import reusable_records, take_over_trials
+from stillhouse.sweep.search.budget import BudgetTracker
+from stillhouse.sweep.search.trial_queue import TrialQueue
+from stillhouse.sweep.shutdown import TIMEOUT_S
+from stillhouse.sweep.teacher_accounting import TeacherAccounts, TeacherUse, teacher_warnings
+from stillhouse.sweep.teacher_setup import ReadyTeacher, start_filling, start_teachers
+from stillhouse.tracking import Tracker
+
+_TRACKING_TIMEOUT_S = 120.0
+_NOTE_INTERVAL_S = 60.0
+
+
+def run_sweep(
+    context: RunContext, *, started: float, again: Collection[str] = (), origin: SweepHome | None = None, command: str = ""
+) -> Results:
+    """Runs what the ledger lacks and returns the results of the whole sweep. Hold the sweep's lock.
+
+    Args:
+        started: when the run began, by `time.perf_counter`.
+        again: statuses whose trials run again.
+        origin: the sweep that this one is a fork of.
+        command: how the sweep was called, for the report.
+
+    Raises:
+        Interrupted: the user requested the sweep to end; facts and report are written.
+        InfrastructureError: the cluster, the disk or a teacher failed.
+    """
+    plan, sweep_home = context.plan, context.sweep_home
+    phases = Phases(plan=plan, read_latencies=sweep_home.read_latencies)
+    records = _known_records(context, phases, again, origin)
+    reused = frozenset(records)
+    earlier = sweep_home.read_facts()
+    earlier_seconds = earlier.seconds if earlier else 0.0
+    accounts = TeacherAccounts(sweep_home, earlier)
+    facts = initial_facts(context, earlier, command)
+    tracker = Tracker(
+        context.spec.tracking.uri, home=sweep_home.home, experiment=context.spec.tracking.experiment or context.spec.name
+    )
+    try:
+        facts = _with_tracking(facts, tracker)
+        for record in records.values():
+            tracker.log_trial(record)
+
+        def publish_teachers(teachers: Sequence[TeacherFacts]) -> None:
+            # Now, not at the end: a later run that finds nothing missing starts no teacher and must know of them.
+            known = [accounts.total(teacher, records.values()) for teacher in teachers]
+            published = facts.model_copy(
+                update={"teachers": known, "seconds": earlier_seconds, "open_fills": accounts.log_start}
+            )
+            sweep_home.write_facts(published)
+            tracker.know(published)
+
+        budget = _budget(context, records, started)
+        ready = _run_missing(context, phases, records, budget, tracker, publish_teachers)
+        teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
+        outcome = _outcome(phases, records, reused, teachers, accounts)
+        facts = facts.model_copy(
+            update={
+                "teachers": [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers],
+                "notes": [*facts.notes, *_closing_notes(context, phases, records, budget, teachers, outcome)],
+                "tracking": {**facts.tracking, "run_id": tracker.run_id},
+                "seconds": earlier_seconds + time.perf_counter() - started,
+            }
+        )
+        files = _write_outcome(context, facts, outcome.records, tracker)
+    finally:
+        tracker.close()
+    if context.shutdown.requested:
+        raise Interrupted(interrupted_message(sweep_home))
+    return Results(
+        facts=facts,
+        records=outcome.records,
+        sweep_home=sweep_home,
+        planned=outcome.planned,
+        reused=outcome.reused,
+        forwarded={name: use.forwarded for name, use in outcome.uses.items()},
+        gathered={name: use.gathered for name, use in outcome.uses.items()},
+        files=files,
+        tracking=facts.tracking,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _known_records(
+    context: RunContext, phases: Phases, again: Collection[str], origin: SweepHome | None
+) -> dict[str, TrialRecord]:
+    """The records that need not be produced again, by trial key; shows them together with the plan."""
+    if context.plan.search is not None:
+        context.plan.search.memory.update(context.sweep_home.read_suggestions())
+    records = reusable_records(context, again=again)
+    if origin is not None:
+        take_over_trials(origin, context, phases, records)
+    searched = phases.searched(records)
+    claim = context.spec.trial_resources
+    context.progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
+    context.progress.claims(cpu=claim.cpu, gpu=claim.gpu)
+    return records
+
+
+def _with_tracking(facts: SweepFacts, tracker: Tracker) -> SweepFacts:
+    tracking = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.start_sweep(facts)}
+    return facts.model_copy(update={"tracking": tracking})
+
+
+def _budget(context: RunContext, records: Mapping[str, TrialRecord], started: float) -> BudgetTracker:
+    return BudgetTracker(
+        context.spec.search.budget,
+        records.values(),
+        gpus=context.spec.trial_resources.gpu,
+        started=started,
+        clock=time.perf_counter,
+    )
+
+
+def _run_missing(
+    context: RunContext,
+    phases: Phases,
+    records: dict[str, TrialRecord],
+    budget: BudgetTracker,
+    tracker: Tracker,
+    on_teachers: Callable[[Sequence[TeacherFacts]], None],
+) -> Mapping[str, ReadyTeacher]:
+    """Runs the trials that `records` lacks and adds their records. Returns the teachers it started: none if none was missing.
+
+    Args:
+        budget: consulted before each trial starts.
+        on_teachers: called with the teachers' facts when they are ready, before the first trial.
+    """
+    plan = context.plan
+    queues: tuple[Callable[[], TrialQueue], ...] = (
+        lambda: phases.search(records, budget),
+        # Its trials depend on what the search found.
+        lambda: phases.confirm(records, budget),
+    )
+    if not any(queue_of().has_next() for queue_of in queues):
+        return {}
+    with context.connect() as cluster:
+        cluster.share(context.data)
+        ready = start_teachers(cluster, context)
+        environment = _trial_environment(cluster, context, ready)
+        on_teachers([teacher.facts for teacher in ready.values()])
+        # Only now: latency is measured on a quiet machine.
+        start_filling(ready.values(), context)
+        noted = time.monotonic()
+
+        def add(record: TrialRecord) -> None:
+            nonlocal noted
+            records[record.trial.key] = record
+            tracker.log_trial(record)
+            if time.monotonic() - noted > _NOTE_INTERVAL_S:
+                _store_suggestions(plan, context.sweep_home)
+                noted = time.monotonic()
+
+        for queue_of in queues:
+            if queue_of().has_next():
+                run_phase(cluster, queue_of, phases, context, environment, records, add)
+            if context.shutdown.requested:
+                break
+        _store_suggestions(plan, context.sweep_home)
+    return ready
+
+
+def _trial_environment(cluster: Cluster, context: RunContext, teachers: Mapping[str, ReadyTeacher]) -> TrialEnvironment:
+    """What trials need; measures the latencies, which it also adds to the teachers' facts."""
+    spec, metric = context.spec, context.plan.metric
+    networks = {name: teacher.network for name, teacher in teachers.items()}
+    latencies = measure_latencies(cluster, context, networks)
+    for name, teacher in teachers.items():
+        measured = latencies.get(student_key(networks[name]), {})
+        teacher.facts = teacher.facts.model_copy(update={LATENCY: measured.get(LATENCY)})
+    claim = spec.trial_resources
+    return TrialEnvironment(
+        folder=str(context.sweep_home.folder),
+        views=context.views,
+        training=spec.training,
+        tickets={name: teacher.ticket for name, teacher in teachers.items()},
+        teachers={
+            name: TeacherScore(
+                parameters=teacher.facts.parameters, test_value=teacher.facts.value(metric.column("test")) or 0.0
+            )
+            for name, teacher in teachers.items()
+        },
+        latencies=latencies,
+        threads=cluster.threads,
+        workers=claim.num_workers,
+        gpu_share=claim.gpu / claim.num_workers,
+        import_paths=cluster.import_paths,
+        method_folders=tuple(spec.method_paths),
+        home=cluster.home,
+    )
+
+
+def _store_suggestions(plan: Plan, sweep_home: SweepHome) -> None:
+    """Stores what an adaptive search suggested. A failure costs the next run time and nothing else."""
+    if plan.search is not None:
+        with suppress(OSError):
+            sweep_home.write_suggestions(plan.search.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What a run leaves.
+
+    Attributes:
+        records: of the sweep's trials, sorted by key.
+        planned: how many trials both phases have.
+        reused: how many of the records existed when the run began.
+        uses: what this run took of each teacher, by name.
+    """
+
+    records: Sequence[TrialRecord]
+    planned: int
+    reused: int
+    uses: Mapping[str, TeacherUse]
+
+
+def _outcome(
+    phases: Phases,
+    records: Mapping[str, TrialRecord],
+    reused: Collection[str],
+    teachers: Sequence[TeacherFacts],
+    accounts: TeacherAccounts,
+) -> _Outcome:
+    wanted = phases.wanted(records)
+    kept = [records[key] for key in sorted(records) if key in wanted]
+    new = [record for record in kept if record.trial.key not in reused]
+    uses = {teacher.name: accounts.use_in_run(teacher, new) for teacher in teachers}
+    return _Outcome(records=kept, planned=len(wanted), reused=len(kept) - len(new), uses=uses)
+
+
+def _closing_notes(
+    context: RunContext,
+    phases: Phases,
+    records: Mapping[str, TrialRecord],
+    budget: BudgetTracker,
+    teachers: Sequence[TeacherFacts],
+    outcome: _Outcome,
+) -> list[str]:
+    """What the report's reader must know of the run; what the budget left undone is also shown now."""
+    undone = phases.undone_notes(records, budget)
+    for note in undone:
+        context.progress.note(note)
+    return [
+        *slow_student_notes(context.plan, context.sweep_home.read_latencies()),
+        *undone,
+        *teacher_warnings(teachers, outcome.records, context.plan.metric),
+    ]
+
+
+def _write_outcome(context: RunContext, facts: SweepFacts, records: Sequence[TrialRecord], tracker: Tracker) -> ReportFiles:
+    """Writes facts and report, and completes the tracking."""
+    sweep_home = context.sweep_home
+    sweep_home.write_facts(facts)
+    timeout_s = TIMEOUT_S if context.shutdown.requested else _TRACKING_TIMEOUT_S
+    if addresses := tracker.drain(timeout_s):
+        sweep_home.write_addresses(addresses)
+    budgets = [parse_budget(text) for text in context.spec.report.budgets]
+    files = write_report(facts, records, sweep_home.report, budgets, sweep_home.read_addresses())
+    results = Results(facts=facts, records=records, sweep_home=sweep_home, planned=len(records), files=files)
+    _complete_tracking(context, results, files, tracker, timeout_s)
+    return files
+
+
+def _complete_tracking(context: RunContext, results: Results, files: ReportFiles, tracker: Tracker, timeout_s: float) -> None:
+    """Stores the report and the students of the front; notes the command that adds what is missing."""
+    sync = f"later: stillhouse sync {results.facts.name} --home {shlex.quote(str(results.home))}"
+    artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
+    if not tracker.finish(results.facts, artifacts, timeout_s):
+        context.progress.note(f"tracking is not complete; {sync}")
+        return
+    if context.shutdown.requested:
+        # The user does not wait for students; the run that continues stores them.
+        return
+    if reasons := store_front(results, context.spec, context.data).reasons:
+        context.progress.note(f"not every student of the front is stored in MLflow ({reasons[0]}); {sync}")

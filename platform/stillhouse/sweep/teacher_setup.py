@@ -1,0 +1,204 @@
+"""The teachers of a sweep made ready for its trials: defined, started, measured, with a delivery mode for each kind."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
+from stillhouse.distill.sources import Reading
+from stillhouse.models.blueprint import blueprint
+from stillhouse.spec.metric import ACCURACY, Metric
+from stillhouse.spec.records import StudentChoice, TeacherFacts, Trial
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.training import Training
+from stillhouse.sweep.cluster.cluster import Cluster
+from stillhouse.sweep.cluster.teacher_actors import Teacher, call_actor, request_ahead
+from stillhouse.sweep.context import RunContext
+from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
+from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, knowledge_demand, stored_form_of_logits
+from stillhouse.teachers.actor import make_ticket
+from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
+from stillhouse.teachers.delivery_cost import Choice, choose_calling_way
+from stillhouse.tracking import fetch_weights
+
+_MLFLOW = "mlflow:"
+_LIBRARY_SCORE = ACCURACY.column("validation")
+"""The key under which the teacher library stores a teacher's value of the task's metric, whatever the metric."""
+
+
+@dataclass
+class ReadyTeacher:
+    """A loaded teacher with everything that trials and the report need of it."""
+
+    running: Teacher
+    ticket: TeacherTicket
+    facts: TeacherFacts
+
+    @property
+    def network(self) -> StudentChoice:
+        """Its model as latency measurements name it."""
+        definition = self.ticket.definition
+        return StudentChoice(name=definition.name, model=definition.model, options=dict(definition.options))
+
+
+def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) -> TeacherDefinition:
+    """The teacher as the spec describes it. Weights that MLflow stores are fetched into the home.
+
+    Raises:
+        UsageError: MLflow has no such weights.
+    """
+    teacher = spec.teachers[name]
+    weights = teacher.weights
+    if weights is not None and weights.startswith(_MLFLOW):
+        weights = str(fetch_weights(weights.removeprefix(_MLFLOW), spec.tracking.uri, home=home))
+    recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
+    return TeacherDefinition(
+        name=name,
+        model=teacher.model,
+        options=teacher.options,
+        weights=weights,
+        training=Training.model_validate(recipe),
+        epochs=teacher.train.epochs,
+        seed=teacher.train.seed,
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+        task=data.task,
+    )
+
+
+def demand_of_plan(context: RunContext) -> dict[str, dict[str, KnowledgeDemand]]:
+    """What the plan's trials read of each teacher, by its name."""
+    plan = context.plan
+    adaptive = plan.search is not None
+    return knowledge_demand(plan.spec, plan.representative_trials, context.data, context.views, adaptive=adaptive)
+
+
+def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeacher]:
+    """Starts every teacher that a trial needs, and decides the delivery mode of each kind of its knowledge.
+
+    Raises:
+        UsageError: weights that cannot be read or do not fit; knowledge that cannot be delivered as the spec wants.
+        InfrastructureError: a teacher's actor cannot be placed or keeps dying, or a disk is full.
+    """
+    spec, data, views, home = context.spec, context.data, context.views, context.sweep_home.home
+    demand = demand_of_plan(context)
+    definitions = [teacher_definition(name, spec, data, home) for name in spec.teachers if name in demand]
+    calling = {
+        name
+        for trial in context.plan.representative_trials
+        if methods.find(trial.method).calls_teacher
+        for name in trial.teachers
+    }
+    ready = {}
+    quota = StoreQuota(spec.knowledge, home)
+    for running in cluster.start_teachers(definitions, data, views):
+        name = running.definition.name
+        kinds = demand[name]
+        measured = call_actor(running.handle, "measure", [each.kind for each in kinds.values()])
+        choices = quota.choose(kinds, measured, running.facts["base"], views.num_samples)
+        calls = _choose_for_calls(running, spec)
+        explained = {str(kinds[key].kind): choice for key, choice in choices.items()}
+        if name in calling:
+            explained["calls"] = calls
+        for what, choice in explained.items():
+            context.progress.note(f"teacher {name}: {what} {choice.way}: {choice.reason}")
+        ready[name] = ReadyTeacher(
+            running,
+            _ticket(running, cluster, spec, kinds, choices, calls),
+            _facts(running, explained, context.plan.metric),
+        )
+    quota.check_forced()
+    if removed := quota.evict():
+        size = sum(entry["bytes"] for entry in removed)
+        context.progress.note(f"removed the {len(removed)} least recently used sealed views, {size / 1e6:.1f} MB")
+    return ready
+
+
+def start_filling(teachers: Iterable[ReadyTeacher], context: RunContext) -> None:
+    """Lets the teachers fill the views that trials will read, in that order; nothing waits for it."""
+    ahead = planned_views(context.plan.representative_trials, context)
+    for teacher in teachers:
+        request_ahead(teacher.running, ahead, teacher.ticket.plan, context.spec.name)
+
+
+def planned_views(trials: Iterable[Trial], context: RunContext) -> dict[int, Reading]:
+    """The views that trials will read, in the order in which they will, and the (seed, epoch) that reads each first."""
+    views = context.views
+    seen: dict[int, Reading] = {}
+    for seed, epochs in dict.fromkeys((trial.seed, trial.epochs) for trial in trials):
+        for epoch, view in enumerate(views.order(seed)[:epochs]):
+            seen.setdefault(int(view), (seed, epoch))
+    return seen
+
+
+def trained_teacher(running: Teacher, metric: Metric) -> dict[str, Any]:
+    """What `stillhouse teachers train` reports of a teacher."""
+    facts = running.facts
+    return {
+        "name": running.definition.name,
+        "model": running.definition.model,
+        "key": facts["key"],
+        "weights": facts["weights_path"],
+        metric.column("validation"): facts[_LIBRARY_SCORE],
+        "train_seconds": facts["train_seconds"],
+        "trained_now": facts["trained_now"],
+    }
+
+
+def _ticket(
+    running: Teacher,
+    cluster: Cluster,
+    spec: SweepSpec,
+    kinds: Mapping[str, KnowledgeDemand],
+    choices: Mapping[str, Choice],
+    calls: Choice,
+) -> TeacherTicket:
+    cached = [(each.kind, each.views) for key, each in kinds.items() if choices[key].way == "cached"]
+    return make_ticket(
+        running.definition,
+        running.facts,
+        home=cluster.home,
+        dtype=spec.knowledge.dtype,
+        actor=running.actor,
+        replicas=tuple(running.replicas),
+        ways={key: choice.way for key, choice in choices.items()},
+        plan=FillPlan.make(cached),
+        calling_way=calls.way,
+        top_k=stored_form_of_logits(spec.knowledge),
+        sweep=spec.name,
+    )
+
+
+def _choose_for_calls(running: Teacher, spec: SweepSpec) -> Choice:
+    """The delivery mode for methods that call the teacher on inputs that they generate."""
+    return choose_calling_way(
+        asked=spec.knowledge.way,
+        teacher_on_gpu=running.facts["device"] != "cpu",
+        trials_on_gpu=spec.trial_resources.gpu > 0,
+    )
+
+
+def _facts(running: Teacher, choices: Mapping[str, Choice], metric: Metric) -> TeacherFacts:
+    definition, known = running.definition, running.facts
+    size = blueprint(definition.model, definition.options, definition.num_classes, definition.input_shape).size
+    facts = TeacherFacts(
+        name=definition.name,
+        model=definition.model,
+        key=known["weights_hash"],
+        parameters=size.parameters,
+        size_bytes=size.size_bytes,
+        macs=size.macs,
+        way="+".join(sorted({choice.way for choice in choices.values()})),
+        reason="; ".join(f"{kind} {choice.way}: {choice.reason}" for kind, choice in choices.items()),
+        seconds_per_sample=known["seconds_per_sample"],
+        train_seconds=known["train_seconds"],
+        trained_now=known["trained_now"],
+    )
+    # The test split too: a teacher is a fixed network, nothing is chosen by its value.
+    values = {
+        metric.column("validation"): known[_LIBRARY_SCORE],
+        metric.column("test"): call_actor(running.handle, "evaluate", "test"),
+    }
+    return facts.model_copy(update=values if metric == ACCURACY else {"metrics": values})
