@@ -1,8 +1,10 @@
 """The house: what the tree promises, and what the core must not know."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +88,50 @@ def test_the_search_for_names_finds_them() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (CORE / "py.typed").exists()
+
+
+# Tests mirror the source file by file
+
+
+def mirrored_test(source: Path) -> Path:
+    """Where the tests of a source file are expected: `platform/stillhouse/data/views.py` in `tests/data/test_views.py`."""
+    in_core = source.is_relative_to(CORE)
+    relative = source.relative_to(CORE if in_core else ROOT)
+    name = "test_init.py" if source.name == "__init__.py" else f"test_{source.name}"
+    return ROOT / "tests" / relative.parent / name
+
+
+def has_code(source: Path) -> bool:
+    """Whether a file does more than to describe a package and to pass on names."""
+    for node in ast.parse(source.read_text()).body:
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom():
+                continue
+            case ast.Assign(targets=[ast.Name(id="__all__")]):
+                continue
+            case _:
+                return True
+    return False
+
+
+SOURCES = [source for source in [*core_files(), *sorted((ROOT / "methods").glob("*.py"))] if has_code(source)]
+TESTED_ELSEWHERE: dict[str, str] = tomllib.loads((ROOT / "tests" / "tested_elsewhere.toml").read_text())
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(ROOT)))
+def test_a_source_file_has_its_mirrored_test_or_a_sentence_where_it_is_tested(source: Path) -> None:
+    name, expected = str(source.relative_to(ROOT)), mirrored_test(source)
+    if expected.exists():
+        assert name not in TESTED_ELSEWHERE, (
+            f"{expected.relative_to(ROOT)} exists: remove the entry of tests/tested_elsewhere.toml"
+        )
+    else:
+        assert name in TESTED_ELSEWHERE, f"add {expected.relative_to(ROOT)}, or a sentence in tests/tested_elsewhere.toml"
+
+
+@pytest.mark.parametrize("name", TESTED_ELSEWHERE)
+def test_a_file_that_is_tested_elsewhere_exists_and_so_do_the_tests_that_its_sentence_names(name: str) -> None:
+    assert ROOT / name in SOURCES
+    named = re.findall(r"tests/[\w/.]+", TESTED_ELSEWHERE[name])
+    assert named
+    assert not [path for path in named if not (ROOT / path.rstrip(".")).exists()]
