@@ -17,7 +17,7 @@ import pytest
 
 from stillhouse.report.files import ReportFiles
 from stillhouse.report.page import write_report
-from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.records import KnowledgeFacts, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
 
 Make = Callable[..., TrialRecord]
@@ -144,7 +144,7 @@ def test_passwords_never_reach_any_file(facts: Facts, record: Make, tmp_path: Pa
     files = write_report(made, [record(status="failed", test=None, reason=f"can not reach {secret}")], tmp_path)
     for path in (files.page, files.csv, files.table):
         assert b"hunter2" not in path.read_bytes()
-    assert "writer:***@tracking.example" in words(files)
+    assert "://***@tracking.example" in words(files)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -253,16 +253,22 @@ def test_a_curve_over_seeds_has_its_interval_in_the_hover(facts: Facts, record: 
     assert bold["customdata"] == [" ± 2.48"]
 
 
-def test_every_kind_of_a_teachers_knowledge_stands_in_a_line_of_its_own(facts: Facts, record: Make, tmp_path: Path) -> None:
+def test_every_kind_of_a_teachers_knowledge_has_a_line_of_its_own(facts: Facts, record: Make, tmp_path: Path) -> None:
     kinds = [
-        "logits cached: 40 B per sample; 4 views take 0.5 MB",
-        "flow_matrix(layer1, layer2) inline: 2 kB per sample; no room",
-        "calls served: inputs of a method's own making exist in no view",
+        KnowledgeFacts(kind="logits", mode="cached", reason="40 B per sample; 4 views take 0.5 MB"),
+        KnowledgeFacts(kind="flow_matrix(layer1, layer2)", mode="inline", reason="2 kB per sample; calls served: no room"),
     ]
-    teacher = facts().teachers[0].model_copy(update={"reason": "; ".join(kinds)})
+    teacher = facts().teachers[0].model_copy(update={"kinds": kinds})
     page = read(write_report(facts(teachers=[teacher]), [record()], tmp_path))
-    for kind in kinds:
-        assert f"<li>{kind.replace(chr(39), '&#39;')}</li>" in page
+    assert "<li>logits cached: 40 B per sample; 4 views take 0.5 MB</li>" in page
+    assert "<li>flow_matrix(layer1, layer2) inline: 2 kB per sample; calls served: no room</li>" in page
+
+
+def test_facts_of_the_first_release_give_one_text_for_all_kinds(facts: Facts, record: Make, tmp_path: Path) -> None:
+    document = facts().teachers[0].model_dump(mode="json") | {"reason": "logits cached: 40 B; feature inline: no room"}
+    del document["kinds"]
+    page = read(write_report(facts(teachers=[TeacherFacts.model_validate(document)]), [record()], tmp_path))
+    assert "<li>logits cached: 40 B; feature inline: no room</li>" in page
 
 
 def test_text_that_matplotlib_would_read_as_mathematics_is_drawn_as_it_is(facts: Facts, record: Make, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What several commands print. Facts go to stdout, everything else to stderr."""
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from stillhouse.spec.masking import mask_command
 
 if TYPE_CHECKING:
     from stillhouse.spec.metric import Metric
@@ -39,8 +40,8 @@ def make_console() -> Console:
 
 
 def command_line() -> str:
-    """The command that started this process, as a shell accepts it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command that started this process, as a shell accepts it, without secrets."""
+    return mask_command([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def difference_line(difference: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.tradeoff_figure import tradeoff_figure
 from stillhouse.report.trials_table import Column, TrialsTable
+from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
@@ -166,7 +167,7 @@ def _render(data: ComparisonData, still: bytes) -> str:
         .render(
             title=" / ".join(data.names),
             subtitle=f"{wording.counted(len(data.sweeps), 'sweep')} compared, {trials}",
-            lead=[wording.redacted(sentence) for sentence in lead],
+            lead=[mask_text(sentence) for sentence in lead],
             cards=[card(answer, _baseline_of(data, answer), data.tradeoff.addresses) for answer in data.over_all],
             rows=_rows(data),
             names=data.names,

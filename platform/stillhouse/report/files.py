@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.durable import write_atomic
-from stillhouse.report import formatting as wording
 from stillhouse.report.trials_table import TrialsTable, csv_bytes, parquet_bytes
+from stillhouse.spec.masking import mask_data
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def write_files(
         csv=folder / "tradeoff.csv",
         best=tuple(best),
     )
-    parquet = parquet_bytes(table, wording.redacted_tree(json.loads(json_text(about))))
+    parquet = parquet_bytes(table, mask_data(json.loads(json_text(about))))
     for path, payload in (
         (files.table, parquet),
         (files.csv, csv_bytes(table.frame)),

@@ -1,7 +1,6 @@
-"""How the report writes numbers, and what it must not write: secrets."""
+"""How the report writes numbers."""
 
 import math
-import re
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +8,6 @@ from stillhouse.spec.metric import Metric
 
 MISSING = "n/a"
 TIMES = "\N{MULTIPLICATION SIGN}"
-_PASSWORD_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*):[^\s/@]+@", re.IGNORECASE)
-_SECRET_KEY = re.compile(r"(password|passwd|secret|token|api_?key|access_?key|credential)", re.IGNORECASE)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -148,20 +145,3 @@ def listed(words: list[str], limit: int = 5) -> str:
     if len(words) > limit:
         words = [*words[: limit - 1], f"{len(words) - limit + 1} more"]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def redacted(text: str) -> str:
-    """`text` with the passwords of its URLs blotted out."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
-
-
-def redacted_tree(value: Any) -> Any:
-    """Plain data with passwords in URLs and the values of keys that name a secret blotted out."""
-    if isinstance(value, dict):
-        return {
-            redacted(str(key)): "***" if _SECRET_KEY.search(str(key)) and isinstance(each, str) else redacted_tree(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [redacted_tree(each) for each in value]
-    return redacted(value) if isinstance(value, str) else value

@@ -25,6 +25,7 @@ from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.sensitivity_figures import sensitivity_figures
 from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
+from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
@@ -77,7 +78,7 @@ def render_page(data: ReportData, still: bytes) -> str:
         .render(
             title=facts.name,
             subtitle=_subtitle(data),
-            lead=[wording.redacted(sentence) for sentence in narrative.lead(data)],
+            lead=[mask_text(sentence) for sentence in narrative.lead(data)],
             cards=[card(answer, facts.baseline, data.addresses) for answer in data.answers],
             strip=narrative.strip(data),
             trust=narrative.trust(metric, facts.baseline, data.tradeoff.configurations, data.gains),
@@ -111,7 +112,7 @@ def chips(data: TradeoffData) -> list[tuple[str, list[dict[str, Any]]]]:
 def section_context(data: ReportData) -> dict[str, Any]:
     """What a page shows of one sweep besides its answers and trials: gains, failures, teachers, provenance."""
     facts = data.facts
-    notes = [wording.redacted(note) for note in facts.notes[:MAX_REASONS]]
+    notes = [mask_text(note) for note in facts.notes[:MAX_REASONS]]
     if len(facts.notes) > MAX_REASONS:
         notes.append(f"and {len(facts.notes) - MAX_REASONS:,} more notes")
     return {
@@ -143,7 +144,7 @@ def section_context(data: ReportData) -> dict[str, Any]:
 
 def _spec(facts: SweepFacts) -> str:
     """The spec as YAML without its secrets."""
-    return yaml.safe_dump(wording.redacted_tree(json.loads(json_text(facts.spec))), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(mask_data(json.loads(json_text(facts.spec))), sort_keys=False, allow_unicode=True)
 
 
 def _subtitle(data: ReportData) -> str:

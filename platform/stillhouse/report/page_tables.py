@@ -13,6 +13,7 @@ from stillhouse.report.estimates import mean_with_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.pareto import default_objectives, pareto_front
 from stillhouse.report.report_data import ReportData
+from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN
@@ -195,7 +196,7 @@ def reasons(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     rows = [
         {
             "count": f"{len(group):,}",
-            "reason": wording.redacted(reason)[:2_000],
+            "reason": mask_text(reason)[:2_000],
             "where": wording.listed(
                 [
                     f"{method} on {student}" + (f" ({times})" if times > 1 else "")

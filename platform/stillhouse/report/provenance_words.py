@@ -6,22 +6,22 @@ from urllib.parse import urlsplit
 
 from stillhouse.report.formatting import (
     duration,
-    redacted,
     value_text,
 )
+from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.records import SweepFacts
 
 
 def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
     """Terms and their values, without secrets."""
     rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Duration", duration(facts.seconds))]
-    rows += [(f"Data: {name}", _flat(value)) for name, value in facts.dataset.items()]
-    rows += [(name, _flat(value)) for name, value in facts.environment.items()]
+    rows += [(f"Data: {name}", _flat(value)) for name, value in mask_data(facts.dataset).items()]
+    rows += [(name, _flat(value)) for name, value in mask_data(facts.environment).items()]
     rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
-    rows += [(f"Tracking: {name}", _flat(value)) for name, value in facts.tracking.items() if value]
+    rows += [(f"Tracking: {name}", _flat(value)) for name, value in mask_data(facts.tracking).items() if value]
     if any(facts.tracking.values()):
         rows.append(("Open tracking", "stillhouse ui"))
-    return [(name, redacted(text)) for name, text in rows]
+    return [(name, mask_text(text)) for name, text in rows]
 
 
 def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:

@@ -1,24 +1,19 @@
 """What the page reports of each teacher: its cost, its numbers, the delivery modes of its knowledge."""
 
-import re
-
 from stillhouse.report.formatting import (
     capitalised,
     counted,
     duration,
     milliseconds,
     ratio,
-    redacted,
     score,
     short,
     size,
     whole,
 )
 from stillhouse.report.teacher_costs import TeacherCost
+from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
-
-# A teacher's `reason` has a part for each kind, "logits cached: 40 B per sample; ..."; a part may contain semicolons itself.
-_NEXT_KIND = re.compile(r"; (?=[^;:]+ (?:cached|served|inline): )")
 
 
 def teacher_sentences(cost: TeacherCost) -> list[str]:
@@ -67,5 +62,6 @@ def teacher_facts(cost: TeacherCost, metric: Metric) -> list[tuple[str, str]]:
 
 
 def delivery_reasons(cost: TeacherCost) -> list[str]:
-    """Why each kind of its knowledge has its delivery mode."""
-    return [redacted(kind) for kind in _NEXT_KIND.split(cost.teacher.reason) if kind]
+    """Why each kind of its knowledge has its delivery mode; facts of the first release give one text for all kinds."""
+    kinds = [str(kind) for kind in cost.teacher.kinds] or [cost.teacher.reason]
+    return [mask_text(kind) for kind in kinds if kind]

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.report.formatting import redacted
+from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
@@ -201,7 +201,7 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             "epochs": trial.epochs,
             "model": trial.student.model,
             "device": record.device,
-            "reason": None if record.reason is None else redacted(record.reason),
+            "reason": None if record.reason is None else mask_text(record.reason),
             "weights": record.weights,
             "weights_hash": record.weights_hash,
             "started": record.started or None,

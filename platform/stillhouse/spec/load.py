@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from stillhouse.errors import Problem, SpecError
 from stillhouse.spec.combinations import combination_problems
-from stillhouse.spec.display import mask_secrets, show
+from stillhouse.spec.display import show
 from stillhouse.spec.error_messages import key_of, to_problems
+from stillhouse.spec.masking import mask_data
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
 
@@ -219,7 +220,7 @@ def spec_to_dict(spec: SweepSpec, *, secrets: bool = False) -> dict[str, Any]:
     Passwords in addresses become `***` unless `secrets`.
     """
     plain = {key: _unparse(getattr(spec, key)) for key in type(spec).model_fields}
-    return plain if secrets else _masked(plain)
+    return plain if secrets else mask_data(plain)
 
 
 def spec_to_yaml(spec: SweepSpec, *, secrets: bool = False) -> str:
@@ -454,14 +455,4 @@ def _unparse(value: Any) -> Any:
         return {key: _unparse(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_unparse(item) for item in value]
-    return value
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, str):
-        return mask_secrets(value)
-    if isinstance(value, dict):
-        return {key: _masked(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_masked(item) for item in value]
     return value

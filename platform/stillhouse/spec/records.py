@@ -85,11 +85,30 @@ class TrialRecord(_Record):
     finished: str = ""
 
 
+class KnowledgeFacts(_Record):
+    """How one kind of a teacher's knowledge reached the trials.
+
+    Attributes:
+        kind: the kind as text, such as `logits`.
+        mode: the delivery mode, `cached`, `served` or `inline`.
+        reason: why this mode was chosen, with the measured costs.
+    """
+
+    kind: str
+    mode: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.mode}: {self.reason}"
+
+
 class TeacherFacts(_Record):
     """One teacher of a sweep: what it is, how good it is, what it cost.
 
     Attributes:
-        way: how its knowledge reached the trials: `cached`, `served` or `inline`; `reason` says why.
+        way: the delivery modes of its knowledge, joined by `+`: `cached`, `served`, `inline`.
+        reason: `kinds` as one text, for readers of the first release's documents.
+        kinds: each kind of its knowledge with its delivery mode; empty in facts of the first release.
         samples_forwarded: samples that its forward pass computed for this run of the sweep.
         samples_filled: those of them that went into sealed views.
         samples_reused: samples whose knowledge trials read from a sealed view.
@@ -109,6 +128,7 @@ class TeacherFacts(_Record):
     test_accuracy: float | None = None
     way: str = "cached"
     reason: str = ""
+    kinds: list[KnowledgeFacts] = Field(default_factory=list)
     samples_forwarded: int = 0
     samples_filled: int = 0
     samples_reused: int = 0

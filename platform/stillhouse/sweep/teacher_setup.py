@@ -10,7 +10,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.distill.sources import Reading
 from stillhouse.models.blueprint import blueprint
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.records import StudentChoice, TeacherFacts, Trial
+from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.cluster import Cluster
@@ -183,6 +183,7 @@ def _choose_for_calls(running: Teacher, spec: SweepSpec) -> Choice:
 def _facts(running: Teacher, choices: Mapping[str, Choice], metric: Metric) -> TeacherFacts:
     definition, known = running.definition, running.facts
     size = blueprint(definition.model, definition.options, definition.num_classes, definition.input_shape).size
+    kinds = [KnowledgeFacts(kind=kind, mode=choice.way, reason=choice.reason) for kind, choice in choices.items()]
     facts = TeacherFacts(
         name=definition.name,
         model=definition.model,
@@ -191,7 +192,8 @@ def _facts(running: Teacher, choices: Mapping[str, Choice], metric: Metric) -> T
         size_bytes=size.size_bytes,
         macs=size.macs,
         way="+".join(sorted({choice.way for choice in choices.values()})),
-        reason="; ".join(f"{kind} {choice.way}: {choice.reason}" for kind, choice in choices.items()),
+        reason="; ".join(map(str, kinds)),
+        kinds=kinds,
         seconds_per_sample=known["seconds_per_sample"],
         train_seconds=known["train_seconds"],
         trained_now=known["trained_now"],

@@ -12,7 +12,7 @@ What stands in the store is a view of the ledger and can always be written again
 MLflow is imported when a store is opened, not before: the import takes seconds.
 """
 
-from stillhouse.tracking.locations import Location, locate, mask_secrets, mask_uri
+from stillhouse.tracking.locations import Location, locate
 from stillhouse.tracking.models import (
     ModelAlias,
     RegisteredStudent,
@@ -37,8 +37,6 @@ __all__ = [
     "TrainedStudent",
     "fetch_weights",
     "locate",
-    "mask_secrets",
-    "mask_uri",
     "parse_registration",
     "register_student",
     "store_students",

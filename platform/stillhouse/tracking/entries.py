@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from stillhouse.durable import content_hash
+from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
-from stillhouse.tracking.locations import mask_secrets, mask_uri
 
 # mlflow.utils.validation: MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 _MAX_NAME = 250
@@ -202,7 +202,7 @@ def sweep_note(facts: SweepFacts) -> str:
         for teacher in facts.teachers
     ]
     lines += [f"- {note}" for note in facts.notes]
-    return clip(mask_uri("\n".join(lines)), _MAX_TAG)
+    return clip(mask_text("\n".join(lines)), _MAX_TAG)
 
 
 def clean_name(name: str) -> str:
@@ -217,12 +217,12 @@ def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
-    return {clean_name(name): clip(_text(value), _MAX_PARAM) for name, value in mask_secrets(params).items()}
+    return {clean_name(name): clip(_text(value), _MAX_PARAM) for name, value in mask_data(params).items()}
 
 
 def _text(value: Any) -> str:
     """Text as it is, other values as JSON: `0.1`, `true`, `[1, 2]`."""
-    return mask_uri(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return mask_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def clip(text: str, length: int) -> str:

@@ -1,42 +1,15 @@
-"""Where tracking data goes, and how an address is shown without its secrets."""
+"""Where tracking data goes."""
 
-import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-_HIDDEN = "***"
-# Every repetition is bounded: these run over whole reports, and an unbounded one takes quadratic time on long words.
-_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"<>]{0,1000}@")
-_HIDDEN_WORD = r"(?:password|passwd|passfile|sslpassword|secret|token|api_?key|access_?key|credentials?|signature|sig)"
-_SECRET_QUERY = re.compile(rf"(?P<key>[?&;][\w.-]{{0,40}}{_HIDDEN_WORD}[\w.-]{{0,40}}=)[^&;\s'\"<>#]{{1,4000}}", re.IGNORECASE)
-_SECRET_KEY = re.compile(rf"(?:^|[_.-]){_HIDDEN_WORD}$", re.IGNORECASE)
+from stillhouse.spec.masking import HIDDEN, mask_text, user_part
 
 UI_PORT = 5000
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}
-
-
-def mask_uri(text: str) -> str:
-    """`text` with the user information and the secret query values of every address in it replaced by `***`."""
-    return _SECRET_QUERY.sub(rf"\g<key>{_HIDDEN}", _USERINFO.sub(rf"\g<scheme>{_HIDDEN}@", text))
-
-
-def mask_secrets(value: Any) -> Any:
-    """`value` (plain data) with addresses masked and the values of secret keys (`password`, `token`, ...) replaced."""
-    if isinstance(value, str):
-        return mask_uri(value)
-    if isinstance(value, Mapping):
-        return {
-            key: _HIDDEN if isinstance(item, str) and item and _SECRET_KEY.search(str(key)) else mask_secrets(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [mask_secrets(item) for item in value]
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +52,9 @@ class Location:
 
     def hide(self, text: str) -> str:
         """`text` without this store's own credentials, and otherwise as it is: a page may hold code that looks like one."""
-        found = _USERINFO.search(self.uri)
+        user = user_part(self.uri)
         hidden = text.replace(self.uri, self.shown)
-        return hidden.replace(found.group().removeprefix(found.group("scheme")), f"{_HIDDEN}@") if found else hidden
+        return hidden.replace(user, f"{HIDDEN}@") if user else hidden
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -106,7 +79,7 @@ def locate(uri: str | None, home: Path) -> Location:
     uri = uri.strip() if uri else f"sqlite:///{home / 'mlflow.db'}"
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
         uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    location = Location(uri=_with_driver(uri), shown=mask_uri(uri), artifacts=None, home=home)
+    location = Location(uri=_with_driver(uri), shown=mask_text(uri), artifacts=None, home=home)
     return replace(location, artifacts=(home / "mlartifacts").as_uri()) if location.is_database else location
 
 

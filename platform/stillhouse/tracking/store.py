@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from stillhouse.tracking.locations import Location, mask_uri
+from stillhouse.spec.masking import mask_text
+from stillhouse.tracking.locations import Location
 
 _T = TypeVar("_T")
 
@@ -246,4 +247,4 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; install the driver of the database (pip install psycopg2-binary for PostgreSQL)"
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return mask_uri(first.strip())[:500]
+    return mask_text(first.strip())[:500]

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stillhouse.spec.masking import mask_text
 from stillhouse.spec.records import SweepFacts, TrialRecord
-from stillhouse.tracking.locations import locate, mask_uri
+from stillhouse.tracking.locations import locate
 from stillhouse.tracking.store import RejectedError, Settings, UnreachableError
 from stillhouse.tracking.writer import SweepWriter
 
@@ -162,7 +163,7 @@ class Tracker:
             except RejectedError as error:
                 self._give_up(error)
             except Exception as error:
-                self._give_up(RejectedError(f"{type(error).__name__}: {mask_uri(str(error))}"))
+                self._give_up(RejectedError(f"{type(error).__name__}: {mask_text(str(error))}"))
             self._opened.set()
         if self._writer is not None and not self._ended:
             try:

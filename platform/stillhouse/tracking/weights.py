@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import InfrastructureError, UsageError
-from stillhouse.tracking.locations import locate, mask_uri
+from stillhouse.spec.masking import mask_text
+from stillhouse.tracking.locations import locate
 from stillhouse.tracking.store import settings
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -37,7 +38,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
                 artifact_uri=place, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
             )
         except MlflowException as error:
-            first = mask_uri(str(error).splitlines()[0])
+            first = mask_text(str(error).splitlines()[0])
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise UsageError(f"MLflow has no '{reference}' in {location.shown}: {first}") from error
             raise InfrastructureError(f"can not fetch '{reference}' from {location.shown}: {first}") from error

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.tracking.entries import (
     COMPARISON,
@@ -26,7 +27,7 @@ from stillhouse.tracking.entries import (
     trial_entry,
 )
 from stillhouse.tracking.external import ExternalModels
-from stillhouse.tracking.locations import Location, home_identity, mask_secrets, mask_uri
+from stillhouse.tracking.locations import Location, home_identity
 from stillhouse.tracking.store import RejectedError, attempt, open_client
 from stillhouse.tracking.view import experiment_view, run_address, sweep_view
 
@@ -287,7 +288,7 @@ class SweepWriter:
     def _dataset_inputs(self) -> list[Any]:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        facts = mask_secrets(self._facts.dataset)
+        facts = mask_data(self._facts.dataset)
         digest = str(facts.get("fingerprint") or "")[:36]
         if not facts.get("name") or not digest:
             return []
@@ -304,7 +305,7 @@ class SweepWriter:
         missing = []
         with tempfile.TemporaryDirectory(prefix="stillhouse-tracking-") as folder:
             staging = Path(folder)
-            (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_secrets(facts.spec)), sort_keys=False))
+            (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_data(facts.spec)), sort_keys=False))
             for name, path in artifacts.items():
                 if not path.exists():
                     missing.append(f"no artifact {name!r} at {path}")
@@ -332,7 +333,7 @@ def _stage(path: Path, destination: Path, location: Location) -> None:
         shutil.copyfile(path, destination)
         return
     text = path.read_bytes().decode(errors="surrogateescape")
-    hidden = location.hide(text) if path.suffix in _PAGES else mask_uri(text)
+    hidden = location.hide(text) if path.suffix in _PAGES else mask_text(text)
     destination.write_bytes(hidden.encode(errors="surrogateescape"))
 
 

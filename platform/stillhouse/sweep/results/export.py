@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.export import FILES, Student, check_target, export_student, require_packages
+from stillhouse.spec.masking import mask_text
 from stillhouse.sweep.results.mlflow_sync import experiment_of, trained_student
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.results.trained_students import find_trial, load_data, read_spec
-from stillhouse.tracking import mask_uri, parse_registration, register_student
+from stillhouse.tracking import parse_registration, register_student
 
 
 def export_trial(
@@ -51,7 +52,7 @@ def export_trial(
         model=trained.model,
         data=data,
         resized=spec.dataset.size is not None,
-        command=mask_uri(results.facts.command),
+        command=mask_text(results.facts.command),
     )
     document = export_student(student, folder, tell=tell)
     if wanted is None:
