@@ -1,0 +1,72 @@
+"""The confirm phase: winners and their controls on fresh seeds."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
+from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.planning.plan import make_plan
+
+MakeSpec = Callable[..., SweepSpec]
+
+
+def record(trial: Trial, accuracy: float, status: Any = "finished") -> TrialRecord:
+    return TrialRecord(trial=trial, status=status, metrics={"validation_accuracy": accuracy})
+
+
+def test_the_best_trial_of_each_method_and_student_is_run_on_fresh_seeds(data: ImageData, spec_with: MakeSpec) -> None:
+    spec = spec_with()
+    plan = make_plan(spec, data)
+    of_kd = [trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "small"]
+    records = [record(trial, accuracy) for trial, accuracy in zip(of_kd, [0.5, 0.9, 0.9, 0.7], strict=True)]
+    confirmed = plan.trials_to_confirm(records[::-1])
+    # Of two equals, the first of the plan; in whatever order the records come.
+    assert [trial.seed for trial in confirmed] == [1, 2]
+    assert {json.dumps(trial.hyperparameters) for trial in confirmed} == {json.dumps(of_kd[1].hyperparameters)}
+    assert all(trial.phase == "confirm" and trial.teacher == "big" for trial in confirmed)
+    assert not {trial.key for trial in confirmed} & {trial.key for trial in plan.trials}
+
+
+def test_failed_and_stopped_trials_are_never_confirmed(data: ImageData, spec_with: MakeSpec) -> None:
+    spec = spec_with()
+    plan = make_plan(spec, data)
+    records = [record(plan.trials[0], 0.9, "failed"), record(plan.trials[1], 0.9, "stopped")]
+    assert plan.trials_to_confirm(records) == []
+
+
+def test_the_baseline_is_confirmed_with_the_very_student_of_each_winner(data: ImageData, spec_with: MakeSpec) -> None:
+    spec = spec_with()
+    plan = make_plan(spec, data)
+    baseline = methods.baseline()
+    # The baseline is best at width 1, kd at width 0.5.
+    best = {baseline: 1.0, "kd": 0.5, "mutual_learning": 1.0}
+    records = [record(trial, 0.9 if trial.student.options.get("width") == best[trial.method] else 0.5) for trial in plan.trials]
+    confirmed = plan.trials_to_confirm(records)
+    of_lenet = [trial for trial in confirmed if trial.student.name == "lenet"]
+    controls = {(trial.student.options["width"], trial.seed) for trial in of_lenet if trial.method == baseline}
+    assert controls == {(0.5, 1), (0.5, 2), (1.0, 1), (1.0, 2)}
+    assert {trial.student.options["width"] for trial in of_lenet if trial.method == "kd"} == {0.5}
+    assert len({trial.key for trial in confirmed}) == len(confirmed) <= plan.confirm_trials
+
+
+def test_nothing_is_confirmed_unless_asked(data: ImageData, spec_with: MakeSpec) -> None:
+    spec = spec_with("search.confirm_seeds", 0)
+    plan = make_plan(spec, data)
+    assert plan.confirm_trials == 0
+    assert plan.trials_to_confirm([record(trial, 0.5) for trial in plan.trials]) == []
+
+
+def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: ImageData, searched: MakeSpec) -> None:
+    plan = make_plan(searched(trials_per_method=4), data)
+    control = next(trial for trial in plan.trials if trial.method == "scratch" and trial.student.name == "lenet")
+    other = next(
+        planned.student for planned in plan.students if planned.student.model == "lenet" and planned.student != control.student
+    )
+    winner = next(trial for trial in plan.trials if trial.method == "kd" and trial.student.name == "lenet")
+    winner = winner.model_copy(update={"key": "w", "student": other})
+    records = [TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)]
+    confirmed = plan.trials_to_confirm(records, [control, winner])
+    assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]
