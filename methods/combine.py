@@ -117,7 +117,7 @@ class Combine(Method):
         of_parts = {name: part.stages(setup) for name, part in self.parts.items()}
         for name, stages in of_parts.items():
             if stages[-1].until is not None:
-                raise MethodError(f"can not combine '{name}', whose training never gets to the student's logits")
+                raise MethodError(f"cannot combine '{name}', whose training never gets to the student's logits", names=[name])
         first = [(name, stage) for name, stages in of_parts.items() for stage in stages[:-1]]
         if not first:
             return super().stages(setup)
@@ -193,16 +193,16 @@ def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
     try:
         kind = find(name)
     except UsageError as error:
-        raise MethodError(str(error)) from error
+        raise MethodError(str(error), names=[name]) from error
     if kind is Combine or kind.card.family == "control":
-        raise MethodError(f"can not combine '{name}', which adds nothing to cross-entropy")
+        raise MethodError(f"cannot combine '{name}', which adds nothing to cross-entropy", names=[name])
     for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
         if getattr(kind, hook) is not getattr(Method, hook):
-            raise MethodError(f"can not combine '{name}', whose training is more than a loss")
+            raise MethodError(f"cannot combine '{name}', whose training is more than a loss", names=[name])
     if kind.calls_teacher:
-        raise MethodError(f"can not combine '{name}', which calls the teacher on inputs of its own")
+        raise MethodError(f"cannot combine '{name}', which calls the teacher on inputs of its own", names=[name])
     if kind.every_teacher:
-        raise MethodError(f"can not combine '{name}', which learns from all teachers together")
+        raise MethodError(f"cannot combine '{name}', which learns from all teachers together", names=[name])
     unknown = [key for key in settings if key not in kind.hyperparameters()]
     if unknown:
         raise MethodError(f"{name} has no hyper-parameter '{unknown[0]}'{did_you_mean(unknown[0], kind.hyperparameters())}")
@@ -216,8 +216,9 @@ def _read_settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, d
         key, equals, text = setting.partition("=")
         name, dot, hyperparameter_name = key.strip().partition(".")
         if not equals or not dot or name not in names:
-            raise ValueError(
-                f"settings must look like '{names[0]}.hyperparameter=value', for one of the methods, got '{setting}'"
+            raise MethodError(
+                f"settings must look like '{names[0]}.hyperparameter=value', for one of the methods, got '{setting}'",
+                names=[setting],
             )
         try:
             value = json.loads(text)

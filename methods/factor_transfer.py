@@ -117,7 +117,7 @@ class FactorTransfer(MapMethod):
         """The one pair: the last maps, unless others are named."""
         for named in (self.teacher_maps, self.student_maps):
             if named and "," in named:
-                raise MethodError(f"transfers one factor, so one layer of each network, got '{named}'")
+                raise MethodError(f"transfers one factor, so one layer of each network, got '{named}'", names=[named])
         return super().pairs(teacher, student)
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:

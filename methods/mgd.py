@@ -161,7 +161,8 @@ class MGD(MapMethod):
             if ours > theirs:
                 raise Unsuitable(
                     f"needs at least as many channels in the teacher's layer '{of_teacher}' ({theirs}) as in the student's "
-                    f"layer '{of_student}' ({ours}); name other layers or use a narrower student"
+                    f"layer '{of_student}' ({ours}); name other layers or use a narrower student",
+                    names=[of_teacher, of_student],
                 )
         return pairs
 

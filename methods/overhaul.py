@@ -133,5 +133,6 @@ def norm_weights(teacher: Architecture, layer: str, *, remedy: str) -> tuple[str
     """
     norm = teacher.normalisation(layer)
     if norm is None:
-        raise MethodError(f"needs a BatchNorm in front of layer '{layer}' of teacher {teacher.name}, it has none; {remedy}")
+        wanted = f"needs a BatchNorm in front of layer '{layer}' of teacher {teacher.name}"
+        raise MethodError(f"{wanted}, it has none; {remedy}", names=[layer])
     return f"{norm}.weight", f"{norm}.bias"

@@ -155,7 +155,8 @@ class SimKD(Method):
         if teacher.shape(of_teacher)[0] != channels:
             raise MethodError(
                 f"teacher_layer '{of_teacher}' must have the {channels} channels that the classifier of {teacher.name} takes, "
-                f"got {teacher.shape(of_teacher)[0]}"
+                f"got {teacher.shape(of_teacher)[0]}",
+                names=[of_teacher],
             )
         of_student = self.student_layer or _last_map(student) or student.pooled
         if of_student is None:

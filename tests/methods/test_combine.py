@@ -89,7 +89,7 @@ def test_settings_reach_the_parts() -> None:
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).step is not Method.step])
 def test_a_method_with_a_step_of_its_own_is_refused(name: str) -> None:
-    with pytest.raises(MethodError, match=f"can not combine '{name}', whose training is more than a loss"):
+    with pytest.raises(MethodError, match=f"cannot combine '{name}', whose training is more than a loss"):
         Combine(methods=("kd", name))
 
 
@@ -168,7 +168,7 @@ def test_first_stages_that_leave_no_epoch_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["born_again", "label_refinery", "simkd"])
 def test_generations_and_other_classifiers_are_refused(name: str) -> None:
-    with pytest.raises(MethodError, match=f"can not combine '{name}', whose training is more than a loss"):
+    with pytest.raises(MethodError, match=f"cannot combine '{name}', whose training is more than a loss"):
         Combine(methods=("kd", name))
 
 
@@ -188,9 +188,9 @@ def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> Non
         ({"methods": ("kd", "kd")}, "none twice"),
         ({"methods": ()}, "at least one method"),
         ({"methods": ("kdd",)}, "no method 'kdd'; did you mean 'kd'"),
-        ({"methods": ("scratch",)}, "can not combine 'scratch', which adds nothing to cross-entropy"),
-        ({"methods": ("combine",)}, "can not combine 'combine'"),
-        ({"methods": ("ensemble",)}, "can not combine 'ensemble', which learns from all teachers together"),
+        ({"methods": ("scratch",)}, "cannot combine 'scratch', which adds nothing to cross-entropy"),
+        ({"methods": ("combine",)}, "cannot combine 'combine'"),
+        ({"methods": ("ensemble",)}, "cannot combine 'ensemble', which learns from all teachers together"),
         ({"weights": (1.0,)}, "one for each of 2 methods, got 1"),
         ({"weights": (1.0, -1.0)}, "weights must be >= 0, got -1.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be >= 0, got nan"),

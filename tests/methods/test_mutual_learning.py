@@ -124,7 +124,7 @@ def test_peers_of_unlike_architectures_all_learn() -> None:
 
 
 def test_a_peer_that_can_not_be_built_is_named() -> None:
-    with pytest.raises(MethodError, match="model 'resnet9' can not be used"):
+    with pytest.raises(MethodError, match="model 'resnet9' cannot be used"):
         MethodTrial(MutualLearning(peer_models=("resnet9",))).trainer()
 
 

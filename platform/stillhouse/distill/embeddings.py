@@ -67,7 +67,7 @@ class EmbeddingMethod(Method):
             try:
                 architecture.shape(named)
             except UnknownLayer as error:
-                raise MethodError(f"{whose}_layer: {error}") from error
+                raise MethodError(f"{whose}_layer: {error}", names=error.names) from error
             return named
         default = self.default_layer(architecture)
         if default is None:

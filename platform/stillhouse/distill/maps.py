@@ -143,7 +143,8 @@ def _chosen(network: Architecture, named: str | None, *, before_relu: bool) -> l
         layers = [name.strip() for name in named.split(",")]
         for layer in layers:
             if len(network.shape(layer)) != 3:
-                raise MethodError(f"needs feature maps, layer '{layer}' of {network.name} returns {network.shape(layer)}")
+                got = f"layer '{layer}' of {network.name} returns {network.shape(layer)}"
+                raise MethodError(f"needs feature maps, {got}", names=[layer])
         return layers
     stages = network.preactivations if before_relu and network.preactivations else network.stages
     shapes = {layer: network.shape(layer) for layer in stages}

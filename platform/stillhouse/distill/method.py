@@ -6,7 +6,7 @@ plain supervised training, so a method overrides only what its paper changes; mo
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol
 
@@ -32,7 +32,16 @@ ANY_TASK: Final = "*"
 
 
 class MethodError(ValueError):
-    """A method that can not run as asked: a layer that is not there, a need that the teacher does not meet."""
+    """A method that cannot run as requested: a layer that does not exist, a need that the teacher does not meet.
+
+    Attributes:
+        names: layers, models or methods that the error is about. If one of them is the value of a hyper-parameter of the trial,
+            the plan reports the error as a problem of that hyper-parameter.
+    """
+
+    def __init__(self, message: str, *, names: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 class Unsuitable(MethodError):
@@ -168,7 +177,7 @@ class Setup:
         """
         problems = model_problems(model, options, self.student.num_classes, self.student.input_shape)
         if problems:
-            raise MethodError(f"model '{model}' can not be used: {'; '.join(map(str, problems))}")
+            raise MethodError(f"model '{model}' cannot be used: {'; '.join(map(str, problems))}", names=[model])
         return build_model(model, num_classes=self.student.num_classes, input_shape=self.student.input_shape, **options)
 
 

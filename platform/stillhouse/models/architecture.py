@@ -11,7 +11,15 @@ from stillhouse.models.modes import evaluating
 
 
 class UnknownLayer(ValueError):
-    """A layer name that the model does not have."""
+    """A layer name that the model does not have.
+
+    Attributes:
+        names: the layer's name, for whoever looks up which setting named it.
+    """
+
+    def __init__(self, message: str, *, layer: str = "") -> None:
+        super().__init__(message)
+        self.names = (layer,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,8 @@ class Architecture:
         """
         if layer not in self.shapes:
             useful = {*self.stages, *([self.pooled] if self.pooled else [])}
-            raise UnknownLayer(f"{self.name} has no layer '{layer}'{did_you_mean(layer, useful or self.shapes)}")
+            hint = did_you_mean(layer, useful or self.shapes)
+            raise UnknownLayer(f"{self.name} has no layer '{layer}'{hint}", layer=layer)
         return self.shapes[layer]
 
     def normalisation(self, layer: str) -> str | None:

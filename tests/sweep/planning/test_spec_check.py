@@ -290,3 +290,26 @@ def test_checking_never_raises_whatever_stands_in_the_spec() -> None:
                     place[key] = draw.choice(values)
                     break
         survey(spec)
+
+
+def test_an_error_is_a_problem_of_the_hyper_parameter_that_names_what_it_is_about(method_folder: Path) -> None:
+    (method_folder / "named_method.py").write_text(
+        textwrap.dedent("""
+        from dataclasses import dataclass
+        from stillhouse.distill.method import Method, MethodError, hyperparameter
+
+        @dataclass(frozen=True, kw_only=True)
+        class Named(Method):
+            layers: tuple[str, ...] = hyperparameter(("fc",))
+            note: str = hyperparameter("")
+
+            def modules(self, setup):
+                raise MethodError("'quoted' is not what it is about", names=[self.layers[-1]])
+        """)
+    )
+
+    def found(**settings: Any) -> set[str]:
+        return set(problems_with(methods={"named_method": settings}, method_paths=[str(method_folder)]))
+
+    assert found(layers=["fc1", "fc2"], note="quoted") == {"methods.named_method.layers"}
+    assert "methods.named_method.note" not in found(note="quoted")

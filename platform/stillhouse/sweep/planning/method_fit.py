@@ -174,7 +174,7 @@ class DrawChecker:
         except Unsuitable as error:
             return PassedOver(str(error))
         except Exception as error:  # a user's method can raise anything
-            named = _quoted_hyperparameter(draw, str(error))
+            named = _named_hyperparameter(draw, error)
             if isinstance(error, MethodError | UnknownLayer) and named is None:
                 return PassedOver(str(error))
             return _method_problem(draw, error, named, taught=taught)
@@ -244,13 +244,18 @@ class DrawChecker:
             method.modules(setup)
 
 
-def _quoted_hyperparameter(draw: Draw, message: str) -> str | None:
-    """The hyper-parameter whose value an error quotes: what the user named is wrong, not what the method chose."""
+def _named_hyperparameter(draw: Draw, error: BaseException) -> str | None:
+    """The hyper-parameter that the error is about: its value is wrong, not what the method chose by itself."""
+    names: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        names |= set(getattr(cause, "names", ()))
+        cause = cause.__cause__
     defaults = methods.find(draw.method).defaults()
     for name, value in draw.hyperparameters.items():
-        for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, str) and value != plain(defaults[name]) and f"'{word}'" in message:
-                return name
+        words = {word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)}
+        if value != plain(defaults[name]) and words & names:
+            return name
     return None
 
 
