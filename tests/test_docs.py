@@ -154,3 +154,16 @@ def test_the_architecture_page_names_every_package() -> None:
     folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
     named = {path for path, _name in _named_paths("architecture.md")}
     assert {f"{folder.relative_to(PACKAGE)}/" for folder in folders} <= named
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_a_page_begins_with_a_sentence(page: Path) -> None:
+    title, beginning, *_rest = [line for line in page.read_text().splitlines() if line]
+    assert title.startswith("# ")
+    assert re.match(r"[A-Z][a-z]+ ", beginning), beginning
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
+def test_a_page_uses_the_plain_word(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    assert not re.findall(r"\b(?:can not|whoever|in front of|of one's own|goes on with)\b", prose)
