@@ -36,3 +36,12 @@ def test_there_is_no_best_of_nothing() -> None:
 def test_values_are_written_as_people_read_them() -> None:
     assert (ACCURACY.format(0.93852), ACCURACY.format_difference(-0.0123)) == ("93.85 %", "-1.23")
     assert (ERROR.format(3.21449), ERROR.format_difference(0.5)) == ("3.214", "+0.500")
+
+
+def test_a_heading_begins_with_a_capital_unless_the_label_is_an_abbreviation() -> None:
+    assert (ACCURACY.heading, ERROR.heading) == ("Accuracy", "Mean absolute error")
+    assert Metric(name="map", direction="max", label="mAP").heading == "mAP"
+
+
+def test_how_much_worse_a_student_is_has_a_column_of_the_metric() -> None:
+    assert (ACCURACY.drop_column, ERROR.drop_column) == ("accuracy_drop", "mae_drop")

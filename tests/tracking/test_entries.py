@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.tracking.entries import (
     clean_name,
@@ -117,22 +118,22 @@ def _teacher(name: str, parameters: int, test_accuracy: float | None) -> Teacher
 def test_a_student_is_compared_with_its_own_teacher() -> None:
     teachers = [_teacher("a", 1000, 0.5), _teacher("b", 4000, 0.75)]
     metrics = {"parameters": 100.0, "test_accuracy": 0.25}
-    assert comparison(metrics, "a", teachers) == {"compression_ratio": 10.0, "accuracy_drop": 0.25}
+    assert comparison(metrics, ("a",), teachers, ACCURACY) == {"compression_ratio": 10.0, "accuracy_drop": 0.25}
 
 
 def test_a_student_without_a_teacher_is_compared_with_the_best_one() -> None:
     teachers = [_teacher("a", 1000, 0.5), _teacher("b", 4000, 0.75)]
-    assert comparison({"parameters": 100.0}, None, teachers) == {"compression_ratio": 40.0}
+    assert comparison({"parameters": 100.0}, (), teachers, ACCURACY) == {"compression_ratio": 40.0}
 
 
 def test_a_student_of_several_teachers_is_compared_with_the_best_of_them() -> None:
     teachers = [_teacher("a", 1000, 0.5), _teacher("b", 2000, 0.75), _teacher("c", 4000, 0.875)]
     metrics = {"parameters": 100.0, "test_accuracy": 0.5}
-    assert comparison(metrics, "a+b", teachers) == {"compression_ratio": 20.0, "accuracy_drop": 0.25}
+    assert comparison(metrics, ("a", "b"), teachers, ACCURACY) == {"compression_ratio": 20.0, "accuracy_drop": 0.25}
 
 
 def test_nothing_is_compared_before_the_teacher_is_known() -> None:
-    assert comparison({"parameters": 100.0, "test_accuracy": 0.5}, "a", []) == {}
+    assert comparison({"parameters": 100.0, "test_accuracy": 0.5}, ("a",), [], ACCURACY) == {}
 
 
 def test_the_best_student_of_the_summary_is_chosen_on_validation_data(make_facts: FactsMaker) -> None:
@@ -140,6 +141,30 @@ def test_the_best_student_of_the_summary_is_chosen_on_validation_data(make_facts
     points = {point.name: point.value for point in sweep_points(make_facts(), trials, ["finished", "finished", "failed"])}
     assert (points["best_test_accuracy"], points["trials_finished"], points["trials_failed"]) == (0.5, 2, 1)
     assert points["teacher_big_test_accuracy"] == 0.875
+
+
+def test_the_summary_of_a_metric_where_lower_is_better_names_the_lowest(make_facts: FactsMaker) -> None:
+    metric = Metric(name="mae", direction="min", label="mean error")
+    teacher = make_facts().teachers[0].model_copy(update={"test_accuracy": None, "metrics": {"test_mae": 2.0}})
+    trials = [{"validation_mae": 4.0, "test_mae": 5.0}, {"validation_mae": 3.0, "test_mae": 6.0}]
+    points = {
+        point.name: point.value
+        for point in sweep_points(make_facts(metric=metric, teachers=[teacher]), trials, ["finished", "finished"])
+    }
+    assert (points["best_validation_mae"], points["best_test_mae"], points["teacher_big_test_mae"]) == (3.0, 6.0, 2.0)
+    assert not [name for name in points if "accuracy" in name]
+
+
+def test_a_run_of_another_metric_has_its_drop(make_record: RecordMaker, make_facts: FactsMaker) -> None:
+    metric = Metric(name="mae", direction="min", label="mean error")
+    teacher = make_facts().teachers[0].model_copy(update={"test_accuracy": None, "metrics": {"test_mae": 2.0}})
+    record = make_record().model_copy(update={"metrics": {"parameters": 100.0, "validation_mae": 2.5, "test_mae": 2.75}})
+    points = {
+        point.name: point.value
+        for point in trial_entry(record, sweep="s", teachers=[teacher], metric=metric).points
+        if point.step == 0
+    }
+    assert (points["test_mae"], points["mae_drop"]) == (2.75, 0.75)
 
 
 def test_a_command_with_credentials_is_tagged_without_them(make_facts: FactsMaker) -> None:

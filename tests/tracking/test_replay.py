@@ -76,5 +76,5 @@ def test_a_store_of_a_newer_mlflow_is_said_in_one_sentence(
     with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
         database.execute("update alembic_version set version_num = 'ffffffffffff'")
         database.commit()
-    with pytest.raises(InfrastructureError, match=r"can't write to the tracking store .*mlflow.db: .+"):
+    with pytest.raises(InfrastructureError, match=r"cannot write to the tracking store .*mlflow.db: .+"):
         sync(None, home, "tests", make_facts(), [make_record(0)], {})

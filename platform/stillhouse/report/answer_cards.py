@@ -6,7 +6,6 @@ from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.formatting import (
     against_parameters,
-    capitalised,
     counted,
     difference,
     listed,
@@ -98,7 +97,7 @@ def card_title(answer: Answer) -> str:
     """The question of the card."""
     match answer.question:
         case "best":
-            return f"{capitalised(answer.metric.superlative)} of all sizes"
+            return f"{answer.metric.superlative.capitalize()} of all sizes"
         case "knee":
             return "Good compromise (a knee of the Pareto front)"
         case "smallest":

@@ -54,12 +54,6 @@ def tick_format(metric: Metric, *, signed: bool = False, exact: bool = False) ->
     return f"{sign}.{metric.digits}f" if exact else f"{sign}~g"
 
 
-def capitalised(text: str) -> str:
-    """`text` as a heading: "mean error" as "Mean error", "mAP" as it is."""
-    first = text.partition(" ")[0]
-    return text if first != first.lower() else text[:1].upper() + text[1:]
-
-
 def whole(value: float | None) -> str:
     """12345 as "12,345"."""
     return MISSING if value is None or not math.isfinite(value) else f"{round(value):,}"

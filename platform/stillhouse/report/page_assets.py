@@ -51,7 +51,6 @@ def environment() -> jinja2.Environment:
         "percent": wording.percent,
         "score": wording.score,
         "difference": wording.difference,
-        "capitalised": wording.capitalised,
         "short": wording.short,
         "size": wording.size,
         "milliseconds": wording.milliseconds,

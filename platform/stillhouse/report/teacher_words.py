@@ -1,7 +1,6 @@
 """What the page reports of each teacher: its cost, its numbers, the delivery modes of its knowledge."""
 
 from stillhouse.report.formatting import (
-    capitalised,
     counted,
     duration,
     milliseconds,
@@ -47,7 +46,7 @@ def teacher_facts(cost: TeacherCost, metric: Metric) -> list[tuple[str, str]]:
     teacher = cost.teacher
     test, validation = (score(teacher.value(metric.column(split)), metric, exact=True) for split in ("test", "validation"))
     return [
-        (capitalised(metric.label), f"test {test}, validation {validation}"),
+        (metric.heading, f"test {test}, validation {validation}"),
         (
             "Size",
             f"{whole(teacher.parameters)} parameters, {size(teacher.size_bytes)}, {short(teacher.macs)} MACs, "

@@ -10,7 +10,6 @@ from stillhouse.report.axes import AXES, Spread, axis_value, without_outliers
 from stillhouse.report.configurations import Configuration, grouped
 from stillhouse.report.estimates import Estimate
 from stillhouse.report.formatting import (
-    capitalised,
     difference,
     duration,
     milliseconds,
@@ -111,7 +110,7 @@ def _score_switch(split: Split, traces: Sequence[dict[str, Any]], data: Tradeoff
 
 def _axis_title(split: Split, metric: Metric) -> str:
     better = "" if metric.direction == "max" else ", lower is better"
-    return f"{capitalised(split)} {metric.label} ({_SPLITS[split]}{better})"
+    return f"{split.capitalize()} {metric.label} ({_SPLITS[split]}{better})"
 
 
 def _layout(metric: Metric) -> dict[str, Any]:

@@ -34,6 +34,12 @@ class Metric(BaseModel):
         return f"{split}_{self.name}"
 
     @property
+    def heading(self) -> str:
+        """The label as a heading begins: `Mean error`, but `mAP` as it is."""
+        first = self.label.partition(" ")[0]
+        return self.label if first != first.lower() else self.label[:1].upper() + self.label[1:]
+
+    @property
     def drop_column(self) -> str:
         """The name of how much worse a student is than its teacher on the test split."""
         return f"{self.name}_drop"

@@ -1,7 +1,6 @@
-"""What a run in the store holds, made from records by pure functions; no MLflow here."""
+"""The content of the runs in the store, made from records by pure functions; no MLflow here."""
 
 import json
-import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 
 from stillhouse.durable import content_hash
 from stillhouse.spec.masking import mask_data, mask_text
-from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.metric import ACCURACY, Metric
+from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.teacher_comparison import against_teacher, reference_teacher
 
 # mlflow.utils.validation: MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 _MAX_NAME = 250
@@ -20,7 +21,6 @@ _MAX_PARAM = 6000
 _MAX_TAG = 8000
 
 CURVE_PREFIX = "epoch_"
-COMPARISON = ("compression_ratio", "accuracy_drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RunEntry:
     """One child run, ready to be written.
 
     Attributes:
-        digest: hash of the record it was made from: equal digests need no writing.
+        digest: hash of the record that it was made from; a run with an equal digest need not be written again.
         started_ms, finished_ms: Unix time; also the time of every point, so that writing twice changes nothing.
     """
 
@@ -53,12 +53,19 @@ class RunEntry:
 
 
 def record_digest(record: TrialRecord) -> str:
-    """Content hash of a record, the same for one just made and one read back from a file."""
+    """Content hash of a record: the same for a new record and for one read back from a file."""
     return content_hash(json.loads(record.model_dump_json()))
 
 
-def trial_entry(record: TrialRecord, *, sweep: str, teachers: Sequence[TeacherFacts] = ()) -> RunEntry:
-    """The child run of one trial."""
+def trial_entry(
+    record: TrialRecord, *, sweep: str, teachers: Sequence[TeacherFacts] = (), metric: Metric = ACCURACY
+) -> RunEntry:
+    """The child run of one trial.
+
+    Args:
+        teachers: of the sweep, as far as they are known; the trial is compared with one of them.
+        metric: by which the sweep's task judges students.
+    """
     trial = record.trial
     tags = {
         "sweep": sweep,
@@ -93,17 +100,17 @@ def trial_entry(record: TrialRecord, *, sweep: str, teachers: Sequence[TeacherFa
         digest=record_digest(record),
         tags=clean_tags(tags),
         params=clean_params(own | params),
-        points=list(_points(record, teachers)),
+        points=list(_points(record, teachers, metric)),
         started_ms=milliseconds(record.started) or finished_ms,
         finished_ms=finished_ms,
     )
 
 
-def _points(record: TrialRecord, teachers: Sequence[TeacherFacts]) -> Iterator[Point]:
+def _points(record: TrialRecord, teachers: Sequence[TeacherFacts], metric: Metric) -> Iterator[Point]:
     yield from _numbers(record.metrics)
     yield Point(name="epochs_run", value=float(record.epochs_run))
     yield from _numbers({f"teaching_{name}": value for name, value in record.teaching.items()})
-    for name, value in comparison(record.metrics, record.trial.teacher, teachers).items():
+    for name, value in comparison(record.metrics, record.trial.teachers, teachers, metric).items():
         yield Point(name=name, value=value)
     for step, entry in zip(_steps(record.curve), record.curve, strict=True):
         named = {f"{CURVE_PREFIX}{name}": value for name, value in entry.items() if name not in ("epoch", "comparable")}
@@ -111,7 +118,7 @@ def _points(record: TrialRecord, teachers: Sequence[TeacherFacts]) -> Iterator[P
 
 
 def _steps(curve: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-    """The epochs, or the positions where a method counts its epochs from 1 in every stage."""
+    """The epochs, or positions from 1 where a method counts its epochs from 1 in every stage."""
     epochs = [entry.get("epoch") for entry in curve]
     whole = [epoch for epoch in epochs if isinstance(epoch, int) and epoch > 0]
     if len(whole) == len(epochs) and all(before < after for before, after in pairwise(whole)):
@@ -125,36 +132,25 @@ def _numbers(values: Mapping[str, Any], *, step: int = 0) -> Iterator[Point]:
             yield Point(name=clean_name(name), value=float(value), step=step)
 
 
-def reference_teacher(teachers: Sequence[TeacherFacts]) -> TeacherFacts | None:
-    """The most accurate teacher: what a student of several, or of none, is compared with."""
+def comparison(
+    metrics: Mapping[str, float], taught_by: Sequence[str], teachers: Sequence[TeacherFacts], metric: Metric
+) -> dict[str, float]:
+    """`compression_ratio` and the metric's drop (`accuracy_drop`) of a student, as far as they are known.
 
-    def accuracy(teacher: TeacherFacts) -> float:
-        known = [value for value in (teacher.test_accuracy, teacher.validation_accuracy) if value is not None]
-        return known[0] if known else -1.0
+    A teacher's value on the test split may be read only at the end of the sweep.
 
-    return max(teachers, key=accuracy, default=None)
-
-
-def comparison(metrics: Mapping[str, float], teacher: str | None, teachers: Sequence[TeacherFacts]) -> dict[str, float]:
-    """`compression_ratio` (teacher's parameters / student's) and `accuracy_drop` (teacher's test accuracy - student's).
-
-    Against the most accurate of the trial's own teachers, or of the sweep's where the trial has none (`scratch`). Only
-    what is known: a teacher's test accuracy may be read at the end of the sweep.
+    Args:
+        metrics: of the student's record.
+        taught_by: names of the trial's own teachers; a student without a teacher is compared with the best of the sweep.
     """
-    names = teacher.split(TEACHER_JOINT) if teacher else []
-    own = reference_teacher([facts for facts in teachers if facts.name in names] or teachers)
-    if own is None:
+    teacher = reference_teacher(teachers, taught_by, metric)
+    if teacher is None:
         return {}
-    found = {}
-    if metrics.get("parameters", 0) > 0:
-        found["compression_ratio"] = own.parameters / metrics["parameters"]
-    if own.test_accuracy is not None and "test_accuracy" in metrics:
-        found["accuracy_drop"] = own.test_accuracy - metrics["test_accuracy"]
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return against_teacher(metrics, metric, parameters=teacher.parameters, score=teacher.value(metric.column("test")))
 
 
 def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
-    """Tags of the parent run. Not params: those can't change, and a sweep may be extended."""
+    """Tags of the parent run. Not params: those cannot change, and a sweep may be extended."""
     return clean_tags(
         {
             "sweep": facts.name,
@@ -174,31 +170,40 @@ def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
 def sweep_points(facts: SweepFacts, trials: Sequence[Mapping[str, float]], statuses: Sequence[str]) -> list[Point]:
     """Summary of a sweep: counts, the student chosen on validation data, the teachers' numbers and cost.
 
-    `trials` are the end-state metrics of each trial, `statuses` stand beside them.
+    Args:
+        trials: the metrics of each trial at its end.
+        statuses: of each trial, in the same order.
     """
     values: dict[str, float] = {"trials_planned": facts.planned, "seconds": facts.seconds}
     for status in ("finished", "stopped", "failed"):
         values[f"trials_{status}"] = statuses.count(status)
-    measured = [metrics for metrics in trials if "validation_accuracy" in metrics and "test_accuracy" in metrics]
+    validation, test = facts.metric.column("validation"), facts.metric.column("test")
+    measured = [metrics for metrics in trials if validation in metrics and test in metrics]
     if measured:
-        best = max(measured, key=lambda metrics: metrics["validation_accuracy"])
-        for name in ("validation_accuracy", "test_accuracy", "parameters", "size_bytes"):
+        best = max(measured, key=lambda metrics: facts.metric.sign * metrics[validation])
+        for name in (validation, test, "parameters", "size_bytes"):
             if name in best:
                 values[f"best_{name}"] = best[name]
     for name in ("samples_forwarded", "samples_reused", "fill_seconds", "train_seconds"):
         values[f"teachers_{name}"] = sum(getattr(teacher, name) for teacher in facts.teachers)
     for teacher in facts.teachers:
-        for name in ("parameters", "size_bytes", "macs", "latency_ms", "validation_accuracy", "test_accuracy"):
-            if (value := getattr(teacher, name)) is not None:
-                values[f"teacher_{teacher.name}_{name}"] = value
+        for name, value in teacher_numbers(teacher, facts.metric).items():
+            values[f"teacher_{teacher.name}_{name}"] = value
     return list(_numbers(values))
+
+
+def teacher_numbers(teacher: TeacherFacts, metric: Metric) -> dict[str, float]:
+    """The sizes, the latency and the metric of a teacher, as far as they are known."""
+    scores = {column: teacher.value(column) for column in (metric.column("validation"), metric.column("test"))}
+    sizes = {name: getattr(teacher, name) for name in ("parameters", "size_bytes", "macs", "latency_ms")}
+    return {name: float(value) for name, value in (sizes | scores).items() if value is not None}
 
 
 def sweep_note(facts: SweepFacts) -> str:
     """Markdown shown on the parent run's page."""
     lines = [f"Sweep **{facts.name}** on {facts.dataset.get('name', 'its data set')}: {facts.planned} trials planned."]
     lines += [
-        f"- teacher **{teacher.name}** ({teacher.model}): {teacher.parameters:,} parameters, knowledge {teacher.way}"
+        f"- teacher **{teacher.name}** ({teacher.model}): {teacher.parameters:,} parameters, delivery mode {teacher.way}"
         for teacher in facts.teachers
     ]
     lines += [f"- {note}" for note in facts.notes]
@@ -206,17 +211,18 @@ def sweep_note(facts: SweepFacts) -> str:
 
 
 def clean_name(name: str) -> str:
-    """`name` as MLflow allows it. A slash would put the chart into a section of its own, so it becomes a dot."""
+    """`name` as MLflow allows it. A slash would put the chart into a separate section, so it becomes a dot."""
     name = re.sub(r"[^\w.\- :]", "_", name.replace("/", "."))[:_MAX_NAME]
     return name if name and posixpath.normpath(name) == name and name not in {".", ".."} else f"_{name}"[:_MAX_NAME]
 
 
 def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as text, masked and clipped; those without a value are left out."""
+    """Tags as text, without secrets and clipped; tags without a value are left out."""
     return {clean_name(name): clip(_text(value), _MAX_TAG) for name, value in tags.items() if value is not None}
 
 
 def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
+    """Params as text, without secrets and clipped."""
     return {clean_name(name): clip(_text(value), _MAX_PARAM) for name, value in mask_data(params).items()}
 
 
@@ -226,11 +232,12 @@ def _text(value: Any) -> str:
 
 
 def clip(text: str, length: int) -> str:
+    """`text` with at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def milliseconds(moment: str) -> int:
-    """Unix time of an ISO 8601 moment (UTC unless it says otherwise); 0 when there is none."""
+    """Unix time of an ISO 8601 moment, in UTC where it names no time zone; 0 when there is none."""
     try:
         when = datetime.fromisoformat(moment)
     except ValueError:

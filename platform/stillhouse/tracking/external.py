@@ -1,29 +1,33 @@
 """Teachers and students as MLflow's LoggedModels whose weights stay in the sweep's home ("external" to MLflow).
 
-What `mlflow.create_external_model` does, without the `MLmodel` file that it uploads for each and without a global store;
-see docs/decisions for what that costs.
+Does what `mlflow.create_external_model` does, but uploads no `MLmodel` file for each model and needs no global store;
+`docs/decisions/` has the costs of both.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TeacherFacts
-from stillhouse.tracking.entries import Point, RunEntry, clean_name, clean_tags
+from stillhouse.tracking.entries import Point, RunEntry, clean_name, clean_tags, teacher_numbers
 
 _EXTERNAL = {"mlflow.model.isExternal": "true"}
 _STUDENT_TAGS = ("sweep", "trial_key", "student", "model", "method", "seed", "teacher", "weights", "weights_hash")
-_TEACHER_NUMBERS = ("parameters", "size_bytes", "macs", "latency_ms", "validation_accuracy", "test_accuracy")
 
 
 class ExternalModels:
-    """The LoggedModels of one experiment; a model that stands there is found by its run and name."""
+    """The LoggedModels of one experiment; an existing model is found by its run and name."""
 
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client = client
         self._experiment_id = experiment_id
 
     def student(self, run_id: str, entry: RunEntry, *, fresh: bool) -> str | None:
-        """The id of a finished trial's model, made when missing; `fresh` when the run was made a moment ago."""
+        """The id of a finished trial's model, made when missing; None for a trial that did not finish.
+
+        Args:
+            fresh: the run was just made, so it has no model yet.
+        """
         if entry.tags["status"] != "finished":
             return None
         tags = {name: entry.tags[name] for name in _STUDENT_TAGS if name in entry.tags}
@@ -31,16 +35,15 @@ class ExternalModels:
         known = {} if fresh else self._of_run(run_id)
         return self._ensure(known, run_id, name, "student", tags, entry.params)
 
-    def teacher(self, run_id: str, sweep: str, teacher: TeacherFacts) -> tuple[str, list[Point]]:
+    def teacher(self, run_id: str, sweep: str, teacher: TeacherFacts, metric: Metric) -> tuple[str, list[Point]]:
         """The id of a teacher's model, made when missing, and the numbers to log with it."""
         tags = clean_tags({"sweep": sweep, "role": "teacher", "model": teacher.model, "weights_hash": teacher.key})
         name = model_name(f"teacher-{teacher.name}-{teacher.key[:12]}")
         model_id = self._ensure(self._of_run(run_id), run_id, name, "teacher", tags, {"model": teacher.model})
-        numbers = {name: getattr(teacher, name) for name in _TEACHER_NUMBERS}
-        return model_id, [Point(name=name, value=float(value)) for name, value in numbers.items() if value is not None]
+        return model_id, [Point(name=name, value=value) for name, value in teacher_numbers(teacher, metric).items()]
 
     def remove_of(self, run_id: str) -> None:
-        """Removes the models of a run that is replaced; what is registered is left to its users."""
+        """Removes the models of a run that is replaced, except registered ones: those belong to their users."""
         for model in self._search(run_id):
             if "mlflow.modelVersions" not in model.tags:
                 self._client.delete_logged_model(model.model_id)
@@ -80,10 +83,10 @@ class ExternalModels:
 
 
 def is_external(model: Any) -> bool:
-    """Whether the weights of a LoggedModel are kept elsewhere."""
+    """Whether the weights of a LoggedModel are stored outside MLflow."""
     return all(model.tags.get(name) == value for name, value in _EXTERNAL.items())
 
 
 def model_name(text: str) -> str:
-    """`text` as a LoggedModel's name, which allows none of / : . % quotes."""
+    """`text` as a LoggedModel's name, which must not contain / : . % or quotes."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in clean_name(text))

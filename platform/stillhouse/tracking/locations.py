@@ -1,4 +1,4 @@
-"""Where tracking data goes."""
+"""Where tracking data is stored."""
 
 import secrets
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ class Location:
     """A tracking store.
 
     Attributes:
-        uri: the address as MLflow takes it, absolute; may hold credentials, so it is never printed.
+        uri: the absolute address as MLflow takes it; it may contain credentials, so it is never printed.
         shown: the address for logs, facts and reports.
-        artifacts: where a new experiment keeps its artifacts; None lets the server decide.
+        artifacts: where a new experiment stores its artifacts; None lets the server decide.
         home: the folder of the embedded store and of the identity of this home's sweeps.
     """
 
@@ -38,27 +38,27 @@ class Location:
 
     @property
     def own_database(self) -> Path | None:
-        """The SQLite file of this home; None for a store that is kept elsewhere."""
+        """The SQLite file of this home; None for a store elsewhere."""
         path = self.home / "mlflow.db"
         return path if self.uri == f"sqlite:///{path}" else None
 
     @property
     def pages(self) -> str | None:
-        """Where a browser finds this store: the server, or where `stillhouse ui` serves a database; None for others."""
+        """The address for a browser: the server, or the one at which `stillhouse ui` serves a database; None for others."""
         if not self.is_server:
             return f"http://127.0.0.1:{UI_PORT}" if self.is_database else None
         parts = urlsplit(self.uri)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def hide(self, text: str) -> str:
-        """`text` without this store's own credentials, and otherwise as it is: a page may hold code that looks like one."""
+        """`text` without the credentials of this store; the rest is unchanged: a page may contain similar code."""
         user = user_part(self.uri)
         hidden = text.replace(self.uri, self.shown)
         return hidden.replace(user, f"{HIDDEN}@") if user else hidden
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port of a store behind a socket; None for a file or an address that names no host."""
+        """Host and port of a store on a network; None for a file or an address without a host."""
         scheme = self.uri.partition(":")[0].partition("+")[0]
         if scheme not in _DEFAULT_PORTS:
             return None
@@ -73,7 +73,7 @@ class Location:
 def locate(uri: str | None, home: Path) -> Location:
     """The store that `uri` names; None is the SQLite file `home/mlflow.db` with artifacts in `home/mlartifacts`.
 
-    A relative SQLite path is made absolute here, since the working directory of whoever opens it next may differ.
+    A relative SQLite path is made absolute here, since the next process to open it may have another working directory.
     """
     home = home.expanduser().absolute()
     uri = uri.strip() if uri else f"sqlite:///{home / 'mlflow.db'}"
@@ -84,7 +84,7 @@ def locate(uri: str | None, home: Path) -> Location:
 
 
 def _with_driver(uri: str) -> str:
-    """SQLAlchemy 2.1 takes psycopg for PostgreSQL, and fails where only psycopg2 is installed, MLflow's usual driver."""
+    """`uri` with the driver named: SQLAlchemy 2.1 uses psycopg for PostgreSQL, but MLflow usually comes with psycopg2."""
     scheme, _, rest = uri.partition("://")
     if scheme in {"postgresql", "postgres"} and find_spec("psycopg") is None:
         return f"postgresql+psycopg2://{rest}"
@@ -92,7 +92,7 @@ def _with_driver(uri: str) -> str:
 
 
 def home_identity(home: Path) -> str:
-    """A random name of this home, made once: two people's sweeps of one name stay apart on a shared server."""
+    """A random name of this home, made once: it keeps sweeps of the same name apart on a shared server."""
     path = home / "mlflow-home-id"
     try:
         home.mkdir(parents=True, exist_ok=True)

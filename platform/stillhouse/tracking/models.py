@@ -1,6 +1,6 @@
-"""Students stored in MLflow with weights, signature and input example, so that a server can answer with them; the registry.
+"""Students stored in MLflow with weights, signature and input example, so that a server can run them; the model registry.
 
-The model is kept as a `torch.export` program, never as a pickle of our classes: a server needs torch, not this package.
+A model is stored as a `torch.export` program, never as a pickle of our classes: a server needs torch, but not this package.
 """
 
 import importlib.metadata
@@ -52,7 +52,7 @@ class RegisteredStudent:
     Attributes:
         uri: `models:/NAME@ALIAS`.
         store: the tracking store, without credentials.
-        reused: whether a version with these weights stood there already.
+        reused: whether there was a version with these weights already.
     """
 
     name: str
@@ -70,12 +70,12 @@ class RegisteredStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedStudent:
-    """A finished trial's network as a store keeps it.
+    """The network of a finished trial, ready to be stored.
 
     Attributes:
         model: on the CPU, in evaluation mode.
-        example: [B, C, H, W] with B > 1, as the student takes it.
-        files: kept with the model, by name.
+        example: [B, C, H, W] with B > 1, an input of the student.
+        files: stored with the model, by name.
     """
 
     model: nn.Module
@@ -85,7 +85,7 @@ class TrainedStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredStudents:
-    """What `store_students` did: how many it stored, how many stood there, and why others are not there."""
+    """How many students were stored now, how many were there already, and why others are missing."""
 
     stored: int = 0
     skipped: int = 0
@@ -93,16 +93,16 @@ class StoredStudents:
 
 
 def parse_registration(text: str) -> ModelAlias:
-    """`MODEL@ALIAS` by MLflow's rules for both.
+    """The parts of `MODEL@ALIAS`, which follow MLflow's rules for both.
 
     Raises:
-        UsageError: it breaks one.
+        UsageError: one of them does not.
     """
     name, at, alias = text.rpartition("@")
     if not at or not name.strip() or not alias:
         raise UsageError(f"--register must be MODEL@ALIAS, as in digits@pareto, got '{text}'")
     if name != name.strip() or name in (".", "..") or re.search(r"[/:\\\"'@]", name):
-        raise UsageError(f"--register: a model's name can not hold / : \\ @ or quotes, got '{name}'")
+        raise UsageError(f"--register: a model's name cannot contain / : \\ @ or quotes, got '{name}'")
     if not re.fullmatch(r"[\w-]{1,255}", alias, re.ASCII) or alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
         raise UsageError(
             f"--register: an alias is made of letters, digits, _ and -, and is neither 'latest' nor like 'v1', got '{alias}'"
@@ -119,14 +119,14 @@ def store_students(
     records: Iterable[TrialRecord],
     load: Callable[[TrialRecord], TrainedStudent],
 ) -> StoredStudents:
-    """Logs students with their trials' runs; one whose weights stand there already is left as it is and not loaded.
+    """Logs students with their trials' runs; a student whose weights are there already is not loaded.
 
-    The first request that the store does not answer ends it: what is missing is written the next time.
+    The first request that the store does not answer ends it; the next call writes the missing students.
 
     Args:
-        uri: what `tracking.uri` says; None is the embedded store under `home`.
+        uri: the value of `tracking.uri`; None is the embedded store under `home`.
         records: finished trials that have a run in the store.
-        load: gives the network of a trial; what it raises is a reason to leave that one out.
+        load: returns the network of a trial; a trial for which it raises is left out, with the error as the reason.
     """
     location = locate(uri, home)
     stored = skipped = 0
@@ -158,14 +158,14 @@ def register_student(
     record: TrialRecord,
     student: TrainedStudent,
 ) -> RegisteredStudent:
-    """Makes the student a version of a registered model and moves the alias to it; stores it first if it is not there.
+    """Makes the student a version of a registered model and moves the alias to it; stores the student first if it is missing.
 
     Args:
-        uri: what `tracking.uri` says; None is the embedded store under `home`.
+        uri: the value of `tracking.uri`; None is the embedded store under `home`.
 
     Raises:
         UsageError: the trial has no run in the store, or the store refuses.
-        InfrastructureError: the store can not be reached.
+        InfrastructureError: the store cannot be reached.
     """
     location = locate(uri, home)
     with settings():
@@ -173,13 +173,13 @@ def register_student(
             open_client(location)
             return _Registry(location).register(wanted, experiment, sweep, record, student)
         except UnreachableError as error:
-            raise InfrastructureError(f"can't register {wanted.name} in {location.shown}: {error}") from error
+            raise InfrastructureError(f"cannot register {wanted.name} in {location.shown}: {error}") from error
         except RejectedError as error:
-            raise UsageError(f"the store {location.shown} does not take {wanted.name}: {error}") from error
+            raise UsageError(f"the store {location.shown} refuses {wanted.name}: {error}") from error
 
 
 class _Registry:
-    """One store and the registry in it, whatever MLflow's global settings say."""
+    """One store and its registry, independent of MLflow's global settings."""
 
     def __init__(self, location: Location) -> None:
         from mlflow.tracking import MlflowClient
@@ -188,7 +188,7 @@ class _Registry:
         self._client: Any = MlflowClient(location.uri, registry_uri=location.uri)
 
     def store(self, experiment: str, sweep: str, record: TrialRecord, load: Callable[[TrialRecord], TrainedStudent]) -> bool:
-        """Whether the student had to be logged."""
+        """Logs the student unless it is there; returns whether it had to be logged."""
         run = attempt(lambda: self._run_of(experiment, sweep, record.trial.key))
         tags = _tags(sweep, record)
         if attempt(lambda: self._known_model(run, tags)) is not None:
@@ -226,7 +226,7 @@ class _Registry:
         )
 
     def _run_of(self, experiment: str, sweep: str, key: str) -> Any:
-        """The trial's own run under this home's sweep."""
+        """The run of the trial under the sweep of this home."""
         found = self._client.get_experiment_by_name(experiment)
         if found is not None:
             parents = self._search(found, {"role": "sweep", "sweep": sweep, "home_id": home_identity(self._location.home)})
@@ -248,7 +248,7 @@ class _Registry:
         return max(same, key=lambda each: int(each.version), default=None)
 
     def _known_model(self, run: Any, tags: Mapping[str, str]) -> Any:
-        """The run's model with these weights in it; its external one holds none."""
+        """The run's model that contains these weights; its external model contains none."""
         condition = f"source_run_id = '{run.info.run_id}'"
         found = self._client.search_logged_models([run.info.experiment_id], filter_string=condition)
         return next(
@@ -268,7 +268,7 @@ class _Registry:
             self._client.log_model_artifacts(model_id, folder, _EXTRA)
 
     def _log(self, run: Any, record: TrialRecord, tags: Mapping[str, str], student: TrainedStudent) -> Any:
-        """Logs the model with its trial's run, which stays as it is: `mlflow.pytorch.log_model` would open and end it again."""
+        """Logs the model with its trial's run. The run is unchanged: `mlflow.pytorch.log_model` would open and end it again."""
         from mlflow.entities import LoggedModelOutput, Metric
 
         trial = record.trial
@@ -309,7 +309,7 @@ class _Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        # The place of the artifacts, not models:/<id>: a database store looks that up in MLflow's global store.
+        # The address of the artifacts, not models:/<id>, which a database store would look up in MLflow's global store.
         version = self._client.create_model_version(
             name,
             source=model.artifact_location,
@@ -325,7 +325,7 @@ class _Registry:
 def _save(logged: Any, path: Path, run_id: str, student: TrainedStudent) -> None:
     """An MLflow model on disk, in its pt2 format."""
     with warnings.catch_warnings():
-        # mlflow.pyfunc warns of its own type hints when it is imported.
+        # mlflow.pyfunc warns about its own type hints when it is imported.
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
         import mlflow.pyfunc
         import mlflow.pytorch

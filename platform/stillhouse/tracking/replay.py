@@ -13,12 +13,12 @@ from stillhouse.tracking.writer import SweepWriter
 
 @dataclass(frozen=True, kw_only=True)
 class SyncResult:
-    """What `sync` did.
+    """What `sync` wrote.
 
     Attributes:
-        created: runs written, those completed or replaced because their record differs included.
-        skipped: runs that stood there already.
-        failed: records that are still not in the store; `reasons` says why.
+        created: runs that were written, including those completed, and those replaced because their record differs.
+        skipped: runs that were there already.
+        failed: records that are still not in the store, for the `reasons`.
         run_id: the parent run.
         addresses: the page of each run, by trial key, and of the parent by the empty key.
     """
@@ -39,10 +39,10 @@ def sync(
     records: Iterable[TrialRecord],
     artifacts: Mapping[str, Path],
 ) -> SyncResult:
-    """Brings the store to what `records` say; a second time changes nothing.
+    """Makes the store agree with `records`; a second call changes nothing.
 
     Raises:
-        InfrastructureError: the store can not be opened.
+        InfrastructureError: the store cannot be opened.
     """
     location = locate(uri, home)
     records = list(records)
@@ -52,7 +52,7 @@ def sync(
         try:
             writer = SweepWriter(location, experiment, facts)
         except (UnreachableError, RejectedError) as error:
-            raise InfrastructureError(f"can't write to the tracking store {location.shown}: {error}") from error
+            raise InfrastructureError(f"cannot write to the tracking store {location.shown}: {error}") from error
         try:
             for record in records:
                 try:

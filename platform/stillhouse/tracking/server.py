@@ -16,7 +16,7 @@ from typing import Any
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.tracking.locations import Location, locate
 from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, open_client, settings
-from stillhouse.tracking.view import experiment_view, sweep_view_id, view_address
+from stillhouse.tracking.view import EXPERIMENT_VIEW_ID, sweep_view_id, view_address
 
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
@@ -24,19 +24,19 @@ _HOST = "127.0.0.1"
 
 
 def ui(uri: str | None, home: Path, port: int = 5000, open_view: str | None = None, *, browse: bool = False) -> int:
-    """Serves the tracking store on loopback until Ctrl-C; a store that is a server already is only pointed at.
+    """Serves the tracking store on loopback until Ctrl-C; for a store that is a server already, it only prints the address.
 
     The first line on stdout is the address of the saved view, printed when the page can be opened.
 
     Args:
-        uri: what `tracking.uri` says; None is the SQLite file under `home`.
+        uri: the value of `tracking.uri`; None is the SQLite file under `home`.
         home: folder of `mlflow.db`; the server's working directory.
         port: on 127.0.0.1.
-        open_view: name of the sweep whose view is opened; None opens the view of all trials.
-        browse: opens a browser with it.
+        open_view: name of the sweep whose view to open; None opens the view of all trials.
+        browse: also opens a browser with it.
 
     Returns:
-        the exit code: 0 after Ctrl-C, the server's own when it ended by itself.
+        the exit code: 0 after Ctrl-C, that of the server when it ended by itself.
 
     Raises:
         UsageError: the port is taken, or the store has no such sweep.
@@ -48,14 +48,14 @@ def ui(uri: str | None, home: Path, port: int = 5000, open_view: str | None = No
     if location.is_server:
         _announce(view_address(location.shown, experiment_id, view_id), browse=browse)
         return 0
-    with socket.socket() as knock:
-        knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            knock.bind((_HOST, port))
+            probe.bind((_HOST, port))
         except OSError as error:
             raise UsageError(f"port {port} is taken ({error.strerror}); choose another with --port") from error
     server = start_server(location, port)
-    # A background job of a shell ignores Ctrl-C's signal, and a terminated parent must not leave the server behind.
+    # A background job of a shell ignores Ctrl-C's signal; and when this process is terminated, the server must end too.
     handlers = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         wait_until_healthy(server, port, log_file(location))
@@ -74,9 +74,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def start_server(location: Location, port: int) -> "subprocess.Popen[bytes]":
-    """`mlflow server` on loopback as a process group of its own, its log in `mlflow-server.log` of the home."""
+    """`mlflow server` on loopback in a separate process group; it logs to `mlflow-server.log` in the home."""
     environment = os.environ | {
-        # In the environment, not on the command line: every user of the machine can read that.
+        # In the environment: every user of the machine can read a command line.
         "MLFLOW_BACKEND_STORE_URI": location.uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -99,11 +99,15 @@ def start_server(location: Location, port: int) -> "subprocess.Popen[bytes]":
 
 
 def log_file(location: Location) -> Path:
+    """The log of the server that `ui` starts."""
     return location.home / "mlflow-server.log"
 
 
 def wait_until_healthy(server: "subprocess.Popen[bytes]", port: int, log: Path, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Returns when the server answers; `log` is named when it does not.
+    """Waits until the server answers.
+
+    Args:
+        log: the file that the error message names.
 
     Raises:
         InfrastructureError: it ended, or does not answer in time.
@@ -135,7 +139,7 @@ def stop_server(server: "subprocess.Popen[bytes]") -> None:
 
 def _find_view(location: Location, sweep: str | None) -> tuple[str, str]:
     """Experiment and id of the view: the newest experiment that has it."""
-    view_id = sweep_view_id(sweep) if sweep else experiment_view().id
+    view_id = sweep_view_id(sweep) if sweep else EXPERIMENT_VIEW_ID
 
     def search(client: Any) -> Any:
         condition = f"tags.`mlflow.sharedViewState.{view_id}` LIKE '%'"
@@ -145,7 +149,7 @@ def _find_view(location: Location, sweep: str | None) -> tuple[str, str]:
         client = open_client(location)
         found = attempt(lambda: search(client))
     except (UnreachableError, RejectedError) as error:
-        raise InfrastructureError(f"can't open the tracking store {location.shown}: {error}") from error
+        raise InfrastructureError(f"cannot open the tracking store {location.shown}: {error}") from error
     if not found:
         what = f"sweep {sweep!r}" if sweep else "sweep"
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Opening an MLflow store: patient settings, quiet logs, a schema made once, and errors sorted into two kinds."""
+"""Opening an MLflow store: timeouts and retries, quiet logs, a schema made once, and errors sorted into two kinds."""
 
 import fcntl
 import logging
@@ -24,8 +24,8 @@ _TIMEOUT_S = 2
 # Among PostgreSQL's advisory locks, which are numbers that programs agree on: "stillhou" in ASCII.
 _LOCK_NUMBER = int.from_bytes(b"stillhou")
 
-# MLflow retries for about 4 minutes on its own defaults. Repeating is the caller's work here: it looks first whether
-# a run was created by a request whose answer got lost.
+# By default MLflow retries for about 4 minutes. Here the caller repeats a request: it looks first whether the request
+# whose answer was lost has created a run.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -47,7 +47,7 @@ class RejectedError(Exception):
 
 
 class Settings:
-    """MLflow's environment variables for as long as somebody writes; those that the user set are left as they are."""
+    """MLflow's environment variables while there are writers; variables that the user has set are unchanged."""
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _users: ClassVar[int] = 0
@@ -76,13 +76,14 @@ class Settings:
 
     @classmethod
     def writes_ahead(cls, database: Path) -> None:
-        """Has the write-ahead log of `database` brought into its file when nobody writes any more."""
+        """Moves the write-ahead log of `database` into its file when the last writer is done."""
         with cls._lock:
             cls._ahead.add(database)
 
 
 @contextmanager
 def settings() -> Iterator[None]:
+    """MLflow's environment variables are set while the block runs."""
     Settings.apply()
     try:
         yield
@@ -116,10 +117,10 @@ def open_client(location: Location) -> Any:
 
 
 def probe(location: Location) -> None:
-    """Knocks before MLflow does, which tries a dead database for more than a minute.
+    """Checks that something listens at the address: MLflow itself tries a dead database for more than a minute.
 
     Raises:
-        UnreachableError: nobody listens.
+        UnreachableError: nothing listens.
     """
     if (address := location.address) is None:
         return
@@ -133,7 +134,7 @@ def probe(location: Location) -> None:
 def _logged_in(location: Location) -> Iterator[None]:
     """Connects once, so that a wrong password fails now and not after MLflow's ten attempts.
 
-    On PostgreSQL the connection holds a lock of its own: drivers of several homes or machines may meet a cold database.
+    On PostgreSQL the connection holds an advisory lock: drivers of several homes or machines may open a new database at once.
     """
     if not location.is_database or location.address is None:
         yield
@@ -152,9 +153,9 @@ def _logged_in(location: Location) -> Iterator[None]:
 
 
 def _write_ahead(database: Path) -> None:
-    """One wait for the disk for each commit instead of four, and readers do not stop the writer.
+    """Turns on SQLite's write-ahead log: one wait for the disk per commit instead of four, and readers do not stop the writer.
 
-    The file remembers it. Not on a network file system: SQLite's write-ahead log works on one machine only.
+    The setting is stored in the file. It is left off on a network file system: the log works on one machine only.
     """
     if _file_system(database) not in _LOCAL_FILE_SYSTEMS:
         return
@@ -164,18 +165,18 @@ def _write_ahead(database: Path) -> None:
 
 
 def _gather(database: Path) -> None:
-    """The whole of the store in one file again, as who copies it expects; what others are reading stays in the log."""
+    """Moves the log into the database, so that a copy of that one file is complete; parts that others read stay in the log."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=_TIMEOUT_S)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _file_system(path: Path) -> str | None:
-    """The type of the file system that holds `path`; None where the system does not tell."""
+    """The type of the file system that holds `path`; None where the system does not report it."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return None
-    # proc(5): the fifth field is the mount point, with spaces as \040; the type stands behind a lone hyphen.
+    # proc(5): the fifth field is the mount point, with spaces as \040; the type follows a single hyphen.
     mounts = {line.split()[4].replace("\\040", " "): line.partition(" - ")[2].split()[0] for line in lines}
     resolved = path.resolve()
     return next((mounts[str(folder)] for folder in (resolved, *resolved.parents) if str(folder) in mounts), None)
@@ -183,7 +184,7 @@ def _file_system(path: Path) -> str | None:
 
 @contextmanager
 def _schema_lock(location: Location) -> Iterator[None]:
-    """One process of this home at a time: a cold database opened by several at once is left with a broken schema."""
+    """One process of this home at a time: several that open a new database at once would leave a broken schema."""
     location.home.mkdir(parents=True, exist_ok=True)
     with (location.home / ".mlflow-schema.lock").open("w") as file:
         for _ in range(10 * _LOCK_TIMEOUT_S):
@@ -198,12 +199,12 @@ def _schema_lock(location: Location) -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Keeps migrations and connection retries out of the sweep's log; a level that the user chose stays."""
+    """Keeps migrations and connection retries out of the sweep's log; a level that the user chose is unchanged."""
     for name in _CHATTY_LOGGERS:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
-    # mlflow 3.17 on SQLAlchemy 2.1. A filter of this one message stays in place, because catch_warnings would swap
+    # mlflow 3.17 on SQLAlchemy 2.1. The filter of this one message is never removed, because catch_warnings would change
     # the filters of every thread.
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
 
@@ -232,7 +233,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, requests.RequestException):
         return _is_passing_status(503 if error.response is None else error.response.status_code)
     if isinstance(error, MlflowException):
-        # A database of another MLflow is an INTERNAL_ERROR to MLflow, but waiting does not mend it.
+        # MLflow reports the database of another version as INTERNAL_ERROR, but waiting does not help.
         status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
         return _is_passing_status(status) and "out-of-date database schema" not in str(error)
     return isinstance(error, OSError | DBAPIError)

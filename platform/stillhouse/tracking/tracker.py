@@ -1,4 +1,4 @@
-"""The one writer: a daemon thread with a queue. Nothing it does blocks or fails the sweep."""
+"""The only writer of a running sweep: a daemon thread with a queue, which never blocks or fails the sweep."""
 
 import sys
 import threading
@@ -33,18 +33,18 @@ class _Finish:
 class Tracker:
     """Writes a sweep to MLflow while it runs.
 
-    Records wait in memory while the store is down and are written when it is back; what could not be written by the
-    end is in the ledger, from which `sync` writes it. Not reusable: one tracker, one sweep.
+    Records wait in memory while the store is down and are written when it is back. A record that could not be written by
+    the end is in the ledger, from which `sync` writes it. One tracker serves one sweep.
 
-    While it lives, MLflow's own environment variables for timeouts, retries and telemetry are set in this process
-    where the user has not set them; `close` takes them back.
+    Until `close`, MLflow's environment variables for timeouts, retries and telemetry are set in this process where the
+    user has not set them.
     """
 
     def __init__(self, uri: str | None, *, home: Path, experiment: str) -> None:
         """Prepares; nothing is opened before `start_sweep`.
 
         Args:
-            uri: what `tracking.uri` says; None is an SQLite file under `home`.
+            uri: the value of `tracking.uri`; None is an SQLite file under `home`.
             home: folder of `mlflow.db` and `mlartifacts`.
             experiment: name of the MLflow experiment; made when missing.
         """
@@ -82,7 +82,7 @@ class Tracker:
         """Finds or makes the parent run of this home's sweep `facts.name`.
 
         Returns:
-            its id; None when the store can not be reached: a warning says so on stderr, and the sweep goes on.
+            its id; None when the store cannot be reached: then there is a warning on stderr, and the sweep goes on.
         """
         if self._thread is not None:
             raise RuntimeError("a tracker follows one sweep: start_sweep was called before")
@@ -95,8 +95,10 @@ class Tracker:
         return self.run_id
 
     def know(self, facts: SweepFacts) -> None:
-        """Takes what is known of the sweep by now. Trials are compared with teachers that are known when they are written;
-        with those that become known later it is made up for at the end, one request for each trial.
+        """Replaces the facts of the sweep.
+
+        A trial is compared with the teachers that are known when it is written; comparisons with teachers that become known
+        later are added at the end, one request for each trial.
         """
         self._facts = facts
         if self._writer is not None:
@@ -110,10 +112,10 @@ class Tracker:
                 self._changed.notify()
 
     def drain(self, timeout_s: float = 60) -> dict[str, str]:
-        """Waits until what is queued stands in the store, unless the store is down.
+        """Waits until the queued records are in the store, unless the store is down.
 
         Returns:
-            the address of each run that stands there, by trial key, and of the parent by the empty key.
+            the address of each run in the store, by trial key, and of the parent by the empty key.
         """
         deadline = time.monotonic() + timeout_s
         while (
@@ -123,15 +125,15 @@ class Tracker:
         return self._writer.addresses() if self._writer is not None else {}
 
     def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path], timeout_s: float = 60) -> bool:
-        """Writes what is queued, then summary, spec and files, and ends the parent run.
+        """Writes the queued records, then summary, spec and files, and ends the parent run.
 
         Args:
             facts: as they are at the end.
-            artifacts: files or folders to keep with the parent run, by name (see `SweepWriter.finish`).
+            artifacts: files or folders to store with the parent run, by name (see `SweepWriter.finish`).
             timeout_s: the longest time to wait.
 
         Returns:
-            whether all of this sweep stands in the store; if not, `sync` writes the rest from the ledger.
+            whether all of this sweep is in the store; if not, `sync` writes the rest from the ledger.
         """
         request = _Finish(facts, dict(artifacts))
         with self._changed:
@@ -144,7 +146,7 @@ class Tracker:
         return request.complete
 
     def close(self) -> None:
-        """Stops the writer. Without a `finish` before it the parent run is marked as killed, if that is quick."""
+        """Stops the writer. Without an earlier `finish` the parent run is marked as killed, if the store answers quickly."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -177,20 +179,20 @@ class Tracker:
             while not self._stopping:
                 wait_s = self._retry_at - time.monotonic()
                 has_work = self._finish is not None or (not self._disabled and (self._writer is None or bool(self._pending)))
-                # A sweep that wants to end does not wait for a pause to pass.
+                # A sweep that is ending does not wait until the pause is over.
                 if has_work and (wait_s <= 0 or self._finish is not None):
                     return True
                 self._changed.wait(max(wait_s, 0.01) if has_work else None)
             return False
 
     def _step(self) -> None:
-        """One request's worth of work, the next in order."""
+        """The next request, in order."""
         if self._disabled:
             self._answer(complete=False)
         elif self._writer is None:
             assert self._facts is not None
             self._writer = SweepWriter(self.location, self.experiment, self._facts)
-            # Something may have become known while the store was opened.
+            # The facts may have been replaced while the store was opened.
             self._writer.know(self._facts)
         elif self._pending:
             self._writer.write_trial(self._pending[0])
@@ -203,7 +205,7 @@ class Tracker:
             self._answer(complete=not missing and self._lost == 0)
 
     def _pause(self, error: UnreachableError) -> None:
-        """The store is down: wait, longer each time, unless the sweep wants to end."""
+        """The store is down: waits, longer each time, unless the sweep is ending."""
         self._outages += 1
         self._retry_at = time.monotonic() + min(_FIRST_PAUSE_S * 2 ** (self._outages - 1), _LONGEST_PAUSE_S)
         if self._outages == 1:
@@ -211,11 +213,11 @@ class Tracker:
         self._answer(complete=False)
 
     def _give_up(self, error: RejectedError) -> None:
-        """The store refuses: this record, or everything when it can not even be opened."""
+        """The store refuses: this record, or everything when it cannot be opened."""
         if self._writer is None:
             self._disabled = True
             self._pending.clear()
-            self._warn(f"{error}; this sweep is not tracked, `stillhouse sync` writes it when that is mended")
+            self._warn(f"{error}; this sweep is not tracked; `stillhouse sync` writes it once the cause is removed")
         elif self._pending:
             record = self._pending.popleft()
             self._lost += 1

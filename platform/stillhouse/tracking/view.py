@@ -1,7 +1,7 @@
-"""The saved view of MLflow's run page: accuracy against size as scatter charts, and parallel coordinates.
+"""The saved view of MLflow's run page: the metric against size as scatter charts, and parallel coordinates.
 
-MLflow keeps a saved view as an experiment tag `mlflow.sharedViewState.<id>`, opened by `?viewStateShareKey=<id>`. Its
-JSON is not documented; this is what mlflow 3.17's own page reads: an envelope with `name`, `createdAt`, `updatedAt`
+MLflow stores a saved view as an experiment tag `mlflow.sharedViewState.<id>`, and `?viewStateShareKey=<id>` opens it. Its
+JSON is not documented; this is what the page of mlflow 3.17 reads: an envelope with `name`, `createdAt`, `updatedAt`
 and the `state` as text.
 """
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.durable import bytes_hash
+from stillhouse.spec.metric import Metric
 
+EXPERIMENT_VIEW_ID = "stillhouse"
 _PREFIX = "mlflow.sharedViewState."
 _SECTION = "stillhouse-trade-off"
 # The page shows a saved view's age; a fixed moment keeps the tag the same each time it is written.
@@ -23,7 +25,7 @@ _SIZES = ("parameters", "size_bytes", "macs", "latency_ms")
 
 @dataclass(frozen=True)
 class View:
-    """A saved view: its id, and the tag that holds it."""
+    """A saved view: its id, and the value of the tag that stores it."""
 
     id: str
     value: str
@@ -33,20 +35,24 @@ class View:
         return f"{_PREFIX}{self.id}"
 
 
-def experiment_view() -> View:
-    """All trials of an experiment."""
-    return _view("stillhouse", "Accuracy against size", "tags.role = 'trial'")
+def experiment_view(metric: Metric) -> View:
+    """All trials of an experiment, against the metric of its sweeps."""
+    return _view(EXPERIMENT_VIEW_ID, _title(metric), "tags.role = 'trial'", metric)
 
 
-def sweep_view(sweep: str) -> View:
+def sweep_view(sweep: str, metric: Metric) -> View:
     """The trials of one sweep."""
     quote = '"' if "'" in sweep else "'"
     return _view(
-        sweep_view_id(sweep), f"{sweep}: accuracy against size", f"tags.role = 'trial' and tags.sweep = {quote}{sweep}{quote}"
+        sweep_view_id(sweep),
+        f"{sweep}: {metric.label} against size",
+        f"tags.role = 'trial' and tags.sweep = {quote}{sweep}{quote}",
+        metric,
     )
 
 
 def sweep_view_id(sweep: str) -> str:
+    """The id of a sweep's view: different for different names, and only letters, digits and hyphens."""
     plain = re.sub(r"[^A-Za-z0-9-]+", "-", sweep)[:60]
     return f"stillhouse-{plain}" if plain == sweep else f"stillhouse-{plain}-{bytes_hash(sweep.encode(), digits=8)}"
 
@@ -58,43 +64,47 @@ def view_address(server: str, experiment_id: str, view_id: str) -> str:
 
 
 def run_address(server: str, experiment_id: str, run_id: str) -> str:
-    """The page of one run; without the workflow MLflow shows it among evaluations of language models."""
+    """The page of one run. Without the workflow in the address MLflow shows it among evaluations of language models."""
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-def _view(view_id: str, name: str, search: str) -> View:
+def _title(metric: Metric) -> str:
+    return f"{metric.heading} against size"
+
+
+def _view(view_id: str, name: str, search: str, metric: Metric) -> View:
+    test, validation = metric.column("test"), metric.column("validation")
     charts: list[Mapping[str, Any]] = [
-        _chart(f"scatter-{metric}", "SCATTER")
-        | {"xaxis": _axis(metric), "yaxis": _axis("test_accuracy"), "runsCountToCompare": 100}
-        for metric in _SIZES
+        _chart(f"scatter-{size}", "SCATTER") | {"xaxis": _axis(size), "yaxis": _axis(test), "runsCountToCompare": 100}
+        for size in _SIZES
     ]
     charts.append(
         _chart("parallel", "PARALLEL")
         | {
             "selectedParams": ["method", "student"],
-            "selectedMetrics": ["parameters", "latency_ms", "validation_accuracy"],
+            "selectedMetrics": ["parameters", "latency_ms", validation],
             "showAllRuns": True,
         }
     )
     state = {
         "searchFilter": search,
-        # Sorted by date the page folds children under their parent, and charts leave out what is folded.
-        "orderByKey": "metrics.`test_accuracy`",
-        "orderByAsc": False,
+        # Sorted by date, the page folds children under their parent, and charts leave out folded runs.
+        "orderByKey": f"metrics.`{test}`",
+        "orderByAsc": metric.direction == "min",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": [
             *(f"tags.`{name}`" for name in ("method", "student", "status")),
-            *(f"metrics.`{name}`" for name in ("test_accuracy", "validation_accuracy", "parameters", "latency_ms")),
+            *(f"metrics.`{name}`" for name in (test, validation, "parameters", "latency_ms")),
         ],
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
-        # The charts that the page makes of every metric stay folded: each reads its curves from the server.
+        # The charts that the page makes for every metric stay folded: each reads its curves from the server.
         "compareRunSections": [
-            # Two beside each other: of three, beside the list of runs, parallel coordinates can not be read.
-            _section(_SECTION, "Accuracy against size", unfolded=True) | {"columns": 2, "cardHeight": 400},
+            # Two side by side: with three and the list of runs, parallel coordinates cannot be read.
+            _section(_SECTION, _title(metric), unfolded=True) | {"columns": 2, "cardHeight": 400},
             _section("stillhouse-metrics", "Model metrics", unfolded=False),
         ],
         "isAccordionReordered": True,
@@ -121,8 +131,8 @@ def _chart(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _axis(metric: str) -> dict[str, str]:
-    return {"key": metric, "type": "METRIC"}
+def _axis(name: str) -> dict[str, str]:
+    return {"key": name, "type": "METRIC"}
 
 
 def _section(uuid: str, name: str, *, unfolded: bool) -> dict[str, Any]:

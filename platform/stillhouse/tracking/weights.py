@@ -13,17 +13,17 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
-    """Downloads an MLflow artifact and gives the weights file in it.
+    """Downloads an MLflow artifact and returns the path of the weights file in it.
 
     Args:
         reference: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH`: an artifact that is, or holds, one file of
             weights (safetensors, or a state dict saved by torch).
         uri: of the tracking store; None is the embedded one under `home`.
-        home: where the file is put, under `downloads`.
+        home: the file is stored in its folder `downloads`.
 
     Raises:
         UsageError: there is no such artifact, or not exactly one file of weights in it.
-        InfrastructureError: the store can not be reached.
+        InfrastructureError: the store cannot be reached.
     """
     location = locate(uri, home)
     folder = home / "downloads" / reference.replace(":", "").replace("/", "-")
@@ -41,7 +41,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
             first = mask_text(str(error).splitlines()[0])
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise UsageError(f"MLflow has no '{reference}' in {location.shown}: {first}") from error
-            raise InfrastructureError(f"can not fetch '{reference}' from {location.shown}: {first}") from error
+            raise InfrastructureError(f"cannot fetch '{reference}' from {location.shown}: {first}") from error
     path = Path(fetched)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
     if len(files) != 1:
@@ -51,7 +51,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
 
 
 def _place(client: Any, reference: str) -> str:
-    """Where the artifacts lie; MLflow itself looks a registered model up in its global store, whichever store it is told."""
+    """The address of the artifacts. MLflow itself would look a registered model up in its global store, not in this one."""
     registered = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", reference)
     if registered is None:
         return reference

@@ -1,4 +1,4 @@
-"""Writes one sweep into an MLflow store, idempotently: what stands there already is found, not written again."""
+"""Writes one sweep into an MLflow store. Runs that are there already are found and not written again."""
 
 import json
 import shutil
@@ -13,9 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from stillhouse.spec.masking import mask_data, mask_text
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.tracking.entries import (
-    COMPARISON,
     Point,
     RunEntry,
     clip,
@@ -46,10 +45,10 @@ Outcome = Literal["created", "skipped"]
 
 @dataclass
 class _Child:
-    """What is known of a child run that stands in the store.
+    """What is known of a child run in the store.
 
     Attributes:
-        complete: whether the run has ended, which is the last thing that is written of it.
+        complete: whether the run has ended, which is the last thing to be written.
     """
 
     run_id: str
@@ -63,7 +62,7 @@ class _Child:
 class SweepWriter:
     """The parent run of one sweep and its children. Not for several threads at once.
 
-    Every method raises `UnreachableError` (try again later) or `RejectedError` (don't).
+    Every method raises `UnreachableError` (try again later) or `RejectedError` (do not try again).
     """
 
     def __init__(self, location: Location, experiment: str, facts: SweepFacts) -> None:
@@ -81,20 +80,21 @@ class SweepWriter:
         self._save_views()
 
     def know(self, facts: SweepFacts) -> None:
-        """Takes the facts as they are by now: trials written from here on are compared with their teachers."""
+        """Replaces the facts: trials written from now on are compared with the teachers in them."""
         self._facts = facts
 
     def write_trial(self, record: TrialRecord) -> Outcome:
-        """Writes the child run of `record`, unless it stands there with the same content."""
-        entry = trial_entry(record, sweep=self._facts.name, teachers=self._facts.teachers)
+        """Writes the child run of `record`, unless it is in the store with the same content."""
+        facts = self._facts
+        entry = trial_entry(record, sweep=facts.name, teachers=facts.teachers, metric=facts.metric)
         if self._uncertain == entry.key:
-            # The answer to its creation got lost on the way: it may exist.
+            # The answer to the request that creates it was lost: the run may exist.
             attempt(lambda: self._read_children(entry.key))
         child = self._children.get(entry.key)
         if child is not None and child.complete and child.digest == entry.digest:
             return "skipped"
         if child is not None and child.digest != entry.digest:
-            # Params can't be changed, and two attempts in one curve would mislead: the new record gets a new run.
+            # Params cannot be changed, and two attempts in one curve would mislead: the new record gets a new run.
             stale = child.run_id
             attempt(lambda: self._models.remove_of(stale))
             attempt(lambda: self._client.delete_run(stale))
@@ -108,11 +108,11 @@ class SweepWriter:
 
         Args:
             facts: as they are at the end.
-            artifacts: files or folders by name. A name with a suffix or a slash is the place under which the file
-                is kept; any other is a label, and the file keeps its own name.
+            artifacts: files or folders by name. A name with a suffix or a slash is the path under which the file is
+                stored; any other name is a label, and the file is stored under its own name.
 
         Returns:
-            sentences on files that are missing.
+            a sentence for each file that is missing.
         """
         self._facts = facts
         for child in self._children.values():
@@ -146,7 +146,7 @@ class SweepWriter:
             try:
                 created = self._client.create_experiment(name, artifact_location=self.location.artifacts)
             except MlflowException as error:
-                # Another driver made it in the same moment.
+                # Another driver made it at the same moment.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS" or not self._client.get_experiment_by_name(name):
                     raise
                 created = self._client.get_experiment_by_name(name).experiment_id
@@ -178,7 +178,7 @@ class SweepWriter:
         self._client.log_batch(run_id or self.run_id, tags=listed)
 
     def _read_children(self, key: str | None = None) -> None:
-        """Reads what stands in the store; of several runs of one trial the first complete one stays."""
+        """Reads the child runs in the store; of several runs of one trial, the first complete one stays."""
         wanted = {"mlflow.parentRunId": self.run_id} | ({"trial_key": key} if key else {})
         for run in self._search(_all_equal(wanted)):
             tags = run.data.tags
@@ -215,10 +215,10 @@ class SweepWriter:
                 return runs
 
     def _write_entry(self, entry: RunEntry, child: _Child | None) -> None:
-        """Creates, fills and ends a run. That it has ended says that all of the record `record_digest` is there.
+        """Creates, fills and ends a run. A run that has ended has everything of the record `record_digest`.
 
-        A run that was left half-written is filled again: every point has the record's own time, so a second
-        writing of it changes nothing.
+        A run that was left incomplete is filled again: every point has the time of the record, so writing it a second time
+        changes nothing.
         """
         fresh = child is None
         if child is None:
@@ -265,19 +265,20 @@ class SweepWriter:
             )
 
     def _compare(self, child: _Child) -> None:
-        """Logs `compression_ratio` and `accuracy_drop` where the teacher's numbers became known after the trial."""
-        wanted = comparison(child.metrics, child.teacher, self._facts.teachers)
-        changed = [Point(name=name, value=wanted[name]) for name in COMPARISON if name in wanted]
+        """Logs the comparison with the teacher where the teacher's numbers became known after the trial."""
+        taught_by = tuple(child.teacher.split(TEACHER_JOINT)) if child.teacher else ()
+        wanted = comparison(child.metrics, taught_by, self._facts.teachers, self._facts.metric)
+        changed = [Point(name=name, value=value) for name, value in wanted.items()]
         changed = [point for point in changed if child.metrics.get(point.name) != point.value]
         if changed:
             self._log(child.run_id, changed, {}, _now())
             child.metrics |= {point.name: point.value for point in changed}
 
     def _log_teacher(self, teacher: TeacherFacts) -> None:
-        """The teacher as a model of the parent run, its numbers beside those of the same name that summarise the sweep."""
+        """Logs the teacher as a model of the parent run, with the numbers that the summary of the sweep has as well."""
         from mlflow.entities import Metric
 
-        model_id, points = self._models.teacher(self.run_id, self._facts.name, teacher)
+        model_id, points = self._models.teacher(self.run_id, self._facts.name, teacher, self._facts.metric)
         when = milliseconds(self._facts.started) or _now()
         metrics = [
             Metric(f"teacher_{teacher.name}_{point.name}", point.value, when, 0, model_id=model_id, run_id=self.run_id)
@@ -298,7 +299,7 @@ class SweepWriter:
         return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
 
     def _save_views(self) -> None:
-        for view in (experiment_view(), sweep_view(self._facts.name)):
+        for view in (experiment_view(self._facts.metric), sweep_view(self._facts.name, self._facts.metric)):
             attempt(partial(self._client.set_experiment_tag, self.experiment_id, view.tag, view.value))
 
     def _log_files(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
@@ -322,7 +323,7 @@ def _destination(name: str, path: Path) -> Path:
 
 
 def _stage(path: Path, destination: Path, location: Location) -> None:
-    """Copies a file or folder to where it is uploaded from, credentials left out of the texts on the way."""
+    """Copies a file or folder to the folder that is uploaded, with the credentials in texts masked."""
     if path.is_dir():
         for item in sorted(path.rglob("*")):
             if item.is_file():
@@ -338,7 +339,7 @@ def _stage(path: Path, destination: Path, location: Location) -> None:
 
 
 def _all_equal(tags: Mapping[str, str]) -> str:
-    """A search condition. MLflow knows no escape inside quotes, so a name with both kinds can't be asked for."""
+    """A search condition. MLflow has no escape inside quotes, so a name with both kinds of quotes cannot be searched for."""
     parts = []
     for name, value in tags.items():
         quote = '"' if "'" in value else "'"
