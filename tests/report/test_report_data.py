@@ -142,8 +142,8 @@ def test_trials_have_the_same_order_marks_and_statuses(both: tuple[ReportData, R
     ]
     assert shown[0] == shown[1]
     assert {status for _, _, status in shown[0]} == {"finished", "stopped", "failed"}
-    drops = [data.table.frame[data.metric.drop_column] for data in both]
-    pd.testing.assert_series_equal(*drops, check_names=False, atol=1e-12)
+    higher, lower = (data.table.frame[data.metric.drop_column] for data in both)
+    pd.testing.assert_series_equal(higher, lower, check_names=False, atol=1e-12)
 
 
 def test_settings_have_the_same_effects(both: tuple[ReportData, ReportData]) -> None:
