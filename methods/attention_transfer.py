@@ -4,15 +4,16 @@
     paper:  L = CE + sum_j beta_j / 2 sum_n |q_student - q_teacher|_2        (equation 2)
     code:   L = CE + beta sum_j mean_{n, hw} (q_student - q_teacher)^2       (the authors' repository)
 
-Section 4.1 sets beta_j to 10^3 over the number of elements of the map and over the batch size, so `attention_weight`
-means the same in both forms: it is that 10^3. The map is made at the teacher; only H x W numbers per sample travel.
+Section 4.1 sets beta_j to 10^3 divided by the number of elements of the map and by the batch size. `attention_weight` is
+that 10^3, so it means the same in both forms. The map is computed at the teacher: H x W numbers per sample.
 
-Deviations: a map of fewer than 49 elements is weighted as if it had 49, the fewest in the paper's experiments: divided
-by the 4 elements of a 2 x 2 map, the weight drowns the cross-entropy. Stages are paired from the last backwards where
-teacher and student have different numbers of them; where a pair's sizes differ, the larger map is average-pooled to the
-smaller and normalised again. `kd_weight` > 0 adds the soft targets of `kd`, as the paper does in its tables "AT+KD".
+Deviations: a map of fewer than 49 elements is weighted as if it had 49, the fewest in the paper's experiments; divided by the
+4 elements of a 2 x 2 map, the term would be much larger than the cross-entropy. Where teacher and student have different
+numbers of stages, they are paired from the last one backwards. Where the sizes of a pair differ, the larger map is
+average-pooled to the size of the smaller and normalised again. `kd_weight` > 0 adds the soft targets of `kd`, as the paper does
+in its tables "AT+KD".
 
-Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and the maps' formulas.
+Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and against the formulas.
 """
 
 from dataclasses import dataclass
@@ -52,54 +53,59 @@ def resize_attention(attention: Tensor, height: int, width: int) -> Tensor:
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """|q_s - q_t|_2 per sample, the mean over the batch; both are normalised maps [B, H, W]. Between 0 and sqrt(2)."""
+    """|q_s - q_t|_2, the mean over the batch, of normalised maps [B, H, W]. Between 0 and sqrt(2)."""
     distances: Tensor = torch.linalg.vector_norm((student - teacher).flatten(1), dim=1)
     return distances.mean()
 
 
 def squared_attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """(q_s - q_t)^2, the mean over the batch and the map; both are normalised maps [B, H, W]."""
+    """(q_s - q_t)^2, the mean over all elements, of normalised maps [B, H, W]."""
     return (student - teacher).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTransfer(MapMethod):
-    """The student's feature maps attend to the places that the teacher's attend to."""
+    """The student's feature maps are active at the positions where the teacher's are."""
 
     card: ClassVar[Card] = Card(
         title="Paying More Attention to Attention: Improving the Performance of CNNs via Attention Transfer",
         arxiv="1612.03928",
         family="F",
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is gradient_attention",
-        deviations="stages paired from the last; larger maps average-pooled to the smaller; tiny maps weighted as 7x7",
-        suggested="attention_weight 1000 (section 4.1; the authors' repository too, with form code), power 2",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); a "
-        "student without BatchNorm wants a weight below 200, and so do small images: 84.7% with 1000, 95.4% with 100, 95.9% "
-        "for plain training (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
+        deviations="stages paired from the last; the larger of two maps is average-pooled to the size of the smaller; "
+        "maps smaller than 7x7 are weighted as if they were 7x7",
+        suggested="attention_weight 1000 (section 4.1, and the authors' repository with form code), power 2",
+        interactions="worse than no teacher if the architectures differ much (VGG-13 to MobileNetV2 on CIFAR-100); "
+        " students without BatchNorm and small images need a weight below 200: 84.7% with 1000, 95.4% with 100, "
+        "95.9% without a teacher (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     attention_weight: float = hyperparameter(
-        1000.0, minimum=0, prior=LogUniform(3, 1000), help="beta times the elements of a map and of the batch"
+        1000.0, minimum=0, prior=LogUniform(3, 1000), help="beta times the number of elements of a map and times the batch size"
     )
     form: Literal["paper", "code"] = hyperparameter(
-        "paper", choices=("paper", "code"), help="paper: beta/2 times the norm; code: beta times the mean square"
+        "paper", choices=("paper", "code"), help="paper: beta / 2 times the norm; code: beta times the mean square"
     )
-    power: float = hyperparameter(2.0, minimum=1, help="p; each value asks the teacher for maps of its own")
-    pooling: Literal["sum", "max"] = hyperparameter("sum", choices=("sum", "max"), help="how channels are merged into one map")
-    kd_weight: float = hyperparameter(0.0, minimum=0, maximum=1, help="share of the soft targets against the labels; 0: none")
-    temperature: float = hyperparameter(4.0, above=0, help="temperature of the soft targets, when kd_weight > 0")
+    power: float = hyperparameter(2.0, minimum=1, help="p; the teacher's maps are computed anew for each value")
+    pooling: Literal["sum", "max"] = hyperparameter(
+        "sum", choices=("sum", "max"), help="how the channels are reduced to one map"
+    )
+    kd_weight: float = hyperparameter(
+        0.0, minimum=0, maximum=1, help="weight w of soft targets as in kd; the labels have weight 1 - w; 0: no soft targets"
+    )
+    temperature: float = hyperparameter(4.0, above=0, help="T of the soft targets, if kd_weight > 0")
 
     def serves(self, task: str) -> bool:
-        """Any task, but soft targets (`kd_weight` > 0) need a teacher with logits."""
+        """Any task; with soft targets (`kd_weight` > 0), which need logits, the default task only."""
         return super().serves(task) if not self.kd_weight else task == DEFAULT_TASK
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        asked = {
+        needed = {
             f"attention.{layer}": reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
             for layer, of_teacher in (self.pairs(teacher, student) if self.active else {}).items()
         }
-        return asked | ({"logits": logits()} if self.kd_weight else {})
+        return needed | ({"logits": logits()} if self.kd_weight else {})
 
     @property
     def active(self) -> bool:

@@ -7,11 +7,11 @@
     dkpp            L = 1/B sum_n -sum_c p'_nc log q_nc,  p' = p with all but its argmax permuted, sample by sample
     ensemble        p(x) = 1/K sum_k q_k(x) over the K generations                                    (BAN + E)
 
-Generation 1 learns from the sweep's teacher, each later one, freshly initialised, from the generation before it. The last
-generation is the student that counts; the ensemble of all generations so far is evaluated beside it.
+Generation 1 learns from the sweep's teacher; each later one starts from new weights and learns from the generation before it.
+The last generation is the trial's student. The accuracy of the ensemble of all generations is reported in addition.
 
-Deviations: the paper's generations have the teacher's size and a full training each; here all have the student's size
-and share the trial's epochs evenly, so that every method has the same budget.
+Deviations: in the paper, each generation has the teacher's size and a full training. Here all have the student's size and
+share the trial's epochs equally, so that every method has the same budget.
 
 Verified against the formulas of section 3 in float64 on recorded permutations; the authors published no code.
 """
@@ -48,7 +48,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, permutati
     Args:
         student_logits: [B, C].
         teacher_logits: [B, C].
-        permutations: where given, p is permuted as in `permute_non_argmax`.
+        permutations: if given, p is permuted as in `permute_non_argmax`.
     """
     probabilities = F.softmax(teacher_logits, dim=1)
     if permutations is not None:
@@ -57,11 +57,11 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, permutati
 
 
 def confidence_weighted_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """sum_n w_n CE_n with the teacher's confidence as weights that sum to 1 over the batch.
+    """sum_n w_n CE_n; the weights are the teacher's confidences, divided by their sum over the batch.
 
     Args:
         student_logits: [B, C].
-        teacher_logits: [B, C]; its maximum counts even where it is wrong.
+        teacher_logits: [B, C]; the confidence is the largest probability, whether or not it is the label's.
         targets: [B] classes or [B, C] probabilities.
     """
     confidence = F.softmax(teacher_logits, dim=1).amax(dim=1)
@@ -70,11 +70,11 @@ def confidence_weighted_loss(student_logits: Tensor, teacher_logits: Tensor, tar
 
 
 def permute_non_argmax(probabilities: Tensor, permutations: Tensor) -> Tensor:
-    """Keeps each row's maximum in its place and permutes the rest.
+    """Permutes each row's probabilities, except the largest.
 
     Args:
         probabilities: [B, C].
-        permutations: [B, C - 1] int64, each row a permutation of 0 .. C-2, over the other classes in ascending order.
+        permutations: [B, C - 1] int64; each row is a permutation of 0 .. C-2, which number the other classes in order.
     """
     is_top = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
     rest = probabilities[~is_top].view_as(permutations)
@@ -84,10 +84,10 @@ def permute_non_argmax(probabilities: Tensor, permutations: Tensor) -> Tensor:
 
 
 class Generations(nn.Module):
-    """The generations that are complete, in order; places for those to come.
+    """The trained generations in order, and untrained networks in which later ones are stored.
 
     Args:
-        members: networks of the student's architecture, one for each generation but the last.
+        members: networks of the student's architecture, one for each generation except the last.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -100,19 +100,19 @@ class Generations(nn.Module):
         return list(self.members)[: int(self.get_buffer("num_complete"))]
 
     def add(self, student: nn.Module) -> None:
-        """Keeps a copy of the student as the next generation."""
+        """Stores a copy of the student as the next generation."""
         number = len(self.complete)
         self.members[number].load_state_dict(student.state_dict())
         self.get_buffer("num_complete").fill_(number + 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits of the last complete generation."""
+        """The logits [B, C] of the last complete generation."""
         logits: Tensor = self.complete[-1](images)
         return logits
 
 
 class Ensemble(nn.Module):
-    """The mean of the probabilities of the complete generations and of the student that is being trained."""
+    """Averages the probabilities of the complete generations and of the student in training."""
 
     def __init__(self, student: nn.Module, generations: Generations) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Ensemble(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class BornAgain(Method):
-    """Generations of one architecture, each taught by the one before."""
+    """Generations of one architecture; each learns from the previous one."""
 
     card: ClassVar[Card] = Card(
         title="Born-Again Neural Networks",
@@ -135,14 +135,19 @@ class BornAgain(Method):
         family="G",
         equations="section 3: KD, confidence-weighted by teacher max (CWTM), dark knowledge with permuted predictions (DKPP), "
         "ensemble of generations (BAN+E)",
-        deviations="all generations have the student's size and share the trial's epochs",
-        suggested="2 or 3 generations; gains fade after the third",
+        deviations="all generations have the student's size and share the trial's epochs equally",
+        suggested="2 or 3 generations; later ones gain little",
         interactions="a generation with too few epochs to converge teaches nearly uniform outputs, worst in kd and dkpp",
     )
 
-    generations: int = hyperparameter(2, minimum=1, prior=Integers(1, 3), help="students trained one after the other")
+    generations: int = hyperparameter(
+        2, minimum=1, prior=Integers(1, 3), help="number of students, trained one after the other"
+    )
     variant: Literal["kd", "kd_with_labels", "cwtm", "dkpp"] = hyperparameter(
-        "kd_with_labels", choices=_VARIANTS, prior=Choice(_VARIANTS), help="what a generation learns from the one before"
+        "kd_with_labels",
+        choices=_VARIANTS,
+        prior=Choice(_VARIANTS),
+        help="the loss with which a generation learns from the previous one",
     )
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:

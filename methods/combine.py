@@ -1,18 +1,19 @@
-"""Several methods at once: cross-entropy once, and what each of them adds to it, with a weight each.
+"""Several methods at once: cross-entropy, plus the weighted terms that each method adds to it.
 
-    L = CE(y, p_1(student)) + sum_m w_m (L_m - the part of L_m called cross_entropy)
+    L = CE(y, p_1(student)) + sum_m w_m (L_m - the term of L_m called cross_entropy)
 
-Most papers add `kd` to their own loss; this is how. A term counts as the labels' own if its method calls it `cross_entropy`.
+Most papers add `kd` to their own loss; this method makes such sums. Each method that takes part is called a part. The term that
+a part calls `cross_entropy` is left out, since the sum has it already.
 
-Parts with several stages (fitnets, fsp, activation_boundaries, factor_transfer) run all but their last one first, in the
-order of the parts, each alone, for as many epochs as it would take by itself; the epochs that are left are the last stage of
-all parts, where everything is added up. A part of one stage begins there: its schedules run over the shared stage.
-A method with a step or classifiers of its own, or with generations, can not be a part.
+Parts with several stages (fitnets, fsp, activation_boundaries, factor_transfer) first run all their stages except the last,
+each part by itself, in the order of the parts, for as many epochs as without the others. The remaining epochs are the last
+stage of all parts, in which all terms are added. A part with a single stage begins there: its schedules run over the shared
+stage. A method that overrides `step`, `classifiers` or `begin_stage` (such as one with generations) cannot be a part.
 
 Methods:
       combine: {methods: [kd, attention_transfer], weights: [1.0, 0.5], settings: [kd.temperature=2]}
 
-Verified by composition: every part is verified in its own file.
+Verified by composition: each part is verified in its own file.
 """
 
 import json
@@ -37,7 +38,7 @@ _STAGE_JOINT = "."
 
 
 class Layers(nn.Module):
-    """Which of the student's layers each part reads, and the stages it would train in alone; has no weights."""
+    """Records which of the student's layers each part reads, and the stages of each part; has no weights."""
 
     def __init__(self, of_parts: Mapping[str, Sequence[str]], stages: Mapping[str, Sequence[Stage]] | None = None) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Layers(nn.Module):
 
     @property
     def shared_stage_is_late(self) -> bool:
-        """Whether stages of single parts come before the one that all share."""
+        """Whether stages of single parts come before the stage that all parts share."""
         return any(len(stages) > 1 for stages in self.stages.values())
 
 
@@ -57,21 +58,24 @@ class Combine(Method):
     card: ClassVar[Card] = Card(
         title="Several methods at once",
         family="L",
-        equations="cross-entropy plus the weighted sum of the parts' own terms; first stages in turn, then all together",
-        suggested="kd beside a method on feature maps, as most papers of those report",
-        interactions="the parts' own weights stay in force; methods with a step, classifiers or generations can not be parts",
+        equations="cross-entropy plus the weighted sum of the methods' own terms; first stages one by one, then all together",
+        suggested="kd together with a method on feature maps, as most of their papers report",
+        interactions="the methods' own weights apply, too; methods with their own training step, classifiers or generations "
+        "cannot take part",
     )
 
-    methods: tuple[str, ...] = hyperparameter(("kd", "attention_transfer"), help="the parts")
-    weights: tuple[float, ...] = hyperparameter((), help="of each part's terms, >= 0; by default 1 each")
-    settings: tuple[str, ...] = hyperparameter((), help="hyper-parameters of the parts, as in 'kd.temperature=2'")
+    methods: tuple[str, ...] = hyperparameter(("kd", "attention_transfer"), help="names of the methods to add")
+    weights: tuple[float, ...] = hyperparameter((), help="one weight >= 0 for the terms of each method; by default 1 each")
+    settings: tuple[str, ...] = hyperparameter((), help="hyper-parameters of the methods, as in 'kd.temperature=2'")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name at least one method and none twice, got {list(self.methods)}")
+            raise ValueError(f"methods must name at least one method, and no method twice, got {list(self.methods)}")
         if self.weights and len(self.weights) != len(self.methods):
-            raise ValueError(f"weights must be one for each of {len(self.methods)} methods, got {len(self.weights)}")
+            raise ValueError(
+                f"weights must have one entry for each of the {len(self.methods)} methods, got {len(self.weights)}"
+            )
         for weight in self.weights:
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"weights must be >= 0, got {weight!r}")
@@ -79,11 +83,11 @@ class Combine(Method):
 
     @cached_property
     def parts(self) -> Mapping[str, Method]:
-        """The parts by name; one of weight 0 is left out.
+        """The parts by name, without those of weight 0.
 
         Raises:
-            MethodError: one can not be a part.
-            ValueError: a setting of one breaks its rule.
+            MethodError: a method cannot be a part.
+            ValueError: a setting breaks the rule of a part's hyper-parameter.
         """
         settings = _read_settings(self.settings, self.methods)
         parts = {name: _make_part(name, settings.get(name, {})) for name in self.methods}
@@ -109,15 +113,15 @@ class Combine(Method):
         return any(part.needs_whole_batch for part in self.parts.values())
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        """The first stages of the parts, each alone, then one that all share.
+        """The first stages of the parts, one by one, then one stage that all parts share.
 
         Raises:
-            MethodError: a part never gets to the student's logits, or the first stages take all epochs.
+            MethodError: a part never computes the student's logits, or the first stages take all epochs.
         """
         of_parts = {name: part.stages(setup) for name, part in self.parts.items()}
         for name, stages in of_parts.items():
             if stages[-1].until is not None:
-                raise MethodError(f"cannot combine '{name}', whose training never gets to the student's logits", names=[name])
+                raise MethodError(f"cannot combine '{name}': its training never computes the student's logits", names=[name])
         first = [(name, stage) for name, stages in of_parts.items() for stage in stages[:-1]]
         if not first:
             return super().stages(setup)
@@ -126,7 +130,7 @@ class Combine(Method):
             owners = ", ".join(dict.fromkeys(name for name, _ in first))
             raise MethodError(
                 f"has no epoch left for the stage that all parts share: the first stages of {owners} take {taken} of "
-                f"{setup.epochs}; give them smaller shares of the epochs"
+                f"{setup.epochs} epochs; make their shares smaller or train longer"
             )
         shared = [key for name, stages in of_parts.items() for key in self._needed(name, stages[-1], setup)]
         return [
@@ -171,7 +175,7 @@ class Combine(Method):
 
 
 def _step_of(name: str, step: Step) -> Step:
-    """The step as the part would see it alone, with random draws of its own."""
+    """The step as the part receives it when it runs by itself, with its own random draws."""
     layers = step.modules["layers"]
     assert isinstance(layers, Layers)
     return replace(
@@ -195,14 +199,14 @@ def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
     except UsageError as error:
         raise MethodError(str(error), names=[name]) from error
     if kind is Combine or kind.card.family == "control":
-        raise MethodError(f"cannot combine '{name}', which adds nothing to cross-entropy", names=[name])
+        raise MethodError(f"cannot combine '{name}': it adds nothing to cross-entropy", names=[name])
     for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
         if getattr(kind, hook) is not getattr(Method, hook):
-            raise MethodError(f"cannot combine '{name}', whose training is more than a loss", names=[name])
+            raise MethodError(f"cannot combine '{name}': it changes more than the loss, it overrides {hook}()", names=[name])
     if kind.calls_teacher:
-        raise MethodError(f"cannot combine '{name}', which calls the teacher on inputs of its own", names=[name])
+        raise MethodError(f"cannot combine '{name}': it calls the teacher on inputs that it generates", names=[name])
     if kind.every_teacher:
-        raise MethodError(f"cannot combine '{name}', which learns from all teachers together", names=[name])
+        raise MethodError(f"cannot combine '{name}': it learns from all teachers together", names=[name])
     unknown = [key for key in settings if key not in kind.hyperparameters()]
     if unknown:
         raise MethodError(f"{name} has no hyper-parameter '{unknown[0]}'{did_you_mean(unknown[0], kind.hyperparameters())}")
@@ -210,14 +214,14 @@ def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
 
 
 def _read_settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{part: {hyper-parameter: value}}; values are JSON, or text where they are not."""
+    """{part: {hyper-parameter: value}}; a value that is not valid JSON is text."""
     read: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         name, dot, hyperparameter_name = key.strip().partition(".")
         if not equals or not dot or name not in names:
             raise MethodError(
-                f"settings must look like '{names[0]}.hyperparameter=value', for one of the methods, got '{setting}'",
+                f"settings must look like '{names[0]}.hyperparameter=value', with one of the methods, got '{setting}'",
                 names=[setting],
             )
         try:

@@ -1,18 +1,19 @@
 """Contrastive Representation Distillation (Tian, Krishnan, Isola 2020, arXiv 1910.10699): CRD.
 
-    e = W f / |W f|, of the student and of the teacher, W trained;  m the other network's e, kept for every sample
+    e = W f / |W f|, of the student and of the teacher, W trained;  m the other network's e, stored for every sample
     h(e, m) = g / (g + N / M),  g = exp(<e, m> / T) / Z                                 (equation 19, M training samples)
     L = CE - w sum_{student, teacher} mean_n [log h(e_n, m_n) + sum_{k = 1..N} log (1 - h(e_n, m_k))]      (equation 10)
 
-Every sample's student embedding is told from the teacher's of N others, and the other way round. The others are drawn from
-the samples of other classes, with replacement, and are at most M. After a batch m moves half way to its e. Z is set once,
+A sample's student embedding is distinguished from the teacher embeddings of N other samples, and the other way round. The N
+samples are drawn with replacement from other classes; N is at most M. After a batch, m moves half way to its e. Z is set once,
 by the first batch, so that g is about 1 / M.
 
-The memory holds 2 M D numbers of 4 bytes (D the embeddings' width: 51 MB for 50000 samples and 128), in a helper that is
-saved with the trial and is no part of the student; more than `memory_limit_mb` is refused. A batch of B adds 2 B (M + N).
+The memory holds 2 M D numbers of 4 bytes (D is the width of the embeddings; 51 MB for 50000 samples and D = 128). It is a
+helper: stored with the trial, not part of the student. A memory larger than `memory_limit_mb` is an error. A batch of B samples
+needs 2 B (M + N) numbers more.
 
-Deviations: labels come to be known with the first epoch, so until then a sample of the same class may be among the others.
-The soft targets of the paper's best rows are `kd`'s affair.
+Deviations: labels become known during the first epoch, so until then negatives may be of the sample's own class. The soft
+targets with which the paper has its best results are not included; combine this method with `kd`.
 
 Verified against the numbers of RepDistiller, the authors' code, over two batches: loss, gradients, memory and Z.
 """
@@ -30,7 +31,7 @@ from stillhouse.distill.method import Card, Helper, MethodError, Setup, Step, hy
 from stillhouse.spec.priors import LogUniform
 
 _EPSILON = 1e-7
-"""The authors' code's guard of the logarithms."""
+"""Added inside the logarithms, as in the authors' code."""
 
 
 def contrast_loss(similarities: Tensor, num_samples: int) -> Tensor:
@@ -48,24 +49,24 @@ def contrast_loss(similarities: Tensor, num_samples: int) -> Tensor:
 
 
 def draw_contrast(classes: Tensor, indices: Tensor, uniform: Tensor) -> Tensor:
-    """The samples to tell apart, [B, 1 + N] int64: each row's own, then N of other classes, each as likely.
+    """The samples that are compared, [B, 1 + N] int64: the row's own sample, then N of other classes, equally probable.
 
     Args:
-        classes: [M] of all samples, where known.
-        indices: [B] the batch's samples; with all M in one class, any sample is drawn.
+        classes: [M] int64, the class of every sample, -1 if not yet known.
+        indices: [B] int64, the batch's samples. If all M samples have one class, the N are drawn from all.
         uniform: [B, N] in [0, 1).
     """
     known, order = classes.sort(stable=True)
     own = classes[indices].unsqueeze(1)
-    first, behind = torch.searchsorted(known, own), torch.searchsorted(known, own, right=True)
-    free = (len(classes) - (behind - first)).clamp(min=1)
-    place = torch.minimum((uniform * free).long(), free - 1)
-    place = torch.where(place < first, place, place + behind - first) % len(classes)
-    return torch.cat([indices.unsqueeze(1), order[place]], dim=1)
+    first, end = torch.searchsorted(known, own), torch.searchsorted(known, own, right=True)
+    free = (len(classes) - (end - first)).clamp(min=1)
+    drawn = torch.minimum((uniform * free).long(), free - 1)
+    drawn = torch.where(drawn < first, drawn, drawn + end - first) % len(classes)
+    return torch.cat([indices.unsqueeze(1), order[drawn]], dim=1)
 
 
 class ContrastMemory(nn.Module):
-    """Both networks' embeddings of every training sample, its class where known (else -1), and both Z (-1 until set)."""
+    """Both networks' embeddings of every training sample, the classes (-1 until known), and both Z (-1 until set)."""
 
     student: Tensor
     teacher: Tensor
@@ -81,7 +82,7 @@ class ContrastMemory(nn.Module):
         self.register_buffer("normalisers", torch.full((2,), -1.0))
 
     def similarities(self, student: Tensor, teacher: Tensor, contrast: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Both g: of the student's and the teacher's e, [B, D], with the other's m at `contrast` [B, 1 + N]; may set Z."""
+        """Both g, [B, 1 + N]: of each network's e [B, D] with the other's m at `contrast`; the first call sets Z."""
         raw = [
             (embeddings @ memory.T).gather(1, contrast).div(temperature).exp()
             for embeddings, memory in ((student, self.teacher), (teacher, self.student))
@@ -92,7 +93,7 @@ class ContrastMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, indices: Tensor, student: Tensor, teacher: Tensor, momentum: float) -> None:
-        """Moves the samples' m towards their e, [B, D]; into a copy, since the backward pass still needs what was."""
+        """Moves the samples' m towards their e [B, D]; changes copies, since the backward pass still needs the old values."""
         for name, embeddings in (("student", student), ("teacher", teacher)):
             memory = getattr(self, name)
             moved = unit_rows(momentum * memory[indices] + (1 - momentum) * embeddings)
@@ -101,26 +102,30 @@ class ContrastMemory(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(EmbeddingMethod):
-    """The student's embedding of a sample is found among others by the teacher's, and the other way round."""
+    """A sample's student embedding is identified among others by its teacher embedding, and the other way round."""
 
     card: ClassVar[Card] = Card(
         title="Contrastive Representation Distillation",
         arxiv="1910.10699",
         family="R",
-        equations="equations 10 and 19, with the memory and the negatives of the authors' code",
-        deviations="negatives with replacement and at most the training samples; classes known after the first epoch",
+        equations="equations 10 and 19; memory and negatives as in the authors' code",
+        deviations="negatives with replacement, at most as many as training samples; classes are known after the first epoch",
         suggested="contrast_weight 0.8, 16384 negatives, temperature 0.07 on CIFAR-100",
-        interactions="wants many steps: behind plain training after 320 (87.9% against 93.1%), level with it at a "
-        "temperature of 0.3 (92.6%) or a weight of 0.2 (93.7%); 20 epochs of 1000 cropped digits, resnet8 of width 0.25, 3 "
-        "seeds; memory grows with the split",
+        interactions="needs many steps: after 320 steps 87.9%, without a teacher 93.1%; with temperature 0.3 92.6%, with "
+        "contrast_weight 0.2 93.7% (20 epochs of 1000 cropped digits, resnet8 of width 0.25, 3 seeds); memory grows with the "
+        "number of training samples",
     )
 
-    contrast_weight: float = hyperparameter(0.8, minimum=0, prior=LogUniform(0.1, 3), help="w")
-    temperature: float = hyperparameter(0.07, above=0, prior=LogUniform(0.04, 0.5), help="T, of the similarities")
-    num_negatives: int = hyperparameter(16_384, minimum=1, help="N, at most the number of training samples")
-    width: int = hyperparameter(128, minimum=1, help="D, of the embeddings")
-    momentum: float = hyperparameter(0.5, minimum=0, below=1, help="share that a memory keeps when its sample is seen")
-    memory_limit_mb: int = hyperparameter(2048, minimum=1, help="the largest memory that is built, in units of 10^6 bytes")
+    contrast_weight: float = hyperparameter(0.8, minimum=0, prior=LogUniform(0.1, 3), help="w, weight of both contrast terms")
+    temperature: float = hyperparameter(0.07, above=0, prior=LogUniform(0.04, 0.5), help="T, divides the similarities")
+    num_negatives: int = hyperparameter(
+        16_384, minimum=1, help="N, negatives per sample; at most the number of training samples"
+    )
+    width: int = hyperparameter(128, minimum=1, help="D, width of the trained embeddings")
+    momentum: float = hyperparameter(
+        0.5, minimum=0, below=1, help="weight of the old embedding when a sample's memory is updated"
+    )
+    memory_limit_mb: int = hyperparameter(2048, minimum=1, help="largest allowed memory, in 10^6 bytes")
 
     @property
     def active(self) -> bool:
@@ -133,8 +138,8 @@ class Contrastive(EmbeddingMethod):
         size_mb = 2 * setup.num_samples * self.width * 4 / 1e6
         if size_mb > self.memory_limit_mb:
             raise MethodError(
-                f"memory_limit_mb is {self.memory_limit_mb}, the memory of {setup.num_samples} samples in {self.width} "
-                f"dimensions takes {size_mb:.0f}; lower width or raise the limit"
+                f"memory_limit_mb is {self.memory_limit_mb}, but the memory of {setup.num_samples} samples in {self.width} "
+                f"dimensions takes {size_mb:.0f}; lower width or raise memory_limit_mb"
             )
         student = setup.student.shape(self.layer(setup.student, whose="student"))
         teacher = setup.teacher.shape(self.layer(setup.teacher, whose="teacher"))

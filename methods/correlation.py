@@ -5,15 +5,15 @@
     bilinear           k(x, y) = <x, y>                                                    (equation 10)
     L = CE + beta / B^2 |C_student - C_teacher|_F^2                                        (equations 6 and 7)
 
-Named variant, from the code that the authors gave to RepDistiller and different from the paper:
+A third kernel comes from the code that the authors gave to RepDistiller and differs from the paper:
 
     consecutive_pairs  L = CE + beta mean_i <|e_i - e'_i|, |e_(i+1) - e'_(i+1)|>,  e, e' trained linear embeddings
 
-Deviations: the soft targets that the paper adds are `kd`'s affair, to be combined with it; batches are drawn at random, not
-class by class (section 3.4); the squared mean discrepancy of section 3.3 is not here.
+Deviations: the soft targets that the paper adds are not included; combine this method with `kd`. Batches are drawn at random,
+not class by class (section 3.4). The squared mean discrepancy of section 3.3 is not implemented.
 
-Verified against the numbers of Knowledge-Distillation-Zoo (gaussian), RepDistiller (consecutive pairs) and torchdistill,
-whose matrices are the same though it takes the norm of their difference without its square.
+Verified against the numbers of Knowledge-Distillation-Zoo (gaussian), RepDistiller (consecutive pairs) and torchdistill, whose
+matrices are the same, although it takes the norm of their difference without squaring it.
 """
 
 import math
@@ -34,7 +34,7 @@ _EMBEDDING = 128
 
 
 def correlation_loss(student: Tensor, teacher: Tensor, kernel: str, gamma: float, order: int) -> Tensor:
-    """|C_s - C_t|_F^2 / B^2 of embeddings [B, K] and [B, K'], which are brought to length 1; 0 for a batch of one."""
+    """|C_s - C_t|_F^2 / B^2 of embeddings [B, K] and [B, K'], normalised to length 1 here; 0 for a batch of one."""
     ours, theirs = (correlations(unit_rows(vectors), kernel, gamma, order) for vectors in (student, teacher))
     return (ours - theirs).square().mean()
 
@@ -43,10 +43,10 @@ def correlations(embeddings: Tensor, kernel: str, gamma: float, order: int) -> T
     """C, [B, B], of embeddings [B, K].
 
     Args:
-        embeddings: of length 1, for the Taylor series to be one of exp(-gamma |x - y|^2).
+        embeddings: of length 1; only then is the sum a Taylor series of exp(-gamma |x - y|^2).
         kernel: "gaussian" or "bilinear".
-        gamma: of the Gaussian kernel.
-        order: P, the last power in its Taylor series.
+        gamma: width parameter of the Gaussian kernel.
+        order: P, the highest power in the Taylor series.
     """
     products = embeddings @ embeddings.T
     if kernel == "bilinear":
@@ -63,16 +63,16 @@ def consecutive_pairs_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation(EmbeddingMethod):
-    """The student's samples correlate as the teacher's do."""
+    """The student's embeddings of a batch correlate as the teacher's do."""
 
     card: ClassVar[Card] = Card(
         title="Correlation Congruence for Knowledge Distillation",
         arxiv="1904.01802",
         family="R",
-        equations="equations 6, 7, 10 and 12 with gaussian or bilinear correlation; consecutive_pairs is the authors' code's",
-        deviations="without the paper's soft targets and its sampling of batches by class",
-        suggested="gamma 0.4 and order 2; correlation_weight 0.02 with consecutive_pairs (RepDistiller); 100 is our own",
-        interactions="a class that is alone in a batch has nothing to correlate with: small batches of many classes say little",
+        equations="equations 6, 7, 10 and 12 with the gaussian or bilinear kernel; consecutive_pairs as in the authors' code",
+        deviations="without the paper's soft targets and without its sampling of batches by class",
+        suggested="gamma 0.4, order 2; correlation_weight 0.02 with consecutive_pairs (RepDistiller), 100 is not published",
+        interactions="helps little with small batches of many classes, in which a class has a single sample",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
@@ -80,13 +80,15 @@ class Correlation(EmbeddingMethod):
         100.0,
         minimum=0,
         prior=LogUniform(1, 1000),
-        help="beta; by default such that the term has the size of the cross-entropy, 0.02 for consecutive_pairs",
+        help="beta; with the default the term is about as large as the cross-entropy; use 0.02 with consecutive_pairs",
     )
     kernel: Literal["gaussian", "bilinear", "consecutive_pairs"] = hyperparameter(
-        "gaussian", choices=_KERNELS, help="k; consecutive_pairs trains two linear embeddings and is order-dependent"
+        "gaussian",
+        choices=_KERNELS,
+        help="k; consecutive_pairs trains two linear embeddings and depends on the order of the samples",
     )
-    gamma: float = hyperparameter(0.4, above=0, help="of the Gaussian kernel")
-    order: int = hyperparameter(2, minimum=1, help="P, the last power of its Taylor series")
+    gamma: float = hyperparameter(0.4, above=0, help="width parameter of the Gaussian kernel")
+    order: int = hyperparameter(2, minimum=1, help="P, highest power in the kernel's Taylor series")
 
     def relations(self) -> Mapping[str, tuple[float, Relation]]:
         if self.kernel == "consecutive_pairs":
@@ -97,7 +99,7 @@ class Correlation(EmbeddingMethod):
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         if self.kernel != "consecutive_pairs" or not self.active:
             return {}
-        assert setup.teacher is not None, "correlations are a teacher's"
+        assert setup.teacher is not None, "the correlations come from a teacher"
         student = setup.student.shape(self.layer(setup.student, whose="student"))
         teacher = setup.teacher.shape(self.layer(setup.teacher, whose="teacher"))
         return {

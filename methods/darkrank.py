@@ -5,15 +5,15 @@
     hard    L = CE - w mean_q log P_student(pi_q),  pi_q the teacher's order                      (equation 5)
     soft    L = CE + w mean_q KL(P_teacher || P_student) over all orders of the list              (equation 4)
 
-Every sample of the batch is a query once; its list is the `list_length` samples that the teacher finds nearest to it.
+Every sample of the batch is a query once. Its list has the `list_length` samples that are nearest to it in the teacher.
 
-The soft loss is the authors' code's, which weights by the teacher's probabilities, less the teacher's entropy, so that it is
-0 for equal embeddings. Deviations: the authors' code takes beta 4, queries half of the batch, treats the query as a constant
-in the backward pass, and guards the logarithm by 1e-12, which caps the hard loss at 27.6 and leaves wrong orders without
-gradient; here gradients flow through the query as well, and nothing is capped.
+The soft loss is that of the authors' code, which weights by the teacher's probabilities, minus the teacher's entropy, so that
+it is 0 for equal embeddings. Deviations: the authors' code has beta 4, uses half of the batch as queries, and treats the query
+as a constant in the backward pass. It adds 1e-12 inside the logarithm, which limits the hard loss to 27.6 and gives wrong
+orders no gradient. Here gradients flow through the query, too, and the loss has no such limit.
 
 Verified against the numbers of the authors' code (soft: value and gradient; hard: value and gradient of its exact form) and
-of RKD's authors (hard, list of 4).
+of the authors of RKD (hard, list of 4).
 """
 
 import itertools
@@ -31,24 +31,24 @@ from stillhouse.distill.method import ANY_TASK, Card, hyperparameter
 from stillhouse.spec.priors import Choice, LogUniform
 
 _SMALLEST_DISTANCE = 1e-6
-"""A distance of 0 would have an infinite gradient under a power below 1."""
+"""With a power below 1, a distance of 0 would have an infinite gradient."""
 _LONGEST_SOFT_LIST = 6
-"""720 orders; 7 would have 5040."""
+"""A list of 6 has 720 orders, a list of 7 has 5040."""
 
 
 def similarity_scores(queries: Tensor, candidates: Tensor, alpha: float, beta: float) -> Tensor:
     """S, [Q, N], at most 0, of queries [Q, K] and candidates [N, K]."""
-    # Distances off a matrix product are too coarse in float32: scores of -200 are wrong in their first decimals.
+    # In float32, distances computed by a matrix product are too inexact: scores of -200 have wrong first decimals.
     distances = torch.cdist(queries, candidates, compute_mode="donot_use_mm_for_euclid_dist")
     return -alpha * distances.clamp(min=_SMALLEST_DISTANCE) ** beta
 
 
 def nearest(scores: Tensor, length: int) -> Tensor:
-    """The candidates with the highest scores but query i's own, candidate i: [Q, L] int64, the nearest first.
+    """The candidates with the highest scores, without query i itself (candidate i): [Q, L] int64, nearest first.
 
     Args:
-        scores: [Q, N], the first Q candidates being the queries.
-        length: the longest list; 0 or more than N - 1 stands for all the others.
+        scores: [Q, N]; the first Q candidates are the queries.
+        length: length of the lists; 0, or more than N - 1, means all other candidates.
     """
     queries, candidates = scores.shape
     own = torch.eye(queries, candidates, dtype=torch.bool, device=scores.device)
@@ -57,7 +57,7 @@ def nearest(scores: Tensor, length: int) -> Tensor:
 
 
 def order_log_probabilities(scores: Tensor) -> Tensor:
-    """The logarithm of P for taking the last axis of [..., L] as it stands: [...]; 0 for a list of one or none."""
+    """The logarithm of P for the order of the last axis of [..., L]: [...]; 0 for lists of at most one sample."""
     length = scores.shape[-1]
     taken = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril(-1)
     left = scores.unsqueeze(-2).masked_fill(taken, -torch.inf).logsumexp(dim=-1)
@@ -65,14 +65,14 @@ def order_log_probabilities(scores: Tensor) -> Tensor:
 
 
 def hard_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
-    """-log P_student of the teacher's order, the mean over queries; scores are [Q, N] as in `nearest`."""
+    """-log P_student of the teacher's order, the mean over queries; scores [Q, N] as in `nearest`."""
     likelihoods = order_log_probabilities(student.gather(1, nearest(teacher, length)))
-    # An order can be had of what is not a number, too, and would hide it.
+    # NaN can be sorted, too; without this term the loss would hide it.
     return -likelihoods.mean() + 0 * teacher.sum()
 
 
 def soft_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
-    """KL(P_teacher || P_student) over all orders of the teacher's nearest, the mean over queries; scores are [Q, N]."""
+    """KL(P_teacher || P_student) over all orders of the teacher's nearest, the mean over queries; scores [Q, N]."""
     listed = nearest(teacher, length)
     orders = torch.tensor([*itertools.permutations(range(listed.shape[1]))], dtype=torch.int64, device=student.device)
     ours, theirs = (order_log_probabilities(scores.gather(1, listed)[:, orders]) for scores in (student, teacher))
@@ -80,43 +80,46 @@ def soft_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
 
 
 def darkrank_loss(student: Tensor, teacher: Tensor, variant: str, alpha: float, beta: float, length: int) -> Tensor:
-    """The loss of embeddings [B, K] and [B, K'], brought to length 1, every sample a query; 0 for a batch of one."""
+    """The loss of embeddings [B, K] and [B, K'], normalised to length 1 here; each sample is a query. 0 for a batch of one."""
     ours, theirs = (similarity_scores(unit, unit, alpha, beta) for unit in (unit_rows(student), unit_rows(teacher)))
     return (hard_loss if variant == "hard" else soft_loss)(ours, theirs, length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DarkRank(EmbeddingMethod):
-    """The student ranks the samples of a batch by their likeness to each of them as the teacher does."""
+    """For each sample, the student ranks the others of the batch by similarity as the teacher does."""
 
     card: ClassVar[Card] = Card(
         title="DarkRank: Accelerating Deep Metric Learning via Cross Sample Similarities Transfer",
         arxiv="1707.01220",
         family="R",
         equations="equations 1 and 3 to 5, soft and hard",
-        deviations="all samples are queries; gradients flow through the query; no cap on the hard loss",
-        suggested="alpha 3, beta 3, lists of 4 (RKD's authors); rank_weight 2 is the authors' code's 16 beside a "
-        "cross-entropy that it sums over a batch of 8; its alpha is 12.25 and its beta 4",
-        interactions="a hard loss starts near log L!, 201 for all others of a batch of 64, and takes B L^2 numbers",
+        deviations="all samples are queries; gradients flow through the query; no limit on the hard loss",
+        suggested="alpha 3, beta 3, lists of 4 (the authors of RKD); rank_weight 2 equals 16 in the authors' code, which sums "
+        "the cross-entropy over a batch of 8; its alpha is 12.25 and its beta 4",
+        interactions="the hard loss starts near log(L!), which is 201 for all others of a batch of 64, and needs B L^2 numbers",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     variant: Literal["soft", "hard"] = hyperparameter(
-        "soft", choices=("soft", "hard"), prior=Choice(("soft", "hard")), help="all orders of a list, or the teacher's alone"
+        "soft",
+        choices=("soft", "hard"),
+        prior=Choice(("soft", "hard")),
+        help="soft: all orders of a list; hard: only the teacher's order",
     )
-    rank_weight: float = hyperparameter(2.0, minimum=0, prior=LogUniform(0.1, 10), help="w")
-    alpha: float = hyperparameter(3.0, above=0, help="how much distance counts")
-    beta: float = hyperparameter(3.0, above=0, help="contrast, the power of the distance")
+    rank_weight: float = hyperparameter(2.0, minimum=0, prior=LogUniform(0.1, 10), help="w, weight of the ranking loss")
+    alpha: float = hyperparameter(3.0, above=0, help="factor of the distance")
+    beta: float = hyperparameter(3.0, above=0, help="power of the distance")
     list_length: int = hyperparameter(
-        4, minimum=0, help="samples in a list; 0: all others of the batch, with variant hard only"
+        4, minimum=0, help="samples in a list; 0: all others of the batch, only with variant hard"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant == "soft" and not 2 <= self.list_length <= _LONGEST_SOFT_LIST:
             raise ValueError(
-                f"list_length must be 2 to {_LONGEST_SOFT_LIST} with variant='soft', which takes every order of the list, "
-                f"got {self.list_length}; variant='hard' takes longer lists"
+                f"list_length must be 2 to {_LONGEST_SOFT_LIST} with variant='soft', which computes every order of the list, "
+                f"got {self.list_length}; use variant='hard' for longer lists"
             )
 
     def relations(self) -> Mapping[str, tuple[float, Relation]]:

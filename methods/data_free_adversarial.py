@@ -3,15 +3,15 @@
     D(G; S) = E_z mean_c |T(G(z))_c - S(G(z))_c|,   z ~ N(0, 1)         (model discrepancy, on logits)
     student:    min_S D, for `student_steps` batches;   generator:   max_G D, for one         (algorithm 1)
 
-A generator makes the images on which student and teacher disagree most, and the student learns to agree there. No image and
-no label of the data set is used. The generator is a linear layer, BatchNorm, two times nearest-neighbour upsampling and 3x3
-convolution with BatchNorm and leaky ReLU, a last convolution, tanh and a BatchNorm without weights, so that what it makes has
-mean 0 and variance 1 for each channel, as normalised images have.
+A generator makes images on which student and teacher disagree most, and the student learns to agree on them. No image and no
+label of the data set is used. The generator is a linear layer with BatchNorm, twice a nearest-neighbour upsampling and a 3x3
+convolution with BatchNorm and leaky ReLU, a last convolution, tanh, and a BatchNorm without weights. So its images have mean 0
+and variance 1 in each channel, like normalised images.
 
-Deviations: any image size (the generator's maps are a half and a quarter of it, rounded up). An epoch has as many generator
-steps as supervised training has batches; the paper counts 50.
+Deviations: any image size (the generator's maps have half and a quarter of it, rounded up). An epoch has as many generator
+steps as supervised training has batches; in the paper it has 50.
 
-Verified against hand values and against the update rule written out.
+Verified against values computed by hand and against the update rule.
 """
 
 import math
@@ -28,12 +28,12 @@ from stillhouse.spec.priors import Choice, LogUniform
 
 
 def discrepancy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The mean of |t - s| over batch and classes of logits [B, C]; 0 where they agree, and of bounded gradient everywhere."""
+    """The mean of |t - s| over batch and classes of logits [B, C]; 0 for equal logits; its gradient is bounded."""
     return F.l1_loss(student_logits, teacher_logits)
 
 
 def generator_loss(disagreement: Tensor, form: str) -> Tensor:
-    """What the generator minimises: -D (`linear`), or -log(1 + D) (`log`), whose gradient fades where D is large."""
+    """The generator's loss: -D (`linear`), or -log(1 + D) (`log`), whose gradient is small where D is large."""
     return -disagreement if form == "linear" else -torch.log1p(disagreement)
 
 
@@ -41,7 +41,7 @@ class Generator(nn.Module):
     """Images [B, channels, H, W] of mean 0 and variance 1 from noise [B, `noise_size`].
 
     Args:
-        num_channels: of the maps in front of the last convolution; twice as many before.
+        num_channels: channels of the maps before the last convolution; earlier maps have twice as many.
     """
 
     def __init__(self, noise_size: int, num_channels: int, image_shape: tuple[int, int, int]) -> None:
@@ -73,27 +73,32 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFreeAdversarial(Method):
-    """The student agrees with the teacher on images that a generator makes to set them apart."""
+    """The student learns to agree with the teacher on images that a generator makes to maximise their disagreement."""
 
     card: ClassVar[Card] = Card(
         title="Data-Free Adversarial Distillation",
         arxiv="1912.11006",
         family="A",
-        equations="the model discrepancy, algorithm 1",
+        equations="the model discrepancy and algorithm 1",
         deviations="any image size; an epoch is as long as a supervised one",
-        suggested="batches of 256 to 512 and many epochs: the paper takes 2000 generator steps on MNIST, 25000 on CIFAR-10",
-        interactions="student_steps + 1 teacher and student passes per batch; views and labels have no effect; "
-        "BatchNorm's statistics in the student come from generated images",
+        suggested="batches of 256 to 512 and many epochs: the paper has 2000 generator steps on MNIST, 25000 on CIFAR-10",
+        interactions="student_steps + 1 passes of teacher and student per batch; views and labels have no effect; the "
+        "student's BatchNorm statistics come from generated images",
     )
     calls_teacher: ClassVar[bool] = True
 
-    student_steps: int = hyperparameter(5, minimum=1, help="batches that the student learns from per step of the generator")
+    student_steps: int = hyperparameter(5, minimum=1, help="student updates, each on a new batch, per generator update")
     generator_form: str = hyperparameter(
-        "linear", choices=("linear", "log"), prior=Choice(("linear", "log")), help="of D in the generator's loss"
+        "linear",
+        choices=("linear", "log"),
+        prior=Choice(("linear", "log")),
+        help="the generator minimises -D (linear) or -log(1 + D) (log)",
     )
-    generator_learning_rate: float = hyperparameter(1e-3, above=0, prior=LogUniform(1e-4, 1e-2), help="of Adam")
-    noise_size: int = hyperparameter(100, minimum=1, help="length of z; the paper takes 100 on MNIST, 256 on CIFAR")
-    generator_channels: int = hyperparameter(64, minimum=1, help="of the generator's last maps")
+    generator_learning_rate: float = hyperparameter(
+        1e-3, above=0, prior=LogUniform(1e-4, 1e-2), help="learning rate of the generator's optimiser, Adam"
+    )
+    noise_size: int = hyperparameter(100, minimum=1, help="length of z; 100 on MNIST and 256 on CIFAR in the paper")
+    generator_channels: int = hyperparameter(64, minimum=1, help="channels of the generator's last maps")
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
         return (Stage(epochs=setup.epochs, data_free=True),)

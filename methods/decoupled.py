@@ -4,12 +4,12 @@
     KL(p_teacher || p_student) = KL(b_t || b_s) + (1 - p_target_t) KL(p^_t || p^_s)      (equation 7, an identity)
     L = CE + w(t) T^2 (alpha KL(b_t || b_s) + beta KL(p^_t || p^_s))                      (equation 8)
 
-The first term (TCKD) says how hard a sample is, the second (NCKD) is the dark knowledge; plain KD weights the second by
-1 - p_target, which is next to nothing where the teacher is sure. w(t) rises linearly from 0 to 1 (the authors: over 20 of
-240 epochs).
+The first term (TCKD) carries how difficult a sample is, the second (NCKD) the similarity of the other classes. Plain KD weights
+the second by 1 - p_target, which is nearly 0 where the teacher is certain. w(t) rises linearly from 0 to 1 (in the authors'
+code over 20 of 240 epochs).
 
-Deviations: w rises by the step, not by the epoch. The target is left out of the second softmax instead of lowered by 1000,
-which gives the same number. Of a mixed sample's classes, the one with the larger share is the target.
+Deviations: w rises with every step, not with every epoch. The target is left out of the second softmax; the authors' code
+lowers its logit by 1000, with the same result. The target of a mixed sample is the class with the larger share.
 
 Verified against the numbers of mdistiller, the authors' code, and against the identity above.
 """
@@ -28,7 +28,7 @@ from stillhouse.spec.priors import LogUniform
 
 
 def target_class_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(b_t || b_s) of the target against all others, the mean over the batch.
+    """T^2 KL(b_t || b_s) of the target class against all others, the mean over the batch.
 
     Args:
         student_logits: [B, C].
@@ -52,37 +52,44 @@ def other_classes_loss(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 def _target_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """(log p_target, log (1 - p_target)), [B, 2]; both stay finite when one probability rounds to 0."""
+    """(log p_target, log (1 - p_target)), [B, 2]; both are finite, even if one probability rounds to 0."""
     target = logits.gather(1, labels.unsqueeze(1))
     others = _without_target(logits, labels).logsumexp(dim=1, keepdim=True)
     return F.log_softmax(torch.cat([target, others], dim=1), dim=1)
 
 
 def _without_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, C - 1]."""
+    """The logits of the other classes, [B, C - 1]."""
     is_target = F.one_hot(labels, logits.shape[1]).bool()
     return logits[~is_target].view(len(logits), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoupled(Method):
-    """KD in two terms with a weight each: the target class, and the others among themselves."""
+    """KD in two terms with separate weights: the target class against the rest, and the other classes among themselves."""
 
     card: ClassVar[Card] = Card(
         title="Decoupled Knowledge Distillation",
         arxiv="2203.08679",
         family="L",
         equations="equations 7 and 8 and algorithm 1; the warm-up of the authors' code",
-        deviations="warm-up by the step; the target left out of the softmax instead of masked",
-        suggested="target_weight 1, others_weight 8 and temperature 4 on CIFAR-100; 0.5 and 1 on ImageNet",
-        interactions="students without BatchNorm diverge at a rate of 0.05 unless gradients are clipped (at 5, say)",
+        deviations="the warm-up advances with every step; the target is left out of the softmax instead of masked",
+        suggested="target_weight 1, others_weight 8, temperature 4 on CIFAR-100; others_weight 0.5, temperature 1 on ImageNet",
+        interactions="students without BatchNorm diverge at a learning rate of 0.05 unless gradients are clipped (at 5)",
     )
 
     temperature: float = hyperparameter(4.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs")
-    target_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.25, 4), help="alpha, of the target class")
-    others_weight: float = hyperparameter(8.0, minimum=0, prior=LogUniform(0.5, 16), help="beta, of the other classes")
+    target_weight: float = hyperparameter(
+        1.0, minimum=0, prior=LogUniform(0.25, 4), help="alpha, weight of the target class term"
+    )
+    others_weight: float = hyperparameter(
+        8.0, minimum=0, prior=LogUniform(0.5, 16), help="beta, weight of the term of the other classes"
+    )
     warmup_fraction: float = hyperparameter(
-        1 / 12, minimum=0, maximum=1, help="share of the training in which both weights rise from 0; 20 of 240 epochs"
+        1 / 12,
+        minimum=0,
+        maximum=1,
+        help="share of the training over which both weights rise from 0; 20 of 240 epochs in the authors' code",
     )
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:

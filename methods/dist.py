@@ -5,11 +5,11 @@
     intra = T^2 / C sum_c d(p_student[:, c], p_teacher[:, c])       (samples of one class; equation 9)
     L = CE + beta inter + gamma intra                                (equation 10)
 
-Correlation asks for the same relations, not for the same probabilities, so that a much stronger teacher does not ask for
-more than the student can do.
+The loss compares relations between probabilities, not the probabilities themselves, which a student cannot reach if its teacher
+is much stronger.
 
-T^2 and the 1e-8 in the correlation's denominator are the authors' code's. With it, a constant row or column (one sample in
-the batch, a class that both rule out) counts as uncorrelated: 1, without gradient.
+T^2 and the 1e-8 in the correlation's denominator are from the authors' code. With the latter, a constant row or column (a
+batch of one sample, a class with probability 0 everywhere) counts as uncorrelated: distance 1, without gradient.
 
 Verified against the numbers of the authors' code, for classes and for the pixels of a segmentation.
 """
@@ -29,7 +29,7 @@ _EPSILON = 1e-8
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """1 - Pearson's correlation along `dim`, the mean over the rest; 0 to 2, and 1 where one of them is constant."""
+    """1 - Pearson's correlation along `dim`, the mean over the rest. Between 0 and 2; 1 if one of the two is constant."""
     student, teacher = (values - values.mean(dim=dim, keepdim=True) for values in (student, teacher))
     lengths = torch.linalg.vector_norm(student, dim=dim) * torch.linalg.vector_norm(teacher, dim=dim)
     correlation: Tensor = (student * teacher).sum(dim=dim) / (lengths + _EPSILON)
@@ -37,20 +37,20 @@ def pearson_distance(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
 
 
 def inter_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 times the distance of each sample's probabilities, the mean over the batch; logits are [B, C]."""
+    """T^2 times the distance between both networks' probabilities of a sample, the mean over samples; logits are [B, C]."""
     student, teacher = ((logits / temperature).softmax(dim=1) for logits in (student_logits, teacher_logits))
     return temperature**2 * pearson_distance(student, teacher, dim=1)
 
 
 def intra_class_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 times the distance of each class's probabilities over the batch, the mean over classes; logits are [B, C]."""
+    """T^2 times the distance between both networks' probabilities of a class, the mean over classes; logits are [B, C]."""
     student, teacher = ((logits / temperature).softmax(dim=1) for logits in (student_logits, teacher_logits))
     return temperature**2 * pearson_distance(student, teacher, dim=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dist(Method):
-    """The student's probabilities correlate with the teacher's, within samples and within classes."""
+    """The student's probabilities correlate with the teacher's, within each sample and within each class."""
 
     card: ClassVar[Card] = Card(
         title="Knowledge Distillation from A Stronger Teacher",
@@ -58,11 +58,15 @@ class Dist(Method):
         family="L",
         equations="equations 6 to 10",
         suggested="weights 1 to 2; temperature 1 on ImageNet, 4 on CIFAR-100",
-        interactions="a batch smaller than the number of classes says little of the samples of one class",
+        interactions="intra_weight helps little if the batch is smaller than the number of classes",
     )
 
-    inter_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.25, 4), help="beta, of the classes of one sample")
-    intra_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.25, 4), help="gamma, of the samples of one class")
+    inter_weight: float = hyperparameter(
+        1.0, minimum=0, prior=LogUniform(0.25, 4), help="beta, weight of the relation between the classes of a sample"
+    )
+    intra_weight: float = hyperparameter(
+        1.0, minimum=0, prior=LogUniform(0.25, 4), help="gamma, weight of the relation between the samples of a class"
+    )
     temperature: float = hyperparameter(1.0, above=0, prior=LogUniform(1, 8), help="T, softens both outputs")
 
     @property

@@ -4,16 +4,17 @@ Interspeech 2017, doi 10.21437/Interspeech.2017-614; no arXiv version. K teacher
 
     weighted_mean  L = T^2 CE(sum_k w_k q_k, p_T(student)),  sum_k w_k = 1
     drawn          L = T^2 CE(q_k, p_T(student)),  one k for each batch, drawn with probability w_k
-    streams        every sample is met once with each teacher's labels before it meets the first again
+    streams        each sample is trained once with each teacher's labels before the first teacher comes again
 
-All teachers of the sweep teach together, in the order of the spec. `kd_weight` < 1 gives the labels the rest, as in `kd`.
+All teachers of the sweep take part, in the order of the spec. With `kd_weight` w < 1 the labels have the weight 1 - w, as in
+`kd`.
 
-In one batch, the mean of the losses of all teachers is the loss on the mean of their labels, since cross-entropy is linear in
-them; what sets `streams` apart is that the labels of one sample come in different batches, so here in different epochs.
-Deviations: T^2 keeps the gradient's scale when T is searched; the paper's T is 1. Every epoch has as many steps as with one
-teacher, so that every method has the same budget; the paper's augmented data are K times as long.
+Within a batch, the mean of the losses of all teachers equals the loss on the mean of their labels, since cross-entropy is
+linear in them. In `streams` the labels of a sample come in different batches, here in different epochs, which is not the same.
+Deviations: T^2 keeps the scale of the gradient when T is searched; the paper has T = 1. An epoch has as many steps as with one
+teacher, so that every method has the same budget; the paper's augmented data set is K times as large.
 
-Verified against the formulas in float64; no code of the authors exists.
+Verified against the formulas in float64; the authors published no code.
 """
 
 import math
@@ -34,17 +35,17 @@ _VARIANTS = ("weighted_mean", "drawn", "streams")
 
 
 def soft_labels(teachers_logits: Tensor, temperature: float) -> Tensor:
-    """softmax(teacher / T) of [K, B, C], for K teachers."""
+    """softmax(teacher / T) of the logits [K, B, C] of K teachers."""
     return F.softmax(teachers_logits / temperature, dim=2)
 
 
 def mean_labels(labels: Tensor, weights: Tensor) -> Tensor:
-    """sum_k w_k q_k: [B, C] of the labels [K, B, C] and weights [K] that sum to 1."""
+    """sum_k w_k q_k, [B, C], of labels [K, B, C] and weights [K] that sum to 1."""
     return torch.einsum("k,kbc->bc", weights.to(labels.dtype), labels)
 
 
 def labels_of(labels: Tensor, teachers: Tensor) -> Tensor:
-    """Each sample's labels by its own teacher: [B, C] of [K, B, C] and `teachers` [B] int64 in 0 .. K-1."""
+    """The labels [B, C] of each sample's chosen teacher, from labels [K, B, C] and teachers [B] int64 in 0 .. K-1."""
     return labels[teachers, torch.arange(labels.shape[1], device=labels.device)]
 
 
@@ -55,25 +56,29 @@ def label_loss(student_logits: Tensor, labels: Tensor, temperature: float = 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Method):
-    """All teachers of the sweep teach one student."""
+    """One student learns from all teachers of the sweep."""
 
     card: ClassVar[Card] = Card(
         title="Efficient Knowledge Distillation from an Ensemble of Teachers",
         family="L",
-        equations="the weighted mean of the teachers' labels, one teacher drawn per batch, streams of all teachers' labels",
-        deviations="T^2 before the loss; streams spread over epochs of the usual length",
-        suggested="teachers that err on different samples; temperature 1, no hard labels",
-        interactions="with one teacher it is kd on its soft labels; every teacher's knowledge is cached, so it costs K of them",
+        equations="the weighted mean of the teachers' labels; one teacher drawn per batch; streams of all teachers' labels",
+        deviations="the loss has the factor T^2; streams extend over several epochs of the usual length",
+        suggested="teachers that make different errors; temperature 1, kd_weight 1",
+        interactions="with one teacher it is kd with soft labels only; needs the knowledge of all K teachers, K times the cost",
     )
     every_teacher: ClassVar[bool] = True
 
     variant: Literal["weighted_mean", "drawn", "streams"] = hyperparameter(
-        "weighted_mean", choices=_VARIANTS, prior=Choice(_VARIANTS), help="how the teachers' labels are put together"
+        "weighted_mean", choices=_VARIANTS, prior=Choice(_VARIANTS), help="how the teachers' labels are combined"
     )
-    weights: tuple[float, ...] = hyperparameter((), help="w_k, one per teacher, in their order; by default equal")
+    weights: tuple[float, ...] = hyperparameter((), help="w_k, one for each teacher in the order of the spec; by default equal")
     temperature: float = hyperparameter(1.0, above=0, prior=LogUniform(1, 10), help="T, softens all outputs")
     kd_weight: float = hyperparameter(
-        1.0, minimum=0, maximum=1, prior=Uniform(0.5, 1.0), help="the teachers' share; the labels get the rest"
+        1.0,
+        minimum=0,
+        maximum=1,
+        prior=Uniform(0.5, 1.0),
+        help="w, weight of the teachers' soft labels; the labels have weight 1 - w",
     )
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class Ensemble(Method):
         ):
             raise ValueError(f"weights must be >= 0 and not all 0, got {list(self.weights)}")
         if self.weights and self.variant == "streams":
-            raise ValueError("weights must be left out with variant='streams', which meets every teacher equally often")
+            raise ValueError("weights must be left out with variant='streams', which uses every teacher equally often")
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()} if self.kd_weight else {}
@@ -103,7 +108,7 @@ class Ensemble(Method):
             return labels_of(labels, (step.indices + step.epoch) % len(labels))
         weights = self._weights(len(labels)).to(labels.device)
         if self.variant == "drawn":
-            # The teacher in whose stretch of [0, 1) the draw falls; the last one if rounding leaves a gap at the end.
+            # The teacher whose part of [0, 1) contains the draw; the last one if rounding leaves a gap before 1.
             drawn = int((step.uniform(1) >= weights.cumsum(0)).sum().clamp(max=len(labels) - 1))
             return labels[drawn]
         return mean_labels(labels, weights)
@@ -111,5 +116,5 @@ class Ensemble(Method):
     def _weights(self, num_teachers: int) -> Tensor:
         weights = self.weights or (1.0,) * num_teachers
         if len(weights) != num_teachers:
-            raise MethodError(f"weights must be one for each of {num_teachers} teachers, got {len(weights)}")
+            raise MethodError(f"weights must have one entry for each of the {num_teachers} teachers, got {len(weights)}")
         return torch.tensor(weights, dtype=torch.float64) / sum(weights)

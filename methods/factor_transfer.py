@@ -3,16 +3,16 @@
     stage "paraphraser"  L = |x - P(x)|^2, x the teacher's map, P an autoencoder                   (equation 1)
     stage "transfer"     L = CE + beta |F_T / |F_T|_2 - F_S / |F_S|_2|_p                           (equations 2 and 3)
 
-F_T is the code of the frozen paraphraser, F_S the output of a translator on the student's map; both have `code_ratio` times
-the teacher's channels. Each is three 3x3 convolutions with leaky ReLU of slope 0.1, as in the authors' code; the
-paraphraser's decoder is three transposed ones. p = 1 by default.
+F_T is the code of the frozen paraphraser, F_S the output of a translator on the student's map. Both have `code_ratio` times the
+teacher's channels. Encoder and translator are three 3x3 convolutions with leaky ReLU of slope 0.1, as in the authors' code; the
+paraphraser's decoder is three transposed convolutions. p = 1 by default.
 
-Reduction: for p = 1 the mean over batch and elements, for p = 2 the norm per sample, mean over the batch: beta = 500 goes
-with the former, as in the authors' code. Equation 1 is taken as a mean of squares; `reconstruction="absolute"` is the
-authors' code.
-Deviations: the paraphraser is trained on the views that the student will see, for a share of the trial's epochs, so that
-every method has the same budget, and by Adam, whose rate does not depend on the size of the activations. The last maps of
-both networks meet; the larger is average-pooled to the smaller, the teacher's at the teacher.
+Reduction: for p = 1 the mean over batch and elements, for p = 2 the norm per sample, averaged over the batch. beta = 500
+belongs to p = 1, as in the authors' code. Equation 1 is a mean of squares here; `reconstruction="absolute"` is the authors'
+code.
+Deviations: the paraphraser is trained on the views that the student will see, for a share of the trial's epochs, so that every
+method has the same budget. It is trained by Adam, whose steps do not depend on the scale of the activations. The last maps of
+both networks are compared; the larger one is average-pooled to the size of the smaller, the teacher's map at the teacher.
 
 Verified against the numbers of the authors' code (both stages, gradients of all weights) and of torchdistill (both norms).
 """
@@ -34,14 +34,14 @@ from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
 
 _SLOPE = 0.1
-"""Of every leaky ReLU in the authors' code."""
+"""Negative slope of every leaky ReLU in the authors' code."""
 
 
 def factor_loss(student_factor: Tensor, teacher_factor: Tensor, norm: int = 1) -> Tensor:
-    """The distance of the factors [B, M, H, W], each divided by its L2 norm over all of a sample's elements.
+    """The distance between factors [B, M, H, W], each divided by its L2 norm over all elements of a sample.
 
     Args:
-        norm: 1 takes the mean of absolute differences over batch and elements, 2 the mean over the batch of the L2 norms,
+        norm: 1 for the mean of absolute differences over batch and elements; 2 for the mean over the batch of the L2 norms,
             between 0 and 2.
     """
     difference = F.normalize(student_factor.flatten(1)) - F.normalize(teacher_factor.flatten(1))
@@ -52,7 +52,7 @@ def factor_loss(student_factor: Tensor, teacher_factor: Tensor, norm: int = 1) -
 
 
 def reconstruction_loss(reconstructed: Tensor, maps: Tensor, kind: str = "squared") -> Tensor:
-    """The mean of the squared, or absolute, differences of two maps [B, K, H, W]."""
+    """The mean of the squared or absolute differences between two maps [B, K, H, W]."""
     return F.mse_loss(reconstructed, maps) if kind == "squared" else F.l1_loss(reconstructed, maps)
 
 
@@ -62,7 +62,7 @@ def make_translator(num_inputs: int, num_codes: int) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of the teacher's map whose code is the teacher's factor."""
+    """An autoencoder of the teacher's map; its code is the teacher's factor."""
 
     def __init__(self, num_inputs: int, num_codes: int) -> None:
         super().__init__()
@@ -83,30 +83,34 @@ def _stack(convolution: type[nn.Conv2d] | type[nn.ConvTranspose2d], channels: Se
 
 @dataclass(frozen=True, kw_only=True)
 class FactorTransfer(MapMethod):
-    """The student's translated map matches the code that an autoencoder found for the teacher's."""
+    """The student's translated map matches the code that an autoencoder computes from the teacher's map."""
 
     card: ClassVar[Card] = Card(
         title="Paraphrasing Complex Network: Network Compression via Factor Transfer",
         arxiv="1802.04977",
         family="F",
         equations="equations 1 to 3; the paraphraser is trained first and then frozen",
-        deviations="the paraphraser's training is part of the trial's epochs and uses Adam",
+        deviations="the paraphraser is trained during a share of the trial's epochs, by Adam",
         suggested="factor_weight 500 (authors) or 200 (RepDistiller), code_ratio 0.5, norm 1",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100); with "
-        "norm 1 the distance grows as maps shrink: 93.7% with 500 on maps of 2 x 2, 95.1% with 100, 95.9% for plain training "
-        "(12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
+        interactions="worse than no teacher if the architectures differ much (VGG-13 to MobileNetV2 on CIFAR-100); with "
+        "norm 1 the distance is larger for smaller maps: 93.7% with 500 on maps of 2 x 2, 95.1% with 100, 95.9% without a "
+        "teacher (12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
-    factor_weight: float = hyperparameter(500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, of the factors' distance")
-    code_ratio: float = hyperparameter(0.5, above=0, maximum=4, help="k, the factor's channels over the teacher's")
-    norm: Literal[1, 2] = hyperparameter(1, choices=(1, 2), help="p; 2 has another scale than 1: the mean of norms")
+    factor_weight: float = hyperparameter(
+        500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, weight of the distance between the factors"
+    )
+    code_ratio: float = hyperparameter(
+        0.5, above=0, maximum=4, help="k, channels of the factor divided by the teacher's channels"
+    )
+    norm: Literal[1, 2] = hyperparameter(1, choices=(1, 2), help="p; the loss has another scale with 2, the mean of norms")
     paraphraser_fraction: float = hyperparameter(
         0.1, above=0, below=1, prior=Uniform(0.05, 0.3), help="share of the epochs in which the paraphraser is trained"
     )
     reconstruction: Literal["squared", "absolute"] = hyperparameter(
-        "squared", choices=("squared", "absolute"), help="how the paraphraser's error is measured"
+        "squared", choices=("squared", "absolute"), help="error that the paraphraser minimises"
     )
 
     @property
@@ -114,10 +118,10 @@ class FactorTransfer(MapMethod):
         return self.factor_weight > 0
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """The one pair: the last maps, unless others are named."""
+        """The single pair: the last maps, unless others are named."""
         for named in (self.teacher_maps, self.student_maps):
             if named and "," in named:
-                raise MethodError(f"transfers one factor, so one layer of each network, got '{named}'", names=[named])
+                raise MethodError(f"transfers a single factor: name one layer of each network, got '{named}'", names=[named])
         return super().pairs(teacher, student)
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
@@ -131,7 +135,7 @@ class FactorTransfer(MapMethod):
         if not self.active:
             return super().stages(setup)
         epochs = epochs_of_first_stage(setup.epochs, self.paraphraser_fraction)
-        # The student is not looked at while the paraphraser is trained, so its forward pass ends as early as it can.
+        # The student takes no part while the paraphraser is trained, so its forward pass ends as early as possible.
         first = next(iter(setup.student.shapes))
         return [
             Stage(name="paraphraser", epochs=epochs, until=first, comparable=False),

@@ -3,15 +3,15 @@
     stage "hint"     L = 1/2 |hint - r(guided)|^2                           (equation 3), up to the guided layer only
     stage "distill"  L = CE(y, p_1(s)) + lambda CE(p_T(z), p_T(s))          (equation 2), lambda falls linearly
 
-r is a convolution without padding whose kernel brings the guided map to the hint's size (section 2.2), a transposed one
-where the guided map is the smaller, a fully connected layer between vectors.
+r is a convolution without padding, whose kernel size makes the guided map as large as the hint (section 2.2). It is a
+transposed convolution if the guided map is smaller, and a fully connected layer between vectors.
 
-Reduction: the authors' code sums the squares over channels and takes the mean over batch and positions; this is the
-default, since their numbers were made with it. Equation 3 read literally also sums over positions: `positions="sum"`.
-Deviations: r is linear whatever the hint's non-linearity, which is not known at plan time, and is trained by Adam, since
-plain descent at a student's usual rate diverges on large hints (NaN in the first epoch at 0.05 between vectors). Stage 2
-trains all layers at one rate; the authors' script can slow down those of stage 1. By default the hint is the teacher's middle
-stage and the guided layer the student's stage nearest to it in size.
+Reduction: the authors' code sums the squares over channels and averages over batch and positions. This is the default, since
+their results were computed with it. Equation 3 taken literally also sums over positions: `positions="sum"`.
+Deviations: r is always linear, since the hint's non-linearity is not known when the sweep is planned. r is trained by Adam,
+since SGD at a student's usual learning rate diverges on large hints (NaN in the first epoch at 0.05 between vectors). Stage 2
+trains all layers at one learning rate; the authors' script can lower it for the layers of stage 1. By default the hint is the
+teacher's middle stage, and the guided layer is the student's stage that is nearest to it in size.
 
 Verified against the formulas of the authors' code (hint cost, softened cost) in float64.
 """
@@ -62,10 +62,10 @@ def softened_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, tempe
 
 
 def make_regressor(guided: tuple[int, ...], hint: tuple[int, ...]) -> nn.Module:
-    """The layer that brings the guided output (K,) or (K, H, W) to the hint's shape.
+    """The layer that maps the guided output, (K,) or (K, H, W), to the shape of the hint.
 
     Raises:
-        Unsuitable: one is a map and the other a vector, or the guided map is wider and lower than the hint.
+        Unsuitable: one is a map and the other a vector, or the guided map is larger in one direction and smaller in the other.
     """
     if len(guided) == len(hint) == 1:
         return nn.Linear(guided[0], hint[0])
@@ -82,46 +82,48 @@ def make_regressor(guided: tuple[int, ...], hint: tuple[int, ...]) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class FitNets(Method):
-    """The student's lower half first learns to predict a hidden layer of the teacher."""
+    """The student's first layers learn to predict a hidden layer of the teacher; then the student learns its soft targets."""
 
     card: ClassVar[Card] = Card(
         title="FitNets: Hints for Thin Deep Nets",
         arxiv="1412.6550",
         family="F",
         equations="equations 2 and 3; the two stages of algorithm 1",
-        deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code; one rate "
-        "for all layers in stage 2",
-        suggested="temperature 3, kd_weight falling from 4 to 1, as in the authors' CIFAR-10 configuration; to 0 on MNIST",
+        deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code; one learning "
+        "rate for all layers in stage 2",
+        suggested="temperature 3, kd_weight 4, final_kd_weight 1 (authors, on CIFAR-10); final_kd_weight 0 on MNIST",
         interactions="hints close to the output over-regularise a small student (section 2.2 of the paper); in a short "
-        "training stage 1 costs more than it brings: 94.9% with 0.3 of 12 epochs, 96.5% with 0.1, 96.8% without, 95.7% for "
-        "plain training (1000 digits, resnet8 of width 0.25, 4 seeds)",
+        "training, stage 1 lowers the accuracy: 94.9% with 0.3 of 12 epochs, 96.5% with 0.1, 96.8% without stage 1, 95.7% "
+        "without a teacher (1000 digits, resnet8 of width 0.25, 4 seeds)",
     )
 
     hint_fraction: float = hyperparameter(0.3, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1")
     hint_weight: float = hyperparameter(
-        1.0, minimum=0, prior=LogUniform(0.03, 3), help="scale of the hint loss; 0 leaves the stage out"
+        1.0, minimum=0, prior=LogUniform(0.03, 3), help="weight of the hint loss; 0 skips stage 1"
     )
     temperature: float = hyperparameter(3.0, above=0, prior=LogUniform(1, 10), help="T, softens both outputs in stage 2")
-    kd_weight: float = hyperparameter(4.0, minimum=0, prior=Uniform(1, 8), help="lambda at the start of stage 2")
+    kd_weight: float = hyperparameter(
+        4.0, minimum=0, prior=Uniform(1, 8), help="lambda at the start of stage 2, weight of the soft targets"
+    )
     final_kd_weight: float = hyperparameter(1.0, minimum=0, help="lambda at the end of stage 2")
-    hint_layer: str | None = hyperparameter(None, help="the teacher's layer; by default its middle stage")
+    hint_layer: str | None = hyperparameter(None, help="the teacher's layer that gives the hint; by default its middle stage")
     guided_layer: str | None = hyperparameter(
-        None, help="the student's layer; by default the stage nearest to the hint in size"
+        None, help="the student's layer that learns the hint; by default the stage nearest to it in size"
     )
     positions: Literal["mean", "sum"] = hyperparameter(
-        "mean", choices=("mean", "sum"), help="how the hint loss treats positions"
+        "mean", choices=("mean", "sum"), help="whether the hint loss averages or sums over positions"
     )
 
     def serves(self, task: str) -> bool:
-        """Any task when stage 2 has no soft targets."""
+        """Any task if stage 2 has no soft targets, which need logits."""
         return super().serves(task) or not self._is_soft
 
     def layers(self, teacher: Architecture, student: Architecture) -> tuple[str, str]:
-        """The hint and the guided layer.
+        """The names of the hint layer and of the guided layer.
 
         Raises:
-            Unsuitable: no layer of the student is comparable with the teacher's.
-            MethodError: the teacher has no layer to take a hint from.
+            Unsuitable: no layer of the student can be compared with the hint.
+            MethodError: the teacher has no layer that can give a hint.
         """
         has_maps = bool(student.stages) if self.guided_layer is None else len(student.shape(self.guided_layer)) == 3
         hint = self.hint_layer or _middle(teacher, of_maps=has_maps)
@@ -130,8 +132,8 @@ class FitNets(Method):
         return hint, guided
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        asked = {"logits": logits()} if self._is_soft else {}
-        return asked | ({"hint": feature(self.layers(teacher, student)[0])} if self.hint_weight else {})
+        needed = {"logits": logits()} if self._is_soft else {}
+        return needed | ({"hint": feature(self.layers(teacher, student)[0])} if self.hint_weight else {})
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         if not self.hint_weight:
@@ -181,7 +183,7 @@ class FitNets(Method):
 
 
 def _middle(teacher: Architecture, *, of_maps: bool) -> str:
-    """The teacher's middle stage; for a student without maps, the teacher's embedding."""
+    """The teacher's middle stage, or its embedding if the student has no maps."""
     if of_maps and teacher.stages:
         return teacher.stages[(len(teacher.stages) - 1) // 2]
     if not of_maps and teacher.pooled:
@@ -190,7 +192,7 @@ def _middle(teacher: Architecture, *, of_maps: bool) -> str:
 
 
 def _nearest(student: Architecture, hint: tuple[int, ...]) -> str:
-    """The stage whose map is nearest to the hint's in height times width, the larger of two; the embedding for a vector."""
+    """The stage nearest to the hint in height times width, the larger one of two; for a vector, the embedding."""
     if len(hint) == 1 and student.pooled:
         return student.pooled
     stages = [layer for layer in student.stages if len(student.shape(layer)) == len(hint)]

@@ -4,17 +4,17 @@
     stage "flow"      L = weight * 1/N sum_n sum_pairs |G_teacher - G_student|_F^2     (equation 2, lambda_i = 1)
     stage "classify"  L = CE
 
-F1 and F2 are maps of successive stages; the larger is max-pooled to the smaller. G is made at the teacher: K1 x K2 numbers
-per sample travel, whatever the size of the maps. The student runs only up to its last map in the first stage.
+F1 and F2 are maps of successive stages; the larger one is max-pooled to the size of the smaller. G is computed at the teacher:
+K1 x K2 numbers per sample, whatever the size of the maps. In the first stage the student runs only up to its last map.
 
-Deviations: the paper's pairs are the first and last map of each residual stage, which unlike architectures do not share;
-here a pair is two successive stages. It needs equal channels; where they differ, a 1x1 convolution brings the student's map
-to the teacher's channels. The paper trains the first stage at a hundredth of the second's learning rate; here `flow_weight`
-is 0.01 instead, since both stages have the trial's rate. Variant `mean`: the mean over the entries of G instead of their
-sum, as in RepDistiller.
+Deviations: the paper pairs the first and the last map of each residual stage, which other architectures do not have; here two
+successive stages are a pair. The paper needs equal numbers of channels; where they differ, a 1x1 convolution maps the student's
+channels to the teacher's. The paper trains the first stage at a hundredth of the learning rate of the second; here both stages
+have the trial's learning rate, and `flow_weight` is 0.01 instead. `form="mean"`: the mean over the entries of G instead of
+their sum, as in RepDistiller.
 
 Verified against the paper's formula and, for the mean, RepDistiller and Knowledge-Distillation-Zoo; a TensorFlow
-implementation differs by its factor of 1/2 alone.
+implementation differs only by a factor of 1/2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,26 +43,26 @@ def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
 
 
 def flow_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """|G_teacher - G_student|_F^2, the mean over the batch; both are [B, K1, K2]."""
+    """|G_teacher - G_student|_F^2, the mean over the batch, of matrices [B, K1, K2]."""
     return (teacher - student).square().sum() / len(student)
 
 
 def mean_flow_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """(G_teacher - G_student)^2, the mean over all entries [B, K1, K2]."""
+    """(G_teacher - G_student)^2, the mean over all entries, of matrices [B, K1, K2]."""
     return (teacher - student).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSP(MapMethod):
-    """The student first learns how the teacher's features flow from stage to stage."""
+    """The student first learns how the teacher's features change from stage to stage, then its own task."""
 
     card: ClassVar[Card] = Card(
         title="A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
         family="F",
-        equations="equations 1 and 2, the two stages of algorithm 1",
-        deviations="pairs of successive stages; 1x1 convolutions where channels differ; weight 0.01 for a lower rate",
-        suggested="flow_weight 0.01; 50 with form mean (RepDistiller, in one stage with the labels)",
-        interactions="made for networks of one family: with unlike channels the convolutions learn part of the flow",
+        equations="equations 1 and 2; the two stages of algorithm 1",
+        deviations="pairs of successive stages; 1x1 convolutions where channels differ; weight 0.01, not a lower learning rate",
+        suggested="flow_weight 0.01; 50 with form mean (RepDistiller, which has a single stage with the labels)",
+        interactions="made for networks of one family: where channels differ, the added convolutions learn part of the flow",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     relates_pairs: ClassVar[bool] = True
@@ -71,10 +71,10 @@ class FSP(MapMethod):
         0.25, above=0, below=1, prior=Uniform(0.1, 0.5), help="share of the epochs in stage 1"
     )
     flow_weight: float = hyperparameter(
-        0.01, minimum=0, prior=LogUniform(0.001, 0.1), help="lambda, scale of the first stage's loss; 0 leaves the stage out"
+        0.01, minimum=0, prior=LogUniform(0.001, 0.1), help="lambda, weight of the loss in stage 1; 0 skips the stage"
     )
     form: Literal["paper", "mean"] = hyperparameter(
-        "paper", choices=("paper", "mean"), help="paper: squared Frobenius norm; mean: over the entries"
+        "paper", choices=("paper", "mean"), help="paper: squared Frobenius norm; mean: mean over the entries"
     )
 
     @property

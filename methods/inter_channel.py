@@ -3,10 +3,10 @@
     G = F F^T of a map F [K, H W], each row divided by its L2 norm
     L = CE + weight * sum (G_student - G_teacher)^2 / (K N)
 
-The student's map first goes through a 1x1 convolution and a BatchNorm into the teacher's K channels. G is made at the teacher
-where its K x K entries are fewer than the map's K x H x W; the spatial sizes of the two networks need not agree.
+A 1x1 convolution and a BatchNorm first map the student's channels to the teacher's K channels. G is computed at the teacher if
+its K x K entries are fewer than the K x H x W of the map. The spatial sizes of the two networks may differ.
 
-Deviations: none; the scale is that of the authors' code. The grid-level form for dense prediction (ICKD-S) is not here.
+Deviations: none; the scale is that of the authors' code. The grid-level form for dense prediction (ICKD-S) is not implemented.
 
 Verified against torchdistill, whose loss is divided by N once more.
 """
@@ -33,27 +33,29 @@ def channel_correlation(maps: Tensor) -> Tensor:
 
 
 def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """(G_student - G_teacher)^2 summed over columns, the mean over rows and batch; both are [B, K, K]. At most 4."""
+    """(G_student - G_teacher)^2, the sum over columns, the mean over rows and batch, of matrices [B, K, K]. At most 4."""
     return (student - teacher).square().sum(dim=2).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class InterChannel(MapMethod):
-    """The student's channels resemble one another as the teacher's do."""
+    """The student's channels correlate with each other as the teacher's do."""
 
     card: ClassVar[Card] = Card(
         title="Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation",
         arxiv="2202.03680",
         family="F",
-        equations="the inter-channel correlation for classification (ICKD-C)",
-        deviations="the last pair of maps by default",
+        equations="the correlation between channels, for classification (ICKD-C)",
+        deviations="only the last pair of maps by default",
         suggested="correlation_weight 2.5 on CIFAR-100",
-        interactions="with many channels the correlation matrix outgrows the map: the map is asked for then",
+        interactions="with more channels than positions the teacher's map itself is the knowledge, which is large to cache",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
-    correlation_weight: float = hyperparameter(2.5, minimum=0, prior=LogUniform(0.1, 50), help="beta of the authors' code")
+    correlation_weight: float = hyperparameter(
+        2.5, minimum=0, prior=LogUniform(0.1, 50), help="weight of the correlation loss, beta in the authors' code"
+    )
 
     @property
     def active(self) -> bool:
@@ -62,14 +64,14 @@ class InterChannel(MapMethod):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
             return {}
-        asked = {}
+        needed: dict[str, Knowledge] = {}
         for of_student, of_teacher in self.pairs(teacher, student).items():
             channels, height, width = teacher.shape(of_teacher)
             if channels <= height * width:
-                asked[f"correlation.{of_student}"] = reduced(channel_correlation, of_teacher)
+                needed[f"correlation.{of_student}"] = reduced(channel_correlation, of_teacher)
             else:
-                asked[f"map.{of_student}"] = feature(of_teacher)
-        return asked
+                needed[f"map.{of_student}"] = feature(of_teacher)
+        return needed
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         return self.connectors(setup, make_connector)

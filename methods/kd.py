@@ -6,10 +6,10 @@
 The paper minimises the cross-entropy of the softened outputs; KL differs from it by the teacher's entropy, which has no
 gradient, and is 0 for equal outputs. T^2 keeps the soft term's gradient at the same scale for every T (section 2).
 
-Variants: `soft_only` is the first term alone with weight 1; `hard_label` replaces the soft targets by the teacher's argmax.
-`samples` gives each sample a share w_n of its own: w where the teacher is right and 0 where it is wrong, or w times the
-teacher's probability of the label; the label gets the rest, 1 - w_n.
-Deviations: `linear_decay` of w and shares of single samples are not in the paper.
+Variants: `soft_only` is only the first term, with weight 1; `hard_label` replaces the soft targets by the teacher's argmax.
+`samples` gives each sample its own weight w_n: w if the teacher is right and 0 if it is wrong, or w times the teacher's
+probability of the label. The label has the weight 1 - w_n.
+Deviations: `linear_decay` of w and the weights of single samples are not in the paper.
 
 Verified against the numbers of RepDistiller, torchdistill, Attention Transfer and MGD (T = 1.5), and against the limit
 T^2 dKL/ds -> (s - z) / C of section 2.1 for logits of zero mean.
@@ -44,20 +44,20 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 def kd_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """The same for each sample by itself: [B]."""
+    """`kd_loss` of each sample, [B]."""
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
 
 
 def teachers_shares(teacher_logits: Tensor, targets: Tensor, samples: str) -> Tensor:
-    """How far the teacher is to be believed on each sample, in [0, 1]: [B].
+    """How reliable the teacher is on each sample, in [0, 1]: [B].
 
     Args:
         teacher_logits: [B, C].
         targets: [B] int64, or probabilities [B, C] of mixed samples.
-        samples: "teacher_right" is 1 where the teacher's argmax is the (larger) class, else 0; "teacher_confidence" the
-            teacher's probability of the class, at temperature 1.
+        samples: "teacher_right" for 1 where the teacher's argmax is the class of the sample (of a mixed one, the class with the
+            larger share), else 0; "teacher_confidence" for the teacher's probability of the class at temperature 1.
     """
     classes = F.one_hot(targets, teacher_logits.shape[1]).to(teacher_logits.dtype) if targets.ndim == 1 else targets
     if samples == "teacher_right":
@@ -72,32 +72,40 @@ def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class KD(Method):
-    """The student matches the teacher's softened outputs."""
+    """The student learns the teacher's softened outputs and the labels."""
 
     card: ClassVar[Card] = Card(
         title="Distilling the Knowledge in a Neural Network",
         arxiv="1503.02531",
         family="L",
-        equations="section 2, with the factor T^2 and the weighted average of both terms",
-        deviations="KL instead of cross-entropy (same gradient); the weight may decay, or depend on the sample",
+        equations="section 2, with the factor T^2 and the weighted average of the two terms",
+        deviations="KL instead of cross-entropy (same gradient); the weight may decay or depend on the sample",
         suggested="temperature 4, kd_weight 0.9 on CIFAR-100; temperature 2.5 to 20 in the paper",
-        interactions="label smoothing of the teacher erases what the soft targets say of the other classes (arXiv 1906.02629)",
+        interactions="a teacher trained with label smoothing loses the information on similar classes (arXiv 1906.02629)",
     )
 
     temperature: float = hyperparameter(4.0, above=0, prior=LogUniform(1, 20), help="T, softens both outputs")
     kd_weight: float = hyperparameter(
-        0.9, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="w, the teacher's share; the labels get the rest"
+        0.9,
+        minimum=0,
+        maximum=1,
+        prior=Uniform(0.1, 1.0),
+        help="w, weight of the teacher's outputs; the labels have weight 1 - w",
     )
     weight_schedule: Literal["constant", "linear_decay"] = hyperparameter(
-        "constant", choices=("constant", "linear_decay"), help="linear_decay: kd_weight falls to 0 at the end of training"
+        "constant",
+        choices=("constant", "linear_decay"),
+        help="linear_decay: kd_weight falls linearly to 0 until the end of training",
     )
     variant: Literal["weighted", "soft_only", "hard_label"] = hyperparameter(
-        "weighted", choices=("weighted", "soft_only", "hard_label"), help="soft_only: no labels; hard_label: teacher's argmax"
+        "weighted",
+        choices=("weighted", "soft_only", "hard_label"),
+        help="soft_only: no labels; hard_label: the teacher's argmax",
     )
     samples: Literal["alike", "teacher_right", "teacher_confidence"] = hyperparameter(
         "alike",
         choices=("alike", "teacher_right", "teacher_confidence"),
-        help="kd_weight for all samples, for those on which the teacher is right, or times its probability of the label",
+        help="weight of a sample: kd_weight, 0 if the teacher is wrong, or times the teacher's probability of the label",
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +134,7 @@ class KD(Method):
         return {"cross_entropy": (1 - weight) * step.supervised()} | taught
 
     def _shared(self, step: Step, shares: Tensor) -> dict[str, Tensor]:
-        """The terms where each sample has a share [B] of its own."""
+        """The terms if each sample has its own weight, `shares` [B]."""
         teacher_logits = step.teacher["logits"]
         if self.variant == "hard_label":
             taught = {"hard_label": F.cross_entropy(step.logits, teacher_logits.argmax(dim=1), reduction="none")}

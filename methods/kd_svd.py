@@ -1,20 +1,20 @@
 """Self-supervised Knowledge Distillation using Singular Value Decomposition (Lee, Kim, Song 2018, arXiv 1807.06819).
 
     F [HW, K] = U S V^T; the k leading right singular vectors of the teacher's map, k + 3 of the student's
-    v_s: for each vector of the teacher the student's of largest |cos| with it, turned to its side
+    v_s: for each vector of the teacher the student's with the largest |cos|, with the sign of that cos
     both times the teacher's singular values divided by their norm (1 for k = 1)
     R = exp(-(v_i - v_{i-1})^2 / 8) over all pairs of entries of successive stages i - 1 and i
     L = CE + weight * 1/N sum over stages |R_student - R_teacher|^2
 
-The vectors are made at the teacher: k K numbers per sample. Singular vectors have no sign of their own and R depends on it:
-here the teacher's entry of largest magnitude is positive, so that its knowledge is the same wherever it is made.
+The vectors are computed at the teacher: k K numbers per sample. The sign of a singular vector is arbitrary, but R depends on
+it. Here the entry of largest magnitude is positive, so that the teacher's knowledge is the same in every process.
 
-Deviations: the paper pairs maps with equal channels; where they differ, a 1x1 convolution brings the student's map to the
-teacher's. Gradients are the true ones, finite for equal and for vanishing singular values too; the authors' are twice as
-large and differ where HW < K. The paper clips gradients; `training.gradient_clip` does that here.
+Deviations: the paper pairs maps with equal numbers of channels; where they differ, a 1x1 convolution maps the student's
+channels to the teacher's. Gradients are exact, and finite for equal and for zero singular values, too; in the authors' code
+they are twice as large and differ where HW < K. The paper clips gradients; here `training.gradient_clip` does.
 
-Verified against RepDistiller, and against the authors' code up to its signs, its sum over the batch and its gradients, of
-which the recorded true ones are met.
+Verified against RepDistiller. The authors' code differs in its signs, its sum over the batch and its gradients; the loss agrees
+up to these, and the gradients agree with recorded exact ones.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Integers, LogUniform
 
 _EXTRA = 3
-"""So many more vectors of the student are searched for one like the teacher's (the authors' code)."""
+"""How many more vectors of the student than of the teacher are candidates for a match (the authors' code)."""
 _WIDTH = 8.0
 """2 sigma^2 of the radial basis function (the authors' code)."""
 
@@ -68,7 +68,7 @@ def singular_vectors(maps: Tensor, *, number: int) -> Tensor:
 
 
 def aligned_vectors(maps: Tensor, teacher: Tensor) -> Tensor:
-    """For each of the teacher's vectors [B, K, n] the student's leading vector that is most like it, on its side and scale.
+    """For each of the teacher's vectors [B, K, n], the most similar leading vector of the student, with its sign and scale.
 
     Args:
         maps: the student's, [B, K, H, W].
@@ -89,28 +89,32 @@ def basis_functions(earlier: Tensor, later: Tensor) -> Tensor:
 
 
 def basis_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """(R_student - R_teacher)^2, summed per sample, the mean over the batch."""
+    """(R_student - R_teacher)^2, the sum per sample, the mean over the batch."""
     return (student - teacher).square().sum() / len(student)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KDSVD(MapMethod):
-    """The directions of the student's features change from stage to stage as the teacher's do."""
+    """The main directions of the student's features change from stage to stage as the teacher's do."""
 
     card: ClassVar[Card] = Card(
         title="Self-supervised Knowledge Distillation Using Singular Value Decomposition",
         arxiv="1807.06819",
         family="F",
-        equations="truncated decomposition, alignment, radial basis functions",
-        deviations="signs fixed at the teacher; 1x1 convolutions where channels differ; true gradients",
+        equations="truncated singular value decomposition, alignment of vectors, radial basis functions",
+        deviations="signs fixed at the teacher; 1x1 convolutions where channels differ; exact gradients",
         suggested="svd_weight 1, one vector",
-        interactions="the decomposition of each sample's maps is slow for wide networks",
+        interactions="slow for wide networks, since the maps of every sample are decomposed",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     relates_pairs: ClassVar[bool] = True
 
-    svd_weight: float = hyperparameter(1.0, minimum=0, prior=LogUniform(0.1, 100), help="weight of the feature loss")
-    vectors: int = hyperparameter(1, minimum=1, prior=Integers(1, 4), help="k, the teacher's singular vectors per map")
+    svd_weight: float = hyperparameter(
+        1.0, minimum=0, prior=LogUniform(0.1, 100), help="weight of the loss on singular vectors"
+    )
+    vectors: int = hyperparameter(
+        1, minimum=1, prior=Integers(1, 4), help="k, number of the teacher's singular vectors per map"
+    )
 
     @property
     def active(self) -> bool:
@@ -120,7 +124,7 @@ class KDSVD(MapMethod):
         if not self.active:
             return {}
         pairs = self.pairs(teacher, student)
-        # Successive stages are compared vector by vector: all must have as many.
+        # Successive stages are compared vector by vector, so all must have the same number of vectors.
         number = min(min(shape[0], shape[1] * shape[2]) for shape in map(teacher.shape, pairs.values()))
         number = min(number, self.vectors)
         return {f"vectors.{ours}": reduced(singular_vectors, theirs, number=number) for ours, theirs in pairs.items()}

@@ -2,25 +2,25 @@
 
     L = KL(p_previous(crop) || p_student(crop)), the mean over the batch
 
-Each generation learns, without the labels, from what the generation before it answers to the same crop: labels that are
-soft, and that change with what the crop shows. `first="teacher"` lets the sweep's teacher refine the labels of the first
-generation (the paper's refinery of another architecture); `first="labels"` trains the first generation on the data set's
-labels, as the paper's networks that refine their own.
+Each generation learns the outputs of the previous one (its refinery) for the same crop, without the data set's labels: these
+labels are soft and depend on what the crop shows. With `first="teacher"` the sweep's teacher is the refinery of the first
+generation, as in the paper's refinery of another architecture. With `first="labels"` the first generation is trained on the
+data set's labels, as the paper's networks that refine their own labels.
 
-Variant: with `adversarial_step` eta > 0 a generation that has a refinery also learns what that answers to images which set
-the two apart,
+Variant: with `adversarial_step` eta > 0, a generation also learns its refinery's outputs for images on which the two disagree
+more,
 
     x' = x + eta d KL(p_previous(x) || p_student(x)) / dx,  L = the mean of the loss on x and on x'
 
-with p_previous(x) as a constant. The authors' code has no such step; this is the reading of the paper's adversarial jittering
-by one step of gradient ascent, on normalised pixels.
+with p_previous(x) as a constant. The authors' code has no such step; here the paper's adversarial jittering is taken as one
+step of gradient ascent on normalised pixels.
 
-Deviations: all generations share the trial's epochs evenly, so that every method has the same budget; the paper gives each
-a full training. The generation that learns from the sweep's teacher meets no adversarial images: its labels are made
-beforehand. The authors' code minimises the cross-entropy, which differs from KL by the entropy of the labels and has the same
+Deviations: all generations share the trial's epochs equally, so that every method has the same budget; in the paper each has a
+full training. The generation that learns from the sweep's teacher gets no adversarial images, since its labels are computed
+before. The authors' code minimises the cross-entropy, which differs from KL by the entropy of the labels and has the same
 gradient.
 
-Verified against the formula of the authors' code in float64; their licence does not allow to run it here. The adversarial
+Verified against the formula of the authors' code in float64 (its licence does not allow running it here), and the adversarial
 step against its closed form for linear networks.
 """
 
@@ -50,19 +50,19 @@ from stillhouse.spec.priors import Integers
 
 
 def refinery_loss(student_logits: Tensor, refined_logits: Tensor) -> Tensor:
-    """KL(softmax(refined) || softmax(student)), the mean over the batch; both are [B, C]."""
+    """KL(softmax(refined) || softmax(student)), the mean over the batch, of logits [B, C]."""
     loss: Tensor = kd_loss(student_logits, refined_logits, temperature=1.0)
     return loss
 
 
 def adversarial_images(images: Tensor, student_logits: Tensor, refined_logits: Tensor, eta: float) -> Tensor:
-    """One step uphill of each sample's own loss, without gradient: [B, channels, H, W].
+    """The images after one step of gradient ascent on each sample's own loss, [B, channels, H, W], detached.
 
     Args:
-        images: [B, channels, H, W], of which `student_logits` are a function.
+        images: [B, channels, H, W], from which `student_logits` were computed.
         student_logits: [B, C].
         refined_logits: [B, C], taken as constants.
-        eta: length of the step over that of the gradient.
+        eta: factor of the gradient.
     """
     loss = len(images) * refinery_loss(student_logits, refined_logits.detach())
     (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
@@ -71,26 +71,30 @@ def adversarial_images(images: Tensor, student_logits: Tensor, refined_logits: T
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRefinery(Method):
-    """Generations that each refine the labels of the next, crop by crop."""
+    """Each generation provides soft labels for the next one, for each crop anew."""
 
     card: ClassVar[Card] = Card(
         title="Label Refinery: Improving ImageNet Classification through Label Progression",
         arxiv="1805.02641",
         family="G",
-        equations="the KL to the previous generation's output on the same crop, over several generations",
-        deviations="generations share the trial's epochs; adversarial images in generations behind the first only",
+        equations="KL to the output of the previous generation for the same crop, over several generations",
+        deviations="generations share the trial's epochs equally; adversarial images only after the first generation",
         suggested="2 to 4 generations with random crops",
-        interactions="sees no labels: errors of the first refinery stay; without crops it is plain soft labels at T = 1; a "
-        "generation too short to converge teaches nearly uniform labels: 79.0% with 2 generations in 12 epochs, 96.3% with "
-        "1, 95.9% for plain training (1000 digits, resnet8 of width 0.25, 2 seeds)",
+        interactions="uses no labels, so errors of the first refinery stay; without crops it is kd with soft labels at T = 1; "
+        "a generation that is too short to converge teaches nearly uniform labels: 79.0% with 2 generations in 12 epochs, "
+        "96.3% with 1, 95.9% without a teacher (1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
 
-    generations: int = hyperparameter(2, minimum=1, prior=Integers(1, 4), help="students trained one after the other")
+    generations: int = hyperparameter(
+        2, minimum=1, prior=Integers(1, 4), help="number of students, trained one after the other"
+    )
     first: Literal["teacher", "labels"] = hyperparameter(
-        "teacher", choices=("teacher", "labels"), help="what generation 1 learns from: the sweep's teacher or the labels"
+        "teacher",
+        choices=("teacher", "labels"),
+        help="whether generation 1 learns from the sweep's teacher or from the data set's labels",
     )
     adversarial_step: float = hyperparameter(
-        0.0, minimum=0, help="eta, of the images that set a generation apart from the one before; 0 leaves them out"
+        0.0, minimum=0, help="eta, step towards images on which a generation disagrees with the previous one; 0: no such images"
     )
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
     L = CE(y', softmax(s)),  y' = (1 - epsilon) y + epsilon / C        (section 7)
 
-The second control, and a teacher-free one: smoothed labels are the soft targets of a teacher that knows no difference
-between the wrong classes (Yuan et al. 2020, arXiv 1909.11723). A method whose teacher helps should beat it, too.
+A control without a teacher, besides `scratch`. Smoothed labels are the soft targets of a teacher that gives all wrong classes
+the same probability (Yuan et al. 2020, arXiv 1909.11723). If a method's teacher helps, the method is better than this control,
+too.
 
 Deviations: none. Verified against its closed form, cross-entropy plus the distance to the uniform distribution.
 """
@@ -20,7 +21,7 @@ from stillhouse.spec.priors import Uniform
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSmoothing(Method):
-    """Training without a teacher on labels that leave every class a share."""
+    """Training without a teacher, on labels that give every class a probability above 0."""
 
     card: ClassVar[Card] = Card(
         title="Rethinking the Inception Architecture for Computer Vision",
@@ -28,11 +29,11 @@ class LabelSmoothing(Method):
         family="control",
         equations="section 7, label smoothing",
         suggested="smoothing 0.1",
-        interactions="a student trained so makes a worse teacher in its turn (arXiv 1906.02629)",
+        interactions="a network trained with it is a worse teacher (arXiv 1906.02629)",
     )
 
     smoothing: float = hyperparameter(
-        0.1, minimum=0, below=1, prior=Uniform(0.0, 0.3), help="epsilon, the share of a label spread evenly over the classes"
+        0.1, minimum=0, below=1, prior=Uniform(0.0, 0.3), help="epsilon, probability that is spread evenly over the classes"
     )
 
     def loss(self, step: Step) -> dict[str, Tensor]:

@@ -3,12 +3,12 @@
     Z(z) = (z - mean(z)) / std(z)        (over the classes of one sample; algorithm 1)
     L = lambda_CE CE(y, softmax(s)) + lambda_KD T^2 KL(softmax(Z(t) / T) || softmax(Z(s) / T))
 
-Each network gets a temperature of its own for each sample, T std(z): the student need not reach the size of the teacher's
-logits, only their relations.
+Each network has its own temperature for each sample, T std(z). So the student need not reach the scale of the teacher's logits,
+only their relations.
 
-std divides by the number of classes, as in the paper's algorithm; the authors' and others' code divides by one less
-(`deviation="sample"`), with C classes the same as a temperature sqrt((C - 1) / C) times as high. Logits that are all equal
-standardise to zeros.
+std divides by the number of classes C, as in the paper's algorithm. The authors' code and others divide by C - 1
+(`deviation="sample"`), which is the same as a temperature sqrt((C - 1) / C) times as high. If all logits of a sample are equal,
+the result is 0.
 
 Verified against the numbers of torchdistill in the `sample` form.
 """
@@ -25,7 +25,7 @@ from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
 _EPSILON = 1e-7
-"""The authors' code's guard against logits that are all equal."""
+"""Added to the deviation as in the authors' code, for samples whose logits are all equal."""
 
 
 def standardize(logits: Tensor, deviation: str = "population") -> Tensor:
@@ -48,22 +48,28 @@ class LogitStandardization(Method):
         arxiv="2403.01427",
         family="L",
         equations="algorithm 1 with the KL divergence",
-        deviations="none by default; the authors' code divides by C - 1",
+        deviations="none by default; the authors' code divides by C - 1 (deviation: sample)",
         suggested="temperature 2 to 3, kd_weight 9, label_weight 0.1 on CIFAR-100",
-        interactions="the student's outputs are not calibrated like the teacher's, since their size is free",
+        interactions="the student's probabilities are not calibrated like the teacher's, since the scale of its logits is free",
     )
 
-    temperature: float = hyperparameter(2.0, above=0, prior=LogUniform(1, 6), help="T, in standard deviations of the logits")
-    kd_weight: float = hyperparameter(9.0, minimum=0, prior=LogUniform(0.5, 20), help="lambda_KD, of the teacher's outputs")
-    label_weight: float = hyperparameter(0.1, minimum=0, prior=LogUniform(0.05, 1), help="lambda_CE, of the labels")
+    temperature: float = hyperparameter(
+        2.0, above=0, prior=LogUniform(1, 6), help="T, in units of the standard deviation of the logits"
+    )
+    kd_weight: float = hyperparameter(
+        9.0, minimum=0, prior=LogUniform(0.5, 20), help="lambda_KD, weight of the teacher's outputs"
+    )
+    label_weight: float = hyperparameter(0.1, minimum=0, prior=LogUniform(0.05, 1), help="lambda_CE, weight of the labels")
     deviation: Literal["population", "sample"] = hyperparameter(
-        "population", choices=("population", "sample"), help="whether the squares are divided by C or by C - 1"
+        "population",
+        choices=("population", "sample"),
+        help="standard deviation: population divides the squares by C, sample by C - 1",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.kd_weight and not self.label_weight:
-            raise ValueError("kd_weight and label_weight are both 0, nothing would be learned; give one of them a weight")
+            raise ValueError("kd_weight and label_weight must not both be 0, since nothing would be learned; set one of them")
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()} if self.kd_weight else {}

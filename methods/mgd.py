@@ -4,18 +4,18 @@
     M = argmin of the summed costs: one student channel for every teacher channel, equally many each (linear assignment)
     t' = reduce over the teacher channels of a student channel:
         absolute_max_pooling  the value of largest magnitude at each position, with its sign
-        random_drop           the value of a channel drawn at each position
-        max_pooling           the largest value
-        sparse_matching       the one best channel, one to one
+        random_drop           the value of a channel that is drawn at each position
+        max_pooling           the largest value at each position
+        sparse_matching       the best channel only, one to one
     L = CE + weight * sum_i 2^(i - n + 1) d_p(BN(s_i), max(t'_i, m'_i)) / N        d_p and margins m as in `overhaul`
 
-No trainable layer but the BatchNorm. Student maps in front of that BatchNorm are matched. The matching is made anew at the
-first step of every `refresh_epochs`-th epoch, from the costs of all batches of the epoch before; the very first from one batch.
-Margins are reduced as the maps are, but by their mean under absolute max pooling, as in the authors' code.
+The BatchNorm is the only trainable layer. The student's maps are matched before that BatchNorm. The matching is computed at the
+first step of every `refresh_epochs`-th epoch, from the costs of all batches of the previous epoch; the first one from a single
+batch. Margins are reduced like the maps, except for absolute max pooling, which takes their mean, as in the authors' code.
 
-Deviations: costs are collected while training instead of in passes of their own, and not rounded to integers. Where the
-teacher's channels are no multiple of the student's, the authors drop the last ones; here the assignment leaves out the worst.
-Maps of different size are average-pooled to the smaller.
+Deviations: costs are collected during training instead of in separate passes, and are not rounded to integers. If the number of
+the teacher's channels is not a multiple of the student's, the authors drop the last ones; here the assignment leaves out the
+worst ones. Maps of different sizes are average-pooled to the smaller size.
 
 Verified against the authors' code: costs, matchings, reductions, loss and gradients for all four reductions.
 """
@@ -44,7 +44,7 @@ def channel_margins(maps: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def matching_cost(student: Tensor, teacher: Tensor) -> Tensor:
-    """2 - 2 cos of every student channel with every teacher channel, the mean over the batch: [Ks, Kt].
+    """2 - 2 cos of each student channel and each teacher channel, the mean over the batch: [Ks, Kt].
 
     Args:
         student: [B, Ks, H, W].
@@ -56,7 +56,7 @@ def matching_cost(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def match_channels(cost: Tensor, groups: int) -> Tensor:
-    """The teacher channels of each student channel, [groups, Ks] int64, at the least summed cost; no channel twice.
+    """The teacher channels assigned to each student channel, [groups, Ks] int64: smallest total cost, no channel twice.
 
     Args:
         cost: [Ks, Kt], Kt >= groups * Ks.
@@ -68,11 +68,11 @@ def match_channels(cost: Tensor, groups: int) -> Tensor:
 
 
 def reduce_channels(maps: Tensor, matching: Tensor, reducer: str, draws: Tensor | None = None) -> Tensor:
-    """Teacher maps [B, Kt, H, W] in the student's channels [B, Ks, H, W].
+    """Reduces teacher maps [B, Kt, H, W] to the student's channels, [B, Ks, H, W].
 
     Args:
         matching: [groups, Ks], as from `match_channels`.
-        draws: for random_drop: which group counts, [B, Ks, H, W] or of a shape that broadcasts to it.
+        draws: for random_drop, the drawn group, [B, Ks, H, W] or a shape that broadcasts to it.
     """
     grouped: Tensor = maps[:, matching.flatten()].unflatten(1, matching.shape)
     if reducer == "max_pooling":
@@ -88,7 +88,7 @@ def reduce_channels(maps: Tensor, matching: Tensor, reducer: str, draws: Tensor 
 
 
 class Matching(nn.Module):
-    """The BatchNorm of one student map, and the matching of its channels, kept with the state of the training."""
+    """The BatchNorm of one student map and the matching of its channels, which is stored in checkpoints."""
 
     matching: Tensor
     cost: Tensor
@@ -103,7 +103,7 @@ class Matching(nn.Module):
 
     @torch.no_grad()
     def observe(self, student: Tensor, teacher: Tensor, epoch: int, refresh_epochs: int) -> None:
-        """Collects a batch's costs in the last epoch of a period, and matches anew at the first step of the next."""
+        """Collects the batch's costs in the last epoch of a period; computes the matching at the first step of the next."""
         refreshed = int(self.refreshed)
         if refreshed >= 0 and epoch - refreshed < refresh_epochs - 1:
             return
@@ -118,31 +118,36 @@ class Matching(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class MGD(MapMethod):
-    """Each channel of the student follows those channels of the teacher that resemble it most."""
+    """Each channel of the student learns from the channels of the teacher that are most similar to it."""
 
     card: ClassVar[Card] = Card(
         title="Matching Guided Distillation",
         arxiv="2008.09958",
         family="F",
-        equations="matching by assignment and all four reductions; margins and partial distance of arXiv 1904.01866",
-        deviations="costs collected while training; left-over channels chosen by the assignment",
+        equations="matching by linear assignment, all four reductions; margins and partial distance of arXiv 1904.01866",
+        deviations="costs are collected during training; the assignment chooses which surplus channels to leave out",
         suggested="feature_weight 0.0001 on ImageNet; up to 0.001 on small images",
-        interactions="needs a teacher with at least as many channels in every matched layer as the student has",
+        interactions="needs a teacher with at least as many channels as the student in every matched layer",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     before_relu: ClassVar[bool] = True
 
-    feature_weight: float = hyperparameter(0.0001, minimum=0, prior=LogUniform(0.00001, 0.01), help="1 / loss factor")
+    feature_weight: float = hyperparameter(
+        0.0001,
+        minimum=0,
+        prior=LogUniform(0.00001, 0.01),
+        help="weight of the feature loss, 1 / loss factor in the authors' code",
+    )
     reducer: Literal["absolute_max_pooling", "random_drop", "max_pooling", "sparse_matching"] = hyperparameter(
         "absolute_max_pooling",
         choices=("absolute_max_pooling", "random_drop", "max_pooling", "sparse_matching"),
-        help="how the teacher channels of a student channel become one",
+        help="how the teacher channels of a student channel are reduced to one",
     )
-    refresh_epochs: int = hyperparameter(1, minimum=1, prior=Integers(1, 5), help="epochs between two matchings")
+    refresh_epochs: int = hyperparameter(1, minimum=1, prior=Integers(1, 5), help="number of epochs between two matchings")
     margins: Literal["batch_norm", "data"] = hyperparameter(
         "batch_norm",
         choices=("batch_norm", "data"),
-        help="data: the batch's mean negative value, for teachers without BatchNorm",
+        help="source of the margins: the teacher's BatchNorm, or data: the mean negative value of the batch",
     )
 
     @property
@@ -153,7 +158,7 @@ class MGD(MapMethod):
         """{student's layer: teacher's layer}.
 
         Raises:
-            Unsuitable: a layer of the student has more channels than the teacher's.
+            Unsuitable: a layer of the student has more channels than the paired layer of the teacher.
         """
         pairs = super().pairs(teacher, student)
         for of_student, of_teacher in pairs.items():
@@ -169,14 +174,14 @@ class MGD(MapMethod):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
             return {}
-        asked = {}
+        needed = {}
         for of_student, of_teacher in self.pairs(teacher, student).items():
             height, width = meeting_size(student.shape(of_student), teacher.shape(of_teacher))
-            asked[f"maps.{of_student}"] = reduced(shrunk, of_teacher, height=height, width=width)
+            needed[f"maps.{of_student}"] = reduced(shrunk, of_teacher, height=height, width=width)
             if self.margins == "batch_norm":
-                weights = norm_weights(teacher, of_teacher, remedy="set margins: data")
-                asked[f"margins.{of_student}"] = reduced(channel_margins, of_teacher, weights=weights)
-        return asked
+                weights = norm_weights(teacher, of_teacher, remedy="set margins to data")
+                needed[f"margins.{of_student}"] = reduced(channel_margins, of_teacher, weights=weights)
+        return needed
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         if not self.active:
@@ -191,7 +196,7 @@ class MGD(MapMethod):
 
     @property
     def needs_whole_batch(self) -> bool:
-        """Channels are matched over the batch that the loss sees."""
+        """True, since channels are matched over the whole batch."""
         return bool(self.feature_weight)
 
     def loss(self, step: Step) -> dict[str, Tensor]:

@@ -2,15 +2,15 @@
 
     L_k = CE(y, p_k) + 1 / (K - 1) sum_{l != k} KL(p_l || p_k)        (equations 6 to 10)
 
-K networks start from different weights and are updated in turn; after each update the network's predictions of the batch
-are computed anew, so that the next one learns from them (algorithm 1). No gradient flows into p_l.
+K networks start from different weights and are updated one after the other. After each update, the network's predictions for
+the batch are computed again, and the next network learns from them (algorithm 1). No gradient flows into p_l.
 
-The peers have the student's architecture, or others by name (section 3.3 of the paper).
+The other networks, called peers, have the student's architecture or those that `peer_models` names (section 3.3 of the paper).
 
-Deviations: the renewed predictions leave the BatchNorm statistics alone, which would otherwise count every batch twice. The
-authors' code omits 1 / (K - 1), which is 1 for two peers.
+Deviations: computing the predictions again does not update the BatchNorm statistics, which would otherwise count each batch
+twice. The authors' code omits 1 / (K - 1), which is 1 for two networks.
 
-Verified against the numbers of Knowledge-Distillation-Zoo and the paper's form for three peers in float64.
+Verified against the numbers of Knowledge-Distillation-Zoo and, for three networks, against the paper's formula in float64.
 """
 
 import warnings
@@ -27,7 +27,7 @@ from stillhouse.spec.priors import Integers
 
 
 def mimicry_loss(own_logits: Tensor, others_logits: Sequence[Tensor]) -> Tensor:
-    """1 / (K - 1) sum_l KL(p_l || p_own), the mean over the batch; all are [B, C], the others are constants."""
+    """1 / (K - 1) sum_l KL(p_l || p_own), the mean over the batch, of logits [B, C]; the others are constants."""
     own = F.log_softmax(own_logits, dim=1)
     divergences = [
         F.kl_div(own, F.log_softmax(other.detach(), dim=1), reduction="batchmean", log_target=True) for other in others_logits
@@ -37,7 +37,7 @@ def mimicry_loss(own_logits: Tensor, others_logits: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of a network in training mode; its buffers (BatchNorm's running statistics) stay as they are."""
+    """The logits [B, C] of a network in training mode, without changing its buffers (BatchNorm's running statistics)."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     logits: Tensor = torch.func.functional_call(network, buffers, (images,))
     return logits
@@ -45,21 +45,23 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MutualLearning(Method):
-    """WorkerGroup that learn from the labels and from one another; the student is the first of them."""
+    """Several networks learn from the labels and from each other; the student is the first of them."""
 
     card: ClassVar[Card] = Card(
         title="Deep Mutual Learning",
         arxiv="1706.00384",
         family="M",
         equations="equations 6 to 10 and algorithm 1",
-        deviations="predictions renewed without touching BatchNorm's statistics",
-        suggested="2 peers; more help a little more",
-        interactions="costs the training of every peer; a large peer gains less than a small one; needs no teacher",
+        deviations="predictions are computed again without changing BatchNorm's statistics",
+        suggested="num_peers 2; more peers help a little more",
+        interactions="needs no teacher, but trains every peer, too; a large peer gains less than a small one",
     )
 
-    num_peers: int = hyperparameter(2, minimum=2, prior=Integers(2, 4), help="K, the student included")
-    peer_models: tuple[str, ...] = hyperparameter((), help="models of the other peers, in order; the rest are like the student")
-    peer_width: float | None = hyperparameter(None, above=0, help="width of the peers named in peer_models, if not their own")
+    num_peers: int = hyperparameter(2, minimum=2, prior=Integers(2, 4), help="K, number of networks including the student")
+    peer_models: tuple[str, ...] = hyperparameter(
+        (), help="models of the other networks, in order; the rest have the student's model"
+    )
+    peer_width: float | None = hyperparameter(None, above=0, help="width of the models in peer_models; by default their own")
 
     def __post_init__(self) -> None:
         super().__post_init__()

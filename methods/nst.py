@@ -5,13 +5,13 @@
     L = CE + lambda / 2 MMD^2
 
 Kernels: linear k = x.y; polynomial k = (x.y + c)^d with d = 2, c = 0; Gaussian k = exp(-|x - y|^2 / (2 sigma^2))
-with sigma^2 the mean squared distance of the pairs. The teacher's own term is in the value; it has no gradient.
-The linear kernel asks for the mean of the teacher's normalised channels (H x W numbers); the others need all channels.
+with sigma^2 the mean squared distance of the pairs. The term of the teacher alone is part of the value; it has no gradient. The
+linear kernel needs the mean of the teacher's normalised channels (H x W numbers); the others need all channels.
 
-Deviations: sigma^2 is taken per sample over the pairs (t, s), and held constant in the backward pass. Maps of different
-size are average-pooled to the smaller. One pair of maps, the last, by default.
+Deviations: sigma^2 is computed for each sample over the pairs (t, s), and is a constant in the backward pass. Maps of different
+sizes are average-pooled to the smaller size. By default only the last pair of maps is compared.
 
-Verified against RepDistiller, the gradient of the authors' code and the kernels' formulas.
+Verified against RepDistiller, the gradient of the authors' code and the formulas of the kernels.
 """
 
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ def mean_selectivity(maps: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def linear_mmd(student: Tensor, teacher: Tensor) -> Tensor:
-    """|mean_c t_c - mean_c s_c|^2, the mean over the batch; normalised maps [B, K, H, W] with any numbers of channels."""
+    """|mean_c t_c - mean_c s_c|^2, the mean over the batch, of normalised maps [B, K, H, W]; the two K may differ."""
     return (teacher.mean(dim=1) - student.mean(dim=1)).square().sum() / len(student)
 
 
 def polynomial_mmd(student: Tensor, teacher: Tensor, *, degree: int = 2, offset: float = 0.0) -> Tensor:
-    """MMD^2 with k = (x.y + offset)^degree, the mean over the batch; normalised maps [B, K, H, W]."""
+    """MMD^2 with k = (x.y + offset)^degree, the mean over the batch, of normalised maps [B, K, H, W]; the two K may differ."""
 
     def kernel(left: Tensor, right: Tensor) -> Tensor:
         return (left.flatten(2) @ right.flatten(2).transpose(1, 2) + offset).pow(degree).mean()
@@ -54,10 +54,11 @@ def polynomial_mmd(student: Tensor, teacher: Tensor, *, degree: int = 2, offset:
 
 
 def gaussian_mmd(student: Tensor, teacher: Tensor, *, variance: Tensor | float | None = None) -> Tensor:
-    """MMD^2 with k = exp(-|x - y|^2 / (2 variance)), the mean over the batch; normalised maps [B, K, H, W].
+    """MMD^2 with k = exp(-|x - y|^2 / (2 variance)), the mean over the batch, of normalised maps [B, K, H, W].
 
     Args:
-        variance: sigma^2, a number or one per sample [B]; None takes each sample's mean squared distance of its pairs (t, s).
+        variance: sigma^2, one number or [B], one per sample; None for each sample's mean squared distance over the pairs (t,
+        s).
     """
 
     def distances(left: Tensor, right: Tensor) -> Tensor:
@@ -81,25 +82,27 @@ _DISTANCES = {"linear": linear_mmd, "polynomial": polynomial_mmd, "gaussian": ga
 
 @dataclass(frozen=True, kw_only=True)
 class NST(MapMethod):
-    """The student's channels are distributed over the positions of an image as the teacher's are."""
+    """The distribution of the student's channel patterns matches that of the teacher's."""
 
     card: ClassVar[Card] = Card(
         title="Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
         arxiv="1707.01219",
         family="F",
-        equations="the squared maximum mean discrepancy with its linear, polynomial and Gaussian kernels",
-        deviations="sigma^2 per sample, without gradient; maps average-pooled to the smaller",
-        suggested="nst_weight 50 with the polynomial kernel (the authors' code takes 50 for what is lambda / 2 here)",
-        interactions="ends below the plain student between unlike architectures (VGG-13 to MobileNetV2 on CIFAR-100), and on "
-        "maps of few positions: 93.0% with 50 on 2 x 2, 95.2% with 10, 95.7% for plain training (12 epochs of 1000 digits, "
-        "resnet8 of width 0.25, 4 seeds)",
+        equations="the squared maximum mean discrepancy with linear, polynomial and Gaussian kernel",
+        deviations="sigma^2 per sample, without gradient; the larger of two maps is average-pooled to the size of the smaller",
+        suggested="nst_weight 50 with the polynomial kernel (in the authors' code 50 is what is lambda / 2 here)",
+        interactions="worse than no teacher if the architectures differ much (VGG-13 to MobileNetV2 on CIFAR-100) or maps are "
+        "small: 93.0% with 50 on 2 x 2, 95.2% with 10, 95.7% without a teacher (12 epochs of 1000 digits, resnet8 of width "
+        "0.25, 4 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     last_alone: ClassVar[bool] = True
 
-    nst_weight: float = hyperparameter(50.0, minimum=0, prior=LogUniform(1, 500), help="lambda")
+    nst_weight: float = hyperparameter(
+        50.0, minimum=0, prior=LogUniform(1, 500), help="lambda; the loss has the weight lambda / 2"
+    )
     kernel: Literal["linear", "polynomial", "gaussian"] = hyperparameter(
-        "polynomial", choices=("linear", "polynomial", "gaussian"), help="of the maximum mean discrepancy"
+        "polynomial", choices=("linear", "polynomial", "gaussian"), help="kernel of the maximum mean discrepancy"
     )
 
     @property
@@ -109,12 +112,12 @@ class NST(MapMethod):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
             return {}
-        asked = {}
+        needed = {}
         for of_student, of_teacher in self.pairs(teacher, student).items():
             height, width = meeting_size(student.shape(of_student), teacher.shape(of_teacher))
             reduction = mean_selectivity if self.kernel == "linear" else selectivity
-            asked[f"selectivity.{of_student}"] = reduced(reduction, of_teacher, height=height, width=width)
-        return asked
+            needed[f"selectivity.{of_student}"] = reduced(reduction, of_teacher, height=height, width=width)
+        return needed
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)

@@ -1,19 +1,21 @@
 """A Comprehensive Overhaul of Feature Distillation (Heo et al. 2019, arXiv 1904.01866).
 
-    t~ = max(t, m), t the teacher's map in front of its ReLU, m_k = E[t_k | t_k < 0] < 0
-    s~ = BN(conv1x1(student's map in front of its ReLU)), the BatchNorm in training mode
+    t~ = max(t, m), t the teacher's map before its ReLU, m_k = E[t_k | t_k < 0] < 0
+    s~ = BN(conv1x1(student's map before its ReLU)), the BatchNorm in training mode
     d_p(s~, t~) = sum (s~ - t~)^2 where s~ > t~ or t~ > 0                                   (partial L2)
     L = CE + weight * sum_i 2^(i - n + 1) d_p(s~_i, t~_i) / N                               i = 0 .. n-1, the deepest weighs 1
 
-m comes from the BatchNorm in front of the teacher's ReLU, whose output has mean beta and deviation |gamma| in each channel:
+m comes from the BatchNorm before the teacher's ReLU, whose output has mean beta and deviation |gamma| in each channel:
 m = beta - |gamma| phi(beta / gamma) / Phi(-beta / |gamma|), or -3 |gamma| where Phi(-beta / |gamma|) <= 0.001 (the authors'
-code). In a residual block it is the branch's last BatchNorm, as there. t~ is made at the teacher. `margins: data` takes the
-mean of the negative part over the batch and its positions instead, for teachers without BatchNorm; the map itself then travels.
+code). In a residual block it is the last BatchNorm of the branch, as in the authors' code. t~ is computed at the teacher. With
+`margins: data`, for teachers without BatchNorm, m is the mean of the negative values over the batch and the positions; the
+knowledge is then the map itself.
 
-Deviations: none in the loss. Maps of different size are average-pooled to the smaller, the teacher's in front of the margin.
-A network without layers in front of its ReLU gives its stages, but a teacher of that kind is refused with BatchNorm's margins.
+Deviations: none in the loss. Maps of different sizes are average-pooled to the smaller size, the teacher's before the margin is
+applied. If a network has no layers before a ReLU, the outputs of its stages are used; for such a teacher `margins: batch_norm`
+is an error.
 
-Verified against the authors' code (margins, loss, connectors), mdistiller and, for `data` and up to its mean over all
+Verified against the authors' code (margins, loss, connectors), mdistiller and, for `data` and apart from its mean over all
 elements, Knowledge-Distillation-Zoo.
 """
 
@@ -55,38 +57,40 @@ def shrunk(maps: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def data_margin(maps: Tensor) -> Tensor:
-    """The mean of a channel's negative values over the batch and its positions, [1, K, 1, 1]; 0 where there is none."""
+    """The mean of a channel's negative values over batch and positions, [1, K, 1, 1]; 0 if it has none."""
     negative = maps < 0
     return (maps * negative).sum((0, 2, 3), keepdim=True) / (negative.sum((0, 2, 3), keepdim=True) + 1e-6)
 
 
 def partial_l2(student: Tensor, target: Tensor) -> Tensor:
-    """(s - t)^2 summed where s > t or t > 0, over the batch size; both are [B, K, H, W]. Where t <= 0, less is fine."""
+    """The sum of (s - t)^2 where s > t or t > 0, divided by the batch size, of maps [B, K, H, W]. 0 where s <= t <= 0."""
     counted = (student > target) | (target > 0)
     return ((student - target).square() * counted).sum() / len(student)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overhaul(MapMethod):
-    """The student's pre-activations follow the teacher's where those are positive, and stay below them elsewhere."""
+    """The student's pre-activations match the teacher's positive ones, and stay below the negative ones."""
 
     card: ClassVar[Card] = Card(
         title="A Comprehensive Overhaul of Feature Distillation",
         arxiv="1904.01866",
         family="F",
-        equations="margin ReLU, position in front of the ReLU, partial L2; margins as in the authors' code",
-        deviations="maps average-pooled to the smaller; margins from data as a variant",
+        equations="margin ReLU, features before the ReLU, partial L2 distance; margins as in the authors' code",
+        deviations="the larger of two maps is average-pooled to the size of the smaller; margins from data as a variant",
         suggested="feature_weight 0.001 on CIFAR, 0.0001 on ImageNet",
-        interactions="the loss is a sum over positions: larger images want a smaller feature_weight",
+        interactions="the loss is a sum over positions, so larger images need a smaller feature_weight",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     before_relu: ClassVar[bool] = True
 
-    feature_weight: float = hyperparameter(0.001, minimum=0, prior=LogUniform(0.0001, 0.01), help="alpha, of the feature loss")
+    feature_weight: float = hyperparameter(
+        0.001, minimum=0, prior=LogUniform(0.0001, 0.01), help="alpha, weight of the feature loss"
+    )
     margins: Literal["batch_norm", "data"] = hyperparameter(
         "batch_norm",
         choices=("batch_norm", "data"),
-        help="data: the batch's mean negative value, for teachers without BatchNorm",
+        help="source of the margins: the teacher's BatchNorm, or data: the mean negative value of the batch",
     )
 
     @property
@@ -96,16 +100,16 @@ class Overhaul(MapMethod):
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
             return {}
-        asked = {}
+        needed = {}
         for of_student, of_teacher in self.pairs(teacher, student).items():
             height, width = meeting_size(student.shape(of_student), teacher.shape(of_teacher))
             if self.margins == "data":
                 kind = reduced(shrunk, of_teacher, height=height, width=width)
             else:
-                weights = norm_weights(teacher, of_teacher, remedy="set margins: data")
+                weights = norm_weights(teacher, of_teacher, remedy="set margins to data")
                 kind = reduced(margin_relu, of_teacher, weights=weights, height=height, width=width)
-            asked[f"target.{of_student}"] = kind
-        return asked
+            needed[f"target.{of_student}"] = kind
+        return needed
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         return self.connectors(setup, make_connector)
@@ -126,13 +130,13 @@ class Overhaul(MapMethod):
 
 
 def norm_weights(teacher: Architecture, layer: str, *, remedy: str) -> tuple[str, str]:
-    """The names of gamma and beta of the BatchNorm whose output `layer` passes on.
+    """The names of gamma and beta of the BatchNorm whose output layer `layer` returns.
 
     Raises:
         MethodError: there is none.
     """
     norm = teacher.normalisation(layer)
     if norm is None:
-        wanted = f"needs a BatchNorm in front of layer '{layer}' of teacher {teacher.name}"
-        raise MethodError(f"{wanted}, it has none; {remedy}", names=[layer])
+        needed = f"needs a BatchNorm right before layer '{layer}' of teacher {teacher.name}"
+        raise MethodError(f"{needed}, which has none; {remedy}", names=[layer])
     return f"{norm}.weight", f"{norm}.bias"

@@ -1,20 +1,22 @@
 """Distilling Knowledge via Knowledge Review (Chen, Liu, Zhao, Jia 2021, arXiv 2104.09044).
 
     from the deepest stage to the shallowest:                                      (attention-based fusion)
-        x = BN(conv1x1(features)); y = what the next deeper stage handed down, resized
-        z = sigmoid(conv1x1([x, y])), two channels; x = x z_0 + y z_1, handed on to the next shallower stage
+        x = BN(conv1x1(features)); y = the fused features of the next deeper stage, resized
+        z = sigmoid(conv1x1([x, y])), two channels; x = x z_0 + y z_1, passed to the next shallower stage
         review = BN(conv3x3(x)), in the teacher's channels and size
     HCL(r, t) = (|r - t|^2 + sum_{l in 4, 2, 1} w_l |pool_l(r) - pool_l(t)|^2) / (1 + sum w_l), w = 1/2, 1/4, 1/8;
-        levels as high as the map or higher are left out                                (hierarchical context loss)
+        without levels that are not smaller than the map                                (hierarchical context loss)
     L = CE + weight min(1, progress / warmup) sum over stages HCL(review, teacher's features)
 
-Every shallow map of the teacher so reviews what the student's deeper stages know. Embeddings take part as maps of one pixel
-where both networks have one, as in the authors' code. Squares are averaged over all elements.
+So each map of the teacher is compared with the student's features of the same stage and of all deeper ones. If both networks
+have an embedding, it is the deepest stage, as a map of one pixel, as in the authors' code. Squares are averaged over all
+elements.
 
-Deviations: stages are paired from the last backwards where their numbers differ; resizing goes by each stage's own size, so
-that unlike architectures fit. The warm-up is a fraction of the training: the authors' 20 of 240 epochs by default.
+Deviations: where the networks have different numbers of stages, these are paired from the last one backwards. Maps are resized
+to the size of each stage, so that the architectures may differ. The warm-up is a fraction of the training; its default is the
+authors' 20 of 240 epochs.
 
-Verified against the authors' code: loss, fusion, their gradients.
+Verified against the authors' code: loss, fusion and their gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,13 +35,13 @@ from stillhouse.models.layers import initialise_convolutions
 from stillhouse.spec.priors import LogUniform
 
 _MAX_CHANNELS = 512
-"""The authors' limit on the channels in which stages are fused."""
+"""The authors' limit on the number of channels in which stages are fused."""
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The weighted mean of the mean squares of two maps [B, K, H, W], at their own size and averaged to 4, 2 and 1.
+    """The weighted mean of the squared differences of two maps [B, K, H, W], at their own size and pooled to 4, 2 and 1.
 
-    The weights are 1, 1/2, 1/4, 1/8; levels that are not smaller than the map are left out, and do not halve the weight.
+    The weights are 1, 1/2, 1/4, 1/8. Levels that are not smaller than the map are left out; they do not halve the weight.
     """
     total, weights, weight = F.mse_loss(student, teacher), 1.0, 1.0
     for side in (4, 2, 1):
@@ -52,10 +54,10 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """One stage: fuses its features with what a deeper stage hands down, and reviews them in the teacher's shape.
+    """One stage: fuses its features with those passed from the deeper stage, and maps them to the teacher's shape.
 
     Args:
-        deepest: nothing is handed down to this stage.
+        deepest: whether there is no deeper stage.
     """
 
     def __init__(self, num_inputs: int, num_fused: int, num_outputs: int, *, deepest: bool) -> None:
@@ -65,12 +67,12 @@ class Fusion(nn.Module):
         self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * num_fused, 2, 1), nn.Sigmoid())
         initialise_convolutions(self, mode="fan_in")
 
-    def forward(self, features: Tensor, handed_down: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The review [B, num_outputs, *size] and what is handed on [B, num_fused, *size]."""
+    def forward(self, features: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The review [B, num_outputs, *size] and the fused features for the next stage [B, num_fused, *size]."""
         fused: Tensor = self.conv1(features)
         if self.att_conv is not None:
-            assert handed_down is not None
-            deeper = F.interpolate(handed_down, fused.shape[2:], mode="nearest")
+            assert deeper is not None
+            deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
             shares = self.att_conv(torch.cat([fused, deeper], dim=1))
             fused = fused * shares[:, :1] + deeper * shares[:, 1:]
         if fused.shape[2:] != size:
@@ -79,7 +81,7 @@ class Fusion(nn.Module):
 
 
 class Reviewer(nn.Module):
-    """All fusions, shallow to deep.
+    """The fusions of all stages, shallow to deep.
 
     Args:
         shapes: (student's shape, teacher's shape) of each stage, shallow to deep; (K, H, W) or (K,).
@@ -90,37 +92,40 @@ class Reviewer(nn.Module):
         fused = min(_MAX_CHANNELS, shapes[-1][0][0])
         last = len(shapes) - 1
         self.stages = nn.ModuleList(
-            Fusion(ours[0], fused, theirs[0], deepest=place == last) for place, (ours, theirs) in enumerate(shapes)
+            Fusion(ours[0], fused, theirs[0], deepest=number == last) for number, (ours, theirs) in enumerate(shapes)
         )
 
     def forward(self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """The reviews of the stages, shallow to deep, at the given sizes (height, width)."""
+        """The reviews of all stages, shallow to deep, at the given sizes (height, width)."""
         reviews: list[Tensor] = []
-        handed_down = None
+        fused = None
         for stage, maps, size in reversed(list(zip(self.stages, features, sizes, strict=True))):
-            review, handed_down = stage(maps, handed_down, size)
+            review, fused = stage(maps, fused, size)
             reviews.insert(0, review)
         return reviews
 
 
 @dataclass(frozen=True, kw_only=True)
 class Review(MapMethod):
-    """Shallow features of the teacher are learnt from the student's features of all deeper stages."""
+    """The teacher's features of a stage are learned from the student's features of that stage and all deeper ones."""
 
     card: ClassVar[Card] = Card(
         title="Distilling Knowledge via Knowledge Review",
         arxiv="2104.09044",
         family="F",
-        equations="residual review with attention-based fusion and hierarchical context loss",
-        deviations="stages paired from the last; the warm-up is a fraction of the training",
+        equations="residual review with attention-based fusion and the hierarchical context loss",
+        deviations="stages paired from the last backwards; the warm-up is a fraction of the training",
         suggested="review_weight 5 (WRN, ResNet x4, ShuffleNetV1), 8 (ShuffleNetV2), 0.6 to 1 (ResNet-20 and -32) on CIFAR-100",
-        interactions="asks for whole maps of all stages: the most knowledge of all methods to move or cache",
+        interactions="needs whole maps of all stages, the largest knowledge of all methods to move or cache",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
-    review_weight: float = hyperparameter(5.0, minimum=0, prior=LogUniform(0.3, 10), help="lambda, weight of the reviews")
+    review_weight: float = hyperparameter(5.0, minimum=0, prior=LogUniform(0.3, 10), help="lambda, weight of the review loss")
     warmup_fraction: float = hyperparameter(
-        1 / 12, minimum=0, maximum=1, help="share of the training over which the weight rises from 0; 20 of 240 epochs"
+        1 / 12,
+        minimum=0,
+        maximum=1,
+        help="share of the training over which the weight rises from 0; 20 of 240 epochs in the authors' code",
     )
 
     @property
@@ -128,7 +133,7 @@ class Review(MapMethod):
         return self.review_weight > 0
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}, shallow to deep, ending with the embeddings unless layers are named."""
+        """{student's layer: teacher's layer}, shallow to deep; the embeddings are last, unless layers are named."""
         pairs = super().pairs(teacher, student)
         if student.pooled and teacher.pooled and not (self.teacher_maps or self.student_maps):
             pairs[student.pooled] = teacher.pooled

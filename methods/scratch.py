@@ -1,8 +1,9 @@
-"""The control: the student trained on the labels alone.
+"""The control: the student trained without a teacher.
 
     L = CE(y, softmax(s))
 
-Every gain of a distillation method is measured against it, with the same student, seed, views and epochs.
+The loss is the task's supervised loss, for classification the cross-entropy above. The gain of every distillation method is
+measured against this control, with the same student, seed, views and epochs.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from stillhouse.distill.method import ANY_TASK, DEFAULT_TASK, Card, Method, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch(Method):
-    """Training without a teacher."""
+    """Supervised training without a teacher."""
 
     card: ClassVar[Card] = Card(
         title="Training without a teacher",
@@ -28,11 +29,11 @@ class Scratch(Method):
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     label_smoothing: float = hyperparameter(
-        0.0, minimum=0, below=1, help="share of every label that is spread evenly over the classes; 0 in the control"
+        0.0, minimum=0, below=1, help="probability that is spread evenly over the classes; 0 in the control"
     )
 
     def serves(self, task: str) -> bool:
-        """Any task, but only labels can be smoothed."""
+        """Any task; with label smoothing the default task only, whose targets are classes."""
         return super().serves(task) if not self.label_smoothing else task == DEFAULT_TASK
 
     def loss(self, step: Step) -> dict[str, Tensor]:

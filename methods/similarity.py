@@ -3,12 +3,12 @@
     G = rows of F F^T, each divided by its L2 norm;  F [B, KHW] the flattened outputs of a layer
     L = CE + gamma / B^2 |G_teacher - G_student|_F^2        (equations 1 to 4)
 
-Samples that excite the teacher alike should excite the student alike; the two layers may have any shapes.
+Samples that are similar in the teacher should be similar in the student. The two layers may have any shapes.
 
-Deviations: a sample whose outputs are all zero gets no gradient instead of one 1e12 times too large. The rows have L2 norm 1;
-a library that divides them by their L1 norm by accident is not followed.
+Deviations: a sample whose outputs are all 0 has no gradient, instead of one that is 1e12 times too large. Rows have L2 norm 1;
+a library that divides them by their L1 norm by mistake is not followed.
 
-Verified against the numbers of RepDistiller, which Knowledge-Distillation-Zoo and mdistiller share.
+Verified against the numbers of RepDistiller, which are those of Knowledge-Distillation-Zoo and mdistiller, too.
 """
 
 from collections.abc import Mapping
@@ -34,20 +34,22 @@ def _similarities(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity(EmbeddingMethod):
-    """The student finds those samples of a batch alike that the teacher does."""
+    """Two samples of a batch are as similar in the student as in the teacher."""
 
     card: ClassVar[Card] = Card(
         title="Similarity-Preserving Knowledge Distillation",
         arxiv="1907.09682",
         family="R",
         equations="equations 1 to 4 on one pair of layers",
-        deviations="outputs of zeros have no gradient",
+        deviations="samples whose outputs are all 0 have no gradient",
         suggested="similarity_weight 3000 on the last feature maps",
-        interactions="whole maps are large to cache; students without BatchNorm want clipped gradients at a rate of 0.05",
+        interactions="whole maps are large to cache; at a rate of 0.05, students without BatchNorm need clipped gradients",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
-    similarity_weight: float = hyperparameter(3000.0, minimum=0, prior=LogUniform(100, 10_000), help="gamma")
+    similarity_weight: float = hyperparameter(
+        3000.0, minimum=0, prior=LogUniform(100, 10_000), help="gamma, weight of the distance between similarity matrices"
+    )
 
     def default_layer(self, architecture: Architecture) -> str | None:
         return architecture.stages[-1] if architecture.stages else super().default_layer(architecture)

@@ -1,17 +1,17 @@
 """Knowledge Distillation with the Reused Teacher Classifier (Chen, Mei, Zhang, Wang, Feng, Chen 2022, arXiv 2203.14001).
 
     L = |f_teacher - P(f_student)|^2, the mean over all elements                                   (equation 4)
-    answer = teacher's classifier(mean over positions of P(f_student))
+    logits = teacher's classifier(mean over positions of P(f_student))
 
-The student's last map goes through a projector P and the teacher's own classifier, copied and frozen; neither labels nor
-the student's classifier take part. P is a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU, with the teacher's
-channels over `bottleneck` inside. What is evaluated, measured and stored is the student up to its last map, the projector
-and the classifier, as in the paper's counts.
+The student's last map goes through a projector P and then through the teacher's classifier, which is copied and frozen. Neither
+the labels nor the student's own classifier are used. P is a 1x1, a 3x3 and a 1x1 convolution, each with BatchNorm and ReLU; its
+inner channels are the teacher's divided by `bottleneck`. The student up to its last map, the projector and the classifier are
+evaluated, measured and stored together, as the paper counts them.
 
-Deviations: where no map of the teacher has the channels of its embedding, or the student has no map, the embedding is
-matched as a map of one pixel. The larger of two maps is average-pooled to the smaller, the teacher's at the teacher.
+Deviations: if no map of the teacher has the channels of its embedding, or if the student has no map, the embedding is matched
+as a map of one pixel. The larger of two maps is average-pooled to the size of the smaller, the teacher's map at the teacher.
 
-Verified against the numbers of the authors' code: loss, answer and gradients of all weights.
+Verified against the numbers of the authors' code: loss, logits and gradients of all weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ from stillhouse.models.trunk import Trunk
 from stillhouse.spec.priors import LogUniform
 
 _TOLERANCE = 0.02
-"""Of the teacher's logits; knowledge may have come as float16."""
+"""Relative to the largest logit; the knowledge may have been stored as float16."""
 
 
 def feature_loss(projected: Tensor, target: Tensor) -> Tensor:
-    """The mean of the squared differences of two maps [B, K, H, W]."""
+    """(p - t)^2, the mean over all elements, of maps [B, K, H, W]."""
     return F.mse_loss(projected, target)
 
 
@@ -60,11 +60,11 @@ def mean_over_positions(outputs: Tensor) -> Tensor:
 
 
 class Projector(nn.Module):
-    """P: from the student's channels to the teacher's, at one size.
+    """P: maps the student's channels to the teacher's, at a fixed size.
 
     Args:
         num_hidden: channels between the convolutions.
-        size: height and width at which the maps meet.
+        size: height and width of the output.
     """
 
     def __init__(self, num_inputs: int, num_hidden: int, num_outputs: int, size: tuple[int, int]) -> None:
@@ -82,7 +82,7 @@ class Projector(nn.Module):
 
 
 class ReusedClassifier(nn.Module):
-    """What answers in the end: the student up to a layer, the projector, the teacher's classifier."""
+    """The network that is evaluated: the student up to a layer, the projector, the teacher's classifier."""
 
     def __init__(self, trunk: nn.Module, projector: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -94,10 +94,10 @@ class ReusedClassifier(nn.Module):
 
 
 class Copied(nn.Linear):
-    """The teacher's classifier, and where the student's part of the answer ends.
+    """A copy of the teacher's classifier; records the student's layer from which the projector starts.
 
     Args:
-        weights: the teacher's; None leaves random ones, for a plan.
+        weights: the teacher's weights by name; None leaves random ones, when only shapes matter.
 
     Raises:
         MethodError: no layer of the teacher turns its embedding into logits.
@@ -113,7 +113,9 @@ class Copied(nn.Linear):
             return
         names = [name for name, value in weights.items() if value.squeeze().shape == self.weight.shape]
         if not names:
-            raise MethodError(f"reuses the teacher's classifier, but {teacher.name} has no weights {tuple(self.weight.shape)}")
+            raise MethodError(
+                f"reuses the teacher's classifier, but {teacher.name} has no weights of shape {tuple(self.weight.shape)}"
+            )
         bias = weights.get(names[-1].removesuffix("weight") + "bias", torch.zeros(teacher.num_classes))
         with torch.no_grad():
             self.weight.copy_(weights[names[-1]].squeeze())
@@ -122,39 +124,39 @@ class Copied(nn.Linear):
 
 @dataclass(frozen=True, kw_only=True)
 class SimKD(Method):
-    """The student learns to feed the teacher's own classifier."""
+    """The student learns features for the teacher's classifier, which it then uses."""
 
     card: ClassVar[Card] = Card(
         title="Knowledge Distillation with the Reused Teacher Classifier",
         arxiv="2203.14001",
         family="F",
-        equations="equation 4; the answer goes through the projector and the teacher's classifier",
-        deviations="embeddings are matched where the maps do not fit",
+        equations="equation 4; predictions go through the projector and the teacher's classifier",
+        deviations="embeddings are matched if the maps do not fit",
         suggested="feature_weight 1, bottleneck 2",
-        interactions="the projector and the teacher's classifier count as part of the student and can outweigh a small one",
+        interactions="projector and classifier count as parts of the student; they can be larger than a small student itself",
     )
 
-    feature_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.3, 30), help="scale of the loss")
-    bottleneck: int = hyperparameter(2, minimum=1, help="the teacher's channels over the projector's inner ones")
+    feature_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.3, 30), help="weight of the loss")
+    bottleneck: int = hyperparameter(2, minimum=1, help="the teacher's channels divided by the inner channels of the projector")
     teacher_layer: str | None = hyperparameter(
-        None, help="what the classifier takes; by default the map whose mean is the embedding"
+        None, help="input of the classifier before averaging; by default the map whose mean is the embedding"
     )
-    student_layer: str | None = hyperparameter(None, help="where the projector starts; by default the student's last map")
+    student_layer: str | None = hyperparameter(None, help="input of the projector; by default the student's last map")
 
     def layers(self, teacher: Architecture, student: Architecture) -> tuple[str, str]:
-        """The teacher's and the student's layer.
+        """The names of the teacher's and of the student's layer.
 
         Raises:
             Unsuitable: the student has neither map nor embedding.
-            MethodError: the teacher has no embedding, or the named layer has not its channels.
+            MethodError: the teacher has no embedding, or the named layer does not have its number of channels.
         """
         if teacher.pooled is None:
-            raise MethodError(f"needs the embedding in front of the classifier, teacher {teacher.name} has none")
+            raise MethodError(f"needs an embedding before the classifier, teacher {teacher.name} has none")
         channels = teacher.shape(teacher.pooled)[0]
         of_teacher = self.teacher_layer or _last_map(teacher, channels) or teacher.pooled
         if teacher.shape(of_teacher)[0] != channels:
             raise MethodError(
-                f"teacher_layer '{of_teacher}' must have the {channels} channels that the classifier of {teacher.name} takes, "
+                f"teacher_layer '{of_teacher}' must have {channels} channels, the input size of the classifier, "
                 f"got {teacher.shape(of_teacher)[0]}",
                 names=[of_teacher],
             )
@@ -164,7 +166,7 @@ class SimKD(Method):
         return of_teacher, of_student
 
     def size(self, teacher: Architecture, student: Architecture) -> tuple[int, int]:
-        """Height and width at which the maps meet."""
+        """Height and width at which the maps are compared."""
         of_teacher, of_student = self.layers(teacher, student)
         return meeting_size(_shape_as_map(student, of_student), _shape_as_map(teacher, of_teacher))
 
@@ -213,18 +215,18 @@ class SimKD(Method):
 
 
 def _check_copy(step: Step) -> None:
-    """Raises a MethodError where the copied classifier does not answer as the teacher does."""
+    """Raises a MethodError if the copied classifier does not reproduce the teacher's logits."""
     with torch.no_grad():
         error = (step.modules["classifier"](step.teacher["embedding"]) - step.teacher["logits"]).abs().max()
     if not error <= _TOLERANCE * step.teacher["logits"].abs().max():
         raise MethodError(
-            "reuses the teacher's classifier, but that applied to the mean of the teacher's layer does not give the teacher's "
-            "logits; set teacher_layer to the layer whose mean over positions the classifier takes"
+            "reuses the teacher's classifier, but this classifier does not turn the mean of the teacher's layer into the "
+            "teacher's logits; set teacher_layer to the layer whose mean over positions is the classifier's input"
         )
 
 
 def _last_map(architecture: Architecture, channels: int | None = None) -> str | None:
-    """The last map in front of the embedding, with so many channels."""
+    """The last map before the embedding; only one with `channels` channels if given."""
     layers = list(architecture.shapes)
     before = layers[: layers.index(architecture.pooled)] if architecture.pooled else layers
     shapes = {layer: architecture.shape(layer) for layer in before}

@@ -3,12 +3,12 @@
     stage "assistant"  L = (1 - w) CE(y, p_1(a)) + w T^2 KL(p_T(teacher) || p_T(a))        (equations 1 to 3)
     stage "student"    L = (1 - w) CE(y, p_1(s)) + w T^2 KL(p_T(a) || p_T(s))
 
-A network a between teacher and student in size learns from the teacher by ordinary distillation and then, frozen, teaches
-the student, which does not see the teacher.
+A network a, larger than the student and smaller than the teacher, learns from the teacher by ordinary distillation. Then it is
+frozen, and the student learns from it, without the teacher.
 
-Deviations: both stages share the trial's epochs, so that every method has the same budget; the paper gives each a full
-training. By default the assistant is the teacher's model at width 0.5, since a sweep knows no better middle; the paper takes
-fewer layers of the same kind. One assistant, not a chain of them.
+Deviations: both stages share the trial's epochs, so that every method has the same budget; in the paper each has a full
+training. By default the assistant is the teacher's model at width 0.5, which works for every model; the paper uses fewer layers
+of the same kind. There is one assistant, not a chain of them.
 
 Verified by composition: both stages are `kd`, which is verified against published implementations.
 """
@@ -44,7 +44,7 @@ _WIDTH_OF_TEACHERS_MODEL = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAssistant(Method):
-    """A network of intermediate size learns from the teacher and teaches the student."""
+    """A network of intermediate size learns from the teacher; the student learns from that network."""
 
     card: ClassVar[Card] = Card(
         title="Improved Knowledge Distillation via Teacher Assistant",
@@ -52,20 +52,24 @@ class TeacherAssistant(Method):
         family="G",
         equations="equations 1 to 3, with one assistant",
         deviations="assistant and student share the trial's epochs; the default assistant is the teacher's model at width 0.5",
-        suggested="an assistant whose accuracy lies midway between teacher's and student's",
-        interactions="gains where teacher and student differ much in size; a short training leaves the assistant few epochs",
+        suggested="an assistant whose accuracy is halfway between the teacher's and the student's",
+        interactions="helps if teacher and student differ much in size; in a short training the assistant has few epochs",
     )
 
     temperature: float = hyperparameter(4.0, above=0, prior=LogUniform(1, 20), help="T, in both stages")
     kd_weight: float = hyperparameter(
-        0.9, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="w, the teaching network's share; the labels get the rest"
+        0.9,
+        minimum=0,
+        maximum=1,
+        prior=Uniform(0.1, 1.0),
+        help="w, weight of the soft targets in both stages; the labels have weight 1 - w",
     )
-    assistant: str | None = hyperparameter(None, help="the assistant's model; by default the teacher's")
+    assistant: str | None = hyperparameter(None, help="name of the assistant's model; by default the teacher's")
     assistant_width: float | None = hyperparameter(
-        None, above=0, help="the assistant's width; by default 0.5 for the teacher's model, the model's own for a named one"
+        None, above=0, help="width of the assistant; by default 0.5 for the teacher's model, the default width of a named one"
     )
     assistant_fraction: float = hyperparameter(
-        0.5, above=0, below=1, prior=Uniform(0.3, 0.7), help="share of the epochs in which the assistant is trained"
+        0.5, above=0, below=1, prior=Uniform(0.3, 0.7), help="share of the epochs for training the assistant"
     )
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
@@ -75,7 +79,7 @@ class TeacherAssistant(Method):
         if not self.kd_weight:
             return super().stages(setup)
         epochs = epochs_of_first_stage(setup.epochs, self.assistant_fraction)
-        # The student is not looked at while the assistant is trained, so its forward pass ends as early as it can.
+        # The student takes no part while the assistant is trained, so its forward pass ends as early as possible.
         first = next(iter(setup.student.shapes))
         return [
             Stage(name="assistant", epochs=epochs, until=first, comparable=False),
@@ -91,11 +95,11 @@ class TeacherAssistant(Method):
         try:
             module = setup.new_model(self.assistant or setup.teacher.name, **options)
         except MethodError as error:
-            raise MethodError(f"has no assistant: {error}" + ("" if self.assistant else "; set assistant")) from error
+            raise MethodError(f"cannot make the assistant: {error}" + ("" if self.assistant else "; set assistant")) from error
         return {"assistant": Helper(module=module, evaluate=True)}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """Of the network that the stage trains."""
+        """The terms of the network that the stage trains."""
         if step.stage.name == "assistant":
             return self._terms(step.modules["assistant"](step.images), step.teacher["logits"], step.targets)
         if not self.kd_weight:

@@ -4,16 +4,16 @@
     -log q(t | s) = sum_chw log sigma_c + (t_chw - mu_chw(s))^2 / (2 sigma_c^2) + constant  (equation 5)
     sigma_c^2 = log(1 + exp(alpha_c)) + epsilon                                             (equation 6)
 
-q is a Gaussian whose mean is regressed from the student's layer and whose variance, one per channel of the teacher, is
-learned with it; maximising its likelihood maximises a lower bound on the mutual information of both layers.
+q is a Gaussian. Its mean is computed from the student's layer by a small network; its variance is one number per channel of the
+teacher; both are trained. Maximising its likelihood maximises a lower bound on the mutual information of the two layers.
 
-Reduction: the mean over batch, channels and positions instead of the sum of equation 5, as in the implementations whose
-weight of 1 the field quotes; `information_weight` takes up the difference. The constant is left out.
-Deviations: mu is three 1x1 convolutions with ReLU between them, or three fully connected layers between vectors; the larger
-of two maps is average-pooled to the smaller, the teacher's at the teacher. A student without maps is taught by the
+Reduction: the mean over batch, channels and positions instead of the sum of equation 5, as in the implementations for which a
+weight of 1 is published; `information_weight` includes the factor. The constant is left out.
+Deviations: mu is three 1x1 convolutions with ReLU between them, or three fully connected layers between vectors. The larger of
+two maps is average-pooled to the size of the smaller, the teacher's map at the teacher. A student without maps learns from the
 teacher's embedding, as in the paper's transfer from a convolutional network to a perceptron.
 
-Verified against the numbers of RepDistiller and Knowledge-Distillation-Zoo, gradients of all parameters included.
+Verified against the numbers of RepDistiller and Knowledge-Distillation-Zoo, including the gradients of all parameters.
 """
 
 import math
@@ -34,25 +34,26 @@ from stillhouse.spec.priors import LogUniform
 
 
 def variational_loss(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
-    """1/2 ((t - mu)^2 / sigma^2 + log sigma^2), the mean over all elements; smallest at sigma^2 = (t - mu)^2.
+    """1/2 ((t - mu)^2 / sigma^2 + log sigma^2), the mean over all elements. Its minimum is at sigma^2 = (t - mu)^2.
 
     Args:
         mean: mu, [B, K] or [B, K, H, W].
         variance: sigma^2 > 0, [K].
-        target: t, of the mean's shape.
+        target: t, of the same shape as the mean.
     """
     variance = variance.reshape(-1, *(1,) * (mean.ndim - 2))
     return 0.5 * ((mean - target).square() / variance + variance.log()).mean()
 
 
 class GaussianRegressor(nn.Module):
-    """Mean and variance of the teacher's layer given the student's.
+    """Predicts the mean and the variance of the teacher's layer from the student's layer.
 
     Args:
         num_inputs: channels of the student's layer.
         num_outputs: channels of the teacher's layer.
         num_dimensions: 1 for vectors, 3 for maps.
-        initial_variance: above `epsilon`.
+        initial_variance: sigma^2 before training, above `epsilon`.
+        epsilon: the smallest variance.
     """
 
     def __init__(
@@ -86,31 +87,31 @@ class GaussianRegressor(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Variational(MapMethod):
-    """The student's layers keep as much information on the teacher's as a Gaussian can read off them."""
+    """The student's layers carry as much information on the teacher's layers as possible."""
 
     card: ClassVar[Card] = Card(
         title="Variational Information Distillation for Knowledge Transfer",
         arxiv="1904.05835",
         family="F",
-        equations="equations 4 to 6, on feature maps or, between vectors, on embeddings",
-        deviations="mean over elements instead of the sum; larger maps average-pooled to the smaller",
+        equations="equations 4 to 6, on feature maps, or on embeddings if the student has no maps",
+        deviations="mean over elements instead of the sum; the larger of two maps is average-pooled to the size of the smaller",
         suggested="information_weight 1, initial_variance 5",
-        interactions="the loss is a log-likelihood and may be negative; it costs three 1x1 convolutions per stage",
+        interactions="the loss is a log-likelihood and can be negative; needs three 1x1 convolutions per stage during training",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     information_weight: float = hyperparameter(
-        1.0, minimum=0, prior=LogUniform(0.1, 10), help="lambda, of every pair of layers"
+        1.0, minimum=0, prior=LogUniform(0.1, 10), help="lambda, weight of every pair of layers"
     )
-    initial_variance: float = hyperparameter(5.0, above=1e-3, help="sigma^2 at the start of training")
-    epsilon: float = hyperparameter(1e-5, above=0, below=1e-3, help="the least variance")
+    initial_variance: float = hyperparameter(5.0, above=1e-3, help="sigma^2 before training")
+    epsilon: float = hyperparameter(1e-5, above=0, below=1e-3, help="the smallest variance")
 
     @property
     def active(self) -> bool:
         return self.information_weight > 0
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}: the stages, or the embeddings where the student has no maps.
+        """{student's layer: teacher's layer}: the stages, or the embeddings if the student has no maps.
 
         Raises:
             Unsuitable: the student has neither maps nor an embedding.
@@ -131,7 +132,7 @@ class Variational(MapMethod):
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         if not self.active:
             return {}
-        assert setup.teacher is not None, "variational distillation has a teacher"
+        assert setup.teacher is not None, "variational distillation needs a teacher"
         helpers = {}
         for guided, hint in self.pairs(setup.teacher, setup.student).items():
             inputs, outputs = setup.student.shape(guided), setup.teacher.shape(hint)
@@ -158,7 +159,7 @@ class Variational(MapMethod):
 
 
 def hint_at_size(layer: str, hint: tuple[int, ...], guided: tuple[int, ...]) -> Knowledge:
-    """The teacher's layer, average-pooled at the teacher to the height and width of the student's where they are smaller.
+    """The output of the teacher's layer, average-pooled at the teacher to the student's height and width if these are smaller.
 
     Args:
         hint: shape of the teacher's layer, (K,) or (K, H, W).

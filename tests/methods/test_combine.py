@@ -89,7 +89,7 @@ def test_settings_reach_the_parts() -> None:
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).step is not Method.step])
 def test_a_method_with_a_step_of_its_own_is_refused(name: str) -> None:
-    with pytest.raises(MethodError, match=f"cannot combine '{name}', whose training is more than a loss"):
+    with pytest.raises(MethodError, match=f"cannot combine '{name}': it changes more than the loss"):
         Combine(methods=("kd", name))
 
 
@@ -161,14 +161,14 @@ def test_staged_parts_are_trained_saved_and_loaded_like_any_method() -> None:
 def test_first_stages_that_leave_no_epoch_are_refused() -> None:
     settings = ("fitnets.hint_fraction=0.9", "fsp.flow_fraction=0.9")
     with pytest.raises(
-        MethodError, match=r"no epoch left .* the first stages of fitnets, fsp take 18 of 10; give them smaller"
+        MethodError, match=r"no epoch left .* the first stages of fitnets, fsp take 18 of 10 epochs; make their shares smaller"
     ):
         MethodTrial(Combine(methods=("fitnets", "fsp"), settings=settings), epochs=10).trainer()
 
 
 @pytest.mark.parametrize("name", ["born_again", "label_refinery", "simkd"])
 def test_generations_and_other_classifiers_are_refused(name: str) -> None:
-    with pytest.raises(MethodError, match=f"cannot combine '{name}', whose training is more than a loss"):
+    with pytest.raises(MethodError, match=f"cannot combine '{name}': it changes more than the loss"):
         Combine(methods=("kd", name))
 
 
@@ -185,17 +185,17 @@ def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> Non
 @pytest.mark.parametrize(
     ("hyperparameters", "message"),
     [
-        ({"methods": ("kd", "kd")}, "none twice"),
+        ({"methods": ("kd", "kd")}, "no method twice"),
         ({"methods": ()}, "at least one method"),
         ({"methods": ("kdd",)}, "no method 'kdd'; did you mean 'kd'"),
-        ({"methods": ("scratch",)}, "cannot combine 'scratch', which adds nothing to cross-entropy"),
+        ({"methods": ("scratch",)}, "cannot combine 'scratch': it adds nothing to cross-entropy"),
         ({"methods": ("combine",)}, "cannot combine 'combine'"),
-        ({"methods": ("ensemble",)}, "cannot combine 'ensemble', which learns from all teachers together"),
-        ({"weights": (1.0,)}, "one for each of 2 methods, got 1"),
+        ({"methods": ("ensemble",)}, "cannot combine 'ensemble': it learns from all teachers together"),
+        ({"weights": (1.0,)}, "one entry for each of the 2 methods, got 1"),
         ({"weights": (1.0, -1.0)}, "weights must be >= 0, got -1.0"),
         ({"weights": (1.0, float("nan"))}, "weights must be >= 0, got nan"),
         ({"settings": ("temperature=2",)}, "must look like 'kd.hyperparameter=value'"),
-        ({"settings": ("fitnets.temperature=2",)}, "for one of the methods, got 'fitnets.temperature=2'"),
+        ({"settings": ("fitnets.temperature=2",)}, "with one of the methods, got 'fitnets.temperature=2'"),
         ({"settings": ("kd.temprature=2",)}, "kd has no hyper-parameter 'temprature'; did you mean 'temperature'"),
         ({"settings": ("kd.temperature=0",)}, "temperature must be > 0, got 0"),
     ],

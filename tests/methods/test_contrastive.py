@@ -146,7 +146,9 @@ def test_equal_seeds_draw_equal_others_and_the_weight_scales_both_terms() -> Non
 
 
 def test_a_memory_beyond_its_limit_is_refused_with_its_size() -> None:
-    with pytest.raises(MethodError, match="memory_limit_mb is 100, the memory of 1000000 samples in 128 dimensions takes 1024"):
+    with pytest.raises(
+        MethodError, match="memory_limit_mb is 100, but the memory of 1000000 samples in 128 dimensions takes 1024"
+    ):
         Contrastive(memory_limit_mb=100).modules(setup(1_000_000))
 
 

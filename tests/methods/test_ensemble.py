@@ -98,7 +98,7 @@ def test_a_weight_of_0_asks_for_nothing() -> None:
 
 def test_weights_for_other_teachers_than_there_are_is_refused() -> None:
     step = make_step(student_logits=torch.randn(4, 10), teacher={"a/logits": torch.randn(4, 10)})
-    with pytest.raises(MethodError, match="one for each of 1 teachers, got 2"):
+    with pytest.raises(MethodError, match="one entry for each of the 1 teachers, got 2"):
         Ensemble(weights=(0.5, 0.5)).loss(step)
 
 

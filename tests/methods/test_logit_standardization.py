@@ -63,7 +63,7 @@ def test_without_kd_weight_only_the_labels_count() -> None:
 
 
 def test_two_weights_of_zero_are_refused() -> None:
-    with pytest.raises(ValueError, match="kd_weight and label_weight are both 0"):
+    with pytest.raises(ValueError, match="kd_weight and label_weight must not both be 0"):
         LogitStandardization(kd_weight=0.0, label_weight=0.0)
 
 

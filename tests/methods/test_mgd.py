@@ -161,7 +161,7 @@ def test_random_drops_are_the_same_in_every_run() -> None:
 
 
 def test_margins_are_asked_for_once_per_sample_or_taken_from_data() -> None:
-    with pytest.raises(MethodError, match="needs a BatchNorm in front of layer 'stage0'"):
+    with pytest.raises(MethodError, match="needs a BatchNorm right before layer 'stage0'"):
         MGD().knowledge(architecture((16, 8, 8)), architecture((6, 8, 8)))
     asked = MGD(margins="data").knowledge(architecture((16, 8, 8)), architecture((6, 4, 4)))
     assert list(asked) == ["maps.stage0"]

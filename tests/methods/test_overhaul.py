@@ -124,7 +124,7 @@ def test_a_teachers_targets_use_the_batch_norm_in_front_of_its_relu(model: str, 
 
 def test_a_teacher_without_batch_norm_is_refused_or_takes_margins_from_data() -> None:
     maps = architecture((16, 8, 8))
-    with pytest.raises(MethodError, match=r"needs a BatchNorm in front of layer 'stage0' of teacher net.*set margins: data"):
+    with pytest.raises(MethodError, match=r"needs a BatchNorm right before layer 'stage0' of teacher net.*set margins to data"):
         Overhaul().knowledge(maps, maps)
     (kind,) = Overhaul(margins="data").knowledge(maps, architecture((6, 4, 4))).values()
     features = torch.randn(2, 16, 8, 8)

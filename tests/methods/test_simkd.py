@@ -125,15 +125,15 @@ def test_wrong_layers_are_refused() -> None:
     teacher, student = architecture("resnet8"), architecture("lenet")
     with pytest.raises(UnknownLayer, match="no layer 'layer9'"):
         SimKD(teacher_layer="layer9").layers(teacher, student)
-    with pytest.raises(MethodError, match="'layer2' must have the 64 channels"):
+    with pytest.raises(MethodError, match="'layer2' must have 64 channels"):
         SimKD(teacher_layer="layer2").layers(teacher, student)
-    with pytest.raises(MethodError, match="needs the embedding"):
+    with pytest.raises(MethodError, match="needs an embedding before the classifier"):
         SimKD().layers(replace(teacher, pooled=None), student)
 
 
 def test_a_teacher_without_such_a_classifier_is_refused() -> None:
     described = architecture("resnet8")
-    with pytest.raises(MethodError, match=r"has no weights \(10, 64\)"):
+    with pytest.raises(MethodError, match=r"has no weights of shape \(10, 64\)"):
         Copied(described, described, "layer3", {"fc.weight": torch.zeros(10, 63)})
 
 
@@ -151,7 +151,7 @@ def test_a_classifier_that_does_not_answer_as_the_teacher_is_found_at_the_first_
         },
         modules={"classifier": classifier, "projector": Projector(2, 2, 4, (3, 3))},
     )
-    with pytest.raises(MethodError, match="does not give the teacher's logits"):
+    with pytest.raises(MethodError, match="does not turn the mean of the teacher's layer into the teacher's logits"):
         SimKD().loss(step)
 
 

@@ -79,7 +79,7 @@ def test_a_named_assistant_has_its_own_width_unless_another_is_asked_for(width: 
 
 
 def test_an_assistant_that_does_not_exist_is_named() -> None:
-    with pytest.raises(MethodError, match="has no assistant: model 'lenet9' cannot be used"):
+    with pytest.raises(MethodError, match="cannot make the assistant: model 'lenet9' can"):
         TeacherAssistant(assistant="lenet9").modules(setup())
 
 
