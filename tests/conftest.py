@@ -36,13 +36,13 @@ _TIMEOUT_S = 60.0
 
 
 class Browser:
-    """A headless Chromium with one page at a time. The pipe speaks JSON with a zero byte behind each message."""
+    """A headless Chromium with one page at a time. Messages on the pipe are JSON with a zero byte after each."""
 
     def __init__(self, profile: Path) -> None:
         to_browser, self._in = os.pipe()
         self._out, from_browser = os.pipe()
         command = shlex.join([str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"])
-        # The browser looks for the pipe at the numbers 3 and 4.
+        # The browser expects the pipe at the file descriptors 3 and 4.
         self._process = subprocess.Popen(
             ["bash", "-c", f"exec {command} 3<&{to_browser} 4>&{from_browser}"],
             pass_fds=(to_browser, from_browser),
@@ -60,7 +60,7 @@ class Browser:
         return list(self.call("Target.getTargets", session=False)["targetInfos"])
 
     def renew(self) -> None:
-        """Another page, which shares nothing with the one before; that one goes, and all that it opened."""
+        """Opens a new page that shares nothing with the previous one, and closes that one with everything it opened."""
         if self._context:
             self.call("Target.disposeBrowserContext", session=False, browserContextId=self._context)
         self._context = self.call("Target.createBrowserContext", session=False)["browserContextId"]
@@ -71,7 +71,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, *, session: bool = True, **params: Any) -> dict[str, Any]:
-        """Sends a command of the DevTools protocol and waits for its answer."""
+        """Sends a command of the DevTools protocol and waits for the response."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": params} | ({"sessionId": self._session} if session else {})
         os.write(self._in, json.dumps(message).encode() + b"\0")
@@ -163,7 +163,7 @@ class Browser:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that no process is left with one of them when the others have nothing to do."""
+    """Runs test files that take minutes first, so that no process still runs one of them when the others are finished."""
     slow, ray = ({item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "ray"))
     items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
 
@@ -189,14 +189,14 @@ def _chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(_chromium: Browser) -> Browser:
-    """A page of its own for each test."""
+    """A new page for each test."""
     _chromium.renew()
     return _chromium
 
 
 @pytest.fixture
 def middle_of() -> Callable[[Browser, str], tuple[float, float]]:
-    """Where an element lies that a JavaScript expression names, after scrolling to it."""
+    """The centre of the element that a JavaScript expression returns, after scrolling to it."""
 
     def find(page: Browser, element: str) -> tuple[float, float]:
         page.run(f"{element}.scrollIntoView({{block: 'center'}})")

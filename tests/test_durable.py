@@ -1,4 +1,4 @@
-"""Files that survive a crash: what is read back is what was written, or an error."""
+"""Files that survive a crash: reading returns what was written, or raises an error."""
 
 import errno
 import json
@@ -55,7 +55,7 @@ def test_a_checked_file_with_bytes_behind_its_end_is_noticed(tmp_path: Path) -> 
     path = tmp_path / "file"
     write_checked(path, b"payload")
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(Damaged, match="8 bytes of 7"):
+    with pytest.raises(Damaged, match="has 8 bytes, expected 7"):
         read_checked(path)
 
 
@@ -93,7 +93,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 
 def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that a crash may not see reversed: the data synced, the rename, the folder synced."""
+    """The order that must hold for a crash at any point: the data synced, the rename, the folder synced."""
     events: list[str] = []
     fsync, replace = os.fsync, Path.replace
 

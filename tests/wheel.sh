@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs a sweep with a wheel far from the checkout, in an environment that has nothing but what the wheel declares.
+# Runs a sweep with a wheel outside of the checkout, in an environment that contains only the packages that the wheel declares.
 # Usage: wheel.sh PYTHON ENVIRONMENT WHEEL, with the Python of an environment in which its requirements are installed.
 set -eu
 python=$1 environment=$2 wheel=$(realpath "$3")

@@ -1,7 +1,7 @@
-"""Makes an environment that holds a wheel, what it declares to need, and what that needs in turn; nothing else.
+"""Makes an environment that contains a wheel, its declared requirements, and their requirements; nothing else.
 
-Run by the Python of an environment that has all of it installed, whose packages are linked instead of installed once more:
-`python wheel_environment.py ENVIRONMENT WHEEL`. A requirement that the wheel does not declare is missing in there.
+Run it with the Python of an environment in which all of them are installed; their packages are linked, not installed again:
+`python wheel_environment.py ENVIRONMENT WHEEL`. A requirement that the wheel does not declare is missing there.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 
 def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """All distributions that these requirements lead to, by name."""
+    """All distributions that these requirements need, directly or through others, by name."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(Requirement(each), "") for each in requirements]
@@ -26,7 +26,7 @@ def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
             continue
         dist = distribution(requirement.name)
         if not requirement.specifier.contains(dist.version, prereleases=True):
-            raise SystemExit(f"{requirement} is asked for, but {dist.version} is installed: run make setup")
+            raise SystemExit(f"{requirement} is required, but {dist.version} is installed: run make setup")
         found[dist.name] = dist
         for extra in ("", *requirement.extras):
             if (dist.name, extra) not in seen:

@@ -1,7 +1,7 @@
-"""Files that survive a crash: written beside, fsynced, renamed, and verified when read.
+"""Files that survive a crash: written under a temporary name, fsynced, renamed, and verified when read.
 
-A *checked* file begins with one line, `stillhouse1 <blake2b-128> <bytes>`, and the payload follows.
-Whatever is read back is the payload that was written, or `Damaged` is raised.
+A *checked* file begins with one line, `stillhouse1 <blake2b-128> <bytes>`, followed by the payload.
+Reading it returns exactly the payload that was written, or raises `Damaged`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _MAGIC = "stillhouse1"
 
 
 class Damaged(ValueError):
-    """A file that is truncated, garbled or not ours."""
+    """A file that is truncated, damaged, or not written by Stillhouse."""
 
 
 def canonical_json(value: Any) -> str:
@@ -29,6 +29,7 @@ def content_hash(value: Any, *, digits: int = 32) -> str:
 
 
 def bytes_hash(payload: bytes | memoryview, *, digits: int = 32) -> str:
+    """Hex blake2b of the bytes, with `digits` hex digits."""
     return hashlib.blake2b(payload, digest_size=digits // 2).hexdigest()
 
 
@@ -45,27 +46,27 @@ def write_atomic(path: Path, payload: bytes) -> None:
     """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; `path` is as it was.
+        OSError: the disk is full or the folder is not writable; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            # An error of `write` or `fsync` does not know its file.
+            # An error of `write` or `fsync` does not name its file.
             error.filename = str(path)
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
 
 def write_checked(path: Path, payload: bytes) -> None:
-    """Writes `payload` behind a line with its checksum and length; `read_checked` verifies both."""
+    """Writes a line with the checksum and length of `payload`, then `payload`; `read_checked` verifies both."""
     header = f"{_MAGIC} {bytes_hash(payload)} {len(payload)}\n".encode()
     write_atomic(path, header + payload)
 
@@ -75,14 +76,14 @@ def read_checked(path: Path) -> bytes:
 
     Raises:
         Damaged: the file is not exactly what was written.
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
     header, separator, payload = path.read_bytes().partition(b"\n")
     words = header.decode("ascii", "replace").split(" ")
     if not separator or len(words) != 3 or words[0] != _MAGIC:
         raise Damaged(f"{path} does not begin with a stillhouse header")
     if words[2] != str(len(payload)):
-        raise Damaged(f"{path} holds {len(payload)} bytes of {words[2]}")
+        raise Damaged(f"{path} has {len(payload)} bytes, expected {words[2]}")
     if words[1] != bytes_hash(payload):
         raise Damaged(f"{path} does not match its checksum")
     return payload
