@@ -28,9 +28,10 @@ from stillhouse.data.datasets import load_dataset
 from stillhouse.data.views import Views
 from stillhouse.knowledge import logits
 from stillhouse.spec.training import Training
-from stillhouse.teachers.actor import make_ticket, start_actor
+from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.ticket import TeacherTicket
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import LeaseHolder
 
@@ -53,7 +54,8 @@ actor, handle = start_actor(definition, data, reference, views, home=where, dtyp
 leases = LeaseHolder({"sweep": name}, renew_s=0.5)
 leases.hold(handle, [reference])
 facts = ray.get(handle.prepare.remote())
-ticket = make_ticket(definition, facts, home=where, dtype="float32", actor=actor, ways={}, plan=FillPlan())
+loaded = {name: facts[name] for name in ("weights_path", "weights_hash", "base")}
+ticket = TeacherTicket(definition=definition, home=where, actor=actor, **loaded)
 link = ActorLink(ticket, timeout_s=60)
 print("process", link.call("process_id"), flush=True)
 for line in sys.stdin:

@@ -19,7 +19,7 @@ from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import Keeper, WriterGoneError
 from stillhouse.home_access.keeper_link import KeeperLink
 from stillhouse.home_access.node_home import NodeHome
-from stillhouse.home_access.remote_store import DistantStore
+from stillhouse.home_access.remote_store import RemoteStore
 from stillhouse.knowledge.fill_log import count_fills, fill_log
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -51,8 +51,8 @@ class Home:
 
     store: KnowledgeStore
     keeper: Keeper
-    first: DistantStore
-    second: DistantStore
+    first: RemoteStore
+    second: RemoteStore
     link: DirectLink
 
 
@@ -63,8 +63,8 @@ def home(tmp_path: Path) -> Home:
     return Home(
         KnowledgeStore(tmp_path / "home" / "knowledge"),
         kept,
-        DistantStore(tmp_path / "first", link),
-        DistantStore(tmp_path / "second", DirectLink(kept, "second")),
+        RemoteStore(tmp_path / "first", link),
+        RemoteStore(tmp_path / "second", DirectLink(kept, "second")),
         link,
     )
 
@@ -259,7 +259,7 @@ def _missing(store: KnowledgeStore) -> NDArray[np.bool_]:
 def test_of_two_processes_of_a_node_one_copies_and_the_other_reads(home: Home, tmp_path: Path) -> None:
     fill(home.store, np.arange(400))
     neighbour_link = DirectLink(home.keeper, "neighbour")
-    neighbour = DistantStore(tmp_path / "first", neighbour_link)
+    neighbour = RemoteStore(tmp_path / "first", neighbour_link)
     early = torch.arange(400)
     wait_for(home.first, lambda view: view.ready(early))
     wait_for(neighbour, lambda view: view.ready(early))
@@ -277,7 +277,7 @@ def test_copies_that_were_not_read_for_longest_make_room_for_new_ones(home: Home
             open_writer.commit()
             open_writer.seal()
     room = sum(entry["bytes"] for entry in home.store.entries()) * 5 // 6
-    small = DistantStore(tmp_path / "small", home.link, max_bytes=room)
+    small = RemoteStore(tmp_path / "small", home.link, max_bytes=room)
 
     def read(number: int) -> None:
         wait_for(small, lambda _view: small.is_sealed(views[number]), views[number])

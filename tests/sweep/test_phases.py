@@ -11,8 +11,8 @@ import pytest
 from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.cluster.trial_watch import LostTrial
+from stillhouse.sweep.cluster.tune_run import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.sweep_home import SweepHome

@@ -73,7 +73,7 @@ def test_teachers_are_trained_ahead_shared_by_replicas_and_gone_behind_the_sweep
 
 def test_a_teacher_in_use_is_stopped_only_by_force(address: str) -> None:
     from stillhouse.home_access.leases import Leased, LeaseHolder
-    from stillhouse.teachers.actor_registry import NAMESPACE
+    from stillhouse.home_access.ray_process import NAMESPACE
 
     class Stand(Leased):
         def about(self) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from stillhouse.sweep.execution.trial_records import existing_record
 from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
 VIEWS, TRAIN = 2, 160
@@ -63,7 +64,7 @@ def go_to_node(tmp_path: Path, home: HomeAddress, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(home_address.COMMON_VARIABLE, "0")
     monkeypatch.setattr(homes, "KeeperLink", lambda _name: Link())
     # The teacher fills on its own in these tests.
-    monkeypatch.setattr(ActorLink, "tell_all", lambda *_arguments: None)
+    monkeypatch.setattr(ActorLink, "broadcast", lambda *_arguments: None)
     yield go
     node_home.cache_clear()
 
@@ -82,11 +83,8 @@ def teach(home: HomeAddress, data: ImageData, views: Views) -> TeacherTicket:
         weights_path=str(here.there(teacher.path)),
         weights_hash=teacher.weights_hash,
         base=service.base,
-        dtype="float32",
-        store=str(Path(home.path) / "knowledge"),
         actor="never-there",
-        namespace="stillhouse",
-        ways={kind_id(logits()): "cached"},
+        modes={kind_id(logits()): "cached"},
         home=home,
     )
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stillhouse.distill.calls import InlineTeacher, ServedTeacher, pull_back, run_teacher
 from stillhouse.knowledge import feature, input_gradient, logits
-from stillhouse.teachers.call_queue import Busy, Call, CallQueue, FairLock, NoRoom, unless_busy
-from stillhouse.teachers.model_server import KeptPasses, ModelServer
+from stillhouse.teachers.call_queue import Call, CallQueue, FairLock, QueueFull, QueueFullError, unless_full
+from stillhouse.teachers.model_server import ForwardPassCache, ModelServer
 
 CLASSES = 4
 
@@ -226,9 +226,9 @@ def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[st
     queue = CallQueue(lambda calls: [[call.arrays[0]] for call in calls], **limit)
     waiting_calls(queue, ("a", "task", 1), ("b", "task", 1))
     refused = Call("c", "task", [np.zeros(1)])
-    with pytest.raises(NoRoom):
+    with pytest.raises(QueueFullError):
         queue.ask(refused)
-    assert unless_busy(queue.ask, refused) == Busy(2)
+    assert unless_full(queue.ask, refused) == QueueFull(2)
     assert len(queue._calls) == 2
     queue._worker = None
     threading.Thread(target=queue._work, daemon=True).start()
@@ -238,7 +238,7 @@ def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[st
 
 
 def test_kept_passes_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptPasses(max_bytes=100)
+    kept = ForwardPassCache(max_bytes=100)
     for name, size in (("a", 60), ("b", 40), ("c", 50), ("too large", 101)):
         kept.keep(name, torch.zeros(1), [], size)
     assert [name for name in ("a", "b", "c", "too large") if name in kept] == ["b", "c"]

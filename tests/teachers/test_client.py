@@ -17,17 +17,19 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stillhouse.errors import DiskFullError, InfrastructureError, is_disk_full
 from stillhouse.home_access.home_address import HomeAddress
+from stillhouse.home_access.ray_process import ACTOR_TIMEOUT_S
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
 from stillhouse.teachers import client as client_module
-from stillhouse.teachers.actor_link import TIMEOUT_S, ActorLink
-from stillhouse.teachers.call_queue import Busy
+from stillhouse.teachers.actor_link import ActorLink
+from stillhouse.teachers.call_queue import QueueFull
 from stillhouse.teachers.client import TrialTeacher, weights_here
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.served import ServedKnowledge
 from stillhouse.teachers.service import kind_id
+from stillhouse.teachers.ticket import FillPlan, FillRequest, TeacherTicket
 from stillhouse.teachers.view_opener import ViewOpener
 
 TICKET = TeacherTicket(
@@ -35,10 +37,8 @@ TICKET = TeacherTicket(
     weights_path="",
     weights_hash="",
     base={},
-    dtype="float32",
-    store="",
+    home=HomeAddress(path="/home"),
     actor="teacher-1",
-    namespace="stillhouse",
 )
 
 
@@ -93,7 +93,7 @@ def test_an_actor_that_does_not_come_back_is_one_sentence(link: Callable[..., Ac
 def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_answers(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    actor = Actor(*[Busy(48)] * 50, 42)
+    actor = Actor(*[QueueFull(48)] * 50, 42)
     busy = link(actor, timeout_s=5.0)
     pauses: list[float] = []
     seconds = itertools.accumulate(itertools.repeat(1.0))
@@ -108,7 +108,7 @@ def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_a
 def test_a_lost_actor_is_asked_again_after_growing_pauses_for_two_minutes(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = link(Actor(ActorDiedError()), timeout_s=TIMEOUT_S)
+    lost = link(Actor(ActorDiedError()), timeout_s=ACTOR_TIMEOUT_S)
     clock = [0.0]
     pauses: list[float] = []
 
@@ -161,7 +161,7 @@ class Filler:
         self.steps = list(steps)
         self.asked: list[tuple[Any, ...]] = []
 
-    def tell_all(self, method: str, *arguments: Any) -> Any:
+    def broadcast(self, method: str, *arguments: Any) -> Any:
         assert method == "request"
         self.asked.append(arguments)
         step = self.steps.pop(0) if self.steps else []
@@ -185,8 +185,8 @@ def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
     monkeypatch.setattr(time, "sleep", lambda _seconds: now.__setitem__(0, now[0] + 1.0))
 
     def make(*steps: Any, plan: FillPlan = TICKET.plan) -> tuple[ViewOpener, Filler]:
-        filler = Filler(tmp_path, *steps)
-        ticket = dataclasses.replace(TICKET, store=str(tmp_path), plan=plan)
+        filler = Filler(tmp_path / "knowledge", *steps)
+        ticket = dataclasses.replace(TICKET, home=HomeAddress(path=str(tmp_path)), plan=plan)
         return ViewOpener(ticket, {"logits": logits()}, cast("ActorLink", filler)), filler
 
     return make
@@ -200,7 +200,7 @@ def test_a_view_is_opened_when_its_filling_has_begun_with_one_call(opener: MakeO
     view = open_views(3, None, (7, 1))["logits"]
     assert view.ready(torch.tensor([0, 4]))
     assert not view.ready(torch.tensor([1]))
-    assert filler.asked == [(3, [logits()], False, False, (7, 1), TICKET.sweep)]
+    assert filler.asked == [(FillRequest(view=3, kinds=(logits(),), reading=(7, 1), sweep=TICKET.sweep),)]
 
 
 def test_a_request_names_all_that_the_plan_fills_the_view_with(opener: MakeOpener) -> None:
@@ -208,7 +208,7 @@ def test_a_request_names_all_that_the_plan_fills_the_view_with(opener: MakeOpene
     plan = FillPlan.make([(logits(), {3, 4}), (feature("relu1"), {4}), (feature("relu2"), {3})])
     open_views, filler = opener([4, 0], plan=pickle.loads(pickle.dumps(plan)))
     assert list(open_views(3)) == ["logits"]
-    assert filler.asked[0][1] == [logits(), feature("relu2")]
+    assert filler.asked[0][0].kinds == (logits(), feature("relu2"))
 
 
 def test_a_sealed_view_needs_no_call(opener: MakeOpener) -> None:
@@ -288,19 +288,21 @@ def test_a_damaged_view_is_reported_and_waited_for(opener: MakeOpener, monkeypat
         filler.store.unseal(filler.identity)
         filler.fill([0, 1, 2, 3, 4, 5])
 
-    monkeypatch.setattr(filler, "tell_all", mend)
+    monkeypatch.setattr(filler, "broadcast", mend)
     assert open_views(3)["logits"].ready(torch.arange(6))
-    assert [arguments[3] for arguments in filler.asked] == [True]
+    assert [request.damaged for (request,) in filler.asked] == [True]
 
 
 def test_a_trial_gets_logits_of_every_class_back_whatever_form_they_are_kept_in(tmp_path: Path) -> None:
     definition = dataclasses.replace(TICKET.definition, num_classes=100)
-    ticket = dataclasses.replace(TICKET, definition=definition, store=str(tmp_path), top_k=TopK(3))
+    ticket = dataclasses.replace(TICKET, definition=definition, home=HomeAddress(path=str(tmp_path)), top_k=TopK(3))
     kind = ticket.form(logits())
     assert kind != logits()
-    ticket = dataclasses.replace(ticket, ways={kind_id(kind): "cached"})
+    ticket = dataclasses.replace(ticket, modes={kind_id(kind): "cached"})
     values = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
-    with KnowledgeStore(tmp_path).writer(view_identity({}, kind, 0), rows=6, shape=(7,), dtype="float32") as writer:
+    with KnowledgeStore(tmp_path / "knowledge").writer(
+        view_identity({}, kind, 0), rows=6, shape=(7,), dtype="float32"
+    ) as writer:
         writer.put(np.arange(6), kind.compute(values, {}).numpy())
         writer.commit()
         writer.seal()

@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.kinds import Knowledge
@@ -23,9 +24,10 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.teachers import service as service_module
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket, view_identity
+from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService
+from stillhouse.teachers.ticket import TeacherTicket
 
 ROWS = 160
 BATCH = 8
@@ -223,10 +225,8 @@ TICKET = TeacherTicket(
     weights_path="",
     weights_hash="",
     base={},
-    dtype="float32",
-    store="",
+    home=HomeAddress(path="/home"),
     actor="a",
-    namespace="stillhouse",
     replicas=("b", "c"),
 )
 
@@ -265,14 +265,14 @@ def test_what_all_are_to_hear_goes_to_one_that_answers_with_the_names_of_all(
     replicas = [Replica("a", "there", 1), Replica("b", "here", 0), Replica("c", "there", 2)]
     link = link_to(*replicas)
     for view in range(3):
-        link.tell_all("request", view)
+        link.broadcast("request", view)
     told = sorted(asked for replica in replicas for asked in replica.asked)
     assert told == [("request", view, ("a", "b", "c")) for view in range(3)]
     assert [len(replica.asked) for replica in replicas] == [1, 1, 1], "each in turn"
     assert link.calls == 3
     for replica in replicas[:2]:
         replica.dead = True
-    assert link.tell_all("request", 3) == "c"
+    assert link.broadcast("request", 3) == "c"
 
 
 def test_without_one_it_calls_the_replica_with_the_fewest_calls_waiting(link_to: Callable[..., ActorLink]) -> None:

@@ -22,10 +22,11 @@ from stillhouse.knowledge import reduced
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.weights import load_weights
-from stillhouse.teachers.actor import make_ticket, start_actor
+from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.client import TrialTeacher
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition, view_identity
+from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.service import FILL_BATCH, kind_id
+from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.teachers.view_opener import REPEAT_S
 from stillhouse.workers import driver_import_paths
 
@@ -100,14 +101,15 @@ def test_a_view_is_whole_and_each_sample_counted_once_when_one_of_two_replicas_i
         facts = ray.get(handle.prepare.remote())
         names.append(name)
         handles.append(handle)
-    ticket = make_ticket(
-        definition,
-        facts,
+    ticket = TeacherTicket(
+        definition=definition,
+        weights_path=facts["weights_path"],
+        weights_hash=facts["weights_hash"],
+        base=facts["base"],
         home=home,
-        dtype="float32",
         actor=names[0],
-        replicas=names[1:],
-        ways={kind_id(kind): "cached"},
+        replicas=tuple(names[1:]),
+        modes={kind_id(kind): "cached"},
         plan=FillPlan.make([(kind, {1})]),
     )
     trial, began = TrialTeacher(ticket, {"logits": kind}), time.monotonic()

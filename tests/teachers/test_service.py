@@ -34,6 +34,7 @@ from stillhouse.teachers import service as service_module
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.ticket import FillRequest
 
 ROWS = 160
 LAYER = "relu1"  # of LeNet
@@ -357,10 +358,10 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 def test_a_requested_view_is_sealed_without_waiting(make_service: Callable[..., TeacherService]) -> None:
     service = make_service()
-    assert service.request(1, KINDS) is None
+    assert service.request(FillRequest(view=1, kinds=tuple(KINDS))) is None
     identities = [view_identity(service.base, kind, 1) for kind in KINDS]
     wait_for(lambda: all(service._store.is_sealed(identity) for identity in identities))
-    assert service.request(1, KINDS) is None
+    assert service.request(FillRequest(view=1, kinds=tuple(KINDS))) is None
     assert service.counters()["samples_forwarded"] == ROWS
 
 
@@ -377,11 +378,11 @@ def test_what_a_trial_waits_for_goes_before_what_only_runs_ahead(
 
     monkeypatch.setattr(TeacherService, "fill", fill)
     service = make_service()
-    service.request(0, [logits()], ahead=True)
+    service.request(FillRequest(view=0, kinds=(logits(),), ahead=True))
     assert begun.wait(30)
-    service.request(1, [logits()], ahead=True)
-    service.request(2, [logits()], ahead=True)
-    service.request(7, [logits()])
+    service.request(FillRequest(view=1, kinds=(logits(),), ahead=True))
+    service.request(FillRequest(view=2, kinds=(logits(),), ahead=True))
+    service.request(FillRequest(view=7, kinds=(logits(),)))
     go.set()
     wait_for(lambda: len(filled) == 4)
     assert filled == [0, 7, 1, 2]
@@ -405,10 +406,10 @@ def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
     make_service: Callable[..., TeacherService], held: threading.Event
 ) -> None:
     service = make_service()
-    service.request(2, [feature(LAYER)], ahead=True)
-    service.request(0, KINDS, ahead=True)
-    service.request(1, [logits()], ahead=True)
-    service.request(1, [feature(LAYER)])
+    service.request(FillRequest(view=2, kinds=(feature(LAYER),), ahead=True))
+    service.request(FillRequest(view=0, kinds=tuple(KINDS), ahead=True))
+    service.request(FillRequest(view=1, kinds=(logits(),), ahead=True))
+    service.request(FillRequest(view=1, kinds=(feature(LAYER),)))
     held.set()
     wait_for(lambda: service._filler is None)
     asked = {0: KINDS, 1: [logits(), feature(LAYER)], 2: [feature(LAYER)]}
@@ -421,11 +422,11 @@ def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
 def test_what_one_sweep_asked_of_a_view_is_not_filled_for_another(make_service: Callable[..., TeacherService]) -> None:
     """An actor may live on with a later sweep; what was removed in between takes no room again."""
     service = make_service()
-    service.request(0, KINDS)
+    service.request(FillRequest(view=0, kinds=tuple(KINDS)))
     wait_for(lambda: service._filler is None)
     for kind in KINDS:
         assert service._store.remove(service._store.key(view_identity(service.base, kind, 0)))
-    service.request(0, [logits()])
+    service.request(FillRequest(view=0, kinds=(logits(),)))
     wait_for(lambda: service._filler is None)
     assert [service._store.is_sealed(view_identity(service.base, kind, 0)) for kind in KINDS] == [True, False, False]
 
@@ -433,7 +434,7 @@ def test_what_one_sweep_asked_of_a_view_is_not_filled_for_another(make_service: 
 def test_a_service_that_was_closed_leaves_no_thread_behind(make_service: Callable[..., TeacherService]) -> None:
     service = make_service()
     for view in range(3):
-        service.request(view, KINDS, ahead=True)
+        service.request(FillRequest(view=view, kinds=tuple(KINDS), ahead=True))
     service.close()
     assert "filler" not in {thread.name for thread in threading.enumerate()}
     # What was begun is whole, the rest is as if it had never been asked.
@@ -455,7 +456,7 @@ def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_
 
     monkeypatch.setattr(service, "_fill_batch", slow)
     for view in range(2):
-        service.request(view, [logits()])
+        service.request(FillRequest(view=view, kinds=(logits(),)))
     assert half_way.wait(20)
     resting = threading.Thread(target=service.rest)
     resting.start()
@@ -466,7 +467,7 @@ def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_
     # The stretch that was under way, and not another one.
     assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS // 2 + 40
     assert service._filler is None
-    assert service.request(0, [logits()]) is None
+    assert service.request(FillRequest(view=0, kinds=(logits(),))) is None
     wait_for(lambda: service._store.is_sealed(view_identity(service.base, logits(), 0)))
     service.close()
     assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS
@@ -478,12 +479,12 @@ def test_the_reason_of_a_failed_filling_is_told_once_and_filling_goes_on(
     service = make_service()
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert service.request(0, [logits()]) is None
+        assert service.request(FillRequest(view=0, kinds=(logits(),))) is None
         wait_for(lambda: service._error is not None)
-    error = service.request(0, [logits()])
+    error = service.request(FillRequest(view=0, kinds=(logits(),)))
     assert isinstance(error, DiskFullError)
     wait_for(lambda: service._store.is_sealed(view_identity(service.base, logits(), 0)))
-    assert service.request(0, [logits()]) is None
+    assert service.request(FillRequest(view=0, kinds=(logits(),))) is None
 
 
 # The log of fills
@@ -514,10 +515,10 @@ def test_what_is_filled_counts_for_the_sweeps_that_had_asked_for_the_view(
 ) -> None:
     service = make_service()
     for view, sweep in ((0, "one"), (1, "one"), (1, "two"), (2, "")):
-        service.request(view, [logits()], ahead=True, sweep=sweep)
+        service.request(FillRequest(view=view, kinds=(logits(),), ahead=True, sweep=sweep))
     held.set()
     wait_for(lambda: service._filler is None)
-    service.request(0, [logits()], sweep="two")
+    service.request(FillRequest(view=0, kinds=(logits(),), sweep="two"))
     wait_for(lambda: service._filler is None)
     store, weights_hash = service._store.root, service.teacher.weights_hash
     counted = {sweep: count_fills(store, weights_hash, sweep=sweep)["samples"] for sweep in ("one", "two", "three", None)}

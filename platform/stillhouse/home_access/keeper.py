@@ -21,13 +21,13 @@ from stillhouse.durable import write_atomic
 from stillhouse.errors import InfrastructureError, StillhouseError
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, Leased
+from stillhouse.home_access.ray_process import NAMESPACE
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.layout import block_checksum
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.knowledge.writer import ViewWriter, room_for
 
-NAMESPACE = "stillhouse"
 _THREADS = 64
 _CHUNK_BYTES = 32 << 20
 _IDLE_S = 120.0

@@ -155,7 +155,7 @@ class LeaseHolder:
         """
         held = _Held(handle, brought, again)
         with self._lock:
-            self._held[handle._actor_id] = held
+            self._held[handle] = held
             if not self._renewer.is_alive():
                 self._renewer.start()
         self._send(held)
@@ -163,7 +163,7 @@ class LeaseHolder:
     def is_granted(self, handle: Any) -> bool:
         """Whether the actor lives on for this process; waits for its answer."""
         with self._lock:
-            held = self._held.get(handle._actor_id)
+            held = self._held.get(handle)
         return held is not None and not held.is_lost(wait=True)
 
     def close(self, timeout_s: float = 5.0) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from stillhouse.durable import write_atomic
 from stillhouse.home_access.home_address import HomeAddress, scratch_folder
 from stillhouse.home_access.keeper_link import KeeperLink
-from stillhouse.home_access.remote_store import DistantStore
+from stillhouse.home_access.remote_store import RemoteStore
 from stillhouse.knowledge.store import KnowledgeStore
 
 
@@ -31,7 +31,7 @@ class NodeHome:
         assert address.keeper is not None
         self._keeper = KeeperLink(address.keeper)
         self.folder = scratch_folder(address.mark)
-        self.store = DistantStore(self.folder / "knowledge", self._keeper, max_bytes=address.max_bytes)
+        self.store = RemoteStore(self.folder / "knowledge", self._keeper, max_bytes=address.max_bytes)
 
     def here(self, path: str | Path) -> Path:
         """Where a file of the home, by its path at the driver, lies on this node; others stay where they are."""

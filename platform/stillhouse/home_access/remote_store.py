@@ -23,7 +23,7 @@ from stillhouse.knowledge.view import View
 _POLL_S = 0.05
 
 
-class DistantStore(KnowledgeStore):
+class RemoteStore(KnowledgeStore):
     """The views of a home that this node does not see.
 
     Trials `follow` this node's own copy of a view: one of the node's processes copies its rows as they become ready at home,
@@ -79,7 +79,7 @@ class DistantStore(KnowledgeStore):
         key = self.key(identity)
         self._keeper.call("examine", dict(identity), key in self._doubted)
         self._doubted.discard(key)
-        return _DistantView(self._keeper, identity)  # type: ignore[return-value]
+        return _RemoteView(self._keeper, identity)  # type: ignore[return-value]
 
     def distrust(self, identity: Mapping[str, Any]) -> None:
         self._doubted.add(self.key(identity))
@@ -87,7 +87,7 @@ class DistantStore(KnowledgeStore):
     def writer(self, identity: Mapping[str, Any], **options: Any) -> Any:
         """A `ViewWriter` of the home; the keeper knows by itself what is counted."""
         options.pop("counted", None)
-        return _DistantWriter(self._keeper, identity, options)
+        return _RemoteWriter(self._keeper, identity, options)
 
     def unseal(self, identity: Mapping[str, Any]) -> None:
         self._keeper.call("unseal", dict(identity))
@@ -141,7 +141,7 @@ class DistantStore(KnowledgeStore):
         self._copies.prune(max(0, self._copies.budget(self._max_bytes) - needed))
 
 
-class _DistantView:
+class _RemoteView:
     """A sealed view at home, of which a few rows are wanted."""
 
     complete = True
@@ -154,7 +154,7 @@ class _DistantView:
         return torch.from_numpy(np.array(self._keeper.call("gather", self._identity, indices.numpy())))
 
 
-class _DistantWriter:
+class _RemoteWriter:
     """A `ViewWriter` whose view lies at home: what is committed is durable there, also when this node dies."""
 
     def __init__(self, keeper: KeeperLink, identity: Mapping[str, Any], options: Mapping[str, Any]) -> None:

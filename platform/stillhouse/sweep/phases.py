@@ -9,8 +9,9 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget
-from stillhouse.sweep.cluster.cluster import RESTARTS_OF_A_TRIAL, Cluster
+from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.trial_watch import LostTrial
+from stillhouse.sweep.cluster.tune_run import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.context import RunContext, resume_command
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.failures import check_not_removed

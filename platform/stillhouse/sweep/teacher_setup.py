@@ -14,13 +14,13 @@ from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts,
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.cluster.teacher_actors import Teacher, call_actor, request_ahead
+from stillhouse.sweep.cluster.teacher_actors import RunningTeacher, call_actor, request_ahead
 from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, knowledge_demand, stored_form_of_logits
-from stillhouse.teachers.actor import make_ticket
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
-from stillhouse.teachers.delivery_cost import Choice, choose_calling_way
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.delivery_cost import DeliveryChoice, choose_calling_mode
+from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 
 _MLFLOW = "mlflow:"
@@ -32,7 +32,7 @@ _LIBRARY_SCORE = ACCURACY.column("validation")
 class ReadyTeacher:
     """A loaded teacher with everything that trials and the report need of it."""
 
-    running: Teacher
+    running: RunningTeacher
     ticket: TeacherTicket
     facts: TeacherFacts
 
@@ -103,7 +103,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         if name in calling:
             explained["calls"] = calls
         for what, choice in explained.items():
-            context.progress.note(f"teacher {name}: {what} {choice.way}: {choice.reason}")
+            context.progress.note(f"teacher {name}: {what} {choice.mode}: {choice.reason}")
         ready[name] = ReadyTeacher(
             running,
             _ticket(running, cluster, spec, kinds, choices, calls),
@@ -133,7 +133,7 @@ def planned_views(trials: Iterable[Trial], context: RunContext) -> dict[int, Rea
     return seen
 
 
-def trained_teacher(running: Teacher, metric: Metric) -> dict[str, Any]:
+def trained_teacher(running: RunningTeacher, metric: Metric) -> dict[str, Any]:
     """What `stillhouse teachers train` reports of a teacher."""
     facts = running.facts
     return {
@@ -148,42 +148,37 @@ def trained_teacher(running: Teacher, metric: Metric) -> dict[str, Any]:
 
 
 def _ticket(
-    running: Teacher,
+    running: RunningTeacher,
     cluster: Cluster,
     spec: SweepSpec,
     kinds: Mapping[str, KnowledgeDemand],
-    choices: Mapping[str, Choice],
-    calls: Choice,
+    choices: Mapping[str, DeliveryChoice],
+    calls: DeliveryChoice,
 ) -> TeacherTicket:
-    cached = [(each.kind, each.views) for key, each in kinds.items() if choices[key].way == "cached"]
-    return make_ticket(
-        running.definition,
-        running.facts,
+    cached = [(each.kind, each.views) for key, each in kinds.items() if choices[key].mode == "cached"]
+    return running.ticket(
         home=cluster.home,
-        dtype=spec.knowledge.dtype,
-        actor=running.actor,
-        replicas=tuple(running.replicas),
-        ways={key: choice.way for key, choice in choices.items()},
-        plan=FillPlan.make(cached),
-        calling_way=calls.way,
-        top_k=stored_form_of_logits(spec.knowledge),
         sweep=spec.name,
+        modes={key: choice.mode for key, choice in choices.items()},
+        calling_mode=calls.mode,
+        plan=FillPlan.make(cached),
+        top_k=stored_form_of_logits(spec.knowledge),
     )
 
 
-def _choose_for_calls(running: Teacher, spec: SweepSpec) -> Choice:
+def _choose_for_calls(running: RunningTeacher, spec: SweepSpec) -> DeliveryChoice:
     """The delivery mode for methods that call the teacher on inputs that they generate."""
-    return choose_calling_way(
-        asked=spec.knowledge.way,
+    return choose_calling_mode(
+        requested=spec.knowledge.way,
         teacher_on_gpu=running.facts["device"] != "cpu",
         trials_on_gpu=spec.trial_resources.gpu > 0,
     )
 
 
-def _facts(running: Teacher, choices: Mapping[str, Choice], metric: Metric) -> TeacherFacts:
+def _facts(running: RunningTeacher, choices: Mapping[str, DeliveryChoice], metric: Metric) -> TeacherFacts:
     definition, known = running.definition, running.facts
     size = blueprint(definition.model, definition.options, definition.num_classes, definition.input_shape).size
-    kinds = [KnowledgeFacts(kind=kind, mode=choice.way, reason=choice.reason) for kind, choice in choices.items()]
+    kinds = [KnowledgeFacts(kind=kind, mode=choice.mode, reason=choice.reason) for kind, choice in choices.items()]
     facts = TeacherFacts(
         name=definition.name,
         model=definition.model,
@@ -191,7 +186,7 @@ def _facts(running: Teacher, choices: Mapping[str, Choice], metric: Metric) -> T
         parameters=size.parameters,
         size_bytes=size.size_bytes,
         macs=size.macs,
-        way="+".join(sorted({choice.way for choice in choices.values()})),
+        way="+".join(sorted({choice.mode for choice in choices.values()})),
         reason="; ".join(map(str, kinds)),
         kinds=kinds,
         seconds_per_sample=known["seconds_per_sample"],

@@ -11,26 +11,25 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError
 
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
-from stillhouse.distill.sources import Reading
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full, as_stillhouse_error
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, Leased
 from stillhouse.home_access.node_home import NodeHome, node_home
+from stillhouse.home_access.ray_process import NAMESPACE, NoActorError, find_actor, own_device
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.top_k import TopK
 from stillhouse.provenance import code_facts
-from stillhouse.teachers.actor_registry import NAMESPACE, PREFIX
-from stillhouse.teachers.call_queue import MAX_WAITING, Busy, unless_busy
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition, TeacherTicket
+from stillhouse.teachers.actor_registry import PREFIX
+from stillhouse.teachers.call_queue import MAX_WAITING, QueueFull, unless_full
+from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
+from stillhouse.teachers.ticket import FillRequest
 
 _THREADS = MAX_WAITING + 16
 _POLL_S = 0.1
@@ -64,11 +63,11 @@ class TeacherActor(Leased):
         prepare_worker(import_paths, threads, method_folders)
         self._definition = definition
         self._references = {"": data}
-        self._data_patience_s = EXPIRE_S if expire_s is None else expire_s
+        self._data_timeout_s = EXPIRE_S if expire_s is None else expire_s
         self._views = views
         self._home_address = home
         self._dtype = dtype
-        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._device = own_device()
         self._service: TeacherService | None = None
         self._status = ""
         self._preparing = threading.Lock()
@@ -123,24 +122,14 @@ class TeacherActor(Leased):
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
         return self._ready().measure(kinds)
 
-    def request(
-        self,
-        view: int,
-        kinds: Iterable[Knowledge],
-        ahead: bool = False,
-        damaged: bool = False,
-        reading: Reading | None = None,
-        sweep: str = "",
-        replicas: Iterable[str] = (),
-    ) -> InfrastructureError | None:
-        """As `TeacherService.request`; `replicas` that this actor is to tell the same may have its own name among them."""
+    def request(self, request: FillRequest, replicas: Iterable[str] = ()) -> InfrastructureError | None:
+        """`TeacherService.request`, forwarded to each actor in `replicas`, among which this actor's own name may be."""
         for name in replicas:
-            # One that is gone is told when it is asked itself, or with the next request.
+            # A replica that is gone gets the next request instead, or this one when it is its turn to be called.
             if name != ray.get_runtime_context().get_actor_name():
-                with suppress(ValueError):
-                    other = ray.get_actor(name, namespace=NAMESPACE)
-                    other.request.remote(view, kinds, ahead, damaged, reading, sweep)
-        return self._ready().request(view, kinds, ahead=ahead, damaged=damaged, reading=reading, sweep=sweep)
+                with suppress(NoActorError):
+                    find_actor(name).request.remote(request)
+        return self._ready().request(request)
 
     def forward(
         self,
@@ -148,16 +137,18 @@ class TeacherActor(Leased):
         kinds: Mapping[str, Knowledge],
         labels: NDArray[np.int64] | None = None,
         caller: str = "",
-    ) -> dict[str, NDArray[np.float32]] | Busy:
-        return unless_busy(self._ready().forward, images, kinds, labels, caller)
+    ) -> dict[str, NDArray[np.float32]] | QueueFull:
+        return unless_full(self._ready().forward, images, kinds, labels, caller)
 
-    def call(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None) -> list[NDArray[Any]] | Busy:
-        return unless_busy(self._ready().call, caller, images, layers, token)
+    def call(
+        self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None
+    ) -> list[NDArray[Any]] | QueueFull:
+        return unless_full(self._ready().call, caller, images, layers, token)
 
     def pull_back(
         self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
-    ) -> NDArray[Any] | Busy:
-        return unless_busy(self._ready().pull_back, caller, images, layers, gradients, token)
+    ) -> NDArray[Any] | QueueFull:
+        return unless_full(self._ready().pull_back, caller, images, layers, gradients, token)
 
     def verify(self, kinds: Iterable[Knowledge], pairs: int, seed: int) -> dict[str, Any]:
         return self._ready().verify(kinds, pairs=pairs, seed=seed)
@@ -227,7 +218,7 @@ class TeacherActor(Leased):
         Raises:
             InfrastructureError: none does.
         """
-        deadline = time.monotonic() + self._data_patience_s
+        deadline = time.monotonic() + self._data_timeout_s
         while True:
             for data in list(self._references.values()):
                 with suppress(ObjectLostError):
@@ -305,37 +296,3 @@ def start_actor(
         .remote(definition, [data_reference], views, home, dtype, int(cpus), import_paths, method_folders, expire_s)
     )
     return name, handle
-
-
-def make_ticket(
-    definition: TeacherDefinition,
-    facts: Mapping[str, Any],
-    *,
-    home: HomeAddress,
-    dtype: str,
-    actor: str,
-    replicas: Sequence[str] = (),
-    ways: Mapping[str, str],
-    plan: FillPlan,
-    calling_way: str = "inline",
-    top_k: TopK | None = None,
-    sweep: str = "",
-) -> TeacherTicket:
-    """What trials need to know of the teacher that the actor has prepared."""
-    return TeacherTicket(
-        definition=definition,
-        weights_path=facts["weights_path"],
-        weights_hash=facts["weights_hash"],
-        base=facts["base"],
-        dtype=dtype,
-        store=str(Path(home.path) / "knowledge"),
-        actor=actor,
-        replicas=tuple(replicas),
-        namespace=NAMESPACE,
-        ways=dict(ways),
-        plan=plan,
-        calling_way=calling_way,
-        top_k=top_k,
-        home=home,
-        sweep=sweep,
-    )

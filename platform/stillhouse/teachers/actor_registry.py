@@ -7,7 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-NAMESPACE = "stillhouse"
+from stillhouse.home_access.ray_process import NAMESPACE, NoActorError, find_actor
+
 PREFIX = "teacher-"
 _TIMEOUT_S = 10.0
 
@@ -22,8 +23,8 @@ def running_teachers() -> list[dict[str, Any]]:
     names = sorted(name for name in found if name.startswith(PREFIX))
     asked = {}
     for name in names:
-        with suppress(ValueError):
-            asked[name] = ray.get_actor(name, namespace=NAMESPACE).about.remote()
+        with suppress(NoActorError):
+            asked[name] = find_actor(name).about.remote()
     ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_TIMEOUT_S) if asked else ([], [])
     told = []
     for name, answer in asked.items():
@@ -40,5 +41,5 @@ def running_teachers() -> list[dict[str, Any]]:
 def end_teachers(actors: Iterable[str]) -> None:
     """Ends these actors for good; what they have made durable is kept."""
     for name in actors:
-        with suppress(ValueError):
-            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+        with suppress(NoActorError):
+            ray.kill(find_actor(name), no_restart=True)

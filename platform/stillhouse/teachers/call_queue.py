@@ -14,36 +14,42 @@ from typing import Any, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
-Asked = ParamSpec("Asked")
-Answered = TypeVar("Answered")
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
 
 MAX_WAITING = 48
 """Calls that may wait at once; each holds a thread of the actor, which has more."""
 MAX_QUEUED_BYTES = 1 << 30
-_KEPT_S = 60.0
+CACHE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Busy:
-    """The answer to a call for which there is no room now; the caller should ask again after a pause."""
+class QueueFull:
+    """The answer to a call that found no room in the queue; the caller should repeat it after a pause.
+
+    Attributes:
+        waiting: how many calls wait.
+    """
 
     waiting: int
 
 
-class NoRoom(Exception):
-    """The queue is full."""
+class QueueFullError(Exception):
+    """The queue is full: as many calls or bytes wait as may."""
 
     def __init__(self, waiting: int) -> None:
         super().__init__(f"{waiting} calls are waiting")
         self.waiting = waiting
 
 
-def unless_busy(answer: Callable[Asked, Answered], *arguments: Asked.args, **options: Asked.kwargs) -> "Answered | Busy":
-    """The answer, or `Busy` where `NoRoom` is raised: what no room looks like to another process."""
+def unless_full(
+    answer: Callable[Parameters, Answer], *arguments: Parameters.args, **options: Parameters.kwargs
+) -> "Answer | QueueFull":
+    """The answer, or `QueueFull` where `QueueFullError` is raised, which another process could not catch as such."""
     try:
         return answer(*arguments, **options)
-    except NoRoom as error:
-        return Busy(error.waiting)
+    except QueueFullError as error:
+        return QueueFull(error.waiting)
 
 
 class FairLock:
@@ -145,11 +151,11 @@ class CallQueue:
         """The answer; waits for its turn.
 
         Raises:
-            NoRoom: as many calls or bytes as may wait are waiting.
+            QueueFullError: as many calls or bytes as may wait are waiting.
         """
         with self._changed:
             if self._waiting >= self._max_waiting or (self._waiting and self._bytes + call.num_bytes > self._max_bytes):
-                raise NoRoom(self._waiting)
+                raise QueueFullError(self._waiting)
             begin = max(self._now, self._had.get(call.caller, 0.0))
             self._had[call.caller] = begin + call.rows
             call.turn = (begin, next(self._order))
@@ -186,7 +192,7 @@ class CallQueue:
 
     def _work(self) -> None:
         while True:
-            batch = self.take(timeout_s=_KEPT_S)
+            batch = self.take(timeout_s=CACHE_TIMEOUT_S)
             if not batch:
                 self._on_idle()
                 continue

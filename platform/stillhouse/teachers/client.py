@@ -16,9 +16,9 @@ from stillhouse.home_access.node_home import node_home
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.weights import load_weights, state_hash
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherTicket
 from stillhouse.teachers.served import ActorModel, ServedKnowledge
 from stillhouse.teachers.service import kind_id
+from stillhouse.teachers.ticket import TeacherTicket
 from stillhouse.teachers.view_opener import ViewOpener
 
 
@@ -69,32 +69,32 @@ class TrialTeacher:
         self.link = ActorLink(ticket)
         knowledge = {name: ticket.form(kind) for name, kind in knowledge.items()}
         model: nn.Module | None = None
-        if (calls and ticket.calling_way == "inline") or "inline" in {_way_of(kind, ticket) for kind in knowledge.values()}:
+        if (calls and ticket.calling_mode == "inline") or "inline" in {_mode_of(kind, ticket) for kind in knowledge.values()}:
             model = ticket.definition.build()
             load_weights(model, weights_here(ticket))
             model.to(device)
-        by_way: dict[str, dict[str, Knowledge]] = {}
+        by_mode: dict[str, dict[str, Knowledge]] = {}
         for name, kind in knowledge.items():
-            by_way.setdefault(_way_of(kind, ticket), {})[name] = kind
+            by_mode.setdefault(_mode_of(kind, ticket), {})[name] = kind
         self._cached: CachedKnowledge | None = None
         self._computed: list[ServedKnowledge | InlineKnowledge] = []
         sources: list[KnowledgeSource] = []
-        if "cached" in by_way:
-            opener = ViewOpener(ticket, by_way["cached"], self.link)
+        if "cached" in by_mode:
+            opener = ViewOpener(ticket, by_mode["cached"], self.link)
             self._cached = CachedKnowledge(opener, opener.await_rows)
             sources.append(self._cached)
-        if "served" in by_way:
-            self._computed.append(ServedKnowledge(self.link, by_way["served"], labels))
-        if "inline" in by_way:
+        if "served" in by_mode:
+            self._computed.append(ServedKnowledge(self.link, by_mode["served"], labels))
+        if "inline" in by_mode:
             assert model is not None
-            self._computed.append(InlineKnowledge(model, by_way["inline"], labels, tasks.find(ticket.definition.task)))
+            self._computed.append(InlineKnowledge(model, by_mode["inline"], labels, tasks.find(ticket.definition.task)))
         self.source = join_sources([*sources, *self._computed])
         if self.source is not None and any(kind.restoration is not None for kind in knowledge.values()):
             self.source = RestoredKnowledge(self.source, knowledge)
         self.callable: CallableTeacher | None = None
         if calls:
             self.callable = ServedTeacher(ActorModel(self.link))
-            if ticket.calling_way == "inline":
+            if ticket.calling_mode == "inline":
                 assert model is not None
                 self.callable = InlineTeacher(model)
         assert self.source or self.callable, "a trial with a teacher asks something of it"
@@ -121,10 +121,10 @@ def weights_here(ticket: TeacherTicket) -> Path:
     Raises:
         InfrastructureError: they are not, also where the home has them.
     """
-    home = None if ticket.home is None else node_home(ticket.home)
-    path = Path(ticket.weights_path) if home is None else home.here(ticket.weights_path)
+    home = node_home(ticket.home)
+    path = home.here(ticket.weights_path)
     # A node's copy may be of an earlier training of this teacher.
-    if not _holds(path, ticket.weights_hash) and home is not None:
+    if not _holds(path, ticket.weights_hash):
         home.pull(path)
     if not _holds(path, ticket.weights_hash):
         raise InfrastructureError(
@@ -141,9 +141,9 @@ def _holds(path: Path, digest: str) -> bool:
         return False
 
 
-def _way_of(kind: Knowledge, ticket: TeacherTicket) -> str:
+def _mode_of(kind: Knowledge, ticket: TeacherTicket) -> str:
     # A search that chooses its trials as it goes may ask what nobody foresaw; recomputing always works.
-    return ticket.ways.get(kind_id(kind), "inline")
+    return ticket.modes.get(kind_id(kind), "inline")
 
 
 def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:

@@ -1,21 +1,18 @@
 """What a teacher is before it is loaded: plain data that travels to every process."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
 from torch import nn
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge.code import named_version
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 
@@ -73,71 +70,6 @@ class TeacherDefinition:
                 "views": views.identity(),
             }
         return content_hash(identity)
-
-
-@dataclass(frozen=True)
-class FillPlan:
-    """What each view is filled with, so that one forward pass gives all that any trial reads of it.
-
-    Attributes:
-        packed: the kinds of knowledge, pickled: a process may hold the plan before it can import what they name.
-        views: of each kind, in the same order, the views in which some trial reads it.
-    """
-
-    packed: bytes = b""
-    views: tuple[frozenset[int], ...] = ()
-
-    @classmethod
-    def make(cls, views_of: Iterable[tuple[Knowledge, Iterable[int]]]) -> "FillPlan":
-        pairs = list(views_of)
-        packed = cloudpickle.dumps([kind for kind, _ in pairs])
-        return cls(packed, tuple(frozenset(views) for _, views in pairs))
-
-    def kinds(self, view: int) -> list[Knowledge]:
-        """What view number `view` is filled with."""
-        if not any(view in views for views in self.views):
-            return []
-        # From the driver's own memory by way of Ray's, never from a file.
-        kinds: list[Knowledge] = cloudpickle.loads(self.packed)
-        return [kind for kind, views in zip(kinds, self.views, strict=True) if view in views]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherTicket:
-    """What a trial must know of a loaded teacher to find its knowledge, or to run it itself.
-
-    Attributes:
-        weights_path: safetensors file of the loaded weights.
-        base: the part of every sealed view's identity that does not depend on the kind of knowledge or the view.
-        ways: `cached`, `served` or `inline`, by the text of each kind of knowledge.
-        plan: what the views are filled with for all trials together.
-        calling_way: `served` or `inline`, for methods that call the teacher on inputs of their own making.
-        actor: the name of the shared actor.
-        replicas: the names of others that do the same work.
-        sweep: for which the teacher is asked.
-        top_k: how logits are kept; None keeps them whole.
-        home: where the paths above lead; None where every process sees them.
-    """
-
-    definition: TeacherDefinition
-    weights_path: str
-    weights_hash: str
-    base: Mapping[str, Any]
-    dtype: str
-    store: str
-    actor: str
-    namespace: str
-    ways: Mapping[str, str] = field(default_factory=dict)
-    plan: FillPlan = FillPlan()
-    calling_way: str = "inline"
-    top_k: TopK | None = None
-    home: HomeAddress | None = None
-    replicas: tuple[str, ...] = ()
-    sweep: str = ""
-
-    def form(self, kind: Knowledge) -> Knowledge:
-        """In which form `kind` is asked of the teacher."""
-        return kind if self.top_k is None else self.top_k.of(kind, self.definition.num_classes)
 
 
 def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from stillhouse.knowledge.writer import ViewWriter
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class FillBatch:
     """A batch that is this service's to fill.
 
     Attributes:
@@ -24,7 +24,7 @@ class _Batch:
     missing: Mapping[str, NDArray[np.bool_]]
 
 
-class _Todo:
+class FillBatches:
     """The batches of a view that are not durable yet, claimed one after another."""
 
     def __init__(self, blocks: Sequence[NDArray[np.int64]], writers: Mapping[str, ViewWriter]) -> None:
@@ -32,14 +32,14 @@ class _Todo:
         self._writers = writers
         missing = np.logical_or.reduce([writer.missing for writer in writers.values()])
         self._unclaimed = [number for number, rows in enumerate(blocks) if missing[rows].any()]
-        self._claimed: deque[_Batch] = deque()
+        self._claimed: deque[FillBatch] = deque()
 
     @property
     def left(self) -> bool:
         """Whether there may still be something to do."""
         return bool(self._claimed or self._unclaimed)
 
-    def take(self) -> _Batch | None:
+    def take(self) -> FillBatch | None:
         """The next batch; None when others are at all that is left."""
         return self._claimed.popleft() if self._claimed else self._claim()
 
@@ -49,13 +49,13 @@ class _Todo:
             self._claimed.append(batch)
             yield batch.rows
 
-    def finish(self, batches: Iterable[_Batch]) -> None:
+    def finish(self, batches: Iterable[FillBatch]) -> None:
         """Gives up the claims of batches that are durable and counted."""
         numbers = [batch.number for batch in batches]
         for writer in self._writers.values():
             writer.release(numbers)
 
-    def _claim(self) -> _Batch | None:
+    def _claim(self) -> FillBatch | None:
         for number in list(self._unclaimed):
             rows = self._blocks[number]
             missing: dict[str, NDArray[np.bool_]] = {}
@@ -71,5 +71,5 @@ class _Todo:
             self._unclaimed.remove(number)
             some = np.logical_or.reduce(list(missing.values()))
             if some.any():
-                return _Batch(number, rows[some], {name: mine[some] for name, mine in missing.items()})
+                return FillBatch(number, rows[some], {name: mine[some] for name, mine in missing.items()})
         return None

@@ -16,17 +16,17 @@ from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
 from stillhouse.tasks import Task
-from stillhouse.teachers.call_queue import _KEPT_S, MAX_QUEUED_BYTES, MAX_WAITING, Call, CallQueue, FairLock
+from stillhouse.teachers.call_queue import CACHE_TIMEOUT_S, MAX_QUEUED_BYTES, MAX_WAITING, Call, CallQueue, FairLock
 
 MERGED_ROWS = 1024
 """The largest batch that calls are merged into on a GPU. On a CPU it is off, for equal bits in every run (decision 0010)."""
-KEPT_BYTES = 1 << 30
+MAX_CACHED_BYTES = 1 << 30
 """Of forward passes that are kept until their gradients are asked for."""
 _PIECE_ROWS = 2048
 """A larger batch is computed in pieces, so that a caller's batch size does not decide the teacher's memory."""
 
 
-class KeptPasses:
+class ForwardPassCache:
     """Forward passes whose gradients will be asked for: they save the teacher from computing them twice.
 
     Only a saving: a pass that was dropped, or that died with its process, is computed again.
@@ -35,7 +35,7 @@ class KeptPasses:
         max_bytes: of all of them; the oldest are dropped.
     """
 
-    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._max_bytes = max_bytes
         self._passes: OrderedDict[str, tuple[Tensor, Sequence[Tensor], int, float]] = OrderedDict()
 
@@ -54,7 +54,7 @@ class KeptPasses:
 
     def drop_old(self) -> None:
         """Forgets what nobody asked for, such as the passes of trials that ended."""
-        for token in [token for token, kept in self._passes.items() if time.monotonic() - kept[3] > _KEPT_S]:
+        for token in [token for token, kept in self._passes.items() if time.monotonic() - kept[3] > CACHE_TIMEOUT_S]:
             del self._passes[token]
 
     def __contains__(self, token: object) -> bool:
@@ -78,7 +78,7 @@ class ModelServer:
         task: Task | None = None,
         device: str = "cpu",
         merged_rows: int | None = None,
-        kept_bytes: int = KEPT_BYTES,
+        max_cached_bytes: int = MAX_CACHED_BYTES,
         max_waiting: int = MAX_WAITING,
         max_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
@@ -86,7 +86,7 @@ class ModelServer:
         self._lock = lock
         self._task = task
         self._device = device
-        self._kept = KeptPasses(kept_bytes)
+        self._kept = ForwardPassCache(max_cached_bytes)
         self._pass_bytes: dict[Hashable, float] = {}
         self.queue = CallQueue(
             self._compute,
@@ -111,7 +111,7 @@ class ModelServer:
             labels: [B], the samples' own classes, for kinds that depend on them.
 
         Raises:
-            NoRoom: too much is waiting.
+            QueueFullError: too much is waiting.
         """
         arrays: list[NDArray[Any]] = [images] if labels is None else [images, labels]
         answer = self.queue.ask(Call(caller, ("knowledge", tuple(kinds.items()), len(arrays), *_form(images)), arrays))
@@ -124,7 +124,7 @@ class ModelServer:
             token: names this pass for the `pull_back` that will follow; None when none will.
 
         Raises:
-            NoRoom: too much is waiting.
+            QueueFullError: too much is waiting.
         """
         task = ("forward", token is not None, tuple(layers), *_form(images))
         return list(self.queue.ask(Call(caller, task, [images], token)))
@@ -135,7 +135,7 @@ class ModelServer:
         """The gradient with respect to the images, for those with respect to what `forward` gave.
 
         Raises:
-            NoRoom: too much is waiting.
+            QueueFullError: too much is waiting.
         """
         task: tuple[Hashable, ...] = ("pull_back", tuple(layers), *_form(images))
         if token in self._kept:

@@ -31,9 +31,10 @@ from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.definition import base_identity, view_identity
-from stillhouse.teachers.fill_batches import _Batch, _Todo
+from stillhouse.teachers.fill_batches import FillBatch, FillBatches
 from stillhouse.teachers.library import LoadedTeacher, score
 from stillhouse.teachers.model_server import ModelServer
+from stillhouse.teachers.ticket import FillRequest
 from stillhouse.teachers.verify import verify_sealed
 
 FILL_BATCH = 512
@@ -140,42 +141,25 @@ class TeacherService:
             "read_seconds": {name: seconds_per_row(self._store.root, size) for name, size in sizes.items()},
         }
 
-    def request(
-        self,
-        view: int,
-        kinds: Iterable[Knowledge],
-        *,
-        ahead: bool = False,
-        damaged: bool = False,
-        reading: Reading | None = None,
-        sweep: str = "",
-    ) -> InfrastructureError | None:
-        """Requests a sealed view of `kinds`; returns at once, with the error if filling has failed since the last request.
+    def request(self, request: FillRequest) -> InfrastructureError | None:
+        """Queues a sealed view to be filled; returns at once, with the error if filling has failed since the last request.
 
-        A request goes before everything that only runs ahead. Repeating a request does no harm and costs nothing. What is
-        asked of a view until its turn comes shares one forward pass.
-
-        Args:
-            view: number of the view.
-            kinds: what is wanted of it, now or later.
-            ahead: whether nobody waits for it yet.
-            damaged: whether the caller found it damaged; it is then checked against its checksums again.
-            reading: in which order the caller will read it.
-            sweep: to which the log of fills puts down what is filled.
+        A request that a trial waits for goes before all those that only run ahead. Repeating a request is harmless and cheap.
+        All kinds that are requested of a view before its turn comes share one forward pass.
         """
-        urgency = _AHEAD if ahead else _REQUESTED
+        view, urgency = request.view, _AHEAD if request.ahead else _REQUESTED
         with self._wanted:
             assert not self._closed, "a service that was closed fills no more"
-            if sweep:
-                self._sweeps.setdefault(view, set()).add(sweep)
-            for kind in kinds:
+            if request.sweep:
+                self._sweeps.setdefault(view, set()).add(request.sweep)
+            for kind in request.kinds:
                 self._kinds.setdefault(view, {}).setdefault(kind_id(kind), kind)
-                if damaged:
+                if request.damaged:
                     self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
             self._resting = False
             if not any(queued == view and urgent <= urgency for urgent, _, queued, _ in self._queue):
-                heapq.heappush(self._queue, (urgency, next(self._order), view, reading))
+                heapq.heappush(self._queue, (urgency, next(self._order), view, request.reading))
             if self._filler is None or not self._filler.is_alive():
                 self._filler = threading.Thread(target=self._fill_queue, name="filler", daemon=True)
                 self._filler.start()
@@ -258,14 +242,14 @@ class TeacherService:
         # Who goes on fills in the order, and so in the batches, of who began: rows are rounded as if nothing had happened.
         reading = next((writer.order for writer in writers.values() if writer.order is not None), None)
         order = np.arange(rows) if reading is None else reading_order(reading[0], reading[1], rows)
-        todo = _Todo([order[first : first + FILL_BATCH] for first in range(0, rows, FILL_BATCH)], writers)
+        todo = FillBatches([order[first : first + FILL_BATCH] for first in range(0, rows, FILL_BATCH)], writers)
         num_batches = 1
         with read_ahead(self._images, (self._views.reads(torch.from_numpy(rows), view) for rows in todo.ahead())):
             while todo.left:
                 if self._resting:
                     raise _IdleError
                 started = time.perf_counter()
-                stretch: list[_Batch] = []
+                stretch: list[FillBatch] = []
                 while len(stretch) < num_batches and (batch := todo.take()) is not None:
                     self._fill_batch(view, kinds, reader, writers, batch)
                     stretch.append(batch)
@@ -291,7 +275,7 @@ class TeacherService:
         kinds: Mapping[str, Knowledge],
         reader: FeatureReader,
         writers: Mapping[str, ViewWriter],
-        batch: "_Batch",
+        batch: "FillBatch",
     ) -> None:
         wanted = {name: kinds[name] for name, some in batch.missing.items() if some.any()}
         values = self._forward(reader, wanted, view, batch.rows)
@@ -332,7 +316,7 @@ class TeacherService:
             caller: who asks, for a fair share.
 
         Raises:
-            NoRoom: too many calls are waiting.
+            QueueFullError: too many calls are waiting.
         """
         return self._server.knowledge(caller, images, kinds, labels)
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from torch import Tensor
 
@@ -12,11 +11,11 @@ from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.home_access.node_home import node_home
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherTicket, view_identity
+from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.service import kind_id
+from stillhouse.teachers.ticket import FillRequest, TeacherTicket
 
 _POLL_S = 0.02
 REPEAT_S = 5.0
@@ -33,7 +32,7 @@ class ViewOpener:
         self._ticket = ticket
         self._knowledge = knowledge
         self._link = link
-        self._store = node_home(ticket.home).store if ticket.home else KnowledgeStore(Path(ticket.store))
+        self._store = node_home(ticket.home).store
         self._asked = 0.0
         self._view = 0
         self._wanted: Mapping[str, Knowledge] = {}
@@ -103,8 +102,13 @@ class ViewOpener:
         """Requests the view from the actor; returns the error of its last filling, if that failed."""
         # With what others will read of the view, since an actor that was restarted does not know of them.
         kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
-        error: InfrastructureError | None = self._link.tell_all(
-            "request", self._view, list(kinds.values()), False, damaged, self._reading, self._ticket.sweep
+        request = FillRequest(
+            view=self._view,
+            kinds=tuple(kinds.values()),
+            damaged=damaged,
+            reading=self._reading,
+            sweep=self._ticket.sweep,
         )
+        error: InfrastructureError | None = self._link.broadcast("request", request)
         self._asked = time.monotonic()
         return error

@@ -154,7 +154,7 @@ def test_a_home_that_only_the_driver_sees_holds_nothing_back_and_is_said(monkeyp
 def pretend(monkeypatch: pytest.MonkeyPatch, reports: list[NodeReport]) -> None:
     """Nodes that answer so."""
     monkeypatch.setattr(nodes, "ask_nodes", lambda _home: reports)
-    monkeypatch.setattr(nodes, "_usable_nodes", lambda: reports)
+    monkeypatch.setattr(nodes, "usable_nodes", lambda: reports)
     monkeypatch.setattr(nodes, "_name", lambda each: each.node)
     monkeypatch.setattr(nodes, "versions", lambda: OURS)
 

@@ -17,6 +17,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, Setup, Stage, Step
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError, TrialError
+from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.registry import build_model
@@ -28,9 +29,10 @@ from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvi
 from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.ledger import Ledger
-from stillhouse.teachers.definition import TeacherDefinition, TeacherTicket
+from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
 
@@ -72,11 +74,9 @@ def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: V
         weights_path=str(teacher.path),
         weights_hash=teacher.weights_hash,
         base=service.base,
-        dtype="float32",
-        store=str(home / "knowledge"),
+        home=HomeAddress(path=str(home)),
         actor="never-asked",
-        namespace="stillhouse",
-        ways={kind_id(logits()): "cached"},
+        modes={kind_id(logits()): "cached"},
     )
 
 
@@ -136,7 +136,7 @@ def test_a_taught_trial_reads_sealed_views_and_is_compared_with_its_teacher(
 def test_an_inline_teacher_forwards_every_sample_of_every_epoch(
     environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
 ) -> None:
-    inline = dataclasses.replace(ticket, ways={kind_id(logits()): "inline"})
+    inline = dataclasses.replace(ticket, modes={kind_id(logits()): "inline"})
     environment = dataclasses.replace(environment, tickets={"big": inline})
     record = run_to_end(make_trial(method="kd", teacher="big"), environment, digits)
     assert record.teaching["way"] == "inline"

@@ -39,7 +39,7 @@ def fill(home: Path, identity: dict[str, Any], *, used: float, num_bytes: int = 
 
 def ways(room: StoreQuota, kinds: dict[str, KnowledgeDemand] = KINDS) -> dict[str, str]:
     choices = room.choose(kinds, MEASURED, BASE, SAMPLES)
-    return {str(KINDS[text].kind): choice.way for text, choice in choices.items()}
+    return {str(KINDS[text].kind): choice.mode for text, choice in choices.items()}
 
 
 def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_teachers_share_the_room(tmp_path: Path) -> None:
     only = {kind_id(logits()): KINDS[kind_id(logits())]}
     assert ways(room, only) == {"logits": "cached"}
     choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, SAMPLES)
-    assert [choice.way for choice in choices.values()] == ["inline"]
+    assert [choice.mode for choice in choices.values()] == ["inline"]
 
 
 def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

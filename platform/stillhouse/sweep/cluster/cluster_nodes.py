@@ -11,28 +11,28 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.sweep.cluster.placement import NodeKind
+from stillhouse.sweep.cluster.ray_internals import HEAD_RESOURCE, draining_nodes
 
 TIMEOUT_S = 120.0
-_HEAD = "node:__internal_head__"
 
 
 def nodes_of_cluster() -> list[NodeKind]:
     """The nodes that can be used, with all that they have, whoever uses it now."""
     return [
         NodeKind(name=_name(node), resources=node["Resources"], labels=node.get("Labels") or {}, node_id=node["NodeID"])
-        for node in _usable_nodes()
+        for node in usable_nodes()
     ]
 
 
-def _usable_nodes() -> list[dict[str, Any]]:
+def usable_nodes() -> list[dict[str, Any]]:
     """The nodes that are alive and that nobody is about to take away: those start nothing new."""
-    draining = ray._private.state.state.get_draining_nodes()
+    draining = draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def addable_nodes() -> list[NodeKind] | None:
     """The kinds of nodes that the cluster's autoscaler may add; None where it keeps them to itself, as KubeRay does."""
-    head = next((node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
+    head = next((node for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"]), None)
     if head is None:
         return []
     try:

@@ -11,15 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from stillhouse.errors import InfrastructureError
+from stillhouse.home_access.ray_process import NAMESPACE
 from stillhouse.provenance import code_facts
 from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.cluster.ray_internals import JOB_VARIABLE, NOT_CONNECTED, VERSION_MISMATCH, on_loopback
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _TIMEOUT_S = 5.0
 _RAYS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
 """What Ray raises when it does not start or a cluster can not be joined."""
@@ -39,12 +39,12 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
-        "namespace": "stillhouse",
+        "namespace": NAMESPACE,
     }
     if address is None:
         # Without a word Ray joins whatever cluster it finds traces of on this machine, also one that is gone.
         options |= {"address": "local", "include_dashboard": False}
-        with _one_sentence("can not start a local Ray cluster"), _on_loopback():
+        with _one_sentence("can not start a local Ray cluster"), on_loopback():
             ray.init(**options, runtime_env={"env_vars": dict(environment_of_workers())})
         return
     _knock(address)
@@ -90,18 +90,6 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray that starts in here listens on the loopback interface, as on macOS and Windows; else on every one of the machine."""
-    # A name inside Ray (2.60): without it a sweep still runs, and the test of what listens says that it is gone.
-    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
     try:
         yield
@@ -117,9 +105,9 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 def _remedy(said: str) -> str:
-    if said.startswith("Version mismatch"):
+    if said.startswith(VERSION_MISMATCH):
         return "; install the cluster's versions here, or run the command on a node of the cluster"
-    if not said.startswith("Failed to connect"):
+    if not said.startswith(NOT_CONNECTED):
         return ""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return "; its token may differ from the one here (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)"
@@ -130,7 +118,7 @@ def _remedy(said: str) -> str:
 
 def _runtime_env(folder: Path, spec: SweepSpec | None) -> dict[str, Any]:
     """What the nodes get of this process: its code and its variables. A job's own runtime environment goes first."""
-    job = json.loads(os.environ.get(_JOB_VARIABLE) or "{}").get("runtime_env") or {}
+    job = json.loads(os.environ.get(JOB_VARIABLE) or "{}").get("runtime_env") or {}
     commit = code_facts()["commit"]
     variables = {**environment_of_workers(), **({COMMIT_VARIABLE: commit} if commit else {})}
     environment: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from stillhouse.doctor import LEAST_FREE_BYTES, Finding
 from stillhouse.durable import Damaged, read_checked, write_checked
 from stillhouse.errors import InfrastructureError
 from stillhouse.home_access.home_address import SCRATCH_VARIABLE
-from stillhouse.sweep.cluster.cluster_nodes import TIMEOUT_S, _name, _on, _usable_nodes
+from stillhouse.sweep.cluster.cluster_nodes import TIMEOUT_S, _name, _on, usable_nodes
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_probe import _reachable_part, look_around, versions
 from stillhouse.tracking import Location, locate
@@ -101,7 +101,7 @@ def _ask_again(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
     """The reports without nodes that went while they were asked: Ray lists a dead one as alive until it misses it."""
     found, deadline = list(reports), time.monotonic() + _LOSS_TIMEOUT_S
     while True:
-        alive = {_name(node) for node in _usable_nodes()}
+        alive = {_name(node) for node in usable_nodes()}
         found = [report for report in found if report.facts is not None or report.node in alive]
         doubtful = {report.node for report in found if report.lost}
         if not doubtful or time.monotonic() > deadline:
@@ -121,7 +121,7 @@ def ask_nodes(home: Path, location: Location | None = None, among: Collection[st
     Args:
         among: names of the nodes that are asked; None for all.
     """
-    nodes = sorted((node for node in _usable_nodes() if among is None or _name(node) in among), key=_name)
+    nodes = sorted((node for node in usable_nodes() if among is None or _name(node) in among), key=_name)
     folder = home / f".doctor-{secrets.token_hex(4)}"
     try:
         write_checked(folder / "driver", b"driver")

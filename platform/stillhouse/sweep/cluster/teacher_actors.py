@@ -1,38 +1,66 @@
 """The teachers' actors, as the driver uses them: started, prepared, called."""
 
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import RayTaskError
 
 from stillhouse.distill.sources import Reading
-from stillhouse.errors import InfrastructureError, StillhouseError, UsageError, as_disk_full, last_line
+from stillhouse.errors import StillhouseError, UsageError, as_disk_full, last_line
+from stillhouse.home_access.home_address import HomeAddress
+from stillhouse.home_access.ray_process import ACTOR_TIMEOUT_S, repeat_call
+from stillhouse.knowledge.top_k import TopK
 from stillhouse.sweep.cluster.trial_watch import WORKER_DIED
-from stillhouse.teachers.definition import FillPlan, TeacherDefinition
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.ticket import FillPlan, FillRequest, TeacherTicket
 
-_RESTARTS_OF_A_TEACHER = 3
-ACTOR_TIMEOUT_S = 120.0
-"""How long a teacher's actor that is gone is waited for."""
 _PAUSE_S = 1.0
-_STATUS_INTERVAL_S = 0.5
 
 
-class Teacher:
-    """A running teacher actor and what it told of itself.
+@dataclass(frozen=True, kw_only=True)
+class RunningTeacher:
+    """A teacher that an actor has loaded.
 
     Attributes:
-        replicas: name and handle of others that share its work.
+        actor: the actor's name.
+        handle: of the actor.
+        facts: what `TeacherActor.prepare` returned.
+        replicas: name and handle of other actors that share its work.
     """
 
-    def __init__(self, definition: TeacherDefinition, actor: str, handle: Any, facts: dict[str, Any]) -> None:
-        self.replicas: dict[str, Any] = {}
-        self.definition = definition
-        self.actor = actor
-        self.handle = handle
-        self.facts = facts
+    definition: TeacherDefinition
+    actor: str
+    handle: Any
+    facts: Mapping[str, Any]
+    replicas: Mapping[str, Any] = field(default_factory=dict)
+
+    def ticket(
+        self,
+        *,
+        home: HomeAddress,
+        sweep: str,
+        modes: Mapping[str, str],
+        calling_mode: str,
+        plan: FillPlan,
+        top_k: TopK | None,
+    ) -> TeacherTicket:
+        """What a trial of `sweep` needs to use the teacher; arguments as for `TeacherTicket`."""
+        return TeacherTicket(
+            definition=self.definition,
+            weights_path=self.facts["weights_path"],
+            weights_hash=self.facts["weights_hash"],
+            base=self.facts["base"],
+            actor=self.actor,
+            replicas=tuple(self.replicas),
+            home=home,
+            sweep=sweep,
+            modes=modes,
+            calling_mode=calling_mode,
+            plan=plan,
+            top_k=top_k,
+        )
 
 
 def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
@@ -44,46 +72,33 @@ def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
         DiskFullError: the disk of the actor's home is full.
         StillhouseError: the actor raised it.
     """
-    deadline = time.monotonic() + ACTOR_TIMEOUT_S
-    while True:
+
+    def attempt() -> Any:
         try:
             return ray.get(getattr(handle, method).remote(*arguments))
-        except RayActorError as error:
-            if time.monotonic() + _PAUSE_S > deadline:
-                raise InfrastructureError(f"the teacher's actor is gone: {error}") from error
         except RayTaskError as error:
             if isinstance(error.cause, StillhouseError):
                 raise error.cause from error
             if (full := as_disk_full(error, "the home of the teacher's node")) is not None:
                 raise full from error
-            # What a method asks of the teacher is computed there, and a user's reduction can raise anything.
+            # What a method needs from the teacher is computed there, and a user-defined reduction can raise anything.
             raise UsageError(
-                f"the teacher can not {method} what the methods ask of it: {last_line(str(error), WORKER_DIED)}"
+                f"the teacher cannot {method} what the methods need from it: {last_line(str(error), WORKER_DIED)}"
             ) from error
-        time.sleep(_PAUSE_S)
+
+    return repeat_call(
+        attempt,
+        failure="the teacher's actor is gone",
+        timeout_s=ACTOR_TIMEOUT_S,
+        first_pause_s=_PAUSE_S,
+        longest_pause_s=_PAUSE_S,
+    )
 
 
-def _answered(call: Any) -> bool:
-    """Whether a call of an actor, sent before another one that failed, was answered."""
-    if not ray.wait([call], timeout=0)[0]:
-        return False
-    try:
-        ray.get(call)
-    except RayActorError:
-        return False
-    return True
-
-
-def _rather_on(node_id: str) -> dict[str, Any]:
-    """Ray's options for an actor that is to be on this node, or elsewhere where the node is full or gone."""
-    if not node_id:
-        return {}
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}
-
-
-def request_ahead(teacher: Teacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
+def request_ahead(teacher: RunningTeacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
     """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
     for view, reading in views.items():
         if kinds := plan.kinds(view):
+            request = FillRequest(view=view, kinds=tuple(kinds), ahead=True, reading=reading, sweep=sweep)
             for handle in (teacher.handle, *teacher.replicas.values()):
-                handle.request.remote(view, kinds, True, False, reading, sweep)
+                handle.request.remote(request)

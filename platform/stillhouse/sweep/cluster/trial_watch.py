@@ -12,15 +12,12 @@ from ray import tune
 
 from stillhouse.errors import DiskFullError, InfrastructureError, as_disk_full, last_line
 from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.cluster.ray_internals import TUNE_ATTEMPT, WORKER_DEATHS
 from stillhouse.sweep.execution.trainable import DISK_FULL, TRIAL_CONFIG, key_of
 from stillhouse.sweep.home.ledger import Ledger, now
 from stillhouse.sweep.progress import Progress
 
-_DEATHS = ("because its worker process has died", "due to the node running low on memory")
-"""What Ray says of a worker that died by itself, or that it ended to keep the node alive (ray 2.60)."""
 WORKER_DIED = "its worker died"
-_ATTEMPT = "Failure # "
-"""What Tune writes in front of each of a trial's errors (ray 2.60)."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,8 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         key = key_of(trial.config[TRIAL_CONFIG])
         text = ""
         with suppress(OSError):
-            text = Path(trial.error_file).read_text().rpartition(_ATTEMPT)[2]
-        died = any(sign in text for sign in _DEATHS)
+            text = Path(trial.error_file).read_text().rpartition(TUNE_ATTEMPT)[2]
+        died = any(sign in text for sign in WORKER_DEATHS)
         deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
         # Another epoch than last time is another cause than the trial itself, which does the same each time.
         self._deaths[key] = (deaths if epoch == self._epochs[key] else 0) + 1 if died else 0, self._epochs[key]

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import ray
-import torch
-
+from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency
 from stillhouse.sweep.execution.trial_records import failure_reason
@@ -30,7 +28,7 @@ def measure_models(
     A model that can not run has a reason instead, in the second dict: its trials are there to fail, each alone.
     """
     prepare_worker(import_paths, threads)
-    device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    device = own_device()
     found: dict[str, dict[str, float]] = {}
     reasons: dict[str, str] = {}
     budget_s = min(_BUDGET_S, _ALL_S / (_MEASUREMENTS * max(1, len(models))))

@@ -14,6 +14,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch do
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.parallel import Workers
 from stillhouse.errors import DiskFullError, InfrastructureError, TrialError, as_disk_full, first_line
+from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason
@@ -147,11 +148,6 @@ class WorkerGroup:
 
 class WorkerGroupError(TrialError):
     """Another worker's failure; the message is the reason for the ledger."""
-
-
-def own_device() -> str:
-    """The device that Ray gave this process."""
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def _join(store: TCPStore, workers: Workers) -> None:

@@ -11,8 +11,9 @@ from ray import tune
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
+from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial
-from stillhouse.sweep.execution.multi_worker import WorkerGroup, own_device
+from stillhouse.sweep.execution.multi_worker import WorkerGroup
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import existing_record, failed_record, failure_reason
 from stillhouse.sweep.execution.trial_runner import TrialRunner

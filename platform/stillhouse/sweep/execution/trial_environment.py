@@ -7,7 +7,7 @@ from stillhouse.data.views import Views
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.node_home import NodeHome, node_home
 from stillhouse.spec.training import Training
-from stillhouse.teachers.definition import TeacherTicket
+from stillhouse.teachers.ticket import TeacherTicket
 
 CHECKPOINT_INTERVAL_S = 5.0
 

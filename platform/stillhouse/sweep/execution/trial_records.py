@@ -23,7 +23,7 @@ def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseExcept
         started=now(),
         finished=now(),
     )
-    _keep_record(record, environment)
+    store_record(record, environment)
     return record
 
 
@@ -35,7 +35,7 @@ def existing_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord 
     return ledger.read(trial.key)
 
 
-def _keep_record(record: TrialRecord, environment: TrialEnvironment) -> None:
+def store_record(record: TrialRecord, environment: TrialEnvironment) -> None:
     home = environment.own_home
     ledger = Ledger(home.here(environment.folder) / "ledger")
     ledger.write(record)

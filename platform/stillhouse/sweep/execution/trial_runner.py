@@ -26,7 +26,7 @@ from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
-from stillhouse.sweep.execution.trial_records import _keep_record, failure_reason
+from stillhouse.sweep.execution.trial_records import failure_reason, store_record
 from stillhouse.sweep.home.ledger import now
 from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
 
@@ -209,7 +209,7 @@ class TrialRunner:
                 **fields,
             }
         )
-        _keep_record(record, self._environment)
+        store_record(record, self._environment)
         self._drop_checkpoint()
         return record
 

@@ -9,7 +9,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
 from stillhouse.teachers.definition import view_identity
-from stillhouse.teachers.delivery_cost import Choice, Cost, choose_ways, readable_bytes
+from stillhouse.teachers.delivery_cost import Cost, DeliveryChoice, choose_delivery, readable_bytes
 
 
 class StoreQuota:
@@ -30,7 +30,7 @@ class StoreQuota:
 
     def choose(
         self, asked: Mapping[str, KnowledgeDemand], measured: Mapping[str, Any], base: Mapping[str, Any], num_samples: int
-    ) -> dict[str, Choice]:
+    ) -> dict[str, DeliveryChoice]:
         """The way of each of a teacher's kinds; takes room for those that are cached.
 
         Args:
@@ -45,7 +45,7 @@ class StoreQuota:
         costs = {
             text: Cost(
                 name=str(each.kind),
-                asked=self._spec.ways.get(str(each.kind), self._spec.way),
+                requested=self._spec.ways.get(str(each.kind), self._spec.way),
                 bytes_per_sample=measured["bytes_per_sample"][text],
                 read_seconds=measured["read_seconds"][text],
                 compute_seconds=measured["compute_seconds"][text],
@@ -54,18 +54,20 @@ class StoreQuota:
             for text, each in asked.items()
         }
         for text, cost in costs.items():
-            if cost.asked == "served" and asked[text].kind.draws:
+            if cost.requested == "served" and asked[text].kind.draws:
                 raise UsageError("knowledge.tail_draws must be 0 where knowledge.way is served: draws go by a sample's place")
-        forced = sum(cost.bytes_per_sample * cost.num_views for cost in costs.values() if cost.asked == "cached") * num_samples
+        forced = (
+            sum(cost.bytes_per_sample * cost.num_views for cost in costs.values() if cost.requested == "cached") * num_samples
+        )
         if forced > (left := self._disk - sum(self._own.values())):
             raise DiskFullError(
                 f"no room for {readable_bytes(forced)} of knowledge under {self._store.root}, whose disk has "
                 f"{readable_bytes(left)} for it; lower views.count or let knowledge.way be auto"
             )
         self._asked |= {str(each.kind) for each in asked.values()}
-        choices = choose_ways(costs, num_samples=num_samples, room_bytes=self._room)
+        choices = choose_delivery(costs, num_samples=num_samples, room_bytes=self._room)
         for text, choice in choices.items():
-            if choice.way == "cached":
+            if choice.mode == "cached":
                 size = costs[text].bytes_per_sample * num_samples
                 keys = [KnowledgeStore.key(view_identity(base, asked[text].kind, view)) for view in asked[text].views]
                 self._room -= size * len(set(keys) - self._own.keys())

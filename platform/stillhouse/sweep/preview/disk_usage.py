@@ -125,7 +125,7 @@ def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
         }
         choices = room.choose(asked, measured, {"teacher": name}, samples)
         for text, each in asked.items():
-            size, way = sizes[text], choices[text].way
+            size, way = sizes[text], choices[text].mode
             wanted = spec.knowledge.ways.get(str(each.kind), spec.knowledge.way)
             kinds.append(
                 KindDiskUsage(

@@ -1,0 +1,80 @@
+"""Everything that Stillhouse uses of Ray beyond its public interface, each with what happens where it is missing.
+
+pyproject.toml limits Ray to the releases for which this was checked; the tests of this module check the installed one.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The environment variable in which `ray job submit` passes a job's runtime environment to its entry point.
+
+Where Ray calls it otherwise, the job's runtime environment is not found, and the driver sends its own code and variables.
+"""
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource that only the head node has. Where it is missing, no nodes are counted that an autoscaler may add."""
+WORKER_DEATHS = ("because its worker process has died", "due to the node running low on memory")
+"""What Ray reports of a worker that died by itself, and of one that it ended to save the node.
+
+Where the words differ, a trial that kills its workers is not recognised as such: the sweep ends with the reason instead of
+recording the trial as failed.
+"""
+TUNE_ATTEMPT = "Failure # "
+"""What Tune writes before each error in a trial's error file. Where it differs, deaths of earlier attempts count too."""
+VERSION_MISMATCH = "Version mismatch"
+"""How Ray's error begins when the cluster has another version. Where it differs, the message has no remedy."""
+NOT_CONNECTED = "Failed to connect"
+"""How Ray's error begins when a cluster does not let this process in. Where it differs, the message has no remedy."""
+
+
+def draining_nodes() -> frozenset[str]:
+    """The ids of the nodes that are about to be taken away and start nothing new.
+
+    Where Ray has no such interface, none: an actor or trial that is placed on one is started again elsewhere.
+    """
+    try:
+        from ray._private import state
+
+        found = state.state.get_draining_nodes()
+    except (ImportError, AttributeError):
+        return frozenset()
+    return frozenset(found)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray that starts in this context listens on the loopback interface, as it does on macOS and Windows.
+
+    Where Ray has no such switch, it listens on every interface of the machine, as it does by default on Linux.
+    """
+    try:
+        from ray._private import ray_constants
+    except ImportError:
+        yield
+        return
+    if not hasattr(ray_constants, "ENABLE_RAY_CLUSTER"):
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def prefer_node(node_id: str) -> dict[str, Any]:
+    """Ray's options for an actor that should run on this node, or elsewhere where the node is full or gone.
+
+    Where Ray cannot fall back from a full node, the actor goes to any node that has room for it.
+
+    Args:
+        node_id: Ray's; "" for any node.
+    """
+    if not node_id or "_spill_on_unavailable" not in inspect.signature(NodeAffinitySchedulingStrategy).parameters:
+        return {}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)}

@@ -1,0 +1,91 @@
+"""One run of Ray Tune: what it is told of trials, resources and when to end. Nothing that Tune stores is read again."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from stillhouse.spec.schema import TrialResources
+from stillhouse.sweep.cluster.placement import worker_bundles
+from stillhouse.sweep.cluster.trial_watch import TrialWatch
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, DistillTrial, key_of
+from stillhouse.sweep.execution.trial_environment import TrialEnvironment
+from stillhouse.sweep.execution.tune_searcher import QueueSearcher
+
+RESTARTS_OF_A_TRIAL = 3
+
+
+def make_tuner(
+    environment: TrialEnvironment,
+    data_reference: Any,
+    resources: TrialResources,
+    *,
+    searcher: QueueSearcher,
+    scheduler: TrialScheduler,
+    watch: TrialWatch,
+    num_trials: int,
+    max_concurrent: int,
+    should_stop: Callable[[], bool],
+    scratch: str,
+) -> tune.Tuner:
+    """A tuner that runs the trials of `searcher`.
+
+    Args:
+        data_reference: of the data set in Ray's object store.
+        resources: of each trial.
+        watch: is called back with every event of a trial.
+        num_trials: at most.
+        should_stop: called often; once it is true, running trials stop after their epoch and no other one starts.
+        scratch: a folder for what Tune writes. A sweep resumes from its ledger, so other nodes need not see it.
+    """
+    bundles = worker_bundles(resources)
+    labels = {"bundle_label_selector": [resources.labels] * len(bundles)} if resources.labels else {}
+    trainable = tune.with_resources(
+        tune.with_parameters(DistillTrial, environment=environment, data=[data_reference]),
+        tune.PlacementGroupFactory(bundles, strategy="STRICT_PACK", **labels),
+    )
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=max(1, num_trials),
+            scheduler=scheduler,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{time.time_ns()}",
+            storage_path=scratch,
+            verbose=0,
+            callbacks=[watch],
+            stop=_StopAll(should_stop),
+            # Trials write their own checkpoints, which any later run finds by the trials' keys.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=RESTARTS_OF_A_TRIAL),
+        ),
+    )
+
+
+class _StopAll(tune.Stopper):  # type: ignore[misc]  # ray is not typed
+    """Ends a whole run of Tune: running trials stop after their current epoch, and no other one starts."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles it to restore a run, which a sweep never does.
+        return tune.stopper.NoopStopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._should_stop()
+
+
+def _trial_name(trial: Any) -> str:
+    return key_of(trial.config[TRIAL_CONFIG])
