@@ -1,0 +1,36 @@
+"""Sentences of a plan for its reader."""
+
+import pytest
+
+from stillhouse.spec.schema import SearchBudget
+from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
+from stillhouse.sweep.planning.spec_check import Skipped
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sentence"),
+    [("big", "kd is left out for mlp with big: too small"), (None, "kd is left out for mlp: too small")],
+)
+def test_a_skipped_pair_is_named_with_its_reason(teacher: str | None, sentence: str) -> None:
+    assert skip_notes([Skipped(method="kd", student="mlp", teacher=teacher, reason="too small", trials=2)]) == [sentence]
+
+
+def test_dropped_trials_are_counted() -> None:
+    assert duplicate_notes({"kd": 1, "scratch": 3}) == [
+        "kd: 1 trial dropped, equal to others in all settings",
+        "scratch: 3 trials dropped, equal to others in all settings",
+    ]
+    assert limit_notes({"mlp": ("macs = 9 is over the limit of 8", 2)}, None) == [
+        "mlp: 2 trials dropped by search.limits: macs = 9 is over the limit of 8"
+    ]
+
+
+def test_a_budget_names_every_bound_that_it_has() -> None:
+    assert budget_notes(SearchBudget()) == []
+    assert budget_notes(SearchBudget(epochs=50, gpu_hours=1.5)) == [
+        "search.budget: no trial starts beyond 50 epochs or 1.5 gpu-hours in all"
+    ]
+
+
+def test_a_search_that_is_not_adaptive_has_no_note() -> None:
+    assert search_notes(None, [], []) == []
