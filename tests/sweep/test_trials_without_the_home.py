@@ -27,7 +27,7 @@ from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
@@ -84,7 +84,7 @@ def teach(home: HomeAddress, data: ImageData, views: Views) -> TeacherTicket:
         weights_hash=teacher.weights_hash,
         base=service.base,
         actor="never-there",
-        modes={kind_id(logits()): "cached"},
+        modes={logits().id: "cached"},
         home=home,
     )
 

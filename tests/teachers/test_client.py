@@ -28,7 +28,6 @@ from stillhouse.teachers.call_queue import QueueFull
 from stillhouse.teachers.client import TrialTeacher, weights_here
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.served import ServedKnowledge
-from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.ticket import FillPlan, FillRequest, TeacherTicket
 from stillhouse.teachers.view_opener import ViewOpener
 
@@ -298,7 +297,7 @@ def test_a_trial_gets_logits_of_every_class_back_whatever_form_they_are_kept_in(
     ticket = dataclasses.replace(TICKET, definition=definition, home=HomeAddress(path=str(tmp_path)), top_k=TopK(3))
     kind = ticket.form(logits())
     assert kind != logits()
-    ticket = dataclasses.replace(ticket, modes={kind_id(kind): "cached"})
+    ticket = dataclasses.replace(ticket, modes={kind.id: "cached"})
     values = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
     with KnowledgeStore(tmp_path / "knowledge").writer(
         view_identity({}, kind, 0), rows=6, shape=(7,), dtype="float32"

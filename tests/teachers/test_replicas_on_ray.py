@@ -25,7 +25,7 @@ from stillhouse.models.weights import load_weights
 from stillhouse.teachers.actor import start_actor
 from stillhouse.teachers.client import TrialTeacher
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
-from stillhouse.teachers.service import FILL_BATCH, kind_id
+from stillhouse.teachers.service import FILL_BATCH
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.teachers.view_opener import REPEAT_S
 from stillhouse.workers import driver_import_paths
@@ -109,7 +109,7 @@ def test_a_view_is_whole_and_each_sample_counted_once_when_one_of_two_replicas_i
         home=home,
         actor=names[0],
         replicas=tuple(names[1:]),
-        modes={kind_id(kind): "cached"},
+        modes={kind.id: "cached"},
         plan=FillPlan.make([(kind, {1})]),
     )
     trial, began = TrialTeacher(ticket, {"logits": kind}), time.monotonic()

@@ -33,7 +33,7 @@ from stillhouse.spec.training import Training
 from stillhouse.teachers import service as service_module
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import FillRequest
 
 ROWS = 160
@@ -312,12 +312,12 @@ def test_half_precision_is_the_rounded_knowledge_at_half_the_size(make_service: 
 def test_measuring_gives_the_weight_of_each_kind(make_service: Callable[..., TeacherService]) -> None:
     measured = make_service().measure(KINDS)
     assert measured["seconds_per_sample"] > 0
-    assert all(measured["compute_seconds"][kind_id(kind)] > 0 for kind in KINDS)
+    assert all(measured["compute_seconds"][kind.id] > 0 for kind in KINDS)
     service = make_service()
     service.fill(0, KINDS)
     for kind in KINDS:
-        assert measured["bytes_per_sample"][kind_id(kind)] == opened(service, kind, 0).bytes_per_sample
-    assert make_service(dtype="float16").measure([logits()])["bytes_per_sample"] == {kind_id(logits()): 20}
+        assert measured["bytes_per_sample"][kind.id] == opened(service, kind, 0).bytes_per_sample
+    assert make_service(dtype="float16").measure([logits()])["bytes_per_sample"] == {logits().id: 20}
 
 
 def test_pixels_of_no_view_are_answered_as_by_the_teacher_itself(

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stillhouse.durable import canonical_json
 from stillhouse.knowledge.code import code_version
 from stillhouse.spec.priors import Scalar
 
@@ -75,6 +76,11 @@ class Knowledge:
             if self.draws:
                 identity["draws"] = self.draws
         return identity
+
+    @property
+    def id(self) -> str:
+        """Text that is equal if and only if the knowledge is: `identity` as canonical JSON."""
+        return canonical_json(self.identity())
 
     def __str__(self) -> str:
         what = "input_gradient" if self.of_input else ", ".join(self.layers) or self.output

@@ -17,7 +17,6 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.weights import load_weights, state_hash
 from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.served import ActorModel, ServedKnowledge
-from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.ticket import TeacherTicket
 from stillhouse.teachers.view_opener import ViewOpener
 
@@ -143,7 +142,7 @@ def _holds(path: Path, digest: str) -> bool:
 
 def _mode_of(kind: Knowledge, ticket: TeacherTicket) -> str:
     # A search that chooses its trials as it goes may ask what nobody foresaw; recomputing always works.
-    return ticket.modes.get(kind_id(kind), "inline")
+    return ticket.modes.get(kind.id, "inline")
 
 
 def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:

@@ -21,7 +21,7 @@ from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
-from stillhouse.durable import Damaged, canonical_json
+from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
@@ -46,11 +46,6 @@ _STRETCH_S = 1.0
 """Stretches that take this long to compute do not grow: trials wait for them."""
 _POLL_S = 0.02
 _REQUESTED, _AHEAD = 0, 1
-
-
-def kind_id(kind: Knowledge) -> str:
-    """The name of a kind of knowledge that is equal for equal knowledge."""
-    return canonical_json(kind.identity())
 
 
 class TeacherService:
@@ -115,7 +110,7 @@ class TeacherService:
         `seconds_per_sample` of a forward pass alone, and by kind: `compute_seconds` of one sample, with all passes that the
         kind takes, `bytes_per_sample`, and `read_seconds` to gather one sample from the store.
         """
-        wanted = {kind_id(kind): kind for kind in kinds}
+        wanted = {kind.id: kind for kind in kinds}
         count = min(_MEASURED, len(self._images))
         images, few = self._view_images(0, np.arange(count)), min(_MEASURED_FEW, count)
         with self._model_lock, FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
@@ -153,7 +148,7 @@ class TeacherService:
             if request.sweep:
                 self._sweeps.setdefault(view, set()).add(request.sweep)
             for kind in request.kinds:
-                self._kinds.setdefault(view, {}).setdefault(kind_id(kind), kind)
+                self._kinds.setdefault(view, {}).setdefault(kind.id, kind)
                 if request.damaged:
                     self._store.distrust(view_identity(self.base, kind, view))
             error, self._error = self._error, None
@@ -196,7 +191,7 @@ class TeacherService:
         started = time.perf_counter()
         missing: dict[str, Knowledge] = {}
         for kind in kinds:
-            name, identity = kind_id(kind), view_identity(self.base, kind, view)
+            name, identity = kind.id, view_identity(self.base, kind, view)
             try:
                 self._store.open(identity)
             except FileNotFoundError:
@@ -284,7 +279,7 @@ class TeacherService:
 
     def verify(self, kinds: Iterable[Knowledge], *, pairs: int, seed: int) -> dict[str, Any]:
         """`verify_sealed` of all views of these kinds."""
-        wanted = {kind_id(kind): kind for kind in kinds}
+        wanted = {kind.id: kind for kind in kinds}
         with FeatureReader(self.teacher.model, layers_of(wanted)) as reader:
             return verify_sealed(
                 self._store,

@@ -14,7 +14,6 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
 from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import view_identity
-from stillhouse.teachers.service import kind_id
 from stillhouse.teachers.ticket import FillRequest, TeacherTicket
 
 _POLL_S = 0.02
@@ -101,7 +100,7 @@ class ViewOpener:
     def _ask(self, *, damaged: bool) -> InfrastructureError | None:
         """Requests the view from the actor; returns the error of its last filling, if that failed."""
         # With what others will read of the view, since an actor that was restarted does not know of them.
-        kinds = {kind_id(kind): kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
+        kinds = {kind.id: kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
         request = FillRequest(
             view=self._view,
             kinds=tuple(kinds.values()),

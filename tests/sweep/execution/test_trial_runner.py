@@ -31,7 +31,7 @@ from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService, kind_id
+from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
@@ -76,7 +76,7 @@ def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: V
         base=service.base,
         home=HomeAddress(path=str(home)),
         actor="never-asked",
-        modes={kind_id(logits()): "cached"},
+        modes={logits().id: "cached"},
     )
 
 
@@ -136,7 +136,7 @@ def test_a_taught_trial_reads_sealed_views_and_is_compared_with_its_teacher(
 def test_an_inline_teacher_forwards_every_sample_of_every_epoch(
     environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket, make_trial: MakeTrial
 ) -> None:
-    inline = dataclasses.replace(ticket, modes={kind_id(logits()): "inline"})
+    inline = dataclasses.replace(ticket, modes={logits().id: "inline"})
     environment = dataclasses.replace(environment, tickets={"big": inline})
     record = run_to_end(make_trial(method="kd", teacher="big"), environment, digits)
     assert record.teaching["way"] == "inline"

@@ -15,13 +15,12 @@ from stillhouse.spec.schema import KnowledgeSpec
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
 from stillhouse.teachers.definition import view_identity
-from stillhouse.teachers.service import kind_id
 
 SAMPLES = 1000
 BASE = {"teacher": {"weights": "ours"}}
-KINDS = {kind_id(kind): KnowledgeDemand(kind, frozenset({0, 1})) for kind in (logits(), feature("layer"))}
+KINDS = {kind.id: KnowledgeDemand(kind, frozenset({0, 1})) for kind in (logits(), feature("layer"))}
 MEASURED: dict[str, Any] = {
-    "bytes_per_sample": {kind_id(logits()): 40, kind_id(feature("layer")): 400},
+    "bytes_per_sample": {logits().id: 40, feature("layer").id: 400},
     "read_seconds": dict.fromkeys(KINDS, 0.5),
     "compute_seconds": dict.fromkeys(KINDS, 1.0),
 }
@@ -51,7 +50,7 @@ def test_two_views_of_both_kinds_take_their_room(tmp_path: Path) -> None:
 
 def test_a_view_in_which_no_trial_reads_a_kind_takes_no_room(tmp_path: Path) -> None:
     """80 kB of logits, and 400 kB of features in one of the two views."""
-    once = KINDS | {kind_id(feature("layer")): KnowledgeDemand(feature("layer"), frozenset({1}))}
+    once = KINDS | {feature("layer").id: KnowledgeDemand(feature("layer"), frozenset({1}))}
     room = StoreQuota(KnowledgeSpec(max_bytes=480_000), tmp_path)
     assert ways(room, once) == {"logits": "cached", "layer": "cached"}
     # What no trial of this sweep reads is nobody's, and goes when others need the room.
@@ -62,7 +61,7 @@ def test_a_view_in_which_no_trial_reads_a_kind_takes_no_room(tmp_path: Path) -> 
 
 def test_teachers_share_the_room(tmp_path: Path) -> None:
     room = StoreQuota(KnowledgeSpec(max_bytes=100_000), tmp_path)
-    only = {kind_id(logits()): KINDS[kind_id(logits())]}
+    only = {logits().id: KINDS[logits().id]}
     assert ways(room, only) == {"logits": "cached"}
     choices = room.choose(only, MEASURED, {"teacher": {"weights": "another"}}, SAMPLES)
     assert [choice.mode for choice in choices.values()] == ["inline"]

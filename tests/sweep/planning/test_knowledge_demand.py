@@ -19,7 +19,6 @@ from stillhouse.models.registry import build_model
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, knowledge_demand
 from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.sweep import Sweep
-from stillhouse.teachers.service import kind_id
 
 SPEC: dict[str, Any] = {
     "name": "asking",
@@ -61,7 +60,7 @@ class Watched(InlineKnowledge):
         view, names = self._now
         for name, kind in self._asked.items():
             if is_named(name, names):
-                self._seen.setdefault(kind_id(kind), set()).add(view)
+                self._seen.setdefault(kind.id, set()).add(view)
         return super().gather(indices, images)
 
 

@@ -19,7 +19,6 @@ from stillhouse.models.blueprint import blueprint, sketch
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import KnowledgeSpec, SweepSpec
 from stillhouse.sweep.planning.method_fit import fit_method
-from stillhouse.teachers.service import kind_id
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def knowledge_demand(
             epochs = _epochs_of(fit.method, knowledge, trial, teacher, student, data) if not adaptive else {}
             for key, kind in knowledge.items():
                 form = kind if top_k is None else top_k.of(kind, data.num_classes)
-                reading = kinds.setdefault(kind_id(form), _Reading(form))
+                reading = kinds.setdefault(form.id, _Reading(form))
                 reading.trials.add(trial.key)
                 read = epochs.get(key, [(0, trial.epochs)])
                 reading.views.update(*(ranges.views(seed, *stretch) for stretch in read for seed in seeds))
