@@ -114,3 +114,10 @@ def test_the_output_of_another_task_is_knowledge_with_an_identity_of_its_own() -
 def test_logits_are_the_output_of_that_name_with_the_identity_of_the_first_release() -> None:
     assert output("logits") == logits()
     assert logits().identity() == {"layers": []}
+
+
+def test_the_id_of_a_kind_is_equal_if_and_only_if_the_kind_is() -> None:
+    kinds = [logits(), feature("a"), feature("b"), reduced(energy, "a"), input_gradient()]
+    assert len({kind.id for kind in kinds}) == len(kinds)
+    assert feature("a").id == feature("a").id
+    assert logits().id == '{"layers":[]}'

@@ -7,17 +7,9 @@ import pytest
 from rich.console import Console
 
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.progress import Progress, Tally, describe_record, format_seconds
+from stillhouse.sweep.progress import Progress, Tally, describe_record
 
 MakeRecord = Callable[..., TrialRecord]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (-3, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
-)
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text
 
 
 def shown(*, terminal: bool = False) -> tuple[Progress, io.StringIO]:

@@ -17,7 +17,7 @@ from stillhouse.data.hashing import derive_key
 from stillhouse.data.images import Arrays
 from stillhouse.data.splits import stratified_order, stratified_split
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
-from stillhouse.errors import UsageError
+from stillhouse.errors import UsageError, describe_error, first_line
 
 Reader = Callable[[int | None], Arrays]
 _DIGITS_TEST_SIZE = 360
@@ -99,7 +99,7 @@ class TorchvisionSource:
         try:
             return getattr(torchvision.datasets, self.class_name)(str(root), download=download, **split)
         except Exception as error:  # each of torchvision's classes fails in its own way on a damaged file
-            what = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+            what = first_line(error).partition(". ")[0]
             raise UsageError(
                 f"{name} can not be read from {root / self.folder} ({what}); "
                 f"name another dataset.root, or set dataset.download to true"
@@ -151,7 +151,7 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any], targ
     try:
         given = function(**options, **({} if root is None else {"root": root}))
     except Exception as error:
-        raise UsageError(f"data set function {path} raised {_said(error)}") from error
+        raise UsageError(f"data set function {path} raised {describe_error(error)}") from error
     if isinstance(given, Mapping):
         missing = [key for key in ("train", "test") if key not in given]
         unknown = [str(key) for key in given if key not in ("train", "test", "class_names", "num_classes")]
@@ -216,7 +216,7 @@ def _import(path: str) -> Callable[..., Any]:
     except ImportError as error:
         raise UsageError(f"data set {path} can not be imported ({error}); put the folder of its file on PYTHONPATH") from error
     except Exception as error:
-        raise UsageError(f"data set {path} can not be imported: {_said(error)}; correct its file") from error
+        raise UsageError(f"data set {path} can not be imported: {describe_error(error)}; correct its file") from error
     found = getattr(imported, attribute, None)
     if found is None:
         raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name")
@@ -224,8 +224,3 @@ def _import(path: str) -> Callable[..., Any]:
         raise UsageError(f"data set {path} must be a function, it is {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
-
-
-def _said(error: Exception) -> str:
-    """The error in one line."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

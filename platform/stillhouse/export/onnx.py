@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from stillhouse.errors import UsageError
+from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
-from stillhouse.export.program import first_line
 
 INPUT, OUTPUT = "images", "logits"
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -44,7 +43,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
             verbose=False,
         )
     except Exception as error:
-        raise UsageError(f"the student can not be written as ONNX: {first_line(error)}") from error
+        raise UsageError(f"the student can not be written as ONNX: {describe_error(error)}") from error
     assert converted is not None
     converted.save(path)
 
@@ -60,7 +59,7 @@ def check_onnx(path: Path) -> None:
     try:
         onnx.checker.check_model(path, full_check=True)
     except Exception as error:
-        raise UsageError(f"the ONNX file is not valid: {first_line(error)}") from error
+        raise UsageError(f"the ONNX file is not valid: {describe_error(error)}") from error
 
 
 def load_answer(path: Path) -> Answer:

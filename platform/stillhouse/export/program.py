@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from stillhouse.errors import UsageError
+from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
 from stillhouse.models.layers import Shape
 
@@ -25,7 +25,7 @@ def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:
         raise UsageError(
-            f"torch.export can not trace {type(model).__name__} with a batch of any size: {first_line(error)}; "
+            f"torch.export can not trace {type(model).__name__} with a batch of any size: {describe_error(error)}; "
             "its forward must not decide by the values or the number of its images"
         ) from error
 
@@ -44,8 +44,3 @@ def load_answer(path: Path) -> Answer:
         return logits
 
     return answer
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -113,7 +113,7 @@ def configurations(
 
     Args:
         sweep: noted with each of them.
-        labels: of the concrete students by `student_key`; by default those that `records` need.
+        labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         devices: that each trial held.
     """
     labels = choice_labels(records) if labels is None else labels
@@ -127,7 +127,7 @@ def configurations(
             metric=metric,
             method=first.trial.method,
             student=first.trial.student.name,
-            choice=labels[student_key(first.trial.student)],
+            choice=labels[first.trial.student.variant],
             teacher=first.trial.teacher,
             hyperparameters=first.trial.hyperparameters,
             records=tuple(sorted(group, key=lambda record: (record.trial.phase, record.trial.seed, record.trial.key))),
@@ -173,10 +173,10 @@ def compare(left: Configuration, right: Configuration) -> tuple[Estimate, Litera
 
 
 def choice_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
-    """The label of each concrete student by its `student_key`: its name and the options that tell it from its namesakes."""
+    """The label of each concrete student by its `variant`: its name and the options that tell it from its namesakes."""
     by_name: dict[str, dict[str, StudentChoice]] = defaultdict(dict)
     for record in records:
-        by_name[record.trial.student.name][student_key(record.trial.student)] = record.trial.student
+        by_name[record.trial.student.name][record.trial.student.variant] = record.trial.student
     labels = {}
     for name, choices in by_name.items():
         told_apart = _differing([choice.options | {"model": choice.model} for choice in choices.values()])
@@ -197,15 +197,10 @@ def _brief(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def student_key(student: StudentChoice) -> str:
-    """Equal for equal concrete students."""
-    return json.dumps([student.name, student.model, student.options], sort_keys=True, default=str)
-
-
 def _configuration_key(record: TrialRecord) -> str:
     trial = record.trial
     return json.dumps(
-        [trial.method, student_key(trial.student), trial.teacher, trial.hyperparameters, trial.epochs],
+        [trial.method, trial.student.variant, trial.teacher, trial.hyperparameters, trial.epochs],
         sort_keys=True,
         default=str,
     )

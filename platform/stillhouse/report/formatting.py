@@ -4,6 +4,7 @@ import math
 from datetime import datetime
 from typing import Any
 
+from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import Metric
 
 MISSING = "n/a"
@@ -84,16 +85,8 @@ def milliseconds(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the units that people read: 3700 as "1 h 2 min"."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
+    """`show_seconds`, or what stands for a missing number."""
+    return MISSING if seconds is None or not math.isfinite(seconds) else show_seconds(seconds)
 
 
 def moment(text: str) -> str:

@@ -15,7 +15,6 @@ import yaml
 from stillhouse.report import answer_cards, narrative, provenance_words, teacher_words
 from stillhouse.report import formatting as wording
 from stillhouse.report.answers import Answer
-from stillhouse.report.configurations import student_key
 from stillhouse.report.files import ReportFiles, json_text, write_files
 from stillhouse.report.learning_curves import curve_figures
 from stillhouse.report.page_assets import environment, shared_context
@@ -150,7 +149,7 @@ def _spec(facts: SweepFacts) -> str:
 def _subtitle(data: ReportData) -> str:
     facts, records = data.facts, data.records
     methods = len({record.trial.method for record in records})
-    students = len({student_key(record.trial.student) for record in records})
+    students = len({record.trial.student.variant for record in records})
     dataset = facts.dataset.get("name", "unnamed data")
     parts = [f"Distillation on {dataset}", wording.counted(students, "student"), wording.counted(methods, "method")]
     parts.append(wording.counted(len(records), "trial"))

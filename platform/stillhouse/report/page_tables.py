@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.report import formatting as wording
-from stillhouse.report.configurations import grouped, student_key
+from stillhouse.report.configurations import grouped
 from stillhouse.report.estimates import mean_with_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.pareto import default_objectives, pareto_front
@@ -66,7 +66,7 @@ def _heat_columns(data: ReportData) -> list[dict[str, Any]]:
     sizes: dict[str, list[float]] = {column: [] for column in wanted}
     for record in data.records:
         parameters = record.metrics.get("parameters", math.nan)
-        for column in {data.labels[student_key(record.trial.student)], record.trial.student.name} & wanted:
+        for column in {data.labels[record.trial.student.variant], record.trial.student.name} & wanted:
             if math.isfinite(parameters):
                 sizes[column].append(parameters)
     ordered = sorted(wanted, key=lambda column: (min(sizes[column], default=math.inf), column))
@@ -171,7 +171,7 @@ def _trial_cells(record: TrialRecord, data: ReportData, drop: float, ratio: floa
     return [
         {**word(trial.key[:16], "k"), "link": data.addresses.get(trial.key)},
         word(trial.method),
-        word(data.labels[student_key(trial.student)]),
+        word(data.labels[trial.student.variant]),
         word(record.status),
         word(trial.phase),
         number(trial.seed, str(trial.seed)),

@@ -66,7 +66,7 @@ class ReportData:
     """One sweep, ready to be reported.
 
     Attributes:
-        labels: of the concrete students, by `student_key`.
+        labels: of the concrete students, by `StudentChoice.variant`.
         table: one row per trial.
         tradeoff: configurations, winners and fronts.
         answers: to the budgets, or to the questions that every sweep answers.
@@ -106,7 +106,7 @@ class ReportData:
             budgets: the sizes to answer for; without any, `answers` has questions of its own.
             addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
             sweep: the sweep's name where several are compared, noted with its configurations.
-            labels: of the concrete students by `student_key`; by default those that `records` need.
+            labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         """
         metric, addresses = facts.metric, addresses or {}
         labels = choice_labels(records) if labels is None else labels

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from stillhouse.report.configurations import grouped, student_key
+from stillhouse.report.configurations import grouped
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
 
@@ -105,12 +105,12 @@ def _effects(records: Sequence[TrialRecord], metric: Metric) -> list[float]:
     def mean(group: Sequence[TrialRecord]) -> float:
         return fmean(record.metrics[column] for record in group)
 
-    by_choice = grouped(records, lambda record: student_key(record.trial.student))
+    by_choice = grouped(records, lambda record: record.trial.student.variant)
     by_name = grouped(records, lambda record: record.trial.student.name)
     means = {key: mean(group) for key, group in by_choice.items() if len(group) > 1}
     name_means = {name: mean(group) for name, group in by_name.items()}
     return [
-        metric.gain(record.metrics[column], means.get(student_key(record.trial.student), name_means[record.trial.student.name]))
+        metric.gain(record.metrics[column], means.get(record.trial.student.variant, name_means[record.trial.student.name]))
         for record in records
     ]
 

@@ -23,3 +23,14 @@ def _show(value: Any) -> str:
     else:
         text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration in the units that people read: `0.25 s`, `42 s`, `3 min 5 s`, `1,000 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"

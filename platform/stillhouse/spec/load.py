@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import Problem, SpecError
+from stillhouse.errors import Problem, SpecError, first_line
 from stillhouse.spec.combinations import combination_problems
 from stillhouse.spec.display import show
 from stillhouse.spec.error_messages import key_of, to_problems
@@ -369,7 +369,7 @@ def _syntax_sentence(error: Exception, source: str) -> str:
     if mark is not None:
         what = getattr(error, "problem", None) or getattr(error, "context", None) or "it can not be read"
         return f"{source} is not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {what}"
-    reason = getattr(error, "reason", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = getattr(error, "reason", None) or first_line(error)
     return f"{source} is not valid YAML: {reason}"
 
 

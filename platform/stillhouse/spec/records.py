@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillhouse.durable import canonical_json
 from stillhouse.spec.metric import ACCURACY, Metric
 
 TEACHER_JOINT = "+"
@@ -27,6 +28,11 @@ class StudentChoice(_Record):
     name: str
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """Text that is equal for equal labels with equal models and options."""
+        return canonical_json([self.name, self.model, self.options])
 
 
 class Trial(_Record):

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stillhouse.models.size_brackets import bracket_name, size_bracket
+from stillhouse.spec.display import show_seconds
 from stillhouse.spec.records import Trial, TrialRecord
 
 _SHOWN_RUNNING = 8
@@ -227,9 +228,9 @@ def render_status(state: Mapping[str, Any]) -> RenderableType:
         f"  {state['stopped']} stopped early",
         (f"  {state['failed']} failed", "red" if state["failed"] else ""),
     )
-    times = [] if state["elapsed_seconds"] is None else [format_seconds(state["elapsed_seconds"])]
+    times = [] if state["elapsed_seconds"] is None else [show_seconds(max(0, round(state["elapsed_seconds"])))]
     if state["eta_seconds"] is not None and state["done"] < planned:
-        times.append(f"about {format_seconds(state['eta_seconds'])} left")
+        times.append(f"about {show_seconds(max(0, round(state['eta_seconds'])))} left")
     # On a machine without a GPU nobody asks for GPU-hours.
     kind = "gpu" if state["gpu_hours"] else "cpu"
     times.append(f"{state[f'{kind}_hours']:.2f} {kind.upper()}-hours of trials")
@@ -282,16 +283,6 @@ def describe_record(record: TrialRecord) -> str:
     accuracy = record.metrics.get("validation_accuracy")
     reached = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
     return f"{who} {record.status} after {record.epochs_run} epochs{reached}"
-
-
-def format_seconds(seconds: float) -> str:
-    """`42 s`, `3 min 05 s` or `2 h 10 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from stillhouse.errors import first_line
 from stillhouse.spec.masking import mask_text
 from stillhouse.tracking.locations import Location
 
@@ -247,5 +248,4 @@ def _sentence(error: Exception) -> str:
     """The first line of an error, without secrets."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; install the driver of the database (pip install psycopg2-binary for PostgreSQL)"
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return mask_text(first.strip())[:500]
+    return mask_text(first_line(error))[:500]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.errors import InfrastructureError, UsageError, first_line
 from stillhouse.spec.masking import mask_text
 from stillhouse.tracking.locations import locate
 from stillhouse.tracking.store import settings
@@ -38,7 +38,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
                 artifact_uri=place, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
             )
         except MlflowException as error:
-            first = mask_text(str(error).splitlines()[0])
+            first = mask_text(first_line(error))
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise UsageError(f"MLflow has no '{reference}' in {location.shown}: {first}") from error
             raise InfrastructureError(f"cannot fetch '{reference}' from {location.shown}: {first}") from error

@@ -255,7 +255,7 @@ class Raising(Method):
             torch.OutOfMemoryError("CUDA out of memory.\nTried"),
             r"out of memory: CUDA out of memory; lower training.batch_size, .* or give each trial a larger trial_resources.gpu",
         ),
-        (MemoryError(), r"out of memory: no more; lower training.batch_size, set training.micro_batch to auto"),
+        (MemoryError(), r"out of memory: no free memory; lower training.batch_size, set training.micro_batch to auto"),
     ],
     ids=lambda value: type(value).__name__,
 )

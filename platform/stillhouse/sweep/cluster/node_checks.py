@@ -14,7 +14,7 @@ from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError, Work
 
 from stillhouse.doctor import LEAST_FREE_BYTES, Finding
 from stillhouse.durable import Damaged, read_checked, write_checked
-from stillhouse.errors import InfrastructureError
+from stillhouse.errors import InfrastructureError, last_line
 from stillhouse.home_access.home_address import SCRATCH_VARIABLE
 from stillhouse.sweep.cluster.cluster_nodes import TIMEOUT_S, _name, _on, usable_nodes
 from stillhouse.sweep.cluster.connection import connect
@@ -230,9 +230,8 @@ def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -
         facts = {**ray.get(errand), "home": str(folder.parent)}
         apart = _clock_difference(node)
     except RayError as error:
-        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-        said = lines[-1] if lines else type(error).__name__
-        return NodeReport(node=name, gpus=gpus, facts=None, error=said, lost=isinstance(error, _LOSSES))
+        reason = last_line(str(error), type(error).__name__)
+        return NodeReport(node=name, gpus=gpus, facts=None, error=reason, lost=isinstance(error, _LOSSES))
     came_back = False
     with suppress(OSError, Damaged):
         came_back = read_checked(folder / f"node-{node['NodeID']}") == b"node"

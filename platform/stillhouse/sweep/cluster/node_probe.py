@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from stillhouse.durable import Damaged, read_checked, write_checked
+from stillhouse.errors import last_line
 from stillhouse.home_access.home_address import COMMON_VARIABLE, common_home_is_off, scratch_base
 from stillhouse.provenance import code_facts
 from stillhouse.tracking import Location
@@ -113,7 +114,7 @@ def _visible_gpus() -> int | str:
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     if found.returncode:
-        return (found.stderr.strip().splitlines() or ["its process died"])[-1]
+        return last_line(found.stderr, "its process died")
     return int(found.stdout)
 
 

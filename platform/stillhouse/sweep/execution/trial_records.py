@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stillhouse.errors import TrialError
+from stillhouse.errors import TrialError, describe_error, first_line
 from stillhouse.provenance import code_facts
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
@@ -47,10 +47,9 @@ def failure_reason(error: BaseException) -> str:
     if isinstance(error, TrialError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        said = str(error).splitlines()[0].rstrip(".") if str(error) else "no more"
+        reason = first_line(error, "no free memory").rstrip(".")
         share = ", or give each trial a larger trial_resources.gpu" if isinstance(error, torch.OutOfMemoryError) else ""
-        return f"out of memory: {said}; lower training.batch_size, set training.micro_batch to auto{share}"
+        return f"out of memory: {reason}; lower training.batch_size, set training.micro_batch to auto{share}"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
-    said = next((f": {line.strip()}" for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}{said}{where}"
+    return f"{describe_error(error)}{where}"

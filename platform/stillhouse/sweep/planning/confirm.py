@@ -8,7 +8,6 @@ from stillhouse.spec.metric import Metric
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.planning.cost import variant_key
 from stillhouse.sweep.planning.trial_keys import TrialKeys
 from stillhouse.sweep.search.draws import Draw
 
@@ -28,7 +27,7 @@ def confirm_trials(
     winners, controls = _winners(searched, records, metric)
     wanted: list[Trial] = []
     for winner in winners.values():
-        control = controls.get(variant_key(winner.student))
+        control = controls.get(winner.student.variant)
         if control is None and (best_control := winners.get((methods.baseline(), winner.student.name))) is not None:
             # An adaptive search may not have tried the baseline with exactly this student.
             control = best_control.model_copy(update={"student": winner.student})
@@ -58,7 +57,7 @@ def _winners(
         trial = searched[order[record.trial.key]]
         best.setdefault((trial.method, trial.student.name), trial)
         if trial.method == methods.baseline():
-            controls.setdefault(variant_key(trial.student), trial)
+            controls.setdefault(trial.student.variant, trial)
     return dict(sorted(best.items(), key=lambda item: order[item[1].key])), controls
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData
-from stillhouse.durable import canonical_json
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size import ModelSize
 from stillhouse.spec.records import StudentChoice, Trial
@@ -74,7 +73,7 @@ def planned_students(trials: Iterable[Trial], data: ImageData) -> tuple[PlannedS
     choices: dict[str, StudentChoice] = {}
     counts: Counter[str] = Counter()
     for trial in trials:
-        text = variant_key(trial.student)
+        text = trial.student.variant
         choices.setdefault(text, trial.student)
         counts[text] += 1
     return tuple(
@@ -133,11 +132,6 @@ def estimate_cost(
         samples_forwarded=seen * len(read),
         samples_inside=samples * epochs * sum(reading.values()),
     )
-
-
-def variant_key(student: StudentChoice) -> str:
-    """Equal for equal entries with equal options."""
-    return canonical_json([student.name, student.model, student.options])
 
 
 def expected_trials(search: AdaptiveSearch, known: Iterable[Trial]) -> list[Trial]:

@@ -25,7 +25,6 @@ from stillhouse.sweep.planning.cost import (
     planned_students,
     planned_teachers,
     student_size,
-    variant_key,
 )
 from stillhouse.sweep.planning.method_fit import settle
 from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
@@ -110,11 +109,11 @@ class Plan:
 
     def size_of(self, trial: Trial) -> ModelSize:
         """The size of the trial's student."""
-        return self._sizes[variant_key(trial.student)]
+        return self._sizes[trial.student.variant]
 
     @cached_property
     def _sizes(self) -> Mapping[str, ModelSize]:
-        return {variant_key(planned.student): planned.size for planned in self.students}
+        return {planned.student.variant: planned.size for planned in self.students}
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
@@ -184,8 +183,8 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
         duplicates = Counter()
     students = planned_students(expected, data)
     if search is not None:
-        known = {variant_key(planned.student) for planned in students}
-        pool = {variant_key(choice): choice for study in search.studies for choice in study.students}
+        known = {planned.student.variant for planned in students}
+        pool = {choice.variant: choice for study in search.studies for choice in study.students}
         students += tuple(
             PlannedStudent(student=choice, size=student_size(choice, data), trials=0)
             for text, choice in pool.items()
