@@ -76,7 +76,7 @@ class AttentionTransfer(MapMethod):
         "maps smaller than 7x7 are weighted as if they were 7x7",
         suggested="attention_weight 1000 (section 4.1, and the authors' repository with form code), power 2",
         interactions="worse than no teacher if the architectures differ much (VGG-13 to MobileNetV2 on CIFAR-100); "
-        " students without BatchNorm and small images need a weight below 200: 84.7% with 1000, 95.4% with 100, "
+        "students without BatchNorm and small images need a weight below 200: 84.7% with 1000, 95.4% with 100, "
         "95.9% without a teacher (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)

@@ -105,7 +105,7 @@ class KD(Method):
     samples: Literal["alike", "teacher_right", "teacher_confidence"] = hyperparameter(
         "alike",
         choices=("alike", "teacher_right", "teacher_confidence"),
-        help="weight of a sample: kd_weight, 0 if the teacher is wrong, or times the teacher's probability of the label",
+        help="weights of samples: all alike; 0 where the teacher is wrong; times the teacher's probability of the label",
     )
 
     def __post_init__(self) -> None:

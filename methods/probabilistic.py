@@ -9,7 +9,7 @@ As in the authors' code, the sums include the diagonal, the divergence is a mean
 and in logarithms; published weights (30000) belong to that scale. Deviation: a sample whose outputs are all 0 has no gradient.
 
 Verified against the numbers of the authors' code, with the teacher's and with the labels' similarities, and of
-Knowledge-Distillation-Zoo (guard 1e-6).
+Knowledge-Distillation-Zoo (with 1e-6 instead).
 """
 
 from collections.abc import Mapping

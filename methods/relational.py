@@ -8,8 +8,8 @@ h is Huber's loss at 1 between student and teacher. The means are over all pairs
 occurs twice, which are 0. mu is the mean over pairs of distinct samples; the student's mu is differentiated, too (the authors'
 code).
 
-Deviation: samples with equal outputs have no direction to each other, so they have no gradient; the authors' is 1e12 times too
-large.
+Deviation: samples with equal outputs have no direction to each other, so they have no gradient. The authors' gradient is 1e12
+times too large.
 
 Verified against the numbers of the authors' code for distance and for angle, and of RepDistiller for both together.
 """

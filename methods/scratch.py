@@ -22,7 +22,7 @@ class Scratch(Method):
     card: ClassVar[Card] = Card(
         title="Training without a teacher",
         family="control",
-        equations="cross-entropy with the labels",
+        equations="the supervised loss of the task: for classification, cross-entropy with the labels",
         suggested="label_smoothing 0 to 0.2",
         baseline=True,
     )

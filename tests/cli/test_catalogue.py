@@ -27,3 +27,10 @@ def test_what_a_method_needs_by_default_has_names(name: str) -> None:
     needed = needed_by_default(methods.find(name))
     assert all(needed)
     assert len(set(needed)) == len(needed)
+
+
+def test_the_page_names_the_tasks_of_every_method() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    tasks = {row[0].split("`")[1]: row[3] for row in rows}
+    assert tasks["scratch"] == tasks["attention_transfer"] == tasks["variational"] == "any"
+    assert tasks["kd"] == tasks["contrastive"] == "classification"

@@ -8,7 +8,7 @@ import torch
 
 from stillhouse import methods
 from stillhouse.cli.output import make_console, make_table
-from stillhouse.distill.method import Method
+from stillhouse.distill.method import ANY_TASK, Method
 from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint
@@ -44,6 +44,7 @@ def method_facts(name: str) -> dict[str, Any]:
         "title": method.card.title,
         "arxiv": method.card.arxiv,
         "family": method.card.family,
+        "tasks": list(method.tasks),
         "knowledge": needed_by_default(method),
         "hyperparameters": [
             {"name": key, "default": defaults[key], "prior": rule.prior.to_json() if rule.prior else None, "help": rule.help}
@@ -84,13 +85,14 @@ def methods_page(facts: Sequence[Mapping[str, Any]]) -> str:
         "# Methods",
         "",
         "`stillhouse methods --markdown` prints this page from the methods' cards. A default is the paper's value unless the",
-        "last column gives another one. A hyper-parameter with a prior is searched unless the spec sets it.",
+        "last column gives another one. A hyper-parameter with a prior is searched unless the spec sets it. A method for any",
+        "task reads labels only in the task's supervised loss; the models must have the layers that it compares.",
     ]
     for family, heading in _FAMILIES.items():
         members = [each for each in facts if each["family"] == family]
         if not members:
             continue
-        columns = ("method", "paper", "needs from teacher", "hyper-parameters (default; prior)", "deviations")
+        columns = ("method", "paper", "needs from teacher", "tasks", "hyper-parameters (default; prior)", "deviations")
         lines += ["", f"## {heading}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [_methods_row(each) for each in members]
     return "\n".join(lines) + "\n"
@@ -106,6 +108,7 @@ def _methods_row(facts: Mapping[str, Any]) -> str:
         f"`{facts['name']}`",
         paper,
         ", ".join(facts["knowledge"]) or "nothing",
+        _tasks_text(facts["tasks"]),
         ", ".join(settings) or "none",
         facts["deviations"],
     )
@@ -117,10 +120,15 @@ def _prior_text(prior: Mapping[str, Any]) -> str:
     return json.dumps(prior).strip("{}").replace('"', "")
 
 
+def _tasks_text(tasks: Sequence[str]) -> str:
+    return "any" if ANY_TASK in tasks else ", ".join(tasks)
+
+
 def print_method(facts: Mapping[str, Any]) -> None:
     """Prints one method with its equations, deviations and hyper-parameters."""
     print(f"{facts['name']}: {facts['title']}" + (f" (arXiv {facts['arxiv']})" if facts["arxiv"] else ""))
     print(f"needs from teacher: {', '.join(facts['knowledge']) or 'nothing'}")
+    print(f"tasks: {_tasks_text(facts['tasks'])}")
     for key in ("equations", "deviations", "suggested", "interactions"):
         if facts[key]:
             print(f"{key}: {facts[key]}")
