@@ -33,7 +33,7 @@ def test_methods_are_listed_with_what_they_need_from_the_teacher() -> None:
 def test_the_document_of_methods_has_one_entry_for_each() -> None:
     listed = json.loads(run("methods", "--json").stdout)
     assert [each["name"] for each in listed] == methods.names()
-    names = {"name", "title", "arxiv", "family", "knowledge", "hyperparameters", "equations", "deviations"}
+    names = {"name", "title", "arxiv", "family", "tasks", "knowledge", "hyperparameters", "equations", "deviations"}
     assert all(set(each) == names | {"suggested", "interactions"} for each in listed)
 
 
