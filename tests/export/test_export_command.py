@@ -56,7 +56,7 @@ def test_the_command_prints_the_largest_difference(exported: Exported, tmp_path:
     ("arguments", "words"),
     [
         (["tinny", "best"], "no sweep 'tinny'"),
-        (["tiny", "123"], "has no trial '123'; give the key"),
+        (["tiny", "123"], "has no trial '123'; give a key"),
         (["tiny", ""], "has no trial ''"),
         (["tiny", "a"], "'a' begins the keys of 3 trials"),
         (["tiny", FAILED], "failed (the loss is not finite)"),
@@ -105,12 +105,12 @@ def test_a_single_flipped_bit_of_the_weights_is_found(swept: Any, tmp_path: Path
 def test_cut_off_weights_are_found(swept: Any, tmp_path: Path) -> None:
     path = swept.sweep_home.folder / swept.record().weights
     path.write_bytes(path.read_bytes()[:100])
-    assert "can not be read" in refusal(swept, LENET, tmp_path / "out")
+    assert "cannot be read" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_missing_weights_are_found(swept: Any, tmp_path: Path) -> None:
     (swept.sweep_home.folder / swept.record().weights).unlink()
-    assert "are gone" in refusal(swept, LENET, tmp_path / "out")
+    assert "are missing" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_weights_of_another_student_are_found(swept: Any, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_another_data_set_is_found(swept: Any, tmp_path: Path) -> None:
 def test_a_data_set_that_is_gone_is_named_and_not_fetched(swept: Any, tmp_path: Path) -> None:
     spec = swept.sweep_home.read_spec() | {"dataset": {"name": "mnist", "root": str(tmp_path / "nowhere"), "download": True}}
     (swept.sweep_home.folder / "spec.json").write_text(json.dumps(spec_to_dict(validate(spec))))
-    assert "nowhere does not exist" in refusal(swept, LENET, tmp_path / "out")
+    assert "must be a folder that exists" in refusal(swept, LENET, tmp_path / "out")
 
 
 def test_a_folder_with_foreign_files_is_left_alone(swept: Any, tmp_path: Path) -> None:

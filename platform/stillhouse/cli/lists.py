@@ -17,6 +17,7 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
     """List all sweeps of a home with their progress, best student, size on disk and last use."""
     from stillhouse.sweep.home.manage import list_sweeps
     from stillhouse.sweep.home.sweep_home import resolve_home
+    from stillhouse.sweep.progress import metric_of_state
 
     facts = list_sweeps(resolve_home(home))
     if as_json:
@@ -24,13 +25,13 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
         return OK
     table = make_table("sweep", "state", "trials", "failed", "best", "bytes", "last used", right=("trials", "failed", "bytes"))
     for each in facts:
-        best = each["best"]
+        best, column = each["best"], metric_of_state(each).column("validation")
         table.add_row(
             each["sweep"],
             each["state"],
             f"{each['done']}/{'?' if each['planned'] is None else each['planned']}",
             str(each["failed"]),
-            f"{best['validation_accuracy']:.4f} {best['student']} {best['method']}" if best else "",
+            f"{best[column]:.4f} {best['student']} {best['method']}" if best else "",
             f"{each['bytes']:,}",
             each["last_used"],
         )

@@ -262,7 +262,8 @@ def _print_results(results: "Results") -> None:
     _print_trials(results)
     document = results.to_json()
     for teacher in document["teachers"]:
-        quality = "" if teacher["accuracy"] is None else f"test {results.facts.metric.label} {teacher['accuracy']:.4f}, "
+        value = teacher[results.facts.metric.name]
+        quality = "" if value is None else f"test {results.facts.metric.label} {value:.4f}, "
         print(
             f"teacher {teacher['name']}: {quality}{teacher['way']}, "
             f"{teacher['samples_forwarded']:,} samples forwarded, {teacher['samples_reused']:,} read back"

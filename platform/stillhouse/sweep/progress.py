@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, one line per event otherwise. All on stderr."""
+"""What a user sees while a sweep runs: a live table on a terminal, else one line per event. All of it on stderr."""
 
 import os
 import sys
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.display import show_seconds
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import Trial, TrialRecord
 
 _SHOWN_RUNNING = 8
@@ -25,7 +26,7 @@ _SHOWN_RUNNING = 8
 
 @contextmanager
 def native_stderr_in(log: Path) -> Iterator[None]:
-    """Sends what C++ code writes to the terminal into a file, away from the progress table; Python's stderr stays.
+    """Redirects what C++ code writes to stderr into a file, so that it does not disturb the table; Python's stderr stays.
 
     Ray's core, started inside, inherits the file.
     """
@@ -49,9 +50,14 @@ def native_stderr_in(log: Path) -> Iterator[None]:
 
 
 class Tally:
-    """Records counted as they come: how trials ended, the best of each size bracket, how long they trained."""
+    """Counts records as they arrive: how trials ended, the best of each size bracket, how long they trained.
 
-    def __init__(self) -> None:
+    Args:
+        metric: decides which student is the best, by its value on the validation split.
+    """
+
+    def __init__(self, metric: Metric = ACCURACY) -> None:
+        self.metric = metric
         self.counts = {"finished": 0, "stopped": 0, "failed": 0}
         self.train_seconds = 0.0
         self._best: dict[int, TrialRecord] = {}
@@ -64,21 +70,23 @@ class Tally:
         return len(self._keys)
 
     def add(self, record: TrialRecord) -> None:
-        """Counts the record; one of a trial that is counted already is left out."""
+        """Counts the record, unless its trial is counted already."""
         if record.trial.key in self._keys:
             return
         self._keys.add(record.trial.key)
         self.counts[record.status] += 1
         self.train_seconds += record.metrics.get("train_seconds", sum(entry.get("seconds", 0.0) for entry in record.curve))
-        if record.status != "finished":
+        column = self.metric.column("validation")
+        if record.status != "finished" or column not in record.metrics:
             return
         bracket = size_bracket(record.metrics["parameters"])
         holder = self._best.get(bracket)
-        if holder is None or record.metrics["validation_accuracy"] > holder.metrics["validation_accuracy"]:
+        if holder is None or self.metric.better(record.metrics[column], holder.metrics[column]):
             self._best[bracket] = record
 
     def best(self) -> list[dict[str, Any]]:
-        """The finished trial with the best validation accuracy of each size bracket, small ones first."""
+        """The finished trial with the best value on the validation split of each size bracket, small ones first."""
+        column = self.metric.column("validation")
         return [
             {
                 "parameters_within": bracket_name(bracket),
@@ -86,14 +94,14 @@ class Tally:
                 "student": record.trial.student.name,
                 "method": record.trial.method,
                 "parameters": record.metrics["parameters"],
-                "validation_accuracy": record.metrics["validation_accuracy"],
+                column: record.metrics[column],
             }
             for bracket, record in sorted(self._best.items())
         ]
 
 
 class Progress:
-    """Events of a sweep, shown. Safe to call from several threads.
+    """Shows the events of a sweep. Safe to call from several threads.
 
     Args:
         quiet: whether nothing is shown at all.
@@ -128,11 +136,11 @@ class Progress:
             self._live = None
 
     def note(self, text: str) -> None:
-        """A sentence about the sweep as a whole."""
+        """Shows a sentence about the sweep as a whole."""
         self._line(text)
 
     def teacher(self, name: str, text: str) -> None:
-        """The latest about a teacher; repeated texts are shown once."""
+        """Shows the latest state of a teacher; a repeated text is shown once."""
         with self._lock:
             if not text or self._teachers.get(name) == text:
                 return
@@ -140,13 +148,18 @@ class Progress:
         if self._live is None:
             self._line(text)
 
+    def use_metric(self, metric: Metric) -> None:
+        """What the sweep's task judges students by; accuracy before this is called."""
+        with self._lock:
+            self._tally.metric = metric
+
     def claims(self, *, cpu: float, gpu: float) -> None:
-        """What one trial holds of the cluster, for the hours that the sweep has taken."""
+        """What one trial occupies of the cluster; the hours of trials are computed from it."""
         with self._lock:
             self._claims = {"cpu": cpu, "gpu": gpu}
 
     def plan(self, planned: int, reused: Iterable[TrialRecord] = ()) -> None:
-        """How many trials there are, and which of them were finished before this run."""
+        """How many trials there are, and the records that existed before this run."""
         with self._lock:
             self._planned = planned
             for record in reused:
@@ -156,22 +169,23 @@ class Progress:
 
     def trial_started(self, trial: Trial) -> None:
         with self._lock:
-            self._running[trial.key] = {"trial": trial, "since": time.monotonic(), "epoch": 0, "accuracy": None}
+            self._running[trial.key] = {"trial": trial, "since": time.monotonic(), "epoch": 0, "value": None}
 
-    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, value: float) -> None:
+        """`value` is that of the task's metric on the validation split."""
         with self._lock:
             if key in self._running:
-                self._running[key] |= {"epoch": epoch, "accuracy": accuracy}
+                self._running[key] |= {"epoch": epoch, "value": value}
 
     def trial_done(self, record: TrialRecord) -> None:
         with self._lock:
             self._running.pop(record.trial.key, None)
             self._tally.add(record)
             done = len(self._tally)
-        self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record)}")
+        self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record, self._tally.metric)}")
 
     def snapshot(self) -> dict[str, Any]:
-        """The sweep as it stands, as plain data: what `render_status` shows."""
+        """The present state of the sweep as plain data: what `render_status` shows."""
         with self._lock:
             now = time.monotonic()
             seconds = self._tally.train_seconds + sum(now - state["since"] for state in self._running.values())
@@ -187,11 +201,12 @@ class Progress:
                         "student": state["trial"].student.name,
                         "epoch": state["epoch"],
                         "epochs": state["trial"].epochs,
-                        "validation_accuracy": state["accuracy"],
+                        self._tally.metric.column("validation"): state["value"],
                     }
                     for key, state in self._running.items()
                 ],
                 "best": self._tally.best(),
+                "metric": self._tally.metric.model_dump(mode="json"),
                 "teachers": list(self._teachers.values()),
                 "elapsed_seconds": now - self._started,
                 "eta_seconds": self._eta(now),
@@ -199,7 +214,7 @@ class Progress:
             }
 
     def _eta(self, now: float) -> float | None:
-        """Seconds left if trials go on as in this run, epochs of those under way counted."""
+        """Seconds left at the pace of this run; epochs of running trials count as parts of a trial."""
         under_way = sum(float(state["epoch"] / state["trial"].epochs) for state in self._running.values())
         ran = len(self._tally) - self._reused + under_way
         if not ran or self._trials_started is None:
@@ -219,7 +234,8 @@ class Progress:
 
 
 def render_status(state: Mapping[str, Any]) -> RenderableType:
-    """A sweep's state, as `Progress.snapshot` gives it, for a terminal."""
+    """A sweep's state, as `Progress.snapshot` returns it, for a terminal."""
+    metric = metric_of_state(state)
     planned = max(state["planned"] or 0, state["done"])
     counts = Text.assemble(
         (state["sweep"], "bold"),
@@ -231,7 +247,7 @@ def render_status(state: Mapping[str, Any]) -> RenderableType:
     times = [] if state["elapsed_seconds"] is None else [show_seconds(max(0, round(state["elapsed_seconds"])))]
     if state["eta_seconds"] is not None and state["done"] < planned:
         times.append(f"about {show_seconds(max(0, round(state['eta_seconds'])))} left")
-    # On a machine without a GPU nobody asks for GPU-hours.
+    # Without a GPU, GPU-hours tell nothing.
     kind = "gpu" if state["gpu_hours"] else "cpu"
     times.append(f"{state[f'{kind}_hours']:.2f} {kind.upper()}-hours of trials")
     bar = Table.grid()
@@ -239,24 +255,32 @@ def render_status(state: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [counts, Text("  ".join(times)), bar]
     if state["done"] < max(1, planned):
         parts += [Text(text, style="dim") for text in state["teachers"]]
-    parts += [table for table in (_running_table(state["running"]), _best_table(state["best"])) if table is not None]
+    parts += [
+        table for table in (_running_table(state["running"], metric), _best_table(state["best"], metric)) if table is not None
+    ]
     return Group(*parts)
 
 
-def _running_table(running: Sequence[Mapping[str, Any]]) -> RenderableType | None:
+def metric_of_state(state: Mapping[str, Any]) -> Metric:
+    """The metric of a stored state; a state of the first release names none and means accuracy."""
+    return Metric.model_validate(state["metric"]) if state.get("metric") else ACCURACY
+
+
+def _running_table(running: Sequence[Mapping[str, Any]], metric: Metric) -> RenderableType | None:
     if not running:
         return None
     table = Table(box=None, pad_edge=False)
-    for column in ("running", "method", "student", "epoch", "accuracy"):
-        table.add_column(column, justify="right" if column in ("epoch", "accuracy") else "left")
+    for number, column in enumerate(("running", "method", "student", "epoch", metric.label)):
+        table.add_column(column, justify="right" if number >= 3 else "left")
     for each in running[:_SHOWN_RUNNING]:
-        accuracy = "" if each["validation_accuracy"] is None else f"{each['validation_accuracy']:.4f}"
-        table.add_row(each["trial"][:8], each["method"], each["student"], f"{each['epoch']}/{each['epochs']}", accuracy)
+        value = each.get(metric.column("validation"))
+        reached = "" if value is None else f"{value:.4f}"
+        table.add_row(each["trial"][:8], each["method"], each["student"], f"{each['epoch']}/{each['epochs']}", reached)
     more = len(running) - _SHOWN_RUNNING
     return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
 
 
-def _best_table(best: Sequence[Mapping[str, Any]]) -> Table | None:
+def _best_table(best: Sequence[Mapping[str, Any]], metric: Metric) -> Table | None:
     if not best:
         return None
     table = Table(box=None, pad_edge=False)
@@ -268,20 +292,20 @@ def _best_table(best: Sequence[Mapping[str, Any]]) -> Table | None:
             each["method"],
             each["student"],
             f"{each['parameters']:,.0f}",
-            f"{each['validation_accuracy']:.4f}",
+            f"{each[metric.column('validation')]:.4f}",
         )
     return table
 
 
-def describe_record(record: TrialRecord) -> str:
-    """One line: which trial, how it ended."""
+def describe_record(record: TrialRecord, metric: Metric = ACCURACY) -> str:
+    """One line: which trial it is and how it ended."""
     trial = record.trial
     settings = " ".join(f"{name}={_short(value)}" for name, value in trial.hyperparameters.items() if value is not None)
     who = f"{trial.key} {trial.method} {trial.student.name} seed {trial.seed}" + (f" ({settings})" if settings else "")
     if record.status == "failed":
         return f"{who} FAILED: {record.reason}"
-    accuracy = record.metrics.get("validation_accuracy")
-    reached = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
+    value = record.metrics.get(metric.column("validation"))
+    reached = "" if value is None else f", validation {metric.label} {value:.4f}"
     return f"{who} {record.status} after {record.epochs_run} epochs{reached}"
 
 

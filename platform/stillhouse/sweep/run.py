@@ -115,6 +115,7 @@ def _known_records(
         take_over_trials(origin, context, phases, records)
     searched = phases.searched(records)
     claim = context.spec.trial_resources
+    context.progress.use_metric(context.plan.metric)
     context.progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
     context.progress.claims(cpu=claim.cpu, gpu=claim.gpu)
     return records

@@ -5,8 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from stillhouse import tasks
-from stillhouse.data.datasets import ImageData, dataset_facts, load_dataset
+from stillhouse.data.datasets import ImageData
 from stillhouse.errors import Interrupted, SpecError, UsageError
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.metric import Metric
@@ -24,6 +23,7 @@ from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.run import run_sweep
 from stillhouse.sweep.shutdown import ShutdownRequest
+from stillhouse.sweep.sweep_data import load_sweep_data
 from stillhouse.sweep.teacher_setup import demand_of_plan, teacher_definition, trained_teacher
 
 VERIFIED_PAIRS = 1024
@@ -115,21 +115,7 @@ class Sweep:
             UsageError: its files are missing or damaged.
         """
         if self._data is None:
-            wanted = self.spec.dataset
-            facts = dataset_facts(wanted.name, size=wanted.size, options=wanted.options)
-            task = self.spec.task or facts.task
-            self._data = load_dataset(
-                wanted.name,
-                root=wanted.root,
-                # One split for all searches of this data: a teacher is found again whatever the search's seed.
-                validation=wanted.validation,
-                download=wanted.download,
-                size=wanted.size,
-                options=wanted.options,
-                cache=self.sweep_home.home / "data",
-                task=tasks.name_of(task),
-                targets=tasks.find(task).targets,
-            )
+            self._data = load_sweep_data(self.spec, self.sweep_home.home, download=self.spec.dataset.download)
         return self._data
 
     @property

@@ -156,6 +156,7 @@ def test_ls_lists_every_sweep_with_its_best(run: Run, halfway: SweepHome) -> Non
     assert list(facts) == ["halfway", "new"]
     assert facts["halfway"]["best"]["validation_accuracy"] == 0.5
     assert facts["halfway"]["bytes"] == sum(path.stat().st_size for path in halfway.folder.rglob("*") if path.is_file())
+    assert facts["new"].pop("metric")["name"] == "accuracy"
     assert facts["new"] | {"bytes": 0, "last_used": ""} == {
         "sweep": "new", "state": "unfinished", "planned": None, "done": 0, "finished": 0, "stopped": 0, "failed": 0,
         "best": None, "bytes": 0, "last_used": "",

@@ -85,7 +85,7 @@ def test_the_front_is_of_what_no_other_trial_beats(tmp_path: Path, facts: SweepF
 def test_results_are_read_back_from_disk(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
     sweep_home = SweepHome(tmp_path, "s")
     sweep_home.write_spec({})
-    with pytest.raises(UsageError, match=r"sweep 's' has no results yet; go on with: stillhouse resume s"):
+    with pytest.raises(UsageError, match=r"sweep 's' has no results yet; continue with: stillhouse resume s"):
         Results.read(tmp_path, "s")
     sweep_home.write_facts(facts)
     for key in ("a", "b"):

@@ -1,4 +1,4 @@
-"""What can be done with a sweep from outside: look at all of them, end one that runs, remove one."""
+"""Commands that manage sweeps from another process: list all of them, stop one that runs, remove one."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from rich.text import Text
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.sweep.home.status import StatusReader
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep, sweep_names
-from stillhouse.sweep.progress import render_status
+from stillhouse.sweep.progress import metric_of_state, render_status
 
 _LOOK_S = 0.1
 _WATCH_S = 1.0
@@ -27,12 +27,14 @@ def list_sweeps(home: Path) -> list[dict[str, Any]]:
     for name in sweep_names(home):
         sweep_home = SweepHome(home, name)
         status = StatusReader(sweep_home).read()
-        best = max(status["best"], key=lambda each: each["validation_accuracy"], default=None)
+        metric = metric_of_state(status)
+        best = max(status["best"], key=lambda each: metric.sign * each[metric.column("validation")], default=None)
         size, used = _size_on_disk(sweep_home.folder)
         found.append(
             {
                 **{key: status[key] for key in ("sweep", "state", "planned", "done", "finished", "stopped", "failed")},
                 "best": best,
+                "metric": status["metric"],
                 "bytes": size,
                 "last_used": datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
             }

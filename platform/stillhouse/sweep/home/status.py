@@ -1,4 +1,4 @@
-"""A sweep's state for whoever looks at it from outside: the driver writes it every second, `status` and `ls` read it."""
+"""A sweep's state as other processes see it: the driver writes it every second, `status` and `ls` read it."""
 
 import contextlib
 import json
@@ -13,16 +13,16 @@ from typing import Any
 
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
-from stillhouse.sweep.progress import Progress, Tally
+from stillhouse.sweep.progress import Progress, Tally, metric_of_state
 
 _INTERVAL_S = 1.0
 
 
 @contextmanager
 def publish_status(progress: Progress, sweep_home: SweepHome) -> Iterator[None]:
-    """Writes the sweep's state beside its ledger for as long as the block runs.
+    """Writes the sweep's state into its folder every second while the block runs.
 
-    Nothing durable rests on it, so it is neither fsynced nor missed when the disk is full.
+    The state is not durable: it is not fsynced, and a full disk is ignored.
     """
     over = threading.Event()
 
@@ -44,7 +44,7 @@ def publish_status(progress: Progress, sweep_home: SweepHome) -> Iterator[None]:
 
 
 class StatusReader:
-    """The state of one sweep, from its home alone. Read again, it reads only the records that are new."""
+    """Reads the state of one sweep from its home. A second reading reads only new records."""
 
     def __init__(self, sweep_home: SweepHome) -> None:
         self.sweep_home = sweep_home
@@ -58,11 +58,12 @@ class StatusReader:
         for key in keys - self._records.keys():
             if (record := self.sweep_home.ledger.read(key)) is not None:
                 self._records[key] = record
-        tally = Tally()
-        for key in sorted(self._records):
-            tally.add(self._records[key])
         written = _read(self.sweep_home)
         facts = self.sweep_home.read_facts() if "planned" not in written else None
+        metric = metric_of_state(written) if facts is None else facts.metric
+        tally = Tally(metric)
+        for key in sorted(self._records):
+            tally.add(self._records[key])
         planned = facts.planned if facts is not None else written.get("planned")
         if running:
             state = "ending" if self.sweep_home.stop_request.exists() else "running"
@@ -79,6 +80,7 @@ class StatusReader:
             **tally.counts,
             "running": written.get("running", []) if running else [],
             "best": tally.best(),
+            "metric": metric.model_dump(mode="json"),
             "teachers": written.get("teachers", []),
             "elapsed_seconds": written.get("elapsed_seconds") if running else None,
             "eta_seconds": written.get("eta_seconds") if running else None,

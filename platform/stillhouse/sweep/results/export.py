@@ -1,4 +1,4 @@
-"""Takes one student of a sweep home: exports it, and registers it in MLflow when asked."""
+"""Exports one student of a sweep, and registers it in MLflow on request."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,16 +26,16 @@ def export_trial(
 
     Args:
         trial: a key, the beginning of one, or `best`.
-        folder: one that does not exist, is empty, or holds an earlier export.
+        folder: does not exist, is empty, or holds an earlier export.
         register: `MODEL@ALIAS` registers the student in the sweep's MLflow store under this name and alias.
-        tell: hears what is being done.
+        tell: called with a line for each step.
 
     Returns:
         `export.json` with the `folder`, and `registered`: None, or the model's name, alias, version, address and run.
 
     Raises:
-        UsageError: there is no such sweep or trial, it left no whole weights, or the folder is somebody else's.
-        InfrastructureError: the folder can not be written, or the tracking store can not be reached.
+        UsageError: there is no such sweep or trial, its weights are missing or damaged, or the folder holds other files.
+        InfrastructureError: the folder cannot be written, or the tracking store cannot be reached.
     """
     wanted = None if register is None else parse_registration(register)
     require_packages()

@@ -1,4 +1,4 @@
-"""What of a sweep goes to MLflow beside its runs: the students of the Pareto front with their weights; and `sync`."""
+"""What a sweep stores in MLflow in addition to its runs: the students of the Pareto front; and `stillhouse sync`."""
 
 from functools import cache
 
@@ -14,11 +14,11 @@ _EXAMPLE_IMAGES = 2
 
 
 def store_front(results: Results, spec: SweepSpec, data: ImageData | None = None) -> StoredStudents:
-    """Stores the students of the front with weights, signature and input example; those that stand there cost a look.
+    """Stores the students of the front with weights, signature and input example, except those already stored.
 
     Args:
         spec: with the store's password, as `read_spec` gives it.
-        data: the sweep's; loaded when a student is missing and it is not given.
+        data: of the sweep; loaded if it is None and a student must be stored.
     """
 
     @cache
@@ -45,7 +45,7 @@ def front_records(results: Results) -> list[TrialRecord]:
 
 
 def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data: ImageData) -> TrainedStudent:
-    """The network of a finished trial as a store keeps it.
+    """The network of a finished trial as MLflow stores it.
 
     Raises:
         UsageError: its weights are missing or damaged.
@@ -59,15 +59,15 @@ def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data
 
 
 def experiment_of(spec: SweepSpec) -> str:
-    """The MLflow experiment that the sweep is kept in."""
+    """The MLflow experiment of the sweep."""
     return spec.tracking.experiment or spec.name
 
 
 def sync_sweep(results: Results) -> tuple[SyncResult, StoredStudents]:
-    """Brings the store to what the ledger says, report and front included; a second time changes nothing.
+    """Makes MLflow hold what the ledger holds, with report and front; a second call changes nothing.
 
     Raises:
-        InfrastructureError: the store can not be opened, or the report can not be written.
+        InfrastructureError: the store cannot be opened, or the report cannot be written.
     """
     spec = read_spec(results.sweep_home)
     files = results.report(results.sweep_home.report)

@@ -1,4 +1,4 @@
-"""What a sweep gives back: the same object for the command line and for Python."""
+"""The results of a sweep: the same object for the command line and for Python."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,29 +22,20 @@ from stillhouse.report import (
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
 
-_FRONT_KEYS = (
-    "trial",
-    "method",
-    "student",
-    "seed",
-    "parameters",
-    "size_bytes",
-    "macs",
-    "latency_ms",
-    "validation_accuracy",
-    "test_accuracy",
-)
+_FRONT_KEYS = ("trial", "method", "student", "seed", "parameters", "size_bytes", "macs", "latency_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A finished sweep.
+    """The results of a sweep.
 
     Attributes:
-        reused: trials whose records an earlier run had written.
-        forwarded: samples that each teacher forwarded in this run, by name.
+        planned: how many trials the sweep has.
+        reused: how many of the records an earlier run wrote.
+        forwarded: samples that each teacher computed in this run, by teacher.
         gathered: samples whose knowledge this run's trials read back, by teacher.
         files: the report; None before it is written.
+        seconds: that this run took.
     """
 
     facts: SweepFacts
@@ -60,7 +51,7 @@ class Results:
 
     @classmethod
     def read(cls, home: Path, name: str) -> Self:
-        """The results of a sweep as they stand on disk.
+        """The results of a sweep as they are stored.
 
         Raises:
             UsageError: there is no such sweep, or it has no facts yet.
@@ -68,7 +59,7 @@ class Results:
         sweep_home = find_sweep(home, name)
         facts = sweep_home.read_facts()
         if facts is None:
-            raise UsageError(f"sweep '{name}' has no results yet; go on with: stillhouse resume {name} --home {home}")
+            raise UsageError(f"sweep '{name}' has no results yet; continue with: stillhouse resume {name} --home {home}")
         records = sweep_home.read_records()
         return cls(
             facts=facts,
@@ -92,23 +83,23 @@ class Results:
         return trials_table(self.facts, self.records)
 
     def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
-        """The rows of finished trials that no other trial beats in every objective.
+        """The rows of finished trials that no other finished trial beats in every objective.
 
         Args:
-            objectives: `max` or `min` by column; the spec's own by default.
+            objectives: `max` or `min` by column; by default those of the spec.
         """
         table = self.table()
         finished = table[table["status"] == "finished"]
         return pareto_front(finished, objectives=dict(objectives or self.facts.objectives))
 
     def report(self, folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
-        """Writes page, picture and tables into `folder`.
+        """Writes page, figure and tables into `folder`.
 
         Args:
-            budgets: what is answered; those of the spec by default.
+            budgets: the size bounds for which the page names the best student; by default those of the spec.
 
         Raises:
-            InfrastructureError: `folder` can not be written.
+            InfrastructureError: `folder` cannot be written.
         """
         folder = Path(folder).expanduser().resolve()
         budgets = self.budgets() if budgets is None else budgets
@@ -116,12 +107,14 @@ class Results:
             return write_report(self.facts, self.records, folder, budgets, self.sweep_home.read_addresses())
 
     def budgets(self) -> list[Budget]:
-        """The budgets that the spec names."""
+        """The size bounds that the spec names."""
         return [parse_budget(text) for text in self.facts.spec.get("report", {}).get("budgets", ())]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `stillhouse sweep --json` ends with."""
         statuses = [record.status for record in self.records]
+        metric = self.facts.metric
+        front_keys = (*_FRONT_KEYS, metric.column("validation"), metric.column("test"))
         return {
             "sweep": self.facts.name,
             "home": str(self.home),
@@ -135,7 +128,7 @@ class Results:
             "teachers": [
                 {
                     "name": teacher.name,
-                    "accuracy": teacher.test_accuracy,
+                    metric.name: teacher.value(metric.column("test")),
                     "way": teacher.way,
                     "samples_forwarded": self.forwarded.get(teacher.name, 0),
                     "samples_reused": self.gathered.get(teacher.name, 0),
@@ -143,7 +136,7 @@ class Results:
                 for teacher in self.facts.teachers
             ],
             "pareto": [
-                {key: _plain(row[key]) for key in _FRONT_KEYS if key in row} for row in self.pareto().to_dict(orient="records")
+                {key: _plain(row[key]) for key in front_keys if key in row} for row in self.pareto().to_dict(orient="records")
             ],
             "report": {name: str(getattr(self.files, name)) for name in ("page", "table", "figure")} if self.files else None,
             "tracking": dict(self.tracking),
@@ -152,14 +145,14 @@ class Results:
 
 
 def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
-    """Writes the report of several sweeps in one page; of a single one, its own report.
+    """Writes one page about several sweeps; for a single sweep, its own report.
 
     Args:
-        budgets: what is answered; by default those that the specs name, each once.
+        budgets: as for `Results.report`; by default those of all specs, each once.
 
     Raises:
-        UsageError: no sweep.
-        InfrastructureError: `folder` can not be written.
+        UsageError: there is no sweep.
+        InfrastructureError: `folder` cannot be written.
     """
     if not sweeps:
         raise UsageError("a report needs at least one sweep")
@@ -179,7 +172,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InfrastructureError(
-            f"can not write the report into {folder}: {error.strerror or error}; choose another folder with --out"
+            f"cannot write the report into {folder}: {error.strerror or error}; choose another folder with --out"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One student of a finished sweep: found by its key, built again, with exactly the weights that its record names."""
+"""A trained student of a sweep: found by its key and rebuilt with exactly the weights that its record names."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from stillhouse import methods, tasks
-from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse import methods
+from stillhouse.data.datasets import ImageData
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Setup
 from stillhouse.errors import UsageError
@@ -22,16 +22,19 @@ from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.execution.students import build_student
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
+from stillhouse.sweep.sweep_data import load_sweep_data
 
 BEST = "best"
 _SHOWN_KEYS = 5
 
 
 def find_trial(results: Results, wanted: str) -> TrialRecord:
-    """The finished trial whose key is, or alone begins with, `wanted`; `best` is the front's best by validation accuracy.
+    """The finished trial whose key is `wanted`, or the only one whose key begins with it.
+
+    `best` is the trial of the Pareto front with the best value on the validation split.
 
     Raises:
-        UsageError: there is none, there are several, or the trial did not finish and left no weights.
+        UsageError: there is no such trial, there are several, or the trial did not finish and stored no weights.
     """
     sweep = results.facts.name
     if wanted == BEST:
@@ -40,16 +43,16 @@ def find_trial(results: Results, wanted: str) -> TrialRecord:
     found = [key for key in keys if key == wanted] or [key for key in keys if wanted and key.startswith(wanted)]
     if not found:
         example = f", as in {keys[0]}" if keys else ""
-        raise UsageError(f"sweep '{sweep}' has no trial '{wanted}'; give the key or the beginning of one{example}, or '{BEST}'")
+        raise UsageError(f"sweep '{sweep}' has no trial '{wanted}'; give a key or the beginning of one{example}, or '{BEST}'")
     if len(found) > 1:
         shown = ", ".join(found[:_SHOWN_KEYS]) + (", ..." if len(found) > _SHOWN_KEYS else "")
-        raise UsageError(f"'{wanted}' begins the keys of {len(found)} trials of sweep '{sweep}': {shown}; give more of it")
+        raise UsageError(f"'{wanted}' begins the keys of {len(found)} trials of sweep '{sweep}': {shown}; give more characters")
     record = results.sweep_home.ledger.read(found[0])
     if record is None:
-        raise UsageError(f"the record of trial {found[0]} is damaged; make it again with: {_resume(results.sweep_home)}")
+        raise UsageError(f"the record of trial {found[0]} is damaged; run it again with: {_resume(results.sweep_home)}")
     if record.status != "finished" or record.weights is None:
         why = f"failed ({record.reason})" if record.status == "failed" else f"was stopped after {record.epochs_run} epochs"
-        raise UsageError(f"trial {record.trial.key} {why}, so it left no weights to export; choose a finished one")
+        raise UsageError(f"trial {record.trial.key} {why}, so it stored no weights; choose a finished one")
     return record
 
 
@@ -66,27 +69,17 @@ def read_spec(sweep_home: SweepHome) -> SweepSpec:
 
 
 def load_data(results: Results, spec: SweepSpec) -> ImageData:
-    """The sweep's data set as it was trained on; nothing is fetched.
+    """The sweep's data set as its students were trained on it; nothing is downloaded.
 
     Raises:
-        UsageError: its files are missing, damaged or not the same as then.
+        UsageError: its files are missing, damaged or have changed.
     """
-    wanted = spec.dataset
-    data = load_dataset(
-        wanted.name,
-        root=wanted.root,
-        validation=wanted.validation,
-        size=wanted.size,
-        options=wanted.options,
-        cache=results.home / "data",
-        task=tasks.name_of(spec.task),
-        targets=tasks.find(spec.task).targets,
-    )
+    data = load_sweep_data(spec, results.home, download=False)
     known = results.facts.dataset.get("fingerprint")
     if known and known != data.fingerprint:
         raise UsageError(
             f"data set {data.name} is not the one that sweep '{spec.name}' was trained on: its fingerprint was {known} "
-            f"and is {data.fingerprint}; bring the old files back"
+            f"and is {data.fingerprint}; restore the earlier files"
         )
     return data
 
@@ -95,19 +88,19 @@ def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, da
     """The trained network of a finished trial, on the CPU in evaluation mode.
 
     Raises:
-        UsageError: its weights are missing, damaged or not those of the record, or its model can not be built.
+        UsageError: its weights are missing, damaged or not those of the record, or its model cannot be built.
     """
     assert record.weights is not None
     path = sweep_home.folder / record.weights
     redo = f"to train it again, remove {sweep_home.ledger.folder / f'{record.trial.key}.record'} and run: {_resume(sweep_home)}"
     if not path.exists():
-        raise UsageError(f"the weights of trial {record.trial.key} are gone from {path}; {redo}")
+        raise UsageError(f"the weights of trial {record.trial.key} are missing from {path}; {redo}")
     try:
         state = safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"{path} can not be read ({error}); {redo}") from error
+        raise UsageError(f"{path} cannot be read ({error}); {redo}") from error
     if state_hash(state) != record.weights_hash:
-        raise UsageError(f"{path} is damaged: its content is not what trial {record.trial.key} wrote; {redo}")
+        raise UsageError(f"{path} is damaged: its content is not what trial {record.trial.key} stored; {redo}")
     with torch.random.fork_rng(devices=[]):
         student = build_student(record.trial.student, data)
         if set(state) != set(student.state_dict()):
@@ -120,12 +113,15 @@ def _best(results: Results) -> TrialRecord:
     front = results.pareto()
     if front.empty:
         raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export")
-    order = front.sort_values(["validation_accuracy", "parameters", "trial"], ascending=[False, True, True])
+    metric = results.facts.metric
+    order = front.sort_values(
+        [metric.column("validation"), "parameters", "trial"], ascending=[metric.direction == "min", True, True]
+    )
     return find_trial(results, str(order["trial"].iloc[0]))
 
 
 def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, student: nn.Module) -> nn.Module:
-    """The student with the helpers that its method says it can not do without, as the trainer puts them together."""
+    """The student with the helpers that its method makes part of the classifier, assembled as the trainer does it."""
     trial = record.trial
     for folder in spec.method_paths:
         methods.add_folder(Path(folder))
