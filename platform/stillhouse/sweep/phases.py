@@ -97,6 +97,7 @@ def run_phase(
         lost = cluster.run(
             queue,
             environment,
+            metric=context.plan.metric,
             parameters=lambda trial: context.plan.size_of(trial).parameters,
             history=list(records.values()),
             on_record=on_record,

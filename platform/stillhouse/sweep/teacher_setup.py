@@ -24,8 +24,6 @@ from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 
 _MLFLOW = "mlflow:"
-_LIBRARY_SCORE = ACCURACY.column("validation")
-"""The key under which the teacher library stores a teacher's value of the task's metric, whatever the metric."""
 
 
 @dataclass
@@ -141,7 +139,7 @@ def trained_teacher(running: RunningTeacher, metric: Metric) -> dict[str, Any]:
         "model": running.definition.model,
         "key": facts["key"],
         "weights": facts["weights_path"],
-        metric.column("validation"): facts[_LIBRARY_SCORE],
+        metric.column("validation"): facts["validation_value"],
         "train_seconds": facts["train_seconds"],
         "trained_now": facts["trained_now"],
     }
@@ -195,7 +193,7 @@ def _facts(running: RunningTeacher, choices: Mapping[str, DeliveryChoice], metri
     )
     # The test split too: a teacher is a fixed network, nothing is chosen by its value.
     values = {
-        metric.column("validation"): known[_LIBRARY_SCORE],
+        metric.column("validation"): known["validation_value"],
         metric.column("test"): call_actor(running.handle, "evaluate", "test"),
     }
     return facts.model_copy(update=values if metric == ACCURACY else {"metrics": values})

@@ -195,7 +195,7 @@ class TeacherActor(Leased):
             "key": teacher.key,
             "weights_path": str(home.there(teacher.path)),
             "weights_hash": teacher.weights_hash,
-            "validation_accuracy": teacher.validation_value,
+            "validation_value": teacher.validation_value,
             "train_seconds": teacher.train_seconds,
             "trained_now": teacher.trained_now,
             "device": self._device,

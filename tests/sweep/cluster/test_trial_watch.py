@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stillhouse.spec.metric import ACCURACY
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.cluster.trial_watch import LostTrial, TrialWatch
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
@@ -19,7 +20,9 @@ def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
     tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., TrialRecord]
 ) -> None:
     ledger, lost, records = Ledger(tmp_path), list[str](), list[TrialRecord]()
-    watch = TrialWatch(lambda _trial: 1000, ledger, Progress("s", quiet=True), on_record=records.append, on_loss=lost.append)
+    watch = TrialWatch(
+        ACCURACY, lambda _trial: 1000, ledger, Progress("s", quiet=True), on_record=records.append, on_loss=lost.append
+    )
     trial = make_trial("a")
     watch.add(trial)
     ledger.write(make_record("a"))
@@ -61,7 +64,12 @@ def test_deaths_of_a_trials_workers_are_counted_while_they_die_in_the_same_epoch
 ) -> None:
     lost = list[str]()
     watch = TrialWatch(
-        lambda _trial: 1000, Ledger(tmp_path), Progress("s", quiet=True), on_record=lambda _record: None, on_loss=lost.append
+        ACCURACY,
+        lambda _trial: 1000,
+        Ledger(tmp_path),
+        Progress("s", quiet=True),
+        on_record=lambda _record: None,
+        on_loss=lost.append,
     )
     trial, path = make_trial("a"), tmp_path / "error.txt"
     ended = SimpleNamespace(config={TRIAL_CONFIG: trial.model_dump_json()}, error_file=str(path))

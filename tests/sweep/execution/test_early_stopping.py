@@ -9,6 +9,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from stillhouse.models.size_brackets import bracket_name, size_bracket
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchSpec
 from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, MedianRule, make_stopping_rule
@@ -19,12 +20,17 @@ MakeTrial = Callable[..., Trial]
 
 
 def scheduler(
-    brackets: dict[str, int], *, history: Iterable[TrialRecord] = (), kind: str = "asha", **options: Any
+    brackets: dict[str, int],
+    *,
+    history: Iterable[TrialRecord] = (),
+    kind: str = "asha",
+    metric: Metric = ACCURACY,
+    **options: Any,
 ) -> BracketedScheduler:
     search = SearchSpec.model_validate(
         {"scheduler": kind, "max_epochs": 9, "grace_epochs": 1, "reduction_factor": 3, **options}
     )
-    return BracketedScheduler(lambda: make_stopping_rule(search), brackets=brackets, history=history)
+    return BracketedScheduler(lambda: make_stopping_rule(search), metric=metric, brackets=brackets, history=history)
 
 
 @pytest.fixture
@@ -32,13 +38,13 @@ def report(make_trial: MakeTrial) -> Callable[..., str]:
     """What the scheduler says to a trial's result."""
     known: dict[tuple[BracketedScheduler, str], Any] = {}
 
-    def say(asha: BracketedScheduler, key: str, epoch: int, accuracy: float, *, comparable: bool = True) -> str:
+    def say(asha: BracketedScheduler, key: str, epoch: int, value: float, *, comparable: bool = True) -> str:
         trial = known.get((asha, key))
         if trial is None:
             trial = SimpleNamespace(trial_id=key, config={TRIAL_CONFIG: make_trial(key).model_dump_json()})
             known[asha, key] = trial
             asha.on_trial_add(None, trial)
-        result = {"epoch": epoch, "validation_accuracy": accuracy, "comparable": comparable}
+        result = {"epoch": epoch, "validation_accuracy": value, "validation_error": value, "comparable": comparable}
         return asha.on_trial_result(None, trial, result)
 
     return say
@@ -128,10 +134,10 @@ def test_the_median_rule_also_compares_within_a_size(report: Callable[..., str])
 
 
 def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
-    ladder = MedianRule(grace_epochs=1)
+    rule = MedianRule(grace_epochs=1)
     for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
-        ladder.stops(key, 1, accuracy)
-    assert ladder.stops("low", 1, 0.29)
+        rule.stops(key, 1, accuracy)
+    assert rule.stops("low", 1, 0.29)
     fresh = MedianRule(grace_epochs=1)
     for key, accuracy in zip("abcd", (0.1, 0.2, 0.4, 0.9), strict=True):
         fresh.stops(key, 1, accuracy)
@@ -148,3 +154,46 @@ def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(k
         raise AssertionError("all trials were looked at")
 
     assert kind.choose_trial_to_run(SimpleNamespace(get_trials=walk, get_live_trials=walk)) is None
+
+
+ERROR = Metric(name="error", direction="min", label="error")
+CURVES = {
+    "a": (0.5, 0.55, 0.7, 0.72),
+    "b": (0.2, 0.6, 0.65, 0.8),
+    "c": (0.3, 0.31, 0.3, 0.33),
+    "d": (0.55, 0.5, 0.45, 0.4),
+    "e": (0.1, 0.1, 0.9, 0.9),
+    "f": (0.6, 0.62, 0.64, 0.9),
+}
+
+
+def stopped(report: Callable[..., str], rule: BracketedScheduler, sign: int) -> list[tuple[str, int]]:
+    """The (trial, epoch) pairs after which the rule stops a trial; a stopped trial reports no more."""
+    found: list[tuple[str, int]] = []
+    for epoch in range(1, 5):
+        for key, values in CURVES.items():
+            if key not in dict(found) and report(rule, key, epoch, sign * values[epoch - 1]) == STOP:
+                found.append((key, epoch))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_curves_of_a_metric_of_which_less_is_better_stop_the_trials_that_their_mirror_image_stops(
+    report: Callable[..., str], make_record: Callable[..., TrialRecord], kind: str
+) -> None:
+    brackets = dict.fromkeys([*CURVES, "earlier"], 5)
+    higher, lower = (
+        [make_record("earlier", (), curve=[{"epoch": 1, column: sign * 0.45}, {"epoch": 2, column: sign * 0.5}])]
+        for column, sign in (("validation_accuracy", 1), ("validation_error", -1))
+    )
+    expected = stopped(report, scheduler(brackets, history=higher, kind=kind, reduction_factor=2), 1)
+    mirrored = stopped(report, scheduler(brackets, history=lower, kind=kind, reduction_factor=2, metric=ERROR), -1)
+    assert expected
+    assert mirrored == expected
+
+
+def test_the_largest_error_of_its_size_stops(report: Callable[..., str]) -> None:
+    asha = scheduler(dict.fromkeys("abc", 5), metric=ERROR)
+    assert report(asha, "a", 1, 0.1) == CONTINUE
+    assert report(asha, "b", 1, 0.2) == STOP
+    assert report(asha, "c", 1, 0.05) == CONTINUE

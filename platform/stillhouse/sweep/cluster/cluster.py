@@ -26,6 +26,7 @@ from stillhouse.home_access.home_address import HomeAddress, shared_home
 from stillhouse.home_access.keeper import start_keeper
 from stillhouse.home_access.leases import LeaseHolder
 from stillhouse.models.size_brackets import size_bracket
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
@@ -163,6 +164,7 @@ class Cluster:
         queue: TrialQueue,
         environment: TrialEnvironment,
         *,
+        metric: Metric,
         parameters: Callable[[Trial], int],
         history: Iterable[TrialRecord],
         on_record: Callable[[TrialRecord], None],
@@ -171,6 +173,7 @@ class Cluster:
         """Runs the trials of the queue with Tune; every trial that ends has its record in the ledger.
 
         Args:
+            metric: of the sweep's task, for early stopping.
             parameters: of a trial's student, for the size brackets.
             on_record: called with each new record, in the driver; must not block.
             give_up: called often; once it is true, trials end as when the user ends the sweep.
@@ -193,14 +196,14 @@ class Cluster:
             brackets[trial.key] = size_bracket(parameters(trial))
             watch.add(trial)
 
-        watch = TrialWatch(parameters, ledger, self._progress, on_record=keep, on_loss=queue.lose)
+        watch = TrialWatch(metric, parameters, ledger, self._progress, on_record=keep, on_loss=queue.lose)
         scratch = TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True)
         tuner = make_tuner(
             environment,
             self._data_reference,
             self._spec.trial_resources,
             searcher=QueueSearcher(queue, follow),
-            scheduler=self._scheduler(queue, brackets, history),
+            scheduler=self._scheduler(queue, metric, brackets, history),
             watch=watch,
             num_trials=queue.expected,
             max_concurrent=self._concurrent(queue.expected),
@@ -216,7 +219,9 @@ class Cluster:
             raise watch.no_room
         return [] if self._shutdown.requested else watch.lost()
 
-    def _scheduler(self, queue: TrialQueue, brackets: dict[str, int], history: Iterable[TrialRecord]) -> FifoScheduler:
+    def _scheduler(
+        self, queue: TrialQueue, metric: Metric, brackets: dict[str, int], history: Iterable[TrialRecord]
+    ) -> FifoScheduler:
         search = self._spec.search
         # Trials of the confirm phase are measured, not compared, so none is stopped.
         if search.scheduler == "none" or not queue.stoppable:
@@ -225,6 +230,7 @@ class Cluster:
         brackets |= {record.trial.key: size_bracket(record.metrics.get("parameters", 1)) for record in earlier}
         return BracketedScheduler(
             lambda: make_stopping_rule(search),
+            metric=metric,
             brackets=brackets,
             history=earlier,
         )

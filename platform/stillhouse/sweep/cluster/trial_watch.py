@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from stillhouse.errors import DiskFullError, InfrastructureError, as_disk_full, last_line
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.cluster.ray_internals import TUNE_ATTEMPT, WORKER_DEATHS
 from stillhouse.sweep.execution.trainable import DISK_FULL, TRIAL_CONFIG, key_of
@@ -40,6 +41,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
 
     def __init__(
         self,
+        metric: Metric,
         parameters: Callable[[Trial], int],
         ledger: Ledger,
         progress: Progress,
@@ -49,6 +51,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
     ) -> None:
         self._trials: dict[str, Trial] = {}
         self._on_loss = on_loss
+        self._column = metric.column("validation")
         self._parameters = parameters
         self._ledger = ledger
         self._progress = progress
@@ -95,7 +98,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
             curve[entry["epoch"]] = entry
         if "epoch" in result:
             self._epochs[key] = result["epoch"]
-            self._progress.trial_epoch(key, result["epoch"], result["validation_accuracy"])
+            self._progress.trial_epoch(key, result["epoch"], result[self._column])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = key_of(trial.config[TRIAL_CONFIG])
@@ -152,12 +155,12 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
         metrics = {"parameters": float(self._parameters(self._trials[key]))}
         if curve:
-            metrics["validation_accuracy"] = curve[-1]["validation_accuracy"]
+            metrics[self._column] = curve[-1][self._column]
             metrics["train_seconds"] = sum(entry["seconds"] for entry in curve)
         return TrialRecord(
             trial=self._trials[key],
             status="stopped",
-            reason="behind others of its size",
+            reason="stopped early: worse than students of similar size",
             epochs_run=len(curve),
             metrics=metrics,
             curve=curve,

@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import tune
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.home_access.ray_process import own_device
@@ -132,7 +133,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         runner = self._runner
         result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
         if entry is not None and runner is not None:
-            result |= {"epoch": entry["epoch"], "validation_accuracy": entry["validation_accuracy"]}
+            column = tasks.of(self._data).metric.column("validation")
+            result |= {"epoch": entry["epoch"], column: entry[column]}
             result |= {"comparable": runner.comparable, "entry": json.dumps(entry)}
         if curve is not None:
             result["curve"] = json.dumps(curve)
