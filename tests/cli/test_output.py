@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.cli.output import answer_line, command_line, difference_line, make_console, make_table, print_json
+from stillhouse.cli.output import answer_line, command_line, difference_line, make_console, make_table, metric_on, print_json
 from stillhouse.spec.metric import ACCURACY, Metric
 
 ANSWER: dict[str, Any] = {
@@ -79,6 +79,13 @@ def test_a_view_that_differs_and_one_that_is_damaged() -> None:
 )
 def test_an_answer_is_one_line(change: dict[str, Any], line: str) -> None:
     assert answer_line(ANSWER | change, ACCURACY) == line
+
+
+def test_the_metric_of_a_document_is_found_by_its_split() -> None:
+    document = {"parameters": 7, "validation_mean_absolute_error": 3.25, "test_mean_absolute_error": None, "valid": 1}
+    assert metric_on("validation", document) == ("mean absolute error", 3.25)
+    assert metric_on("test", document) is None
+    assert metric_on("test", {"test_accuracy": 0.5}) == ("accuracy", 0.5)
 
 
 def test_an_answer_reads_the_metric_of_its_task() -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +51,17 @@ def difference_line(difference: Mapping[str, Any]) -> str:
         return f"{what} is damaged ({difference['reason']}); it will be computed again"
     largest = f"{difference['largest_difference']:.3g} (sample {difference['sample']})"
     return f"{what} differs by up to {largest}; it will be computed again"
+
+
+def metric_on(split: Literal["validation", "test"], document: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The task's metric in a document: its label and its value on one split; None where the document has none.
+
+    A document has it as `validation_accuracy` or `test_accuracy`, with the name of the task's metric.
+    """
+    for name, value in document.items():
+        if name.startswith(f"{split}_") and isinstance(value, int | float):
+            return name.removeprefix(f"{split}_").replace("_", " "), value
+    return None
 
 
 def answer_line(answer: Mapping[str, Any], metric: "Metric") -> str:

@@ -10,7 +10,7 @@ import typer
 
 from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json, SweepArgument
-from stillhouse.cli.output import answer_line, make_console, make_table, print_json
+from stillhouse.cli.output import answer_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import InfrastructureError, UsageError
 
 
@@ -96,10 +96,9 @@ def export(
 def _print_export(document: Mapping[str, Any]) -> None:
     """Prints the student's numbers, how far the exported files agree with it, their latency, and where they are."""
     metrics = document["metrics"]
-    print(
-        f"{document['student']['name']} of trial {document['trial']}: {metrics['parameters']:,.0f} parameters, "
-        f"test accuracy {metrics['test_accuracy']:.4f}"
-    )
+    reached = metric_on("test", metrics)
+    quality = f", test {reached[0]} {reached[1]:.4f}" if reached else ""
+    print(f"{document['student']['name']} of trial {document['trial']}: {metrics['parameters']:,.0f} parameters{quality}")
     for form, file in (("program", "student.pt2"), ("onnx", "student.onnx")):
         compared = document["agreement"][form]
         print(

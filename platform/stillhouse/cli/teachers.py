@@ -9,7 +9,7 @@ import typer
 
 from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, make_importable, teachers_app
 from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument, parse_size
-from stillhouse.cli.output import difference_line, make_console, make_table, print_json
+from stillhouse.cli.output import difference_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import UsageError
 
 
@@ -45,9 +45,11 @@ def _print_stored(teachers: list[dict[str, Any]]) -> None:
     columns = ("key", "model", "validation", "stored", "data set", "views", "bytes", "last used")
     table = make_table(*columns, right=("validation", "views", "bytes"))
     for teacher in teachers:
-        accuracy = f"{teacher['validation_accuracy']:.4f}" if "validation_accuracy" in teacher else ""
+        reached = metric_on("validation", teacher)
         key, data = teacher["key"][:12] or "(removed)", str(teacher.get("dataset", ""))
-        table.add_row(key, teacher["model"], accuracy, "weights", data, "", f"{teacher['bytes']:,}", "")
+        table.add_row(
+            key, teacher["model"], f"{reached[1]:.4f}" if reached else "", "weights", data, "", f"{teacher['bytes']:,}", ""
+        )
         for kind in teacher["knowledge"]["kinds"]:
             views = f"{kind['views']} + {kind['unsealed']} incomplete" if kind["unsealed"] else str(kind["views"])
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
@@ -81,7 +83,9 @@ def teachers_train(
         return OK
     for each in trained:
         how = f"trained in {each['train_seconds']:.1f} s" if each["trained_now"] else "already present"
-        print(f"teacher '{each['name']}' {how}: validation accuracy {each['validation_accuracy']:.4f}, {each['weights']}")
+        reached = metric_on("validation", each)
+        quality = f"validation {reached[0]} {reached[1]:.4f}, " if reached else ""
+        print(f"teacher '{each['name']}' {how}: {quality}{each['weights']}")
     return OK
 
 
