@@ -167,3 +167,10 @@ def test_a_page_begins_with_a_sentence(page: Path) -> None:
 def test_a_page_uses_the_plain_word(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     assert not re.findall(r"\b(?:can not|whoever|in front of|of one's own|goes on with)\b", prose)
+
+
+def test_every_decision_is_listed_with_its_title() -> None:
+    folder = ROOT / "docs" / "decisions"
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in folder.glob("0*.md")}
+    rows = re.findall(r"^\| \[(\d+)\]\((\S+)\) \| (.*) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert {name: f"{number}. {title}" for number, name, title in rows} == titles
