@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.distill.sources import layers_of
 from stillhouse.knowledge.kinds import Knowledge
@@ -155,17 +156,20 @@ def _shapes(
     model: str, options: Mapping[str, Any], kinds: Mapping[str, Knowledge], data: ImageData
 ) -> dict[str, tuple[int, ...] | None]:
     """The shape of each kind for one sample, by a pass without storage; None where a function can not do without numbers."""
-    images = torch.empty(2, *data.input_shape, device="meta")
+    task = tasks.of(data)
+    images = task.example_input(data, 2, "meta")
     shapes: dict[str, tuple[int, ...] | None] = {}
     teacher = sketch(model, options, data.num_classes, data.input_shape).eval()
     with torch.no_grad(), FeatureReader(teacher, layers_of(kinds)) as reader:
-        logits, features = reader(images)
-        assert logits is not None
+        raw, features = reader(images)
+        assert raw is not None
+        outputs = task.outputs(raw)
         for text, kind in kinds.items():
             weights = [reader.weight(weight) for weight in kind.weights]
             draws = torch.empty(2, kind.draws, dtype=torch.float64, device="meta") if kind.draws else None
+            output = images if kind.of_input else raw if kind.layers else outputs[kind.output]
             try:
-                shapes[text] = tuple(kind.compute(images if kind.of_input else logits, features, weights, draws).shape[1:])
+                shapes[text] = tuple(kind.compute(output, features, weights, draws).shape[1:])
             except (RuntimeError, TypeError, ValueError):
                 shapes[text] = None
     return shapes
