@@ -22,7 +22,7 @@ from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
-from stillhouse.teachers import service as service_module
+from stillhouse.teachers import view_filler
 from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.library import LoadedTeacher
@@ -43,8 +43,8 @@ def service_over(root: Path, teacher: LoadedTeacher, data: ImageData, views: Vie
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty batches, each a stretch of its own."""
-    monkeypatch.setattr(service_module, "FILL_BATCH", BATCH)
-    monkeypatch.setattr(service_module, "_STRETCH_S", 0.0)
+    monkeypatch.setattr(view_filler, "FILL_BATCH", BATCH)
+    monkeypatch.setattr(view_filler, "_STRETCH_S", 0.0)
 
 
 FILL = """
@@ -58,13 +58,13 @@ from stillhouse.data.views import Views
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.training import Training
-from stillhouse.teachers import service as service_module
+from stillhouse.teachers import view_filler
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
 
 root, library, dies_in_batch, batch, reading = sys.argv[1:]
-service_module.FILL_BATCH, service_module._STRETCH_S = int(batch), 0.0
+view_filler.FILL_BATCH, view_filler._STRETCH_S = int(batch), 0.0
 data = load_dataset("digits", options={"limit": 200}, validation=40)
 views = Views(("crop",), 3, data.input_shape, len(data.train))
 definition = TeacherDefinition(
@@ -76,7 +76,7 @@ definition = TeacherDefinition(
     input_shape=data.input_shape,
 )
 service = TeacherService(TeacherLibrary(Path(library)).obtain(definition, data, views), data, views, KnowledgeStore(Path(root)))
-fill_batch, batches = service._fill_batch, [0]
+fill_batch, batches = service.filler._fill_batch, [0]
 
 def slow(*arguments):
     batches[0] += 1
@@ -85,7 +85,7 @@ def slow(*arguments):
         os._exit(9)
     time.sleep(0.05)
 
-service._fill_batch = slow
+service.filler._fill_batch = slow
 print("ready", flush=True)
 sys.stdin.readline()
 service.fill(1, [logits(), feature("relu1")], tuple(map(int, reading.split(","))))

@@ -30,11 +30,12 @@ from stillhouse.knowledge.writer import ViewWriter
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
-from stillhouse.teachers import service as service_module
+from stillhouse.teachers import view_filler
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import FillRequest
+from stillhouse.teachers.view_filler import ViewFiller
 
 ROWS = 160
 LAYER = "relu1"  # of LeNet
@@ -77,8 +78,8 @@ def rows_of(service: TeacherService, kind: Knowledge, view: int) -> Tensor:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four batches of 40 rows, each a stretch of its own."""
-    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
-    monkeypatch.setattr(service_module, "_STRETCH_S", 0.0)
+    monkeypatch.setattr(view_filler, "FILL_BATCH", 40)
+    monkeypatch.setattr(view_filler, "_STRETCH_S", 0.0)
 
 
 def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
@@ -135,13 +136,13 @@ def test_rows_are_filled_in_the_order_in_which_they_are_read(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    forward = TeacherService._forward
+    forward = ViewFiller.forward
 
-    def watching(self: TeacherService, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
+    def watching(self: ViewFiller, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
         seen.extend(indices.tolist())
         return forward(self, reader, kinds, view, indices)
 
-    monkeypatch.setattr(TeacherService, "_forward", watching)
+    monkeypatch.setattr(ViewFiller, "forward", watching)
     service = make_service()
     service.fill(0, [logits()], (7, 3))
     assert seen[:2] == [0, 1], "to know the shape"
@@ -158,15 +159,15 @@ def test_rows_can_be_read_while_the_view_is_being_filled(
     service = make_service()
     order = torch.from_numpy(reading_order(0, 0, ROWS))
     ready: list[int] = []
-    note = TeacherService._note
+    note = ViewFiller._note
 
-    def looking(self: TeacherService, *arguments: Any) -> None:
+    def looking(self: ViewFiller, *arguments: Any) -> None:
         note(self, *arguments)
-        views = [KnowledgeStore(self._store.root).follow(view_identity(self.base, kind, 0)) for kind in KINDS]
+        views = [KnowledgeStore(self._store.root).follow(view_identity(service.base, kind, 0)) for kind in KINDS]
         ready.append(min(sum(view.ready(order[row : row + 1]) for row in range(ROWS)) for view in views))
         assert all(view.ready(order[: ready[-1]]) for view in views)
 
-    monkeypatch.setattr(TeacherService, "_note", looking)
+    monkeypatch.setattr(ViewFiller, "_note", looking)
     service.fill(0, KINDS, (0, 0))
     assert ready == [40, 80, 120, 160]
 
@@ -216,7 +217,7 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
 ) -> None:
     service = make_service()
     calls = {"append": 0, "note": 0, "batch": 0}
-    append, note, batch = ViewWriter._append, TeacherService._note, TeacherService._fill_batch
+    append, note, batch = ViewWriter._append, ViewFiller._note, ViewFiller._fill_batch
     last_append = {"between data and journal": 7, "between two journals": 8}.get(point)
 
     def appending(self: ViewWriter, line: bytes) -> None:
@@ -225,13 +226,13 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
             die()
         append(self, line)
 
-    def noting(self: TeacherService, *arguments: Any) -> None:
+    def noting(self: ViewFiller, *arguments: Any) -> None:
         calls["note"] += 1
         if calls["note"] == 3 and point == "between journal and log":
             die()
         note(self, *arguments)
 
-    def filling(self: TeacherService, *arguments: Any) -> None:
+    def filling(self: ViewFiller, *arguments: Any) -> None:
         calls["batch"] += 1
         if calls["batch"] == 3 and point == "in the third batch":
             die()
@@ -239,8 +240,8 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(ViewWriter, "_append", appending)
-        patch.setattr(TeacherService, "_note", noting)
-        patch.setattr(TeacherService, "_fill_batch", filling)
+        patch.setattr(ViewFiller, "_note", noting)
+        patch.setattr(ViewFiller, "_fill_batch", filling)
         if point == "at sealing":
             patch.setattr(ViewWriter, "seal", die)
         with pytest.raises(Died):
@@ -266,15 +267,15 @@ def test_kinds_that_miss_different_rows_share_a_pass_over_what_either_misses(
     service = make_service()
     with monkeypatch.context() as patch:
         batches: list[int] = []
-        batch = TeacherService._fill_batch
+        batch = ViewFiller._fill_batch
 
-        def twice(self: TeacherService, *arguments: Any) -> None:
+        def twice(self: ViewFiller, *arguments: Any) -> None:
             batches.append(1)
             if len(batches) == 3:
                 die()
             batch(self, *arguments)
 
-        patch.setattr(TeacherService, "_fill_batch", twice)
+        patch.setattr(ViewFiller, "_fill_batch", twice)
         with pytest.raises(Died):
             service.fill(0, [logits()])
     both = make_service()
@@ -337,10 +338,10 @@ def test_a_sealed_input_gradient_is_of_the_samples_own_class(
 ) -> None:
     service, model = make_service(), trained[1].model
     service.fill(0, [input_gradient()])
-    images = service._view_images(0, np.arange(ROWS)).requires_grad_()
-    loss = torch.nn.functional.cross_entropy(model(images), service._labels, reduction="sum")
+    images = service.filler.view_images(0, np.arange(ROWS)).requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(images), service.filler._labels, reduction="sum")
     torch.testing.assert_close(rows_of(service, input_gradient(), 0), torch.autograd.grad(loss, images)[0])
-    answer = service.forward(images.detach().numpy(), {"it": input_gradient()}, service._labels.numpy())
+    answer = service.forward(images.detach().numpy(), {"it": input_gradient()}, service.filler._labels.numpy())
     torch.testing.assert_close(torch.from_numpy(answer["it"]), rows_of(service, input_gradient(), 0))
 
 
@@ -411,7 +412,7 @@ def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
     service.request(FillRequest(view=1, kinds=(logits(),), ahead=True))
     service.request(FillRequest(view=1, kinds=(feature(LAYER),)))
     held.set()
-    wait_for(lambda: service._filler is None)
+    wait_for(lambda: service._thread is None)
     asked = {0: KINDS, 1: [logits(), feature(LAYER)], 2: [feature(LAYER)]}
     for view, kinds in asked.items():
         for kind in KINDS:
@@ -423,11 +424,11 @@ def test_what_one_sweep_asked_of_a_view_is_not_filled_for_another(make_service: 
     """An actor may live on with a later sweep; what was removed in between takes no room again."""
     service = make_service()
     service.request(FillRequest(view=0, kinds=tuple(KINDS)))
-    wait_for(lambda: service._filler is None)
+    wait_for(lambda: service._thread is None)
     for kind in KINDS:
         assert service._store.remove(service._store.key(view_identity(service.base, kind, 0)))
     service.request(FillRequest(view=0, kinds=(logits(),)))
-    wait_for(lambda: service._filler is None)
+    wait_for(lambda: service._thread is None)
     assert [service._store.is_sealed(view_identity(service.base, kind, 0)) for kind in KINDS] == [True, False, False]
 
 
@@ -446,27 +447,27 @@ def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, half_way, go_on = make_service(), threading.Event(), threading.Event()
-    fill_batch = service._fill_batch
+    fill_batch = service.filler._fill_batch
 
     def slow(*arguments: Any) -> None:
-        if service._samples_forwarded == ROWS // 2:
+        if service.filler.samples_forwarded == ROWS // 2:
             half_way.set()
             go_on.wait(20)
         fill_batch(*arguments)
 
-    monkeypatch.setattr(service, "_fill_batch", slow)
+    monkeypatch.setattr(service.filler, "_fill_batch", slow)
     for view in range(2):
         service.request(FillRequest(view=view, kinds=(logits(),)))
     assert half_way.wait(20)
     resting = threading.Thread(target=service.rest)
     resting.start()
-    wait_for(lambda: service._resting)
+    wait_for(lambda: service.filler.resting)
     go_on.set()
     resting.join()
     store = service._store.root
     # The stretch that was under way, and not another one.
     assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS // 2 + 40
-    assert service._filler is None
+    assert service._thread is None
     assert service.request(FillRequest(view=0, kinds=(logits(),))) is None
     wait_for(lambda: service._store.is_sealed(view_identity(service.base, logits(), 0)))
     service.close()
@@ -517,9 +518,9 @@ def test_what_is_filled_counts_for_the_sweeps_that_had_asked_for_the_view(
     for view, sweep in ((0, "one"), (1, "one"), (1, "two"), (2, "")):
         service.request(FillRequest(view=view, kinds=(logits(),), ahead=True, sweep=sweep))
     held.set()
-    wait_for(lambda: service._filler is None)
+    wait_for(lambda: service._thread is None)
     service.request(FillRequest(view=0, kinds=(logits(),), sweep="two"))
-    wait_for(lambda: service._filler is None)
+    wait_for(lambda: service._thread is None)
     store, weights_hash = service._store.root, service.teacher.weights_hash
     counted = {sweep: count_fills(store, weights_hash, sweep=sweep)["samples"] for sweep in ("one", "two", "three", None)}
     assert counted == {"one": 2 * ROWS, "two": ROWS, "three": 0, None: 3 * ROWS}
@@ -576,7 +577,7 @@ def test_a_student_is_the_same_bit_for_bit_cached_or_inline(
     train: Callable[[str], Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Batches of one shape: how a matrix product is rounded depends on it.
-    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
+    monkeypatch.setattr(view_filler, "FILL_BATCH", 40)
     cached, inline = (train(way).student.state_dict() for way in ("cached", "inline"))
     assert all(torch.equal(cached[name], inline[name]) for name in cached)
 
@@ -593,7 +594,7 @@ def test_what_is_drawn_for_a_sample_is_the_same_inline_and_cached_and_another_in
     views: Views,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service_module, "FILL_BATCH", 40)
+    monkeypatch.setattr(view_filler, "FILL_BATCH", 40)
     kind = TopK(2, 3).of(logits(), 10)
     assert kind.draws == 3
     service = make_service()

@@ -89,13 +89,13 @@ def test_a_damaged_view_is_told_and_unsealed(make_service: MakeService) -> None:
 def test_the_sample_is_the_same_for_the_same_seed_and_no_larger_than_asked(make_service: MakeService) -> None:
     service = make_service()
     seen: list[tuple[int, list[int]]] = []
-    forward = service._forward
+    forward = service.filler.forward
 
     def watching(reader: Any, kinds: Any, view: int, indices: Any) -> Any:
         seen.append((view, indices.tolist()))
         return forward(reader, kinds, view, indices)
 
-    service._forward = watching  # type: ignore[method-assign]
+    service.filler.forward = watching  # type: ignore[method-assign]
     found = verify(service, pairs=20, kinds=[logits()])
     first = list(seen)
     seen.clear()
