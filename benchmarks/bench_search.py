@@ -70,7 +70,7 @@ def by_random(objective: Callable[[Mapping[str, Any]], float], trials: int, seed
     return [objective(values) for values in drawn(seed, trials)]
 
 
-def by_study(looked_at: int) -> Contender:
+def by_study(history_limit: int) -> Contender:
     """The sweep's own search; each result is reported before the next trial is suggested."""
 
     def run(objective: Callable[[Mapping[str, Any]], float], trials: int, seed: int) -> list[float]:
@@ -93,7 +93,7 @@ def by_study(looked_at: int) -> Contender:
             startup_trials=STARTUP,
             ahead=1,
             make_trial=trial_of,
-            looked_at=looked_at,
+            history_limit=history_limit,
         )
         records: dict[str, TrialRecord] = {}
         found = []

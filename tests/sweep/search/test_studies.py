@@ -146,7 +146,7 @@ def test_a_search_goes_on_from_its_records_alone(algorithm: str, ended_after: in
 @pytest.mark.parametrize("ended_after", [19, 41])
 def test_a_search_that_looks_at_a_part_of_its_results_goes_on_the_same(ended_after: int, objectives: dict[str, str]) -> None:
     def study() -> Study:
-        return study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives, looked_at=18)
+        return study_of(plan_of(TWO, trials=60, students=STUDENTS), objectives=objectives, history_limit=18)
 
     whole, _ = run_queue([study()], peak)
     _, records = run_queue([study()], peak, order=1, most=ended_after)

@@ -1,4 +1,4 @@
-"""An adaptive search as the plan knows it: its studies, their first trials, and how a choice becomes a trial."""
+"""An adaptive search as planned: its studies, their first trials, and how a draw becomes a trial."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from stillhouse.sweep.search.studies import Memory, Study, StudyPlan
 from stillhouse.sweep.search.trial_queue import StudyQueue
 
 _RESERVE = 32
-"""Random draws that stand in for suggestions which repeat themselves; a study that has used them up is at its end."""
+"""Random draws that replace duplicate suggestions; a study that has used them up ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class AdaptiveSearch:
 
     Attributes:
         studies: in the order of a round: all methods of one student, then those of the next.
-        samples: trials that stand for all that may be chosen, to find out what they ask of the teachers.
-        make_trial: the trial of a draw; None when the method can not run so.
-        memory: what was suggested, so that asking the same again is quick.
+        samples: trials that represent all that may be chosen, to know what they need of the teachers.
+        make_trial: the trial of a draw; None when it cannot run.
+        memory: earlier suggestions, so that a replay is fast.
     """
 
     spec: SweepSpec
@@ -34,7 +34,7 @@ class AdaptiveSearch:
 
     @property
     def num_trials(self) -> int:
-        """How many trials are run at most."""
+        """How many trials the search has at most."""
         return sum(study.trials for study in self.studies)
 
     def queue(
@@ -44,10 +44,10 @@ class AdaptiveSearch:
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
     ) -> StudyQueue:
-        """The trials that `records` lack.
+        """The trials that have no record.
 
         Args:
-            refuse: trials that must not start, which the studies are told.
+            refuse: trials that must not start, which is reported to the studies.
         """
 
         def allowed(draw: Draw) -> Trial | None:
@@ -78,30 +78,30 @@ def plan_studies(
     allowed: Callable[[StudentChoice], bool],
     size_of: Callable[[StudentChoice], float],
 ) -> list[StudyPlan]:
-    """One study for each method and student that suit each other, with its share of `trials_per_method`.
+    """One study for each method and student that fit each other, with its share of `trials_per_method`.
 
     Args:
-        suited: samples of all methods and students that were found to work.
-        allowed: whether a student keeps within the limits.
-        size_of: parameters of a student.
+        suited: sample draws of all methods and students that can run.
+        allowed: whether a student is within the limits.
+        size_of: the number of parameters of a student.
     """
     teachers_of: dict[tuple[str, str], set[str | None]] = {}
     for draw in suited:
         teachers_of.setdefault((draw.method, draw.student.name), set()).add(draw.teacher)
     studies = []
-    for place, student in enumerate(spec.students):
+    for number, student in enumerate(spec.students):
         students = sorted(filter(allowed, student_variants(spec, student)), key=size_of)
-        share = len(range(place, spec.search.trials_per_method, len(spec.students)))
+        share = len(range(number, spec.search.trials_per_method, len(spec.students)))
         for method, settings in (spec.methods or {}).items():
             found = teachers_of.get((method, student.name))
             if not found or not students or not share:
                 continue
             turns = teachers_in_turn(method, spec)
-            # Methods that ask nothing of a teacher are the same with each.
+            # A method that needs no teacher gives the same trial with each.
             teachers = [name for name in turns if name in found] or turns[:1]
             drawn = [
-                _fitting(draw, number, students, teachers)
-                for number, draw in enumerate(random_draws(spec, method, student, spec.search.startup_trials + _RESERVE))
+                _fitting(draw, count, students, teachers)
+                for count, draw in enumerate(random_draws(spec, method, student, spec.search.startup_trials + _RESERVE))
             ]
             trials = share
             first, reserve = drawn[: min(share, spec.search.startup_trials)], drawn[spec.search.startup_trials :]
@@ -124,10 +124,10 @@ def plan_studies(
     return studies
 
 
-def _fitting(draw: Draw, number: int, students: Sequence[StudentChoice], teachers: Sequence[str | None]) -> Draw:
-    """The draw with another student or teacher where its own is not to be had."""
-    student = draw.student if draw.student in students else students[number % len(students)]
-    teacher = draw.teacher if draw.teacher in teachers else teachers[number % len(teachers)]
+def _fitting(draw: Draw, count: int, students: Sequence[StudentChoice], teachers: Sequence[str | None]) -> Draw:
+    """The draw, with another student or teacher if its own is not available."""
+    student = draw.student if draw.student in students else students[count % len(students)]
+    teacher = draw.teacher if draw.teacher in teachers else teachers[count % len(teachers)]
     return Draw(draw.method, student, teacher, draw.hyperparameters)
 
 
@@ -138,7 +138,7 @@ def _every_point(
     teachers: Sequence[str | None],
     trials: int,
 ) -> list[Draw] | None:
-    """All points there are; None when they are more than the trials."""
+    """All points of the search space; None when there are more of them than trials."""
     rows = list_settings(settings, trials)
     if rows is None or len(rows) * len(students) * len(teachers) > trials:
         return None

@@ -1,4 +1,4 @@
-"""What a sweep has spent of its budget. A function of its records, of the trials under way and of the clock."""
+"""What a sweep has spent of its budget: a function of its records, its running trials and the clock."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +11,13 @@ _HOUR_S = 3600.0
 
 
 class BudgetTracker:
-    """The account of one sweep.
+    """Tracks the budget of one sweep.
 
     Args:
         records: of all trials that earlier runs finished.
-        gpus: GPUs that each trial holds.
+        gpus: GPUs that each trial occupies.
         started: when this run of the sweep began, by `clock`.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class BudgetTracker:
         self._epochs = sum(record.epochs_run for record in earlier)
         self._trial_seconds = sum(map(_seconds, earlier))
         self._earlier_seconds = covered_seconds(earlier)
-        self._under_way: dict[str, tuple[Trial, float]] = {}
-        # Of all under way together: adding it up for each trial takes quadratic time when a whole plan is handed out.
-        self._since = 0.0
+        self._running: dict[str, tuple[Trial, float]] = {}
+        # The sum over all running trials: adding it up for each trial takes quadratic time when a whole plan is handed out.
+        self._sum_of_starts = 0.0
         self.reason: str | None = None
-        """Which part of the budget ended the search, in words."""
+        """Which part of the budget ended the search, as a sentence."""
 
     def over(self, trial: Trial) -> bool:
-        """Whether the budget does not allow the trial to start; `reason` then says why."""
+        """Whether the budget does not allow the trial to start; `reason` then names the key."""
         self.reason = self._reason(trial)
         return self.reason is not None
 
@@ -53,25 +53,25 @@ class BudgetTracker:
         self._trials += 1
         self._epochs += trial.epochs
         self._forget(trial.key)
-        self._under_way[trial.key] = (trial, now := self._clock())
-        self._since += now
+        self._running[trial.key] = (trial, now := self._clock())
+        self._sum_of_starts += now
 
     def end(self, record: TrialRecord) -> None:
-        """Books what the trial took in the end."""
+        """Replaces what the trial was expected to take by what it took."""
         trial = self._forget(record.trial.key) or record.trial
         self._epochs += record.epochs_run - trial.epochs
         self._trial_seconds += _seconds(record)
 
     def _forget(self, key: str) -> Trial | None:
-        trial, since = self._under_way.pop(key, (None, 0.0))
-        self._since = self._since - since if self._under_way else 0.0
+        trial, since = self._running.pop(key, (None, 0.0))
+        self._sum_of_starts = self._sum_of_starts - since if self._running else 0.0
         return trial
 
     def _reason(self, trial: Trial) -> str | None:
         now = self._clock()
-        trial_hours = (self._trial_seconds + len(self._under_way) * now - self._since) / _HOUR_S
+        trial_hours = (self._trial_seconds + len(self._running) * now - self._sum_of_starts) / _HOUR_S
         spent: Mapping[str, tuple[float, float]] = {
-            # What a key has with this trial, and the least it has by running it.
+            # What is spent so far, and what this trial adds at least.
             "trials": (self._trials, 1),
             "epochs": (self._epochs, trial.epochs),
             "hours": ((self._earlier_seconds + now - self._started) / _HOUR_S, 0),

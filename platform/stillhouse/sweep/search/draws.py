@@ -1,6 +1,6 @@
-"""Draws of the search: which students and hyper-parameters each trial gets. All of them functions of seed and counter.
+"""Random draws of the search: the student and hyper-parameters of each trial, as functions of seed and counter.
 
-A longer search begins with the trials of a shorter one: nothing drawn depends on the number of trials.
+A longer search begins with the trials of a shorter one: no draw depends on the number of trials.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _DRAWN_VARIANTS = 16
 
 @dataclass(frozen=True)
 class Draw:
-    """One trial before anything is known of its cost or its key."""
+    """A trial before its cost and its key are known."""
 
     method: str
     student: StudentChoice
@@ -35,7 +35,7 @@ class Draw:
 
 
 def stratified(key: int, count: int) -> NDArray[np.float64]:
-    """`count` quantiles in [0, 1): the first 2^n of them lie in different strata of width 2^-n, in random order."""
+    """`count` quantiles in [0, 1): the first 2^n of them are in different strata of width 2^-n, in random order."""
     # 24 bits of each draw, so that stratum + draw is exact and never reaches the next stratum.
     points = np.floor(uniform(key, np.arange(1)) * 2.0**24) / 2.0**24
     while len(points) < count:
@@ -47,13 +47,13 @@ def stratified(key: int, count: int) -> NDArray[np.float64]:
 
 
 def value_at(prior: Prior, quantile: float) -> Any:
-    """The prior's value, floats at 6 significant digits so that they read the same everywhere."""
+    """The prior's value at a quantile; floats have 6 significant digits, so that they are written alike everywhere."""
     value = prior.at(quantile)
     return value if isinstance(prior, Choice) else rounded(prior, value)
 
 
 def rounded(prior: Uniform | LogUniform | Integers, value: float) -> Any:
-    """A value of the prior as the spec would write it."""
+    """A value of the prior with as many digits as a spec would have, within the prior's bounds."""
     if not isinstance(value, float):
         return value
     low, high = prior.ends()
@@ -63,9 +63,9 @@ def rounded(prior: Uniform | LogUniform | Integers, value: float) -> Any:
 def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
     """The trials of a spec whose methods have all their hyper-parameters, method by method.
 
-    Random search gives trial i of every method the same student, student options and teacher, so that methods are
-    compared in pairs: student i mod S, teacher (i // S) mod T. For an adaptive search, which chooses its trials later, these
-    are its first trials and samples of what it may choose.
+    Random search gives trial i of every method the same student, student options and teacher, so that methods are compared in
+    pairs: student i mod S, teacher (i // S) mod T. An adaptive search chooses its trials later: for it these are the first
+    trials and samples of what it may choose.
     """
     assert spec.methods is not None, "resolve the spec first"
     if spec.search.algorithm == "grid":
@@ -82,13 +82,15 @@ def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
         teachers = teachers_in_turn(method, spec)
         columns = [_setting_column(spec.search.seed, method, student.name, settings, rounds) for student in students]
         for number in range(count if students else 0):
-            turn, place = divmod(number, len(students))
-            yield Draw(method, choices[place][turn], teachers[turn % len(teachers)], columns[place][turn])
+            turn, index = divmod(number, len(students))
+            yield Draw(method, choices[index][turn], teachers[turn % len(teachers)], columns[index][turn])
 
 
 def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoice]:
-    """The students that an adaptive search chooses from, the same for every method: all of them where the priors can be
-    listed and are few, else the first draws of a random search. They do not depend on the number of trials.
+    """The students that an adaptive search chooses from, the same for every method.
+
+    All of them if the priors can be listed and give few, else the first draws of a random search. They do not depend on the
+    number of trials.
     """
     if all(map(enumerable, student.options.values())):
         size = math.prod(len(_values(option)) for option in student.options.values())
@@ -101,7 +103,7 @@ def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoic
 
 
 def random_draws(spec: SweepSpec, method: str, student: StudentSpec, count: int) -> list[Draw]:
-    """The first `count` trials that a random search gives a method and student."""
+    """The first `count` draws that a random search makes for a method and student."""
     settings = (spec.methods or {})[method]
     teachers = teachers_in_turn(method, spec)
     choices = _student_column(spec.search.seed, student, count)
@@ -110,7 +112,7 @@ def random_draws(spec: SweepSpec, method: str, student: StudentSpec, count: int)
 
 
 def list_settings(settings: Mapping[str, Any], limit: int) -> list[dict[str, Any]] | None:
-    """Every combination of the settings; None when they can not be listed or are more than `limit`."""
+    """Every combination of the settings; None when they cannot be listed or there are more than `limit`."""
     if not all(map(enumerable, settings.values())) or math.prod(len(_values(each)) for each in settings.values()) > limit:
         return None
     return list(_product(settings))
@@ -135,19 +137,19 @@ def _samples(spec: SweepSpec) -> Iterator[Draw]:
 
 
 def grid_size(spec: SweepSpec) -> int:
-    """The number of combinations of a grid, duplicates counted."""
+    """The number of combinations of a grid, duplicates included."""
     students = sum(math.prod(len(_values(option)) for option in student.options.values()) for student in spec.students)
     settings = sum(math.prod(len(_values(value)) for value in settings.values()) for settings in (spec.methods or {}).values())
     return students * settings * max(1, len(spec.teachers))
 
 
 def enumerable(setting: Any) -> bool:
-    """Whether a grid can run every value of it."""
+    """Whether a grid can run every value of the setting."""
     return not isinstance(setting, Prior) or isinstance(setting, Choice | Integers)
 
 
 def teachers_in_turn(method: str, spec: SweepSpec) -> Sequence[str | None]:
-    """The teachers that take turns with this method, or all of them as one."""
+    """The teachers that this method's trials use in turn, or all of them joined if the method uses every teacher."""
     if len(spec.teachers) > 1 and methods.find(method).every_teacher:
         return [TEACHER_JOINT.join(spec.teachers)]
     return [*spec.teachers] or [None]

@@ -1,8 +1,8 @@
 """Adaptive search: each method and student is one study, whose later trials are chosen by the results of its earlier ones.
 
-Optuna chooses; the ledger remembers. A study asks for its trials in one order and is told their results in the same order,
-so what it chooses is a function of the seed and of the results alone, whichever trial ends first. A resumed sweep therefore
-asks for the same trials again and finds those that are finished in the ledger.
+Optuna suggests; the ledger stores. A study requests suggestions in a fixed order and reports results to Optuna in the same
+order, so what it chooses is a function of the seed and the results alone, whichever trial ends first. A resumed sweep therefore
+requests the same trials again and finds the finished ones in the ledger.
 """
 
 import math
@@ -28,16 +28,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _STUDENT = "student"
 _TEACHER = "teacher"
 _SETTING = "method."
-_ATTEMPTS = 10
-"""Suggestions that are asked for in place of ones that were made before or can not run."""
+_MAX_ATTEMPTS = 10
+"""How many suggestions are requested until one is new and can run."""
 
-_LOOKED_AT = 1000
-"""Results that TPE looks at, at most (see `BoundedHistory`)."""
+_HISTORY_LIMIT = 1000
+"""How many results TPE reads at most (see `BoundedHistory`)."""
 
 _INFEASIBLE = "can run"
 
 Memory = dict[str, dict[str, Any]]
-"""Parameters by method, student, number of the question, and a hash of all that was told before it. Plain data."""
+"""Suggested parameters by method, student, number of the suggestion, and a hash of all results reported before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class StudyPlan:
     """What one study may choose from.
 
     Attributes:
-        settings: the method's hyper-parameters, with priors where they are searched.
+        settings: the method's hyper-parameters, with a prior for each that is searched.
         students: those within the limits, smallest first.
-        teachers: those that suit, in turn.
-        trials: how many it may run in all.
-        fixed: its first trials, drawn at random, or all there are.
-        reserve: draws that take the place of suggestions that repeat themselves.
+        teachers: those that fit the method, in turn.
+        trials: how many trials the study has.
+        fixed: its first trials: random draws, or every point of a small space.
+        reserve: random draws that replace duplicate suggestions.
     """
 
     method: str
@@ -64,8 +64,8 @@ class StudyPlan:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """An answer of Optuna's: the number of its trial, and the parameters."""
+class _Suggestion:
+    """Parameters that Optuna suggested or was given, and the number of its own trial."""
 
     number: int
     params: Mapping[str, Any]
@@ -73,15 +73,15 @@ class _Asked:
 
 @dataclass
 class _Slot:
-    """A trial of a study, Optuna's own of it, and its objectives once they are told: None when it failed."""
+    """A trial of a study, its suggestion, and its objectives once they are reported to Optuna: None when it failed."""
 
     trial: Trial
-    asked: _Asked
+    suggestion: _Suggestion
     values: Sequence[float] | None = None
 
 
 class _Tpe(optuna.samplers.TPESampler):
-    """Optuna's TPE for parameters that are the same in every trial, which it finds out by reading all of them otherwise."""
+    """Optuna's TPE for a search space that is the same in every trial; Optuna would read all trials to infer that."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)
@@ -96,11 +96,11 @@ class Study:
 
     Args:
         algorithm: `tpe` or `nsga2`.
-        objectives: `max` or `min` by metric.
-        ahead: trials that may be asked for beyond those whose results are told.
-        make_trial: the trial of a draw; None when it can not run, which Optuna is told.
-        memory: what was suggested before in the same place, shared by the studies of one sweep: asking again is slow.
-        looked_at: results that TPE looks at, at most.
+        objectives: `max` or `min` by the name of a metric.
+        ahead: how many trials may be suggested beyond those whose results were reported.
+        make_trial: the trial of a draw; None when it cannot run, which is reported to Optuna.
+        memory: earlier suggestions at the same point, shared by the studies of one sweep: suggesting again is slow.
+        history_limit: how many results TPE reads at most.
     """
 
     def __init__(
@@ -114,10 +114,10 @@ class Study:
         ahead: int,
         make_trial: Callable[[Draw], Trial | None],
         memory: Memory | None = None,
-        looked_at: int = _LOOKED_AT,
+        history_limit: int = _HISTORY_LIMIT,
     ) -> None:
         self.plan = plan
-        self._looked_at = looked_at
+        self._history_limit = history_limit
         self._memory: Memory = {} if memory is None else memory
         self._objectives = objectives
         self._ahead = ahead
@@ -127,32 +127,32 @@ class Study:
         self._algorithm = algorithm
         self._startup_trials = startup_trials
         self._study: optuna.Study | None = None
-        self._later: deque[Callable[[optuna.Study], Any]] = deque()
-        self._unanswered: dict[int, optuna.Trial] = {}
+        self._pending: deque[Callable[[optuna.Study], Any]] = deque()
+        self._open_trials: dict[int, optuna.Trial] = {}
         self._slots: list[_Slot] = []
         self._by_key: dict[str, int] = {}
         self._reserve = list(plan.reserve)
         self._drawn = 0
-        self._told = 0
-        self._num_asked = 0
-        self._heard = 0
+        self._reported = 0
+        self._num_suggestions = 0
+        self._history_hash = 0
         self._exhausted = False
 
     @property
-    def asked(self) -> int:
-        """Trials that the study has taken of its number, those that were dropped as duplicates among them."""
+    def drawn(self) -> int:
+        """How many of its trials the study has used up, dropped duplicates included."""
         return self.plan.trials if self._exhausted else self._drawn
 
     @property
     def done(self) -> bool:
         """Whether it has no further trial."""
-        return self.asked >= self.plan.trials
+        return self.drawn >= self.plan.trials
 
     def advance(self, results: Mapping[str, TrialRecord]) -> Trial | None:
-        """The next trial; None when there is none yet, or none any more.
+        """The next trial; None when the study waits for results or has no further trial.
 
         Args:
-            results: of finished trials, by key.
+            results: records of finished trials, by key.
         """
         while not self.done:
             if self._drawn < len(self.plan.fixed):
@@ -161,46 +161,46 @@ class Study:
                 trial = self._make_trial(draw)
                 if trial is None or trial.key in self._by_key:
                     continue
-                return self._take(trial, self._ask(_parameters(draw, self.plan, self._space)))
-            if not self._tell_until(len(self._slots) - self._ahead, results):
+                return self._add_slot(trial, self._next_suggestion(_parameters(draw, self.plan, self._space)))
+            if not self._report_until(len(self._slots) - self._ahead, results):
                 return None
             found = self._suggest() or self._from_reserve()
             if found is None:
                 self._exhausted = True
                 return None
             self._drawn += 1
-            return self._take(*found)
+            return self._add_slot(*found)
         return None
 
-    def _ask(self, parameters: Mapping[str, Any] | None = None) -> _Asked:
-        """Optuna's next trial, with the given parameters or those that it suggests."""
-        number = self._num_asked
-        place = f"{self.plan.method} {self.plan.label} {number} {self._heard:x}"
-        self._num_asked += 1
-        known = self._memory.get(place) if parameters is None else parameters
+    def _next_suggestion(self, parameters: Mapping[str, Any] | None = None) -> _Suggestion:
+        """Optuna's next trial, with the given parameters or with those that it suggests."""
+        number = self._num_suggestions
+        point = f"{self.plan.method} {self.plan.label} {number} {self._history_hash:x}"
+        self._num_suggestions += 1
+        known = self._memory.get(point) if parameters is None else parameters
         if known is None:
-            known = self._optuna_asks(self._optuna(), number=number, parameters=None)
+            known = self._ask_optuna(self._optuna(), number=number, parameters=None)
         else:
-            self._later.append(partial(self._optuna_asks, number=number, parameters=known))
-        self._memory[place] = dict(known)
-        return _Asked(number, known)
+            self._pending.append(partial(self._ask_optuna, number=number, parameters=known))
+        self._memory[point] = dict(known)
+        return _Suggestion(number, known)
 
     def _optuna(self) -> optuna.Study:
-        """Optuna's study, which is told what happened only when it is asked: a search that is read again asks nothing."""
+        """Optuna's study with everything reported so far. Reporting is lazy: replaying a stored search needs no Optuna."""
         if self._study is None:
             directions = [
                 StudyDirection.MAXIMIZE if direction == "max" else StudyDirection.MINIMIZE
                 for direction in self._objectives.values()
             ]
-            # NSGA-II takes parents from any generation, and what it does with them costs little.
-            storage = BoundedHistory(directions, self._looked_at) if self._algorithm == "tpe" else None
+            # NSGA-II selects parents from any generation, which costs little.
+            storage = BoundedHistory(directions, self._history_limit) if self._algorithm == "tpe" else None
             self._study = optuna.create_study(directions=directions, storage=storage)
-        while self._later:
-            self._later.popleft()(self._study)
+        while self._pending:
+            self._pending.popleft()(self._study)
         return self._study
 
-    def _optuna_asks(self, study: optuna.Study, *, number: int, parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        # A sampler of its own for each question: what it draws depends on what was told, not on how often it was asked.
+    def _ask_optuna(self, study: optuna.Study, *, number: int, parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        # A new sampler for each suggestion: its draws depend on the reported results, not on the number of earlier calls.
         seed = derive_key(self._algorithm, self._seed, self.plan.method, self.plan.label, number) % 2**32
         if self._algorithm == "nsga2":
             study.sampler = genetic = optuna.samplers.NSGAIISampler(population_size=self._startup_trials, seed=seed)
@@ -210,77 +210,77 @@ class Study:
             study.sampler = optuna.samplers.RandomSampler(seed=seed)
         if parameters is not None:
             study.enqueue_trial(dict(parameters))
-        asked = self._unanswered[number] = study.ask(self._space)
+        optuna_trial = self._open_trials[number] = study.ask(self._space)
         if self._algorithm == "nsga2":
-            # It notes this only of trials whose parameters it suggests, and those that are given belong to a generation too.
-            generation = genetic.get_trial_generation(study, study.get_trials(deepcopy=False)[asked.number])
+            # Optuna records the generation only of trials whose parameters it suggests; given ones belong to one too.
+            generation = genetic.get_trial_generation(study, study.get_trials(deepcopy=False)[optuna_trial.number])
             genetic.get_parent_population(study, generation)
-        return asked.params
+        return optuna_trial.params
 
-    def _optuna_hears(self, study: optuna.Study, *, number: int, values: Sequence[float] | None) -> None:
-        asked = self._unanswered.pop(number)
-        # A point that fails is one to keep away from, which Optuna does not learn of trials that are told as failed.
-        asked.set_constraint(_INFEASIBLE, 1.0 if values is None else 0.0)
-        study.tell(asked, [0.0] * len(self._objectives) if values is None else values)
+    def _report_to_optuna(self, study: optuna.Study, *, number: int, values: Sequence[float] | None) -> None:
+        optuna_trial = self._open_trials.pop(number)
+        # The search should avoid a point that fails; Optuna ignores trials that are reported as failed.
+        optuna_trial.set_constraint(_INFEASIBLE, 1.0 if values is None else 0.0)
+        study.tell(optuna_trial, [0.0] * len(self._objectives) if values is None else values)
 
-    def _optuna_drops(self, study: optuna.Study, *, number: int) -> None:
-        study.tell(self._unanswered.pop(number), state=TrialState.FAIL)
+    def _drop_at_optuna(self, study: optuna.Study, *, number: int) -> None:
+        study.tell(self._open_trials.pop(number), state=TrialState.FAIL)
 
-    def _take(self, trial: Trial, asked: _Asked) -> Trial:
+    def _add_slot(self, trial: Trial, suggestion: _Suggestion) -> Trial:
         self._by_key[trial.key] = len(self._slots)
-        self._slots.append(_Slot(trial, asked))
+        self._slots.append(_Slot(trial, suggestion))
         return trial
 
-    def _tell_until(self, last: int, results: Mapping[str, TrialRecord]) -> bool:
-        """Tells the results of the slots up to `last`; False when one of them is not known yet."""
-        while self._told <= last:
-            slot = self._slots[self._told]
+    def _report_until(self, last: int, results: Mapping[str, TrialRecord]) -> bool:
+        """Reports the results of the slots up to `last`; False when one of them is not known yet."""
+        while self._reported <= last:
+            slot = self._slots[self._reported]
             record = results.get(slot.trial.key)
             if record is None:
                 return False
             slot.values = self._values(record)
-            self._tell(slot.asked, slot.values)
-            self._told += 1
+            self._report(slot.suggestion, slot.values)
+            self._reported += 1
         return True
 
-    def _tell(self, asked: _Asked, values: Sequence[float] | None) -> None:
-        self._heard = derive_key(self._heard, asked.number, repr(values))
-        self._later.append(partial(self._optuna_hears, number=asked.number, values=values))
+    def _report(self, suggestion: _Suggestion, values: Sequence[float] | None) -> None:
+        self._history_hash = derive_key(self._history_hash, suggestion.number, repr(values))
+        self._pending.append(partial(self._report_to_optuna, number=suggestion.number, values=values))
 
     def _values(self, record: TrialRecord) -> list[float] | None:
-        """The objectives; None when the trial failed or one of them is missing or no number."""
+        """The objectives; None when the trial failed, or one of them is missing or not finite."""
         values = [record.metrics.get(name, math.nan) for name in self._objectives]
         return values if record.status != "failed" and all(map(math.isfinite, values)) else None
 
-    def _suggest(self) -> tuple[Trial, _Asked] | None:
-        for _ in range(_ATTEMPTS if self._space else 1):
-            asked = self._ask()
-            trial = self._make_trial(_draw_at(asked.params, self.plan))
+    def _suggest(self) -> tuple[Trial, _Suggestion] | None:
+        for _ in range(_MAX_ATTEMPTS if self._space else 1):
+            suggestion = self._next_suggestion()
+            trial = self._make_trial(_draw_at(suggestion.params, self.plan))
             if trial is None:
-                self._tell(asked, None)
+                self._report(suggestion, None)
                 continue
-            place = self._by_key.get(trial.key)
-            if place is None:
-                return trial, asked
-            if place < self._told:
-                self._tell(asked, self._slots[place].values)
+            slot = self._by_key.get(trial.key)
+            if slot is None:
+                return trial, suggestion
+            if slot < self._reported:
+                self._report(suggestion, self._slots[slot].values)
             else:
-                self._later.append(partial(self._optuna_drops, number=asked.number))
+                self._pending.append(partial(self._drop_at_optuna, number=suggestion.number))
         return None
 
-    def _from_reserve(self) -> tuple[Trial, _Asked] | None:
+    def _from_reserve(self) -> tuple[Trial, _Suggestion] | None:
         while self._reserve:
             draw = self._reserve.pop(0)
             trial = self._make_trial(draw)
             if trial is not None and trial.key not in self._by_key:
-                return trial, self._ask(_parameters(draw, self.plan, self._space))
+                return trial, self._next_suggestion(_parameters(draw, self.plan, self._space))
         return None
 
 
 def _search_space(plan: StudyPlan) -> dict[str, BaseDistribution]:
     space = {f"{_SETTING}{name}": _distribution(prior) for name, prior in plan.settings.items() if isinstance(prior, Prior)}
     if len(plan.students) > 1:
-        # Sorted by size, so that neighbours are alike.
+        # Sorted by size, so that neighbours are similar.
         space[_STUDENT] = IntDistribution(0, len(plan.students) - 1)
     if len(plan.teachers) > 1:
         space[_TEACHER] = CategoricalDistribution(range(len(plan.teachers)))
@@ -289,7 +289,7 @@ def _search_space(plan: StudyPlan) -> dict[str, BaseDistribution]:
 
 def _distribution(prior: Prior) -> BaseDistribution:
     if isinstance(prior, Choice):
-        # By place: the values may be lists.
+        # By index: the values may be lists.
         return CategoricalDistribution(range(len(prior.values)))
     if isinstance(prior, Integers):
         return IntDistribution(prior.low, prior.high)
@@ -297,7 +297,7 @@ def _distribution(prior: Prior) -> BaseDistribution:
 
 
 def _draw_at(parameters: Mapping[str, Any], plan: StudyPlan) -> Draw:
-    """The trial that Optuna's parameters name."""
+    """The draw that Optuna's parameters describe."""
     settings = dict(plan.settings)
     for name, prior in plan.settings.items():
         if isinstance(prior, Choice):
@@ -309,7 +309,7 @@ def _draw_at(parameters: Mapping[str, Any], plan: StudyPlan) -> Draw:
 
 
 def _parameters(draw: Draw, plan: StudyPlan, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The parameters that name a draw."""
+    """The parameters that describe a draw to Optuna."""
     parameters: dict[str, Any] = {}
     for name, prior in plan.settings.items():
         if isinstance(prior, Choice):

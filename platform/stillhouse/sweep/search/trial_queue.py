@@ -1,4 +1,4 @@
-"""Which trial starts next. A queue hands out the trials that the ledger lacks, in rounds over the methods, within a budget."""
+"""Which trial starts next: a queue hands out the trials that have no record, in rounds over the methods, within a budget."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -13,12 +13,12 @@ class TrialQueue(ABC):
     """The trials of one phase of a sweep, handed out one by one.
 
     Args:
-        records: of finished trials, by key; those of this phase are not handed out again.
-        budget: what the sweep may spend; asked before each trial.
+        records: of finished trials, by key; their trials are not handed out again.
+        budget: consulted before each trial.
     """
 
     _adapts = False
-    """Whether a result may bring further trials."""
+    """Whether a result may lead to further trials."""
 
     def __init__(self, records: Mapping[str, TrialRecord], budget: BudgetTracker) -> None:
         self._records = dict(records)
@@ -29,10 +29,10 @@ class TrialQueue(ABC):
         self.stoppable = True
         """Whether early stopping may end its trials."""
         self.known: dict[str, Trial] = {}
-        """The trials of the phase as far as they are decided, by key, finished ones among them."""
+        """The trials of the phase that are decided so far, by key, finished ones included."""
 
     def next(self) -> Trial | None:
-        """The next trial to start; None when there is none at the moment, or none any more (`finished`)."""
+        """The next trial to start; None when there is none now, or no further one at all (`finished`)."""
         if self._ended:
             return None
         trial = self._held or self._decide()
@@ -49,7 +49,7 @@ class TrialQueue(ABC):
         return trial
 
     def has_next(self) -> bool:
-        """Whether a trial could start now; it is handed out later."""
+        """Whether a trial could start now; `next` hands it out."""
         if self._held is None and not self._ended:
             self._held = self._decide()
         return self._held is not None and not self._budget.over(self._held)
@@ -61,17 +61,17 @@ class TrialQueue(ABC):
 
     @property
     def expected(self) -> int:
-        """How many trials the phase has at most, those that are finished among them."""
+        """How many trials the phase has at most, finished ones included."""
         return len(self.known)
 
     def add(self, record: TrialRecord) -> None:
-        """Takes in the result of a trial."""
+        """Adds the result of a trial."""
         self._records[record.trial.key] = record
         self._under_way.discard(record.trial.key)
         self._budget.end(record)
 
     def lose(self, key: str) -> None:
-        """Takes note of a trial that the infrastructure failed: it has no result in this run."""
+        """Notes that a trial was lost by the infrastructure: it has no result in this run."""
         self._under_way.discard(key)
 
     @abstractmethod
@@ -84,7 +84,7 @@ class TrialQueue(ABC):
 
 
 class ListQueue(TrialQueue):
-    """Trials that are known from the start, in their order."""
+    """Trials that are all known from the beginning, in their order."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class ListQueue(TrialQueue):
 
 
 class StudyQueue(TrialQueue):
-    """Trials that studies choose as results come in; the study that has had the fewest is asked first.
+    """Trials that studies choose as results arrive; the study with the fewest trials so far chooses first.
 
     Args:
         studies: in the order of a round.
-        lead: trials that a study may be in front of one that waits for results.
+        lead: how many trials a study may be ahead of one that waits for results.
     """
 
     _adapts = True
@@ -126,14 +126,14 @@ class StudyQueue(TrialQueue):
 
     @property
     def expected(self) -> int:
-        return sum(study.plan.trials if not study.done else study.asked for study in self._studies)
+        return sum(study.plan.trials if not study.done else study.drawn for study in self._studies)
 
     def _decide(self) -> Trial | None:
         while True:
-            still = [study for study in self._studies if not study.done]
-            fewest = min((study.asked for study in still), default=0)
-            for study in sorted(still, key=lambda each: each.asked):
-                if study.asked >= fewest + self._lead:
+            unfinished = [study for study in self._studies if not study.done]
+            fewest = min((study.drawn for study in unfinished), default=0)
+            for study in sorted(unfinished, key=lambda each: each.drawn):
+                if study.drawn >= fewest + self._lead:
                     return None
                 trial = study.advance(self._records)
                 if trial is not None:
@@ -148,12 +148,12 @@ class StudyQueue(TrialQueue):
     def undone(self) -> Counter[str]:
         left = Counter(trial.method for key, trial in self.known.items() if key not in self._records)
         for study in self._studies:
-            left[study.plan.method] += study.plan.trials - study.asked
+            left[study.plan.method] += study.plan.trials - study.drawn
         return +left
 
 
 def start_queue(queue: TrialQueue) -> list[Trial]:
-    """Everything that the queue can hand out before a further result comes in."""
+    """Everything that the queue can hand out before a further result arrives."""
     handed: list[Trial] = []
     while (trial := queue.next()) is not None:
         handed.append(trial)
@@ -161,6 +161,6 @@ def start_queue(queue: TrialQueue) -> list[Trial]:
 
 
 def undone_note(undone: Mapping[str, int], reason: str) -> str:
-    """What a budget left undone, for the report."""
+    """The sentence about trials that the budget left undone."""
     listed = ", ".join(f"{method} {count}" for method, count in sorted(undone.items()))
     return f"{reason}; {sum(undone.values())} trials were not started: {listed}"
