@@ -274,7 +274,7 @@ def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
     assert {record.trial.method: record.status for record in results.records} == {"scratch": "finished", "deadly": "failed"}
     (failed,) = results.failed
     assert str(failed.reason).startswith(
-        "its worker died 2 times in epoch 2; where memory ran out, lower training.batch_size or give each"
+        "its worker died 2 times in epoch 2; if memory ran out, lower training.batch_size or give each"
     )
     assert "\n" not in str(failed.reason)
     assert not any((results.sweep_home.folder / "trials").glob("*"))

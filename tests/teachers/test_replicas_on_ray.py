@@ -23,9 +23,9 @@ from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.weights import load_weights
 from stillhouse.teachers.actor import start_actor
-from stillhouse.teachers.client import TrialTeacher
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
+from stillhouse.teachers.trial_teacher import TrialTeacher
 from stillhouse.teachers.view_filler import FILL_BATCH
 from stillhouse.teachers.view_opener import REPEAT_S
 from stillhouse.workers import driver_import_paths

@@ -13,7 +13,7 @@ from stillhouse.errors import InfrastructureError
 
 SCRATCH_VARIABLE = "STILLHOUSE_SCRATCH"
 COMMON_VARIABLE = "STILLHOUSE_COMMON_HOME"
-"""0 on nodes that are not to use the home's folder even where they see one."""
+"""0 on nodes that must not use the home's folder even where they can access it."""
 _MARK = ".mark"
 
 
@@ -23,9 +23,9 @@ class HomeAddress:
 
     Attributes:
         path: the absolute folder, as the driver sees it.
-        mark: what stands in the folder's mark; a folder at this path without it is another one.
-        keeper: the name of the actor that nodes without the folder ask; None where every process sees the folder.
-        max_bytes: what the copies of sealed views may take on each node without the folder; None: a share of its disk.
+        mark: the content of the folder's mark file; a folder at this path with another mark is another home.
+        keeper: the name of the actor that nodes without the folder call; None where every process can access the folder.
+        max_bytes: the most that copies of sealed views may take on each node without the folder; None: a share of its disk.
     """
 
     path: str
@@ -35,7 +35,7 @@ class HomeAddress:
 
     @property
     def is_common(self) -> bool:
-        """Whether this process sees the folder."""
+        """Whether this process can access the folder."""
         if self.keeper is None:
             return True
         if common_home_is_off():
@@ -52,7 +52,7 @@ def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
         max_bytes: as for `HomeAddress`.
 
     Raises:
-        InfrastructureError: the home can not be written.
+        InfrastructureError: the home cannot be written.
     """
     try:
         with suppress(FileNotFoundError):
@@ -61,14 +61,12 @@ def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
         mark = secrets.token_hex(8)
         write_atomic(home / _MARK, mark.encode())
     except OSError as error:
-        raise InfrastructureError(
-            f"can not write into {home}: {error.strerror or error}; choose another with --home"
-        ) from error
+        raise InfrastructureError(f"cannot write into {home}: {error.strerror or error}; choose another with --home") from error
     return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
 
 
 def common_home_is_off() -> bool:
-    """Whether this node was told not to use the home's folder."""
+    """Whether this node is configured not to use the home's folder."""
     return os.environ.get(COMMON_VARIABLE) == "0"
 
 
@@ -78,18 +76,18 @@ def scratch_base() -> Path:
 
 
 def scratch_folder(mark: str) -> Path:
-    """This node's own folder for a home with this mark, made if need be and readable by nobody else.
+    """This node's scratch folder for the home with this mark, created if necessary, which only this user can read.
 
     Raises:
-        InfrastructureError: it can not be made.
+        InfrastructureError: it cannot be created.
     """
     folder = scratch_base() / f"stillhouse-{os.getuid()}-{mark}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
-            raise InfrastructureError(f"{folder} belongs to somebody else; set {SCRATCH_VARIABLE} to a folder of your own")
+            raise InfrastructureError(f"{folder} belongs to another user; set {SCRATCH_VARIABLE} to a folder that is yours")
     except OSError as error:
         raise InfrastructureError(
-            f"can not make the scratch folder {folder}: {error.strerror}; set {SCRATCH_VARIABLE} on this node"
+            f"cannot make the scratch folder {folder}: {error.strerror}; set {SCRATCH_VARIABLE} on this node"
         ) from error
     return folder

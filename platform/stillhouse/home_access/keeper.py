@@ -1,4 +1,4 @@
-"""The keeper: an actor on the driver's node that gives nodes without the home folder what they need of it, and no more."""
+"""The keeper: an actor on the driver's node through which nodes that cannot access the home read and write its files."""
 
 import json
 import os
@@ -31,18 +31,18 @@ from stillhouse.knowledge.writer import ViewWriter, room_for
 _THREADS = 64
 _CHUNK_BYTES = 32 << 20
 _IDLE_S = 120.0
-"""A writer that was not heard of for so long gives way to another one that waits."""
+"""A writer that made no call for this long is closed when another one waits for its view."""
 
 _PLACES = re.compile(
     r"teachers/[0-9a-f]+/(card|weights\.safetensors|checkpoint)"
     r"|given/[0-9a-f]+"
     r"|sweeps/[^/]+/(ledger/[^/]+\.record|students/[^/]+\.safetensors|trials/[^/]+/checkpoint)"
 )
-"""What nodes may read and write of the home besides views: teachers, and the trials' records, weights and checkpoints."""
+"""The files that nodes may read and write besides views: teachers, and the trials' records, weights and checkpoints."""
 
 
 class WriterGoneError(StillhouseError):
-    """The keeper has closed this writer, or was started anew since; open another."""
+    """The keeper closed this writer or restarted since; open another one."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Session:
 
 
 class Keeper(Leased):
-    """What the home's actor does. Every call may be repeated; several threads may call.
+    """The keeper's methods. Every call may be repeated, and several threads may call at once.
 
     Args:
         home: the absolute folder, as the driver sees it.
@@ -93,7 +93,7 @@ class Keeper(Leased):
         write_atomic(self._path(place), content)
 
     def drop(self, place: str) -> None:
-        """Removes the file at `place` with its folder, if it is one of a trial under way."""
+        """Removes the file at `place`; with its folder where it is the checkpoint of a trial."""
         path = self._path(place)
         if path.name == "checkpoint" and path.parent.parent.name == "trials":
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -102,10 +102,10 @@ class Keeper(Leased):
 
     def _path(self, place: str) -> Path:
         if not _PLACES.fullmatch(place) or {".", ".."} & set(place.split("/")):
-            raise ValueError(f"the keeper of a home has nothing to do with {place!r}")
+            raise ValueError(f"the keeper of a home does not serve {place!r}")
         return self._home / place
 
-    # Views, read
+    # Reading views
 
     def layout(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """`rows`, `shape` and `dtype` of the view; None when its filling has not begun.
@@ -120,7 +120,7 @@ class Keeper(Leased):
         return {"rows": view.rows, "shape": view.shape, "dtype": view.dtype}
 
     def rows(self, identity: Mapping[str, Any], missing: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[Any], str]:
-        """Some of the `missing` rows (packed bits) that are ready: their numbers, values and checksum; none is an answer.
+        """Some of the `missing` rows (packed bits) that are ready, perhaps none: their numbers, values and checksum.
 
         Raises:
             FileNotFoundError: the view's filling has not begun, or it was removed.
@@ -128,7 +128,7 @@ class Keeper(Leased):
         """
         key = self._store.key(identity)
         if self._store.is_sealed(identity):
-            # Opened each time, so that what was damaged since is found.
+            # Opened each time, so that damage since is found.
             self._growing.pop(key, None)
             return _ready_rows(self._store.open(identity), missing)
         known = self._growing.get(key)
@@ -142,7 +142,7 @@ class Keeper(Leased):
         return self._store.open(identity).gather(torch.from_numpy(indices.copy())).numpy()
 
     def examine(self, identity: Mapping[str, Any], doubted: bool) -> None:
-        """PlotStyle whether the view is sealed and, if it is `doubted`, compares it with its checksums again.
+        """Checks whether the view is sealed and, if it is `doubted`, compares it with its checksums again.
 
         Raises:
             FileNotFoundError: it is not sealed.
@@ -160,21 +160,21 @@ class Keeper(Leased):
         self._growing.pop(key, None)
         return self._store.remove(key)
 
-    # Views, written
+    # Writing views
 
     def open_writer(
         self, owner: str, identity: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[str, NDArray[np.uint8], Any]:
-        """A writer for `owner`, who has only one of each view: its name, the missing rows as packed bits, its order.
+        """Opens a writer for `owner`, which has only one of each view: its name, the missing rows as packed bits, its order.
 
-        Waits while somebody else fills the view.
+        Waits while another process fills the view.
 
         Raises:
             InfrastructureError: the disk is full.
         """
         key = self._store.key(identity)
         waiting = threading.Event()
-        # An owner that died came back under its name; one that will not come back must not hold others up.
+        # An owner that died and restarted has the same name; one that does not come back must not block others.
         self._close_sessions(lambda session: session.key == key and session.owner == owner)
         watch = threading.Thread(target=self._close_idle, args=(key, waiting), daemon=True)
         watch.start()
@@ -195,7 +195,7 @@ class Keeper(Leased):
         with self._session(session) as writer:
             claimed = writer.claim(block, rows)
         if claimed is None:
-            # Whoever holds the block may have died with its node.
+            # The process that holds the block may have died with its node.
             key = self._sessions[session].key if session in self._sessions else ""
             self._close_sessions(lambda each: each.key == key and time.monotonic() - each.heard > _IDLE_S)
         return claimed
@@ -218,7 +218,7 @@ class Keeper(Leased):
             if writer.missing[rows].any():
                 writer.put(np.array(rows), values)
                 return writer.commit(token)
-        # The same call once more: its answer was lost.
+        # A repeated call, whose first answer was lost.
         return int(values.nbytes)
 
     def seal(self, session: str) -> None:
@@ -229,7 +229,7 @@ class Keeper(Leased):
         self._close_sessions(lambda each: each is self._sessions.get(session))
 
     def note_fill(self, line: str) -> None:
-        """Adds a line to the log of fills, unless it is there.
+        """Adds a line to the log of fills, unless the log has it.
 
         Raises:
             InfrastructureError: the disk is full.
@@ -246,7 +246,7 @@ class Keeper(Leased):
     def _session(self, name: str) -> "_InUse":
         session = self._sessions.get(name)
         if session is None:
-            raise WriterGoneError("the home's keeper knows nothing of this writer")
+            raise WriterGoneError("the home's keeper does not know this writer")
         return _InUse(session)
 
     def _close_sessions(self, which: Callable[[_Session], bool]) -> None:
@@ -264,7 +264,7 @@ class Keeper(Leased):
 
 
 class _InUse:
-    """A session's writer, to one call at a time."""
+    """Gives a session's writer to one call at a time."""
 
     def __init__(self, session: _Session) -> None:
         self._session = session
@@ -280,7 +280,7 @@ class _InUse:
 
 
 class _Counted:
-    """Whether the log of fills has a stretch."""
+    """Reports whether the log of fills has a stretch."""
 
     def __init__(self, store: Path, weights_hash: str) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""Leases: what keeps a shared actor alive, and ends it when nobody needs it any more."""
+"""Leases: a shared actor lives while a driver renews its lease, and ends itself afterwards."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 RENEW_S = 10.0
 """How often a driver renews its leases."""
 EXPIRE_S = 60.0
-"""A lease that was not renewed for so long is over: its driver has died."""
+"""A lease that was not renewed for this long is over: its driver has died."""
 _LONGEST_LOOK_S = 1.0
 
 
@@ -24,7 +24,7 @@ class LeaseBook:
     """The leases of one actor. Safe to call from several threads.
 
     Args:
-        expire_s: how long a lease lasts, and how long the first one is waited for.
+        expire_s: how long a lease lasts, and how long the actor waits for its first one.
     """
 
     def __init__(self, expire_s: float = EXPIRE_S, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class LeaseBook:
         self._lock = threading.Lock()
 
     def renew(self, holder: str, about: Mapping[str, Any]) -> bool:
-        """Gives `holder` a lease, or lets it last from now on; False when it is too late for that."""
+        """Grants `holder` a lease or renews it; returns False when the actor is about to end."""
         with self._lock:
             if not self._closed:
                 self._had_one = True
@@ -48,19 +48,19 @@ class LeaseBook:
             self._leases.pop(holder, None)
 
     def listed(self) -> list[dict[str, Any]]:
-        """What the holders said `about` themselves, and `renewed_s` ago."""
+        """What the holders reported `about` themselves, and how many seconds ago each lease was renewed (`renewed_s`)."""
         with self._lock:
             self._drop_expired()
             return [{**about, "renewed_s": self._clock() - renewed} for renewed, about in self._leases.values()]
 
     @property
     def over(self) -> bool:
-        """Whether the last lease was released or has expired, or none was ever asked for in time."""
+        """Whether the last lease was released or has expired, or the first one was not requested in time."""
         with self._lock:
             return self._is_over()
 
     def close_if_over(self) -> bool:
-        """Whether it is over, and with that for good: whoever comes later gets no lease."""
+        """Whether the leases are over; if so, for good: no further lease is granted."""
         with self._lock:
             self._closed = self._closed or self._is_over()
             return self._closed
@@ -102,7 +102,7 @@ class Leased:
     def _end_when_over(self, own: Any, look_s: float) -> None:
         while not self._book.close_if_over():
             time.sleep(look_s)
-        # An actor that merely left would be started anew.
+        # Ray would restart an actor whose process only exits.
         with suppress(Exception):
             ray.kill(own, no_restart=True)
             time.sleep(EXPIRE_S)
@@ -111,7 +111,7 @@ class Leased:
 
 @dataclass
 class _Held:
-    """An actor that is leased, what its `lease` takes besides, what starts it again, and its last answer."""
+    """A leased actor, the further arguments of its `lease`, the function that starts it again, and its last answer."""
 
     handle: Any
     brought: tuple[Any, ...]
@@ -119,7 +119,7 @@ class _Held:
     answer: Any = None
 
     def is_lost(self, *, wait: bool = False) -> bool:
-        """Whether the actor said that it ends, or has ended; an answer that is not there yet is waited for only if told."""
+        """Whether the actor refused the lease or has ended; `wait` waits for an answer that has not arrived yet."""
         answer = self.answer
         if answer is not None and not wait and not ray.wait([answer], timeout=0)[0]:
             return False
@@ -133,7 +133,7 @@ class LeaseHolder:
     """Holds leases of actors for this process: a thread renews them until they are released or the process dies.
 
     Args:
-        about: what the actors are told of this process, besides its `host` and `pid`.
+        about: what the actors report of this process, besides its `host` and `pid`.
     """
 
     def __init__(self, about: Mapping[str, Any], *, renew_s: float = RENEW_S) -> None:
@@ -146,12 +146,12 @@ class LeaseHolder:
         self._renewer = threading.Thread(target=self._renew, name="leases", daemon=True)
 
     def hold(self, handle: Any, *brought: Any, again: Callable[[], Any] | None = None) -> None:
-        """Leases the actor and goes on doing so. Nothing waits for the answer: the actor may not have a place yet.
+        """Leases the actor and renews the lease. Does not wait for the answer: the actor may not have its resources yet.
 
         Args:
-            brought: what the actor's `lease` takes besides.
-            again: starts the actor anew, or finds it; called where it ends all the same, such as one that was found when its
-                last lease had just been released. None leaves that to others.
+            brought: further arguments of the actor's `lease`.
+            again: starts the actor again, or finds it; called when the actor ends in spite of the lease, as one does that was
+                found just after its last lease was released. None: nothing starts it again.
         """
         held = _Held(handle, brought, again)
         with self._lock:
@@ -161,13 +161,13 @@ class LeaseHolder:
         self._send(held)
 
     def is_granted(self, handle: Any) -> bool:
-        """Whether the actor lives on for this process; waits for its answer."""
+        """Whether the actor granted this process a lease; waits for its answer."""
         with self._lock:
             held = self._held.get(handle)
         return held is not None and not held.is_lost(wait=True)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Releases all leases; an actor that does not answer in time finds that they expire."""
+        """Releases all leases; at an actor that does not answer in time they expire."""
         self._ended.set()
         if self._renewer.is_alive():
             self._renewer.join(timeout_s)
@@ -175,14 +175,14 @@ class LeaseHolder:
             handles = [held.handle for held in self._held.values()]
             self._held.clear()
         deadline = time.monotonic() + timeout_s
-        # The last one first: a teacher that comes to rest still needs the home's keeper.
+        # The last one first: a teacher that finishes its work still needs the home's keeper.
         for handle in reversed(handles):
             with suppress(RayActorError):
                 ray.wait([handle.release.remote(self._holder)], timeout=max(0.0, deadline - time.monotonic()))
 
     def _send(self, held: _Held) -> None:
         answer = None
-        # An actor that is gone for the moment is asked again in time.
+        # An actor that is gone at the moment gets the next renewal.
         with suppress(RayActorError):
             answer = held.handle.lease.remote(self._holder, self._about, *held.brought)
         held.answer = answer
@@ -196,7 +196,7 @@ class LeaseHolder:
             for held in everything:
                 again = held.again if held.again is not None and held.is_lost() else None
                 if again is not None:
-                    # What goes wrong here is tried again in a moment.
+                    # A failure here is tried again at the next renewal.
                     with suppress(Exception):
                         held.handle = again()
                 if again is not None or is_due:

@@ -1,4 +1,4 @@
-"""The home as a node has it: the folder itself where the node sees it, else a scratch folder and the home's keeper."""
+"""Access to the home from one node: the shared folder itself, or copies in a scratch folder through the home's keeper."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,13 +12,13 @@ from stillhouse.knowledge.store import KnowledgeStore
 
 
 class NodeHome:
-    """The home of a sweep as this node has it. Files are named by their paths under `folder`.
+    """The home of a sweep, as this node accesses it. Files are named by their paths under `folder`.
 
-    Where the folder is the home itself, `pull`, `push` and `drop` have nothing to do but to remove.
+    Where the folder is the home itself, `pull`, `push` and `drop` do nothing.
 
     Attributes:
         folder: the home, or this node's scratch folder for it.
-        store: the sealed views: the home's, or this node's own copies of them.
+        store: the sealed views: the home's, or this node's copies of them.
     """
 
     def __init__(self, address: HomeAddress) -> None:
@@ -34,16 +34,16 @@ class NodeHome:
         self.store = RemoteStore(self.folder / "knowledge", self._keeper, max_bytes=address.max_bytes)
 
     def here(self, path: str | Path) -> Path:
-        """Where a file of the home, by its path at the driver, lies on this node; others stay where they are."""
+        """The path on this node of a file of the home, given its path at the driver; other paths are returned as they are."""
         path = Path(path)
         return self.folder / path.relative_to(self._there) if path.is_relative_to(self._there) else path
 
     def there(self, path: Path) -> Path:
-        """The driver's path of a file that lies here."""
+        """The path at the driver of a file on this node."""
         return self._there / path.relative_to(self.folder)
 
     def pull(self, path: Path) -> None:
-        """Brings the file from the home, if it is there; what lies here and not there is removed.
+        """Copies the file from the home to this node; removes it here where the home has none.
 
         Raises:
             InfrastructureError: the keeper does not answer.
@@ -57,7 +57,7 @@ class NodeHome:
             write_atomic(path, content)
 
     def push(self, path: Path) -> None:
-        """Brings the file to the home, durably.
+        """Copies the file to the home, durably.
 
         Raises:
             OSError: the home's disk is full.
@@ -67,7 +67,7 @@ class NodeHome:
             self._keeper.call("keep", self._place(path), path.read_bytes())
 
     def drop(self, path: Path) -> None:
-        """Removes the file in the home; the caller removes its own.
+        """Removes the file in the home; the caller removes its copy.
 
         Raises:
             InfrastructureError: the keeper does not answer.
@@ -77,7 +77,7 @@ class NodeHome:
 
     @property
     def note_fill(self) -> Callable[[str], None] | None:
-        """What adds a line to the home's log of fills; None where the log is a file here."""
+        """The function that adds a line to the home's log of fills; None where this process can write the log itself."""
         keeper = self._keeper
         return None if keeper is None else lambda line: keeper.call("note_fill", line)
 
@@ -87,5 +87,5 @@ class NodeHome:
 
 @cache
 def node_home(address: HomeAddress) -> NodeHome:
-    """The home in this process; one object, so that its trials share what is copied."""
+    """The home in this process: one object for each address, so that trials share its copies."""
     return NodeHome(address)

@@ -24,15 +24,15 @@ _POLL_S = 0.05
 
 
 class RemoteStore(KnowledgeStore):
-    """The views of a home that this node does not see.
+    """The sealed views of a home that this node cannot access.
 
-    Trials `follow` this node's own copy of a view: one of the node's processes copies its rows as they become ready at home,
-    the others read what it has copied. All else, for whoever fills views, happens at home.
+    Trials `follow` this node's copy of a view: one process of the node copies the rows as they become ready in the home, and
+    the others read the copy. All other operations, which services that fill views need, are calls of the keeper.
 
     Args:
         root: of this node's copies.
-        max_bytes: what the copies may take together, as far as a view that is being read fits; the least recently used ones
-            make room for a new one, and are copied again when they are needed. None: a share of the disk.
+        max_bytes: the most that all copies may take, beyond a view that is being read. The least recently used copies are
+            removed for a new one, and are copied again when they are needed. None: a share of the disk.
     """
 
     def __init__(self, root: Path, keeper: KeeperLink, *, max_bytes: int | None = None) -> None:
@@ -42,35 +42,35 @@ class RemoteStore(KnowledgeStore):
         self._keeper = keeper
         self._doubted: set[str] = set()
         self._copying: dict[str, threading.Thread] = {}
-        self._trouble: dict[str, Exception] = {}
+        self._errors: dict[str, Exception] = {}
         self._guard = threading.Lock()
 
     def follow(self, identity: Mapping[str, Any]) -> View:
-        """This node's copy of the view, whole or still growing; what is damaged of it is copied again.
+        """This node's copy of the view, complete or still growing; a damaged copy is copied again.
 
         Raises:
             FileNotFoundError: its filling has not begun.
-            Damaged: it is damaged at home.
-            InfrastructureError: it can not be copied.
+            Damaged: it is damaged in the home.
+            InfrastructureError: it cannot be copied.
         """
         key = self.key(identity)
         with self._guard:
-            trouble = self._trouble.pop(key, None)
-        if trouble is not None:
-            raise trouble
+            error = self._errors.pop(key, None)
+        if error is not None:
+            raise error
         try:
             view = self._copies.follow(identity)
-        except (FileNotFoundError, Damaged) as error:
-            if isinstance(error, Damaged):
+        except (FileNotFoundError, Damaged) as missing:
+            if isinstance(missing, Damaged):
                 self._copies.unseal(identity)
             self._copy(key, identity)
-            raise FileNotFoundError(self.folder(identity)) from error
+            raise FileNotFoundError(self.folder(identity)) from missing
         if not view.complete:
             self._copy(key, identity)
         return view
 
     def open(self, identity: Mapping[str, Any]) -> View:
-        """The sealed view at home.
+        """The sealed view in the home.
 
         Raises:
             FileNotFoundError: it is not sealed.
@@ -85,7 +85,7 @@ class RemoteStore(KnowledgeStore):
         self._doubted.add(self.key(identity))
 
     def writer(self, identity: Mapping[str, Any], **options: Any) -> Any:
-        """A `ViewWriter` of the home; the keeper knows by itself what is counted."""
+        """A `ViewWriter` of the home; the keeper itself knows which stretches are counted."""
         options.pop("counted", None)
         return _RemoteWriter(self._keeper, identity, options)
 
@@ -100,8 +100,8 @@ class RemoteStore(KnowledgeStore):
         with self._guard:
             known = self._copying.get(key)
             busy = known is not None and known.is_alive()
-            # Trouble is told before anybody tries again: else a second one is told when the first has been mended.
-            if key not in self._trouble and not busy and not self._copies.is_sealed(identity):
+            # An error is raised once before the copy is tried again, so that nobody sees an error that was resolved since.
+            if key not in self._errors and not busy and not self._copies.is_sealed(identity):
                 thread = threading.Thread(target=self._copy_rows, args=(key, dict(identity)), name="copier", daemon=True)
                 self._copying[key] = thread
                 thread.start()
@@ -111,10 +111,10 @@ class RemoteStore(KnowledgeStore):
             self._copy_whole(identity)
         except Exception as error:  # the reason must reach the trials that wait
             with self._guard:
-                self._trouble[key] = error
+                self._errors[key] = error
 
     def _copy_whole(self, identity: Mapping[str, Any]) -> None:
-        """Copies until this node's view is sealed, or the home has none: whoever still waits for it comes again."""
+        """Copies until this node's view is sealed, or the home has none; a process that still waits for it calls again."""
         layout = self._keeper.call("layout", identity)
         if layout is None:
             return
@@ -134,7 +134,7 @@ class RemoteStore(KnowledgeStore):
             writer.seal()
 
     def _make_room(self, identity: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
-        """For one more copy, unless its room is taken already."""
+        """Removes copies for one more, unless that one exists already."""
         if self._copies.folder(identity).exists():
             return
         needed = Layout.make(identity=identity, **layout).num_bytes
@@ -142,7 +142,7 @@ class RemoteStore(KnowledgeStore):
 
 
 class _RemoteView:
-    """A sealed view at home, of which a few rows are wanted."""
+    """A sealed view in the home, of which a few rows are needed."""
 
     complete = True
 
@@ -155,7 +155,7 @@ class _RemoteView:
 
 
 class _RemoteWriter:
-    """A `ViewWriter` whose view lies at home: what is committed is durable there, also when this node dies."""
+    """A `ViewWriter` of a view in the home: what is committed is durable there, even if this node dies."""
 
     def __init__(self, keeper: KeeperLink, identity: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self._keeper = keeper

@@ -28,7 +28,7 @@ from stillhouse.sweep.execution.students import build_student, size_metrics, stu
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
 from stillhouse.sweep.home.ledger import now
-from stillhouse.teachers.client import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
+from stillhouse.teachers.trial_teacher import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
 
 
 class TrialRunner:

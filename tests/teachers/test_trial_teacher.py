@@ -22,13 +22,13 @@ from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
-from stillhouse.teachers import client as client_module
+from stillhouse.teachers import trial_teacher as client_module
 from stillhouse.teachers.actor_link import ActorLink
 from stillhouse.teachers.call_queue import QueueFull
-from stillhouse.teachers.client import TrialTeacher, weights_here
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.served import ServedKnowledge
 from stillhouse.teachers.ticket import FillPlan, FillRequest, TeacherTicket
+from stillhouse.teachers.trial_teacher import TrialTeacher, weights_here
 from stillhouse.teachers.view_opener import ViewOpener
 
 TICKET = TeacherTicket(
