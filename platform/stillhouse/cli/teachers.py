@@ -95,7 +95,9 @@ def teachers_stop(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="The name of a teacher or of its actor. Default: all of them.")
     ] = None,
-    address: Address = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The address of the Ray cluster. Default: RAY_ADDRESS.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also stop teachers that a sweep is using; its running trials then fail.")
     ] = False,
@@ -108,7 +110,9 @@ def teachers_stop(
 
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        raise UsageError("name the cluster with --address; teachers of a Ray that the sweep itself started end with the sweep")
+        raise UsageError(
+            "name the cluster with --address; a Ray cluster that a sweep started ends with it, and so do its teachers"
+        )
     with connected(address):
         found = [each for each in running_teachers() if name in (None, each["actor"], each.get("name"))]
         if not found:
