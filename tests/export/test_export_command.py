@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stillhouse.cli import app
-from stillhouse.errors import InfrastructureError, StillhouseError, UsageError
+from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.export import FILES
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.sweep.results.results import Results
@@ -130,72 +130,8 @@ def test_a_data_set_that_is_gone_is_named_and_not_fetched(swept: Any, tmp_path: 
     assert "must be a folder that exists" in refusal(swept, LENET, tmp_path / "out")
 
 
-def test_a_folder_with_foreign_files_is_left_alone(swept: Any, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    assert "is not empty (thesis.tex)" in refusal(swept, LENET, tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
-
-
-def test_an_export_beside_which_somebody_put_a_file_is_left_alone(exported: Exported, tmp_path: Path) -> None:
-    swept, folder, _ = exported
-    shutil.copytree(folder, tmp_path / "out")
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert "notes.txt" in refusal(swept, LENET, tmp_path / "out")
-
-
-def test_files_of_our_names_that_are_no_export_are_left_alone(swept: Any, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "README.md").write_text("mine")
-    assert "no earlier export" in refusal(swept, LENET, tmp_path / "out")
-
-
-def test_a_file_is_no_folder(swept: Any, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
-    with pytest.raises(UsageError, match="is a file"):
-        swept.export(LENET, tmp_path / "out")
-
-
-def test_the_working_folder_is_not_replaced_under_its_user(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert "the folder you work in" in refusal(swept, LENET, Path())
-
-
-def test_a_folder_that_can_not_be_made_is_an_error_of_the_machine(swept: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InfrastructureError, match="can not write the export") as caught:
-        swept.export(LENET, tmp_path / "file" / "out")
-    assert caught.value.exit_code == 4
-
-
 def test_a_missing_package_is_named_with_its_remedy(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stillhouse.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else object())
     assert refusal(swept, LENET, tmp_path / "out") == (
         "exporting needs onnxruntime, not installed here: pip install 'stillhouse[export]'"
     )
-
-
-def test_an_export_that_breaks_leaves_the_earlier_one_whole(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    swept, folder, _ = exported
-    shutil.copytree(folder, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-
-    def break_off(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("stillhouse.export.onnx.save_onnx", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        swept.export(LENET, tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_earlier_export_is_replaced_whole(exported: Exported, tmp_path: Path) -> None:
-    swept, folder, _ = exported
-    shutil.copytree(folder, tmp_path / "out")
-    swept.export(MLP, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["trial"] == MLP
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
