@@ -24,7 +24,7 @@ def full_disk(*_arguments: object, **_options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_checked_file_gives_back_its_payload(tmp_path: Path) -> None:
+def test_reading_a_checked_file_returns_its_payload(tmp_path: Path) -> None:
     for payload in (b"", b"\n", b"stillhouse1 x 1\n", bytes(range(256)) * 17):
         write_checked(tmp_path / "file", payload)
         assert read_checked(tmp_path / "file") == payload
@@ -51,7 +51,7 @@ def test_every_flipped_bit_of_a_checked_file_is_noticed(tmp_path: Path) -> None:
                 read_checked(path)
 
 
-def test_a_checked_file_with_bytes_behind_its_end_is_noticed(tmp_path: Path) -> None:
+def test_a_checked_file_with_additional_bytes_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_checked(path, b"payload")
     path.write_bytes(path.read_bytes() + b"x")
@@ -117,7 +117,7 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
     assert content_hash({"a": 1}) != content_hash({"a": 1.5})
 
 
-def test_canonical_json_refuses_what_json_can_not_say() -> None:
+def test_canonical_json_refuses_what_json_cannot_represent() -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical_json({"loss": float("nan")})
 

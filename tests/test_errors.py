@@ -1,4 +1,4 @@
-"""What errors know of themselves: a full disk, through wrappers and across processes; lines of texts; suggestions."""
+"""Full disks, recognised through wrappers and across processes; problems; lines of texts; suggestions."""
 
 import errno
 import os

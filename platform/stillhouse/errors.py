@@ -1,4 +1,4 @@
-"""The errors a user may see, each with the exit code of the command that meets it."""
+"""The errors that users see, each with the exit code of the command that raises it."""
 
 import difflib
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class StillhouseError(Exception):
-    """An error with one sentence for the user; the command line prints it without a traceback."""
+    """An error whose message is written for the user; the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -24,7 +24,7 @@ class UnknownNameError(UsageError):
 
 
 class InfrastructureError(StillhouseError):
-    """Something the sweep stands on is gone: the cluster, the disk, another driver's lock."""
+    """Something that the sweep needs is not available: the cluster, the disk, a lock that another driver holds."""
 
     exit_code = 4
 
@@ -34,13 +34,13 @@ class DiskFullError(InfrastructureError):
 
 
 class Interrupted(StillhouseError):
-    """The user stopped the sweep; the message says how to go on."""
+    """The user stopped the sweep; the message names the command that continues it."""
 
     exit_code = 130
 
 
 class TrialError(StillhouseError):
-    """A trial that can not go on; its message becomes the reason in the ledger."""
+    """A trial that cannot continue; the message becomes the reason in the ledger."""
 
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)

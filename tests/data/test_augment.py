@@ -65,14 +65,14 @@ def test_a_crop_is_a_window_of_the_padded_image(mode: str) -> None:
     assert np.array_equal(Crop(padding=3, mode=mode).apply(images, values(top=top, left=left)).numpy(), expected)
 
 
-def test_every_offset_of_a_crop_is_as_likely() -> None:
+def test_all_offsets_of_a_crop_are_equally_likely() -> None:
     offsets = Crop(padding=2).draw(DRAWS, (1, 8, 8))
     counts = np.bincount(offsets["top"] * 5 + offsets["left"], minlength=25)
     assert len(counts) == 25
     assert chisquare(counts).pvalue > 0.001
 
 
-def test_a_flip_mirrors_left_and_right_where_it_is_asked_to() -> None:
+def test_a_flip_mirrors_the_samples_that_are_drawn() -> None:
     images = image([1, 2], [3, 4]).repeat(2, 1, 1, 1)
     flipped = Flip().apply(images, values(flipped=[1, 0]))
     assert flipped[:, 0].tolist() == [[[2, 1], [4, 3]], [[1, 2], [3, 4]]]
@@ -135,7 +135,7 @@ def test_grey_images_have_no_saturation_to_change() -> None:
     assert set(ColourJitter().draw(DRAWS, (1, 8, 8))) == {"brightness", "contrast"}
 
 
-def test_colour_factors_keep_within_their_reach() -> None:
+def test_colour_factors_stay_in_their_range() -> None:
     factors = ColourJitter(brightness=0.25, contrast=0.0).draw(DRAWS, (3, 8, 8))
     assert "contrast" not in factors
     assert (factors["brightness"].min(), factors["brightness"].max()) == (48, 80)
@@ -158,7 +158,7 @@ def test_a_resized_crop_is_bilinear_interpolation_within_rounding(window: tuple[
     assert difference.abs().max() <= 4.5  # 255/128 in either direction from the place, half a level from each rounding
 
 
-def test_windows_of_resized_crops_lie_in_the_image_and_have_the_asked_shapes() -> None:
+def test_windows_of_resized_crops_are_inside_the_image_and_have_the_requested_shapes() -> None:
     window = RandomResizedCrop(scale=(0.25, 0.5), ratio=(0.8, 1.25)).draw(DRAWS, (3, 64, 64))
     assert (window["top"].min(), window["left"].min()) == (0, 0)
     assert (window["top"] + window["rows"]).max() == (window["left"] + window["columns"]).max() == 64
@@ -177,7 +177,7 @@ def test_mixup_averages_in_256ths() -> None:
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(256, [[[[3, 250]]]]), (0, [[[[255, 0]]]])])
-def test_mixup_at_its_ends_is_one_of_both_images(weight: int, expected: list[list[list[list[int]]]]) -> None:
+def test_mixup_with_an_extreme_weight_is_one_of_the_two_images(weight: int, expected: list[list[list[list[int]]]]) -> None:
     assert Mixup().mix(image([3, 250]), image([255, 0]), values(weight=weight)).tolist() == expected
 
 
@@ -229,6 +229,6 @@ def test_a_label_share_of_cutmix_is_the_share_of_pixels_that_stay() -> None:
     ],
     ids=lambda value: value.name if isinstance(value, Operation) else "",
 )
-def test_an_option_out_of_its_range_is_named_with_its_rule_and_value(operation: Operation, message: str) -> None:
+def test_an_option_out_of_its_range_is_reported_with_rule_and_value(operation: Operation, message: str) -> None:
     (problem,) = operation.problems()
     assert str(problem).endswith(message)

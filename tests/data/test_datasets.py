@@ -95,7 +95,7 @@ def test_the_seed_chooses_the_validation_split_and_leaves_the_test_split_alone()
     assert torch.equal(one.test.images, other.test.images)
 
 
-def test_the_fingerprint_follows_the_content() -> None:
+def test_the_fingerprint_depends_on_the_content() -> None:
     one, same = load_dataset("digits"), load_dataset("digits")
     others = [load_dataset("digits", seed=1), load_dataset("digits", validation=100), load_dataset("digits", size=9)]
     assert one.fingerprint == same.fingerprint
@@ -135,19 +135,19 @@ def test_shrinking_is_antialiased(module: str) -> None:
     assert data.train.images.max() < 190
 
 
-def test_a_users_function_is_a_data_set(module: str) -> None:
+def test_a_user_defined_function_is_a_data_set(module: str) -> None:
     data = load_dataset(f"{module}:pairs", validation=12, options={"classes": 4})
     assert (data.num_classes, data.input_shape) == (4, (1, 6, 6))
     assert (len(data.train), len(data.validation), len(data.test)) == (48, 12, 9)
 
 
-def test_a_users_mapping_may_name_classes_and_put_off_the_test_split(module: str) -> None:
+def test_a_user_defined_mapping_may_name_classes_and_defer_the_test_split(module: str) -> None:
     data = load_dataset(f"{module}:mapping")
     assert data.class_names == ("a", "b", "c")
     assert len(data.test) == 9
 
 
-def test_images_with_channels_last_are_turned(module: str) -> None:
+def test_images_with_channels_last_are_transposed(module: str) -> None:
     data = load_dataset(f"{module}:channels_last")
     assert data.input_shape == (3, 6, 6)
     assert torch.equal(data.train.images[:, 0], data.train.images[:, 2])
@@ -165,7 +165,7 @@ def test_images_with_channels_last_are_turned(module: str) -> None:
         ("pears", "has no function 'pears'"),
     ],
 )
-def test_a_users_mistake_is_named(module: str, function: str, message: str) -> None:
+def test_a_mistake_in_a_user_defined_data_set_is_reported(module: str, function: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_dataset(f"{module}:{function}")
 
@@ -176,15 +176,15 @@ def test_test_labels_that_training_lacks_are_refused_when_they_are_read(module: 
         _ = data.test
 
 
-def test_a_module_that_is_not_there_is_named_with_the_remedy() -> None:
-    with pytest.raises(UsageError, match=r"no_such_module_anywhere:f can not be imported .*; put the folder .* on PYTHONPATH"):
+def test_a_module_that_does_not_exist_is_reported_with_the_remedy() -> None:
+    with pytest.raises(UsageError, match=r"no_such_module_anywhere:f cannot be imported .*; put the folder .* on PYTHONPATH"):
         load_dataset("no_such_module_anywhere:f")
 
 
-def test_a_module_that_can_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_cannot_be_imported_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "misspelt_data.py").write_text("def load(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match="misspelt_data:load can not be imported: SyntaxError"):
+    with pytest.raises(UsageError, match="misspelt_data:load cannot be imported: SyntaxError"):
         load_dataset("misspelt_data:load")
 
 
@@ -194,7 +194,7 @@ def test_a_validation_share_that_leaves_a_class_without_training_images_is_refus
 
 
 def test_more_validation_than_there_are_images_is_refused() -> None:
-    with pytest.raises(UsageError, match="asks for 2000 of the 1437 training images of digits"):
+    with pytest.raises(UsageError, match="requests 2000 of the 1437 training images of digits"):
         load_dataset("digits", validation=2000)
 
 
@@ -217,7 +217,7 @@ def test_more_validation_than_there_are_images_is_refused() -> None:
     ],
     ids=str,
 )
-def test_wrong_arguments_are_seen_before_anything_is_read(arguments: dict[str, Any], sentence: str) -> None:
+def test_wrong_arguments_are_found_before_anything_is_read(arguments: dict[str, Any], sentence: str) -> None:
     problems = dataset_problems(**arguments)
     assert len(problems) == 1
     assert sentence in str(problems[0])
@@ -241,7 +241,7 @@ def idx(array: NDArray[np.uint8]) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_files_of_the_mnist_family_are_read_as_they_are(tmp_path: Path, name: str, folder: str) -> None:
+def test_files_of_the_mnist_family_are_read_unchanged(tmp_path: Path, name: str, folder: str) -> None:
     raw = tmp_path / folder / "raw"
     raw.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
@@ -255,17 +255,17 @@ def test_files_of_the_mnist_family_are_read_as_they_are(tmp_path: Path, name: st
     assert np.array_equal(data.test.images[:, 0].numpy(), images[40:])
 
 
-def test_a_truncated_file_is_named_by_its_folder(tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_with_its_folder(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03")
-    with pytest.raises(UsageError, match=f"mnist can not be read from {raw}"):
+    with pytest.raises(UsageError, match=f"mnist cannot be read from {raw}"):
         load_dataset("mnist", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in dataset_names() if name not in ("digits", "image_folder", "pack")])
-def test_an_empty_root_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name} can not be read from {tmp_path}.*or set dataset.download to true") as caught:
+def test_an_empty_root_is_reported_with_the_remedy(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name} cannot be read from {tmp_path}.*or set dataset.download to true") as caught:
         load_dataset(name, root=tmp_path)
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ def save(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (6, 6
 
 
 def fill(root: Path, per_class: int = 4) -> Path:
-    """One folder per class with flat images; red tells the class, green the image."""
+    """One folder per class with flat images; the red value is the class, the green value the image."""
     for label, name in enumerate(CLASSES):
         for number in range(per_class):
             save(root / name / f"{number}.png", (label * 40, number * 10, 7))
@@ -72,7 +72,7 @@ def test_images_of_different_sizes_need_a_size(root: Path) -> None:
     assert torch.equal(data.test.images[:, 0, 4, 4].long(), data.test.labels * 40)
 
 
-def test_a_long_image_keeps_its_middle(root: Path) -> None:
+def test_a_long_image_is_cropped_to_its_middle(root: Path) -> None:
     stripes = np.zeros((6, 18, 3), np.uint8)
     stripes[:, 6:12] = 200
     Image.fromarray(stripes).save(root / "test" / "cat" / "0.png")
@@ -80,14 +80,14 @@ def test_a_long_image_keeps_its_middle(root: Path) -> None:
     assert (data.test.images[0] == 200).all()
 
 
-def test_a_corrupt_image_is_named(root: Path) -> None:
+def test_a_corrupt_image_is_reported_by_name(root: Path) -> None:
     broken = root / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(UsageError, match=f"{broken} is not a readable image; repair or remove it"):
         load_dataset("image_folder", root=root, validation=3)
 
 
-def test_a_text_that_is_called_an_image_is_named(root: Path) -> None:
+def test_a_text_file_with_an_image_suffix_is_reported_by_name(root: Path) -> None:
     (root / "test" / "dog" / "1.jpg").write_text("hello")
     data = load_dataset("image_folder", root=root, validation=3)
     with pytest.raises(UsageError, match=r"dog/1.jpg is not a readable image"):
@@ -100,41 +100,41 @@ def test_an_image_of_16_bits_is_refused(root: Path) -> None:
         load_dataset("image_folder", root=root, validation=3)
 
 
-def test_files_that_are_no_images_are_left_alone(root: Path) -> None:
+def test_files_that_are_no_images_are_ignored(root: Path) -> None:
     (root / "train" / "dog" / "notes.txt").write_text("good dog")
     (root / "train" / "dog" / "._0.png").write_text("a shadow file")
     assert len(load_dataset("image_folder", root=root, validation=3).train) == 9
 
 
-def test_images_may_lie_deeper_in_their_class_folder(root: Path) -> None:
+def test_images_may_be_in_subfolders_of_their_class_folder(root: Path) -> None:
     save(root / "train" / "owl" / "night" / "deep.png", (80, 0, 7))
     assert len(load_dataset("image_folder", root=root, validation=3).train) == 10
 
 
-def test_a_class_folder_without_images_is_named(root: Path) -> None:
+def test_a_class_folder_without_images_is_reported(root: Path) -> None:
     (root / "train" / "yak").mkdir()
-    with pytest.raises(UsageError, match=r"train/yak holds no image"):
+    with pytest.raises(UsageError, match=r"train/yak has no image"):
         load_dataset("image_folder", root=root)
 
 
-def test_a_test_class_that_training_lacks_is_named(root: Path) -> None:
+def test_a_test_class_that_training_lacks_is_reported(root: Path) -> None:
     save(root / "test" / "yak" / "0.png", (0, 0, 0))
     with pytest.raises(UsageError, match="class folder 'yak' that the training images lack"):
         load_dataset("image_folder", root=root)
 
 
-def test_a_folder_without_classes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="must hold at least two folders, one per class, it holds 0"):
+def test_a_folder_without_classes_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must have at least two folders, one per class, it has 0"):
         load_dataset("image_folder", root=tmp_path)
 
 
-def test_training_images_without_test_images_are_named(root: Path) -> None:
+def test_training_images_without_test_images_are_reported(root: Path) -> None:
     (root / "test").rename(root / "elsewhere")
     with pytest.raises(UsageError, match="has a folder train but neither test nor val"):
         load_dataset("image_folder", root=root)
 
 
-def test_a_limit_decodes_no_more_than_it_takes(root: Path) -> None:
+def test_only_the_images_within_the_limit_are_decoded(root: Path) -> None:
     data = load_dataset("image_folder", root=root, validation=3, options={"limit": 9})
     corners = torch.cat((data.train.images, data.validation.images))[:, :2, 0, 0].tolist()
     taken = {root / "train" / CLASSES[red // 40] / f"{green // 10}.png" for red, green in corners}
@@ -164,7 +164,7 @@ class TestCache:
         assert torch.equal(self.load(root), first)
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "meta"])
-    def test_a_damaged_cache_is_made_again(self, root: Path, damage: str) -> None:
+    def test_a_damaged_cache_is_replaced(self, root: Path, damage: str) -> None:
         first = self.load(root)
         (cached,) = (root.parent / "cache").rglob("images.npy")
         payload = bytearray(cached.read_bytes())
@@ -191,7 +191,7 @@ class TestCache:
         assert self.load(root).shape[1] == 3
         assert self.load(root, grey=True).shape[1] == 1
 
-    def test_a_cache_that_can_not_be_written_costs_a_warning_only(self, root: Path) -> None:
+    def test_a_cache_that_cannot_be_written_costs_a_warning_only(self, root: Path) -> None:
         (root.parent / "cache").write_text("a file where a folder should be")
-        with pytest.warns(UserWarning, match="decoded images could not be kept in"):
+        with pytest.warns(UserWarning, match="decoded images cannot be stored in"):
             assert len(self.load(root)) == 9

@@ -47,7 +47,7 @@ def test_neighbouring_keys_give_unrelated_draws() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 200))
-def test_a_permutation_holds_every_place_once(key: int, length: int) -> None:
+def test_a_permutation_contains_every_index_once(key: int, length: int) -> None:
     assert sorted(permutation(key, length)) == list(range(length))
 
 

@@ -23,7 +23,7 @@ def test_statistics_are_those_of_the_pixels() -> None:
     assert std == pytest.approx((images / 255).std((0, 2, 3)), rel=1e-12)
 
 
-def test_a_constant_channel_has_a_deviation_that_can_be_divided_by() -> None:
+def test_the_deviation_of_a_constant_channel_is_not_zero() -> None:
     assert channel_statistics(np.full((3, 1, 2, 2), 51, np.uint8)) == ((0.2,), (1 / 255,))
 
 
@@ -42,7 +42,7 @@ def test_normalising_is_a_subtraction_and_a_division_in_single_precision() -> No
     assert np.array_equal(data.normalise(data.test.images).numpy(), expected)
 
 
-def test_normalising_leaves_the_images_as_they_are() -> None:
+def test_normalising_does_not_change_the_images() -> None:
     data = load_dataset("digits")
     before = data.train.images.clone()
     data.normalise(data.train.images)
@@ -63,7 +63,7 @@ def test_the_test_split_is_read_when_it_is_used_and_once() -> None:
 
 
 @pytest.mark.usefixtures("warnings_every_time")
-def test_a_data_set_travels_as_read_only_arrays_without_a_copy() -> None:
+def test_a_data_set_is_sent_as_read_only_arrays_without_a_copy() -> None:
     data = load_dataset("digits")
     arrays, facts = data.to_arrays()
     shared = {name: array.copy() for name, array in arrays.items()}
@@ -77,7 +77,7 @@ def test_a_data_set_travels_as_read_only_arrays_without_a_copy() -> None:
         assert torch.equal(getattr(arrived, split).labels, getattr(data, split).labels)
 
 
-def test_without_the_test_split_it_travels_unread() -> None:
+def test_a_test_split_that_is_left_out_is_not_read() -> None:
     data = load_dataset("digits")
     arrays, facts = data.to_arrays(test=False)
     assert data.test_reads == 0

@@ -1,4 +1,4 @@
-"""Packs against the image folder that they were made of: the same pixels, and nothing damaged is ever used."""
+"""Packs compared with their image folder: the pixels are the same, and damaged data is never used."""
 
 import contextlib
 import pickle
@@ -84,7 +84,7 @@ def copy_of(pack: Path, to: Path) -> Path:
 # The same data set
 
 
-def test_a_pack_holds_what_the_folder_holds(data: ImageData, decoded: ImageData) -> None:
+def test_a_pack_has_the_images_of_its_folder(data: ImageData, decoded: ImageData) -> None:
     for one, other in ((data.train, decoded.train), (data.validation, decoded.validation), (data.test, decoded.test)):
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.images[:], other.images[:])
@@ -93,7 +93,7 @@ def test_a_pack_holds_what_the_folder_holds(data: ImageData, decoded: ImageData)
     assert (data.mean, data.std) == (decoded.mean, decoded.std)
 
 
-def test_limits_and_grey_choose_as_for_a_folder(pack: Path, folder: Path) -> None:
+def test_limits_and_grey_have_the_same_effect_as_for_a_folder(pack: Path, folder: Path) -> None:
     wanted: dict[str, Any] = {"size": 8, "validation": 3, "options": {"limit": 12, "limit_test": 6, "grey": True}}
     one, other = load_dataset("pack", root=pack, **wanted), load_dataset("image_folder", root=folder, **wanted)
     assert torch.equal(one.train.images[:], other.train.images[:])
@@ -142,14 +142,14 @@ def test_a_teacher_fills_from_a_pack_what_it_fills_from_its_pixels(data: ImageDa
     assert torch.equal(filled[0], filled[1])
 
 
-def test_the_fingerprint_tells_content_size_and_split_apart(pack: Path, data: ImageData) -> None:
+def test_the_fingerprint_depends_on_content_size_and_split(pack: Path, data: ImageData) -> None:
     again = load_dataset("pack", root=pack, size=SIZE, validation=6)
     assert again.fingerprint == data.fingerprint
     others = [load_dataset("pack", root=pack, size=size, validation=taken) for size, taken in ((8, 6), (SIZE, 3))]
     assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 3
 
 
-def test_statistics_are_counted_once_for_each_home(
+def test_statistics_are_computed_once_for_each_home(
     pack: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_dataset("pack", root=pack, size=SIZE, validation=6, cache=tmp_path)
@@ -170,14 +170,14 @@ def test_batches_that_are_announced_are_decoded_once_and_in_the_background(data:
     assert images.samples_decoded - before == 30
 
 
-def test_a_batch_that_was_not_announced_is_decoded_all_the_same(data: ImageData, decoded: ImageData) -> None:
+def test_a_batch_that_was_not_announced_is_decoded_too(data: ImageData, decoded: ImageData) -> None:
     images, announced, asked = packed(data), torch.arange(5), torch.tensor([9, 2])
     with read_ahead(images, [announced]):
         assert torch.equal(images.index_select(0, asked), decoded.train.images[asked])
         assert torch.equal(images.index_select(0, announced), decoded.train.images[announced])
 
 
-def test_only_rows_travel_to_another_process(data: ImageData, decoded: ImageData) -> None:
+def test_only_row_numbers_are_sent_to_another_process(data: ImageData, decoded: ImageData) -> None:
     arrays, facts = pickle.loads(pickle.dumps(data.to_arrays()))
     assert sum(array.nbytes for array in arrays.values()) == 2 * 8 * (30 + 6 + 12)
     there = ImageData.from_arrays(arrays, facts)
@@ -185,24 +185,24 @@ def test_only_rows_travel_to_another_process(data: ImageData, decoded: ImageData
         assert torch.equal(one.images[:], other.images[:])
 
 
-def test_a_process_that_sees_another_pack_says_so(data: ImageData, folder: Path, tmp_path: Path) -> None:
+def test_a_process_with_another_pack_at_the_root_is_an_error(data: ImageData, folder: Path, tmp_path: Path) -> None:
     arrays, facts = data.to_arrays()
     pack_folder(folder / "train", tmp_path / "other")
     facts["pack"]["root"] = str(tmp_path / "other")
-    with pytest.raises(UsageError, match="is not the one that the sweep began with"):
+    with pytest.raises(UsageError, match="is not the one with which the sweep began"):
         ImageData.from_arrays(arrays, facts)
 
 
 # Packing
 
 
-def test_files_are_packed_as_they_are(folder: Path, pack: Path) -> None:
+def test_files_are_packed_unchanged(folder: Path, pack: Path) -> None:
     content, where = Pack(pack).encoded("train", 13)
     assert content == (folder / "train" / "dog" / "01.jpg").read_bytes()
     assert where.endswith("train/dog/01.jpg")
 
 
-def test_packing_goes_on_where_it_stopped(folder: Path, pack: Path, tmp_path: Path) -> None:
+def test_interrupted_packing_continues(folder: Path, pack: Path, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
@@ -213,7 +213,7 @@ def test_packing_goes_on_where_it_stopped(folder: Path, pack: Path, tmp_path: Pa
     with contextlib.suppress(Killed):
         pack_folder(folder, tmp_path, shard_bytes=SMALL, progress=kill)
     kept = {path.name for path in tmp_path.glob("*.arrow")}
-    with pytest.raises(UsageError, match="holds no whole pack; make one, or finish it"):
+    with pytest.raises(UsageError, match="has no complete pack; make or complete one"):
         Pack(tmp_path)
     done = pack_folder(folder, tmp_path, shard_bytes=SMALL)
     assert done.written == done.shards - len(kept) < done.shards
@@ -221,11 +221,11 @@ def test_packing_goes_on_where_it_stopped(folder: Path, pack: Path, tmp_path: Pa
     assert pack_folder(folder, tmp_path, shard_bytes=SMALL).written == 0
 
 
-def test_the_same_command_mends_a_damaged_shard(folder: Path, pack: Path, tmp_path: Path) -> None:
+def test_the_same_command_repairs_a_damaged_shard(folder: Path, pack: Path, tmp_path: Path) -> None:
     copy = copy_of(pack, tmp_path / "copy")
     shard = sorted(copy.glob("*.arrow"))[2]
     shard.write_bytes(shard.read_bytes()[:-9])
-    with pytest.raises(UsageError, match=r"holds \d+ bytes of \d+; run the command again that packed it, which mends it"):
+    with pytest.raises(UsageError, match=r"has \d+ bytes, expected \d+; repair it with the command that packed it"):
         Pack(copy)
     assert pack_folder(folder, copy, shard_bytes=SMALL).written == 1
     assert Pack(copy).key == Pack(pack).key
@@ -280,12 +280,12 @@ def test_images_of_one_size_need_no_size(tmp_path: Path) -> None:
     assert load_dataset("pack", root=tmp_path / "pack", validation=2).input_shape == (3, 8, 8)
 
 
-def test_images_of_several_sizes_do(pack: Path) -> None:
+def test_images_of_several_sizes_need_a_size(pack: Path) -> None:
     with pytest.raises(UsageError, match=r"differ in size; set dataset\.size"):
         load_dataset("pack", root=pack)
 
 
-def test_an_image_that_can_not_be_decoded_stops_the_packing(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_stops_the_packing(tmp_path: Path) -> None:
     root = small_folder(tmp_path / "images")
     broken = root / "dog" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
@@ -293,20 +293,20 @@ def test_an_image_that_can_not_be_decoded_stops_the_packing(tmp_path: Path) -> N
         pack_folder(root, tmp_path / "pack")
 
 
-def test_a_pack_of_other_images_is_left_alone(tmp_path: Path) -> None:
+def test_a_pack_of_other_images_is_not_overwritten(tmp_path: Path) -> None:
     root = small_folder(tmp_path / "images")
     pack_folder(root, tmp_path / "pack")
     noise(9, 8, 8).save(root / "cat" / "new.png")
-    with pytest.raises(UsageError, match="holds a pack of other images"):
+    with pytest.raises(UsageError, match="has a pack of other images"):
         pack_folder(root, tmp_path / "pack")
 
 
-def test_a_pack_may_not_lie_among_the_images(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="must lie outside"):
+def test_a_pack_must_not_be_inside_the_folder_of_images(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be outside"):
         pack_folder(small_folder(tmp_path), tmp_path / "cat" / "pack")
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_error_and_complete_shards_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, real, room = small_folder(tmp_path / "images"), write_atomic, iter([True, True])
 
     def write(path: Path, payload: bytes) -> None:
@@ -315,7 +315,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_whole(tmp_path: Path, mon
         real(path, payload)
 
     monkeypatch.setattr(packing, "write_atomic", write)
-    with pytest.raises(DiskFullError, match=r"no room for the pack .* run the same command again"):
+    with pytest.raises(DiskFullError, match=r"no space for the pack .* run the same command again"):
         pack_folder(root, tmp_path / "pack", shard_bytes=500)
     monkeypatch.undo()
     done = pack_folder(root, tmp_path / "pack", shard_bytes=500)

@@ -11,7 +11,7 @@ KEYS = st.integers(0, 2**64 - 1)
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=120), KEYS)
-def test_the_order_holds_every_sample_once(labels: Sequence[int], key: int) -> None:
+def test_the_order_contains_every_sample_once(labels: Sequence[int], key: int) -> None:
     assert sorted(stratified_order(np.array(labels), key)) == list(range(len(labels)))
 
 

@@ -69,19 +69,19 @@ def test_a_limit_takes_the_same_share_of_small_and_large_numbers(ages: str) -> N
     assert np.bincount((both // 2).astype(int)).tolist() == [2] * 10
 
 
-def test_a_number_that_is_none_is_refused(ages: str) -> None:
+def test_a_target_that_is_not_finite_is_refused(ages: str) -> None:
     with pytest.raises(UsageError, match=r"train labels of ages:load must be finite numbers"):
         load(ages, bad=True)
 
 
-def test_the_task_travels_with_the_data(ages: str) -> None:
+def test_the_task_is_sent_with_the_data(ages: str) -> None:
     data = load(ages)
     arrays, facts = data.to_arrays()
     assert ImageData.from_arrays(arrays, facts).task == "ages:AgeTask"
 
 
-def test_classes_name_no_task_in_what_travels() -> None:
-    """So what processes of the first release wrote is read as it was meant."""
+def test_classification_names_no_task_in_what_is_sent() -> None:
+    """Data that the first release wrote keeps its meaning."""
     data = load_dataset("digits", validation=10)
     assert data.task is None
     assert "task" not in data.facts()
@@ -114,12 +114,12 @@ def test_splits_must_have_equally_many_numbers() -> None:
         Numbers().check(np.zeros(3, np.float32), 2, (), "x")
 
 
-def test_class_names_stand_for_the_number_of_classes() -> None:
+def test_class_names_give_the_number_of_classes() -> None:
     labels = np.array([0, 1, 1])
     assert ClassLabels().outputs(labels, ("cat", "dog", "fox")) == (3, ("cat", "dog", "fox"))
     assert ClassLabels().outputs(labels) == (2, ("0", "1"))
     assert ClassLabels().outputs(labels, None, 4) == (4, ("0", "1", "2", "3"))
 
 
-def test_equal_numbers_are_grouped_by_their_place() -> None:
+def test_equal_numbers_are_grouped_by_their_position() -> None:
     assert Numbers(groups=2).strata(np.zeros(4, np.float32)).tolist() == [0, 0, 1, 1]

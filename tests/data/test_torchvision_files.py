@@ -1,4 +1,4 @@
-"""The published file formats, with generated files in them: torchvision's checksums are switched off here."""
+"""The published file formats, with generated files: torchvision's checksums are switched off."""
 
 import pickle
 from pathlib import Path
@@ -22,7 +22,7 @@ def no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coloured(num_samples: int, side: int) -> NDArray[np.uint8]:
-    """[N, 3, side, side] where the pixel at (n, c, y, x) tells where it is."""
+    """[N, 3, side, side] whose pixel at (n, c, y, x) encodes its position."""
     sample, channel, row, column = np.ogrid[:num_samples, :3, :side, :side]
     pixels: NDArray[np.uint8] = ((sample * 7 + channel * 50 + row * 3 + column) % 256).astype(np.uint8)
     return pixels
@@ -42,7 +42,7 @@ def coloured(num_samples: int, side: int) -> NDArray[np.uint8]:
         ("cifar100", "cifar-100-python", ["train"], "fine_labels", 100, ("meta", "fine_label_names")),
     ],
 )
-def test_cifar_files_are_read_as_they_are(
+def test_cifar_files_are_read_unchanged(
     tmp_path: Path, name: str, folder: str, files: list[str], key: str, num_classes: int, meta: tuple[str, str]
 ) -> None:
     (tmp_path / folder).mkdir()

@@ -109,7 +109,7 @@ def test_threads_may_share_views() -> None:
     assert all(torch.equal(pixels, alone.augment(images, some, view % 30)) for view, pixels in enumerate(together))
 
 
-def test_an_empty_policy_has_one_view_of_the_images_as_they_are() -> None:
+def test_an_empty_policy_has_one_view_of_the_unchanged_images() -> None:
     views, images = Views((), 8, (1, 8, 8), 40), images_of((1, 8, 8))
     assert views.count == 1
     assert torch.equal(views.augment(images, torch.tensor([5, 2]), 0), images[[5, 2]])
@@ -118,7 +118,7 @@ def test_an_empty_policy_has_one_view_of_the_images_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 16])
-def test_every_seed_goes_through_the_same_views_in_an_order_of_its_own(count: int) -> None:
+def test_every_seed_has_its_own_order_of_the_same_views(count: int) -> None:
     views = Views(GEOMETRY, count, (1, 8, 8), 40)
     orders = [views.order(seed) for seed in range(6)]
     assert all(sorted(order) == list(range(count)) for order in orders)
@@ -127,7 +127,7 @@ def test_every_seed_goes_through_the_same_views_in_an_order_of_its_own(count: in
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_mixing_says_whose_pixels_are_in_the_image_and_how_much(name: str) -> None:
+def test_mixing_returns_the_partner_and_the_own_share_of_the_pixels(name: str) -> None:
     levels = torch.arange(40, dtype=torch.uint8) * 6
     flat = levels.view(-1, 1, 1, 1).expand(40, 1, 16, 16).contiguous()
     views, indices = Views(("flip", name), 2, (1, 16, 16), 40), torch.tensor([7, 0, 39, 12])
@@ -161,7 +161,9 @@ def test_a_partner_is_augmented_as_it_would_be_alone() -> None:
     ],
     ids=["defaults", "number", "null", "list"],
 )
-def test_ways_to_write_one_policy_have_one_identity(one: tuple[PolicyEntry, ...], other: tuple[PolicyEntry, ...]) -> None:
+def test_different_spellings_of_a_policy_have_one_identity(
+    one: tuple[PolicyEntry, ...], other: tuple[PolicyEntry, ...]
+) -> None:
     written = [json.dumps(Views(policy, 2, (3, 8, 8), 40).identity()) for policy in (one, other)]
     assert written[0] == written[1]
 
@@ -171,7 +173,7 @@ def test_ways_to_write_one_policy_have_one_identity(one: tuple[PolicyEntry, ...]
     [{"seed": 1}, {"policy": ("flip", "crop", "mixup")}, {"policy": ("crop", "flip", "cutmix")}, {"num_samples": 41}],
     ids=lambda changed: next(iter(changed)),
 )
-def test_whatever_changes_pixels_changes_the_identity(changed: dict[str, Any]) -> None:
+def test_every_change_of_pixels_changes_the_identity(changed: dict[str, Any]) -> None:
     plain: dict[str, Any] = {"policy": ("crop", "flip", "mixup"), "count": 2, "input_shape": (3, 8, 8), "num_samples": 40}
     assert Views(**plain).identity() != Views(**(plain | changed)).identity()
 
@@ -180,7 +182,7 @@ def test_the_number_of_views_does_not_change_what_one_view_is() -> None:
     assert Views(GEOMETRY, 2, (1, 8, 8), 40).identity() == Views(GEOMETRY, 8, (1, 8, 8), 40).identity()
 
 
-def test_the_identity_of_images_as_they_are_does_not_depend_on_the_seed() -> None:
+def test_the_identity_of_unchanged_images_does_not_depend_on_the_seed() -> None:
     assert Views((), 1, (1, 8, 8), 40, seed=1).identity() == Views((), 8, (1, 8, 8), 40, seed=2).identity()
 
 
@@ -202,7 +204,7 @@ def test_the_identity_of_images_as_they_are_does_not_depend_on_the_seed() -> Non
     ],
     ids=str,
 )
-def test_a_wrong_policy_is_named_in_one_sentence(policy: Any, sentence: str) -> None:
+def test_a_wrong_policy_is_one_problem(policy: Any, sentence: str) -> None:
     problems = policy_problems(policy, (1, 8, 8))
     assert len(problems) == 1
     assert sentence in str(problems[0])
@@ -212,7 +214,7 @@ def test_all_problems_of_a_policy_are_reported_at_once() -> None:
     assert len(policy_problems(["crp", {"flip": {"probability": 2}}, "mixup", "cutout"], (1, 8, 8))) == 4
 
 
-def test_a_right_policy_has_no_problems() -> None:
+def test_a_valid_policy_has_no_problems() -> None:
     assert policy_problems(["crop", "flip", "colour_jitter", {"cutmix": {"alpha": 0.5}}], (1, 8, 8)) == []
 
 

@@ -116,7 +116,7 @@ def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Version
     ],
     ids=["itself", "a helper of a helper", "a constant", "in a condition", "another file", "its constant", "by its module"],
 )
-def test_what_a_function_leads_to_makes_another_version(version: Version, file: str, old: str, new: str) -> None:
+def test_changes_of_code_that_a_function_uses_change_its_version(version: Version, file: str, old: str, new: str) -> None:
     assert FILES[file].count(old) == 1
     before = version({})
     after = version({file: FILES[file].replace(old, new)})
@@ -136,12 +136,12 @@ def test_what_a_function_leads_to_makes_another_version(version: Version, file: 
     ],
     ids=["a constant", "a function", "an annotation", "in another file", "a table", "another package"],
 )
-def test_what_has_nothing_to_do_with_a_function_does_not(version: Version, file: str, old: str, new: str) -> None:
+def test_changes_of_other_code_do_not_change_its_version(version: Version, file: str, old: str, new: str) -> None:
     assert FILES[file].count(old) == 1
     assert version({}) == version({file: FILES[file].replace(old, new)})
 
 
-def test_a_helper_of_the_platform_counts_for_the_kinds_that_rest_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_of_the_platform_changes_the_versions_of_the_kinds_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import inspect
 
     from stillhouse.knowledge import top_k
@@ -167,7 +167,7 @@ def test_a_helper_of_the_platform_counts_for_the_kinds_that_rest_on_it(monkeypat
     assert before == read, "how it is read back decides nothing of what is stored"
 
 
-def test_a_function_of_a_library_is_as_old_as_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_a_librarys_function_is_that_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = reduced(torch.nn.functional.normalize)
     code_version.cache_clear()
     before = kind.identity()

@@ -37,7 +37,7 @@ def test_fills_after_a_byte_are_those_of_a_later_run(tmp_path: Path) -> None:
     assert count_fills(tmp_path, "a", since_byte=length)["samples"] == 7
 
 
-def test_a_torn_line_swallows_no_other(tmp_path: Path) -> None:
+def test_a_torn_line_does_not_hide_the_next_one(tmp_path: Path) -> None:
     append_line(fill_log(tmp_path), entry())
     with fill_log(tmp_path).open("ab") as file:
         file.write(b'\n{"teacher": "a", "rows": 9')

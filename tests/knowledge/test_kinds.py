@@ -24,7 +24,7 @@ LOGITS = torch.tensor([[1.0, -1.0], [0.0, 2.0]])
 FEATURES = {"layer1": torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]), "layer2": torch.ones(1, 2, 1, 2)}
 
 
-def test_logits_are_handed_on_as_they_are() -> None:
+def test_logits_are_returned_unchanged() -> None:
     assert torch.equal(logits().compute(LOGITS, {}), LOGITS)
 
 
@@ -42,7 +42,7 @@ def test_a_reduction_without_layers_reads_the_logits() -> None:
     assert reduced(torch.square).compute(LOGITS, {}).tolist() == [[1.0, 1.0], [0.0, 4.0]]
 
 
-def test_identities_tell_kinds_apart_and_nothing_else() -> None:
+def test_identities_are_equal_if_and_only_if_kinds_are() -> None:
     kinds = [
         logits(),
         feature("layer1"),
@@ -85,7 +85,7 @@ def test_a_changed_reduction_is_another_kind(tmp_path: Path, monkeypatch: pytest
     assert before != after
 
 
-def test_a_reduction_that_workers_can_not_import_is_refused() -> None:
+def test_a_reduction_that_workers_cannot_import_is_refused() -> None:
     def inner(output: Tensor) -> Tensor:
         return output
 
@@ -94,7 +94,7 @@ def test_a_reduction_that_workers_can_not_import_is_refused() -> None:
             reduced(unreachable, "layer1")
 
 
-def test_kinds_read_as_people_say_them() -> None:
+def test_kinds_have_readable_names() -> None:
     assert [str(kind) for kind in (logits(), feature("layer1"), reduced(energy, "layer1"), input_gradient(energy))] == [
         "logits",
         "layer1",
@@ -104,7 +104,7 @@ def test_kinds_read_as_people_say_them() -> None:
     assert Knowledge() == logits()
 
 
-def test_the_output_of_another_task_is_knowledge_with_an_identity_of_its_own() -> None:
+def test_the_output_of_another_task_is_knowledge_with_its_own_identity() -> None:
     kind = output("boxes")
     assert kind.compute(torch.ones(2, 4), {}).tolist() == [[1.0] * 4] * 2
     assert str(kind) == "boxes"

@@ -1,4 +1,4 @@
-"""The measurement of reading: what it leaves behind, and how it grows."""
+"""The measurement of reading: its files, and how the time grows with the size."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from stillhouse.knowledge.speed import seconds_per_row
 
 
-def test_the_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_the_measurement_removes_its_files(tmp_path: Path) -> None:
     assert seconds_per_row(tmp_path, 40) > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -20,7 +20,7 @@ def test_a_row_of_a_mebibyte_takes_longer_than_one_of_forty_bytes(tmp_path: Path
     assert seconds_per_row(tmp_path, 1 << 20) > seconds_per_row(tmp_path, 40)
 
 
-def test_the_measurement_takes_a_part_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurement_uses_a_part_of_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of 100,000 bytes are 625 rows of 40."""
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage)
@@ -36,5 +36,5 @@ def test_the_measurement_takes_a_part_of_what_is_free(tmp_path: Path, monkeypatc
     assert shapes == [(625, 10)]
 
 
-def test_a_store_that_can_not_be_written_is_read_infinitely_slowly(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_read_infinitely_slowly(tmp_path: Path) -> None:
     assert seconds_per_row(tmp_path / "nowhere", 40) == float("inf")

@@ -1,4 +1,4 @@
-"""Views in the store: what is gathered is what was written, whatever happened to the disk in between."""
+"""Views in the store: gathered rows are those that were written, whatever happened to the disk."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def numbers(*shape: int, dtype: str = "float32") -> NDArray[Any]:
-    """Every value once, and none is 0: a misplaced row shows, and so does one that was never written."""
+    """Every value once, and none is 0: a misplaced row is visible, and so is one that was never written."""
     return 1 + np.arange(np.prod(shape), dtype=dtype).reshape(shape)
 
 
@@ -92,7 +92,7 @@ def missing_in(store: KnowledgeStore, **options: Any) -> list[int]:
 
 @pytest.mark.parametrize("shape", [(), (3,), (1,), (2, 3, 1)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_gathered_is_what_was_written(store: KnowledgeStore, shape: tuple[int, ...], dtype: str) -> None:
+def test_gathered_rows_are_those_that_were_written(store: KnowledgeStore, shape: tuple[int, ...], dtype: str) -> None:
     rows = numbers(ROWS, *shape, dtype=dtype)
     fill(store, rows)
     gathered = store.open(IDENTITY).gather(torch.arange(ROWS))
@@ -151,7 +151,7 @@ def test_a_view_of_a_gibibyte_or_less_is_one_file() -> None:
     assert layout_module.Layout.make(identity={}, rows=70_000, shape=(64, 8, 8), dtype="float32").num_parts == 2
 
 
-def test_gathered_rows_may_be_written_to_without_touching_the_view(store: KnowledgeStore) -> None:
+def test_changing_gathered_rows_does_not_change_the_view(store: KnowledgeStore) -> None:
     rows = numbers(ROWS, 3)
     fill(store, rows)
     view = store.open(IDENTITY)
@@ -184,7 +184,7 @@ def test_rows_are_read_while_others_are_still_missing(store: KnowledgeStore) -> 
 
 
 @pytest.mark.usefixtures("small")
-def test_a_row_that_is_not_durable_can_not_be_read(store: KnowledgeStore) -> None:
+def test_a_row_that_is_not_durable_cannot_be_read(store: KnowledgeStore) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
         view = store.follow(IDENTITY)
@@ -197,7 +197,7 @@ def test_a_row_that_is_not_durable_can_not_be_read(store: KnowledgeStore) -> Non
                 view.gather(torch.tensor(wanted))
 
 
-def test_a_view_whose_filling_has_not_begun_is_not_there(store: KnowledgeStore) -> None:
+def test_a_view_whose_filling_has_not_begun_does_not_exist(store: KnowledgeStore) -> None:
     with pytest.raises(FileNotFoundError):
         store.follow(IDENTITY)
 
@@ -230,7 +230,7 @@ def test_journals_of_several_writers_are_read_as_one(store: KnowledgeStore) -> N
         assert view.ready(torch.tensor([5]))
 
 
-def test_a_view_is_filled_by_one_at_a_time(store: KnowledgeStore) -> None:
+def test_a_view_has_one_writer_at_a_time(store: KnowledgeStore) -> None:
     with writer_of(store):
         with pytest.raises(BlockingIOError):
             hold(store.folder(IDENTITY), wait=False)
@@ -239,7 +239,7 @@ def test_a_view_is_filled_by_one_at_a_time(store: KnowledgeStore) -> None:
     assert store.remove(store.key(IDENTITY))
 
 
-def test_the_room_is_taken_before_the_first_row(store: KnowledgeStore) -> None:
+def test_disk_space_is_allocated_before_the_first_row(store: KnowledgeStore) -> None:
     with writer_of(store, rows=100_000):
         (part,) = parts_of(store)
         assert part.stat().st_size >= 800_000
@@ -250,7 +250,7 @@ def test_the_room_is_taken_before_the_first_row(store: KnowledgeStore) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_an_interrupted_filling_goes_on(store: KnowledgeStore) -> None:
+def test_an_interrupted_filling_continues(store: KnowledgeStore) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store, order=[5, 1]) as writer:
         write(writer, rows, [7, 1, 4], [0, 9])
@@ -263,7 +263,7 @@ def test_an_interrupted_filling_goes_on(store: KnowledgeStore) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_values_without_a_line_in_the_journal_are_made_again(store: KnowledgeStore) -> None:
+def test_values_without_a_line_in_the_journal_are_computed_again(store: KnowledgeStore) -> None:
     """A death between data and journal."""
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
@@ -274,7 +274,7 @@ def test_values_without_a_line_in_the_journal_are_made_again(store: KnowledgeSto
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("left", [0, 1, 30, -1])
-def test_a_torn_last_line_costs_its_stretch_alone(store: KnowledgeStore, left: int) -> None:
+def test_a_torn_last_line_costs_only_its_stretch(store: KnowledgeStore, left: int) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
         write(writer, rows, [5, 4, 3], [0, 1])
@@ -288,7 +288,7 @@ def test_a_torn_last_line_costs_its_stretch_alone(store: KnowledgeStore, left: i
 
 
 @pytest.mark.usefixtures("small")
-def test_a_garbled_line_of_the_journal_is_not_believed(store: KnowledgeStore) -> None:
+def test_a_garbled_line_of_the_journal_is_ignored(store: KnowledgeStore) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
         write(writer, rows, [0, 1], [2, 3])
@@ -299,7 +299,7 @@ def test_a_garbled_line_of_the_journal_is_not_believed(store: KnowledgeStore) ->
 
 
 @pytest.mark.usefixtures("small")
-def test_a_journal_that_speaks_of_rows_without_their_values_is_not_believed(store: KnowledgeStore) -> None:
+def test_a_line_of_the_journal_whose_values_are_missing_is_ignored(store: KnowledgeStore) -> None:
     """A disk that lost the values but kept the line, or a byte that flipped before sealing."""
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
@@ -312,7 +312,7 @@ def test_a_journal_that_speaks_of_rows_without_their_values_is_not_believed(stor
 
 
 @pytest.mark.usefixtures("small")
-def test_a_stretch_that_was_not_accounted_for_is_made_again(store: KnowledgeStore) -> None:
+def test_a_stretch_that_was_not_counted_is_computed_again(store: KnowledgeStore) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
         write(writer, rows, [0, 1], token="counted")
@@ -325,7 +325,7 @@ def full(*_arguments: Any) -> int:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_full_disk_at_the_beginning_is_one_sentence_and_takes_no_room(
+def test_a_full_disk_at_the_beginning_is_one_error_and_frees_the_space(
     store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -353,7 +353,7 @@ def half(write: Callable[[int, bytes], int]) -> Callable[[int, bytes], int]:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("call", "harm"), [("fsync", full), ("write", full), ("write", half(os.write))])
-def test_a_full_disk_at_the_journal_is_one_sentence_and_costs_the_stretch(
+def test_a_full_disk_at_the_journal_is_one_error_and_costs_the_stretch(
     store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch, call: str, harm: Any
 ) -> None:
     rows = numbers(ROWS, 2)
@@ -372,7 +372,7 @@ def test_a_full_disk_at_the_journal_is_one_sentence_and_costs_the_stretch(
 
 
 def flip(path: Path, *, of: NDArray[Any]) -> None:
-    """Flips a bit of the row that holds these values, in place, as a disk does: a file that is mapped must not be cut."""
+    """Flips a bit of the row that holds these values, in place, as a disk does: a mapped file must not be truncated."""
     content = path.read_bytes()
     place = content.index(of.tobytes())
     with path.open("r+b") as file:
@@ -390,7 +390,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("row", [0, 5, 9])
-def test_a_flipped_bit_of_a_sealed_view_is_noticed_and_its_block_alone_made_again(store: KnowledgeStore, row: int) -> None:
+def test_a_flipped_bit_of_a_sealed_view_is_noticed_and_costs_only_its_block(store: KnowledgeStore, row: int) -> None:
     rows = numbers(ROWS, 2)
     fill(store, rows)
     flip(parts_of(store)[row // PART_ROWS], of=rows[row])
@@ -406,7 +406,7 @@ def test_a_flipped_bit_of_a_sealed_view_is_noticed_and_its_block_alone_made_agai
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("harm", [cut, empty, Path.unlink])
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_truncated_part_is_noticed_and_its_rows_alone_made_again(store: KnowledgeStore, harm: Any, number: int) -> None:
+def test_a_truncated_part_is_noticed_and_costs_only_its_rows(store: KnowledgeStore, harm: Any, number: int) -> None:
     rows = numbers(ROWS, 2)
     fill(store, rows)
     harm(parts_of(store)[number])
@@ -418,8 +418,8 @@ def test_a_truncated_part_is_noticed_and_its_rows_alone_made_again(store: Knowle
     assert np.array_equal(all_rows(store), rows)
 
 
-def test_wherever_a_part_is_garbled_it_is_refused_or_says_the_same(store: KnowledgeStore) -> None:
-    """Also where the envelope of Arrow is hit, whose lengths and places are not to be trusted then."""
+def test_a_part_with_any_garbled_byte_is_refused_or_reads_the_same(store: KnowledgeStore) -> None:
+    """Also in Arrow's metadata, whose lengths and offsets must not be trusted then."""
     rows = numbers(ROWS, 2)
     fill(store, rows)
     (part,) = parts_of(store)
@@ -457,7 +457,7 @@ def test_a_foreign_part_is_refused_whether_or_not_it_has_the_same_shape(store: K
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("harm", [cut, empty, lambda path: path.write_bytes(path.read_bytes().replace(b"abc", b"abd"))])
-def test_a_harmed_manifest_is_noticed_and_sealing_again_needs_no_row(store: KnowledgeStore, harm: Any) -> None:
+def test_a_damaged_manifest_is_noticed_and_sealing_again_needs_no_row(store: KnowledgeStore, harm: Any) -> None:
     rows = numbers(ROWS, 2)
     fill(store, rows)
     harm(store.folder(IDENTITY) / "manifest")
@@ -471,7 +471,7 @@ def test_a_harmed_manifest_is_noticed_and_sealing_again_needs_no_row(store: Know
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("harm", [cut, empty, Path.unlink])
-def test_without_its_layout_a_filling_begins_again(store: KnowledgeStore, harm: Any) -> None:
+def test_a_filling_without_its_layout_begins_again(store: KnowledgeStore, harm: Any) -> None:
     rows = numbers(ROWS, 2)
     with writer_of(store) as writer:
         write(writer, rows, [0, 1])
@@ -491,7 +491,7 @@ def test_a_filling_of_another_shape_begins_again(store: KnowledgeStore) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_view_is_compared_with_its_checksums_once_in_a_process_unless_it_was_touched(
+def test_a_process_compares_a_view_with_its_checksums_once_unless_its_files_change(
     store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, numbers(ROWS, 2))
@@ -514,9 +514,7 @@ def test_a_view_is_compared_with_its_checksums_once_in_a_process_unless_it_was_t
 # Identities and housekeeping
 
 
-def test_a_part_that_is_harmed_while_its_view_is_sealed_is_not_trusted(
-    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_is_damaged_during_sealing_is_not_trusted(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def harming(path: Path, content: bytes) -> None:
         write_checked(path, content)
         if path.name == "manifest":
@@ -538,7 +536,7 @@ def test_another_identity_is_another_view(store: KnowledgeStore) -> None:
             store.open(other)
 
 
-def test_a_folder_that_holds_another_view_is_refused(store: KnowledgeStore) -> None:
+def test_a_folder_with_another_view_is_refused(store: KnowledgeStore) -> None:
     fill(store, numbers(ROWS, 2))
     other = {**IDENTITY, "view": 1}
     shutil.copytree(store.folder(IDENTITY), store.folder(other))
@@ -553,7 +551,7 @@ def test_a_file_written_by_a_newer_store_is_refused(store: KnowledgeStore, monke
         store.open(IDENTITY)
 
 
-def test_what_is_kept_is_listed(store: KnowledgeStore) -> None:
+def test_stored_views_are_listed(store: KnowledgeStore) -> None:
     fill(store, numbers(ROWS, 2))
     writer_of(store, {"view": 9}, rows=1, shape=()).close()
     (store.root / "fills.jsonl").write_text("{}\n")
@@ -569,7 +567,7 @@ def test_what_is_kept_is_listed(store: KnowledgeStore) -> None:
     assert list(KnowledgeStore(store.root / "nowhere").entries()) == []
 
 
-def test_what_others_remove_meanwhile_is_not_listed(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_that_others_remove_meanwhile_are_not_listed(store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal that was replaced by another one, and a view that was evicted."""
     for number in range(2):
         fill(store, numbers(ROWS, 2), {"view": number})
@@ -587,7 +585,7 @@ def test_what_others_remove_meanwhile_is_not_listed(store: KnowledgeStore, monke
     assert [entry["identity"]["view"] for entry in store.entries()] == [0]
 
 
-def test_pruning_removes_the_longest_unused_views_first_and_spares_those_in_use(store: KnowledgeStore) -> None:
+def test_pruning_removes_the_least_recently_used_views_first_and_spares_those_in_use(store: KnowledgeStore) -> None:
     for number in range(4):
         fill(store, np.zeros((4, 2), np.float32), {"view": number})
         for file in store.folder({"view": number}).iterdir():

@@ -38,7 +38,7 @@ def back(kind: Knowledge, values: Tensor, key: int = 5) -> NDArray[np.float64]:
 
 
 def test_by_hand() -> None:
-    """exp of the logits: 8, 4, 1, 1, 2 and 16 more ones make a tail of 20 behind the two largest."""
+    """exp of the logits: 8, 4, 1, 1, 2 and 16 more ones make a tail of 20 after the two largest."""
     values = torch.tensor([[8.0, 4.0, 1.0, 1.0, 2.0, *[1.0] * 16]]).log()
     kind = TopK(2).of(logits(), 21)
     stored = stored_of(kind, values)
@@ -51,7 +51,7 @@ def test_by_hand() -> None:
 
 @given(classes=st.integers(24, 60), k=st.integers(1, 5), count=st.integers(0, 5), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_the_largest_logits_and_the_mass_of_the_tail_are_the_teachers(classes: int, k: int, count: int, seed: int) -> None:
+def test_the_largest_logits_and_the_mass_of_the_tail_are_exact(classes: int, k: int, count: int, seed: int) -> None:
     values = some_logits(7, classes, seed)
     restored = back(TopK(k, count).of(logits(), classes), values)
     for row, given_row in zip(restored, values.double().numpy(), strict=True):
@@ -117,15 +117,15 @@ def test_classes_survive_half_precision_however_many_there_are(classes: int, cou
 
 
 @pytest.mark.parametrize(("k", "count", "classes"), [(10, 0, 10), (16, 0, 10), (5, 0, 10), (3, 4, 11)])
-def test_full_logits_are_kept_where_they_are_no_larger(k: int, count: int, classes: int) -> None:
+def test_full_logits_are_stored_if_they_are_no_larger(k: int, count: int, classes: int) -> None:
     assert TopK(k, count).of(logits(), classes) == logits()
 
 
-def test_other_kinds_are_left_alone() -> None:
+def test_other_kinds_stay_unchanged() -> None:
     assert TopK(2).of(feature("layer1"), 1000) == feature("layer1")
 
 
-def test_forms_have_identities_of_their_own() -> None:
+def test_every_form_has_its_own_identity() -> None:
     forms = [logits(), *(TopK(k, count).of(logits(), 100) for k, count in ((2, 0), (3, 0), (2, 1), (2, 2)))]
     assert len({str(form.identity()) for form in forms}) == len(forms)
 

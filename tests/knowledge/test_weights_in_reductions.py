@@ -24,7 +24,7 @@ def network() -> nn.Module:
     return net
 
 
-def test_a_reduction_receives_parameters_and_buffers_behind_the_layers_outputs() -> None:
+def test_a_reduction_receives_parameters_and_buffers_after_the_layers_outputs() -> None:
     kind = reduced(scaled_and_shifted, "0", weights=("1.weight", "1.running_mean"), power=2)
     images, net = torch.randn(5, 1, 2, 2), network()
     with FeatureReader(net, ["0"]) as reader:
@@ -35,7 +35,7 @@ def test_a_reduction_receives_parameters_and_buffers_behind_the_layers_outputs()
     assert not made.requires_grad
 
 
-def test_weights_are_part_of_the_identity_and_survive_the_way_to_a_worker() -> None:
+def test_weights_are_part_of_the_identity_and_survive_a_pickle() -> None:
     one, other = (
         reduced(scaled_and_shifted, "0", weights=("1.weight", name), power=2) for name in ("1.bias", "1.running_mean")
     )
@@ -45,6 +45,6 @@ def test_weights_are_part_of_the_identity_and_survive_the_way_to_a_worker() -> N
 
 
 @pytest.mark.parametrize("name", ["1.gamma", "7.weight", "1", "forward"])
-def test_a_weight_that_is_not_there_is_named(name: str) -> None:
+def test_a_weight_that_does_not_exist_is_reported(name: str) -> None:
     with FeatureReader(network(), ["0"]) as reader, pytest.raises(UnknownLayer, match=f"the model has no weight '{name}'"):
         reader.weight(name)

@@ -25,7 +25,7 @@ class Plain(nn.Module):
         return logits
 
 
-def test_useful_layers_are_read_off_the_shapes() -> None:
+def test_useful_layers_are_found_by_their_shapes() -> None:
     architecture = describe(Plain(), name="plain", input_shape=(1, 8, 8))
     assert architecture.num_classes == 4
     assert architecture.stages == ("relu1", "conv2")
@@ -33,7 +33,7 @@ def test_useful_layers_are_read_off_the_shapes() -> None:
     assert architecture.shape("pool") == (3, 1, 1)
 
 
-def test_a_models_own_useful_layers_win() -> None:
+def test_useful_layers_that_a_model_names_take_precedence() -> None:
     net = Plain()
     net.stage_layers = ("conv1", "pool")  # type: ignore[assignment]
     net.pooled_layer = "out"  # type: ignore[assignment]
@@ -42,7 +42,7 @@ def test_a_models_own_useful_layers_win() -> None:
     assert architecture.pooled == "out"
 
 
-def test_describing_keeps_modes_statistics_and_hooks() -> None:
+def test_describing_does_not_change_modes_statistics_and_hooks() -> None:
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2), nn.BatchNorm1d(2)).train()
     net[0].eval()
     describe(net, name="net", input_shape=(1, 2, 2))
@@ -63,7 +63,7 @@ def test_a_model_without_logits_is_refused(net: nn.Module) -> None:
         describe(net, name="net", input_shape=(1, 2, 2))
 
 
-def test_an_unknown_layer_is_named_with_the_useful_ones() -> None:
+def test_an_unknown_layer_is_reported_with_the_useful_ones() -> None:
     architecture = describe(Plain(), name="plain", input_shape=(1, 8, 8))
     with pytest.raises(UnknownLayer, match="plain has no layer 'relu2'; did you mean 'relu1'"):
         architecture.shape("relu2")

@@ -41,7 +41,7 @@ def test_outputs_are_those_of_the_layers_and_carry_gradients() -> None:
     assert net.second.weight.grad is None
 
 
-def test_nothing_is_computed_behind_the_last_layer_asked_for() -> None:
+def test_nothing_is_computed_after_the_last_requested_layer() -> None:
     net = Net()
     with FeatureReader(net, ["relu"], until="relu") as read:
         logits, features = read(torch.randn(5, 4))
@@ -69,14 +69,14 @@ def test_a_layer_that_returns_two_tensors_is_refused() -> None:
         read(torch.randn(5, 4))
 
 
-def test_features_are_read_in_inference_mode_too() -> None:
+def test_features_can_be_read_in_inference_mode() -> None:
     with torch.inference_mode(), FeatureReader(Net(), ["relu"]) as read:
         _, features = read(torch.randn(5, 4))
     assert features["relu"].is_inference()
 
 
 @pytest.mark.parametrize("layer", ["relu1", "", "second.weight"])
-def test_an_unknown_layer_is_named_with_a_suggestion(layer: str) -> None:
+def test_an_unknown_layer_is_reported_with_a_suggestion(layer: str) -> None:
     with pytest.raises(UnknownLayer, match=f"no layer '{layer}'.*available: first, relu, second"):
         FeatureReader(Net(), [layer])
     with pytest.raises(UnknownLayer):

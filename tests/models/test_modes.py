@@ -7,7 +7,7 @@ from stillhouse.models.modes import evaluating
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_every_module_gets_its_own_mode_back(fails: bool) -> None:
+def test_every_module_has_its_own_mode_again_afterwards(fails: bool) -> None:
     frozen = nn.BatchNorm1d(2).eval()
     model = nn.Sequential(nn.Dropout(), frozen)
     try:

@@ -1,4 +1,4 @@
-"""Which BatchNorm stands in front of a layer's ReLU."""
+"""Which BatchNorm is before a layer's ReLU."""
 
 import pytest
 from torch import nn

@@ -19,7 +19,7 @@ IMAGES: list[Shape] = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 96, 96)]
 
 @pytest.mark.parametrize("input_shape", IMAGES, ids=str)
 @pytest.mark.parametrize("model", model_names())
-def test_every_model_takes_every_data_sets_images(model: str, input_shape: Shape) -> None:
+def test_every_model_accepts_the_images_of_every_data_set(model: str, input_shape: Shape) -> None:
     sketch = sketch_model(model, num_classes=7, input_shape=input_shape)
     architecture = describe(sketch, name=model, input_shape=input_shape)
     assert architecture.num_classes == 7
@@ -59,7 +59,7 @@ def test_every_parameter_receives_a_gradient(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
-def test_pooled_layer_is_what_the_classifier_sees(model: str) -> None:
+def test_the_pooled_layer_is_the_input_of_the_classifier(model: str) -> None:
     torch.manual_seed(0)
     net = build_model(model, num_classes=3, input_shape=(3, 16, 16)).eval()
     classifier = [module for module in net.modules() if isinstance(module, torch.nn.Linear)][-1]
@@ -95,7 +95,7 @@ def test_nin_keeps_the_scale_of_its_activations_at_the_start() -> None:
     assert 0.05 < maps["stage3"].std() / maps["stage1"].std() < 5
 
 
-def test_sketching_leaves_the_random_generator_alone() -> None:
+def test_sketching_does_not_change_the_random_generator() -> None:
     before = torch.get_rng_state()
     sketch_model("resnet8", num_classes=3, input_shape=(3, 8, 8))
     assert torch.equal(before, torch.get_rng_state())
@@ -136,10 +136,10 @@ def test_dropout_acts_in_training_only() -> None:
         ("mlp", {"hidden": []}, "hidden must be a list of layer sizes >= 1"),
         ("mlp", {"hidden": [10, 2.5]}, "hidden must be a list of layer sizes >= 1"),
         ("torchvision:resnet18", {"resize": 0}, "resize must be an image side >= 1 or null, got 0"),
-        ("no_such_module:build", {}, "module 'no_such_module' of model 'no_such_module:build' can not be imported"),
+        ("no_such_module:build", {}, "module 'no_such_module' of model 'no_such_module:build' cannot be imported"),
     ],
 )
-def test_bad_models_are_reported_in_a_sentence(model: str, options: dict[str, Any], sentence: str) -> None:
+def test_wrong_models_are_one_problem(model: str, options: dict[str, Any], sentence: str) -> None:
     problems = model_problems(model, options, 10, (3, 32, 32))
     assert len(problems) == 1
     assert str(problems[0]).startswith(sentence)
@@ -154,13 +154,13 @@ def test_all_problems_of_the_options_are_reported_at_once() -> None:
     assert {(problem.key, problem.value) for problem in problems} == {("width", "-1"), ("dropout", "'much'"), ("depth", None)}
 
 
-def test_good_models_have_no_problems() -> None:
+def test_valid_models_have_no_problems() -> None:
     assert model_problems("resnet20", {"width": 0.5}, 10, (1, 8, 8)) == []
 
 
-def test_images_that_a_model_can_not_take_are_a_problem() -> None:
+def test_images_that_a_model_cannot_process_are_a_problem() -> None:
     (problem,) = model_problems("lenet", {}, 10, (1, 2, 2))
-    assert str(problem).startswith("lenet can not be built for 1x2x2 images")
+    assert str(problem).startswith("lenet cannot be built for 1x2x2 images")
     (problem,) = model_problems("alexnet", {}, 10, (1, 8, 8))
     assert str(problem).startswith("alexnet does not take 1x8x8 images")
 
@@ -204,21 +204,21 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "user_models_for_test"
 
 
-def test_a_users_function_is_called_with_its_options(user_module: str) -> None:
+def test_a_user_defined_function_is_called_with_its_options(user_module: str) -> None:
     net = build_model(f"{user_module}:net", num_classes=4, input_shape=(1, 8, 8), depth=3, bias=False)
     assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
     assert len([module for module in net.modules() if isinstance(module, torch.nn.Linear)]) == 5
     assert model_problems(f"{user_module}:open_ended", {"depth": 1}, 4, (1, 8, 8)) == []
 
 
-def test_a_users_model_gets_its_useful_layers_from_its_shapes(user_module: str) -> None:
+def test_useful_layers_of_a_user_defined_model_are_found_by_their_shapes(user_module: str) -> None:
     sketch = sketch_model(f"{user_module}:net", num_classes=4, input_shape=(1, 8, 8), bias=True)
     architecture = describe(sketch, name="net", input_shape=(1, 8, 8))
     assert architecture.shape(str(architecture.pooled)) == (5,)
     assert architecture.stages == ()
 
 
-def test_a_users_model_that_needs_real_numbers_is_sketched_on_the_cpu(user_module: str) -> None:
+def test_a_user_defined_model_that_cannot_run_on_the_meta_device_is_sketched_on_the_cpu(user_module: str) -> None:
     before = torch.get_rng_state()
     sketch = sketch_model(f"{user_module}:on_cpu_only", num_classes=4, input_shape=(1, 8, 8))
     assert next(sketch.parameters()).device.type == "cpu"
@@ -233,11 +233,13 @@ def test_a_users_model_that_needs_real_numbers_is_sketched_on_the_cpu(user_modul
         ("nett", {}, "has no function 'nett'; did you mean 'net'?"),
         ("wrong_classes", {}, "must return one logit for each of 4 classes, got 5"),
         ("a_string", {}, "must return a torch.nn.Module, got str"),
-        ("raises", {}, "can not be built for 1x8x8 images: KeyError"),
+        ("raises", {}, "cannot be built for 1x8x8 images: KeyError"),
         ("not_logits", {}, "must return logits [batch, classes], got [2, 4, 6, 6]"),
     ],
 )
-def test_a_users_mistakes_become_one_sentence(user_module: str, function: str, options: dict[str, Any], sentence: str) -> None:
+def test_mistakes_in_user_defined_models_are_one_problem(
+    user_module: str, function: str, options: dict[str, Any], sentence: str
+) -> None:
     (problem,) = model_problems(f"{user_module}:{function}", options, 4, (1, 8, 8))
     assert sentence in str(problem)
     assert "\n" not in str(problem)

@@ -56,7 +56,7 @@ def test_size_bytes_holds_for_every_dtype_and_for_names_beyond_ascii(tmp_path: P
     assert measure_size(net, (1, 2, 2)).size_bytes == (tmp_path / "weights.safetensors").stat().st_size
 
 
-def test_measuring_leaves_modes_and_random_generator_alone() -> None:
+def test_measuring_does_not_change_modes_and_random_generator() -> None:
     net = build_model("resnet8", num_classes=10, input_shape=(1, 8, 8)).train()
     net.bn1.eval()  # type: ignore[union-attr]
     before, mean = torch.get_rng_state(), net.bn1.running_mean.clone()  # type: ignore[union-attr,operator]

@@ -19,7 +19,7 @@ def test_resnet18_has_its_published_size() -> None:
     assert round(size.macs / 1e9, 3) == 1.814
 
 
-def test_a_bare_name_means_torchvision_unless_we_ship_one() -> None:
+def test_a_bare_name_means_torchvision_unless_a_shipped_model_has_it() -> None:
     bare = sketch_model("resnet18", num_classes=10, input_shape=(3, 32, 32))
     assert type(bare).__module__.startswith("torchvision")
     shipped = sketch_model("resnet50", num_classes=10, input_shape=(3, 32, 32))
@@ -29,12 +29,12 @@ def test_a_bare_name_means_torchvision_unless_we_ship_one() -> None:
 @pytest.mark.parametrize(
     "model", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "torchvision:shufflenet_v2_x0_5"]
 )
-def test_torchvisions_models_take_grey_images(model: str) -> None:
+def test_models_of_torchvision_accept_grey_images(model: str) -> None:
     assert model_problems(model, {}, 10, (1, 28, 28)) == []
 
 
 @pytest.mark.parametrize("model", ["googlenet", "inception_v3", "vit_b_16", "alexnet"])
-def test_models_that_insist_on_large_images_take_small_ones_resized(model: str) -> None:
+def test_models_that_require_large_images_resize_small_ones(model: str) -> None:
     side = 299 if model == "inception_v3" else 224
     assert model_problems(model, {"resize": side}, 10, (1, 8, 8)) == []
 

@@ -18,7 +18,7 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("name", "layer"), [("resnet8", "layer3"), ("lenet", "hidden.relu1"), ("mobilenet_v2", "blocks.1")])
-def test_it_gives_the_layers_output(name: str, layer: str) -> None:
+def test_it_returns_the_output_of_the_layer(name: str, layer: str) -> None:
     model = build(name).eval()
     images = torch.randn(3, *SHAPE)
     with FeatureReader(model, [layer]) as reader:
@@ -26,7 +26,7 @@ def test_it_gives_the_layers_output(name: str, layer: str) -> None:
     torch.testing.assert_close(Trunk(model, layer, SHAPE).eval()(images), expected, rtol=0, atol=0)
 
 
-def test_training_the_model_trains_the_trunk_and_neither_changes_the_others_mode() -> None:
+def test_the_trunk_shares_the_models_weights_but_not_its_mode() -> None:
     model = build("resnet8").train()
     trunk = Trunk(model, "layer2", SHAPE).eval()
     images = torch.randn(4, *SHAPE)
@@ -41,7 +41,7 @@ def test_training_the_model_trains_the_trunk_and_neither_changes_the_others_mode
         assert torch.equal(trunk(images), reader(images)[1]["layer2"])
 
 
-def test_what_lies_behind_the_layer_is_not_counted() -> None:
+def test_parameters_after_the_layer_are_not_counted() -> None:
     model = build("resnet8")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = measure_size(Trunk(model, "pool", SHAPE), SHAPE)
@@ -88,7 +88,7 @@ def test_it_can_be_exported(name: str, layer: str) -> None:
 
 
 class Residual(nn.Module):
-    """Goes on behind its middle layer with what no plain stand-in for a layer would fit."""
+    """Uses the output of its middle layer in ways that a plain substitute for a layer would not fit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Residual(nn.Module):
         return logits
 
 
-def test_stand_ins_have_the_shapes_of_what_they_stand_for() -> None:
+def test_substitutes_have_the_shapes_of_the_layers_they_replace() -> None:
     model = Residual()
     trunk = Trunk(model, "first", SHAPE)
     images = torch.randn(3, *SHAPE)

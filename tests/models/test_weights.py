@@ -1,4 +1,4 @@
-"""Weights on disk: round trips, other people's checkpoints, hashes, and files that are not what they should be."""
+"""Weights on disk: round trips, checkpoints of other programs, hashes, and files that are no checkpoints."""
 
 import argparse
 import pickle
@@ -141,24 +141,24 @@ def refused(path: Path, net: nn.Module | None = None) -> str:
     return str(error.value)
 
 
-def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+def test_a_missing_weight_is_reported(tmp_path: Path) -> None:
     state = dict(make_net().state_dict())
     del state["fc.bias"], state["fc.weight"]
     torch.save(state, tmp_path / "w.pth")
     assert "w.pth lacks the weight 'fc.weight' of the model (and 1 more)" in refused(tmp_path / "w.pth")
 
 
-def test_an_unexpected_weight_is_named(tmp_path: Path) -> None:
+def test_an_unexpected_weight_is_reported(tmp_path: Path) -> None:
     torch.save({**make_net().state_dict(), "head.weight": torch.zeros(2)}, tmp_path / "w.pth")
     assert "w.pth holds the weight 'head.weight' that the model lacks;" in refused(tmp_path / "w.pth")
 
 
-def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_a_weight_of_another_shape_is_reported(tmp_path: Path) -> None:
     save_weights(make_net(num_classes=5), tmp_path / "w.safetensors", {})
     assert "'fc.weight' is [5, 16] in" in refused(tmp_path / "w.safetensors")
 
 
-def test_a_weight_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_a_weight_of_another_type_is_reported(tmp_path: Path) -> None:
     state = dict(make_net().state_dict())
     state["fc.bias"] = torch.zeros(3, dtype=torch.int64)
     torch.save(state, tmp_path / "w.pth")

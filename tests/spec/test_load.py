@@ -1,4 +1,4 @@
-"""The spec's border: YAML in, validated types or every problem at once out."""
+"""Reading a spec: YAML becomes validated types, or all problems at once."""
 
 import contextlib
 import random
@@ -58,7 +58,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_spec_of_the_design_is_understood(tmp_path: Path) -> None:
+def test_a_full_spec_is_validated(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, DESIGN))
     assert spec.dataset.validation == 5000
     assert spec.teachers["resnet56"].train.epochs == 30
@@ -124,13 +124,13 @@ def test_priors_are_read_from_one_key_mappings(text: str, prior: object) -> None
         ({"choice": 3}, ".choice", "must be a list, got 3"),
     ],
 )
-def test_a_wrong_prior_is_named_with_its_rule(prior: dict[str, Any], key: str, message: str) -> None:
+def test_a_wrong_prior_is_reported_with_its_rule(prior: dict[str, Any], key: str, message: str) -> None:
     assert problems_with(methods={"kd": {"temperature": prior}}) == {f"methods.kd.temperature{key}": message}
     student = {"model": "mlp", "width": prior}
     assert problems_with(students=["lenet", student]) == {f"students[1].width{key}": message}
 
 
-def test_a_mapping_that_is_no_prior_is_told_the_four_priors() -> None:
+def test_a_mapping_that_is_no_prior_is_a_problem_that_lists_the_four_priors() -> None:
     (message,) = problems_with(methods={"kd": {"temperature": {"unifrom": [1, 2]}}}).values()
     assert "{uniform: [low, high]}" in message
     assert "got {unifrom: [1, 2]}" in message
@@ -182,7 +182,7 @@ trial_resources: 3
     assert found["trial_resources"] == "must be a mapping, got 3"
 
 
-def test_every_missing_section_is_named_with_an_example() -> None:
+def test_every_missing_section_is_reported_with_an_example() -> None:
     found = problems_of("views: {}")
     assert set(found) == {"name", "dataset", "students", "methods"}
     assert found["students"] == "is required; list the students, such as students: [mlp, lenet]"
@@ -204,19 +204,19 @@ def test_every_missing_section_is_named_with_an_example() -> None:
         ("a: \x07", "special characters"),
     ],
 )
-def test_text_that_is_not_a_yaml_mapping_is_one_sentence(text: str, sentence: str) -> None:
+def test_text_that_is_not_a_yaml_mapping_is_one_problem(text: str, sentence: str) -> None:
     with pytest.raises(SpecError) as error:
         parse_yaml(text)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_key_that_stands_twice_is_named_with_both_lines() -> None:
+def test_a_key_that_appears_twice_is_reported_with_both_lines() -> None:
     found = problems_of("name: s\ndataset: {name: digits}\nstudents: [mlp]\nmethods:\n  kd: {}\n  kd: {}\n")
-    assert found == {"methods.kd": "is there twice, in lines 5 and 6; remove one"}
+    assert found == {"methods.kd": "appears twice, in lines 5 and 6; remove one"}
 
 
-def test_a_key_that_is_not_a_word_is_named_with_its_line() -> None:
+def test_a_key_that_is_not_a_word_is_reported_with_its_line() -> None:
     found = problems_of("name: s\ndataset: {name: digits}\nstudents: [mlp]\nmethods: {1: {}}\n")
     assert found == {"methods": "has the key 1 in line 4, which is not a word; quote it"}
 
@@ -226,7 +226,7 @@ def test_tags_that_would_run_code_are_refused() -> None:
         parse_yaml("a: !!python/object/apply:os.system [echo]")
 
 
-def test_aliases_that_multiply_are_stopped() -> None:
+def test_aliases_that_expand_to_an_enormous_document_are_refused() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     with pytest.raises(SpecError, match="alias"):
@@ -238,7 +238,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
     assert raw == {"a": 0.001, "b": "off", "c": True, "d": "010", "e": 5000, "f": 0.5, "g": "1:30", "h": "no"}
 
 
-def test_students_of_one_name_are_told_to_be_named() -> None:
+def test_students_with_the_same_name_are_a_problem() -> None:
     found = problems_with(students=["mlp", {"model": "mlp", "width": 2.0}])
     assert found == {"students[1].name": "must be unique, 'mlp' is the name of students[0] too; give the entry a name:"}
 
@@ -272,7 +272,7 @@ def test_an_override_of_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: P
         load_spec(write(tmp_path, DESIGN), ["search.trials_per_metod=4"])
 
 
-def test_overrides_without_a_place_are_all_named() -> None:
+def test_overrides_of_keys_that_cannot_exist_are_all_reported() -> None:
     with pytest.raises(SpecError) as error:
         apply_overrides(SMALL, ["students[3].a=1", "name.x=1", "search", "a=[", "x..y=1", "b={c: 1, c: 2}"])
     assert [problem.key for problem in error.value.problems] == ["students[3].a", "name.x", "--set", "", "--set", "b.c"]
@@ -300,12 +300,12 @@ def test_resolving_paths_twice_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
-def test_a_file_that_can_not_be_read_is_one_sentence(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SpecError, match="can not read the spec"):
+def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SpecError, match="cannot be read"):
         load_spec(tmp_path / name)
 
 
-def test_bytes_that_are_not_text_are_one_sentence(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_one_problem(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(SpecError, match="is not UTF-8 text"):
         load_spec(tmp_path / "spec.yaml")
@@ -393,7 +393,7 @@ def test_mutated_text_never_raises_anything_but_spec_error(tmp_path: Path) -> No
             load_spec(path, draw.choice([[], ["search.seed=1"], ["name=[", "=", "a"], ["students[0].width=0.5"]]))
 
 
-def test_limits_are_numbers_with_their_multiples_and_come_back_as_they_are() -> None:
+def test_limits_are_numbers_with_multiples_and_survive_a_round_trip() -> None:
     limits = {"parameters": "100k", "macs": "5M", "latency_ms": 2, "size_bytes": "1MB"}
     spec = validate({**SMALL, "search": {"limits": limits, "budget": {"hours": 2, "epochs": 100}}})
     assert spec.search.limits == {"parameters": 1e5, "macs": 5e6, "latency_ms": 2.0, "size_bytes": 1e6}
@@ -416,7 +416,7 @@ def test_limits_are_numbers_with_their_multiples_and_come_back_as_they_are() -> 
         ({"startup_trials": 1}, "search.startup_trials"),
     ],
 )
-def test_a_search_that_can_not_be_is_a_problem_under_its_key(search: dict[str, Any], key: str) -> None:
+def test_an_impossible_search_is_a_problem_of_its_key(search: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError) as caught:
         validate({**SMALL, "search": search})
     assert [problem.key for problem in caught.value.problems] == [key]

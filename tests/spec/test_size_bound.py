@@ -38,7 +38,7 @@ def test_a_limit_of_a_search_that_makes_no_sense_is_a_problem_of_its_key(name: s
     assert (problem.key, problem.message) == (f"search.limits.{name}", message)
 
 
-def test_a_spec_names_its_budgets_as_the_command_line_does() -> None:
+def test_a_spec_writes_its_budgets_like_the_command_line() -> None:
     spec = validate(SPEC | {"report": {"budgets": ["parameters=100k", " latency_ms = 2 "]}})
     assert [parse_budget(text) for text in spec.report.budgets] == [Budget("parameters", 1e5), Budget("latency_ms", 2.0)]
     assert validate(spec_to_dict(spec)) == spec

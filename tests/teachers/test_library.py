@@ -247,7 +247,7 @@ def test_two_sweeps_do_not_train_one_teacher_twice(
     assert found[0].weights_hash == teacher.weights_hash
 
 
-def test_what_is_kept_is_listed(trained: Trained) -> None:
+def test_stored_views_are_listed(trained: Trained) -> None:
     root, teacher = trained
     (entry,) = TeacherLibrary(root).entries()
     assert (entry["key"], entry["model"], entry["bytes"]) == (teacher.key, "lenet", teacher.path.stat().st_size)

@@ -1,7 +1,7 @@
 """The operations of a view policy, in integer arithmetic: the same pixels on every device and in every batch.
 
-Each operation *draws* its parameters for all samples of a view at once and *applies* them to a batch. A draw depends on
-(key, sample index) only, the pixels on the parameters only. B batch, C channels, H and W height and width, N samples.
+Each operation *draws* its parameters for all samples of a view at once and *applies* them to a batch. A draw depends only
+on (key, sample index), and the pixels only on the parameters. B batch, C channels, H and W height and width, N samples.
 """
 
 import dataclasses
@@ -69,15 +69,15 @@ class Operation:
     """One step of a policy.
 
     Attributes:
-        name: what a policy calls it.
-        mixes: whether it mixes each sample with another and so changes what the labels say.
+        name: its name in a policy.
+        mixes: whether it mixes each sample with another one, and thereby the labels.
     """
 
     name: ClassVar[str]
     mixes: ClassVar[bool] = False
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the options, whatever the images."""
+        """What is wrong with the options, independent of the images."""
         return [
             Problem(f"{self.name}.{item.name}", f"must {item.metadata['must']}", repr(getattr(self, item.name)))
             for item in dataclasses.fields(self)
@@ -103,7 +103,7 @@ class Operation:
 
 
 class Mixing(Operation):
-    """An operation that mixes each sample with a partner; both have been through the operations in front of it."""
+    """An operation that mixes each sample with a partner; the operations before it were applied to both."""
 
     mixes = True
 
@@ -117,9 +117,10 @@ class Mixing(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Crop(Operation):
-    """Pads each side by `padding` pixels, with black or with the mirrored image, and cuts a window of the old size.
+    """Pads each side by `padding` pixels, with black or with the mirrored image, and cuts out a window of the original size.
 
-    By default an eighth of the shorter side is padded: the usual 4 pixels at 32x32, 1 at 8x8, where 4 would hide the object.
+    The default padding is an eighth of the shorter side: the usual 4 pixels at 32x32, and 1 at 8x8, where 4 would hide the
+    object.
     """
 
     name = "crop"
@@ -144,7 +145,7 @@ class Crop(Operation):
         batch, channels, height, width = images.shape
         padded = self._padded(images)
         rows, columns = padded.shape[2:]
-        # Rows of the windows are runs of consecutive bytes: copying runs is 10 times faster than indexing single pixels.
+        # A window's row is a run of consecutive bytes; copying runs is 10 times faster than indexing single pixels.
         planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * rows
         lines = planes + parameters["top"].view(-1, 1, 1) + torch.arange(height, device=images.device)
         starts = lines * columns + parameters["left"].view(-1, 1, 1)
@@ -165,7 +166,7 @@ class Crop(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Flip(Operation):
-    """Mirrors left and right with `probability`."""
+    """Mirrors the image left to right with `probability`."""
 
     name = "flip"
     probability: float = _option(0.5, "be in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
@@ -206,7 +207,7 @@ class Cutout(Operation):
 class ColourJitter(Operation):
     """Scales brightness, then contrast about the image's mean grey, then saturation, each by a factor of 1 ± its option.
 
-    Saturation does nothing to images without three channels.
+    Saturation has no effect on images without three channels.
     """
 
     name = "colour_jitter"
@@ -244,7 +245,7 @@ class ColourJitter(Operation):
 class RandomResizedCrop(Operation):
     """Cuts a window with a share `scale` of the area and width/height `ratio`, and stretches it bilinearly to the old size.
 
-    A window that would be longer than the image is cut to the image's length; it is not drawn again.
+    A window that would be longer than the image is cut to the image's length; it is not redrawn.
     """
 
     name = "random_resized_crop"
@@ -273,7 +274,7 @@ class RandomResizedCrop(Operation):
         return _stretch_rows(stretched, parameters["left"], parameters["columns"]).transpose(2, 3).contiguous()
 
     def _ratios(self) -> NDArray[np.float64]:
-        """Log-uniform quantiles of the ratio, in steps of 2^-16: the last bit of a machine's exp() must not show."""
+        """Log-uniform quantiles of the ratio, in steps of 2^-16, so that the last bit of exp() does not matter."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         steps = (math.exp(low + (high - low) * (place + 0.5) / _TABLE_SIZE) for place in range(_TABLE_SIZE))
         return np.array([max(round(step * 65536), 1) / 65536 for step in steps])
@@ -303,7 +304,7 @@ class Mixup(Mixing):
 class Cutmix(Mixing):
     """Pastes a rectangle of a partner over each sample; its expected area is drawn from Beta(alpha, alpha) (arXiv 1905.04899).
 
-    The label's share is the area that is really left, after the rectangle is clipped at the border.
+    The label's share is the remaining area after the rectangle was clipped at the border.
     """
 
     name = "cutmix"
@@ -345,7 +346,7 @@ def _too_large(option: str, value: int, shape: Shape) -> list[Problem]:
 
 
 def _inside(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
-    """255 in each sample's rectangle and 0 outside, uint8 [B, 1, H, W]: as a bit mask 3 times faster than torch.where."""
+    """255 in each sample's rectangle and 0 outside, uint8 [B, 1, H, W]: a bit mask is 3 times faster than torch.where."""
     row = torch.arange(images.shape[2], device=images.device)
     column = torch.arange(images.shape[3], device=images.device)
     rows = (row >= top[:, None]) & (row < bottom[:, None])
@@ -354,7 +355,7 @@ def _inside(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Te
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """int16 [B, 1, H, W] with the weights of ITU-R BT.601 in 1/128; images without three channels are their own grey."""
+    """int16 [B, 1, H, W] with the weights of ITU-R BT.601 in 1/128; images without three channels are returned unchanged."""
     if pixels.shape[1] != 3:
         return pixels
     red, green, blue = pixels.unbind(1)
@@ -370,7 +371,7 @@ def _stretch_rows(images: Tensor, start: Tensor, length: Tensor) -> Tensor:
     """Rows start..start+length-1 of uint8 [B, C, H, W] stretched bilinearly to H rows, rounded to uint8."""
     batch, channels, height, width = images.shape
     row = torch.arange(height, device=images.device)
-    # Where a row's middle falls among the window's, in 1/128 of a row: ((row + 0.5) * length / height - 0.5) * 128.
+    # The position of a row's middle among the window's rows, in 1/128 of a row: ((row + 0.5) * length / height - 0.5) * 128.
     place = ((2 * row + 1) * length[:, None] * 64 // height - 64).clamp_(min=0)
     above = (place >> 7).minimum(length[:, None] - 1)
     below = (above + 1).minimum(length[:, None] - 1)

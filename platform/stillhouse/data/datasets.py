@@ -1,4 +1,4 @@
-"""Finds a data set by name, splits it, and gives it one size."""
+"""Finds a data set by name, splits it, and resizes its images to one size."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ class DatasetFacts:
     """What is known of a data set before it is read; None where only its files can tell.
 
     Attributes:
-        task: that the data set declares; None for the default one.
+        task: the task that the data set declares; None for the default task.
     """
 
     num_classes: int | None
@@ -61,13 +61,13 @@ _FACTS = {
     "pack": DatasetFacts(None, None),
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {"image_folder": (*_LIMITS, "grey", "test_share"), "pack": (*_LIMITS, "grey")}
-# The error of a mean over n images is about a deviation / sqrt(n): 1 % of one, for decoding no more than this.
+# The error of a mean over n images is about a standard deviation / sqrt(n): 1 % of one with this many decoded images.
 _IMAGES_FOR_STATISTICS = 10_000
 _DECODED_AT_ONCE = 256
 
 
 def dataset_names() -> list[str]:
-    """The names of the shipped data sets; any "module:function" names a user's own."""
+    """The names of the shipped data sets; any "module:function" names a user-defined one."""
     return list(_FACTS)
 
 
@@ -98,7 +98,7 @@ def dataset_problems(
     size: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
-    """What is wrong with the arguments of `load_dataset`, where nothing must be read to know it; keys begin with `dataset`."""
+    """What is wrong with the arguments of `load_dataset`, without reading any data; keys begin with `dataset`."""
     problems: list[Problem] = []
     known = name in _FACTS
     if not known and ":" not in name:
@@ -118,7 +118,7 @@ def dataset_problems(
 
 
 def _option_problems(name: str, options: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with a data set's options; those of a user's function are its own, except for the limits."""
+    """What is wrong with a data set's options. A user-defined function checks its options itself, except for the limits."""
     known = name in _FACTS
     for option, value in options.items():
         key = f"dataset.options.{option}"
@@ -154,18 +154,18 @@ def load_dataset(
     task: str | None = None,
     targets: TargetRule = CLASS_LABELS,
 ) -> ImageData:
-    """Reads a data set's training images and takes the validation split off them; the test split is read when it is used.
+    """Reads a data set's training images and splits off the validation images; the test split is read when it is used.
 
     Args:
-        name: one of `dataset_names()`, or "module:function" for a user's own, see `user_function`.
-        root: the folder that holds the data; torchvision's root, or that of an image folder.
-        validation: how many training samples to take off, or their share; stratified, and chosen by `seed`.
-        seed: decides nothing but the validation split.
-        download: whether torchvision may fetch what is missing.
+        name: one of `dataset_names()`, or "module:function" for a user-defined one, see `user_function`.
+        root: the folder with the data: torchvision's root, or that of an image folder.
+        validation: how many training samples to split off, or their share; stratified, chosen by `seed`.
+        seed: determines only the validation split.
+        download: whether torchvision may download missing files.
         size: height and width to resize to (antialiased, in integer arithmetic).
         options: `limit` and `limit_test` take so many samples of the published training (validation included) and test split,
-            stratified, the same ones for every seed. `grey` and `test_share` are options of `ImageFolder`. A user's function
-            gets the others.
+            stratified, the same ones for every seed. `grey` and `test_share` are options of `ImageFolder`. A user-defined
+            function gets the others.
         cache: a folder for decoded image files.
         task: the name of what models are trained to do with the data; None for the default task.
         targets: what that task requires of the targets.
@@ -197,12 +197,12 @@ def load_dataset(
 
 @dataclass(frozen=True)
 class _Splitting:
-    """How the validation split is taken off.
+    """How the validation split is chosen.
 
     Attributes:
-        where: names the data set in messages.
+        where: the data set's name in messages.
         validation: how many samples, or their share.
-        seed: decides which ones.
+        seed: determines which ones.
     """
 
     where: str
@@ -218,7 +218,7 @@ class _Splitting:
         return converted
 
     def split(self, labels: NDArray[Any], class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows that stay for training and those taken off, both ascending.
+        """The rows for training and those for validation, both ascending.
 
         Raises:
             UsageError: there are too few samples.
@@ -227,7 +227,7 @@ class _Splitting:
         wanted = round(self.validation * len(labels)) if share else int(self.validation)
         if not 1 <= wanted < len(labels):
             raise UsageError(
-                f"dataset.validation asks for {wanted} of the {len(labels)} training images of {self.where}; "
+                f"dataset.validation requests {wanted} of the {len(labels)} training images of {self.where}; "
                 f"it must be at least 1 and leave some for training"
             )
         rest, taken = stratified_split(self.targets.strata(labels), wanted, derive_key("validation", self.seed))
@@ -342,19 +342,19 @@ def _rows(pack: Pack, split: str, limit: int | None) -> tuple[NDArray[np.int64],
 def _packed_statistics(
     train: Split, strata: NDArray[np.int64], fingerprint: str, cache: Path | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel over the training split, or over 10,000 images of it; kept in `cache`."""
-    kept = None if cache is None else cache / f"{fingerprint}.statistics"
-    if kept is not None:
+    """Mean and deviation of each channel over the training split, or over 10,000 images of it; stored in `cache`."""
+    cached = None if cache is None else cache / f"{fingerprint}.statistics"
+    if cached is not None:
         with suppress(OSError, ValueError):
-            mean, std = json.loads(read_checked(kept))
+            mean, std = json.loads(read_checked(cached))
             return tuple(mean), tuple(std)
     chosen = torch.from_numpy(limited(strata, _IMAGES_FOR_STATISTICS))
     batches = torch.split(chosen, _DECODED_AT_ONCE)
     with read_ahead(train.images, batches):
         statistics = statistics_of(channel_histograms(train.images.index_select(0, batch).numpy()) for batch in batches)
-    if kept is not None:
+    if cached is not None:
         with suppress(OSError):
-            write_checked(kept, canonical_json(statistics).encode())
+            write_checked(cached, canonical_json(statistics).encode())
     return statistics
 
 
@@ -363,7 +363,7 @@ def _readable(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{where} can not be read ({error}); repair it, or name another dataset.root") from error
+        raise UsageError(f"{where} cannot be read ({error}); repair it, or name another dataset.root") from error
 
 
 def _find(
@@ -386,7 +386,7 @@ def _find(
 
 
 def _resized(images: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
-    """[N, C, H, W] resized to `size` x `size`; what is not square loses its longer side's ends."""
+    """[N, C, H, W] resized to `size` x `size`; images that are not square are cropped to the middle of their longer side."""
     if size is None or images.shape[2:] == (size, size):
         return images
     from PIL import Image, ImageOps

@@ -1,4 +1,4 @@
-"""Encoded images become pixels: one way for image folders and packs, so that both give the same bits."""
+"""Decodes images, in the same way for image folders and packs, so that both give the same bits."""
 
 import io
 from pathlib import Path
@@ -13,14 +13,14 @@ _PROBE_SIZE = 16
 
 
 def decode_image(source: str | Path | bytes, *, size: int | None, grey: bool, where: str) -> NDArray[np.uint8]:
-    """The pixels of one image, uint8 [C, H, W]; with `size` it is cut to a square in the middle and resized.
+    """The pixels of one image, uint8 [C, H, W]; with `size`, the middle square is cut out and resized.
 
     Args:
-        source: a file, or the bytes of one.
-        where: what the image is called in an error.
+        source: a file, or its bytes.
+        where: the image's name in errors.
 
     Raises:
-        UsageError: it is damaged, or has more than 8 bits per channel.
+        UsageError: the image is damaged, or has more than 8 bits per channel.
     """
     from PIL import Image, ImageOps
 
@@ -33,7 +33,7 @@ def decode_image(source: str | Path | bytes, *, size: int | None, grey: bool, wh
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # What PIL raises for damaged files, by format.
+        # PIL raises different errors for damaged files of different formats.
         raise UsageError(f"{where} is not a readable image; repair or remove it") from error
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
@@ -59,7 +59,7 @@ def probe_image(encoded: bytes, *, where: str) -> tuple[int, int]:
 
 
 def decoder_identity() -> dict[str, str | None]:
-    """What decides the pixels besides the bytes: the versions of the libraries that decode them."""
+    """What determines the pixels besides the bytes: the versions of the decoding libraries."""
     import PIL
     from PIL import features
 

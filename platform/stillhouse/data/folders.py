@@ -28,11 +28,11 @@ _CACHE_VERSION = 1
 class ImageFolder:
     """Image files below `root`, by class.
 
-    With `root/train` the test split is `root/test`, or `root/val` where there is no `root/test`. Without it the class folders
-    lie in `root` itself and a share `test_share` of their images is the test split.
+    With a folder `root/train`, the test split is `root/test`, or `root/val` if there is no `root/test`. Otherwise the class
+    folders are in `root`, and a share `test_share` of their images becomes the test split.
 
     Attributes:
-        size: height and width of the images; others are cut to a square in the middle and resized.
+        size: height and width of the images; of other images, the middle square is cut out and resized.
         grey: one channel instead of three.
         cache: folder for decoded images.
     """
@@ -47,7 +47,7 @@ class ImageFolder:
         """Lists the files; nothing is decoded yet.
 
         Raises:
-            UsageError: there is no such folder, or its classes are not usable.
+            UsageError: there is no such folder, or its classes cannot be used.
         """
         names, train, test = self.listings()
         return Published(
@@ -75,7 +75,7 @@ class ImageFolder:
         names, everything = _listing(self.root)
         size = round(self.test_share * len(everything.files))
         if not 0 < size < len(everything.files):
-            raise UsageError(f"{self.root} holds {len(everything.files)} images, too few for a test share of {self.test_share}")
+            raise UsageError(f"{self.root} has {len(everything.files)} images, too few for a test share of {self.test_share}")
         rest, taken = stratified_split(everything.labels, size, derive_key("image_folder", "test"))
         return names, everything.only(rest), everything.only(taken)
 
@@ -90,7 +90,7 @@ class ImageFolder:
         try:
             _write_cached(self.cache / key, images)
         except OSError as error:
-            message = f"decoded images could not be kept in {self.cache} ({error.strerror}); they are decoded again next time"
+            message = f"decoded images cannot be stored in {self.cache} ({error.strerror}); they are decoded again next time"
             warnings.warn(message, stacklevel=2)
         return images, listing.labels
 
@@ -125,11 +125,11 @@ class Listing:
 
 
 def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
-    """The class names, sorted, and the image files below them; labels are places in `names` where it is given."""
+    """The class names, sorted, and the image files below them; labels are positions in `names`, if it is given."""
     found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     names = found if names is None else names
     if len(names) < 2:
-        raise UsageError(f"{folder} must hold at least two folders, one per class, it holds {len(names)}")
+        raise UsageError(f"{folder} must have at least two folders, one per class, it has {len(names)}")
     if strange := [name for name in found if name not in names]:
         raise UsageError(f"{folder} has a class folder '{strange[0]}' that the training images lack; rename or remove it")
     files: list[str] = []
@@ -137,7 +137,7 @@ def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[
     for name in found:
         below = sorted(_images(folder / name))
         if not below:
-            raise UsageError(f"class folder {folder / name} holds no image ({', '.join(SUFFIXES)}); fill or remove it")
+            raise UsageError(f"class folder {folder / name} has no image ({', '.join(SUFFIXES)}); fill or remove it")
         files += below
         labels += [names.index(name)] * len(below)
     return names, Listing(files, np.array(labels, dtype=np.int64))
@@ -161,8 +161,8 @@ def _read_cached(folder: Path) -> NDArray[np.uint8]:
     """The images that `_write_cached` wrote.
 
     Raises:
-        OSError: there are none.
-        ValueError: they are damaged.
+        OSError: there is no cache.
+        ValueError: it is damaged.
     """
     facts = json.loads(read_checked(folder / "meta.json"))
     images: NDArray[np.uint8] = np.load(folder / "images.npy", allow_pickle=False)

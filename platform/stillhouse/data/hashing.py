@@ -15,7 +15,7 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
 def derive_key(*parts: str | int) -> int:
-    """A 64-bit key from words and numbers: different parts, different key, on every machine."""
+    """A 64-bit key from words and numbers: different parts give different keys, and the same keys on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -45,7 +45,7 @@ def integers(key: int, counters: NDArray[np.integer], bound: int) -> NDArray[np.
 
 
 def reading_order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which a training with `seed` reads its samples 0..length-1 in `epoch`."""
+    """The order in which a training run with `seed` reads the samples 0..length-1 in `epoch`."""
     return permutation(derive_key(seed, "batches", epoch), length)
 
 

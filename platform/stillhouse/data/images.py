@@ -1,4 +1,4 @@
-"""A data set: uint8 images in memory or in a pack, their splits, and how pixels become the network's input."""
+"""A data set: uint8 images in memory or in a pack, their splits, and their normalisation."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ from stillhouse.errors import UsageError
 
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 Images = Tensor | PackedImages
-"""uint8 [N, C, H, W]: a tensor, or something that decodes what is asked of it."""
+"""uint8 [N, C, H, W]: a tensor, or packed images, which are decoded when they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ class Split:
 
     @classmethod
     def of_pack(cls, images: PackedImages, labels: Tensor) -> "Split":
-        """A split whose images are decoded when they are read; to those who take batches of it they are a tensor."""
+        """A split whose images are decoded when they are read; code that reads batches can use them like a tensor."""
         return cls(cast("Tensor", images), labels)
 
 
 class ImageDataFacts(TypedDict):
-    """What travels beside the arrays of an `ImageData`; plain JSON data."""
+    """What other processes need besides the arrays of an `ImageData`; plain JSON data."""
 
     name: str
     num_classes: int
@@ -55,12 +55,12 @@ class ImageData:
     """A data set with its three splits.
 
     Attributes:
-        num_classes: how many numbers a model returns for each sample: the number of classes where there are any.
-        class_names: none where there are no classes.
+        num_classes: how many numbers a model returns for each sample; for classes, their number.
+        class_names: empty if there are no classes.
         task: what models of this data set are trained to do, by name; None for the default task.
         fingerprint: hash of the training and validation splits' content; needs no test data.
-        mean: of the training split, per channel, in pixel units of [0, 1].
-        std: likewise.
+        mean: of each channel over the training split, with pixels in [0, 1].
+        std: likewise, the standard deviation.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
     """
 
@@ -81,7 +81,7 @@ class ImageData:
 
     @property
     def test(self) -> Split:
-        """The test split, loaded when it is first asked for.
+        """The test split, loaded at its first use.
 
         Raises:
             UsageError: its files are missing or damaged.
@@ -95,11 +95,11 @@ class ImageData:
     def normalise(self, images: Tensor) -> Tensor:
         """float32 [B, C, H, W] with mean 0 and deviation 1 over the training split, from uint8.
 
-        The same bits on every device.
+        The result has the same bits on every device.
         """
         if images.device not in self._scales:
-            # Tensors on the device, not Python numbers: a GPU kernel multiplies by the reciprocal of a number, which rounds
-            # differently from the division.
+            # Tensors instead of Python numbers: a GPU kernel multiplies by the reciprocal of a number, which rounds differently
+            # from the division.
             mean, std = (
                 torch.tensor([255.0 * value for value in values], dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
                 for values in (self.mean, self.std)
@@ -109,9 +109,9 @@ class ImageData:
         return images.to(torch.float32).sub_(mean).div_(std)
 
     def to_arrays(self, *, test: bool = True) -> tuple[dict[str, NDArray[Any]], ImageDataFacts]:
-        """The splits as arrays without a copy, and the facts that `from_arrays` needs beside them.
+        """The splits as arrays, without a copy, and the facts that `from_arrays` also needs.
 
-        With `test` the test split comes along, which loads it. Of a pack only the rows travel: the images stay where they are.
+        With `test`, the test split is loaded and included. Of a pack, only the row numbers are included, no images.
         """
         splits = {"train": self.train, "validation": self.validation, **({"test": self.test} if test else {})}
         arrays: dict[str, NDArray[Any]] = {}
@@ -129,10 +129,10 @@ class ImageData:
     ) -> "ImageData":
         """The data set over arrays that may be read-only and shared with other processes; nothing is copied.
 
-        `read_test` gives the test split's images and labels where `arrays` does not hold them.
+        `read_test` reads the test split's images and labels if `arrays` does not contain them.
 
         Raises:
-            UsageError: this process does not see the pack that the data set lies in.
+            UsageError: this process cannot read the pack of the data set.
         """
         pack = _same_pack(facts["pack"]) if "pack" in facts else None
 
@@ -185,14 +185,14 @@ def split_of(arrays: Arrays) -> Split:
 
 
 def read_ahead(images: Images, batches: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """While it lasts, what must be decoded of the coming `batches` of indices is decoded in the background."""
+    """A context in which the coming `batches` of indices are decoded in the background, if their images must be decoded."""
     return images.ahead(batches) if isinstance(images, PackedImages) else nullcontext()
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel in pixel units of [0, 1], from exact integer sums.
+    """Mean and standard deviation of each channel, with pixels in [0, 1], from exact integer sums.
 
-    The deviation of a constant channel is given as 1/255, so that dividing by it stays finite.
+    A constant channel has the deviation 1/255, so that a division by it stays finite.
     """
     return statistics_of([channel_histograms(images)])
 
@@ -201,13 +201,13 @@ def channel_histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each value occurs in each channel of [N, C, H, W], int64 [C, 256]."""
     histograms = np.zeros((images.shape[1], 256), np.int64)
     for channel, histogram in enumerate(histograms):
-        for start in range(0, len(images), 1024):  # in parts, since bincount makes its input 8 times as large
+        for start in range(0, len(images), 1024):  # in parts, since bincount converts its input to 8 bytes per value
             histogram += np.bincount(images[start : start + 1024, channel].ravel(), minlength=256)
     return histograms
 
 
 def statistics_of(histograms: Iterable[NDArray[np.int64]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What `channel_statistics` gives, from the `channel_histograms` of the parts of a whole."""
+    """The result of `channel_statistics`, from the `channel_histograms` of parts of the images."""
     means, deviations = [], []
     for histogram in np.sum(list(histograms), axis=0):
         total = int(histogram.sum())
@@ -223,13 +223,13 @@ def _same_pack(facts: PackFacts) -> Pack:
     pack = open_pack(Path(facts["root"]))
     if pack.key != facts["key"]:
         raise UsageError(
-            f"the pack {facts['root']} is not the one that the sweep began with; put it on storage that all nodes see"
+            f"the pack {facts['root']} is not the one with which the sweep began; put it on storage that all nodes share"
         )
     return pack
 
 
 def _tensor_over(array: NDArray[Any]) -> Tensor:
     with warnings.catch_warnings():
-        # Arrays out of a shared object store are read-only, and nothing here writes to a split.
+        # Arrays from a shared object store are read-only, and nothing writes to a split.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(np.ascontiguousarray(array))

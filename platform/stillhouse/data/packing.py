@@ -1,10 +1,10 @@
-"""Packing: an image folder becomes a pack, file by file as it is; interrupted packing goes on."""
+"""Packing: copies the files of an image folder unchanged into a pack; interrupted packing continues."""
 
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,37 +42,32 @@ def pack_folder(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> Packed:
-    """Packs an image folder (see `ImageFolder`), files as they are. The same call goes on where an earlier one stopped, and
-    makes damaged shards of a finished pack again.
+    """Packs an image folder (see `ImageFolder`). The files are stored unchanged.
+
+    The same call continues packing that was interrupted, and replaces damaged shards of a complete pack.
 
     Args:
-        test_share: the share of the images that becomes the test split where the folder has none.
-        shard_bytes: about how large a shard gets.
-        threads: that check whether images can be decoded; None takes all cores.
-        progress: told of the images that are packed, and of how many there are.
+        test_share: the share of the images that becomes the test split if the folder has none.
+        shard_bytes: the approximate size of a shard.
+        threads: number of threads that check whether images can be decoded; None uses all cores.
+        progress: called with the number of packed images and the number of all images.
 
     Raises:
-        UsageError: the folder or an image in it is not usable, or `to` holds another pack.
-        DiskFullError: the disk is full; the shards that are whole are kept.
+        UsageError: the folder or an image in it cannot be used, or `to` has another pack.
+        DiskFullError: the disk is full; complete shards remain.
     """
     folder, to = folder.expanduser().resolve(), to.expanduser().resolve()
     if to == folder or folder in to.parents:
-        raise UsageError(f"--to must lie outside of the images' folder {folder}, got {to}; name another folder")
+        raise UsageError(f"--to must be outside of the images' folder {folder}, got {to}; name another folder")
     names, *listings = ImageFolder(root=folder, test_share=test_share).listings()
     splits = dict(zip(("train", "test"), listings, strict=True))
     sizes = {split: [os.stat(file) for file in listing.files] for split, listing in splits.items()}  # noqa: PTH116
-    source = content_hash(
-        [
-            [split, file.removeprefix(f"{folder}{os.sep}"), int(label), status.st_size, status.st_mtime_ns]
-            for split, listing in splits.items()
-            for file, label, status in zip(listing.files, listing.labels, sizes[split], strict=True)
-        ]
-    )
-    earlier = _claim(to, source, folder)
+    source = _source_hash(folder, splits, sizes)
+    earlier = _complete_shards(to, source, folder)
     total, done, written = sum(map(len, sizes.values())), 0, 0
     shards: list[PackShard] = []
     dimensions: set[tuple[int, int]] = set()
-    with _room(to), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with _disk_errors(to), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for split, listing in splits.items():
             for first, last in _stretches([status.st_size for status in sizes[split]], shard_bytes):
                 shard, found = earlier.pop((split, first), None) or (None, set())
@@ -84,19 +79,7 @@ def pack_folder(
                 dimensions |= found
                 done += last - first
                 progress(done, total)
-        manifest = {
-            "version": PACK_VERSION,
-            "source": source,
-            "class_names": list(names),
-            "dimensions": list(next(iter(dimensions))) if len(dimensions) == 1 else None,
-            "shards": [vars(shard) for shard in shards],
-        }
-        content = [[shard.split, shard.rows, shard.checksum] for shard in shards]
-        manifest["key"] = content_hash({"version": PACK_VERSION, "class_names": list(names), "shards": content})
-        write_checked(to / "manifest", canonical_json(manifest).encode())
-    for path in to.glob("*.arrow"):
-        if path.name not in {shard.file for shard in shards}:
-            path.unlink()
+        _write_manifest(to, source, names, shards, dimensions)
     return Packed(
         root=to,
         num_classes=len(names),
@@ -107,39 +90,69 @@ def pack_folder(
     )
 
 
-_Kept = dict[tuple[str, int], tuple[PackShard, set[tuple[int, int]]]]
+def _source_hash(folder: Path, splits: Mapping[str, Listing], sizes: Mapping[str, Sequence[os.stat_result]]) -> str:
+    """Changes with the name, class, length or modification time of any image."""
+    return content_hash(
+        [
+            [split, file.removeprefix(f"{folder}{os.sep}"), int(label), status.st_size, status.st_mtime_ns]
+            for split, listing in splits.items()
+            for file, label, status in zip(listing.files, listing.labels, sizes[split], strict=True)
+        ]
+    )
 
 
-def _claim(to: Path, source: str, folder: Path) -> _Kept:
-    """The whole shards of the same images that `to` holds already, by split and first row.
+def _write_manifest(
+    to: Path, source: str, names: Sequence[str], shards: Sequence[PackShard], dimensions: set[tuple[int, int]]
+) -> None:
+    """Writes the manifest, which makes the pack complete, and removes other shards."""
+    manifest = {
+        "version": PACK_VERSION,
+        "source": source,
+        "class_names": list(names),
+        "dimensions": list(next(iter(dimensions))) if len(dimensions) == 1 else None,
+        "shards": [vars(shard) for shard in shards],
+    }
+    content = [[shard.split, shard.rows, shard.checksum] for shard in shards]
+    manifest["key"] = content_hash({"version": PACK_VERSION, "class_names": list(names), "shards": content})
+    write_checked(to / "manifest", canonical_json(manifest).encode())
+    for path in to.glob("*.arrow"):
+        if path.name not in {shard.file for shard in shards}:
+            path.unlink()
+
+
+_Shards = dict[tuple[str, int], tuple[PackShard, set[tuple[int, int]]]]
+
+
+def _complete_shards(to: Path, source: str, folder: Path) -> _Shards:
+    """The complete shards of the same images in `to`, by split and first row.
 
     Raises:
-        UsageError: it holds a pack of other images.
+        UsageError: `to` has a pack of other images.
     """
     with suppress(FileNotFoundError, Damaged):
         if read_manifest(to)["source"] != source:
             raise UsageError(
-                f"{to} holds a pack of other images than {folder} has now; name another folder with --to, or remove that one"
+                f"{to} has a pack of other images than {folder}; name another folder with --to, or remove that pack"
             )
-    kept: _Kept = {}
+    found: _Shards = {}
     for path in sorted(to.glob("*.arrow")):
         try:
-            shard, sizes = _whole_shard(path, source)
+            shard, sizes = _read_shard(path, source)
         except Damaged:
             continue
-        kept[shard.split, shard.first] = shard, sizes
-    return kept
+        found[shard.split, shard.first] = shard, sizes
+    return found
 
 
-def _whole_shard(path: Path, source: str) -> tuple[PackShard, set[tuple[int, int]]]:
-    """The shard in a file that an earlier attempt left, and the sizes of its images.
+def _read_shard(path: Path, source: str) -> tuple[PackShard, set[tuple[int, int]]]:
+    """The shard in a file of an earlier attempt, and the sizes of its images.
 
     Raises:
-        Damaged: it is not a whole shard of these images.
+        Damaged: the file is not a complete shard of these images.
     """
     name = re.fullmatch(r"(train|test)-(\d{9,})-([0-9a-f]+)\.arrow", path.name)
     if name is None:
-        raise Damaged(f"{path} does not bear the name of a shard")
+        raise Damaged(f"{path} does not have the name of a shard")
     with path.open("rb") as file:
         payload = file.read()
     if bytes_hash(payload) != name[3]:
@@ -159,12 +172,12 @@ def _write_shard(
         try:
             content = Path(file).read_bytes()
         except OSError as error:
-            raise UsageError(f"{file} can not be read ({error.strerror}); repair or remove it") from error
+            raise UsageError(f"{file} cannot be read ({error.strerror}); repair or remove it") from error
         return content, probe_image(content, where=file)
 
     read_all = list(pool.map(read, listing.files))
     images = [content for content, _ in read_all]
-    # Two sizes say as much as a thousand: that the images differ.
+    # Two sizes are enough to know that the images differ.
     sizes = set(sorted({size for _, size in read_all})[:2])
     columns = {
         "image": pa.array(images, pa.binary()),
@@ -185,7 +198,7 @@ def _write_shard(
 
 
 def _stretches(sizes: Sequence[int], shard_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of shards that hold at least one file each and otherwise at most `shard_bytes`."""
+    """(first, last + 1) of each shard: at least one file, and otherwise at most `shard_bytes`."""
     first, held = 0, 0
     for place, size in enumerate(sizes):
         if place > first and held + size > shard_bytes:
@@ -197,13 +210,13 @@ def _stretches(sizes: Sequence[int], shard_bytes: int) -> Iterator[tuple[int, in
 
 
 @contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Turns a disk that is full or not writable into one sentence."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of a disk that is full or not writable into errors that name the remedy."""
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(
-                f"no room for the pack under {folder}; free some space and run the same command again, it goes on from here"
+                f"no space for the pack in {folder}; free some space and run the same command again, which continues from here"
             ) from error
-        raise UsageError(f"{folder} can not be written ({error.strerror}); name another folder with --to") from error
+        raise UsageError(f"{folder} cannot be written ({error.strerror}); name another folder with --to") from error

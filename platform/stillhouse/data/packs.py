@@ -1,11 +1,11 @@
-"""Packs: data sets larger than memory, as Arrow shards of encoded images, decoded batch by batch where they are needed.
+"""Packs: data sets larger than memory, as Arrow shards of encoded images, decoded batch by batch when they are needed.
 
     <root>/<split>-<first row>-<checksum>.arrow     uncompressed Arrow IPC, one record batch: image, label, crc, file
-    <root>/manifest                                 a checked file; written last, so its presence makes the pack whole
+    <root>/manifest                                 a checked file; written last, so a pack with it is complete
 
-A shard's name carries its checksum, so packing that was interrupted goes on with the shards that are whole. Opening a pack
-checks the manifest, every shard's length and its index of labels, places and image checksums; the bytes of an image are
-checked whenever it is decoded. So nothing damaged is ever used, and nobody reads hundreds of gigabytes to start.
+A shard's name contains its checksum, so interrupted packing can continue after the complete shards. Opening a pack checks
+the manifest, the length of every shard and its index of labels, positions and image checksums; the bytes of an image are
+checked whenever it is decoded. So damaged data is never used, and a start does not read hundreds of gigabytes.
 """
 
 import json
@@ -32,15 +32,15 @@ from stillhouse.errors import UsageError
 
 PACK_VERSION = 1
 _BATCHES_AHEAD = 3
-# Images that one task decodes: enough to make the task's own cost small, few enough to share a batch between threads.
+# Images per decoding task: enough that the task's overhead is small, few enough that threads can share a batch.
 _CHUNK = 8
 SOURCE = b"source"
-"""The key of a shard's metadata that says from which files it was packed."""
+"""The key in a shard's metadata under which the hash of its source files is stored."""
 
 
 @dataclass(frozen=True)
 class PackShard:
-    """A stretch of a split's rows in one file; `index` is the hash of all that is in it but the images."""
+    """A stretch of a split's rows in one file; `index` is the hash of everything in it except the images."""
 
     file: str
     split: str
@@ -52,7 +52,7 @@ class PackShard:
 
 
 class MappedShard:
-    """One shard over its memory map."""
+    """One memory-mapped shard."""
 
     def __init__(self, path: Path, source: str | None = None) -> None:
         try:
@@ -77,11 +77,11 @@ class Pack:
     """A pack that is opened for reading.
 
     Attributes:
-        key: the hash of all of its content.
-        dimensions: width and height of the images; None where they differ.
+        key: the hash of its whole content.
+        dimensions: width and height of the images; None if they differ.
 
     Raises:
-        UsageError: there is no whole pack at `root`, or it is damaged.
+        UsageError: there is no complete pack at `root`, or it is damaged.
     """
 
     def __init__(self, root: Path) -> None:
@@ -91,10 +91,10 @@ class Pack:
             self._shards = {split: _open_shards(root, manifest, split) for split in ("train", "test")}
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
-                f"{root} holds no whole pack; make one, or finish it, with: stillhouse data pack FOLDER --to {root}"
+                f"{root} has no complete pack; make or complete one with: stillhouse data pack FOLDER --to {root}"
             ) from None
         except Damaged as error:
-            raise UsageError(f"{error}; run the command again that packed it, which mends it") from error
+            raise UsageError(f"{error}; repair it with the command that packed it") from error
         self.key: str = manifest["key"]
         self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
         self.dimensions: tuple[int, int] | None = tuple(manifest["dimensions"]) if manifest["dimensions"] else None
@@ -110,14 +110,14 @@ class Pack:
         """The bytes of one image as they were in its file, and the file's name.
 
         Raises:
-            UsageError: they are not what was packed.
+            UsageError: they differ from what was packed.
         """
         number = int(np.searchsorted(self._firsts[split], row, side="right")) - 1
         shard, place = self._shards[split][number], row - int(self._firsts[split][number])
         content = bytes(shard.content[shard.offsets[place] : shard.offsets[place + 1]])
         where = f"{self.root}: {shard.files[place].as_py()}"
         if zlib.crc32(content) != shard.crcs[place]:
-            raise UsageError(f"{where} does not match its checksum; run the command again that packed it, which mends it")
+            raise UsageError(f"{where} does not match its checksum; repair it with the command that packed it")
         return content, where
 
 
@@ -128,7 +128,7 @@ def open_pack(root: Path) -> Pack:
 
 
 class PackFacts(TypedDict):
-    """What another process needs to read the same images; plain JSON data. `key` is checked there."""
+    """What another process needs to read the same images; plain JSON data. That process checks `key`."""
 
     root: str
     key: str
@@ -151,14 +151,14 @@ class _Decoding:
 
 
 class PackedImages:
-    """The images of one split of a pack, decoded when they are asked for: a uint8 [N, C, H, W] that is never whole.
+    """The images of one split of a pack, uint8 [N, C, H, W], decoded when they are read; never in memory as a whole.
 
-    It answers to what is asked of a tensor of images: `shape`, `dtype`, `device`, `to`, `len`, slices and `index_select`.
+    It has those members of a tensor of images that are used: `shape`, `dtype`, `device`, `to`, `len`, slices, `index_select`.
 
     Args:
         rows: int64 [N], the pack's rows in the order of the split.
-        size: height and width that images are cut and resized to; None where the pack's are all of one size.
-        device: where decoded pixels go.
+        size: height and width to which images are cropped and resized; None if all images of the pack have one size.
+        device: where decoded pixels are put.
     """
 
     dtype = torch.uint8
@@ -174,7 +174,7 @@ class PackedImages:
         device: str | torch.device = "cpu",
     ) -> None:
         if size is None and pack.dimensions is None:
-            raise UsageError(f"the images of {pack.root} differ in size; set dataset.size, to resize them")
+            raise UsageError(f"the images of {pack.root} differ in size; set dataset.size to resize them")
         width, height = (size, size) if size is not None else pack.dimensions or (0, 0)
         self.pack = pack
         self.split = split
@@ -207,7 +207,7 @@ class PackedImages:
         Raises:
             UsageError: an image is damaged.
         """
-        assert dim == 0, "images are chosen by sample"
+        assert dim == 0, "images are selected by sample"
         indices = indices.cpu()
         with self._lock:
             decoding = self._expected(indices) or self._decode(indices)
@@ -216,10 +216,10 @@ class PackedImages:
 
     @contextmanager
     def ahead(self, batches: Iterable[Tensor]) -> Iterator[None]:
-        """While it lasts, the batches that `index_select` will be asked for next are decoded while others are computed on.
+        """A context in which the batches that `index_select` will read next are decoded during the computation on others.
 
         Args:
-            batches: their indices [B], in order. A batch that is not asked for in its turn is only lost work.
+            batches: their indices [B], in order. If a batch is not read in its turn, only work is lost.
         """
         with self._lock:
             self._coming = iter(batches)
@@ -252,7 +252,7 @@ class PackedImages:
             self._started.append(self._decode(indices.cpu()))
 
     def _decode(self, indices: Tensor) -> _Decoding:
-        """Starts to decode the samples on as many threads as the process has for torch's operators."""
+        """Starts to decode the samples, on as many threads as the process uses for torch's operators."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="decode")
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -285,7 +285,7 @@ def _open_shards(root: Path, manifest: dict[str, Any], split: str) -> list[Mappe
         except FileNotFoundError as error:
             raise Damaged(f"{path} is missing") from error
         if length != shard.num_bytes:
-            raise Damaged(f"{path} holds {length} bytes of {shard.num_bytes}")
+            raise Damaged(f"{path} has {length} bytes, expected {shard.num_bytes}")
         mapped = MappedShard(path)
         if mapped.index_hash() != shard.index or len(mapped.labels) != shard.rows:
             raise Damaged(f"the index of {path} does not match its checksum")

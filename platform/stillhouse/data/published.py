@@ -1,7 +1,7 @@
-"""Data sets as they are published: training and test images as arrays, before any split of ours.
+"""Data sets as they are published: training and test images as arrays, before the validation split.
 
 A *reader* takes the number of samples wanted (None for all) and returns uint8 [N, C, H, W] and the targets, int64 [N] for
-classes; fewer samples are the beginning of a stratified order that never changes.
+classes; fewer samples are the beginning of a fixed stratified order.
 """
 
 import importlib
@@ -25,7 +25,7 @@ _DIGITS_TEST_SIZE = 360
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A data set that is found but not read yet."""
+    """A data set that was found and not read yet."""
 
     num_classes: int
     class_names: tuple[str, ...]
@@ -41,7 +41,7 @@ def limited(labels: NDArray[Any], limit: int | None) -> NDArray[np.int64]:
 
 
 def reader(read: Callable[[], Arrays], targets: TargetRule = CLASS_LABELS) -> Reader:
-    """A `Reader` over something that gives all samples at once."""
+    """A `Reader` from a function that returns all samples at once."""
 
     def read_limited(limit: int | None) -> Arrays:
         images, labels = read()
@@ -71,10 +71,10 @@ def digits() -> Published:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSource:
-    """How torchvision offers a data set.
+    """How torchvision provides a data set.
 
     Attributes:
-        folder: where its files lie below the root.
+        folder: the folder of its files below the root.
         splits: the keyword arguments of the training and of the test split.
     """
 
@@ -98,10 +98,10 @@ class TorchvisionSource:
 
         try:
             return getattr(torchvision.datasets, self.class_name)(str(root), download=download, **split)
-        except Exception as error:  # each of torchvision's classes fails in its own way on a damaged file
+        except Exception as error:  # torchvision's classes raise different errors for a damaged file
             what = first_line(error).partition(". ")[0]
             raise UsageError(
-                f"{name} can not be read from {root / self.folder} ({what}); "
+                f"{name} cannot be read from {root / self.folder} ({what}); "
                 f"name another dataset.root, or set dataset.download to true"
             ) from error
 
@@ -124,9 +124,9 @@ TORCHVISION = {
 
 
 def declared_task(path: str) -> str | None:
-    """The task that a user's own data set declares, as the attribute `task` of the function that `path` names.
+    """The task that a user-defined data set declares: the attribute `task` of the function that `path` names.
 
-    None without one, and where the function can not be imported: reading the data set reports that.
+    None if there is none, or if the function cannot be imported, which is reported when the data set is read.
     """
     try:
         task = getattr(_import(path), "task", None)
@@ -136,16 +136,16 @@ def declared_task(path: str) -> str | None:
 
 
 def user_function(path: str, root: Path | None, options: Mapping[str, Any], targets: TargetRule = CLASS_LABELS) -> Published:
-    """A user's own data set: `path` is "module:function".
+    """A user-defined data set: `path` is "module:function".
 
-    The function is called with `options` (and `root`, where one is given) and returns
-    `((train_images, train_labels), (test_images, test_labels))`, where the second pair may be a function that returns it, or a
-    mapping with the keys `train` and `test` and, if wanted, `class_names` and `num_classes`.
+    The function is called with `options`, and with `root` if one is given, and returns
+    `((train_images, train_labels), (test_images, test_labels))`, where the second pair may be a function that returns it; or
+    it returns a mapping with the keys `train` and `test` and, optionally, `class_names` and `num_classes`.
     Images are uint8 [N, H, W], [N, C, H, W] or [N, H, W, C]; labels are what `targets` accepts, whole numbers from 0 for
     classes.
 
     Raises:
-        UsageError: it can not be imported, it raises, or what it returns is something else.
+        UsageError: it cannot be imported, it raises an error, or it returns something else.
     """
     function = _import(path)
     try:
@@ -180,7 +180,7 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any], targ
 
 
 def channels_first(images: NDArray[Any]) -> NDArray[Any]:
-    """[N, H, W], [N, C, H, W] or [N, H, W, C] as [N, C, H, W]; C is 1 to 4, and first where both would do."""
+    """[N, H, W], [N, C, H, W] or [N, H, W, C] as [N, C, H, W]; C is 1 to 4; the second axis is taken if both could be C."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim != 4 or not (1 <= images.shape[1] <= 4 or 1 <= images.shape[3] <= 4):
@@ -214,9 +214,9 @@ def _import(path: str) -> Callable[..., Any]:
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"data set {path} can not be imported ({error}); put the folder of its file on PYTHONPATH") from error
+        raise UsageError(f"data set {path} cannot be imported ({error}); put the folder of its file on PYTHONPATH") from error
     except Exception as error:
-        raise UsageError(f"data set {path} can not be imported: {describe_error(error)}; correct its file") from error
+        raise UsageError(f"data set {path} cannot be imported: {describe_error(error)}; correct its file") from error
     found = getattr(imported, attribute, None)
     if found is None:
         raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name")

@@ -11,9 +11,9 @@ Indices = NDArray[np.int64]
 
 
 def stratified_order(labels: NDArray[Any], key: int) -> Indices:
-    """A shuffle of the samples whose every beginning holds the classes in (almost) the proportions of the whole.
+    """A shuffle of the samples in which every beginning has the classes in (almost) the proportions of the whole.
 
-    The sample of rank r among the n of its class stands at (r + 0.5) / n, so each class is spread evenly over the order.
+    The sample of rank r among the n of its class is at position (r + 0.5) / n, so each class is spread evenly.
     """
     hashes = hash_counters(key, np.arange(len(labels)))
     by_class = np.lexsort((hashes, labels))
@@ -24,6 +24,6 @@ def stratified_order(labels: NDArray[Any], key: int) -> Indices:
 
 
 def stratified_split(labels: NDArray[Any], size: int, key: int) -> tuple[Indices, Indices]:
-    """Takes `size` samples off: (indices that stay, indices taken), both ascending, nothing in both, nothing lost."""
+    """Splits off `size` samples: (remaining indices, indices split off), both ascending, together all samples once."""
     order = stratified_order(labels, key)
     return np.sort(order[size:]), np.sort(order[:size])

@@ -12,9 +12,9 @@ from stillhouse.errors import UsageError
 
 
 class TargetRule(ABC):
-    """How the targets of a data set must look. N samples, K numbers for each.
+    """Which targets a task accepts. N samples, K numbers for each.
 
-    A rule has no state of its own, so that it can travel to every process.
+    A rule has no state, so that it can be sent to every process.
     """
 
     @abstractmethod
@@ -22,8 +22,8 @@ class TargetRule(ABC):
         """The targets of one split, [N] or [N, K], in the type in which they are stored and trained on.
 
         Args:
-            given: as the data set has them.
-            where: names the split in messages.
+            given: the data set's targets.
+            where: the split's name in messages.
 
         Raises:
             UsageError: their type, shape or values do not suit the task.
@@ -33,17 +33,17 @@ class TargetRule(ABC):
     def outputs(
         self, targets: NDArray[Any], class_names: Sequence[str] | None = None, num_classes: int | None = None
     ) -> tuple[int, tuple[str, ...]]:
-        """How many numbers a model returns for each sample, and the names of the classes; none where there are no classes.
+        """How many numbers a model returns for each sample, and the names of the classes, empty if there are none.
 
         Args:
-            targets: of the training split, as `convert` gives them.
-            class_names: as the data set gives them; None where it does not.
+            targets: of the training split, from `convert`.
+            class_names: from the data set; None if it names none.
             num_classes: likewise.
         """
 
     @abstractmethod
     def check(self, targets: NDArray[Any], num_outputs: int, class_names: Sequence[str], where: str) -> None:
-        """Checks the targets of one split against what `outputs` gave.
+        """Checks the targets of one split against the result of `outputs`.
 
         Raises:
             UsageError: the split is empty, or a target is not among those that a model can return.
@@ -51,14 +51,14 @@ class TargetRule(ABC):
 
     @abstractmethod
     def strata(self, targets: NDArray[Any]) -> NDArray[np.int64]:
-        """[N]: the group of each sample. Splits and limits take the same share of every group."""
+        """The group of each sample, [N]. Splits and limits take the same share of every group."""
 
     def foreseen_outputs(self, num_classes: int | None) -> int | None:
-        """What `outputs` will give for a data set of so many classes; None where only its targets can tell."""
+        """The first result of `outputs` for a data set with this many classes; None if it depends on the targets."""
         return None
 
     def split_problem(self, rest: NDArray[Any], class_names: Sequence[str]) -> str | None:
-        """What the targets that stay for training lack after the validation split is taken off; None when nothing."""
+        """What is missing from the training targets after the validation split; None if nothing is missing."""
         return None
 
 
@@ -102,10 +102,10 @@ class ClassLabels(TargetRule):
 
 @dataclass(frozen=True)
 class Numbers(TargetRule):
-    """Finite numbers for each sample, stored as float32: [N], or [N, K] where a model returns K of them.
+    """Finite numbers for each sample, stored as float32: [N], or [N, K] if a model returns K of them.
 
     Attributes:
-        groups: into how many groups of equal size the samples are divided by the first of their numbers; each split holds the
+        groups: into how many groups of equal size the samples are divided by the first of their numbers; each split has the
             same share of every group.
     """
 
@@ -145,4 +145,4 @@ def _width(targets: NDArray[Any]) -> int:
 
 def _check_not_empty(targets: NDArray[Any], where: str) -> None:
     if not len(targets):
-        raise UsageError(f"{where} holds no images; name another dataset.root")
+        raise UsageError(f"{where} has no images; name another dataset.root")

@@ -17,7 +17,7 @@ from stillhouse.data.images import Images
 from stillhouse.errors import Problem, UnknownNameError, UsageError, did_you_mean
 
 POLICY_VERSION = 1
-"""Raised whenever the same policy would give other pixels than before."""
+"""Must be increased when the same policy gives other pixels than before."""
 
 PolicyEntry = str | Mapping[str, Mapping[str, Any] | None]
 _TABLES_KEPT = 8
@@ -31,15 +31,15 @@ class Views:
     The pixels of a sample are a pure function of (policy, seed, view, sample index). An empty policy has one view, the
     images as they are.
 
-    Parameters are derived for a whole view when it is first used, and gathered from then on: together 0.2 us per
-    sample for crop and flip, 0.5 us with cutmix, in batches of 128 on one busy core.
+    Parameters are computed for a whole view at its first use and then looked up: both together take 0.2 us per sample for
+    crop and flip, 0.5 us with cutmix, in batches of 128 on one busy core.
 
     Attributes:
         policy: names of operations, or {name: options}, in the order in which they are applied.
         count: number of distinct views.
 
     Raises:
-        UsageError: the policy does not suit, with one line for each problem.
+        UsageError: the policy is wrong; the message has one line for each problem.
     """
 
     policy: tuple[PolicyEntry, ...] = field(hash=False)
@@ -89,9 +89,9 @@ class Views:
         return self._changed(images, indices, view, parameters)
 
     def mixing(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor] | None:
-        """Whose labels the samples share: (partner int64 [B], the sample's own share float32 [B]); None without mixing.
+        """With which samples the samples are mixed: (partner int64 [B], own share float32 [B]); None without mixing.
 
-        The tensors are on the device of `indices`. The pixels are mixed by `augment` already.
+        The tensors are on the device of `indices`. `augment` mixes the pixels.
         """
         last = self._operations[-1] if self._operations else None
         if not isinstance(last, Mixing):
@@ -123,7 +123,7 @@ class Views:
         }
 
     def _changed(self, images: Images, indices: Tensor, view: int, parameters: Sequence[Parameters] | None = None) -> Tensor:
-        """The samples after every operation but mixing."""
+        """The samples after all operations except mixing."""
         parameters = self._parameters(indices, view) if parameters is None else parameters
         batch = images.index_select(0, indices)
         for operation, values in zip(self._operations, parameters, strict=True):
@@ -141,7 +141,7 @@ class Views:
         return parameters
 
     def _table(self, view: int, device: torch.device) -> "_Table":
-        """The parameters of all samples, kept for the views used last."""
+        """The parameters of all samples, stored for the most recently used views."""
         with self._lock:
             table = self._tables.get((view, device))
             if table is None:
@@ -170,11 +170,11 @@ class Views:
 
 
 _Table = tuple[list[tuple[int, str]], Tensor]
-"""(operation's place, parameter's name) of each column, and the parameters int32 [N, columns]."""
+"""(operation's position, parameter's name) of each column, and the parameters int32 [N, columns]."""
 
 
 def policy_mixes(policy: Sequence[PolicyEntry]) -> bool:
-    """Whether a sound policy mixes samples, and so their targets."""
+    """Whether a valid policy mixes samples, and therefore their targets."""
     return any(_operation(entry).mixes for entry in policy)
 
 
@@ -221,7 +221,7 @@ def _operation(entry: PolicyEntry) -> Operation:
 
 
 def _like(value: Any, default: object) -> Any:
-    """`value` in the default's type where that loses nothing, so that 1 and 1.0 are the same option."""
+    """`value` in the default's type if nothing is lost, so that 1 and 1.0 are the same option."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, Sequence) and not isinstance(value, str):

@@ -20,8 +20,8 @@ def combination_problems(
 ) -> list[Problem]:
     """What is impossible about the spec's keys taken together.
 
-    Sections and entries that are `broken` by problems of their own are passed over. `student_places` are the places of the
-    spec's students in the list as the user wrote it.
+    Sections and entries that have problems of their own (`broken`) are skipped. `student_places` are the positions of the
+    spec's students in the list that the user wrote.
     """
     sound = Soundness(broken)
     problems: list[Problem] = []
@@ -56,7 +56,7 @@ def combination_problems(
 
 def _workers(spec: SweepSpec) -> Iterator[Problem]:
     claim = spec.trial_resources
-    # A fraction above one is a problem of its own.
+    # A fraction above one is reported separately.
     if claim.gpu > claim.num_workers and claim.gpu.is_integer():
         yield Problem("trial_resources.workers", f"must be {claim.gpu:g}, one for each GPU, got {claim.num_workers}")
     if spec.training.batch_size < claim.num_workers:
@@ -105,13 +105,13 @@ def idle_settings(spec: SweepSpec) -> list[str]:
     if spec.search.algorithm == "grid" and spec.search.trials_per_method != default.trials_per_method:
         notes.append("search.trials_per_method has no effect with search.algorithm: grid, which runs every combination")
     if spec.views.count > 1 and not spec.views.policy:
-        notes.append("views.count has no effect with an empty views.policy: all views are the images as they are")
+        notes.append("views.count has no effect with an empty views.policy: all views are the unchanged images")
     notes += _idle_training("training", spec.training)
     for name, teacher in spec.teachers.items():
         if teacher.weights is None:
             notes += _idle_training(f"teachers.{name}.train", teacher.train)
         elif teacher.train != type(teacher.train)():
-            notes.append(f"teachers.{name}.train has no effect beside teachers.{name}.weights")
+            notes.append(f"teachers.{name}.train has no effect with teachers.{name}.weights")
     return notes
 
 
@@ -134,12 +134,12 @@ def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:
 
 
 def may_have_another_metric(spec: SweepSpec) -> bool:
-    """Whether the metric is only known with the task: of a user-defined one, or of one that a data set declares."""
+    """Whether the metric is known only once the task is: a user-defined task, or one that the data set declares."""
     return spec.task is not None or ":" in spec.dataset.name
 
 
 def objective_problems(objectives: Mapping[str, str], metric: Metric) -> Iterator[Problem]:
-    """What is wrong with the objectives of a task that is judged by `metric`."""
+    """What is wrong with the objectives of a task whose metric is `metric`."""
     column = metric.column("validation")
     known = {column: metric.direction, **SIZE_OBJECTIVES}
     for name, direction in objectives.items():

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a spec, said as key, rule, value and remedy."""
+"""Pydantic's errors about a spec as problems with key, rule, value and remedy."""
 
 import difflib
 import re
@@ -53,7 +53,7 @@ def to_problems(errors: Iterable[ErrorDetails]) -> list[Problem]:
 
 
 def key_of(place: Sequence[str | int]) -> str:
-    """The dotted key of a place in the spec as the user writes it: `students[2].width`."""
+    """The dotted key of a position in the spec, as the user writes it: `students[2].width`."""
     key = ""
     for number, part in enumerate(place):
         if isinstance(part, int):

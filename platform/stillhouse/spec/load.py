@@ -1,6 +1,6 @@
-"""From YAML text to a validated spec and back. Every problem is reported, all of them at once, as `SpecError`.
+"""From YAML text to a validated spec and back. All problems are reported at once, in one `SpecError`.
 
-Numbers, booleans and null are YAML 1.2's: `1e-3` is a number and `off` is a word. Keys may not appear twice.
+Numbers, booleans and null are YAML 1.2's: `1e-3` is a number and `off` is a word. A key must not appear twice.
 Relative paths (`dataset.root`, `teachers.*.weights`, `method_paths`) are relative to the folder of the spec file; `~` and
 `$NAME` are expanded.
 """
@@ -26,7 +26,7 @@ from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
 
 _MAX_NODES = 200_000
-_LARGEST_INTEGER = 2**53  # beyond it, numbers change on their way through JSON readers
+_LARGEST_INTEGER = 2**53  # JSON readers that use float64 change larger numbers
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 _RESOLVERS = (
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something else than text."""
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -62,12 +62,12 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 @dataclass(frozen=True)
 class Draft:
-    """What can be said of a spec that may have problems.
+    """The valid part of a spec that may have problems.
 
     Attributes:
         spec: the valid part, with entries that have problems left out; None when too little is left.
         broken: sections and entries (`search`, `teachers`, `teachers.big`) that have problems.
-        student_places: the place of each student of `spec` in the user's list.
+        student_places: the position of each student of `spec` in the user's list.
     """
 
     spec: SweepSpec | None
@@ -103,19 +103,19 @@ def validate(raw: Mapping[str, Any]) -> SweepSpec:
 
 
 def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
-    """What is valid of a spec file, and all problems of the rest.
+    """The valid part of a spec file, and all problems of the rest.
 
     Raises:
-        SpecError: the file can not be read at all, or an override has no place to go.
+        SpecError: the file cannot be read, or an override names a key that cannot exist.
     """
     path = Path(path).expanduser()
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([Problem("", f"{path} is not UTF-8 text: byte {error.start} can not be read")]) from error
+        raise SpecError([Problem("", f"{path} is not UTF-8 text: byte {error.start} cannot be decoded")]) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise SpecError([Problem("", f"can not read the spec {path}: {reason}; name a YAML file")]) from error
+        raise SpecError([Problem("", f"the spec {path} cannot be read: {reason}; name a YAML file")]) from error
     raw, problems = parse_yaml(text, str(path))
     try:
         raw = apply_overrides(raw, overrides)
@@ -125,7 +125,7 @@ def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
 
 
 def parse_yaml(text: str, source: str = "the spec") -> tuple[dict[str, Any], list[Problem]]:
-    """The mapping in a YAML text, and what is wrong with its keys and tags.
+    """The mapping in a YAML text, and the problems of its keys and tags.
 
     Raises:
         SpecError: the text is not YAML, is empty, or is not a mapping.
@@ -144,7 +144,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     A key that does not exist is set as well, so that validation reports it like any other.
 
     Raises:
-        SpecError: with every override that has no place to go.
+        SpecError: with every override whose key cannot exist.
     """
     changed: dict[str, Any] = _copy(raw)
     problems: list[Problem] = []
@@ -187,7 +187,7 @@ def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
-    """Validates `raw` section by section, so that one problem does not hide another; `problems` are known already."""
+    """Validates `raw` section by section, so that one problem does not hide another; `problems` were found before."""
     found = list(problems)
     plain = _plain(raw, (), found, [0], ())
     assert isinstance(plain, dict)
@@ -210,14 +210,14 @@ def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
     if spec is not None:
         found += combination_problems(spec, broken=broken_keys, student_places=indices)
     elif not found:
-        found.append(Problem("", "the spec can not be read"))
+        found.append(Problem("", "the spec cannot be read"))
     return Draft(spec, tuple(dict.fromkeys(found)), broken_keys, tuple(indices))
 
 
 def spec_to_dict(spec: SweepSpec, *, secrets: bool = False) -> dict[str, Any]:
-    """The spec as plain data in the user's own layout, complete with defaults; `validate` gives an equal spec back.
+    """The spec as plain data in the user's own layout, complete with defaults; `validate` returns an equal spec.
 
-    Passwords in addresses become `***` unless `secrets`.
+    Secrets become `***` unless `secrets`.
     """
     plain = {key: _unparse(getattr(spec, key)) for key in type(spec).model_fields}
     return plain if secrets else mask_data(plain)
@@ -244,14 +244,14 @@ def _model(plain: Mapping[str, Any]) -> SweepSpec:
 
 
 def _entry(place: Place) -> Place:
-    """The smallest part of the spec that is dropped when something at `place` is wrong: an entry, or a key of a section."""
+    """The smallest part of the spec that is left out when `place` has a problem: an entry, or a key of a section."""
     return place[:2]
 
 
 def _valid_part(
     plain: dict[str, Any], places: Sequence[Place], indices: Sequence[int]
 ) -> tuple[SweepSpec | None, Sequence[int]]:
-    """What is left of `plain` without the entries at `places`, with stand-ins for what every spec must have."""
+    """`plain` without the entries at `places`, with substitutes for what every spec must have."""
     dropped = {_entry(place) for place in places}
     left: dict[str, Any] = {}
     for section, content in plain.items():
@@ -276,7 +276,7 @@ def _valid_part(
 
 
 def _clean(node: yaml.Node, place: Place, problems: list[Problem], seen: list[int], above: tuple[yaml.Node, ...]) -> None:
-    """Notes keys that appear twice or are not words, and tags that are not plain data; takes them out of the tree."""
+    """Reports keys that appear twice or are not words, and tags that are not plain data; removes them from the tree."""
     _count(seen)
     if node in above:
         raise yaml.YAMLError("it contains itself")
@@ -304,7 +304,7 @@ def _clean(node: yaml.Node, place: Place, problems: list[Problem], seen: list[in
                 continue
             elif key.value in lines:
                 problems.append(
-                    Problem(key_of((*place, key.value)), f"is there twice, in lines {lines[key.value]} and {line}; remove one")
+                    Problem(key_of((*place, key.value)), f"appears twice, in lines {lines[key.value]} and {line}; remove one")
                 )
                 continue
             else:
@@ -315,7 +315,7 @@ def _clean(node: yaml.Node, place: Place, problems: list[Problem], seen: list[in
 
 
 def _plain(value: Any, place: Place, problems: list[Problem], seen: list[int], above: tuple[int, ...]) -> Any:
-    """A copy of `value` that JSON can carry; what it can not is noted and becomes null."""
+    """A copy of `value` that JSON can represent; anything else is reported and becomes null."""
     _count(seen)
     if isinstance(value, Mapping | list | tuple):
         if id(value) in above:
@@ -343,7 +343,7 @@ def _plain(value: Any, place: Place, problems: list[Problem], seen: list[int], a
 
 
 def _complaint(value: Any) -> str | None:
-    """Why a scalar can not stand in a spec."""
+    """Why a scalar is not allowed in a spec."""
     if isinstance(value, str):
         if any((ord(letter) < 32 and letter not in "\t\n") or 0xD800 <= ord(letter) < 0xE000 for letter in value):
             return f"must be text without control characters, got {ascii(value)[:80]}"
@@ -358,16 +358,16 @@ def _complaint(value: Any) -> str | None:
 
 
 def _count(seen: list[int]) -> None:
-    """Stops at texts whose aliases multiply to something enormous."""
+    """Refuses texts whose aliases expand to an enormous document."""
     seen[0] += 1
     if seen[0] > _MAX_NODES:
-        raise SpecError([Problem("", f"the spec holds more than {_MAX_NODES} values; it may repeat an alias")])
+        raise SpecError([Problem("", f"the spec has more than {_MAX_NODES} values; an alias in it may be repeated too often")])
 
 
 def _syntax_sentence(error: Exception, source: str) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is not None:
-        what = getattr(error, "problem", None) or getattr(error, "context", None) or "it can not be read"
+        what = getattr(error, "problem", None) or getattr(error, "context", None) or "it cannot be read"
         return f"{source} is not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {what}"
     reason = getattr(error, "reason", None) or first_line(error)
     return f"{source} is not valid YAML: {reason}"
@@ -389,7 +389,7 @@ def _parse_value(text: str, key: str) -> Any:
 
 
 def _parse(text: str, source: str) -> tuple[Any, list[Problem]]:
-    """The plain data in a YAML text, and what is wrong with its keys and tags."""
+    """The plain data in a YAML text, and the problems of its keys and tags."""
     problems: list[Problem] = []
     try:
         loader = _Loader(text)
@@ -405,20 +405,18 @@ def _parse(text: str, source: str) -> tuple[Any, list[Problem]]:
 
 
 def _put(raw: dict[str, Any], place: Place, value: Any) -> None:
-    """Sets the value at `place`, spelling out shorthands on the way (`students: [mlp]`, `methods: [kd]`)."""
+    """Sets the value at `place`, and writes shorthands above it in full (`students: [mlp]`, `methods: [kd]`)."""
     container: Any = raw
     for number, part in enumerate(place):
         here = key_of(place[:number])
         last = number == len(place) - 1
         if isinstance(part, int):
             if not isinstance(container, list):
-                raise SpecError([Problem(key_of(place), f"can not be set: {here} is not a list")])
+                raise SpecError([Problem(key_of(place), f"cannot be set: {here} is not a list")])
             if part >= len(container):
-                raise SpecError(
-                    [Problem(key_of(place), f"can not be set: {here} has {len(container)} entries, counted from 0")]
-                )
+                raise SpecError([Problem(key_of(place), f"cannot be set: {here} has {len(container)} entries, counted from 0")])
         elif not isinstance(container, dict):
-            raise SpecError([Problem(key_of(place), f"can not be set: {here} is {show(container)}, not a mapping")])
+            raise SpecError([Problem(key_of(place), f"cannot be set: {here} is {show(container)}, not a mapping")])
         if last:
             container[part] = value
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 HIDDEN = "***"
 
-# A key names a secret if it ends with one of these words. Of the second list, a word must be whole: `design` is no `sig`.
+# A key names a secret if it ends with one of these words. Words of the second list must be whole: `design` is no `sig`.
 _ANYWHERE = r"password|passwd|passphrase|passfile|secret|credentials?"
 _WHOLE = r"token|pwd|sig|signature|access[_-]?key(?:[_-]?id)?|(?:api|private|secret|account|encryption)[_-]?key"
 _WORD = rf"[\w.-]{{0,80}}(?i:{_ANYWHERE})s?|(?:[\w.-]{{0,80}}(?:[_.-]|(?<=[a-z])(?=[A-Z])))?(?i:{_WHOLE})"
@@ -15,7 +15,7 @@ _SECRET_KEY = re.compile(_WORD)
 
 # Every repetition is bounded, since these run over whole reports: an unbounded one takes quadratic time on long words.
 _USER = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"<>]{0,1000}@")
-# A password may hold any character in SQLAlchemy's addresses (`make_url`); after a host, digits and a slash are a port.
+# In SQLAlchemy's addresses (`make_url`), a password may contain any character. Digits and a slash after a host are a port.
 _PASSWORD = re.compile(
     r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}[/?#])[^\s@'\"<>]{1,1000}@"
 )
@@ -26,7 +26,7 @@ _BARE = r"(?!(?i:true|false|none|null)\b)[^\s&;,'\"\\<>(){}\[\]*]{1,4000}"
 _QUOTED = r"(?P<quote>\\{0,4}['\"])[^'\"\n]{1,4000}?(?P=quote)"
 _SETTING = re.compile(rf"(?<![\w.-])(?P<key>(?:{_WORD})\s?=\s?)(?:{_QUOTED}|{_BARE})")
 _OPTION = re.compile(rf"(?<![\w-])(?P<key>--(?:{_WORD})\s)(?:{_QUOTED}|(?!-){_BARE})")
-# In JSON and YAML, where a number must stay one.
+# In JSON and YAML. Numbers stay, so that the document can still be parsed.
 _ENTRY = re.compile(
     rf"(?P<key>(?:(?:^|[{{,])[ \t]{{0,40}}(?:{_WORD})|(?P<around>\\{{0,4}}['\"])(?:{_WORD})(?P=around))[ \t]?:[ \t]{{1,2}})"
     rf"(?:{_QUOTED}|(?![-\d.]+(?:[\s,}}\]]|$)){_BARE})",
@@ -76,12 +76,12 @@ def mask_command(arguments: Sequence[str]) -> str:
 
 
 def names_secret(key: str) -> bool:
-    """Whether what stands under this key is a secret: `tracking.password`, `AWS_SECRET_ACCESS_KEY`, `--token`."""
+    """Whether the value of this key is a secret: `tracking.password`, `AWS_SECRET_ACCESS_KEY`, `--token`."""
     return _SECRET_KEY.fullmatch(key.strip()) is not None
 
 
 def user_part(uri: str) -> str | None:
-    """The user part of an address with its `@`, as it must not be shown; None if it has none."""
+    """The user part of an address with its `@`, which must not be shown; None if there is none."""
     found = _USER.search(uri) or _PASSWORD.search(uri)
     return found.group().removeprefix(found.group("scheme")) if found else None
 

@@ -1,4 +1,4 @@
-"""The number that a task judges its models by: what it is called, which direction is better, how it is written."""
+"""The number by which a task judges its models: its name, its direction, its format."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -9,15 +9,15 @@ Split = Literal["validation", "test"]
 
 
 class Metric(BaseModel):
-    """The metric of a task. Every comparison of two results asks it which one is better.
+    """The metric of a task. Every comparison of two results uses it.
 
     Attributes:
         name: part of column names: `accuracy` gives `validation_accuracy` and `test_accuracy`.
         direction: whether a higher (`max`) or a lower (`min`) value is better.
-        label: what tables and axes call it.
+        label: its name in tables and on axes.
         percent: whether values are fractions in [0, 1] that are shown as percentages.
-        digits: decimals where a value is shown, of the percentage where it is one.
-        superlative: what the model with the best value is called: `most accurate`.
+        digits: number of decimals that are shown, of the percentage if `percent`.
+        superlative: describes the model with the best value: `most accurate`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +46,7 @@ class Metric(BaseModel):
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, -1 where lower is."""
+        """1 if higher is better, -1 if lower is better."""
         return 1 if self.direction == "max" else -1
 
     @property
@@ -59,7 +59,7 @@ class Metric(BaseModel):
         return self.gain(value, other) > 0
 
     def gain(self, value: float, base: float) -> float:
-        """By how much `value` is better than `base`, in the metric's unit: positive when better, whatever the direction."""
+        """By how much `value` is better than `base`, in the metric's unit: positive when better, in both directions."""
         return self.sign * (value - base)
 
     def best(self, values: Iterable[float]) -> float:
@@ -76,4 +76,4 @@ class Metric(BaseModel):
 
 
 ACCURACY = Metric(name="accuracy", direction="max", label="accuracy", percent=True, superlative="most accurate")
-"""Of classification. Facts written by the first release name no metric; they mean this one."""
+"""The metric of classification, and of facts that name no metric, which the first release wrote."""

@@ -1,4 +1,4 @@
-"""Priors: what a search draws a hyper-parameter from. Plain data, read by the spec, the methods and the plan."""
+"""Priors: the distributions from which a search draws hyper-parameters. Plain data for spec, methods and plan."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Uniform:
         return self.low + (self.high - self.low) * quantile
 
     def ends(self) -> tuple[Scalar, ...]:
-        """The values between which every draw lies, or all of them: what a range check must look at."""
+        """The lowest and the highest value, or all values: what a range check must examine."""
         return self.low, self.high
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Integers:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the listed values, each as likely."""
+    """One of the listed values, all equally likely."""
 
     values: tuple[Any, ...]
 

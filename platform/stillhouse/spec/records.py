@@ -1,6 +1,6 @@
-"""What is written down of a sweep: one record per trial, the facts of each teacher, the sweep's own facts.
+"""The records of a sweep: one per trial, the facts of each teacher, the facts of the sweep.
 
-Plain data that every part may read. The ledger stores these, the report and MLflow are views of them.
+Plain data that every package may read. The ledger stores them; the report and MLflow are derived from them.
 """
 
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from stillhouse.durable import canonical_json
 from stillhouse.spec.metric import ACCURACY, Metric
 
 TEACHER_JOINT = "+"
-"""Stands between the names of teachers that teach one trial together; no teacher's own name has it."""
+"""Joins the names of teachers that teach one trial together; a teacher's name does not contain it."""
 
 
 class _Record(BaseModel):
@@ -21,8 +21,8 @@ class _Record(BaseModel):
 class StudentChoice(_Record):
     """One concrete student: a model with every option decided.
 
-    `name` is the label of the spec's entry (its model name, or the `name` the user gave it); entries whose
-    options are searched share it.
+    `name` is the label of the spec's entry: its model's name, or the `name` that the user gave. All students of one entry share
+    it.
     """
 
     name: str
@@ -31,16 +31,16 @@ class StudentChoice(_Record):
 
     @property
     def variant(self) -> str:
-        """Text that is equal for equal labels with equal models and options."""
+        """Text that is equal if and only if label, model and options are."""
         return canonical_json([self.name, self.model, self.options])
 
 
 class Trial(_Record):
-    """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that decides its result.
+    """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that determines the result.
 
     Attributes:
-        teacher: joins the names of several by `+`.
-        own_code: the version of the user's own method and models in it; empty where there are none.
+        teacher: the teacher's name, or the names of several joined by `+`.
+        own_code: the version of the user-defined method and models of the trial; empty if there are none.
     """
 
     key: str
@@ -67,12 +67,12 @@ class TrialRecord(_Record):
             students only); `failed`, with the `reason`.
         metrics: numbers of the end state: `validation_accuracy`, `test_accuracy` (fractions in [0, 1]), `parameters`,
             `trainable_parameters`, `size_bytes`, `macs`, `latency_ms` (p50, batch 1), `latency_p95_ms`,
-            `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, `helper_bytes` (of what the method kept beside the
-            student: regressors, memories, peers) where there are any, and what the method adds.
+            `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, `helper_bytes` (modules that the method trains
+            with the student: regressors, memories, peers) if there are any, and what the method adds.
         curve: one entry per epoch: `epoch` (from 1), `stage`, `train_loss`, each loss term by name,
-            `validation_accuracy`, `learning_rate`, `seconds`, and `comparable: false` in stages that say nothing about
-            the student's end.
-        teaching: how the teacher's knowledge came: `way`, `samples_gathered`, `bytes_gathered`, `wait_seconds`.
+            `validation_accuracy`, `learning_rate`, `seconds`, and `comparable: false` in stages whose value does
+            not describe the final student.
+        teaching: how the teacher's knowledge was delivered: `way`, `samples_gathered`, `bytes_gathered`, `wait_seconds`.
         weights: the student's safetensors file, relative to the sweep's folder.
     """
 
@@ -109,7 +109,7 @@ class KnowledgeFacts(_Record):
 
 
 class TeacherFacts(_Record):
-    """One teacher of a sweep: what it is, how good it is, what it cost.
+    """One teacher of a sweep: its model, its quality, its cost.
 
     Attributes:
         way: the delivery modes of its knowledge, joined by `+`: `cached`, `served`, `inline`.
@@ -118,9 +118,9 @@ class TeacherFacts(_Record):
         samples_forwarded: samples that its forward pass computed for this run of the sweep.
         samples_filled: those of them that went into sealed views.
         samples_reused: samples whose knowledge trials read from a sealed view.
-        samples_called: inputs of methods' own making, which are not among the forwarded.
+        samples_called: inputs that methods generated; not included in `samples_forwarded`.
         seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
-        metrics: its values by column where the task's metric is not accuracy; `value` reads both.
+        metrics: its values by column if the task's metric is not accuracy; `value` reads both.
     """
 
     name: str
@@ -147,7 +147,7 @@ class TeacherFacts(_Record):
     metrics: dict[str, float] = Field(default_factory=dict)
 
     def value(self, column: str) -> float | None:
-        """What the teacher reaches, by the column of the task's metric (`metric.column("test")`); None where it is unknown."""
+        """The teacher's value in a column of the task's metric (`metric.column("test")`); None if it is unknown."""
         known: dict[str, float | None] = {
             ACCURACY.column("validation"): self.validation_accuracy,
             ACCURACY.column("test"): self.test_accuracy,
@@ -157,16 +157,16 @@ class TeacherFacts(_Record):
 
 
 class SweepFacts(_Record):
-    """What the report says of the sweep as a whole.
+    """What is recorded about the sweep as a whole.
 
     Attributes:
         baseline: the control method that gains are measured against (`scratch`).
-        metric: what the task judges its models by; accuracy in facts of the first release, which name none.
+        metric: of the task; accuracy in facts of the first release, which name none.
         notes: sentences for the reader: pairs skipped and why, warnings.
         tracking: `uri`, `experiment`, `run_id`.
         environment: versions, hardware, commit.
-        open_fills: length in bytes of the log of filled views when a run began that has not ended in good order; what stands
-            behind is not yet in `teachers`.
+        open_fills: length in bytes of the log of fills when a run began that did not end properly; later lines of the log are
+            not yet counted in `teachers`.
     """
 
     name: str

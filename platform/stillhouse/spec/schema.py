@@ -1,4 +1,4 @@
-"""The sweep spec as types: what each key may hold and what it is when the spec does not say.
+"""The sweep spec as types: the values that each key may have, and its default.
 
 Validate through `stillhouse.spec.load`, which reports all problems in the user's words.
 """
@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 def _problem(message: str, *, below: str | None = None) -> PydanticCustomError:
-    """A problem in our own words; `below` is the key inside the value that it is about."""
+    """A problem as pydantic carries it; `below` is the key inside the value to which it refers."""
     # Pydantic would read braces in the message itself as a template.
     return PydanticCustomError("stillhouse", "{message}", {"message": message, "below": below})
 
@@ -45,7 +45,10 @@ def _name(pattern: str, rule: str) -> PlainValidator:
 
 SweepName = Annotated[
     str,
-    _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "must be a folder name of letters, digits, '.', '_' and '-', not led by a sign"),
+    _name(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+        "must be a folder name of letters, digits, '.', '_' and '-', without a leading sign",
+    ),
 ]
 TeacherName = Annotated[str, _name(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", "must be a name of letters, digits, '_' and '-'")]
 StudentName = Annotated[
@@ -60,7 +63,7 @@ def _parse_validation(value: Any) -> int | float:
 
 
 def parse_setting(value: Any) -> Any:
-    """A value of a hyper-parameter or model option: a scalar, a list, null, or a mapping that spells a prior.
+    """A value of a hyper-parameter or model option: a scalar, a list, null, or a mapping that defines a prior.
 
     Raises:
         PydanticCustomError: neither.
@@ -75,7 +78,7 @@ def parse_setting(value: Any) -> Any:
 
 
 def parse_plain(value: Any) -> Any:
-    """A value that stands for itself: a scalar, null, or a list of those."""
+    """A value that is no prior: a scalar, null, or a list of those."""
     if isinstance(value, list | tuple):
         return [parse_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
@@ -121,7 +124,7 @@ def _parse_method(value: Any) -> Any:
     if value == FIXED:
         return FIXED
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a mapping of hyper-parameters, {{}} for its own priors, or '{FIXED}', got {show(value)}")
+        raise _problem(f"must be a mapping of hyper-parameters, {{}} for the method's priors, or '{FIXED}', got {show(value)}")
     return _SETTINGS.validate_python(dict(value))
 
 
@@ -139,7 +142,7 @@ def _parse_policy_entry(value: Any) -> Any:
 
 
 def gather_options(entry: Any, own: frozenset[str]) -> Any:
-    """An entry as the user writes it with the keys that are not its `own` moved into `options`."""
+    """An entry as the user writes it; keys that are not in `own` are moved into `options`."""
     if isinstance(entry, str):
         entry = {"model": entry}
     if not isinstance(entry, Mapping):
@@ -152,11 +155,11 @@ class DatasetSpec(Section):
     """The data set.
 
     Attributes:
-        root: the folder that holds its files; relative to the spec file's folder.
-        validation: samples, or a fraction, of the training split that validation gets.
-        download: whether files that are missing may be fetched.
-        size: height and width that the images are resized to.
-        options: what a user's own data set takes besides.
+        root: the folder of its files; relative to the spec file's folder.
+        validation: how many samples of the training split, or which fraction, become the validation split.
+        download: whether missing files may be downloaded.
+        size: height and width to which images are resized.
+        options: further arguments of the data set.
     """
 
     name: str
@@ -168,14 +171,14 @@ class DatasetSpec(Section):
 
 
 class ViewsSpec(Section):
-    """How images are augmented, and how many distinct augmentations of the whole data set the trials share."""
+    """How images are augmented, and how many augmentations of the whole data set the trials share."""
 
     policy: tuple[Annotated[Any, PlainValidator(_parse_policy_entry)], ...] = ()
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
 
     @property
     def distinct(self) -> int:
-        """The views that differ: one where nothing augments them."""
+        """The number of views that differ: one if nothing is augmented."""
         return self.count if self.policy else 1
 
 
@@ -184,7 +187,7 @@ def _parse_custom(value: Any) -> dict[str, float]:
         raise _problem(f"must be a mapping such as {{teacher_node: 1}}, got {show(value)}")
     for name, amount in value.items():
         if not isinstance(name, str) or not name or name.lower() in ("cpu", "gpu", "memory", "object_store_memory"):
-            raise _problem(f"must name resources of your own, such as teacher_node, got {show(name)}")
+            raise _problem(f"must name custom resources, such as teacher_node, got {show(name)}")
         number = isinstance(amount, int | float) and not isinstance(amount, bool)
         if not number or amount <= 0 or (amount > 1 and amount != int(amount)):
             raise _problem(f"must be a fraction of one or a whole number, got {show(amount)}", below=name)
@@ -196,13 +199,13 @@ def _parse_labels(value: Any) -> dict[str, str]:
         raise _problem(f"must be a mapping such as {{pool: teacher}}, got {show(value)}")
     for name, label in value.items():
         if not isinstance(name, str) or not isinstance(label, str) or not label:
-            problem = f"must be text such as teacher, in quotes where YAML reads a number, got {show(label)}"
+            problem = f"must be text such as teacher, in quotes if YAML would read a number, got {show(label)}"
             raise _problem(problem, below=str(name))
     return dict(value)
 
 
 class Claim(Section):
-    """What holds a place on a node, besides its cores and GPUs.
+    """What a process claims on a node besides cores and GPUs.
 
     Attributes:
         custom: resources that nodes were started with, `ray start --resources='{"teacher_node": 1}'`.
@@ -215,14 +218,14 @@ class Claim(Section):
 
 
 class Resources(Claim):
-    """What a teacher holds of the cluster."""
+    """What a teacher claims of the cluster."""
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
     gpu: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrialResources(Claim):
-    """What one trial holds of the cluster while it runs.
+    """What one trial claims of the cluster while it runs.
 
     Attributes:
         workers: processes on one node that train each student together and share the rest evenly; null means one for each GPU.
@@ -250,9 +253,9 @@ class TeacherSpec(Section):
     Attributes:
         weights: a checkpoint file (relative to the spec file's folder), `torchvision:<weights enum>` or
             `mlflow:models:/name/1`; null trains the teacher by the recipe `train`.
-        num_classes: a promise that is checked against the data set.
-        replicas: how many actors share its work, each with these `resources`: they fill views together, and trials call the
-            one on their own node or the one with the least to do.
+        num_classes: the expected number of classes; checked against the data set.
+        replicas: how many actors share its work, each with these `resources`: they fill views together; a trial calls
+            the one on its node, or else the one with the fewest waiting calls.
     """
 
     model: str
@@ -290,18 +293,18 @@ class StudentSpec(Section):
 
 
 ADAPTIVE = ("tpe", "nsga2")
-"""Search algorithms that choose a trial by the results of others."""
+"""Search algorithms that choose a trial by the results of earlier ones."""
 
 
 class SearchBudget(Section):
-    """What a sweep may spend, all its runs together; it starts no trial beyond it and ends those under way.
+    """What all runs of a sweep may spend together. When it is spent, no trial is started and running trials are stopped.
 
     Attributes:
         trials: trials that are started.
         epochs: epochs of all trials.
-        hours: time during which the sweep runs.
-        gpu_hours: hours of trials times the GPUs that each holds.
-        trial_hours: hours of trials, however many run at a time.
+        hours: the time during which the sweep runs.
+        gpu_hours: hours of trials times the GPUs of each.
+        trial_hours: hours of trials; trials that run at the same time all count.
     """
 
     trials: Annotated[int, Field(ge=1)] | None = None
@@ -333,21 +336,21 @@ class SearchSpec(Section):
     Attributes:
         algorithm: `random` draws `trials_per_method` stratified samples of the priors, the same students for every method;
             `grid` runs every combination of the choices that the spec lists, other hyper-parameters at their defaults;
-            `tpe` and `nsga2` begin as `random` does and choose the later trials of each method and student by the
-            `objectives` of its earlier ones.
-        trials_per_method: dealt to the students in turn, for every algorithm but `grid`.
-        scheduler: `none` runs every trial to its end. `asha` stops trials that lag behind others of their size, `median`
-            those whose best epoch is worse than the median of the others' means so far; what they stop depends on which
-            trial reports first, so two runs of the same spec may stop different trials.
-        max_epochs: length of a trial.
-        confirm_seeds: fresh seeds on which each method's best trial per student is run again.
-        seed: decides every draw of the sweep.
-        grace_epochs: epochs that a scheduler gives every trial.
-        reduction_factor: asha keeps one in this many at each rung.
-        startup_trials: trials of each method and student that are drawn at random before results are looked at; the
-            population of `nsga2`.
-        trials_ahead: trials of one method and student that may be under way together: a choice knows the results of all
-            but the last ones. A larger number keeps more machines busy and searches less well.
+            `tpe` and `nsga2` begin like `random`, and then choose the trials of each method and student by the `objectives` of
+            its earlier ones.
+        trials_per_method: assigned to the students in turn; not used by `grid`.
+        scheduler: `none` runs every trial to its end. `asha` stops trials that are worse than others of similar size, `median`
+            those whose best epoch is worse than the median of the others' means so far. Which trials are stopped depends on the
+            order in which they report, so two runs of the same spec may stop different trials.
+        max_epochs: epochs of a trial.
+        confirm_seeds: number of new seeds with which each method's best trial per student is repeated.
+        seed: determines every draw of the sweep.
+        grace_epochs: epochs that every trial runs before a scheduler may stop it.
+        reduction_factor: at each rung, asha continues one trial in this many.
+        startup_trials: trials of each method and student that are drawn at random before results are used; the
+            population size of `nsga2`.
+        trials_ahead: trials of one method and student that may run at the same time, without each other's results. A larger
+            number keeps more machines busy and makes the search less efficient.
         limits: sizes that no student may exceed, such as `{parameters: 100k, latency_ms: 2}`.
         budget: what the sweep may spend.
     """
@@ -381,19 +384,19 @@ def _parse_max_bytes(value: Any) -> int | None:
 
 
 class KnowledgeSpec(Section):
-    """How the teacher's knowledge reaches the trials, and how it is kept.
+    """How the teacher's knowledge reaches the trials, and how it is stored.
 
     Attributes:
-        way: of all knowledge; `auto` decides by what reading and computing cost here.
-        ways: of single kinds, by the names that the sweep's log gives them, such as `{logits: inline}`.
+        way: the delivery mode of all knowledge; `auto` chooses by the measured cost of reading and of computing.
+        ways: the delivery modes of single kinds, by the names in the sweep's log, such as `{logits: inline}`.
         dtype: the number format of sealed views.
-        top_k: how many of a teacher's largest logits are kept, with the mass of the others; null keeps all. Only logits are
-            concerned, and only where that is smaller. See `stillhouse.knowledge.top_k` for what is exact then.
-        tail_draws: how many of the other classes stand for their mass, drawn so that it is right on average; 0 spreads it
-            evenly.
-        max_bytes: what all sealed views together may take of the disk, such as `20GB`, other sweeps' included: theirs go,
-            least recently used first, where this sweep's need the room. Null: half of what they have and what is free. The
-            same holds for the copies on each node that does not see the home.
+        top_k: how many of a teacher's largest logits are stored, with the probability mass of the others; null stores all.
+            It applies only to logits, and only if it makes them smaller. `stillhouse.knowledge.top_k` describes what is exact.
+        tail_draws: how many of the other classes are drawn to represent that mass, which is then correct on average; 0 spreads
+            it evenly.
+        max_bytes: disk space for all sealed views together, such as `20GB`, including those of other sweeps, which are removed
+            least recently used first if this sweep needs space. Null: half of their size plus the free space. The same limit
+            applies to the copies on each node that cannot access the home.
     """
 
     way: Way = "auto"
@@ -405,7 +408,7 @@ class KnowledgeSpec(Section):
 
 
 class TrackingSpec(Section):
-    """Where MLflow records go; a null `uri` is an embedded SQLite store under the sweep's home."""
+    """Where runs are tracked with MLflow; a null `uri` means an embedded SQLite store in the sweep home."""
 
     uri: str | None = None
     experiment: str | None = None
@@ -422,7 +425,7 @@ def _parse_budget(value: Any) -> str:
 
 
 class ReportSpec(Section):
-    """What the report answers first: the best student within each of `budgets`, such as `parameters=100k`."""
+    """The questions of the report: the best student within each of `budgets`, such as `parameters=100k`."""
 
     budgets: tuple[Annotated[str, PlainValidator(_parse_budget)], ...] = ()
 
@@ -434,7 +437,7 @@ def _methods(value: Any) -> Any:
         if unfit := [item for item in value if not isinstance(item, str)]:
             raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got the entry {show(unfit[0])}")
         if twice := [item for number, item in enumerate(value) if item in value[:number]]:
-            raise _problem(f"must name each method once, '{twice[0]}' is there twice")
+            raise _problem(f"must name each method once, '{twice[0]}' appears twice")
         value = {item: {} for item in value}
     if not isinstance(value, Mapping):
         raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got {show(value)}")
@@ -445,7 +448,7 @@ _METHODS = TypeAdapter(dict[str, MethodSettings])
 
 
 def default_objectives(metric: Metric = ACCURACY) -> dict[str, Literal["max", "min"]]:
-    """What is optimised where the spec names nothing: the task's metric against the number of parameters."""
+    """The objectives of a spec that names none: the task's metric and the number of parameters."""
     return {metric.column("validation"): metric.direction, "parameters": "min"}
 
 
@@ -455,8 +458,8 @@ class SweepSpec(Section):
     Attributes:
         task: what the students are trained to do, `module:Class` of a user-defined one; null means the task that the data set
             declares.
-        methods: hyper-parameters by method; null means every known method that the teachers allow.
-        method_paths: folders with a user's own method files; relative to the spec file's folder.
+        methods: hyper-parameters by method; null means every known method that can run with the teachers.
+        method_paths: folders with user-defined method files; relative to the spec file's folder.
     """
 
     name: SweepName

@@ -1,4 +1,4 @@
-"""A bound on a student's size, as specs and the command line write it: `parameters=100k`."""
+"""An upper bound on a student's size, as in specs and on the command line: `parameters=100k`."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)\s*", re.IGNOREC
 
 @dataclass(frozen=True)
 class Budget:
-    """A bound on one of `SIZES`."""
+    """An upper bound on one of `SIZES`."""
 
     metric: str
     limit: float
@@ -35,7 +35,7 @@ def bound_problem(metric: str, limit: float) -> Problem | None:
 
 
 def parse_number(text: str) -> float | None:
-    """`100k` as 100,000; the letters k, M, G and T are powers of 1000. None for what is no number."""
+    """`100k` as 100,000; the letters k, M, G and T are powers of 1000. None if the text is no number."""
     found = _NUMBER.fullmatch(text)
     if found is None:
         return None

@@ -7,7 +7,7 @@ def parse_bytes(text: str) -> int:
     """A number of bytes from `500MB`, `20 GB`, `1.5T` or `0`; powers of 1000.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
     if match is None:

@@ -10,7 +10,7 @@ RATIO_COLUMN = "compression_ratio"
 
 
 def reference_teacher(teachers: Sequence[TeacherFacts], taught_by: Sequence[str], metric: Metric) -> TeacherFacts | None:
-    """The teacher that a student is compared with: the best of its own, else the best of all.
+    """The teacher that a student is compared with: the best of those that taught it, or else the best of all.
 
     Args:
         taught_by: the names of the student's own teachers; empty for a student that learned alone.
@@ -29,7 +29,7 @@ def reference_teacher(teachers: Sequence[TeacherFacts], taught_by: Sequence[str]
 def against_teacher(
     student: Mapping[str, float], metric: Metric, *, parameters: int | None, score: float | None
 ) -> dict[str, float]:
-    """`compression_ratio` and the metric's drop, as far as both sides are known and finite.
+    """`compression_ratio` and the metric's drop; each only if both of its values are known and finite.
 
     Args:
         student: the metrics of the student's record.
@@ -38,7 +38,7 @@ def against_teacher(
 
     Returns:
         the teacher's parameters over the student's, and by how much the student is worse than the teacher on the test split:
-        positive when it is worse, whatever the direction of the metric.
+        positive when it is worse, for both directions of the metric.
     """
     found = {}
     if parameters is not None and student.get("parameters", 0) > 0:

@@ -14,8 +14,9 @@ class Training(BaseModel):
         warmup_epochs: linear warm-up before the schedule, in epochs.
         gradient_clip: the largest global gradient norm of an optimiser's parameters; null does not clip.
         mixed_precision: autocast type of the forward pass; float16 scales the loss and needs a GPU.
-        micro_batch: the most samples of a forward pass; a larger batch's gradients are added up. `auto` begins with whole
-            batches and starts a trial again with half as much whenever memory runs out. BatchNorm normalises by micro-batches.
+        micro_batch: the largest number of samples in a forward pass; the gradients of a larger batch are accumulated. `auto`
+            begins with whole batches, and restarts a trial with half the size whenever memory runs out. BatchNorm normalises
+            each micro-batch.
         compile: whether the student's forward pass goes through torch.compile.
     """
 
@@ -41,7 +42,7 @@ class Training(BaseModel):
         """Plain data that is equal if and only if the recipes are."""
         plain = self.model_dump(mode="json")
         if self.micro_batch is None:
-            # So that what was trained before this key existed is found again.
+            # Keeps the identity of recipes from before this key existed.
             del plain["micro_batch"]
         return plain
 
