@@ -328,7 +328,7 @@ def _print_dry_run(sweep: "Sweep", as_json: bool, *, measure: bool, address: str
     usage = measure_disk_usage(plan, sweep.data(), sweep.sweep_home.home)
     forecast = None
     if measure or address:
-        from stillhouse.sweep.preview.hours import make_forecast
+        from stillhouse.sweep.preview.forecast import make_forecast
         from stillhouse.sweep.progress import native_stderr_in
 
         with native_stderr_in(sweep.sweep_home.home / "driver.log"):

@@ -16,6 +16,7 @@ from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.failures import interrupted_message, unless_removed, user_errors
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
+from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file, metric_of
 from stillhouse.sweep.planning.trial_keys import make_views
@@ -24,7 +25,7 @@ from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.run import run_sweep
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
-from stillhouse.sweep.teacher_setup import demand_of_plan, teacher_definition, trained_teacher
+from stillhouse.sweep.teacher_setup import teacher_definition, trained_teacher
 
 VERIFIED_PAIRS = 1024
 
@@ -167,7 +168,7 @@ class Sweep:
             removed.
         """
         context = self._context()
-        demand = demand_of_plan(context)
+        demand = plan_demand(context.plan, context.data)
         names = [name for name in context.spec.teachers if demand.get(name)]
         definitions = [teacher_definition(name, context.spec, context.data, self.sweep_home.home) for name in names]
         compared, differences = 0, []

@@ -17,7 +17,7 @@ from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import RunningTeacher, call_actor, request_ahead
 from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
-from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, knowledge_demand, stored_form_of_logits
+from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, plan_demand, stored_form_of_logits
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.delivery_cost import DeliveryChoice, choose_calling_mode
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
@@ -66,13 +66,6 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     )
 
 
-def demand_of_plan(context: RunContext) -> dict[str, dict[str, KnowledgeDemand]]:
-    """What the plan's trials read of each teacher, by its name."""
-    plan = context.plan
-    adaptive = plan.search is not None
-    return knowledge_demand(plan.spec, plan.representative_trials, context.data, context.views, adaptive=adaptive)
-
-
 def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeacher]:
     """Starts every teacher that a trial needs, and decides the delivery mode of each kind of its knowledge.
 
@@ -81,7 +74,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         InfrastructureError: a teacher's actor cannot be placed or keeps dying, or a disk is full.
     """
     spec, data, views, home = context.spec, context.data, context.views, context.sweep_home.home
-    demand = demand_of_plan(context)
+    demand = plan_demand(context.plan, data)
     definitions = [teacher_definition(name, spec, data, home) for name in spec.teachers if name in demand]
     calling = {
         name

@@ -92,7 +92,7 @@ def test_each_kind_can_be_forced(tmp_path: Path) -> None:
 def test_a_forced_kind_that_nobody_asks_is_one_sentence(tmp_path: Path) -> None:
     room = StoreQuota(KnowledgeSpec(ways={"logit": "inline"}), tmp_path)
     ways(room)
-    with pytest.raises(UsageError, match=r"knowledge\.ways names 'logit', which no method asks; did you mean 'logits'"):
+    with pytest.raises(UsageError, match=r"knowledge\.ways names 'logit', which no method needs; did you mean 'logits'"):
         room.check_forced()
 
 

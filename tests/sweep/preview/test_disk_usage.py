@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_said_with_the_remedy_and_is_no_error(tmp_path: Pat
     assert volume_of(tmp_path, knowledge={"max_bytes": 32_000}).kinds[0].way == "cached"
     volume = volume_of(tmp_path, knowledge={"max_bytes": 31_999})
     assert (volume.kinds[0].way, volume.kinds[0].for_want_of_room, volume.total_bytes) == ("inline", True, 0)
-    assert "which do not fit: every trial will compute it; raise knowledge.max_bytes" in volume.lines()[0]
+    assert "which does not fit: every trial computes it; raise knowledge.max_bytes" in volume.lines()[0]
 
 
 def test_what_must_be_cached_and_can_not_fit_is_an_error(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_what_must_be_cached_and_can_not_fit_is_an_error(tmp_path: Path) -> None
 def test_what_is_not_cached_takes_no_room(tmp_path: Path) -> None:
     volume = volume_of(tmp_path, knowledge={"way": "inline"})
     assert (volume.total_bytes, volume.kinds[0].for_want_of_room) == (0, False)
-    assert volume.lines()[0].endswith("32.00 kB for 2 views, if it was cached; it is inline")
+    assert volume.lines()[0].endswith("32.00 kB for 2 views if it were cached; it is inline")
 
 
 def test_views_of_others_that_will_go_are_announced(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_views_of_others_that_will_go_are_announced(tmp_path: Path) -> None:
     assert volume.kept_bytes == kept
     assert len(volume.lines()) == 2
     volume = volume_of(tmp_path, knowledge={"max_bytes": 22_000 + kept})
-    assert volume.lines()[-1] == "note: up to 10.00 kB of the views that are kept now will be removed"
+    assert volume.lines()[-1] == "note: up to 10.00 kB of the stored views will be removed"
 
 
 def test_a_sweep_without_teachers_has_nothing_to_say(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_size_that_only_numbers_tell_is_said_to_be_open(tmp_path: Path, monkey
     monkeypatch.setattr(methods.find("kd"), "knowledge", lambda *_: {"logits": kind})
     volume = volume_of(tmp_path)
     assert (volume.kinds[0].bytes_per_sample, volume.total_bytes) == (None, 0)
-    assert volume.lines()[0] == "knowledge of big: looks_at_numbers(logits): its size shows when the teacher runs"
+    assert volume.lines()[0] == "knowledge of big: looks_at_numbers(logits): size unknown until the teacher runs"
 
 
 def test_the_command_tells_it_and_writes_it_down(tmp_path: Path) -> None:

@@ -1,23 +1,15 @@
-"""Hours from seconds: the sums by hand, the measurement by networks of which one does many times the other's work."""
+"""Hours from seconds per sample: the sums by hand."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from typer.testing import CliRunner
 
-from stillhouse.cli import app
-from stillhouse.distill.sources import compute_knowledge
-from stillhouse.knowledge import input_gradient
-from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.models.features import FeatureReader
-from stillhouse.sweep.cluster.placement import Placement
-from stillhouse.sweep.preview import hours as module
-from stillhouse.sweep.preview.hours import Forecast, Job, Speed, estimate, measure_speeds
+from stillhouse.sweep.preview import hours, speed
+from stillhouse.sweep.preview.hours import estimate
+from stillhouse.sweep.preview.speed import Speed
 from stillhouse.sweep.sweep import Sweep
 
 SPEC: dict[str, Any] = {
@@ -44,7 +36,7 @@ def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
     def measure(jobs: Any, *_rest: Any) -> tuple[str, list[Speed]]:
         return "paper", [speeds[f"{model} {options.get('hidden', [''])[0]}".strip()] for model, options, _ in jobs]
 
-    patch.setattr(module, "measure_speeds", measure)
+    patch.setattr(speed, "measure_speeds", measure)
 
 
 def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +65,7 @@ def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytes
     assert (found.students, found.measured, found.where) == (2, 2, "paper")
 
 
-def test_a_trial_that_asks_for_gradients_pays_for_the_pass_back_wherever_the_teacher_runs(
+def test_a_trial_that_needs_gradients_pays_for_the_backward_pass_wherever_the_teacher_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = Speed(train=1, forward=0.5)
@@ -88,7 +80,7 @@ def test_a_trial_that_asks_for_gradients_pays_for_the_pass_back_wherever_the_tea
 
 
 def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_STUDENTS", 2)
+    monkeypatch.setattr(hours, "_MAX_STUDENTS", 2)
     widths = [8, 16, 64]
     pretend(monkeypatch, {"mlp 8": Speed(train=1, forward=0), "mlp 64": Speed(train=8, forward=0)})
     students = [{"model": "mlp", "hidden": [width], "name": f"mlp{width}"} for width in widths]
@@ -101,55 +93,3 @@ def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path,
     found = estimate(plan, sweep.data())
     assert found.trial_hours == pytest.approx(sum(trials[name] * 3 * 400 * seconds[name] for name in seconds) / 3600)
     assert (found.students, found.measured, found.gpu_hours, found.teacher_hours) == (3, 2, 0, 0)
-
-
-def test_a_network_of_many_times_the_work_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[Knowledge]] = []
-
-    def watched(reader: FeatureReader, kinds: Mapping[str, Knowledge], *arguments: Any) -> dict[str, torch.Tensor]:
-        asked.append(list(kinds.values()))
-        return compute_knowledge(reader, kinds, *arguments)
-
-    monkeypatch.setattr(module, "SECONDS_EACH", 0.05)
-    monkeypatch.setattr(module, "compute_knowledge", watched)
-    sweep = make_sweep(tmp_path)
-    gradients = pickle.dumps([input_gradient()])
-    jobs = [Job("mlp", {"hidden": [8]}), Job("resnet8", {"width": 1.0}), Job("resnet8", {"width": 1.0}, gradients)]
-    _, (small, large, teacher) = measure_speeds(jobs, sweep.data(), sweep.spec.training, sweep.spec.views.policy)
-    assert 0 < small.forward < large.forward
-    assert 0 < small.train < large.train
-    assert large.teach == large.forward
-    assert teacher.teach >= teacher.forward
-    assert asked, "the pass backward was measured"
-    assert all(kinds == [input_gradient()] for kinds in asked), "and for this one alone"
-
-
-def test_the_command_measures_prints_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS_EACH", 0.02)
-    make_sweep(tmp_path)
-    done = CliRunner().invoke(
-        app, ["sweep", str(tmp_path / "measured.yaml"), "--home", str(tmp_path / "home"), "--dry-run", "--measure"]
-    )
-    assert done.exit_code == 0, done.stderr
-    assert "measured on 1 CPU threads: 2 of 2 students" in done.stdout
-    assert "GPU-hours: " in done.stdout
-    assert not (tmp_path / "home" / "sweeps").exists()
-
-
-def test_measuring_without_a_dry_run_is_refused(tmp_path: Path) -> None:
-    make_sweep(tmp_path)
-    done = CliRunner().invoke(app, ["sweep", str(tmp_path / "measured.yaml"), "--measure"])
-    assert done.exit_code == 2
-    assert "--measure belongs to --dry-run" in done.stderr
-
-
-def test_a_plan_that_can_not_be_placed_says_so_and_one_that_may_be_waits_for_the_autoscaler() -> None:
-    placement = Placement(
-        trials=0, added={}, problems=("trial_resources.gpu must be <= 0, which is what the largest node has",)
-    )
-    sure = Forecast(estimate=None, address="auto", nodes=3, placement=placement)
-    assert sure.impossible
-    assert sure.lines() == [f"the cluster at auto (3 nodes now) has no node for it: {placement.problems[0]}"]
-    unsure = Forecast(estimate=None, address="auto", nodes=3, placement=placement, undecided=True)
-    assert not unsure.impossible
-    assert "its autoscaler may add one" in unsure.lines()[0]

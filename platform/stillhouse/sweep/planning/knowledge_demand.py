@@ -19,6 +19,8 @@ from stillhouse.models.blueprint import blueprint, sketch
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import KnowledgeSpec, SweepSpec
 from stillhouse.sweep.planning.method_fit import fit_method
+from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.trial_keys import make_views
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ def knowledge_demand(
         name: {key: KnowledgeDemand(each.kind, frozenset(each.views), len(each.trials)) for key, each in kinds.items()}
         for name, kinds in found.items()
     }
+
+
+def plan_demand(plan: Plan, data: ImageData) -> dict[str, dict[str, KnowledgeDemand]]:
+    """What the trials of a plan read of each teacher; see `knowledge_demand`."""
+    views = make_views(plan.spec, data)
+    return knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=plan.search is not None)
 
 
 def stored_form_of_logits(spec: KnowledgeSpec) -> TopK | None:

@@ -1,4 +1,4 @@
-"""How much of the disk the sealed views of a plan will take, known before anything is computed."""
+"""How much disk space the sealed views of a plan take, known before anything is computed."""
 
 import math
 import shutil
@@ -18,9 +18,8 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.blueprint import sketch
 from stillhouse.models.features import FeatureReader
 from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
-from stillhouse.sweep.planning.knowledge_demand import knowledge_demand
+from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan
-from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.teachers.delivery_cost import readable_bytes
 
 
@@ -29,11 +28,11 @@ class KindDiskUsage:
     """One kind of one teacher's knowledge.
 
     Attributes:
-        bytes_per_sample: None where its function works on numbers alone, so that its size shows when the teacher runs.
-        views: how many of them some trial reads.
-        way: `cached`, or the way that is left: asked for in the spec, or `inline` for want of room. The sweep may yet find that
-            computing a kind again is quicker than reading it.
-        for_want_of_room: whether it would be cached if there was more room.
+        bytes_per_sample: None if its function needs real values, so that the size is unknown until the teacher runs.
+        views: in how many views some trial reads it.
+        way: the delivery mode: `cached`, another one that the spec names, or `inline` if there is no space. The sweep may still
+            find that computing a kind again is faster than reading it.
+        for_want_of_room: whether it would be cached if there were more space.
     """
 
     teacher: str
@@ -48,13 +47,13 @@ class KindDiskUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskUsage:
-    """The sealed views of a plan, and the room for them.
+    """The sealed views of a plan, and the space for them.
 
     Attributes:
-        total_bytes: of all that is cached.
-        budget_bytes: what all views together may take of the disk, those of other sweeps included, which go first.
+        total_bytes: of all views that are cached.
+        budget_bytes: what all views together may take, including those of other sweeps, which are removed first.
         max_bytes: `knowledge.max_bytes`.
-        kept_bytes: what views take now.
+        kept_bytes: what stored views take now.
         free_bytes: of the disk.
     """
 
@@ -69,10 +68,10 @@ class DiskUsage:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For a person; nothing where no trial asks a teacher for anything."""
+        """The usage as text; empty if no trial reads knowledge."""
         if not self.kinds:
             return []
-        share = "half of the disk's free room and what views take of it"
+        share = "half of the disk's free space and what views take now"
         limit = share if self.max_bytes is None else "knowledge.max_bytes"
         total, budget = readable_bytes(self.total_bytes), readable_bytes(self.budget_bytes)
         free, kept = readable_bytes(self.free_bytes), readable_bytes(self.kept_bytes)
@@ -83,50 +82,48 @@ class DiskUsage:
         )
         if (surplus := self.total_bytes + self.kept_bytes - self.budget_bytes) > 0:
             going = readable_bytes(min(surplus, self.kept_bytes))
-            lines.append(f"note: up to {going} of the views that are kept now will be removed")
+            lines.append(f"note: up to {going} of the stored views will be removed")
         return lines
 
     def _line(self, each: KindDiskUsage) -> str:
         what = f"knowledge of {each.teacher}: {each.kind}"
         if each.bytes_per_sample is None or each.view_bytes is None or each.total_bytes is None:
-            return f"{what}: its size shows when the teacher runs"
+            return f"{what}: size unknown until the teacher runs"
         size = (
             f"{what}: {each.bytes_per_sample:,} B per sample, {readable_bytes(each.view_bytes)} per view, "
             f"{readable_bytes(each.total_bytes)} for {each.views} view{'' if each.views == 1 else 's'}"
         )
         if each.for_want_of_room:
             return (
-                f"{size}, which do not fit: every trial will compute it; raise knowledge.max_bytes, free some disk, "
+                f"{size}, which does not fit: every trial computes it; raise knowledge.max_bytes, free some disk, "
                 f"or lower views.count"
             )
-        return size if each.way == "cached" else f"{size}, if it was cached; it is {each.way}"
+        return size if each.way == "cached" else f"{size} if it were cached; it is {each.way}"
 
 
 def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
-    """What the plan's sealed views take, from the shapes of what is asked, and what room the home has.
+    """What the plan's sealed views take, from the shapes of the knowledge, and how much space the home has.
 
     Raises:
-        UsageError: knowledge that the spec wants cached can not fit, or the spec forces a kind that nobody asks.
+        UsageError: knowledge that the spec forces to be cached does not fit, or the spec forces a kind that no method needs.
     """
-    spec, views = plan.spec, make_views(plan.spec, data)
+    spec = plan.spec
     samples, width = len(data.train.labels), np.dtype(spec.knowledge.dtype).itemsize
-    room = StoreQuota(spec.knowledge, home)
+    quota = StoreQuota(spec.knowledge, home)
     kinds: list[KindDiskUsage] = []
-    for name, asked in knowledge_demand(
-        spec, plan.representative_trials, data, views, adaptive=plan.search is not None
-    ).items():
+    for name, demand in plan_demand(plan, data).items():
         teacher = spec.teachers[name]
-        shapes = _shapes(teacher.model, teacher.options, {text: each.kind for text, each in asked.items()}, data)
-        sizes = {text: None if shape is None else width * math.prod(shape) for text, shape in shapes.items()}
-        # As if reading a kind back took no longer than computing it: room alone decides.
+        shapes = _shapes(teacher.model, teacher.options, {key: each.kind for key, each in demand.items()}, data)
+        sizes = {key: None if shape is None else width * math.prod(shape) for key, shape in shapes.items()}
+        # As if reading a kind took no longer than computing it: only the space decides.
         measured = {
-            "bytes_per_sample": {text: size or 0 for text, size in sizes.items()},
-            "read_seconds": dict.fromkeys(asked, 0.0),
-            "compute_seconds": dict.fromkeys(asked, 0.0),
+            "bytes_per_sample": {key: size or 0 for key, size in sizes.items()},
+            "read_seconds": dict.fromkeys(demand, 0.0),
+            "compute_seconds": dict.fromkeys(demand, 0.0),
         }
-        choices = room.choose(asked, measured, {"teacher": name}, samples)
-        for text, each in asked.items():
-            size, way = sizes[text], choices[text].mode
+        choices = quota.choose(demand, measured, {"teacher": name}, samples)
+        for key, each in demand.items():
+            size, way = sizes[key], choices[key].mode
             wanted = spec.knowledge.ways.get(str(each.kind), spec.knowledge.way)
             kinds.append(
                 KindDiskUsage(
@@ -140,7 +137,7 @@ def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
                     for_want_of_room=wanted == "auto" and way != "cached",
                 )
             )
-    room.check_forced()
+    quota.check_forced()
     store = KnowledgeStore(home / "knowledge")
     return DiskUsage(
         kinds=tuple(kinds),
@@ -155,7 +152,7 @@ def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
 def _shapes(
     model: str, options: Mapping[str, Any], kinds: Mapping[str, Knowledge], data: ImageData
 ) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each kind for one sample, by a pass without storage; None where a function can not do without numbers."""
+    """The shape of each kind for one sample, by a pass on the meta device; None if its function needs real values."""
     task = tasks.of(data)
     images = task.example_input(data, 2, "meta")
     shapes: dict[str, tuple[int, ...] | None] = {}

@@ -1,4 +1,4 @@
-"""The plan as a person reads it."""
+"""Prints a plan on the terminal."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from stillhouse.sweep.planning.plan import Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Students with their sizes, trials per method, teachers, costs, and what is left out."""
+    """Prints students with their sizes, trials per method, teachers, costs, and what is left out."""
     console.print(f"[bold]{plan.spec.name}[/]: {plan.num_trials} trials" + _confirm(plan), highlight=False)
     students = _table("student", "options", "parameters", "MACs", "bytes", "trials")
     for planned in plan.students:
@@ -24,7 +24,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         methods.add_row(method, str(counts[method]), str(plan.duplicates.get(method, 0)))
     console.print(methods)
     if plan.teachers:
-        teachers = _table("teacher", "model", "parameters", "MACs", "bytes", "asked by trials", "weights")
+        teachers = _table("teacher", "model", "parameters", "MACs", "bytes", "used by trials", "weights")
         for teacher in plan.teachers:
             size = teacher.size
             cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(teacher.trials))
@@ -44,7 +44,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
-    """What was measured of a plan, and where it would run."""
+    """Prints lines without markup."""
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
