@@ -419,7 +419,7 @@ def test_where_the_disk_is_full_under_the_knowledge_alone_auto_computes_it_in_ev
         fill_up(home / "knowledge", 0)
         spec = write_spec(tmp_path / "life.yaml", **FEW)
         results = Sweep.from_yaml(spec, home=home, progress=events).run()
-    said = "2 views take 25.60 kB, more than the 0 B of room; raise knowledge.max_bytes, free some disk, or lower views.count"
+    said = "2 views take 25.60 kB, more than the 0 B free; raise knowledge.max_bytes, free some disk, or lower views.count"
     assert f"teacher big: logits inline: {said} to have them cached" in events.notes
     check_few(results, undisturbed)
 

@@ -193,7 +193,7 @@ def waiting_calls(queue: CallQueue, *calls: tuple[str, str, int]) -> None:
     """Queues (caller, task, rows) in order, with nobody to compute them."""
     queue._worker = threading.current_thread()
     for place, (caller, task, rows) in enumerate(calls, start=1):
-        threading.Thread(target=queue.ask, args=(Call(caller, task, [np.zeros(rows)]),), daemon=True).start()
+        threading.Thread(target=queue.submit, args=(Call(caller, task, [np.zeros(rows)]),), daemon=True).start()
         wait_until(lambda place=place: len(queue._calls) == place)  # type: ignore[misc]
 
 
@@ -227,14 +227,14 @@ def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[st
     waiting_calls(queue, ("a", "task", 1), ("b", "task", 1))
     refused = Call("c", "task", [np.zeros(1)])
     with pytest.raises(QueueFullError):
-        queue.ask(refused)
-    assert unless_full(queue.ask, refused) == QueueFull(2)
+        queue.submit(refused)
+    assert unless_full(queue.submit, refused) == QueueFull(2)
     assert len(queue._calls) == 2
     queue._worker = None
     threading.Thread(target=queue._work, daemon=True).start()
     wait_until(lambda: queue._waiting == 0)
     assert queue._bytes == 0
-    assert queue.ask(Call("c", "task", [np.zeros(100)]))[0].shape == (100,), "a call larger than the bound goes alone"
+    assert queue.submit(Call("c", "task", [np.zeros(100)]))[0].shape == (100,), "a call larger than the bound goes alone"
 
 
 def test_kept_passes_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_a_map_that_is_read_slower_than_recomputed_is_inline() -> None:
     """100 kB take 100 us to read: the break-even."""
     assert choose(cost(100_000)).mode == "cached"
     assert choose(cost(100_001)).mode == "inline"
-    assert "recomputing is quicker" in choose(cost(100_001)).reason
+    assert "recomputing is faster" in choose(cost(100_001)).reason
 
 
 def test_what_takes_the_teacher_more_than_a_forward_pass_is_worth_more_bytes() -> None:
@@ -48,8 +48,8 @@ def test_a_store_in_which_nothing_could_be_timed_is_not_called_slow() -> None:
     choice = choose(Cost(**vars(cost(400)) | {"read_seconds": float("inf")}))
     assert choice.mode == "inline"
     assert choice.reason == (
-        "400 B per sample: an unknown time to read back, 100.00 µs to compute, since no file could be written to time it; "
-        "see what room the disk has"
+        "400 B per sample: an unknown time to read back, 100.00 µs to compute, because no file could be written to "
+        "measure reading; check the free disk space"
     )
 
 
@@ -64,7 +64,7 @@ def test_views_that_take_more_than_the_room_are_inline() -> None:
     """8 views of 50,000 samples of 400 B are 160 MB."""
     assert choose(cost(400), room_bytes=160_000_000).mode == "cached"
     assert choose(cost(400), room_bytes=159_999_999).mode == "inline"
-    assert "160.00 MB, more than the 160.00 MB of room" in choose(cost(400), room_bytes=159_999_999).reason
+    assert "160.00 MB, more than the 160.00 MB free" in choose(cost(400), room_bytes=159_999_999).reason
 
 
 def test_kinds_share_the_room_and_the_small_ones_take_it_first() -> None:
@@ -89,7 +89,7 @@ def test_a_way_that_is_asked_for_is_taken(way: str) -> None:
 
 
 def test_knowledge_that_is_forced_to_be_cached_and_does_not_fit_is_one_sentence() -> None:
-    said = "views of maps take 160.00 GB and there is room for 100.00 GB; raise knowledge.max_bytes"
+    said = "views of maps take 160.00 GB and 100.00 GB are free; raise knowledge.max_bytes"
     with pytest.raises(UsageError, match=said) as caught:
         choose(cost(400_000, "cached", "maps"))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The shared teacher as a Ray actor: named by its content, restarted when it dies, found again by whoever needs it."""
+"""The shared teacher as a Ray actor: named by its content, so that every sweep finds it, and restarted when it dies."""
 
 import os
 import threading
@@ -36,11 +36,11 @@ _POLL_S = 0.1
 
 
 class TeacherActor(Leased):
-    """Runs a `TeacherService` in an actor. `prepare` loads or trains; all else needs it, and a restarted actor redoes it.
+    """A thin Ray wrapper around `TeacherService`. `prepare` loads or trains the teacher; a restarted actor does so again.
 
     Args:
-        data: the reference of what `ImageData.to_arrays` gave, in a list, so that a node holds one copy and a restart reads it.
-            It dies with the driver that put it there; whoever holds a lease brings another.
+        data: a list with the reference of `ImageData.to_arrays` in Ray's object store: one copy per node, which a restart reads
+            again. It is lost with the driver that put it there; every other holder of a lease brings its own.
         home: of teachers and knowledge.
         expire_s: how long a lease lasts; None for an actor that needs none.
     """
@@ -75,7 +75,7 @@ class TeacherActor(Leased):
         self._facts: dict[str, Any] = {}
 
     def prepare(self) -> dict[str, Any]:
-        """Loads or trains the teacher once; gives its facts. A `StillhouseError` comes back as `{"error": the error}`."""
+        """Loads or trains the teacher once; returns its facts. A `StillhouseError` is returned as `{"error": the error}`."""
         try:
             self._ready()
         except (StillhouseError, OSError) as error:
@@ -83,7 +83,7 @@ class TeacherActor(Leased):
         return self._facts
 
     def lease(self, holder: str, about: Mapping[str, Any], data: list[Any] | None = None) -> bool:
-        """Keeps the actor alive for `holder`, who brings a reference of the data of its own; False when it is too late."""
+        """Keeps the actor alive for `holder`, which brings its own data reference; False when the actor is about to end."""
         if data is not None:
             self._references[holder] = data
         return super().lease(holder, about)
@@ -92,11 +92,11 @@ class TeacherActor(Leased):
         self._references.pop(holder, None)
         super().release(holder)
         if self._book.over and self._service is not None:
-            # Whoever was the last one is about to close its account.
+            # The last holder is about to count what was filled.
             self._service.rest()
 
     def about(self) -> dict[str, Any]:
-        """What the actor is, and who uses it."""
+        """What the actor is, and which sweeps use it."""
         return {
             "name": self._definition.name,
             "model": self._definition.model,
@@ -108,15 +108,15 @@ class TeacherActor(Leased):
         }
 
     def load(self) -> tuple[str, int]:
-        """The node that the actor is on, and how many calls wait in it."""
+        """The node of the actor, and how many calls wait in its queue."""
         return ray.get_runtime_context().get_node_id(), self._service.num_waiting if self._service else 0
 
     def end(self) -> None:
-        """Lets `prepare` write a checkpoint and give up, behind the epoch under way."""
+        """Makes `prepare` write a checkpoint after the current epoch and end."""
         self._ending.set()
 
     def status(self) -> str:
-        """The last line of progress of `prepare`."""
+        """The latest line of progress of `prepare`."""
         return self._status
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class TeacherActor(Leased):
         return os.getpid()
 
     def _ready(self) -> TeacherService:
-        """The service. Several drivers, and trials behind a restart, ask at once: the teacher is loaded for all of them."""
+        """The service. Several drivers, and trials after a restart, need it at once: the teacher is loaded once for all."""
         with self._preparing:
             if self._service is None:
                 self._ending.clear()
@@ -213,10 +213,10 @@ class TeacherActor(Leased):
         return replace(self._definition, weights=str(path))
 
     def _obtain_data(self) -> ImageData:
-        """The data set, from whichever driver still lives.
+        """The data set, from any driver that still lives.
 
         Raises:
-            InfrastructureError: none does.
+            InfrastructureError: no such driver lives.
         """
         deadline = time.monotonic() + self._data_timeout_s
         while True:
@@ -225,7 +225,7 @@ class TeacherActor(Leased):
                     return ImageData.from_arrays(*ray.get(data[0]))
             if time.monotonic() > deadline:
                 raise InfrastructureError("the data set was lost with the driver that put it into the cluster's memory")
-            # Whoever still holds a lease brings it with the next renewal.
+            # A driver that still holds a lease brings it with the next renewal.
             time.sleep(_POLL_S)
 
     def _note(self, text: str) -> None:
@@ -241,7 +241,7 @@ def actor_name(
     dtype: str,
     method_folders: Iterable[str] = (),
 ) -> str:
-    """Equal for sweeps that can share the actor: the same teacher, data, views, number format, home, code and own methods."""
+    """Equal for sweeps that can share the actor: same teacher, data, views, number format, home, code, user-defined methods."""
     facts = code_facts()
     own = [path for folder in method_folders for path in sorted(Path(folder).glob("*.py"))]
     parts = {
@@ -273,9 +273,9 @@ def start_actor(
     """Starts the shared actor, or finds the one that another sweep started. Returns its name and handle.
 
     Args:
-        placement: Ray's options that say on which nodes it may run.
-        expire_s: how long it outlives the last lease that is not renewed; None for an actor that ends with this driver.
-        replica: the number of this one of several that share the work.
+        placement: Ray's options for the nodes on which it may run.
+        expire_s: how long it lives after its last lease was renewed; None for an actor that ends with this driver.
+        replica: the number of this actor among several that share the work.
     """
     name = actor_name(definition, data, views, home=home, dtype=dtype, method_folders=method_folders)
     name += f"-{replica}" if replica else ""

@@ -16,22 +16,22 @@ from stillhouse.teachers.ticket import TeacherTicket
 _LONGEST_PAUSE_S = 10.0
 _SHORTEST_BUSY_PAUSE_S, _LONGEST_BUSY_PAUSE_S = 0.01, 1.0
 _CHOICE_S = 10.0
-"""How long a replica is called before the replicas are asked again how much they have to do."""
+"""How long a replica is used before the replicas' loads are compared again."""
 _ANSWER_S = 2.0
 
 
 class ActorLink:
-    """Calls of the shared actor that outlive its restart: calls are pure, so repeating one is safe.
+    """Calls of the shared actor that survive its restart: calls are pure, so repeating one is safe.
 
-    A call that the actor has no room for is repeated too, for as long as the actor answers. Of several replicas the one on
-    this process's node is called, else the one with the fewest calls waiting; they are asked again every few seconds. What
-    all of them must hear goes to one, which tells the others.
+    A call is also repeated while the actor's queue is full, as long as the actor answers. Among several replicas, the one on
+    this process's node is called, or the one with the fewest waiting calls; the choice is renewed every few seconds. A
+    broadcast goes to one replica, which forwards it to the others.
 
     Attributes:
-        calls: of the actor and of its replicas, the questions how much they have to do among them.
+        calls: how many calls of the actor and its replicas were made, those for their load included.
 
     Args:
-        timeout_s: how long a lost actor is waited for before the trial gives up.
+        timeout_s: how long to wait for a lost actor before the trial gives up.
     """
 
     def __init__(self, ticket: TeacherTicket, *, timeout_s: float = ACTOR_TIMEOUT_S) -> None:
@@ -90,26 +90,26 @@ class ActorLink:
         return self._handle
 
     def _take_turns(self) -> Any:
-        """Each replica in turn, so that one which does not answer or can not fill is not the next one again."""
+        """Each replica in turn, so that one that does not answer or cannot fill is not called twice in a row."""
         if len(self._names) == 1:
             return self._choose()
         self._turn += 1
         return find_actor(self._names[self._turn % len(self._names)])
 
     def _least_loaded(self) -> Any:
-        asked: dict[Any, Any] = {}
+        loads: dict[Any, Any] = {}
         for name in self._names:
             with suppress(RayActorError, NoActorError):
                 handle = find_actor(name)
                 self.calls += 1
-                asked[handle.load.remote()] = handle
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+                loads[handle.load.remote()] = handle
+        ready, _ = ray.wait(list(loads), num_returns=len(loads), timeout=_ANSWER_S) if loads else ([], [])
         here = ray.get_runtime_context().get_node_id()
         found: list[tuple[bool, int, int, Any]] = []
         for answer in ready:
             with suppress(RayActorError):
                 node, waiting = ray.get(answer)
-                found.append((node != here, waiting, os.getpid() % (len(found) + 1), asked[answer]))
+                found.append((node != here, waiting, os.getpid() % (len(found) + 1), loads[answer]))
         if not found:
             raise NoActorError("no replica answers")
         return min(found, key=lambda each: each[:3])[3]

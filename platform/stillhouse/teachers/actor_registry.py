@@ -1,4 +1,4 @@
-"""The teachers that run on a cluster: who uses them, and how they are ended."""
+"""The teacher actors that run on a cluster: which sweeps use them, and how to end them."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,32 +14,32 @@ _TIMEOUT_S = 10.0
 
 
 def running_teachers() -> list[dict[str, Any]]:
-    """What each teacher's actor on this cluster says of itself, by its name.
+    """What each teacher actor of this cluster reports about itself, sorted by name.
 
-    `actor`, and of those that answer `name`, `model`, `status`, `device`, `node` and `leases`, each with its `sweep`, `host`,
-    `pid` and `renewed_s` ago. One that does not answer yet has a `status` that says so.
+    `actor`, and for those that answer, `name`, `model`, `status`, `device`, `node` and `leases`, each with its `sweep`, `host`,
+    `pid` and `renewed_s` ago. An actor that does not answer has the `status` "does not answer".
     """
     found = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
     names = sorted(name for name in found if name.startswith(PREFIX))
-    asked = {}
+    calls = {}
     for name in names:
         with suppress(NoActorError):
-            asked[name] = find_actor(name).about.remote()
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_TIMEOUT_S) if asked else ([], [])
-    told = []
-    for name, answer in asked.items():
+            calls[name] = find_actor(name).about.remote()
+    ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=_TIMEOUT_S) if calls else ([], [])
+    reports = []
+    for name, answer in calls.items():
         facts: dict[str, Any] = {"status": "does not answer", "leases": []}
         if answer in ready:
             try:
                 facts = ray.get(answer)
             except RayActorError:
                 continue
-        told.append({"actor": name, **facts})
-    return told
+        reports.append({"actor": name, **facts})
+    return reports
 
 
 def end_teachers(actors: Iterable[str]) -> None:
-    """Ends these actors for good; what they have made durable is kept."""
+    """Ends these actors for good; the views that they have made durable stay."""
     for name in actors:
         with suppress(NoActorError):
             ray.kill(find_actor(name), no_restart=True)

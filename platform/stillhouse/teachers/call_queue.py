@@ -53,7 +53,7 @@ def unless_full(
 
 
 class FairLock:
-    """A lock that is given in the order in which it was asked for: a loop that takes it again and again starves nobody."""
+    """A lock that is granted in the order of the requests: a loop that takes it again and again blocks no other thread."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -82,7 +82,7 @@ class Call:
     """One call of one trial.
 
     Attributes:
-        caller: who asks; the callers share the teacher equally, by rows.
+        caller: identifies the caller; callers share the teacher equally, by rows.
         task: what is computed; calls with equal tasks can be merged.
         arrays: [B, ...] each, of the same B.
         token: names the forward pass that a gradient belongs to.
@@ -109,11 +109,11 @@ class Call:
 class CallQueue:
     """Waiting calls and the one thread that computes them.
 
-    The next call is that of the caller who has had the fewest rows (start-time fair queueing); others with the same task
+    The next call is one of the caller with the fewest rows so far (start-time fair queueing); other calls with the same task
     join it up to `merged_rows`.
 
     Args:
-        compute: gives the answers of calls that share a task, in order.
+        compute: returns the answers of calls that share a task, in order.
         merged_rows: the largest merged batch; 0 computes every call alone.
     """
 
@@ -136,7 +136,7 @@ class CallQueue:
         self._waiting = 0
         self._bytes = 0
         self._now = 0.0
-        self._had: dict[str, float] = {}
+        self._served_rows: dict[str, float] = {}
         self._order = itertools.count()
         self._worker: threading.Thread | None = None
         self.batches = 0
@@ -144,20 +144,20 @@ class CallQueue:
 
     @property
     def num_waiting(self) -> int:
-        """Calls that were not answered yet."""
+        """How many calls were not answered yet."""
         return self._waiting
 
-    def ask(self, call: Call) -> Sequence[NDArray[Any]]:
-        """The answer; waits for its turn.
+    def submit(self, call: Call) -> Sequence[NDArray[Any]]:
+        """The answer of the call, after its turn came.
 
         Raises:
-            QueueFullError: as many calls or bytes as may wait are waiting.
+            QueueFullError: as many calls or bytes wait as may.
         """
         with self._changed:
             if self._waiting >= self._max_waiting or (self._waiting and self._bytes + call.num_bytes > self._max_bytes):
                 raise QueueFullError(self._waiting)
-            begin = max(self._now, self._had.get(call.caller, 0.0))
-            self._had[call.caller] = begin + call.rows
+            begin = max(self._now, self._served_rows.get(call.caller, 0.0))
+            self._served_rows[call.caller] = begin + call.rows
             call.turn = (begin, next(self._order))
             self._calls.append(call)
             self._waiting += 1
@@ -175,7 +175,7 @@ class CallQueue:
         return call.answer
 
     def take(self, *, timeout_s: float | None = None) -> list[Call]:
-        """The calls of the next batch; none when there is nothing to do for `timeout_s`."""
+        """The calls of the next batch; empty when none arrives within `timeout_s`."""
         with self._changed:
             if not self._changed.wait_for(lambda: bool(self._calls), timeout_s):
                 return []
@@ -187,7 +187,7 @@ class CallQueue:
                     rows += call.rows
             self._calls = [call for call in self._calls if call not in batch]
             self._now = first.turn[0]
-            self._had = {caller: had for caller, had in self._had.items() if had > self._now}
+            self._served_rows = {caller: rows for caller, rows in self._served_rows.items() if rows > self._now}
             return batch
 
     def _work(self) -> None:
@@ -203,7 +203,7 @@ class CallQueue:
             answers = self._compute(batch)
         except Exception as error:  # belongs to the caller, in whose thread it is raised
             if len(batch) > 1:
-                # What one trial sends must not fail the others.
+                # A faulty call of one trial must not fail those of others.
                 for call in batch:
                     self._answer([call])
                 return

@@ -22,8 +22,8 @@ class TeacherDefinition:
     """A teacher as the spec describes it.
 
     Attributes:
-        weights: an absolute file path or `torchvision:<weights enum>`; None trains the teacher.
-        training: the recipe when it is trained.
+        weights: an absolute file path or `torchvision:<weights enum>`; None for a teacher that is trained.
+        training: the recipe of a teacher that is trained.
         num_classes: how many numbers it returns for each sample.
         task: what it is trained to do; None for the default task.
     """
@@ -73,7 +73,7 @@ class TeacherDefinition:
 
 
 def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[str, Any]:
-    """All that decides the content of a sealed view."""
+    """Everything that determines the content of a sealed view."""
     return {**base, "knowledge": kind.identity(), "view": view}
 
 

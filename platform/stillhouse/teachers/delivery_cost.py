@@ -1,4 +1,4 @@
-"""The cost model behind `auto`: which way each kind of knowledge goes, and why."""
+"""The cost model of `auto`: the delivery mode of each kind of knowledge, and the reason."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from stillhouse.errors import UsageError
 
 @dataclass(frozen=True)
 class DeliveryChoice:
-    """A way and the sentence that explains it."""
+    """A delivery mode (`cached`, `served` or `inline`) and the sentence that explains it."""
 
     mode: str
     reason: str
@@ -17,16 +17,16 @@ class DeliveryChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one kind of knowledge costs, as it was measured.
+    """The measured cost of one kind of knowledge.
 
     Attributes:
-        name: the kind in the user's words.
-        requested: `auto`, or the way that the spec forces.
-        bytes_per_sample: in the store.
-        read_seconds: in which a sample's knowledge is gathered from a map of the store, one thread; infinite where no file
+        name: the kind as users see it.
+        requested: `auto`, or the delivery mode that the spec sets.
+        bytes_per_sample: its size in the store.
+        read_seconds: to gather one sample's knowledge from the memory-mapped store with one thread; infinite where no file
             could be written there.
-        compute_seconds: in which the teacher computes it for a sample, with all passes that it takes.
-        num_views: in which it is read.
+        compute_seconds: for the teacher to compute it for one sample, with all passes that it takes.
+        num_views: the number of views in which it is read.
     """
 
     name: str
@@ -38,21 +38,21 @@ class Cost:
 
 
 def choose_delivery(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: int) -> dict[str, DeliveryChoice]:
-    """The way of each kind of one teacher's knowledge.
+    """The delivery mode of each kind of one teacher's knowledge.
 
-    `cached` where reading a sample back is quicker than computing it and the views fit the room, else `inline`. The student's
-    own step is the same either way, so its time decides nothing; pixels of a view are at hand in the trial, so sending them
-    to a served teacher would cost the teacher's time and the way besides. Small kinds take their room first.
+    `cached` where reading a sample is faster than computing it and the views fit into the quota, otherwise `inline`. The
+    student's own step takes the same time in every mode, so it does not matter. `served` is never chosen: a trial has the
+    view's pixels already, and sending them would add transfer to the teacher's time. Small kinds are placed first.
 
     Args:
         costs: by kind.
-        room_bytes: what the sweep may still take of the store.
+        room_bytes: how much the sweep may still store.
 
     Raises:
-        UsageError: a kind that is forced to be cached does not fit.
+        UsageError: the spec sets a kind to be cached, and it does not fit.
     """
     choices: dict[str, DeliveryChoice] = {}
-    # What is forced goes first, then by size.
+    # Modes that the spec sets come first, then small kinds.
     for kind, cost in sorted(costs.items(), key=lambda item: (item[1].requested == "auto", item[1].bytes_per_sample)):
         total = cost.bytes_per_sample * num_samples * cost.num_views
         read = f"{1e6 * cost.read_seconds:.2f} µs" if math.isfinite(cost.read_seconds) else "an unknown time"
@@ -61,22 +61,22 @@ def choose_delivery(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: 
             if cost.requested == "cached" and total > room_bytes:
                 raise UsageError(
                     f"knowledge.way is cached, but {cost.num_views} views of {cost.name} take {readable_bytes(total)} and "
-                    f"there is room for {readable_bytes(room_bytes)}; raise knowledge.max_bytes, lower views.count, "
+                    f"{readable_bytes(room_bytes)} are free; raise knowledge.max_bytes, lower views.count, "
                     "or let way be auto"
                 )
             choices[kind] = DeliveryChoice(cost.requested, f"specified in the spec; {facts}")
         elif total > room_bytes:
             choices[kind] = DeliveryChoice(
                 "inline",
-                f"{cost.num_views} views take {readable_bytes(total)}, more than the {readable_bytes(room_bytes)} of room; "
+                f"{cost.num_views} views take {readable_bytes(total)}, more than the {readable_bytes(room_bytes)} free; "
                 "raise knowledge.max_bytes, free some disk, or lower views.count to have them cached",
             )
         elif not math.isfinite(cost.read_seconds):
             choices[kind] = DeliveryChoice(
-                "inline", f"{facts}, since no file could be written to time it; see what room the disk has"
+                "inline", f"{facts}, because no file could be written to measure reading; check the free disk space"
             )
         elif cost.read_seconds > cost.compute_seconds:
-            choices[kind] = DeliveryChoice("inline", f"{facts}; recomputing is quicker")
+            choices[kind] = DeliveryChoice("inline", f"{facts}; recomputing is faster")
         else:
             choices[kind] = DeliveryChoice("cached", f"{facts}; {cost.num_views} views take {readable_bytes(total)}")
         if choices[kind].mode == "cached":
@@ -85,7 +85,7 @@ def choose_delivery(costs: Mapping[str, Cost], *, num_samples: int, room_bytes: 
 
 
 def choose_calling_mode(*, requested: str, teacher_on_gpu: bool, trials_on_gpu: bool) -> DeliveryChoice:
-    """Picks where the teacher runs for methods that call it on inputs of their own making, which exist in no view.
+    """The delivery mode for methods that call the teacher on inputs that they generate, which exist in no view.
 
     Args:
         requested: `auto`, `served` or `inline`; the plan refuses `cached`.
@@ -96,16 +96,16 @@ def choose_calling_mode(*, requested: str, teacher_on_gpu: bool, trials_on_gpu: 
         return DeliveryChoice(requested, "specified in the spec")
     if teacher_on_gpu and not trials_on_gpu:
         return DeliveryChoice(
-            "served", "inputs of a method's own making exist in no view, and only the shared teacher has a GPU"
+            "served", "inputs that a method generates exist in no view, and only the shared teacher has a GPU"
         )
     return DeliveryChoice(
         "inline",
-        "inputs of a method's own making exist in no view, and trials are as fast as the shared teacher they would wait for",
+        "inputs that a method generates exist in no view, and trials are as fast as the shared teacher they would wait for",
     )
 
 
 def readable_bytes(num_bytes: int) -> str:
-    """In the unit that leaves it at least 1: `1.50 kB` of 1000 bytes each."""
+    """A size as text: `1.50 kB` for 1500 bytes."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.2f} {unit}"

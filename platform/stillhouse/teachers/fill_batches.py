@@ -12,11 +12,11 @@ from stillhouse.knowledge.writer import ViewWriter
 
 @dataclass(frozen=True, eq=False)
 class FillBatch:
-    """A batch that is this service's to fill.
+    """A batch that this service has claimed.
 
     Attributes:
-        rows: [B], that some kind of knowledge misses.
-        missing: [B], by kind.
+        rows: [B], of which some kind of knowledge is missing.
+        missing: [B], by kind: whether the row misses it.
     """
 
     number: int
@@ -25,7 +25,7 @@ class FillBatch:
 
 
 class FillBatches:
-    """The batches of a view that are not durable yet, claimed one after another."""
+    """The batches of a view that are not durable yet, claimed one after another among several services."""
 
     def __init__(self, blocks: Sequence[NDArray[np.int64]], writers: Mapping[str, ViewWriter]) -> None:
         self._blocks = blocks
@@ -36,21 +36,21 @@ class FillBatches:
 
     @property
     def left(self) -> bool:
-        """Whether there may still be something to do."""
+        """Whether some batch may still be missing."""
         return bool(self._claimed or self._unclaimed)
 
     def take(self) -> FillBatch | None:
-        """The next batch; None when others are at all that is left."""
+        """The next batch; None while other services hold all that is left."""
         return self._claimed.popleft() if self._claimed else self._claim()
 
     def ahead(self) -> Iterator[NDArray[np.int64]]:
-        """The rows of batches that `take` will give, claimed as they are asked for."""
+        """The rows of the batches that `take` will return, each claimed when it is read here."""
         while (batch := self._claim()) is not None:
             self._claimed.append(batch)
             yield batch.rows
 
     def finish(self, batches: Iterable[FillBatch]) -> None:
-        """Gives up the claims of batches that are durable and counted."""
+        """Releases the claims of batches that are durable and counted."""
         numbers = [batch.number for batch in batches]
         for writer in self._writers.values():
             writer.release(numbers)

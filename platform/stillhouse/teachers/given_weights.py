@@ -1,4 +1,4 @@
-"""Weights that a user gave as a file at the driver, copied into the home where every node finds them."""
+"""Copies weights that a user gave as a file at the driver into the home, where every node finds them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from stillhouse.teachers.definition import TeacherDefinition
 
 
 def bring_weights(definition: TeacherDefinition, address: HomeAddress) -> TeacherDefinition:
-    """The definition with weights that were given as a file at the driver in the home, where every node finds them."""
+    """The definition with its weights file in the home; unchanged where it names no file or every node shares the home."""
     if address.keeper is None or definition.weights is None or not (source := Path(definition.weights)).is_file():
         return definition
     content = source.read_bytes()

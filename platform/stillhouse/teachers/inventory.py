@@ -1,4 +1,4 @@
-"""What a home keeps of its teachers: their weights, and the sealed views of their knowledge."""
+"""What a home stores of its teachers: their weights, and the sealed views of their knowledge."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from stillhouse.teachers.library import TeacherLibrary
 
 
 def stored_teachers(home: Path) -> list[dict[str, Any]]:
-    """The card of every teacher, with `knowledge`: `views` that are sealed, `bytes`, and `kinds`, each with the same and more.
+    """The card of every teacher, with `knowledge`: the number of sealed `views`, their `bytes`, and the list of `kinds`.
 
     A kind has `knowledge` (its name), `dataset`, `dtype`, `views`, `unsealed` views, `bytes` and `last_used` (seconds since the
-    epoch). Views of a teacher whose card is gone stand under a teacher without a key.
+    epoch). Views of a teacher whose card is gone are listed under a teacher with an empty key.
     """
     by_weights: dict[str, dict[str, dict[str, Any]]] = {}
     for entry in KnowledgeStore(home / "knowledge").entries():
@@ -48,7 +48,7 @@ def stored_teachers(home: Path) -> list[dict[str, Any]]:
 
 
 def describe_kind(identity: Mapping[str, Any]) -> str:
-    """A kind of knowledge by the part of a view's identity that tells it, as `Knowledge` names itself."""
+    """The name of a kind of knowledge, from the part of a view's identity that describes it; equal to that of `Knowledge`."""
     if not identity:
         return "unknown"
     what = "input_gradient" if "of" in identity else ", ".join(identity["layers"]) or "logits"

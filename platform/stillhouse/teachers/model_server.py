@@ -21,18 +21,18 @@ from stillhouse.teachers.call_queue import CACHE_TIMEOUT_S, MAX_QUEUED_BYTES, MA
 MERGED_ROWS = 1024
 """The largest batch that calls are merged into on a GPU. On a CPU it is off, for equal bits in every run (decision 0010)."""
 MAX_CACHED_BYTES = 1 << 30
-"""Of forward passes that are kept until their gradients are asked for."""
+"""Of cached forward passes whose gradients were not requested yet."""
 _PIECE_ROWS = 2048
-"""A larger batch is computed in pieces, so that a caller's batch size does not decide the teacher's memory."""
+"""A larger batch is computed in pieces, so that the teacher's memory does not depend on a caller's batch size."""
 
 
 class ForwardPassCache:
-    """Forward passes whose gradients will be asked for: they save the teacher from computing them twice.
+    """Forward passes whose gradients will be requested, so that the teacher need not compute them twice.
 
-    Only a saving: a pass that was dropped, or that died with its process, is computed again.
+    A pass that was dropped, or lost with its process, is computed again.
 
     Args:
-        max_bytes: of all of them; the oldest are dropped.
+        max_bytes: the most that all passes may take; the oldest are dropped.
     """
 
     def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
@@ -48,12 +48,12 @@ class ForwardPassCache:
             self._passes.popitem(last=False)
 
     def take(self, token: str | None) -> tuple[Tensor, Sequence[Tensor]] | None:
-        """The images and the outputs, once."""
+        """Removes a pass; returns its images and outputs."""
         found = self._passes.pop(token, None) if token is not None else None
         return None if found is None else found[:2]
 
     def drop_old(self) -> None:
-        """Forgets what nobody asked for, such as the passes of trials that ended."""
+        """Drops passes whose gradients were not requested in time, such as those of trials that ended."""
         for token in [token for token, kept in self._passes.items() if time.monotonic() - kept[3] > CACHE_TIMEOUT_S]:
             del self._passes[token]
 
@@ -86,14 +86,14 @@ class ModelServer:
         self._lock = lock
         self._task = task
         self._device = device
-        self._kept = ForwardPassCache(max_cached_bytes)
+        self._passes = ForwardPassCache(max_cached_bytes)
         self._pass_bytes: dict[Hashable, float] = {}
         self.queue = CallQueue(
             self._compute,
             merged_rows=(0 if device == "cpu" else MERGED_ROWS) if merged_rows is None else merged_rows,
             max_waiting=max_waiting,
             max_bytes=max_bytes,
-            on_idle=self._kept.drop_old,
+            on_idle=self._passes.drop_old,
         )
         self.samples_forwarded = 0
         self.samples_differentiated = 0
@@ -111,10 +111,10 @@ class ModelServer:
             labels: [B], the samples' own classes, for kinds that depend on them.
 
         Raises:
-            QueueFullError: too much is waiting.
+            QueueFullError: too many calls or bytes are waiting.
         """
         arrays: list[NDArray[Any]] = [images] if labels is None else [images, labels]
-        answer = self.queue.ask(Call(caller, ("knowledge", tuple(kinds.items()), len(arrays), *_form(images)), arrays))
+        answer = self.queue.submit(Call(caller, ("knowledge", tuple(kinds.items()), len(arrays), *_form(images)), arrays))
         return dict(zip(kinds, answer, strict=True))
 
     def forward(self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None = None) -> list[NDArray[Any]]:
@@ -124,26 +124,26 @@ class ModelServer:
             token: names this pass for the `pull_back` that will follow; None when none will.
 
         Raises:
-            QueueFullError: too much is waiting.
+            QueueFullError: too many calls or bytes are waiting.
         """
         task = ("forward", token is not None, tuple(layers), *_form(images))
-        return list(self.queue.ask(Call(caller, task, [images], token)))
+        return list(self.queue.submit(Call(caller, task, [images], token)))
 
     def pull_back(
         self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
     ) -> NDArray[Any]:
-        """The gradient with respect to the images, for those with respect to what `forward` gave.
+        """The gradient with respect to the images, given those with respect to the outputs of `forward`.
 
         Raises:
-            QueueFullError: too much is waiting.
+            QueueFullError: too many calls or bytes are waiting.
         """
         task: tuple[Hashable, ...] = ("pull_back", tuple(layers), *_form(images))
-        if token in self._kept:
-            task += (token,)  # to be computed by itself, from the pass that is there
-        return self.queue.ask(Call(caller, task, [images, *gradients], token))[0]
+        if token in self._passes:
+            task += (token,)  # computed alone, from the cached pass
+        return self.queue.submit(Call(caller, task, [images, *gradients], token))[0]
 
     def counters(self) -> dict[str, float]:
-        """`samples_served`, `samples_differentiated`, `batches_served` and `calls_merged`: those that shared a batch."""
+        """`samples_served`, `samples_differentiated`, `batches_served` and `calls_merged`: calls that shared a batch."""
         return {
             "samples_served": self.samples_forwarded,
             "samples_differentiated": self.samples_differentiated,
@@ -158,7 +158,7 @@ class ModelServer:
             if len(calls) == 1 and calls[0].rows <= _PIECE_ROWS:
                 outputs = self._compute_alone(task, calls[0])
             else:
-                # Copied from the shared memory that calls come in, and joined, in one go.
+                # Copied out of shared memory and joined at once.
                 joined = [
                     torch.from_numpy(np.concatenate(parts)) for parts in zip(*(call.arrays for call in calls), strict=True)
                 ]
@@ -168,7 +168,7 @@ class ModelServer:
         return [[array[end - call.rows : end] for array in arrays] for call, end in zip(calls, ends, strict=True)]
 
     def _compute_alone(self, task: tuple[Any, ...], call: Call) -> Sequence[Tensor]:
-        if task[0] == "pull_back" and (kept := self._kept.take(call.token)) is not None:
+        if task[0] == "pull_back" and (kept := self._passes.take(call.token)) is not None:
             images, outputs = kept
             self.samples_differentiated += call.rows
             return [pull_back(outputs, images, [self._tensor(gradient) for gradient in call.arrays[1:]])]
@@ -178,7 +178,7 @@ class ModelServer:
             per_sample = self._bytes_per_sample(task, images)
             outputs = run_teacher(self._model, images, task[2])
             self.samples_forwarded += call.rows
-            self._kept.keep(call.token, images, outputs, int(per_sample * call.rows))
+            self._passes.keep(call.token, images, outputs, int(per_sample * call.rows))
             return outputs
         return self._run(task, tensors)
 
@@ -203,7 +203,7 @@ class ModelServer:
         return [pull_back(run_teacher(self._model, images, task[1]), images, tensors[1:])]
 
     def _bytes_per_sample(self, task: tuple[Any, ...], images: Tensor) -> float:
-        """What a forward pass keeps for its gradient, counted once for each form of input on one sample."""
+        """The bytes that a forward pass stores for its gradient, measured once per form of input on one sample."""
         if task not in self._pass_bytes:
             weights = {tensor.untyped_storage().data_ptr() for tensor in self._model.state_dict().values()}
             kept: dict[int, int] = {}
@@ -221,7 +221,7 @@ class ModelServer:
         return self._pass_bytes[task]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        """A writable copy on the device: what comes through the object store is read-only shared memory."""
+        """A writable copy on the device: arrays from the object store are read-only shared memory."""
         return torch.from_numpy(np.array(array)).to(self._device)
 
 

@@ -17,7 +17,7 @@ from stillhouse.teachers.actor_link import ActorLink
 
 
 class ServedKnowledge:
-    """The teacher actor computes on the pixels of each batch; for inputs that exist in no view."""
+    """Knowledge that the teacher actor computes on the pixels of each batch, for inputs that exist in no view."""
 
     way = "served"
     wait_seconds = 0.0
@@ -66,7 +66,7 @@ class ActorModel:
 
 
 def _to_array(tensor: Tensor) -> NDArray[Any]:
-    """One contiguous array; what is no float32 or float64 travels as float32."""
+    """One contiguous array; types other than float32 and float64 become float32."""
     tensor = tensor.detach()
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
@@ -75,5 +75,5 @@ def _to_array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _to_tensor(array: NDArray[Any], like: Tensor) -> Tensor:
-    """On the device and of the type of `like`. Ray's arrays are read-only views of shared memory, so they are copied."""
+    """A copy on the device and of the type of `like`: Ray's arrays are read-only views of shared memory."""
     return torch.from_numpy(np.array(array)).to(like.device, like.dtype)

@@ -1,4 +1,4 @@
-"""A trial's side of the shared teacher: cached, served or inline, behind one interface."""
+"""How a trial uses its teacher: one source of knowledge, whichever delivery mode each kind has."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from stillhouse.teachers.view_opener import ViewOpener
 
 
 class MixedKnowledge:
-    """Different ways for different kinds of knowledge of one trial."""
+    """One source that combines several, of different delivery modes or teachers."""
 
     def __init__(self, sources: Sequence[KnowledgeSource]) -> None:
         self._sources = sources
@@ -44,16 +44,16 @@ class MixedKnowledge:
 
 
 class TrialTeacher:
-    """Makes a trial's knowledge source from a ticket, and counts what it used.
+    """A trial's source of knowledge, made from a ticket, and the counts of what it used.
 
     Attributes:
         source: None for a method that only calls the teacher.
-        callable: the teacher as a function, for a method that calls it on inputs of its own making.
+        callable: the teacher as a function, for a method that calls it on inputs that the method generates.
 
     Args:
-        knowledge: what the method asks, by name; the ticket says which way each kind goes.
+        knowledge: what the method needs, by name; the ticket gives the delivery mode of each kind.
         labels: of the training split, [N] or [N, K], for knowledge that depends on the target.
-        calls: whether the method calls the teacher on inputs of its own making.
+        calls: whether the method calls the teacher on inputs that it generates.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class TrialTeacher:
             if ticket.calling_mode == "inline":
                 assert model is not None
                 self.callable = InlineTeacher(model)
-        assert self.source or self.callable, "a trial with a teacher asks something of it"
+        assert self.source or self.callable, "a trial with a teacher uses it"
 
     def counters(self) -> dict[str, Any]:
-        """What this trial took of the teacher.
+        """What this trial used of the teacher.
 
         `way`, `samples_gathered`, `bytes_gathered`, `samples_forwarded` (inline or served, of the training split),
-        `samples_called` (of the method's own making) and `remote_calls`.
+        `samples_called` (that the method generated) and `remote_calls`.
         """
         return {
             "way": "+".join(dict.fromkeys(used.way for used in (self.source, self.callable) if used is not None)),
@@ -115,14 +115,14 @@ class TrialTeacher:
 
 
 def weights_here(ticket: TeacherTicket) -> Path:
-    """The file of the teacher's weights on this node, fetched if need be; they are those that the actor has loaded.
+    """The file of the weights that the actor has loaded, on this node; copied from the home if necessary.
 
     Raises:
-        InfrastructureError: they are not, also where the home has them.
+        InfrastructureError: neither this node nor the home has these weights.
     """
     home = node_home(ticket.home)
     path = home.here(ticket.weights_path)
-    # A node's copy may be of an earlier training of this teacher.
+    # A node's copy may come from an earlier training of this teacher.
     if not _holds(path, ticket.weights_hash):
         home.pull(path)
     if not _holds(path, ticket.weights_hash):
@@ -141,7 +141,7 @@ def _holds(path: Path, digest: str) -> bool:
 
 
 def _mode_of(kind: Knowledge, ticket: TeacherTicket) -> str:
-    # A search that chooses its trials as it goes may ask what nobody foresaw; recomputing always works.
+    # An adaptive search may need a kind that the plan did not foresee; computing it inline always works.
     return ticket.modes.get(kind.id, "inline")
 
 
@@ -151,11 +151,11 @@ def join_sources(sources: Sequence[KnowledgeSource]) -> KnowledgeSource | None:
 
 
 def add_counters(teachers: Sequence[TrialTeacher]) -> dict[str, Any]:
-    """The counters of a trial that learns from several teachers: sums, and the ways that were gone."""
+    """The counters of a trial that learns from several teachers: sums, and all delivery modes that were used."""
     return sum_counters([teacher.counters() for teacher in teachers])
 
 
 def sum_counters(counted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several processes' or teachers' counters as one."""
+    """The counters of several processes or teachers, added up."""
     sums = {name: sum(each[name] for each in counted) for name in counted[0] if name != "way"}
     return {"way": "+".join(dict.fromkeys(each["way"] for each in counted)), **sums}

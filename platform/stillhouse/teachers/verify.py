@@ -1,4 +1,4 @@
-"""Asking a teacher again for a sample of what is sealed, to see whether it still says the same."""
+"""Recomputes a random sample of the sealed knowledge, and compares."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +17,9 @@ from stillhouse.teachers.definition import view_identity
 
 BATCH = 512
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
-"""Of a sample's largest value. Batches of another size, threads and devices round differently, by about 1e-6 and 1e-3."""
+"""Relative to a sample's largest value. Other batch sizes, threads and devices round differently, by about 1e-6 and 1e-3."""
 _ODD_SHARE = 0.01
-"""Of a sample's values may differ more than that: a sign of a value near 0 turns by rounding alone."""
+"""The share of a sample's values that may differ more: rounding alone changes the sign of a value near 0."""
 
 Forward = Callable[[Mapping[str, Knowledge], int, NDArray[np.int64]], Mapping[str, NDArray[Any]]]
 
@@ -35,16 +35,16 @@ def verify_sealed(
     pairs: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Compares a random sample of (view, sample) pairs with the teacher; a view that differs is removed, to be made again.
+    """Compares a random sample of (view, sample) pairs with the teacher; a view that differs is removed, to be filled again.
 
     Args:
         base: the fixed part of the views' identities.
-        forward: gives what the teacher says of samples of a view, by kind.
-        pairs: how many are drawn of those that are sealed.
+        forward: computes the knowledge of samples of a view, by kind.
+        pairs: how many are drawn from the sealed views.
 
     Returns:
-        `compared`: how many samples of knowledge were. `differences`: for each view that differs its `knowledge`, `view`, the
-        `sample` that differs most and the `largest_difference`; a view that is damaged has a `reason` alone.
+        `compared`: the number of compared samples. `differences`: for each view that differs its `knowledge`, `view`, the
+        `sample` that differs most and the `largest_difference`; a damaged view has a `reason` instead of the last two.
     """
     views: dict[int, dict[str, View]] = defaultdict(dict)
     found: list[dict[str, Any]] = []
@@ -62,14 +62,14 @@ def verify_sealed(
     compared = 0
     sealed = sorted(number for number, some in views.items() if some)
     for number, indices in _drawn(sealed, rows, pairs, seed):
-        there = views[number]
+        opened = views[number]
         worst: dict[str, tuple[float, int]] = {}
         for start in range(0, len(indices), BATCH):
             batch = indices[start : start + BATCH]
-            answers = forward({name: kinds[name] for name in there}, number, batch)
-            for name, view in there.items():
+            computed = forward({name: kinds[name] for name in opened}, number, batch)
+            for name, view in opened.items():
                 stored = view.gather(torch.from_numpy(batch)).numpy()
-                for sample, difference in _differences(stored, answers[name]):
+                for sample, difference in _differences(stored, computed[name]):
                     worst[name] = max(worst.get(name, (0.0, 0)), (difference, int(batch[sample])))
                 compared += len(batch)
         for name, (difference, sample) in worst.items():
@@ -79,18 +79,18 @@ def verify_sealed(
 
 
 def _drawn(views: list[int], rows: int, pairs: int, seed: int) -> Iterable[tuple[int, NDArray[np.int64]]]:
-    """Each view's part of the pairs, without repetition, in the order of their numbers."""
+    """Each view's part of the random pairs, without repetition, in the order of the view numbers."""
     if not views:
         return
-    places = np.unique(integers(derive_key("pairs to verify", seed), np.arange(pairs), len(views) * rows))
+    numbers = np.unique(integers(derive_key("pairs to verify", seed), np.arange(pairs), len(views) * rows))
     for position, view in enumerate(views):
-        mine = places[(places >= position * rows) & (places < (position + 1) * rows)] - position * rows
+        mine = numbers[(numbers >= position * rows) & (numbers < (position + 1) * rows)] - position * rows
         if len(mine):
             yield view, mine
 
 
 def _differences(stored: NDArray[Any], answer: NDArray[Any]) -> Iterable[tuple[int, float]]:
-    """(row, largest difference) of the rows that do not say the same."""
+    """(row, largest difference) of the rows that differ beyond rounding."""
     tolerance = _TOLERANCE[stored.dtype.name]
     stored, answer = (array.reshape(len(array), -1).astype(np.float64) for array in (stored, answer))
     gaps = np.abs(stored - answer)

@@ -23,8 +23,8 @@ REPEAT_S = 5.0
 class ViewOpener:
     """Opens views, sealed or being filled, and waits for their rows.
 
-    The actor is asked once per epoch for what is not sealed, and again whenever one batch has waited for a few seconds, in case
-    it has died or failed since. One of its replicas is asked for all of them.
+    What is not sealed is requested once per epoch, and again whenever one batch has waited for a few seconds, in case the actor
+    has died or failed since. One of the replicas gets the request and forwards it to the others.
     """
 
     def __init__(self, ticket: TeacherTicket, knowledge: Mapping[str, Knowledge], link: ActorLink) -> None:
@@ -32,7 +32,7 @@ class ViewOpener:
         self._knowledge = knowledge
         self._link = link
         self._store = node_home(ticket.home).store
-        self._asked = 0.0
+        self._requested_at = 0.0
         self._view = 0
         self._wanted: Mapping[str, Knowledge] = {}
         self._reading: Reading | None = None
@@ -46,27 +46,27 @@ class ViewOpener:
         """
         self._view, self._reading = view, reading
         self._wanted = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
-        self._asked = 0.0
+        self._requested_at = 0.0
         self._views = {}
         self._until(lambda: bool(self._views) or not self._wanted)
-        if not (self._asked or all(each.complete for each in self._views.values())):
-            # It is being filled; this trial's word may put it before what only runs ahead.
-            self._ask(damaged=False)
+        if not (self._requested_at or all(each.complete for each in self._views.values())):
+            # It is being filled; a trial's request goes before those that only run ahead.
+            self._request(damaged=False)
         return self._views
 
     def await_rows(self, indices: Tensor) -> Mapping[str, View]:
-        """The views that were opened last, when the rows of the samples `indices` [B] are ready in all of them.
+        """Waits for the rows of the samples `indices` [B]; returns the views that were opened last.
 
         Raises:
             InfrastructureError: the actor can not fill the view, or is gone.
         """
-        # What comes in the next seconds was not lost: a batch that waits for its turn asks nobody.
-        self._asked = time.monotonic()
+        # A batch that waits only for its turn sends no request: rows that arrive within seconds were not lost.
+        self._requested_at = time.monotonic()
         self._until(lambda: all(each.ready(indices) for each in self._views.values()))
         return self._views
 
     def _until(self, there: Callable[[], bool]) -> None:
-        """Waits until `there`, and asks the actor every few seconds."""
+        """Waits until `there`, and repeats the request every few seconds."""
         failures = 0
         damaged = False
         while True:
@@ -77,17 +77,17 @@ class ViewOpener:
                 except FileNotFoundError:
                     damaged = False
                 except Damaged:
-                    # The actor checks before it believes, unseals the view and makes it again.
+                    # The actor checks the view itself, unseals it if it is damaged, and fills it again.
                     damaged = True
             if not damaged and there():
                 return
-            if time.monotonic() - self._asked > REPEAT_S:
-                error = self._ask(damaged=damaged)
+            if time.monotonic() - self._requested_at > REPEAT_S:
+                error = self._request(damaged=damaged)
                 failures += error is not None
                 if error is not None and failures > 1:
-                    # Of the actor's own type: a full disk is one for this trial too.
+                    # The type is the actor's: a full disk there is one for this trial too.
                     raise type(error)(f"teacher '{self._ticket.definition.name}' cannot fill view {self._view}: {error}")
-                # The files that are mapped may have been made anew.
+                # The mapped files may have been replaced.
                 with suppress(FileNotFoundError, Damaged):
                     self._views = self._open()
             time.sleep(REPEAT_S / 5 if damaged else _POLL_S)
@@ -97,9 +97,9 @@ class ViewOpener:
             name: self._store.follow(view_identity(self._ticket.base, kind, self._view)) for name, kind in self._wanted.items()
         }
 
-    def _ask(self, *, damaged: bool) -> InfrastructureError | None:
+    def _request(self, *, damaged: bool) -> InfrastructureError | None:
         """Requests the view from the actor; returns the error of its last filling, if that failed."""
-        # With what others will read of the view, since an actor that was restarted does not know of them.
+        # With all kinds that other trials will read of the view: a restarted actor does not know their requests.
         kinds = {kind.id: kind for kind in (*self._wanted.values(), *self._ticket.plan.kinds(self._view))}
         request = FillRequest(
             view=self._view,
@@ -109,5 +109,5 @@ class ViewOpener:
             sweep=self._ticket.sweep,
         )
         error: InfrastructureError | None = self._link.broadcast("request", request)
-        self._asked = time.monotonic()
+        self._requested_at = time.monotonic()
         return error
