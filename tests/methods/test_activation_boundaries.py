@@ -82,7 +82,7 @@ def test_the_first_stage_equals_a_published_implementation(open_case: Open) -> N
     case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2")
 
 
-def test_the_mean_over_all_elements_is_met_once_the_scale_is_corrected(open_case: Open) -> None:
+def test_the_mean_over_all_elements_is_the_same_up_to_its_scale(open_case: Open) -> None:
     case = open_case("ab-kdzoo")
     student, teacher = case["in.s_feat"], case["in.t_feat"]
     loss = boundary_loss(student, activated(teacher, height=6, width=6), case.number("margin")) / teacher[0].numel()
@@ -105,7 +105,7 @@ def test_the_second_stage_is_the_authors_times_the_squared_temperature(open_case
     case.check_gradients(loss, "s_logits")
 
 
-def test_a_neuron_costs_the_square_of_what_it_lacks_by_hand() -> None:
+def test_the_loss_of_a_neuron_is_the_squared_distance_to_the_margin() -> None:
     student = torch.tensor([1.5, 0.25, -0.5, -2.0]).reshape(1, 4, 1, 1)
     active = torch.tensor([1.0, 0.0, 1.0, 0.0]).reshape(1, 4, 1, 1)
     # 0, (1 + 0.25)^2, (1 + 0.5)^2, 0
@@ -113,19 +113,19 @@ def test_a_neuron_costs_the_square_of_what_it_lacks_by_hand() -> None:
     assert float(boundary_loss(student, 1 - active, margin=0.5)) == 2.0**2 + 0.25**2 + 0.0 + 2.5**2
 
 
-def test_neurons_beyond_the_margin_on_the_teachers_side_cost_nothing() -> None:
+def test_neurons_beyond_the_margin_on_the_teachers_side_have_no_loss() -> None:
     teacher = torch.randn(3, 4, 5, 5)
     active = activated(teacher, height=5, width=5)
     assert float(boundary_loss(teacher.sign() * 1.001, active)) == 0.0
     assert bool((active == activated(100 * teacher, height=5, width=5)).all())
 
 
-def test_a_stage_behind_its_relu_gives_the_teachers_signs_as_well() -> None:
+def test_a_stage_after_its_relu_gives_the_same_signs_of_the_teacher() -> None:
     teacher = torch.randn(3, 4, 5, 5)
     assert torch.equal(activated(F.relu(teacher), height=5, width=5), activated(teacher, height=5, width=5))
 
 
-def test_maps_in_front_of_the_relu_are_read_where_a_network_has_them() -> None:
+def test_maps_before_the_relu_are_read_where_a_network_has_them() -> None:
     teacher, student = architecture((16, 8, 8), (32, 4, 4), before=True), architecture((6, 8, 8), (12, 4, 4))
     assert ActivationBoundaries().pairs(teacher, student) == {"stage0": "before0", "stage1": "before1"}
     assert ActivationBoundaries(teacher_maps="stage0").pairs(teacher, student) == {"stage1": "stage0"}
@@ -145,17 +145,17 @@ def test_a_larger_student_map_is_averaged_down() -> None:
     torch.testing.assert_close(ActivationBoundaries().loss(step)["boundaries"], expected)
 
 
-def test_the_stages_and_what_they_ask_for() -> None:
+def test_the_stages_and_the_knowledge_that_they_need() -> None:
     teacher, student = architecture((16, 8, 8), (32, 4, 4)), architecture((6, 8, 8), (12, 2, 2))
     first, second = ActivationBoundaries().stages(setup(teacher, student, 8))
     assert (first.epochs, first.until, first.comparable, second.epochs, second.until) == (2, "stage1", False, 6, None)
-    asked = ActivationBoundaries().knowledge(teacher, student)
-    assert sorted(asked) == ["active.stage0", "active.stage1", "logits"]
-    assert asked["active.stage1"].compute(torch.zeros(2, 10), {"stage1": torch.randn(2, 32, 4, 4)}).shape == (2, 32, 2, 2)
+    needed = ActivationBoundaries().knowledge(teacher, student)
+    assert sorted(needed) == ["active.stage0", "active.stage1", "logits"]
+    assert needed["active.stage1"].compute(torch.zeros(2, 10), {"stage1": torch.randn(2, 32, 4, 4)}).shape == (2, 32, 2, 2)
     assert "logits" not in ActivationBoundaries(kd_weight=0).knowledge(teacher, student)
 
 
-def test_labels_take_the_rest_of_the_second_stage() -> None:
+def test_labels_have_the_remaining_weight_in_the_second_stage() -> None:
     step = make_step(
         student_logits=torch.randn(4, 10), teacher={"logits": torch.randn(4, 10)}, stage=Stage(name="distill", epochs=1)
     )

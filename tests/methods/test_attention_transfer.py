@@ -111,7 +111,7 @@ def test_features_of_zeros_have_finite_gradients() -> None:
     assert bool(gradient.isfinite().all())
 
 
-def test_equal_maps_lose_nothing_and_maps_without_overlap_lose_most() -> None:
+def test_equal_maps_have_no_loss_and_maps_without_overlap_the_largest() -> None:
     left, right = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
     left[0, 0, 0] = right[0, 1, 1] = 1.0
     assert float(attention_distance(left, left)) == 0.0
@@ -126,7 +126,7 @@ def test_a_larger_map_is_averaged_down_and_normalised_again() -> None:
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [(4, 8), (8, 4), (4, 4)])
-def test_maps_of_different_sizes_meet_at_the_smaller(student_size: int, teacher_size: int) -> None:
+def test_maps_of_different_sizes_are_compared_at_the_smaller_size(student_size: int, teacher_size: int) -> None:
     attention = torch.zeros(1, teacher_size, teacher_size)
     attention[0, 0, 0] = 1.0
     features = torch.zeros(1, 1, student_size, student_size)
@@ -136,7 +136,7 @@ def test_maps_of_different_sizes_meet_at_the_smaller(student_size: int, teacher_
     assert float(AttentionTransfer().loss(step)["attention"]) == pytest.approx(1000 / 49 / 2 * math.sqrt(2))
 
 
-def test_without_weight_only_the_labels_count() -> None:
+def test_with_weight_0_only_the_labels_are_used() -> None:
     step = make_step(
         student_logits=torch.randn(2, 10),
         student_features={"a": torch.randn(2, 3, 4, 4)},
@@ -163,17 +163,17 @@ def test_layers_may_be_named() -> None:
     assert method.student_layers(maps, maps) == ["stage1", "stage2"]
 
 
-def test_the_teacher_is_asked_for_maps_not_for_features() -> None:
+def test_attention_maps_are_computed_at_the_teacher() -> None:
     teacher, student = architecture((64, 8, 8)), architecture((16, 8, 8))
-    asked = AttentionTransfer(power=4.0).knowledge(teacher, student)
-    assert list(asked) == ["attention.stage0"]
+    needed = AttentionTransfer(power=4.0).knowledge(teacher, student)
+    assert list(needed) == ["attention.stage0"]
     features = torch.randn(2, 64, 8, 8)
-    made = asked["attention.stage0"].compute(torch.zeros(2, 10), {"stage0": features})
+    made = needed["attention.stage0"].compute(torch.zeros(2, 10), {"stage0": features})
     assert made.shape == (2, 8, 8)
     torch.testing.assert_close(made, attention_map(features, power=4.0, pooling="sum"))
 
 
-def test_soft_targets_are_asked_for_only_when_they_have_a_weight() -> None:
+def test_soft_targets_are_needed_only_if_they_have_a_weight() -> None:
     maps = architecture((16, 8, 8))
     assert "logits" not in AttentionTransfer().knowledge(maps, maps)
     assert "logits" in AttentionTransfer(kd_weight=0.5).knowledge(maps, maps)
@@ -184,11 +184,11 @@ def test_a_student_without_maps_does_not_suit() -> None:
         AttentionTransfer().knowledge(architecture((16, 8, 8)), architecture())
 
 
-def test_maps_of_one_pixel_are_no_maps() -> None:
+def test_maps_of_one_pixel_are_not_used() -> None:
     with pytest.raises(Unsuitable, match="needs feature maps"):
         AttentionTransfer().knowledge(architecture((16, 8, 8)), architecture((16, 1, 1)))
 
 
-def test_a_teacher_without_maps_is_refused() -> None:
+def test_a_teacher_without_maps_is_rejected() -> None:
     with pytest.raises(MethodError, match="teacher net has none; use a convolutional teacher"):
         AttentionTransfer().knowledge(architecture(), architecture((16, 8, 8)))

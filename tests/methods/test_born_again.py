@@ -56,7 +56,7 @@ def test_equal_confidence_gives_the_plain_cross_entropy() -> None:
     torch.testing.assert_close(confidence_weighted_loss(student, teacher, labels), F.cross_entropy(student, labels))
 
 
-def test_a_sample_that_the_teacher_is_sure_of_counts_more() -> None:
+def test_a_sample_with_a_confident_teacher_has_more_weight() -> None:
     # confidences 1 and 1/2 up to rounding, so weights 2/3 and 1/3
     student, labels = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0])
     teacher = torch.tensor([[99.0, 0.0], [0.0, 0.0]])
@@ -65,7 +65,7 @@ def test_a_sample_that_the_teacher_is_sure_of_counts_more() -> None:
     torch.testing.assert_close(confidence_weighted_loss(student, teacher, labels), expected)
 
 
-def test_a_permutation_keeps_the_maximum_in_place_and_every_value() -> None:
+def test_a_permutation_keeps_the_maximum_in_place_and_the_set_of_values() -> None:
     probabilities = torch.rand(50, 10).softmax(1)
     permutations = torch.rand(50, 9).argsort(1)
     permuted = permute_non_argmax(probabilities, permutations)
@@ -113,7 +113,7 @@ def test_the_first_generation_learns_from_the_teacher_and_the_second_from_the_fi
         torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(student, step.labels))
 
 
-def test_generations_share_the_epochs_and_the_last_gets_the_rest() -> None:
+def test_generations_share_the_epochs_and_the_last_one_has_the_remainder() -> None:
     stages = BornAgain(generations=3).stages(setup(11))
     assert [(stage.name, stage.epochs, stage.comparable) for stage in stages] == [
         ("generation_1", 3, False),
@@ -127,7 +127,7 @@ def test_fewer_epochs_than_generations_are_too_few() -> None:
         BornAgain(generations=3).stages(setup(2))
 
 
-def test_a_new_generation_starts_afresh_and_the_old_one_is_kept() -> None:
+def test_a_new_generation_has_new_weights_and_the_old_one_is_stored() -> None:
     method = BornAgain()
     student, helper = nn.Linear(4, 3), method.modules(setup(2))["generations"]
     assert not helper.trainable
@@ -145,11 +145,11 @@ def test_a_new_generation_starts_afresh_and_the_old_one_is_kept() -> None:
     assert torch.equal(student.weight, fresh.weight)
 
 
-def test_one_generation_keeps_no_copy() -> None:
+def test_one_generation_stores_no_copy() -> None:
     assert BornAgain(generations=1).modules(setup(2)) == {}
 
 
-def test_the_second_generation_is_taught_by_the_first_as_it_was_at_its_end(tmp_path: Path) -> None:
+def test_the_second_generation_learns_from_the_final_weights_of_the_first(tmp_path: Path) -> None:
     trainer = MethodTrial(BornAgain(), epochs=4).trainer()
     trainer.run_epoch()
     trainer.run_epoch()
@@ -161,7 +161,7 @@ def test_the_second_generation_is_taught_by_the_first_as_it_was_at_its_end(tmp_p
     assert all(torch.equal(kept[f"members.0.{name}"], tensor) for name, tensor in taught.items())
 
 
-def test_the_ensemble_averages_the_probabilities_of_the_generations_that_are_there() -> None:
+def test_the_ensemble_averages_the_probabilities_of_the_complete_generations() -> None:
     networks = [nn.Linear(4, 3, dtype=torch.float64) for _ in range(3)]
     generations = Generations([nn.Linear(4, 3, dtype=torch.float64) for _ in range(2)])
     images = torch.randn(5, 4, dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_the_ensemble_averages_the_probabilities_of_the_generations_that_are_the
     torch.testing.assert_close(generations(images), networks[1](images))
 
 
-def test_the_ensemble_is_reported_and_leaves_the_student_as_it_is() -> None:
+def test_the_ensemble_is_reported_and_does_not_change_the_student() -> None:
     trainer = MethodTrial(BornAgain(generations=3), epochs=3).trainer()
     curve = trainer.fit()
     assert curve[0]["validation_accuracy_ensemble"] == curve[0]["validation_accuracy"]

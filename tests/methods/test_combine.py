@@ -18,7 +18,7 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
     return Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes=layers, stages=tuple(layers))
 
 
-def test_cross_entropy_counts_once_and_each_part_by_its_weight() -> None:
+def test_cross_entropy_is_added_once_and_each_part_with_its_weight() -> None:
     student, logits = torch.randn(4, 10), torch.randn(4, 10)
     features, attention = torch.randn(4, 3, 8, 8), torch.rand(4, 8, 8)
     step = make_step(
@@ -37,18 +37,18 @@ def test_cross_entropy_counts_once_and_each_part_by_its_weight() -> None:
     torch.testing.assert_close(terms["attention_transfer.attention"], 0.5 * AttentionTransfer().loss(alone)["attention"])
 
 
-def test_one_part_trains_as_the_method_does_alone() -> None:
-    # kd at a weight of 1 has no labels' part, so cross-entropy at a weight of 1 and the soft targets are all there is.
+def test_a_single_part_trains_the_same_student_as_its_method() -> None:
+    # kd with weight 1 has no term for the labels, so the loss is cross-entropy with weight 1 plus the soft targets.
     combined = MethodTrial(Combine(methods=("kd",), settings=("kd.kd_weight=1",)), epochs=1).trainer()
     (entry,) = combined.fit()
     assert entry["train_loss"] == pytest.approx(entry["cross_entropy"] + entry["kd.kd"])
 
 
-def test_knowledge_and_helpers_bear_the_parts_names() -> None:
+def test_knowledge_and_helpers_have_the_parts_names_as_prefix() -> None:
     maps = architecture((4, 8, 8), (8, 4, 4))
-    asked = Combine().knowledge(maps, maps)
-    assert set(asked) == {"kd.logits", "attention_transfer.attention.stage0", "attention_transfer.attention.stage1"}
-    assert asked["kd.logits"] == KD().knowledge(maps, maps)["logits"]
+    needed = Combine().knowledge(maps, maps)
+    assert set(needed) == {"kd.logits", "attention_transfer.attention.stage0", "attention_transfer.attention.stage1"}
+    assert needed["kd.logits"] == KD().knowledge(maps, maps)["logits"]
     trainer = MethodTrial(Combine(methods=("kd", "variational"))).trainer()
     names = {name for name in trainer._modules if name != "layers"}
     assert names
@@ -65,14 +65,14 @@ def test_helpers_of_the_parts_are_trained_and_two_parts_may_read_the_same_layers
     assert not any(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_a_part_of_weight_0_costs_nothing_and_changes_nothing() -> None:
+def test_a_part_of_weight_0_needs_nothing_and_changes_nothing() -> None:
     maps = architecture((4, 8, 8))
     method = Combine(weights=(1.0, 0.0))
     assert set(method.knowledge(maps, maps)) == {"kd.logits"}
     assert method.student_layers(maps, maps) == []
 
 
-def test_parts_draw_apart() -> None:
+def test_parts_have_separate_random_draws() -> None:
     student, logits = torch.randn(8, 10), torch.randn(8, 10)
     modules = {"layers": Layers({"noisy_teacher": ()})}
     step = make_step(student_logits=student, teacher={"noisy_teacher.logits": logits}, modules=modules, seed=3)
@@ -88,7 +88,7 @@ def test_settings_reach_the_parts() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).step is not Method.step])
-def test_a_method_with_a_step_of_its_own_is_refused(name: str) -> None:
+def test_a_method_with_its_own_step_is_rejected(name: str) -> None:
     with pytest.raises(MethodError, match=f"cannot combine '{name}': it changes more than the loss"):
         Combine(methods=("kd", name))
 
@@ -116,7 +116,7 @@ def test_a_stage_gathers_what_its_part_reads_and_the_last_what_all_parts_read() 
     assert last.knowledge == ("kd.logits", "fitnets.logits")
 
 
-def test_in_a_parts_first_stage_it_trains_as_it_would_alone() -> None:
+def test_in_its_first_stage_a_part_trains_as_it_does_by_itself() -> None:
     alone = MethodTrial(FitNets(hint_fraction=0.5), epochs=4).trainer()
     combined = MethodTrial(Combine(methods=("kd", "fitnets"), settings=("fitnets.hint_fraction=0.5",)), epochs=4).trainer()
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_in_a_parts_first_stage_it_trains_as_it_would_alone() -> None:
     assert {"cross_entropy", "kd.kd", "fitnets.soft_cross_entropy"} <= set(combined.run_epoch())
 
 
-def test_in_the_shared_stage_a_part_sees_its_own_last_stage() -> None:
+def test_in_the_shared_stage_a_part_receives_its_own_last_stage() -> None:
     stages = {"kd": [Stage(epochs=4)], "fitnets": [Stage(name="hint", epochs=1), Stage(name="distill", epochs=3)]}
     student, logits = torch.randn(4, 10), torch.randn(4, 10)
     step = make_step(
@@ -140,13 +140,13 @@ def test_in_the_shared_stage_a_part_sees_its_own_last_stage() -> None:
     )
     method = Combine(methods=("kd", "fitnets"), settings=('kd.weight_schedule="linear_decay"',))
     terms = method.loss(step)
-    # lambda falls from 4 to 1 over the shared stage; kd's weight of 0.9 falls to 0 over it too, since kd begins there.
+    # lambda falls from 4 to 1 over the shared stage; kd begins there, so its weight falls from 0.9 to 0 over it, too.
     soft = softened_cross_entropy(student, logits, FitNets().temperature)
     torch.testing.assert_close(terms["fitnets.soft_cross_entropy"], 3.0 * soft)
     torch.testing.assert_close(terms["kd.kd"], 0.9 * (2 / 3) * kd_loss(student, logits, KD().temperature))
 
 
-def test_without_first_stages_nothing_is_said_of_knowledge() -> None:
+def test_without_first_stages_the_stage_names_no_knowledge() -> None:
     (stage,) = MethodTrial(Combine()).trainer().stages
     assert stage.knowledge is None
 
@@ -158,7 +158,7 @@ def test_staged_parts_are_trained_saved_and_loaded_like_any_method() -> None:
     CHECKS["a_resumed_training_ends_with_the_same_weights"](MethodTrial(Combine(methods=("kd", "factor_transfer"))))
 
 
-def test_first_stages_that_leave_no_epoch_are_refused() -> None:
+def test_first_stages_that_leave_no_epoch_are_rejected() -> None:
     settings = ("fitnets.hint_fraction=0.9", "fsp.flow_fraction=0.9")
     with pytest.raises(
         MethodError, match=r"no epoch left .* the first stages of fitnets, fsp take 18 of 10 epochs; make their shares smaller"
@@ -167,17 +167,17 @@ def test_first_stages_that_leave_no_epoch_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["born_again", "label_refinery", "simkd"])
-def test_generations_and_other_classifiers_are_refused(name: str) -> None:
+def test_generations_and_other_classifiers_are_rejected(name: str) -> None:
     with pytest.raises(MethodError, match=f"cannot combine '{name}': it changes more than the loss"):
         Combine(methods=("kd", name))
 
 
-def test_a_part_that_differentiates_images_gets_them_so() -> None:
+def test_a_part_that_differentiates_images_receives_images_with_gradients() -> None:
     curve = MethodTrial(Combine(methods=("kd", "gradient_attention")), epochs=1).trainer().fit()
     assert curve[0]["gradient_attention.gradient"] > 0
 
 
-def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> None:
+def test_a_part_that_does_not_suit_the_student_makes_the_combination_unsuitable() -> None:
     with pytest.raises(Unsuitable):
         Combine().knowledge(architecture((4, 8, 8)), architecture())
 
@@ -200,6 +200,6 @@ def test_a_part_that_does_not_suit_the_student_does_not_suit_in_company() -> Non
         ({"settings": ("kd.temperature=0",)}, "temperature must be > 0, got 0"),
     ],
 )
-def test_a_wrong_combination_is_refused(hyperparameters: dict[str, tuple[object, ...]], message: str) -> None:
+def test_a_wrong_combination_is_rejected(hyperparameters: dict[str, tuple[object, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Combine(**hyperparameters)

@@ -75,7 +75,7 @@ def test_the_loss_falls_with_the_positive_and_grows_with_a_negative() -> None:
     assert bool((gradient[:, 1:] > 0).all())
 
 
-def test_others_are_drawn_evenly_from_other_classes() -> None:
+def test_negatives_are_drawn_uniformly_from_other_classes() -> None:
     classes = torch.tensor([2, 0, 1, 0, 2, 1, 1, 0])
     drawn = draw_contrast(classes, torch.tensor([1, 4, 2]), torch.rand(3, 60_000))
     assert drawn[:, 0].tolist() == [1, 4, 2]
@@ -88,7 +88,7 @@ def test_others_are_drawn_evenly_from_other_classes() -> None:
         )
 
 
-def test_the_largest_draw_stays_within_the_samples_and_one_class_alone_is_drawn_from_itself() -> None:
+def test_the_largest_draw_is_a_valid_sample_and_a_single_class_is_drawn_from_itself() -> None:
     almost_one = torch.full((2, 3), 1 - 2**-24)
     assert int(draw_contrast(torch.tensor([0, 1, 1]), torch.tensor([0, 1]), almost_one).max()) <= 2
     alone = draw_contrast(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 3]), torch.rand(2, 50))
@@ -101,7 +101,7 @@ def test_samples_whose_class_is_not_known_yet_may_be_drawn() -> None:
     assert set(draw_contrast(classes, torch.tensor([1]), torch.rand(1, 200))[0, 1:].tolist()) == {0, 2}
 
 
-def test_a_step_remembers_its_samples_alone_at_length_one() -> None:
+def test_a_step_updates_the_memory_of_its_samples_only_at_length_one() -> None:
     method = Contrastive(width=6)
     given = modules(method)
     memory = given["memory"]
@@ -134,7 +134,7 @@ def test_gradients_reach_both_embeddings_and_not_the_memory() -> None:
     assert not any(buffer.requires_grad for buffer in given["memory"].buffers())
 
 
-def test_equal_seeds_draw_equal_others_and_the_weight_scales_both_terms() -> None:
+def test_equal_seeds_draw_equal_negatives_and_the_weight_scales_both_terms() -> None:
     totals = []
     for weight, seed in ((0.8, 0), (0.8, 0), (1.6, 0), (0.8, 1)):
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_equal_seeds_draw_equal_others_and_the_weight_scales_both_terms() -> Non
     assert totals[2] == pytest.approx(2 * totals[0])
 
 
-def test_a_memory_beyond_its_limit_is_refused_with_its_size() -> None:
+def test_a_memory_beyond_its_limit_is_rejected_with_its_size() -> None:
     with pytest.raises(
         MethodError, match="memory_limit_mb is 100, but the memory of 1000000 samples in 128 dimensions takes 1024"
     ):
@@ -167,14 +167,14 @@ def test_the_memory_is_saved_but_never_trained() -> None:
     assert set(helper.module.state_dict()) == {"student", "teacher", "classes", "normalisers"}
 
 
-def test_without_weight_nothing_is_asked_built_or_computed() -> None:
+def test_with_weight_0_nothing_is_needed_built_or_computed() -> None:
     method = Contrastive(contrast_weight=0.0)
     assert method.knowledge(NET, NET) == {}
     assert method.modules(setup()) == {}
     assert list(method.loss(step({}))) == ["cross_entropy"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     method = Contrastive(width=6)
     terms = method.loss(step(modules(method), teacher=torch.full((4, 8, 1, 1), torch.nan)))
     assert bool(terms["teacher_contrast"].isnan())

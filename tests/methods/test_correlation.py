@@ -52,7 +52,7 @@ def test_the_series_tends_to_the_gaussian_kernel() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "bilinear"])
-def test_turned_and_scaled_outputs_of_another_width_lose_nothing(kernel: str) -> None:
+def test_rotated_and_scaled_outputs_of_another_width_have_no_loss(kernel: str) -> None:
     teacher = torch.randn(6, 4, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64)).Q[:4]
     assert float(correlation_loss(3 * teacher @ turn, teacher, kernel, 0.4, 2)) == pytest.approx(0, abs=1e-12)
@@ -64,13 +64,13 @@ def test_consecutive_pairs_by_hand() -> None:
     assert float(consecutive_pairs_loss(student, torch.zeros(3, 2))) == 3.0
 
 
-def test_a_batch_of_one_loses_nothing() -> None:
+def test_a_batch_of_one_has_no_loss() -> None:
     student, teacher = torch.randn(1, 4), torch.randn(1, 4)
     assert float(correlation_loss(student, teacher, "gaussian", 0.4, 2)) == pytest.approx(0, abs=1e-12)
     assert float(consecutive_pairs_loss(student, teacher)) == 0.0
 
 
-def test_a_sample_without_any_output_leaves_the_gradient_finite() -> None:
+def test_a_sample_with_outputs_of_0_leaves_the_gradient_finite() -> None:
     student = torch.randn(3, 4)
     student[1] = 0
     student.requires_grad_()
@@ -90,7 +90,7 @@ def given(student: Tensor, teacher: Tensor, method: Correlation) -> dict[str, Te
     return terms
 
 
-def test_the_term_is_weighted_and_absent_without_weight() -> None:
+def test_the_term_is_weighted_and_absent_with_weight_0() -> None:
     student, teacher = torch.randn(3, 8, 1, 1), torch.randn(3, 8, 1, 1)
     expected = 10 * correlation_loss(student.flatten(1), teacher.flatten(1), "gaussian", 0.4, 2)
     torch.testing.assert_close(given(student, teacher, Correlation(correlation_weight=10.0))["correlation"], expected)
@@ -98,18 +98,18 @@ def test_the_term_is_weighted_and_absent_without_weight() -> None:
     assert Correlation(correlation_weight=0.0).knowledge(NET, NET) == {}
 
 
-def test_only_consecutive_pairs_bring_helpers() -> None:
+def test_only_consecutive_pairs_have_helpers() -> None:
     setup = Setup(teacher=NET, student=NET, new_student=nn.Identity, num_samples=10, epochs=1)
     assert Correlation().modules(setup) == {}
     assert Correlation(kernel="consecutive_pairs", correlation_weight=0.0).modules(setup) == {}
     assert list(Correlation(kernel="consecutive_pairs").modules(setup)) == ["student_embedding", "teacher_embedding"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     student, teacher = torch.randn(3, 8, 1, 1), torch.full((3, 8, 1, 1), torch.nan)
     for method in (Correlation(), Correlation(kernel="bilinear"), Correlation(kernel="consecutive_pairs")):
         assert bool(given(student, teacher, method)["correlation"].isnan())
 
 
-def test_consecutive_pairs_keep_what_is_promised_of_every_method() -> None:
+def test_consecutive_pairs_pass_every_check() -> None:
     check_method(Correlation(kernel="consecutive_pairs", correlation_weight=0.02))

@@ -26,7 +26,7 @@ VARIANTS = pytest.mark.parametrize("variant", ["soft", "hard"])
 
 @pytest.fixture
 def open_formula() -> Open:
-    """Opens a case whose formula's numbers, unlike the implementation's, are given in float64 alone."""
+    """Opens a case in float64: it has the formula's numbers in float64 only, the implementation's in both precisions."""
     return lambda name: ReferenceCase(Path(__file__).parents[1] / "reference" / "cases" / f"{name}.npz", torch.float64)
 
 
@@ -76,7 +76,7 @@ def test_the_hard_form_on_short_lists_equals_another_published_implementation(op
 
 
 def test_the_probability_of_an_order_by_hand() -> None:
-    # weights 1, 2 and 3 taken in this order: 1/6 of all, then 2/5 of the rest
+    # weights 1, 2 and 3 in this order: 1/6 of all, then 2/5 of the rest
     scores = torch.tensor([1.0, 2.0, 3.0]).log()
     assert float(order_log_probabilities(scores).exp()) == pytest.approx(1 / 6 * 2 / 5)
 
@@ -93,7 +93,7 @@ def test_a_query_is_not_in_its_own_list_even_where_others_are_equal_to_it() -> N
     assert listed.tolist() == [[1, 2], [0, 2], [0, 1], [2, 0]]
 
 
-def test_the_soft_form_is_nothing_for_equal_embeddings_and_the_hard_form_is_least_for_the_same_order() -> None:
+def test_the_soft_loss_is_0_for_equal_embeddings_and_the_hard_loss_smallest_for_the_same_order() -> None:
     teacher = torch.randn(8, 5, dtype=torch.float64)
     assert float(darkrank_loss(2 * teacher, teacher, "soft", 3.0, 3.0, 4)) == pytest.approx(0, abs=1e-12)
     same, other = (
@@ -103,16 +103,16 @@ def test_the_soft_form_is_nothing_for_equal_embeddings_and_the_hard_form_is_leas
 
 
 @VARIANTS
-def test_a_student_that_can_not_tell_samples_apart_is_left_with_chance(variant: str) -> None:
+def test_a_student_with_equal_embeddings_has_the_loss_of_chance(variant: str) -> None:
     student, teacher = torch.ones(6, 3), torch.eye(6)
-    # the teacher's samples are all as far apart, too: both find every order of four as likely
+    # the teacher's samples have equal distances, too: for both, every order of four has the same probability
     expected = 0.0 if variant == "soft" else math.log(math.factorial(4))
     assert float(darkrank_loss(student, teacher, variant, 3.0, 3.0, 4)) == pytest.approx(expected, abs=1e-6)
 
 
 @VARIANTS
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_batch_too_small_to_rank_loses_nothing(variant: str, batch: int) -> None:
+def test_a_batch_too_small_to_rank_has_no_loss(variant: str, batch: int) -> None:
     student = torch.randn(batch, 4, requires_grad=True)
     loss = darkrank_loss(student, torch.randn(batch, 7), variant, 3.0, 3.0, 4)
     (gradient,) = torch.autograd.grad(loss, student)
@@ -122,7 +122,7 @@ def test_a_batch_too_small_to_rank_loses_nothing(variant: str, batch: int) -> No
 
 @VARIANTS
 @pytest.mark.parametrize("beta", [1.0, 3.0])
-def test_equal_samples_and_samples_without_output_leave_the_gradient_finite(variant: str, beta: float) -> None:
+def test_equal_samples_and_outputs_of_0_leave_the_gradient_finite(variant: str, beta: float) -> None:
     student = torch.randn(5, 4)
     student[1], student[2] = student[0], 0
     student.requires_grad_()
@@ -131,11 +131,11 @@ def test_equal_samples_and_samples_without_output_leave_the_gradient_finite(vari
 
 
 @VARIANTS
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed(variant: str) -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan(variant: str) -> None:
     assert bool(darkrank_loss(torch.randn(5, 4), torch.full((5, 4), torch.nan), variant, 3.0, 3.0, 4).isnan())
 
 
-def test_the_term_is_weighted_and_absent_without_weight() -> None:
+def test_the_term_is_weighted_and_absent_with_weight_0() -> None:
     student, teacher = torch.randn(6, 4), torch.randn(6, 7)
     step = make_step(student_logits=torch.randn(6, 10), student_features={"a": student}, teacher={"embedding": teacher})
     term = DarkRank(variant="hard", rank_weight=0.5).loss(step)["rank"]
@@ -145,7 +145,7 @@ def test_the_term_is_weighted_and_absent_without_weight() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 7])
-def test_soft_lists_are_kept_short_and_hard_ones_are_free(length: int) -> None:
+def test_soft_lists_have_a_maximum_length_and_hard_ones_do_not(length: int) -> None:
     with pytest.raises(ValueError, match=f"list_length must be 2 to 6 with variant='soft'.*got {length}"):
         DarkRank(list_length=length)
     DarkRank(variant="hard", list_length=length)

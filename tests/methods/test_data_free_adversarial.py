@@ -20,7 +20,7 @@ def test_the_discrepancy_is_the_mean_distance_of_the_logits() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 20.0])
-def test_the_generator_gains_by_disagreement_and_less_so_by_more_in_the_log_form(value: float) -> None:
+def test_the_generators_loss_falls_with_disagreement_and_more_slowly_in_the_log_form(value: float) -> None:
     disagreement = torch.tensor(value, dtype=torch.float64, requires_grad=True)
     assert generator_loss(disagreement, "linear").item() == -value
     log = generator_loss(disagreement, "log")
@@ -46,7 +46,7 @@ def test_the_generators_parameters_are_those_of_the_published_one() -> None:
 
 
 class Gradients:
-    """Plain gradient descent at rate 1 in place of the optimisers."""
+    """Gradient descent with learning rate 1 instead of the optimisers."""
 
     def __init__(self, **networks: nn.Module) -> None:
         self._networks = networks

@@ -24,7 +24,7 @@ def test_both_terms_and_their_sum_equal_the_authors_implementation(open_case: Ca
     case.check_gradients(loss, "s_logits")
 
 
-def test_the_default_is_the_authors_sum_once_warm() -> None:
+def test_after_the_warm_up_the_default_is_the_authors_sum() -> None:
     student, teacher, labels = torch.randn(4, 10), torch.randn(4, 10), torch.arange(4)
     step = make_step(student_logits=student, labels=labels, teacher={"logits": teacher}, progress=0.5)
     terms = Decoupled().loss(step)
@@ -33,7 +33,7 @@ def test_the_default_is_the_authors_sum_once_warm() -> None:
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(student, labels))
 
 
-def test_kd_is_the_target_term_and_the_others_weighted_by_what_the_target_leaves() -> None:
+def test_kd_is_the_target_term_plus_the_others_weighted_by_their_total_probability() -> None:
     # equation 7, an identity, with each sample's own weight
     student, teacher = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     labels, temperature = torch.arange(6), 3.0
@@ -45,12 +45,12 @@ def test_kd_is_the_target_term_and_the_others_weighted_by_what_the_target_leaves
 
 
 @pytest.mark.parametrize("loss", [target_class_loss, other_classes_loss])
-def test_equal_outputs_lose_nothing(loss: Callable[..., torch.Tensor]) -> None:
+def test_equal_outputs_have_no_loss(loss: Callable[..., torch.Tensor]) -> None:
     logits = torch.randn(4, 10, dtype=torch.float64)
     assert float(loss(logits, logits, torch.arange(4), 4.0)) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_other_classes_do_not_see_the_target_nor_the_target_term_their_order() -> None:
+def test_the_other_classes_do_not_depend_on_the_target_nor_the_target_term_on_their_order() -> None:
     student, teacher, labels = torch.randn(3, 5), torch.randn(3, 5), torch.zeros(3, dtype=torch.int64)
     louder, turned = student.clone(), student.clone()
     louder[:, 0] += 3
@@ -63,7 +63,7 @@ def test_the_other_classes_do_not_see_the_target_nor_the_target_term_their_order
     )
 
 
-def test_two_classes_have_no_others_to_tell_apart() -> None:
+def test_with_two_classes_the_term_of_the_others_is_0() -> None:
     assert float(other_classes_loss(torch.randn(4, 2), torch.randn(4, 2), torch.tensor([0, 1, 0, 1]), 4.0)) == 0.0
 
 
@@ -95,13 +95,13 @@ def test_the_larger_share_of_a_mixed_sample_is_the_target() -> None:
     assert mixed["other_classes"] == whole["other_classes"]
 
 
-def test_without_weights_the_teacher_is_not_asked() -> None:
+def test_with_weights_of_0_no_teacher_is_needed() -> None:
     method = Decoupled(target_weight=0.0, others_weight=0.0)
     assert method.knowledge(NET, NET) == {}
     assert list(method.loss(make_step(student_logits=torch.randn(2, 10)))) == ["cross_entropy"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     step = make_step(student_logits=torch.zeros(2, 3), teacher={"logits": torch.full((2, 3), torch.nan)}, progress=0.5)
     terms = Decoupled().loss(step)
     assert bool(terms["target_class"].isnan())

@@ -45,7 +45,7 @@ def test_scale_and_offset_do_not_matter_and_opposites_are_two_apart() -> None:
     assert float(pearson_distance(-values, values, dim=1)) == pytest.approx(2, abs=1e-6)
 
 
-def test_equal_outputs_lose_nothing() -> None:
+def test_equal_outputs_have_no_loss() -> None:
     logits = 5 * torch.eye(10, dtype=torch.float64)
     assert float(inter_class_loss(logits, logits, 1.0)) == pytest.approx(0, abs=1e-6)
     assert float(intra_class_loss(logits, logits, 1.0)) == pytest.approx(0, abs=1e-6)
@@ -65,7 +65,7 @@ def test_a_batch_of_one_correlates_with_nothing_and_has_no_gradient_from_it() ->
     assert float(gradient.abs().max()) == 0.0
 
 
-def test_a_class_that_the_teacher_rules_out_leaves_the_loss_finite() -> None:
+def test_a_class_of_probability_0_leaves_the_loss_finite() -> None:
     teacher = torch.randn(4, 10)
     teacher[:, 3] = -1e4
     student = torch.randn(4, 10, requires_grad=True)
@@ -83,13 +83,13 @@ def test_weights_scale_their_terms() -> None:
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(student, torch.zeros(4, dtype=torch.int64)))
 
 
-def test_without_weights_the_teacher_is_not_asked() -> None:
+def test_with_weights_of_0_no_teacher_is_needed() -> None:
     method = Dist(inter_weight=0.0, intra_weight=0.0)
     assert method.knowledge(NET, NET) == {}
     assert list(method.loss(make_step(student_logits=torch.randn(2, 10)))) == ["cross_entropy"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     step = make_step(student_logits=torch.randn(2, 3), teacher={"logits": torch.full((2, 3), torch.nan)})
     terms = Dist().loss(step)
     assert bool(terms["inter_class"].isnan())

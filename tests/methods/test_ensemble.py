@@ -48,13 +48,13 @@ def test_the_streams_equal_the_formula_over_as_many_epochs_as_teachers(open_case
     assert len(set(losses.tolist())) == 3
 
 
-def test_every_sample_has_a_teacher_of_its_own() -> None:
+def test_each_sample_has_its_own_teacher() -> None:
     labels = torch.arange(2 * 3 * 4.0).reshape(2, 3, 4)
     expected = torch.stack([labels[1, 0], labels[0, 1], labels[1, 2]])
     assert torch.equal(labels_of(labels, torch.tensor([1, 0, 1])), expected)
 
 
-def test_labels_that_are_met_leave_their_entropy_and_no_gradient() -> None:
+def test_for_equal_outputs_the_loss_is_the_entropy_and_has_no_gradient() -> None:
     student = torch.randn(4, 10, dtype=torch.float64, requires_grad=True)
     labels = student.detach().softmax(1)
     loss = label_loss(student, labels)
@@ -63,7 +63,7 @@ def test_labels_that_are_met_leave_their_entropy_and_no_gradient() -> None:
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
-def test_teachers_are_drawn_as_often_as_they_weigh() -> None:
+def test_teachers_are_drawn_with_their_weights_as_probabilities() -> None:
     teachers = {"a/logits": torch.tensor([[9.0, 0.0]]), "b/logits": torch.tensor([[0.0, 9.0]])}
     method = Ensemble(variant="drawn", weights=(3.0, 1.0))
     student = torch.tensor([[4.0, 0.0]])
@@ -74,7 +74,7 @@ def test_teachers_are_drawn_as_often_as_they_weigh() -> None:
     assert sum(loss < 1 for loss in losses) == pytest.approx(750, abs=60)
 
 
-def test_the_order_of_the_teachers_does_not_matter_where_they_weigh_the_same() -> None:
+def test_with_equal_weights_the_order_of_the_teachers_does_not_matter() -> None:
     a, b, student = (torch.randn(4, 10, dtype=torch.float64) for _ in range(3))
     first, second = (
         Ensemble().loss(make_step(student_logits=student, teacher=teachers))["soft_cross_entropy"]
@@ -83,32 +83,32 @@ def test_the_order_of_the_teachers_does_not_matter_where_they_weigh_the_same() -
     torch.testing.assert_close(first, second)
 
 
-def test_the_labels_get_what_the_teachers_leave() -> None:
+def test_the_labels_have_the_remaining_weight() -> None:
     student, teacher = torch.randn(4, 10), {"logits": torch.randn(4, 10)}
     terms = Ensemble(kd_weight=0.75).loss(make_step(student_logits=student, teacher=teacher))
     torch.testing.assert_close(terms["cross_entropy"], 0.25 * F.cross_entropy(student, torch.zeros(4, dtype=torch.int64)))
     torch.testing.assert_close(terms["soft_cross_entropy"], 0.75 * label_loss(student, teacher["logits"].softmax(1)))
 
 
-def test_a_weight_of_0_asks_for_nothing() -> None:
+def test_a_weight_of_0_needs_nothing() -> None:
     assert Ensemble().knowledge(NET, NET) == {"logits": logits()}
     assert Ensemble(kd_weight=0.0).knowledge(NET, NET) == {}
     assert list(Ensemble(kd_weight=0.0).loss(make_step(student_logits=torch.randn(4, 10)))) == ["cross_entropy"]
 
 
-def test_weights_for_other_teachers_than_there_are_is_refused() -> None:
+def test_a_wrong_number_of_weights_is_rejected() -> None:
     step = make_step(student_logits=torch.randn(4, 10), teacher={"a/logits": torch.randn(4, 10)})
     with pytest.raises(MethodError, match="one entry for each of the 1 teachers, got 2"):
         Ensemble(weights=(0.5, 0.5)).loss(step)
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 2.0), (0.0, 0.0), (float("nan"), 1.0)])
-def test_weights_that_are_none_are_refused(weights: tuple[float, ...]) -> None:
+def test_negative_and_zero_weights_are_rejected(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="weights must be >= 0 and not all 0"):
         Ensemble(weights=weights)
 
 
-def test_weights_have_no_place_in_streams() -> None:
+def test_weights_are_rejected_in_streams() -> None:
     with pytest.raises(ValueError, match="must be left out with variant='streams'"):
         Ensemble(variant="streams", weights=(0.5, 0.5))
 

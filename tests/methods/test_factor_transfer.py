@@ -31,7 +31,7 @@ def setup(teacher: Architecture, student: Architecture, epochs: int) -> Setup:
 
 
 def load(stack: nn.Module, case: ReferenceCase, prefix: str) -> nn.Module:
-    """Three convolutions with the case's weights; convolutions have the even places."""
+    """Three convolutions with the case's weights; they are the layers with even numbers."""
     names = {f"{2 * number}.{kind}": f"{prefix}{number}.{kind}" for number in range(3) for kind in ("weight", "bias")}
     stack.to(case["in.t_feat"].dtype).load_state_dict({ours: case[theirs].detach() for ours, theirs in names.items()})
     return stack
@@ -80,7 +80,7 @@ def test_both_norms_equal_a_published_implementation(open_case: Open) -> None:
 
 
 @pytest.mark.parametrize("norm", [1, 2])
-def test_factors_that_differ_by_a_positive_scale_lose_nothing(norm: int) -> None:
+def test_factors_that_differ_by_a_positive_scale_have_no_loss(norm: int) -> None:
     factor = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     assert float(factor_loss(3 * factor, factor, norm)) == pytest.approx(0.0, abs=1e-12)
 
@@ -96,7 +96,7 @@ def test_a_factor_of_zeros_has_a_value() -> None:
     assert float(factor_loss(torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2))) == 0.0
 
 
-def test_the_last_maps_meet_at_the_smaller_size() -> None:
+def test_the_last_maps_are_compared_at_the_smaller_size() -> None:
     teacher, student = architecture((16, 16, 16), (32, 8, 8)), architecture((6, 14, 14), (16, 5, 5))
     assert FactorTransfer().pairs(teacher, student) == {"stage1": "stage1"}
     assert FactorTransfer().knowledge(teacher, student) == {"map": reduced(shrink, "stage1", height=5, width=5)}
@@ -105,7 +105,7 @@ def test_the_last_maps_meet_at_the_smaller_size() -> None:
     assert factor.shape == helpers["translator"].module(torch.randn(2, 16, 5, 5)).shape == (2, 8, 5, 5)
 
 
-def test_named_layers_are_used_and_wrong_ones_refused() -> None:
+def test_named_layers_are_used_and_wrong_ones_rejected() -> None:
     maps = architecture((16, 16, 16), (32, 8, 8))
     assert FactorTransfer(teacher_maps="stage0", student_maps="stage1").pairs(maps, maps) == {"stage1": "stage0"}
     with pytest.raises(MethodError, match="one layer of each network, got 'stage0, stage1'"):
@@ -116,7 +116,7 @@ def test_named_layers_are_used_and_wrong_ones_refused() -> None:
         FactorTransfer().pairs(maps, architecture())
 
 
-def test_the_paraphraser_comes_first_and_looks_at_nothing_of_the_student() -> None:
+def test_the_paraphraser_is_trained_first_without_the_student() -> None:
     maps = architecture((16, 16, 16), (32, 8, 8))
     first, second = FactorTransfer(paraphraser_fraction=0.2).stages(setup(maps, maps, 10))
     assert (first.name, first.epochs, first.until, first.comparable) == ("paraphraser", 2, "stage0", False)
@@ -125,7 +125,7 @@ def test_the_paraphraser_comes_first_and_looks_at_nothing_of_the_student() -> No
         FactorTransfer().stages(setup(maps, maps, 1))
 
 
-def test_the_loss_of_the_second_stage_sees_the_frozen_factor() -> None:
+def test_the_loss_of_the_second_stage_uses_the_frozen_factor() -> None:
     paraphraser, translator = Paraphraser(6, 3), make_translator(4, 3)
     guided, hint = torch.randn(5, 4, 8, 8), torch.randn(5, 6, 4, 4)
     step = make_step(
@@ -159,7 +159,7 @@ def test_each_stage_trains_its_own_networks() -> None:
     assert second.keys() >= {"cross_entropy", "factor"}
 
 
-def test_a_weight_of_0_asks_for_nothing_and_changes_nothing() -> None:
+def test_a_weight_of_0_needs_nothing_and_changes_nothing() -> None:
     method, maps = FactorTransfer(factor_weight=0.0), architecture((16, 8, 8))
     assert method.knowledge(maps, maps) == {}
     assert not method.student_layers(None, maps)

@@ -36,7 +36,7 @@ def test_summed_over_positions_it_equals_equation_3(open_case: Open) -> None:
     case.check(hint_loss(case["in.s_feat"], case["in.t_feat"], "sum"), "aux.paper_half_sq_norm_batchmean")
 
 
-def test_a_mean_over_all_elements_is_met_up_to_its_scale(open_case: Open) -> None:
+def test_a_mean_over_all_elements_is_the_same_up_to_its_scale(open_case: Open) -> None:
     case = open_case("fitnet-repdistiller-mse")
     hint = case["in.t_feat"]
     loss = hint_loss(case["in.s_feat"], hint) * 2 / hint.shape[1]
@@ -79,7 +79,7 @@ def test_the_soft_weight_falls_linearly_over_the_second_stage() -> None:
         torch.testing.assert_close(FitNets().loss(step)["soft_cross_entropy"], weight * soft)
 
 
-def test_a_hint_that_is_met_costs_nothing() -> None:
+def test_a_predicted_hint_has_no_loss() -> None:
     hint = torch.randn(3, 4, 5, 5)
     assert float(hint_loss(hint, hint)) == 0.0
 
@@ -99,7 +99,7 @@ def test_the_hint_loss_of_vectors_by_hand() -> None:
         ((5, 4, 4), (7, 8, 8), nn.ConvTranspose2d, (5, 5)),
     ],
 )
-def test_a_regressor_brings_maps_to_the_size_of_the_hint(
+def test_a_regressor_maps_to_the_size_of_the_hint(
     guided: tuple[int, ...], hint: tuple[int, ...], kind: type[nn.Module], kernel: tuple[int, int]
 ) -> None:
     regressor = make_regressor(guided, hint)
@@ -114,7 +114,7 @@ def test_a_regressor_between_vectors_is_fully_connected() -> None:
 
 
 @pytest.mark.parametrize(("guided", "hint"), [((30,), (16, 8, 8)), ((16, 8, 8), (30,)), ((16, 8, 4), (16, 4, 8))])
-def test_layers_that_no_regressor_joins_do_not_suit(guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
+def test_layers_without_a_possible_regressor_do_not_suit(guided: tuple[int, ...], hint: tuple[int, ...]) -> None:
     with pytest.raises(Unsuitable):
         make_regressor(guided, hint)
 
@@ -136,7 +136,7 @@ def test_a_student_with_neither_maps_nor_embedding_does_not_suit() -> None:
         FitNets().layers(architecture((16, 32, 32), pooled=64), architecture())
 
 
-def test_named_layers_are_used_and_unknown_ones_are_refused() -> None:
+def test_named_layers_are_used_and_unknown_ones_are_rejected() -> None:
     teacher = student = architecture((16, 32, 32), (32, 16, 16), (64, 8, 8))
     assert FitNets(hint_layer="stage2", guided_layer="stage0").layers(teacher, student) == ("stage2", "stage0")
     with pytest.raises(UnknownLayer, match="no layer 'stage9'"):
@@ -162,7 +162,7 @@ def test_a_single_epoch_is_too_short() -> None:
         FitNets().stages(setup(maps, maps, 1))
 
 
-def test_the_hint_stage_trains_on_the_regressed_features_alone() -> None:
+def test_the_hint_stage_uses_only_the_regressed_features() -> None:
     regressor = make_regressor((2, 4, 4), (3, 4, 4))
     guided, hint = torch.randn(5, 2, 4, 4), torch.randn(5, 3, 4, 4)
     step = make_step(

@@ -67,7 +67,7 @@ def test_the_larger_map_is_max_pooled() -> None:
     assert flow_matrix(first, second).item() == flow_matrix(second, first).item() == (5 + 7 + 13 + 15) / 4
 
 
-def test_equal_flows_lose_nothing_and_positions_may_be_permuted_together() -> None:
+def test_equal_flows_have_no_loss_and_positions_may_be_permuted_together() -> None:
     first, second = torch.randn(3, 4, 5, 5), torch.randn(3, 6, 5, 5)
     flow = flow_matrix(first, second)
     assert float(flow_loss(flow, flow)) == float(mean_flow_loss(flow, flow)) == 0.0
@@ -79,22 +79,22 @@ def test_a_batch_of_one_has_a_value() -> None:
     assert float(flow_loss(torch.zeros(1, 2, 3), flow)) == 6.0
 
 
-def test_the_teacher_sends_matrices_of_successive_stages() -> None:
+def test_the_knowledge_is_the_matrices_of_successive_stages() -> None:
     teacher = architecture((16, 32, 32), (32, 16, 16), (64, 8, 8))
-    asked = FSP().knowledge(teacher, architecture((8, 32, 32), (16, 16, 16), (24, 8, 8)))
-    assert [kind.layers for kind in asked.values()] == [("stage0", "stage1"), ("stage1", "stage2")]
+    needed = FSP().knowledge(teacher, architecture((8, 32, 32), (16, 16, 16), (24, 8, 8)))
+    assert [kind.layers for kind in needed.values()] == [("stage0", "stage1"), ("stage1", "stage2")]
     features = {name: torch.randn(2, *shape) for name, shape in teacher.shapes.items()}
-    assert asked["flow.1"].compute(torch.zeros(2, 10), features).shape == (2, 32, 64)
+    assert needed["flow.1"].compute(torch.zeros(2, 10), features).shape == (2, 32, 64)
 
 
-def test_channels_that_agree_need_no_connector() -> None:
+def test_equal_numbers_of_channels_need_no_connector() -> None:
     teacher, student = architecture((16, 8, 8), (32, 4, 4)), architecture((16, 8, 8), (20, 4, 4))
     connectors = FSP().modules(setup(teacher, student, 4))["connectors"].module
     assert isinstance(connectors, Connectors)
     assert [type(layer) for layer in connectors] == [nn.Identity, nn.Conv2d]
 
 
-def test_the_first_stage_ends_at_the_last_map_and_the_second_sees_labels_alone() -> None:
+def test_the_first_stage_ends_at_the_last_map_and_the_second_uses_only_labels() -> None:
     maps = architecture((16, 8, 8), (32, 4, 4))
     flow, classify = FSP().stages(setup(maps, maps, 8))
     assert (flow.epochs, flow.until, flow.comparable, classify.epochs) == (2, "stage1", False, 6)

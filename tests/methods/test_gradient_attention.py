@@ -21,7 +21,7 @@ def answer(case: ReferenceCase, who: str, images: Tensor) -> Tensor:
 
 
 def gradient(case: ReferenceCase, who: str) -> Tensor:
-    """Of each sample's own loss, by the contract's step."""
+    """The gradient of each sample's own loss, as `Step.input_gradient` computes it."""
     images = case["in.x"].detach().clone().requires_grad_()
     step = make_step(student_logits=answer(case, who, images), labels=case["in.labels"], images=images)
     return step.input_gradient()
@@ -68,7 +68,7 @@ def test_by_hand_a_linear_network_is_sensitive_by_its_weights_times_its_error() 
     torch.testing.assert_close(GradientAttention(gradient_weight=3.0).loss(step)["gradient"], expected)
 
 
-def test_equal_gradients_cost_nothing_and_have_no_slope() -> None:
+def test_equal_gradients_have_no_loss_and_no_gradient() -> None:
     weights = torch.randn(4, 10, requires_grad=True)
     images = torch.randn(3, 4).requires_grad_()
     step = make_step(student_logits=images @ weights, images=images)
@@ -78,7 +78,7 @@ def test_equal_gradients_cost_nothing_and_have_no_slope() -> None:
     assert float(slope.abs().max()) == 0
 
 
-def test_the_student_and_the_teacher_are_asked_for_the_samples_own_class_when_labels_are_mixed() -> None:
+def test_with_mixed_labels_both_gradients_are_of_the_samples_own_class() -> None:
     images = torch.randn(2, 3).requires_grad_()
     mixed = torch.full((2, 3), 1 / 3)
     labels = torch.tensor([2, 0])
@@ -87,7 +87,7 @@ def test_the_student_and_the_teacher_are_asked_for_the_samples_own_class_when_la
     torch.testing.assert_close(step.input_gradient().detach(), expected)
 
 
-def test_as_many_numbers_travel_as_a_sample_has_pixels() -> None:
+def test_the_knowledge_has_one_number_per_pixel() -> None:
     trial = MethodTrial(GradientAttention())
     assert trial.knowledge() == {"gradient": input_gradient()}
     trainer = trial.trainer(policy=("mixup",))
@@ -101,7 +101,9 @@ def test_as_many_numbers_travel_as_a_sample_has_pixels() -> None:
 
 
 @pytest.mark.parametrize(("reading", "weight"), [("sample", 20.0), ("batch", 200.0)])
-def test_a_trained_student_comes_nearer_to_the_teachers_gradients(reading: Literal["sample", "batch"], weight: float) -> None:
+def test_training_brings_the_students_gradients_nearer_to_the_teachers(
+    reading: Literal["sample", "batch"], weight: float
+) -> None:
     def last_distance(weight: float) -> float:
         method = GradientAttention(gradient_weight=weight, reading=reading)
         curve = MethodTrial(method, student="mlp", epochs=8).trainer(policy=()).fit()

@@ -33,7 +33,7 @@ def test_a_correlation_by_hand() -> None:
     assert channel_correlation(maps).tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
 
 
-def test_equal_correlations_lose_nothing_and_opposite_ones_lose_four() -> None:
+def test_equal_correlations_have_no_loss_and_opposite_ones_a_loss_of_4() -> None:
     correlation = channel_correlation(torch.randn(3, 4, 5, 5))
     assert float(correlation_loss(correlation, correlation)) == 0.0
     assert float(correlation_loss(-correlation, correlation)) == pytest.approx(4.0)
@@ -50,7 +50,7 @@ def test_dead_channels_have_finite_gradients() -> None:
     assert bool(torch.autograd.grad(loss, maps)[0].isfinite().all())
 
 
-def test_the_smaller_of_matrix_and_map_travels_and_both_give_the_same_loss() -> None:
+def test_the_knowledge_is_the_smaller_of_matrix_and_map_and_both_give_the_same_loss() -> None:
     student = architecture((6, 8, 8))
     (small,) = InterChannel().knowledge(architecture((16, 8, 8)), student).items()
     (large,) = InterChannel().knowledge(architecture((16, 2, 2)), student).items()
@@ -74,7 +74,7 @@ def test_the_smaller_of_matrix_and_map_travels_and_both_give_the_same_loss() -> 
         torch.testing.assert_close(term["correlation"], expected)
 
 
-def test_the_connector_leads_to_the_teachers_channels() -> None:
+def test_the_connector_has_the_teachers_number_of_channels() -> None:
     setup = Setup(
         teacher=architecture((8, 8, 8), (16, 4, 4)),
         student=architecture((6, 8, 8), (12, 2, 2)),
@@ -98,7 +98,7 @@ def test_named_layers_must_be_maps_and_as_many_on_both_sides() -> None:
         InterChannel(teacher_maps="stage0, stage1", student_maps="stage1").pairs(teacher, student)
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8))
     assert InterChannel(correlation_weight=0).knowledge(maps, maps) == {}
     step = make_step(student_logits=torch.randn(2, 10))

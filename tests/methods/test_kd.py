@@ -20,7 +20,7 @@ def test_the_soft_loss_equals_published_implementations(open_case: Open, name: s
     case.check_gradients(loss, "s_logits")
 
 
-def test_an_implementation_without_the_factor_of_the_temperature_is_met_once_divided_by_it(open_case: Open) -> None:
+def test_an_implementation_without_the_squared_temperature_is_the_same_up_to_that_factor(open_case: Open) -> None:
     case = open_case("kd-sseung-tf")
     temperature = case.number("T")
     loss = kd_loss(case["in.s_logits"], case["in.t_logits"], temperature) / temperature**2
@@ -55,7 +55,7 @@ def test_the_weighted_loss_equals_published_implementations(open_case: Open, nam
     case.check_gradients(loss, "s_logits")
 
 
-def test_the_loss_of_an_implementation_that_averages_over_classes_is_met_once_that_is_corrected(open_case: Open) -> None:
+def test_an_implementation_that_averages_over_classes_is_the_same_up_to_that_factor(open_case: Open) -> None:
     case = open_case("kd-peterliht")
     soft = kd_loss(case["in.s_logits"], case["in.t_logits"], case.number("T"))
     hard = F.cross_entropy(case["in.s_logits"], case["in.labels"])
@@ -64,7 +64,7 @@ def test_the_loss_of_an_implementation_that_averages_over_classes_is_met_once_th
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
-def test_equal_outputs_lose_nothing(temperature: float) -> None:
+def test_equal_outputs_have_no_loss(temperature: float) -> None:
     logits = torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert float(kd_loss(logits, logits, temperature)) == pytest.approx(0.0, abs=1e-12)
 
@@ -106,7 +106,7 @@ def test_hard_labels_are_the_teachers_argmax() -> None:
     assert float(hard_label_loss(student, teacher)) == pytest.approx(float(-(log_q[0, 1] + log_q[1, 0]) / 2))
 
 
-def test_without_weight_only_the_labels_count() -> None:
+def test_with_weight_0_only_the_labels_are_used() -> None:
     step = make_step(student_logits=torch.randn(4, 10), teacher={"logits": torch.randn(4, 10)})
     terms = KD(kd_weight=0.0).loss(step)
     assert list(terms) == ["cross_entropy"]
@@ -123,14 +123,14 @@ def test_a_decaying_weight_moves_from_the_teacher_to_the_labels() -> None:
         torch.testing.assert_close(terms["cross_entropy"], (1 - weight) * hard)
 
 
-def test_the_soft_only_variant_sees_no_labels() -> None:
+def test_the_soft_only_variant_uses_no_labels() -> None:
     student, teacher = torch.randn(4, 10), torch.randn(4, 10)
     terms = KD(variant="soft_only").loss(make_step(student_logits=student, teacher={"logits": teacher}))
     assert list(terms) == ["kd"]
     torch.testing.assert_close(terms["kd"], kd_loss(student, teacher, 4.0))
 
 
-def test_the_hard_label_variant_weighs_the_teachers_class_against_the_label() -> None:
+def test_the_hard_label_variant_weights_the_teachers_class_and_the_label() -> None:
     student, teacher = torch.randn(4, 10), torch.randn(4, 10)
     terms = KD(variant="hard_label", kd_weight=0.25).loss(make_step(student_logits=student, teacher={"logits": teacher}))
     torch.testing.assert_close(terms["hard_label"], 0.25 * hard_label_loss(student, teacher))
@@ -138,7 +138,7 @@ def test_the_hard_label_variant_weighs_the_teachers_class_against_the_label() ->
 
 
 @pytest.mark.parametrize("variant", ["weighted", "hard_label"])
-def test_a_sample_on_which_the_teacher_is_wrong_may_learn_from_its_label_alone(
+def test_with_teacher_right_a_sample_with_a_wrong_teacher_learns_only_its_label(
     variant: Literal["weighted", "hard_label"],
 ) -> None:
     student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
@@ -163,7 +163,7 @@ def test_a_teachers_confidence_in_the_label_is_its_probability() -> None:
     )
 
 
-def test_where_the_teacher_is_always_right_its_samples_are_alike() -> None:
+def test_if_the_teacher_is_always_right_teacher_right_equals_alike() -> None:
     student, teacher = torch.randn(4, 10), torch.randn(4, 10)
     step = make_step(student_logits=student, labels=teacher.argmax(1), teacher={"logits": teacher})
     alike, right = KD().loss(step), KD(samples="teacher_right").loss(step)
@@ -184,6 +184,6 @@ def test_a_setting_without_effect_warns() -> None:
     ("name", "value", "rule"),
     [("temperature", 0, "> 0"), ("kd_weight", 1.5, "<= 1"), ("variant", "soft", "one of weighted, soft_only, hard_label")],
 )
-def test_a_hyper_parameter_outside_its_range_is_refused(name: str, value: float, rule: str) -> None:
+def test_a_hyper_parameter_outside_its_range_is_rejected(name: str, value: float, rule: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be {rule}"):
         KD(**{name: value})

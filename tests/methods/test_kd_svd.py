@@ -20,7 +20,7 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
 
 
 def close(gradient: Tensor, reference: Tensor) -> None:
-    """To the reference in double precision: its own single-precision decomposition is good to 1e-5 only."""
+    """Close to the double-precision reference: its single-precision decomposition is exact only to 1e-5."""
     rtol, share = (1e-9, 1e-12) if gradient.dtype == torch.float64 else (2e-5, 1e-5)
     torch.testing.assert_close(gradient, reference.to(gradient.dtype), rtol=rtol, atol=share * float(reference.abs().max()))
 
@@ -52,7 +52,7 @@ def test_with_the_references_signs_loss_and_gradients_equal_a_published_implemen
 
 
 @pytest.mark.parametrize(("name", "channels_last"), [("kdsvd-repdistiller", False), ("kdsvd-sseung-tf", True)])
-def test_with_signs_of_our_own_every_sample_has_one_of_the_two_possible_values(
+def test_with_our_signs_every_sample_has_one_of_the_two_possible_values(
     open_case: Open, name: str, channels_last: bool
 ) -> None:
     case = open_case(name)
@@ -69,13 +69,13 @@ def test_with_signs_of_our_own_every_sample_has_one_of_the_two_possible_values(
         assert bool((nearest < (1e-9 if loss.dtype == torch.float64 else 1e-5)).all())
 
 
-def test_the_authors_loss_has_the_recorded_true_gradient(open_case: Open) -> None:
+def test_the_authors_loss_has_the_recorded_exact_gradient(open_case: Open) -> None:
     case = open_case("kdsvd-sseung-tf")
     maps = {who: [case[f"in.{who}_feat{stage}"].permute(0, 3, 1, 2) for stage in range(3)] for who in "st"}
     suffix = "f64" if maps["s"][0].dtype == torch.float64 else "f32"
     wanted = case[f"out.loss.{suffix}"]
     vectors = [singular_vectors(features, number=1) for features in maps["t"]]
-    # The reference's signs are not recorded: of the four relative signs of each sample, those of its value are taken.
+    # The reference's signs are not recorded: of each sample's four relative signs, those that give its value are used.
     totals = []
     for first in (1.0, -1.0):
         for last in (1.0, -1.0):
@@ -99,7 +99,7 @@ def test_vectors_and_gradients_are_those_of_a_full_decomposition(shape: tuple[in
     _, singular, rows = torch.linalg.svd(maps.flatten(2).transpose(1, 2), full_matrices=False)
     theirs = rows.transpose(1, 2)[:, :, :3]
     torch.testing.assert_close(values, singular[:, :3])
-    # A function that is blind to signs: projections on the vectors, each with a weight of its own.
+    # A function that does not depend on signs: projections on the vectors, each with its own weight.
     weights = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
     target = torch.randn(2, shape[0], shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -132,7 +132,7 @@ def test_dead_maps_and_dead_channels_have_finite_values_and_gradients(shape: tup
     assert bool(gradient.isfinite().all())
 
 
-def test_a_student_like_its_teacher_loses_nothing_whatever_its_scale_and_positions() -> None:
+def test_a_student_like_its_teacher_has_no_loss_whatever_its_scale_and_positions() -> None:
     features = {name: torch.randn(3, 6, 4, 4) for name in ("stage0", "stage1")}
     method = KDSVD(vectors=2)
     net = architecture((6, 4, 4), (6, 4, 4))
@@ -146,11 +146,11 @@ def test_a_student_like_its_teacher_loses_nothing_whatever_its_scale_and_positio
     assert float(method.loss(step)["singular_vectors"]) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_teacher_sends_as_many_vectors_of_every_map() -> None:
+def test_every_map_of_the_teacher_has_the_same_number_of_vectors() -> None:
     teacher, student = architecture((16, 8, 8), (32, 1, 2)), architecture((6, 8, 8), (32, 4, 4))
-    asked = KDSVD(vectors=4).knowledge(teacher, student)
+    needed = KDSVD(vectors=4).knowledge(teacher, student)
     made = [
-        asked[f"vectors.stage{n}"].compute(torch.zeros(2, 10), {f"stage{n}": torch.randn(2, *teacher.shape(f"stage{n}"))})
+        needed[f"vectors.stage{n}"].compute(torch.zeros(2, 10), {f"stage{n}": torch.randn(2, *teacher.shape(f"stage{n}"))})
         for n in (0, 1)
     ]
     assert [tuple(vectors.shape) for vectors in made] == [(2, 16, 2), (2, 32, 2)]
@@ -159,7 +159,7 @@ def test_the_teacher_sends_as_many_vectors_of_every_map() -> None:
     assert [type(layer) for layer in connectors.children()] == [nn.Conv2d, nn.Identity]
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8), (16, 4, 4))
     assert KDSVD(svd_weight=0).knowledge(maps, maps) == {}
     step = make_step(student_logits=torch.randn(2, 10))

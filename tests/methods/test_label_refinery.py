@@ -28,12 +28,12 @@ def test_value_and_gradient_equal_the_formula_of_the_authors_code(open_case: Ope
     case.check(soft_cross_entropy(case["in.s_logits"], case["in.t_logits"]))
 
 
-def test_labels_that_are_met_cost_nothing() -> None:
+def test_equal_outputs_have_no_loss() -> None:
     logits = torch.randn(4, 10, dtype=torch.float64)
     assert float(refinery_loss(logits, logits)) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_each_generation_learns_from_the_one_before_on_the_same_crop() -> None:
+def test_each_generation_learns_from_the_previous_one_on_the_same_crop() -> None:
     refinery = nn.Linear(4, 3)
     images, teacher, student = torch.randn(5, 4), torch.randn(5, 3), torch.randn(5, 3)
     for number, refined in ((1, teacher), (2, refinery(images).detach())):
@@ -49,7 +49,7 @@ def test_each_generation_learns_from_the_one_before_on_the_same_crop() -> None:
         torch.testing.assert_close(terms["refined_labels"], refinery_loss(student, refined))
 
 
-def test_a_network_that_refines_its_own_labels_begins_with_those_of_the_data_and_needs_no_teacher() -> None:
+def test_with_first_labels_generation_1_learns_the_labels_and_needs_no_teacher() -> None:
     method = LabelRefinery(first="labels")
     assert method.knowledge(NET, NET) == {}
     step = make_step(student_logits=torch.randn(5, 3), stage=Stage(name="generation_1", epochs=1))
@@ -64,7 +64,7 @@ def test_generations_share_the_epochs_and_only_the_last_is_compared() -> None:
         LabelRefinery(generations=3).stages(setup(2))
 
 
-def test_an_adversarial_image_lies_uphill_by_the_gradient_of_its_own_loss() -> None:
+def test_an_adversarial_image_is_one_gradient_step_uphill_on_its_own_loss() -> None:
     # Of s = W x + b and a constant p the gradient of KL(p || softmax(s)) is W^T (softmax(s) - p).
     student = nn.Linear(4, 3).double()
     images = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
@@ -75,7 +75,7 @@ def test_an_adversarial_image_lies_uphill_by_the_gradient_of_its_own_loss() -> N
     assert not moved.requires_grad
 
 
-def test_half_the_loss_is_of_images_that_set_the_generations_apart() -> None:
+def test_half_of_the_loss_is_on_adversarial_images() -> None:
     student, refinery = nn.Linear(4, 3), nn.Linear(4, 3)
     images = torch.randn(5, 4, requires_grad=True)
     step = make_step(
@@ -94,21 +94,21 @@ def test_half_the_loss_is_of_images_that_set_the_generations_apart() -> None:
 
 
 @pytest.mark.parametrize("first", ["teacher", "labels"])
-def test_the_adversarial_variant_keeps_what_is_promised_of_every_method(first: Literal["teacher", "labels"]) -> None:
+def test_the_adversarial_variant_passes_every_check(first: Literal["teacher", "labels"]) -> None:
     check_method(LabelRefinery(adversarial_step=0.5, first=first))
 
 
-def test_one_generation_has_nothing_to_be_set_apart_from() -> None:
+def test_one_generation_has_no_previous_one_to_disagree_with() -> None:
     with pytest.warns(UserWarning, match="adversarial_step has no effect with generations=1"):
         method = LabelRefinery(generations=1, adversarial_step=0.5)
     assert not method.differentiates_images
 
 
-def test_one_generation_keeps_no_copy() -> None:
+def test_one_generation_stores_no_copy() -> None:
     assert LabelRefinery(generations=1).modules(setup(2)) == {}
 
 
-def test_the_refinery_is_the_generation_before_as_it_was_at_its_end() -> None:
+def test_the_refinery_has_the_final_weights_of_the_previous_generation() -> None:
     trainer = MethodTrial(LabelRefinery(), epochs=2).trainer()
     trainer.run_epoch()
     taught = {name: tensor.clone() for name, tensor in trainer.student.state_dict().items()}

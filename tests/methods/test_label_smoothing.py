@@ -23,7 +23,7 @@ def test_it_equals_cross_entropy_plus_the_distance_to_the_uniform_distribution()
     torch.testing.assert_close(LabelSmoothing().loss(step)["cross_entropy"], expected)
 
 
-def test_the_loss_is_least_for_the_smoothed_probabilities() -> None:
+def test_the_loss_is_smallest_for_the_smoothed_probabilities() -> None:
     # (0.9 + 0.1 / 4, and 0.1 / 4 for each of the other three classes)
     logits = torch.tensor([[0.925, 0.025, 0.025, 0.025]]).log().requires_grad_()
     loss = LabelSmoothing().loss(make_step(student_logits=logits))["cross_entropy"]
@@ -42,6 +42,6 @@ def test_it_is_a_control_but_not_the_one_that_gains_are_measured_against() -> No
     assert not LabelSmoothing.card.baseline
 
 
-def test_labels_that_vanish_are_refused() -> None:
+def test_a_smoothing_of_1_is_rejected() -> None:
     with pytest.raises(ValueError, match="smoothing must be < 1, got 1"):
         LabelSmoothing(smoothing=1.0)

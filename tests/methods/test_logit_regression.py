@@ -35,7 +35,7 @@ def test_the_two_forms_differ_by_half_the_number_of_classes() -> None:
     torch.testing.assert_close(paper, mean * 10 / 2)
 
 
-def test_the_labels_count_only_when_they_have_a_weight() -> None:
+def test_the_labels_are_used_only_if_they_have_a_weight() -> None:
     step = make_step(student_logits=torch.randn(3, 10), teacher={"logits": torch.randn(3, 10)})
     assert list(LogitRegression().loss(step)) == ["logit_regression"]
     terms = LogitRegression(label_weight=0.5).loss(step)
@@ -47,6 +47,6 @@ def test_the_weight_scales_the_regression() -> None:
     assert float(LogitRegression(logit_weight=0.1).loss(step)["logit_regression"]) == pytest.approx(0.1 * 12.5)
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     step = make_step(student_logits=torch.zeros(2, 3), teacher={"logits": torch.full((2, 3), torch.nan)})
     assert bool(LogitRegression().loss(step)["logit_regression"].isnan())

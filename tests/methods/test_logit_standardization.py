@@ -31,7 +31,7 @@ def test_standardised_logits_by_hand() -> None:
     torch.testing.assert_close(standardize(logits, "sample"), torch.tensor([[-1.0, 0.0, 1.0]]))
 
 
-def test_a_student_whose_logits_have_another_size_and_offset_loses_nothing() -> None:
+def test_scale_and_offset_of_the_students_logits_do_not_matter() -> None:
     teacher = torch.randn(4, 10, dtype=torch.float64)
     step = make_step(student_logits=0.2 * teacher + 5, teacher={"logits": teacher})
     assert float(LogitStandardization().loss(step)["kd"]) == pytest.approx(0, abs=1e-9)
@@ -53,7 +53,7 @@ def test_equal_logits_standardise_to_zeros_with_a_finite_gradient() -> None:
     assert bool(gradient.isfinite().all())
 
 
-def test_without_kd_weight_only_the_labels_count() -> None:
+def test_with_kd_weight_0_only_the_labels_are_used() -> None:
     method = LogitStandardization(kd_weight=0.0)
     assert method.knowledge(NET, NET) == {}
     step = make_step(student_logits=torch.randn(3, 10))
@@ -62,11 +62,11 @@ def test_without_kd_weight_only_the_labels_count() -> None:
     torch.testing.assert_close(terms["cross_entropy"], 0.1 * F.cross_entropy(step.logits, step.labels))
 
 
-def test_two_weights_of_zero_are_refused() -> None:
+def test_two_weights_of_zero_are_rejected() -> None:
     with pytest.raises(ValueError, match="kd_weight and label_weight must not both be 0"):
         LogitStandardization(kd_weight=0.0, label_weight=0.0)
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     step = make_step(student_logits=torch.randn(2, 3), teacher={"logits": torch.full((2, 3), torch.nan)})
     assert bool(LogitStandardization().loss(step)["kd"].isnan())

@@ -29,7 +29,7 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
 
 
 def close(case: ReferenceCase, result: Tensor, name: str) -> None:
-    """Within what the reference loses by rounding margins to float32."""
+    """Equal up to the error of the reference, which rounds margins to float32."""
     double = result.dtype == torch.float64
     reference = case[f"{name}.{'f64' if double else 'f32'}"].to(result.dtype)
     share = 1e-8 if double else 1e-6
@@ -49,7 +49,7 @@ def test_costs_matchings_and_loss_equal_the_authors_code(open_case: Open, name: 
         close(case, cost, f"aux.cost{layer}")
         groups = 1 if name == "mgd-sm" else teacher.shape[1] // student.shape[1]
         matching = case[f"out.flow_index{layer}"].reshape(groups, -1)
-        # Which group a channel is in is arbitrary, which channel of the student it belongs to is not.
+        # The group of a teacher channel is arbitrary, but not the student channel that it belongs to.
         assert torch.equal(match_channels(cost, groups).sort(0).values, matching.sort(0).values)
 
         close(
@@ -90,7 +90,7 @@ def test_the_cost_is_the_squared_distance_of_normalised_channels() -> None:
     torch.testing.assert_close(matching_cost(student, teacher), expected)
 
 
-def test_shuffled_copies_of_the_students_channels_are_found_again() -> None:
+def test_shuffled_copies_of_the_students_channels_are_matched() -> None:
     student = torch.randn(8, 4, 5, 5)
     order = torch.tensor([2, 0, 3, 1])
     teacher = torch.cat([3 * student[:, order], 0.5 * student[:, order]], dim=1)
@@ -121,7 +121,7 @@ def test_every_reduction_by_hand() -> None:
     assert reduce_channels(maps, matching[:1], "sparse_matching").flatten().tolist() == [1.0, 0.5]
 
 
-def test_a_matching_is_refreshed_on_schedule_from_the_epoch_before() -> None:
+def test_a_matching_is_refreshed_on_schedule_from_the_previous_epoch() -> None:
     first, second = torch.eye(2).reshape(1, 2, 1, 2), torch.eye(2).flip(0).reshape(1, 2, 1, 2)
     module = Matching(2, 2, 1)
     seen = []
@@ -160,12 +160,12 @@ def test_random_drops_are_the_same_in_every_run() -> None:
     assert terms[0] != terms[2]
 
 
-def test_margins_are_asked_for_once_per_sample_or_taken_from_data() -> None:
+def test_margins_are_knowledge_or_come_from_data() -> None:
     with pytest.raises(MethodError, match="needs a BatchNorm right before layer 'stage0'"):
         MGD().knowledge(architecture((16, 8, 8)), architecture((6, 8, 8)))
-    asked = MGD(margins="data").knowledge(architecture((16, 8, 8)), architecture((6, 4, 4)))
-    assert list(asked) == ["maps.stage0"]
-    assert asked["maps.stage0"].compute(torch.zeros(2, 10), {"stage0": torch.randn(2, 16, 8, 8)}).shape == (2, 16, 4, 4)
+    needed = MGD(margins="data").knowledge(architecture((16, 8, 8)), architecture((6, 4, 4)))
+    assert list(needed) == ["maps.stage0"]
+    assert needed["maps.stage0"].compute(torch.zeros(2, 10), {"stage0": torch.randn(2, 16, 8, 8)}).shape == (2, 16, 4, 4)
     assert channel_margins(torch.zeros(3, 2, 4, 4), torch.ones(2), torch.zeros(2)).shape == (3, 2)
 
 
@@ -174,7 +174,7 @@ def test_a_wider_student_does_not_suit() -> None:
         MGD().pairs(architecture((16, 8, 8)), architecture((20, 8, 8)))
 
 
-def test_channels_that_are_no_multiple_are_matched_as_often_as_they_go() -> None:
+def test_without_a_common_multiple_each_student_channel_has_the_rounded_down_number() -> None:
     teacher, student = architecture((16, 8, 8)), architecture((6, 8, 8))
     setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=10, epochs=2)
     for reducer, groups in (("absolute_max_pooling", 2), ("sparse_matching", 1)):
@@ -183,7 +183,7 @@ def test_channels_that_are_no_multiple_are_matched_as_often_as_they_go() -> None
         assert module[0].matching.shape == (groups, 6)
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8))
     assert MGD(feature_weight=0).knowledge(maps, maps) == {}
     assert list(MGD(feature_weight=0).loss(make_step(student_logits=torch.randn(2, 10)))) == ["cross_entropy"]

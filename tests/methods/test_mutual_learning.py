@@ -14,7 +14,7 @@ Open = Callable[[str], ReferenceCase]
 
 
 class Descent:
-    """Plain gradient descent on the named groups."""
+    """Gradient descent on the named groups instead of the optimisers."""
 
     def __init__(self, networks: dict[str, nn.Module], rate: float) -> None:
         self.networks, self.rate = networks, rate
@@ -43,7 +43,7 @@ def test_three_peers_equal_the_papers_form(open_case: Open, peer: int) -> None:
     case.check(loss, f"out.loss{peer}_paper")
 
 
-def test_peers_that_agree_have_nothing_to_learn_from_each_other() -> None:
+def test_equal_predictions_have_no_mimicry_loss() -> None:
     logits = torch.randn(4, 10, dtype=torch.float64)
     assert float(mimicry_loss(logits, [logits, logits])) == pytest.approx(0.0, abs=1e-12)
 
@@ -82,7 +82,7 @@ def test_one_step_equals_algorithm_1_by_hand() -> None:
     torch.testing.assert_close(peer.weight.data, second)
 
 
-def test_renewed_predictions_leave_the_statistics_of_batchnorm_alone() -> None:
+def test_predicting_again_does_not_change_batchnorm_statistics() -> None:
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     images = torch.randn(8, 4)
@@ -93,7 +93,7 @@ def test_renewed_predictions_leave_the_statistics_of_batchnorm_alone() -> None:
     torch.testing.assert_close(logits, network(images))
 
 
-def test_peers_start_from_weights_of_their_own_and_are_evaluated() -> None:
+def test_peers_start_from_different_weights_and_are_evaluated() -> None:
     architecture = Architecture(name="net", num_classes=3, input_shape=(1, 2, 2), shapes={})
     setup = Setup(teacher=None, student=architecture, new_student=lambda: nn.Linear(4, 3), num_samples=10, epochs=1)
     helpers = MutualLearning(num_peers=3).modules(setup)
@@ -114,7 +114,7 @@ def test_peers_may_be_of_other_architectures() -> None:
     assert like_student.get_parameter("weight").shape == (3, 4)
 
 
-def test_peers_of_unlike_architectures_all_learn() -> None:
+def test_peers_of_different_architectures_all_learn() -> None:
     trainer = MethodTrial(MutualLearning(num_peers=3, peer_models=("mlp", "resnet8")), epochs=1).trainer()
     before = {name: nn.utils.parameters_to_vector(peer.parameters()).detach() for name, peer in trainer.peers().items()}
     (entry,) = trainer.fit()
@@ -123,24 +123,24 @@ def test_peers_of_unlike_architectures_all_learn() -> None:
         assert not torch.equal(nn.utils.parameters_to_vector(peer.parameters()).detach(), before[name])
 
 
-def test_a_peer_that_can_not_be_built_is_named() -> None:
+def test_a_peer_that_cannot_be_built_is_named() -> None:
     with pytest.raises(MethodError, match="model 'resnet9' cannot be used"):
         MethodTrial(MutualLearning(peer_models=("resnet9",))).trainer()
 
 
-def test_more_models_than_peers_and_a_width_of_none_are_refused() -> None:
+def test_too_many_peer_models_and_a_width_without_models_are_rejected() -> None:
     with pytest.raises(ValueError, match="at most num_peers - 1 = 1, got 2"):
         MutualLearning(peer_models=("mlp", "lenet"))
     with pytest.warns(UserWarning, match="peer_width has no effect without peer_models"):
         MutualLearning(peer_width=2.0)
 
 
-def test_it_asks_nothing_of_a_teacher() -> None:
+def test_it_needs_no_teacher() -> None:
     architecture = Architecture(name="net", num_classes=3, input_shape=(1, 2, 2), shapes={})
     assert MutualLearning().knowledge(architecture, architecture) == {}
 
 
-def test_a_peer_alone_is_refused() -> None:
+def test_a_single_network_is_rejected() -> None:
     with pytest.raises(ValueError, match="num_peers must be >= 2, got 1"):
         MutualLearning(num_peers=1)
 

@@ -23,13 +23,13 @@ def test_the_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("quiet", [{"sigma": 0.0}, {"alpha": 0.0}])
-def test_without_noise_a_student_equal_to_its_teacher_loses_nothing(quiet: dict[str, float]) -> None:
+def test_without_noise_equal_logits_have_no_loss(quiet: dict[str, float]) -> None:
     logits = torch.randn(8, 10)
     step = make_step(student_logits=logits, teacher={"logits": logits})
     assert float(NoisyTeacher(**quiet).loss(step)["logit_regression"]) == 0.0
 
 
-def test_noise_scales_a_whole_sample_and_leaves_the_rest_alone() -> None:
+def test_noise_scales_all_logits_of_chosen_samples_only() -> None:
     teacher = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     noisy = noisy_logits(teacher, torch.tensor([[0.5], [0.5]]), torch.tensor([[True], [False]]))
     assert noisy.tolist() == [[1.5, -3.0], [3.0, 4.0]]

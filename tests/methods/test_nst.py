@@ -60,7 +60,7 @@ def test_every_kernel_equals_its_formula(open_case: Open) -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_equal_maps_lose_nothing_whatever_the_order_and_scale_of_channels(distance: Callable[..., Tensor]) -> None:
+def test_equal_maps_have_no_loss_whatever_the_order_and_scale_of_channels(distance: Callable[..., Tensor]) -> None:
     maps = torch.rand(3, 4, 5, 5, dtype=torch.float64)
     scales = torch.tensor([1.0, 2.0, 5.0, 0.1], dtype=torch.float64).reshape(1, 4, 1, 1)
     ours, theirs = (selectivity(tensor, height=5, width=5) for tensor in (maps, (maps * scales).flip(1)))
@@ -91,7 +91,7 @@ def test_dead_channels_have_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_the_teacher_reduces_gives_the_loss_of_the_whole_maps(
+def test_reduced_knowledge_gives_the_loss_of_the_whole_maps(
     kernel: Literal["linear", "polynomial", "gaussian"],
 ) -> None:
     teacher, student = architecture((6, 8, 8)), architecture((4, 4, 4))
@@ -115,7 +115,7 @@ def test_the_last_maps_are_paired_by_default_and_others_by_name() -> None:
     assert NST(teacher_maps="stage0").pairs(teacher, student) == {"stage1": "stage0"}
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8))
     assert NST(nst_weight=0).knowledge(maps, maps) == {}
     assert not NST(nst_weight=0).student_layers(None, maps)
@@ -128,6 +128,6 @@ def test_a_student_without_maps_does_not_suit() -> None:
         NST().knowledge(architecture((16, 8, 8)), architecture())
 
 
-def test_a_teacher_without_maps_is_refused() -> None:
+def test_a_teacher_without_maps_is_rejected() -> None:
     with pytest.raises(MethodError, match="teacher net has none; use a convolutional teacher"):
         NST().knowledge(architecture(), architecture((16, 8, 8)))

@@ -24,7 +24,7 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
 
 
 def connected(case: ReferenceCase, features: Tensor, names: tuple[str, str, str]) -> Tensor:
-    """The student's map behind a connector with the case's weights."""
+    """The student's map after a connector with the case's weights."""
     weights = dict(zip(("0.weight", "1.weight", "1.bias"), (case[f"w.{name}"] for name in names), strict=True))
     connector = make_connector(features.shape[1], len(weights["1.bias"])).to(features.dtype)
     output: Tensor = torch.func.functional_call(connector, weights, (features,))
@@ -95,7 +95,7 @@ def test_partial_l2_by_hand() -> None:
     assert float(partial_l2(student, target)) == 4 + 4 + 0 + 1
 
 
-def test_targets_that_are_met_cost_nothing() -> None:
+def test_equal_targets_have_no_loss() -> None:
     target = torch.randn(3, 4, 5, 5)
     assert float(partial_l2(target, target)) == 0.0
     assert float(partial_l2(torch.where(target > 0, target, target - 1), target)) == 0.0
@@ -104,7 +104,7 @@ def test_targets_that_are_met_cost_nothing() -> None:
 @pytest.mark.parametrize(
     ("model", "norm"), [("resnet8", "layer1.0.bn2"), ("vgg8", "block0.1"), ("wrn_16_1", "block2.layer.0.bn1")]
 )
-def test_a_teachers_targets_use_the_batch_norm_in_front_of_its_relu(model: str, norm: str) -> None:
+def test_the_teachers_targets_use_the_batch_norm_before_its_relu(model: str, norm: str) -> None:
     net = build_model(model, num_classes=10, input_shape=(3, 16, 16)).eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -112,17 +112,17 @@ def test_a_teachers_targets_use_the_batch_norm_in_front_of_its_relu(model: str, 
                 parameter.uniform_(-1, 1)
     teacher = describe(net, name=model, input_shape=(3, 16, 16))
     first = f"target.{teacher.preactivations[0]}"
-    asked = Overhaul().knowledge(teacher, teacher)
-    assert asked[first].weights == (f"{norm}.weight", f"{norm}.bias")
+    needed = Overhaul().knowledge(teacher, teacher)
+    assert needed[first].weights == (f"{norm}.weight", f"{norm}.bias")
     with FeatureReader(net, teacher.preactivations) as reader:
         images = torch.randn(2, 3, 16, 16)
-        made = compute_knowledge(reader, asked, images)
+        made = compute_knowledge(reader, needed, images)
         _, maps = reader(images)
     margin = batch_norm_margin(net.get_parameter(f"{norm}.weight"), net.get_parameter(f"{norm}.bias"))[:, None, None]
     torch.testing.assert_close(made[first], torch.maximum(maps[teacher.preactivations[0]], margin))
 
 
-def test_a_teacher_without_batch_norm_is_refused_or_takes_margins_from_data() -> None:
+def test_a_teacher_without_batch_norm_is_rejected_or_has_margins_from_data() -> None:
     maps = architecture((16, 8, 8))
     with pytest.raises(MethodError, match=r"needs a BatchNorm right before layer 'stage0' of teacher net.*set margins to data"):
         Overhaul().knowledge(maps, maps)
@@ -131,7 +131,7 @@ def test_a_teacher_without_batch_norm_is_refused_or_takes_margins_from_data() ->
     torch.testing.assert_close(kind.compute(torch.zeros(2, 10), {"stage0": features}), F.avg_pool2d(features, 2))
 
 
-def test_deeper_layers_weigh_more_and_the_weight_is_applied() -> None:
+def test_deeper_layers_have_more_weight_and_the_weight_is_applied() -> None:
     student = {f"stage{layer}": torch.randn(2, 3, 4, 4) for layer in range(2)}
     target = torch.randn(2, 3, 4, 4)
     step = make_step(
@@ -144,13 +144,13 @@ def test_deeper_layers_weigh_more_and_the_weight_is_applied() -> None:
     torch.testing.assert_close(Overhaul(feature_weight=0.01).loss(step)["features"], expected)
 
 
-def test_maps_are_averaged_in_front_of_the_margin() -> None:
+def test_maps_are_averaged_before_the_margin_is_applied() -> None:
     maps, gamma, beta = torch.randn(2, 3, 4, 4), torch.ones(3), torch.zeros(3)
     expected = F.avg_pool2d(maps, 2).clamp_min(-math.sqrt(2 / math.pi))
     torch.testing.assert_close(margin_relu(maps, gamma, beta, height=2, width=2), expected)
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8))
     assert Overhaul(feature_weight=0).knowledge(maps, maps) == {}
     assert not Overhaul(feature_weight=0).student_layers(None, maps)

@@ -22,7 +22,7 @@ def test_the_loss_equals_the_authors_implementation(open_case: Open) -> None:
     case.check_gradients(loss, "s_feat")
 
 
-def test_another_guard_equals_another_published_implementation(open_case: Open) -> None:
+def test_another_epsilon_equals_another_published_implementation(open_case: Open) -> None:
     case = open_case("pkt-kdzoo")
     epsilon = case.number("eps")
     student, teacher = (neighbour_probabilities(case[f"in.{who}_feat"], epsilon) for who in "st")
@@ -47,7 +47,7 @@ def test_probabilities_by_hand() -> None:
     torch.testing.assert_close(neighbour_probabilities(embeddings), expected, rtol=0, atol=1e-6)
 
 
-def test_turned_and_scaled_embeddings_of_another_width_lose_nothing() -> None:
+def test_rotated_and_scaled_embeddings_of_another_width_have_no_loss() -> None:
     teacher = torch.randn(6, 4, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64)).Q[:4]
     assert float(probabilistic_loss(3 * teacher @ turn, teacher)) == pytest.approx(0, abs=1e-7)
@@ -59,11 +59,11 @@ def test_the_loss_is_the_divergence_of_the_rows_over_the_square_of_the_batch() -
     torch.testing.assert_close(probability_divergence(student, teacher), expected, rtol=1e-4, atol=0)
 
 
-def test_a_batch_of_one_loses_nothing() -> None:
+def test_a_batch_of_one_has_no_loss() -> None:
     assert float(probabilistic_loss(torch.randn(1, 4), torch.randn(1, 7))) == 0.0
 
 
-def test_a_sample_without_any_output_leaves_the_gradient_finite() -> None:
+def test_a_sample_with_outputs_of_0_leaves_the_gradient_finite() -> None:
     student = torch.randn(3, 4)
     student[1] = 0
     student.requires_grad_()
@@ -71,7 +71,7 @@ def test_a_sample_without_any_output_leaves_the_gradient_finite() -> None:
     assert float(gradient.abs().max()) < 10
 
 
-def test_the_term_is_weighted_and_absent_without_weight() -> None:
+def test_the_term_is_weighted_and_absent_with_weight_0() -> None:
     student, teacher = torch.randn(3, 4), torch.randn(3, 7)
     step = make_step(student_logits=torch.randn(3, 10), student_features={"a": student}, teacher={"embedding": teacher})
     term = Probabilistic(transfer_weight=10.0).loss(step)["probabilistic_transfer"]
@@ -79,5 +79,5 @@ def test_the_term_is_weighted_and_absent_without_weight() -> None:
     assert list(Probabilistic(transfer_weight=0.0).loss(step)) == ["cross_entropy"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     assert bool(probabilistic_loss(torch.randn(3, 4), torch.full((3, 4), torch.nan)).isnan())

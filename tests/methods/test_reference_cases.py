@@ -1,4 +1,4 @@
-"""What the pages say of the reference cases."""
+"""The pages list every reference case."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ CASES = {path.stem for path in (ROOT / "tests" / "reference" / "cases").glob("*.
 PAGES = "\n".join(path.read_text() for path in (ROOT / "docs" / "reference-cases").glob("*.md"))
 
 
-def test_every_case_of_the_tree_is_said_to_be_met_and_has_its_source() -> None:
+def test_every_reference_case_is_on_a_page_and_has_its_source() -> None:
     rows = (ROOT / "tests" / "reference" / "README.md").read_text().splitlines()
     assert {row.split("|")[1].strip() for row in rows if row.startswith("| ")} - {"case"} == CASES
     assert [case for case in CASES if case not in PAGES] == []

@@ -48,7 +48,7 @@ def test_distances_and_angles_of_a_right_triangle_by_hand() -> None:
 
 
 @LOSSES
-def test_moved_turned_and_scaled_embeddings_of_another_width_lose_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_moved_rotated_and_scaled_embeddings_of_another_width_have_no_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     teacher = torch.randn(6, 4, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64)).Q[:4]
     assert float(loss(3 * teacher @ turn + 2, teacher)) == pytest.approx(0, abs=1e-12)
@@ -81,7 +81,7 @@ def test_a_student_that_maps_all_samples_to_one_point_has_a_finite_loss(loss: Ca
     assert bool(gradient.isfinite().all())
 
 
-def test_a_term_without_weight_is_not_computed_and_without_any_nothing_is_asked() -> None:
+def test_a_term_of_weight_0_is_not_computed_and_without_terms_nothing_is_needed() -> None:
     step = make_step(
         student_logits=torch.randn(3, 10),
         student_features={"a": torch.randn(3, 4)},
@@ -93,5 +93,5 @@ def test_a_term_without_weight_is_not_computed_and_without_any_nothing_is_asked(
 
 
 @LOSSES
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert bool(loss(torch.randn(3, 4), torch.full((3, 4), torch.nan)).isnan())

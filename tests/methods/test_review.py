@@ -52,7 +52,7 @@ def test_the_whole_review_equals_the_authors_code(open_case: Open) -> None:
         case.check(gradient, f"grad.{source}")
 
 
-def test_equal_maps_lose_nothing_and_a_constant_difference_its_square_at_every_level() -> None:
+def test_equal_maps_have_no_loss_and_a_constant_difference_its_square() -> None:
     maps = torch.randn(2, 3, 8, 8)
     assert float(hierarchical_context_loss(maps, maps)) == 0.0
     for size in (8, 4, 3, 1):
@@ -60,12 +60,12 @@ def test_equal_maps_lose_nothing_and_a_constant_difference_its_square_at_every_l
         assert float(hierarchical_context_loss(small + 3.0, small)) == pytest.approx(9.0, rel=1e-5)
 
 
-def test_a_difference_that_averages_out_counts_at_full_size_only() -> None:
+def test_a_difference_with_mean_0_has_a_loss_at_full_size_only() -> None:
     student = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
     assert float(hierarchical_context_loss(student, torch.zeros(1, 1, 8, 8))) == pytest.approx(1 / (1 + 1 / 2 + 1 / 4 + 1 / 8))
 
 
-def test_reviews_have_the_teachers_shapes_between_unlike_architectures() -> None:
+def test_reviews_have_the_teachers_shapes_between_different_architectures() -> None:
     shapes = [((6, 28, 28), (32, 16, 16)), ((16, 10, 10), (64, 8, 8)), ((84,), (64,))]
     reviewer = Reviewer(shapes)
     features = [torch.randn(2, 6, 28, 28), torch.randn(2, 16, 10, 10), torch.randn(2, 84, 1, 1)]
@@ -107,14 +107,14 @@ def test_the_weight_rises_during_the_warm_up(progress: float, share: float) -> N
     torch.testing.assert_close(method.loss(step)["review"], expected)
 
 
-def test_without_weight_nothing_is_asked_and_only_the_labels_count() -> None:
+def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
     maps = architecture((16, 8, 8))
     assert Review(review_weight=0).knowledge(maps, maps) == {}
     step = make_step(student_logits=torch.randn(2, 10))
     torch.testing.assert_close(Review(review_weight=0).loss(step), {"cross_entropy": F.cross_entropy(step.logits, step.labels)})
 
 
-def test_networks_without_maps_are_told_so() -> None:
+def test_networks_without_maps_do_not_suit() -> None:
     with pytest.raises(Unsuitable, match="student net has none"):
         Review().knowledge(architecture((16, 8, 8)), architecture(pooled=8))
     with pytest.raises(MethodError, match="teacher net has none"):

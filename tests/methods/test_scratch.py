@@ -33,6 +33,6 @@ def test_it_is_the_baseline_that_gains_are_measured_against() -> None:
     assert methods.baseline() == "scratch"
 
 
-def test_label_smoothing_of_one_is_refused() -> None:
+def test_label_smoothing_of_one_is_rejected() -> None:
     with pytest.raises(ValueError, match="label_smoothing must be < 1, got 1"):
         Scratch(label_smoothing=1.0)

@@ -35,17 +35,17 @@ def test_the_loss_by_hand() -> None:
     assert float(similarity_loss(student, teacher)) == pytest.approx(expected)
 
 
-def test_turned_and_scaled_outputs_of_another_width_lose_nothing() -> None:
+def test_rotated_and_scaled_outputs_of_another_width_have_no_loss() -> None:
     teacher = torch.randn(6, 4, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64)).Q[:4]
     assert float(similarity_loss(3 * teacher @ turn, teacher)) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_batch_of_one_is_like_itself() -> None:
+def test_a_batch_of_one_has_no_loss() -> None:
     assert float(similarity_loss(torch.randn(1, 4), torch.randn(1, 7))) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_sample_without_any_output_has_no_gradient_and_spoils_no_other() -> None:
+def test_a_sample_with_outputs_of_0_has_no_gradient_and_affects_no_other() -> None:
     student = torch.randn(3, 4)
     student[1] = 0
     student.requires_grad_()
@@ -61,7 +61,7 @@ def test_the_term_is_weighted_and_maps_are_flattened() -> None:
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(step.logits, step.labels))
 
 
-def test_the_last_maps_are_read_or_the_embedding_where_there_are_none() -> None:
+def test_the_last_maps_are_read_or_the_embedding_if_there_are_none() -> None:
     method = Similarity()
     assert method.knowledge(CONVOLUTIONAL, PERCEPTRON)["embedding"].layers == ("stage2",)
     assert method.student_layers(CONVOLUTIONAL, PERCEPTRON) == ["hidden"]
@@ -73,26 +73,26 @@ def test_named_layers_are_read() -> None:
     assert method.student_layers(CONVOLUTIONAL, CONVOLUTIONAL) == ["stage1"]
 
 
-def test_a_layer_that_is_not_there_is_refused_by_name() -> None:
+def test_an_unknown_layer_is_rejected_by_name() -> None:
     with pytest.raises(MethodError, match="teacher_layer: cnn has no layer 'stage3'; did you mean 'stage2'"):
         Similarity(teacher_layer="stage3").knowledge(CONVOLUTIONAL, CONVOLUTIONAL)
     with pytest.raises(MethodError, match="student_layer: cnn has no layer 'x'"):
         Similarity(student_layer="x").knowledge(CONVOLUTIONAL, CONVOLUTIONAL)
 
 
-def test_a_network_with_nothing_in_front_of_its_classifier_does_not_suit() -> None:
+def test_a_network_without_a_layer_before_its_classifier_does_not_suit() -> None:
     with pytest.raises(Unsuitable, match="student linear has none; name a student_layer"):
         Similarity().knowledge(CONVOLUTIONAL, BARE)
     with pytest.raises(MethodError, match="teacher linear has none; name a teacher_layer"):
         Similarity().knowledge(BARE, CONVOLUTIONAL)
 
 
-def test_without_weight_nothing_is_asked_nor_computed() -> None:
+def test_with_weight_0_nothing_is_needed_or_computed() -> None:
     method = Similarity(similarity_weight=0.0)
     assert method.knowledge(CONVOLUTIONAL, BARE) == {}
     assert method.student_layers(CONVOLUTIONAL, BARE) == []
     assert list(method.loss(make_step(student_logits=torch.randn(2, 10)))) == ["cross_entropy"]
 
 
-def test_a_teacher_that_is_not_a_number_does_not_go_unnoticed() -> None:
+def test_nan_outputs_of_the_teacher_make_the_loss_nan() -> None:
     assert bool(similarity_loss(torch.randn(3, 4), torch.full((3, 4), torch.nan)).isnan())

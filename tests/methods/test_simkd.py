@@ -29,7 +29,7 @@ def architecture(name: str) -> Architecture:
     return describe(sketch_model(name, num_classes=10, input_shape=SHAPE), name=name, input_shape=SHAPE)
 
 
-def test_loss_answer_and_gradients_equal_the_authors_code(open_case: Open) -> None:
+def test_loss_logits_and_gradients_equal_the_authors_code(open_case: Open) -> None:
     case = open_case("simkd-official")
     projector = Projector(5, 8 // int(case.number("factor")), 8, (3, 3)).to(case["in.s_feat"].dtype)
     names = {f"layers.{number}.weight": f"w.p{number}.weight" for number in (0, 1, 3, 4, 6, 7)}
@@ -50,14 +50,14 @@ def test_loss_answer_and_gradients_equal_the_authors_code(open_case: Open) -> No
 
 
 def lambda_module(output: torch.Tensor) -> nn.Module:
-    """A module that gives `output`: the case's numbers are of BatchNorm in training mode, run once."""
+    """A module that returns `output`: the case has the numbers of BatchNorm in training mode, run once."""
     module = nn.Identity()
     module.register_forward_hook(lambda _module, _inputs, _output: output)
     return module
 
 
 @pytest.mark.parametrize("teacher", model_names())
-def test_every_shipped_teachers_copied_classifier_answers_as_the_teacher_does(teacher: str) -> None:
+def test_the_copied_classifier_of_every_shipped_teacher_gives_the_teachers_logits(teacher: str) -> None:
     model = build_model(teacher, num_classes=10, input_shape=SHAPE).eval()
     described = describe(model, name=teacher, input_shape=SHAPE)
     layer, _ = SimKD().layers(described, architecture("lenet"))
@@ -69,8 +69,8 @@ def test_every_shipped_teachers_copied_classifier_answers_as_the_teacher_does(te
     torch.testing.assert_close(copied, answered, rtol=1e-4, atol=1e-5)
 
 
-def test_a_perfect_student_answers_as_the_teacher_does() -> None:
-    # A projector that hands the teacher's map through makes the whole answer the teacher's.
+def test_a_perfect_student_has_the_teachers_logits() -> None:
+    # With a projector that returns the teacher's map, the logits are the teacher's.
     teacher = build_model("resnet8", num_classes=10, input_shape=SHAPE).eval()
     described = describe(teacher, name="resnet8", input_shape=SHAPE)
     setup = Setup(
@@ -89,7 +89,7 @@ def test_a_perfect_student_answers_as_the_teacher_does() -> None:
     assert not helpers["classifier"].trainable
 
 
-def test_what_is_evaluated_is_counted_with_projector_and_classifier_and_without_the_students_own() -> None:
+def test_the_evaluated_network_has_projector_and_copied_classifier_but_not_the_students_own() -> None:
     trainer = MethodTrial(SimKD(), teacher="resnet8", student="lenet").trainer()
     size = measure_size(trainer.classifier, SHAPE)
     student = {name: weight.numel() for name, weight in trainer.student.named_parameters()}
@@ -98,7 +98,7 @@ def test_what_is_evaluated_is_counted_with_projector_and_classifier_and_without_
     assert size.parameters == trunk + projector + 64 * 10 + 10
 
 
-def test_it_learns_without_labels_and_the_projected_student_is_what_is_evaluated() -> None:
+def test_it_learns_without_labels_and_the_projected_student_is_evaluated() -> None:
     trainer = MethodTrial(SimKD(feature_weight=10.0), epochs=4).trainer()
     curve = trainer.fit()
     assert curve[-1]["features"] < curve[0]["features"]
@@ -106,7 +106,7 @@ def test_it_learns_without_labels_and_the_projected_student_is_what_is_evaluated
     assert trainer.classifier is not trainer.student
 
 
-def test_maps_meet_at_the_smaller_size_and_are_pooled_at_the_teacher() -> None:
+def test_maps_are_compared_at_the_smaller_size_and_pooled_at_the_teacher() -> None:
     teacher, student = architecture("resnet8"), architecture("lenet")
     assert SimKD().layers(teacher, student)[0] == "layer3"
     assert SimKD().knowledge(teacher, student) == {
@@ -117,11 +117,11 @@ def test_maps_meet_at_the_smaller_size_and_are_pooled_at_the_teacher() -> None:
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("lenet", "resnet8"), ("resnet8", "mlp"), ("mlp", "mlp")])
-def test_where_maps_do_not_fit_the_embedding_is_matched(teacher: str, student: str) -> None:
+def test_if_maps_do_not_fit_the_embedding_is_matched(teacher: str, student: str) -> None:
     assert SimKD().size(architecture(teacher), architecture(student)) == (1, 1)
 
 
-def test_wrong_layers_are_refused() -> None:
+def test_wrong_layers_are_rejected() -> None:
     teacher, student = architecture("resnet8"), architecture("lenet")
     with pytest.raises(UnknownLayer, match="no layer 'layer9'"):
         SimKD(teacher_layer="layer9").layers(teacher, student)
@@ -131,13 +131,13 @@ def test_wrong_layers_are_refused() -> None:
         SimKD().layers(replace(teacher, pooled=None), student)
 
 
-def test_a_teacher_without_such_a_classifier_is_refused() -> None:
+def test_a_teacher_without_such_a_classifier_is_rejected() -> None:
     described = architecture("resnet8")
     with pytest.raises(MethodError, match=r"has no weights of shape \(10, 64\)"):
         Copied(described, described, "layer3", {"fc.weight": torch.zeros(10, 63)})
 
 
-def test_a_classifier_that_does_not_answer_as_the_teacher_is_found_at_the_first_step() -> None:
+def test_a_classifier_that_does_not_give_the_teachers_logits_is_found_at_the_first_step() -> None:
     classifier = nn.Linear(4, 3)
     embedding = torch.randn(5, 4)
     step = make_step(
@@ -155,7 +155,7 @@ def test_a_classifier_that_does_not_answer_as_the_teacher_is_found_at_the_first_
         SimKD().loss(step)
 
 
-def test_a_trainer_without_the_teachers_weights_says_so() -> None:
+def test_a_trainer_without_the_teachers_weights_raises() -> None:
     trial = MethodTrial(SimKD())
     setup = trial.trainer()._setup
 

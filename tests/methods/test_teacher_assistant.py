@@ -72,7 +72,7 @@ def test_by_default_the_assistant_is_the_teachers_model_at_half_its_width() -> N
 
 
 @pytest.mark.parametrize(("width", "expected"), [(None, 1.0), (0.25, 0.25)])
-def test_a_named_assistant_has_its_own_width_unless_another_is_asked_for(width: float | None, expected: float) -> None:
+def test_a_named_assistant_has_its_own_width_unless_another_is_set(width: float | None, expected: float) -> None:
     assistant = TeacherAssistant(assistant="lenet", assistant_width=width).modules(setup())["assistant"].module
     built = build_model("lenet", num_classes=10, input_shape=(1, 8, 8), width=expected)
     assert num_parameters(assistant) == num_parameters(built)
@@ -83,7 +83,7 @@ def test_an_assistant_that_does_not_exist_is_named() -> None:
         TeacherAssistant(assistant="lenet9").modules(setup())
 
 
-def test_a_teacher_whose_model_can_not_be_made_smaller_wants_a_named_assistant() -> None:
+def test_a_teacher_whose_model_cannot_be_made_smaller_needs_a_named_assistant() -> None:
     with pytest.raises(MethodError, match=r"; set assistant$"):
         TeacherAssistant().modules(setup(teacher="somebodys"))
 
@@ -96,7 +96,7 @@ def test_the_stages_share_the_epochs() -> None:
         TeacherAssistant().stages(setup(1))
 
 
-def test_a_weight_of_0_makes_no_assistant_and_asks_for_nothing() -> None:
+def test_a_weight_of_0_makes_no_assistant_and_needs_nothing() -> None:
     method = TeacherAssistant(kd_weight=0.0)
     assert method.knowledge(architecture("a"), architecture("b")) == {}
     assert method.modules(setup()) == {}

@@ -1,4 +1,4 @@
-"""What every method does with input that is out of the ordinary: a defined value or one sentence, never a crash."""
+"""Unusual input gives a defined value or an error of one sentence, in every method."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ from stillhouse.models.registry import build_model, model_names
 from stillhouse.spec.training import Training
 from stillhouse.testing import MethodTrial, make_step
 
-EVERY = pytest.mark.parametrize("name", methods.names())
+EVERY_METHOD = pytest.mark.parametrize("name", methods.names())
 
 
-def cut(data: ImageData, places: Sequence[int]) -> ImageData:
-    """The data with these training images alone."""
-    chosen = torch.tensor(list(places))
+def keep_only(data: ImageData, indices: Sequence[int]) -> ImageData:
+    """The data set with only these training images."""
+    chosen = torch.tensor(list(indices))
     return replace(data, train=Split(images=data.train.images[chosen], labels=data.train.labels[chosen]))
 
 
@@ -43,7 +43,7 @@ def build(model: str, data: ImageData) -> nn.Module:
 
 
 def train(method: Method, data: ImageData, teacher: nn.Module | None = None) -> Trainer:
-    """A lenet taught by a resnet8."""
+    """Trains a lenet with a resnet8 as teacher."""
     teacher = build("resnet8", data).eval() if teacher is None else teacher
     of_teacher = describe(teacher, name="resnet8", input_shape=data.input_shape)
     of_student = describe(build("lenet", data), name="lenet", input_shape=data.input_shape)
@@ -71,30 +71,30 @@ def assert_finite(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if methods.find(name).card.family in "LR"])
 def test_a_batch_of_one_sample_has_a_finite_loss(name: str, digits: ImageData) -> None:
-    assert_finite(train(methods.find(name)(), cut(digits, [0])))
+    assert_finite(train(methods.find(name)(), keep_only(digits, [0])))
 
 
-@EVERY
+@EVERY_METHOD
 def test_batches_of_a_single_class_have_a_finite_loss(name: str, digits: ImageData) -> None:
     of_one_class = (digits.train.labels == 3).nonzero().flatten().tolist()
-    assert_finite(train(methods.find(name)(), cut(digits, of_one_class)))
+    assert_finite(train(methods.find(name)(), keep_only(digits, of_one_class)))
 
 
-@EVERY
-def test_a_teacher_of_logits_alone_teaches_or_is_refused_with_what_is_missing(name: str) -> None:
-    behind_logits = Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes={"answer": (10,)})
+@EVERY_METHOD
+def test_a_teacher_with_logits_only_works_or_is_rejected_with_what_is_missing(name: str) -> None:
+    logits_only = Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes={"answer": (10,)})
     student = MethodTrial(Method()).student_architecture
     method = methods.find(name)()
     try:
-        asked = method.knowledge(behind_logits, student)
+        needed = method.knowledge(logits_only, student)
     except MethodError as error:
         assert "teacher net" in str(error)  # noqa: PT017
     else:
-        assert not [layer for kind in asked.values() for layer in kind.layers]
+        assert not [layer for kind in needed.values() for layer in kind.layers]
 
 
 def zeros(name: str) -> dict[str, float]:
-    """Every weight of the method that may be 0 at 0, the labels' at 1."""
+    """0 for every weight of the method that may be 0, 1 for the weight of the labels."""
     rules = methods.find(name).hyperparameters()
     weights = {key: 0.0 for key, rule in rules.items() if key.endswith("_weight") and rule.minimum == 0}
     return weights | ({"label_weight": 1.0} if "label_weight" in rules else {})
@@ -104,7 +104,7 @@ SWITCHED_OFF = [name for name in methods.names() if any(weight == 0 for weight i
 
 
 @pytest.mark.parametrize("name", SWITCHED_OFF)
-def test_weights_of_zero_ask_nothing_and_change_no_bit_of_the_student(name: str) -> None:
+def test_weights_of_zero_need_nothing_and_change_no_bit_of_the_student(name: str) -> None:
     off = MethodTrial(methods.find(name)(**zeros(name)), epochs=2)
     assert off.knowledge() == {}
     trainer = off.trainer()
@@ -117,7 +117,7 @@ def test_weights_of_zero_ask_nothing_and_change_no_bit_of_the_student(name: str)
         assert torch.equal(weight, expected), key
 
 
-def test_a_part_of_weight_zero_asks_nothing_and_changes_no_bit() -> None:
+def test_a_part_of_weight_zero_needs_nothing_and_changes_no_bit() -> None:
     both = MethodTrial(Combine(methods=("kd", "fitnets", "variational"), weights=(1.0, 0.0, 0.0)), epochs=2)
     alone = MethodTrial(Combine(methods=("kd",)), epochs=2)
     assert both.knowledge() == alone.knowledge()
@@ -130,8 +130,8 @@ def test_a_part_of_weight_zero_asks_nothing_and_changes_no_bit() -> None:
 
 def taught() -> list[str]:
     trial = MethodTrial(Method())
-    of_whom = trial.teacher_architecture, trial.student_architecture
-    return [name for name in methods.names() if methods.find(name)().knowledge(*of_whom)]
+    networks = trial.teacher_architecture, trial.student_architecture
+    return [name for name in methods.names() if methods.find(name)().knowledge(*networks)]
 
 
 def reads_layers(name: str) -> bool:
@@ -143,7 +143,7 @@ LAYERED = [name for name in taught() if reads_layers(name)]
 
 
 @pytest.mark.parametrize("name", taught())
-def test_a_teacher_whose_outputs_are_no_numbers_is_one_sentence(name: str, digits: ImageData) -> None:
+def test_nan_outputs_of_the_teacher_are_one_sentence(name: str, digits: ImageData) -> None:
     teacher = build("resnet8", digits)
     with torch.no_grad():
         next(teacher.parameters()).fill_(float("nan"))
@@ -156,7 +156,7 @@ def outputs(architecture: Architecture, layers: Iterable[str]) -> dict[str, Tens
 
 
 def losses_on_default_layers(method: Method, teacher: Architecture, student: Architecture) -> list[Tensor]:
-    """The loss of every stage, for three samples of outputs as large as those of the two networks."""
+    """The loss of every stage, for three samples and random outputs of the shapes of the two networks."""
     kinds = method.knowledge(teacher, student)
     setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=8, epochs=4)
     of_teacher, logits = outputs(teacher, (layer for kind in kinds.values() for layer in kind.layers)), torch.randn(3, 10)
@@ -181,8 +181,8 @@ def losses_on_default_layers(method: Method, teacher: Architecture, student: Arc
 
 
 @pytest.mark.parametrize("model", model_names())
-def test_every_shipped_model_has_default_layers_or_is_said_not_to_suit(model: str) -> None:
-    """As teacher and student, and as each of them beside a network of another family; at 32 x 32 and a quarter's width."""
+def test_every_shipped_model_has_default_layers_or_is_reported_as_unsuitable(model: str) -> None:
+    """As teacher and student, and as either of them with a network of another family; at 32 x 32 and width 0.25."""
     ours, other = (blueprint(name, {"width": 0.25}, 10, (3, 32, 32)).architecture for name in (model, "resnet14"))
     for name, (teacher, student) in itertools.product(LAYERED, ((ours, ours), (other, ours), (ours, other))):
         try:

@@ -48,29 +48,29 @@ def test_it_is_the_negative_log_likelihood_of_a_gaussian_without_its_constant() 
     torch.testing.assert_close(variational_loss(mean, variance, target), expected)
 
 
-def test_the_best_variance_is_the_mean_square_of_what_is_left() -> None:
+def test_the_best_variance_is_the_mean_squared_error() -> None:
     residual = torch.randn(50, 3, dtype=torch.float64)
     variance = residual.square().mean(0).requires_grad_()
     (gradient,) = torch.autograd.grad(variational_loss(residual, variance, torch.zeros(50, 3, dtype=torch.float64)), variance)
     torch.testing.assert_close(gradient, torch.zeros(3, dtype=torch.float64))
 
 
-def test_the_variance_begins_as_asked_and_is_trained() -> None:
+def test_the_variance_begins_at_its_setting_and_is_trained() -> None:
     regressor = GaussianRegressor(2, 3, 1, initial_variance=5.0, epsilon=1e-5)
     torch.testing.assert_close(regressor.variance, torch.full((3,), 5.0))
     assert "log_scale" in dict(regressor.named_parameters())
 
 
-def test_maps_are_paired_from_the_last_and_the_teachers_are_pooled_where_they_are_larger() -> None:
+def test_maps_are_paired_from_the_last_and_larger_ones_of_the_teacher_are_pooled() -> None:
     teacher, student = architecture((16, 32, 32), (32, 16, 16), (64, 8, 8)), architecture((6, 14, 14), (16, 10, 10))
     method = Variational()
     assert method.pairs(teacher, student) == {"stage1": "stage2", "stage0": "stage1"}
-    asked = method.knowledge(teacher, student)
-    assert asked["hint.stage1"] == reduced(shrink, "stage2", height=8, width=8)
-    assert asked["hint.stage0"] == reduced(shrink, "stage1", height=14, width=14)
+    needed = method.knowledge(teacher, student)
+    assert needed["hint.stage1"] == reduced(shrink, "stage2", height=8, width=8)
+    assert needed["hint.stage0"] == reduced(shrink, "stage1", height=14, width=14)
 
 
-def test_a_student_without_maps_is_taught_by_the_embedding() -> None:
+def test_a_student_without_maps_learns_from_the_embedding() -> None:
     teacher, student = architecture((16, 32, 32), pooled=64), architecture(pooled=30)
     method = Variational()
     assert method.pairs(teacher, student) == {"pool": "pool"}
@@ -86,7 +86,7 @@ def test_a_student_with_neither_maps_nor_embedding_does_not_suit() -> None:
         Variational().pairs(architecture((16, 8, 8), pooled=64), architecture())
 
 
-def test_named_layers_are_used_and_wrong_ones_refused() -> None:
+def test_named_layers_are_used_and_wrong_ones_rejected() -> None:
     teacher = architecture((16, 32, 32), (32, 16, 16), pooled=64)
     assert Variational(teacher_maps="stage0", student_maps="stage1").pairs(teacher, teacher) == {"stage1": "stage0"}
     with pytest.raises(UnknownLayer, match="no layer 'stage9'"):
@@ -95,7 +95,7 @@ def test_named_layers_are_used_and_wrong_ones_refused() -> None:
         Variational(teacher_maps="pool", student_maps="stage1").pairs(teacher, teacher)
 
 
-def test_a_weight_of_0_asks_for_nothing_and_changes_nothing() -> None:
+def test_a_weight_of_0_needs_nothing_and_changes_nothing() -> None:
     method, maps = Variational(information_weight=0.0), architecture((16, 8, 8))
     assert method.knowledge(maps, maps) == {}
     assert not method.student_layers(None, maps)
@@ -117,6 +117,6 @@ def test_the_students_larger_map_is_pooled_to_the_hints_size() -> None:
     torch.testing.assert_close(Variational(information_weight=2.0).loss(step)["information"], expected)
 
 
-def test_it_trains_between_unlike_architectures() -> None:
+def test_it_trains_between_different_architectures() -> None:
     (entry,) = MethodTrial(Variational(), teacher="resnet8", student="mlp", epochs=1).trainer().fit()
     assert math.isfinite(entry["information"])
