@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from stillhouse.cli import app
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.knowledge import feature, logits, reduced
+from stillhouse.knowledge import feature, logits, output, reduced
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.inventory import describe_kind, stored_teachers
@@ -58,7 +58,7 @@ def test_a_view_of_a_teacher_that_is_gone_and_one_that_is_not_sealed_are_listed_
 
 
 def test_a_kind_is_called_what_it_calls_itself() -> None:
-    for kind in (logits(), feature("layer1"), reduced(energy, "a", "b")):
+    for kind in (logits(), output("angle"), feature("layer1"), reduced(energy, "a", "b")):
         assert describe_kind(kind.identity()) == str(kind)
     assert describe_kind({}) == "unknown"
 

@@ -256,6 +256,11 @@ class Step:
         """The student's logits [B, C], in a stage that computes them."""
         return self.output(LOGITS)
 
+    @property
+    def student_logits(self) -> Tensor | None:
+        """As `logits`; None in a stage that does not compute them."""
+        return self.outputs.get(LOGITS)
+
     def output(self, name: str) -> Tensor:
         """The student's output called `name`, [B, ...], in a stage that computes it."""
         assert self.outputs, f"stage '{self.stage.name}' does not run the student to its end"

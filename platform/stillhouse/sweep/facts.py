@@ -21,7 +21,8 @@ def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str)
         spec=spec_to_dict(plan.spec),
         dataset={
             "name": data.name,
-            "num_classes": data.num_classes,
+            **({"task": data.task} if data.task else {}),
+            ("num_classes" if data.class_names else "outputs"): data.num_classes,
             "input_shape": list(data.input_shape),
             "train_samples": len(data.train.labels),
             "validation_samples": len(data.validation.labels),

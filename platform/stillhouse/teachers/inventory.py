@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stillhouse.knowledge.kinds import LOGITS
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.library import TeacherLibrary
 
@@ -51,7 +52,7 @@ def describe_kind(identity: Mapping[str, Any]) -> str:
     """The name of a kind of knowledge, from the part of a view's identity that describes it; equal to that of `Knowledge`."""
     if not identity:
         return "unknown"
-    what = "input_gradient" if "of" in identity else ", ".join(identity["layers"]) or "logits"
+    what = "input_gradient" if "of" in identity else ", ".join(identity["layers"]) or identity.get("output", LOGITS)
     reduction = identity.get("reduction")
     return what if reduction is None else f"{reduction.rpartition(':')[2].rpartition('.')[2]}({what})"
 
