@@ -605,7 +605,7 @@ def test_a_second_driver_is_refused_in_one_sentence(troubled: Troubled) -> None:
     assert code == 4
     assert output == ""
     assert errors.count("\n") == 1
-    assert "sweep 'tiny' is already run by another process" in errors
+    assert "another process already runs sweep 'tiny'" in errors
 
 
 def test_a_killed_driver_takes_its_cluster_with_it(troubled: Troubled) -> None:

@@ -75,7 +75,7 @@ def test_the_second_signal_ends_the_process_at_once_with_the_last_words(tmp_path
     process = start(tmp_path, "patient")
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
-    assert "ending: trials under way" in process.stdout.readline()
+    assert "stopping: running trials" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)

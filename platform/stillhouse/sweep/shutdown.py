@@ -1,4 +1,4 @@
-"""How a sweep is ended from outside: by Ctrl-C, by SIGTERM, or by a request that lies in its folder."""
+"""How a sweep is requested to end: by Ctrl-C, by SIGTERM, or by a file in its folder."""
 
 import os
 import signal
@@ -14,25 +14,25 @@ from typing import Any, Self
 from stillhouse.errors import Interrupted
 
 TIMEOUT_S = 10.0
-"""How long work under way gets to reach a checkpoint; what takes longer has one that is no older than its last epoch."""
+"""How long running work gets to reach a checkpoint; whatever takes longer has one of its last epoch."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LOOK_S = 0.5
-# A launcher such as `uv run` hands a Ctrl-C on that the terminal has sent to us as well.
+_POLL_INTERVAL_S = 0.5
+# A launcher such as `uv run` forwards a Ctrl-C that the terminal has sent to this process as well.
 _ECHO_S = 0.3
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class ShutdownRequest:
-    """Whether somebody asked the sweep to end. The first request ends it gracefully, the second at once.
+    """Whether the sweep was requested to end. The first request ends it gracefully, the second at once.
 
-    Inside `deferred` a first request is noted in `requested` and left to whoever works there; elsewhere nothing is under way
-    that could be kept, and it raises `KeyboardInterrupt` in the main thread. The second request leaves the process.
+    Inside `deferred` a first request only sets `requested`, and the work there ends by itself. Elsewhere there is no work to
+    save, and the request raises `KeyboardInterrupt` in the main thread. The second request ends the process.
 
     Args:
-        request: the file whose appearance is a request.
-        last_words: printed when the sweep is left at once.
-        tell: told of a request that is heeded deferred.
+        request: the file whose existence is a request.
+        last_words: printed when the process ends at once.
+        tell: called with a sentence when a request is deferred.
     """
 
     def __init__(self, request: Path, *, last_words: str = "", tell: Callable[[str], None] = lambda _text: None) -> None:
@@ -46,10 +46,10 @@ class ShutdownRequest:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        # A request to a driver that is gone does not concern this one.
+        # A request to an earlier driver does not apply to this one.
         self._request.unlink(missing_ok=True)
         self.listen()
-        self._thread = threading.Thread(target=self._look, name="stillhouse-ending", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="stillhouse-shutdown", daemon=True)
         self._thread.start()
         return self
 
@@ -64,11 +64,11 @@ class ShutdownRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether the sweep was asked to end."""
+        """Whether the sweep was requested to end."""
         return self._requested_at is not None
 
     def listen(self) -> None:
-        """Takes the signals, also from a library that has taken them since; only the main thread can."""
+        """Installs the signal handlers, also over those of a library; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
@@ -77,10 +77,10 @@ class ShutdownRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Where a first request is left to the work under way.
+        """A block whose work ends by itself after a first request.
 
         Raises:
-            KeyboardInterrupt: it came already.
+            KeyboardInterrupt: the request came already.
         """
         if self.requested:
             raise KeyboardInterrupt
@@ -91,10 +91,10 @@ class ShutdownRequest:
             self._deferring = False
 
     def check(self) -> None:
-        """For a patient wait that can be left at any time.
+        """For a wait inside `deferred` that can end at any time.
 
         Raises:
-            Interrupted: somebody asked.
+            Interrupted: the sweep was requested to end.
         """
         if self.requested:
             raise Interrupted("interrupted")
@@ -105,18 +105,18 @@ class ShutdownRequest:
             self._requested_at = now
             if not self._deferring:
                 raise KeyboardInterrupt
-            # Not from here: whoever is interrupted may hold the lock that showing a text needs.
+            # In another thread: the interrupted code may hold the lock that printing needs.
             threading.Thread(target=self._tell, args=(_GRACEFUL,), daemon=True).start()
         elif now - self._requested_at <= _ECHO_S:
             return
         elif hasattr(sys, "ps1"):
-            # A notebook or a prompt must outlive its sweep.
+            # A notebook or an interactive prompt must survive its sweep.
             raise KeyboardInterrupt
         else:
-            self._leave()
+            self._end_process()
 
-    def _leave(self) -> None:
-        """Ends the process as a kill would, which a sweep is made for; written by hand since any lock may be held."""
+    def _end_process(self) -> None:
+        """Ends the process like a kill, which a sweep survives; writes to the descriptor, since any lock may be held."""
         target = 2
         with suppress(OSError, ValueError):
             target = sys.stderr.fileno()
@@ -125,9 +125,9 @@ class ShutdownRequest:
         os.write(target, f"{self._last_words}\n".encode())
         os._exit(Interrupted.exit_code)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         main = threading.main_thread().ident
-        while not self._over.wait(_LOOK_S):
+        while not self._over.wait(_POLL_INTERVAL_S):
             if self.requested or not self._request.exists():
                 continue
             if self._before and main is not None:
@@ -136,4 +136,4 @@ class ShutdownRequest:
                 self._requested_at = time.monotonic()
 
 
-_GRACEFUL = f"ending: trials under way get {TIMEOUT_S:.0f} s for a checkpoint; Ctrl-C again ends at once"
+_GRACEFUL = f"stopping: running trials get {TIMEOUT_S:.0f} s to write a checkpoint; Ctrl-C again ends at once"

@@ -102,7 +102,7 @@ def test_status_after_a_crash_counts_the_ledger_and_says_how_to_go_on(run: Run, 
     }  # fmt: skip
     assert [best["trial"] for best in state["best"]] == ["a"]
     _, output, _ = run("status", "halfway")
-    assert "not running; go on with: stillhouse resume halfway --home" in output
+    assert "not running; continue with: stillhouse resume halfway --home" in output
     assert "stillhouse retry halfway --home" in output
 
 
@@ -272,7 +272,7 @@ def test_rm_refuses_a_sweep_that_runs(run: Run, halfway: SweepHome) -> None:
     with halfway.locked():
         code, _, complaint = run("rm", "halfway", "--yes")
     assert code == 4
-    assert "is already run by another process" in complaint
+    assert "another process already runs sweep" in complaint
     assert sweep_names(halfway.home) == ["halfway"]
 
 

@@ -67,7 +67,7 @@ def test_another_process_can_not_hold_the_same_sweep(tmp_path: Path) -> None:
     with SweepHome(tmp_path, "s").locked():
         refused = hold("s")
         assert refused.returncode != 0
-        assert "sweep 's' is already run by another process; wait for it" in refused.stderr
+        assert "another process already runs sweep 's'; wait for it" in refused.stderr
         assert hold("t").stdout == "held\n"
     assert hold("s").stdout == "held\n"
 
@@ -108,7 +108,7 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_not_held(tmp_path: Path, m
 def test_a_home_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(InfrastructureError, match=r"can not write the sweep's folder .*Not a directory; choose another"),
+        pytest.raises(InfrastructureError, match=r"cannot write the sweep's folder .*Not a directory; choose another"),
         SweepHome(tmp_path / "file", "s").locked(),
     ):
         pass
@@ -207,7 +207,7 @@ def test_a_sweep_runs_for_as_long_as_its_lock_is_held(tmp_path: Path) -> None:
     assert not home.is_running()
     with home.locked():
         assert SweepHome(tmp_path, "s").is_running()
-        with pytest.raises(InfrastructureError, match="is already run by another process; wait for it, or end it with: "):
+        with pytest.raises(InfrastructureError, match=r"another process already runs sweep .*; wait for it, or stop it with: "):
             SweepHome(tmp_path, "s").locked().__enter__()
     assert not home.is_running()
 

@@ -59,8 +59,8 @@ def test_logits_of_four_hundred_samples_in_two_views(tmp_path: Path) -> None:
     assert (volume.total_bytes, volume.budget_bytes, volume.free_bytes, volume.kept_bytes) == (32_000, 500_000, 1_000_000, 0)
     assert volume.lines() == [
         "knowledge of big: logits: 40 B per sample, 16.00 kB per view, 32.00 kB for 2 views",
-        "sealed views: 32.00 kB in all, of the 500.00 kB that views may take (half of the disk's free room and what views take "
-        "of it); 1.00 MB of the disk are free, views take 0 B now",
+        "sealed views: 32.00 kB in all, of the 500.00 kB that views may take (half of the disk's free space and what "
+        "views take now); 1.00 MB of the disk are free, views take 0 B now",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The ledger: one durable, checked file per finished trial. The report and MLflow are views of it."""
+"""The ledger: one durable, checked file per trial that will not run again. Report and MLflow are derived from it."""
 
 import itertools
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Ledger:
         self.folder = folder
 
     def write(self, record: TrialRecord) -> None:
-        """Writes the record durably; from here on the trial never runs again.
+        """Writes the record durably; from then on the trial does not run again.
 
         Raises:
             OSError: the disk is full; nothing was written.
@@ -32,7 +32,7 @@ class Ledger:
         write_checked(self.path(record.trial.key), record.model_dump_json().encode())
 
     def read(self, key: str) -> TrialRecord | None:
-        """The record of the trial; None when there is none, or none that is whole."""
+        """The record of the trial; None when it is missing or damaged."""
         try:
             return TrialRecord.model_validate_json(read_checked(self.path(key)))
         except (FileNotFoundError, Damaged, ValidationError):
@@ -42,7 +42,7 @@ class Ledger:
         self.path(key).unlink(missing_ok=True)
 
     def set_aside(self, key: str) -> Path:
-        """Moves the record away, so that its trial runs again. Returns where it lies from now on."""
+        """Moves the record to the folder `aside`, so that its trial runs again. Returns its new path."""
         aside = self.folder / "aside"
         aside.mkdir(exist_ok=True)
         target = next(path for n in itertools.count(1) if not (path := aside / f"{key}.{n}{_SUFFIX}").exists())
@@ -52,12 +52,12 @@ class Ledger:
         return target
 
     def keys(self) -> Iterator[str]:
-        """Keys of all records, whole or not, sorted."""
+        """Keys of all records, damaged ones included, sorted."""
         if self.folder.is_dir():
             yield from sorted(path.stem for path in self.folder.glob(f"*{_SUFFIX}"))
 
     def read_all(self) -> tuple[dict[str, TrialRecord], list[str]]:
-        """All whole records by key, and the keys of those that are damaged: their trials run again."""
+        """All intact records by key, and the keys of damaged ones, whose trials run again."""
         whole: dict[str, TrialRecord] = {}
         damaged: list[str] = []
         for key in self.keys():

@@ -22,7 +22,7 @@ _WATCH_S = 1.0
 
 
 def list_sweeps(home: Path) -> list[dict[str, Any]]:
-    """Every sweep of the home: its state, its best student, its size on disk, when it was last used."""
+    """Every sweep of the home with its state, its best student, its size on disk and its last use."""
     found = []
     for name in sweep_names(home):
         sweep_home = SweepHome(home, name)
@@ -43,14 +43,14 @@ def list_sweeps(home: Path) -> list[dict[str, Any]]:
 
 
 def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], None]) -> bool:
-    """Asks the driver of a sweep to end gracefully, and waits for it.
+    """Requests the driver of a sweep to end gracefully, and waits for it.
 
     Returns:
         whether it has ended.
 
     Raises:
-        UsageError: there is no such sweep, or none runs.
-        InfrastructureError: the request can not be written.
+        UsageError: there is no such sweep, or it does not run.
+        InfrastructureError: the request cannot be written.
     """
     sweep_home = find_sweep(home, name)
     if not sweep_home.is_running():
@@ -60,9 +60,9 @@ def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], No
     except OSError as error:
         pid = StatusReader(sweep_home).read()["pid"]
         raise InfrastructureError(
-            f"can not write {sweep_home.stop_request}: {error.strerror}; end the sweep with: kill {pid or 'its process'}"
+            f"cannot write {sweep_home.stop_request}: {error.strerror}; end the sweep with: kill {pid or 'its process'}"
         ) from error
-    tell(f"sweep '{name}' is asked to end; trials under way write a checkpoint")
+    tell(f"sweep '{name}' was requested to stop; running trials write a checkpoint")
     deadline = time.monotonic() + wait_s
     while sweep_home.is_running():
         if time.monotonic() > deadline:
@@ -73,11 +73,11 @@ def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], No
 
 
 def remove_sweep(home: Path, name: str) -> dict[str, Any]:
-    """Removes a sweep from the home: records, students, checkpoints, report. Teachers, knowledge and MLflow's runs stay.
+    """Removes a sweep from the home: records, students, checkpoints, report. Teachers, knowledge and runs in MLflow remain.
 
     Raises:
         UsageError: there is no such sweep.
-        InfrastructureError: a process runs it, or its folder can not be removed.
+        InfrastructureError: a process runs it, or its folder cannot be removed.
     """
     sweep_home = find_sweep(home, name)
     size, _ = _size_on_disk(sweep_home.folder)
@@ -87,22 +87,22 @@ def remove_sweep(home: Path, name: str) -> dict[str, Any]:
 
 
 def print_status(state: Mapping[str, Any], console: Console) -> None:
-    """The state of a sweep as a person reads it, with the next command."""
+    """Prints the state of a sweep and the next command."""
     console.print(render_status(state))
     where = f"{state['sweep']} --home {shlex.quote(state['home'])}"
-    following = {
-        "running": f"running (process {state['pid']} on {state['host']}); end it with: stillhouse stop {where}",
+    next_step = {
+        "running": f"running (process {state['pid']} on {state['host']}); stop it with: stillhouse stop {where}",
         "ending": f"ending (process {state['pid']} on {state['host']})",
-        "unfinished": f"not running; go on with: stillhouse resume {where}",
+        "unfinished": f"not running; continue with: stillhouse resume {where}",
         "finished": f"finished; the report: stillhouse report {where}",
     }
-    console.print(Text(following[state["state"]]), soft_wrap=True, highlight=False)
+    console.print(Text(next_step[state["state"]]), soft_wrap=True, highlight=False)
     if state["failed"]:
         console.print(Text(f"run the failed trials again with: stillhouse retry {where}"), soft_wrap=True, highlight=False)
 
 
 def watch_status(reader: StatusReader, console: Console) -> dict[str, Any]:
-    """Shows the state, on a terminal live, until no process runs the sweep; returns the last one."""
+    """Shows the state, live on a terminal, until no process runs the sweep; returns the last state."""
     state = reader.read()
     with Live(render_status(state), console=console, transient=True, auto_refresh=False) as live:
         while state["state"] in ("running", "ending"):
@@ -114,7 +114,7 @@ def watch_status(reader: StatusReader, console: Console) -> dict[str, Any]:
 
 
 def _size_on_disk(folder: Path) -> tuple[int, float]:
-    """Bytes below the folder, and the latest change there, in seconds of the epoch."""
+    """Bytes under the folder, and the time of its latest change in seconds since the epoch."""
     size, latest = 0, folder.stat().st_mtime
     for root, _, names in os.walk(folder):
         for name in names:

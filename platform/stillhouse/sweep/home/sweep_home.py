@@ -1,4 +1,4 @@
-"""Where a sweep lives on disk: its folder, its lock, the spec it was started with, its facts."""
+"""A sweep's folder on disk: its lock, the spec it was started with, its facts."""
 
 import fcntl
 import json
@@ -26,15 +26,16 @@ _FREE_TO_CHANGE = re.compile(
     r"(tracking|report|trial_resources|max_concurrent_trials"
     r"|knowledge\.(way|ways|max_bytes)|teachers\.[^.]+\.(resources|replicas))([.\[].*)?"
 )
-"""Where a sweep runs and where what it makes is kept. Other than `auto`, a way does what `auto` may do as well."""
+"""Keys that may change between runs: where a sweep runs and where its results are stored. A forced delivery mode gives the
+same results as `auto`."""
 _DECIDES_NO_RESULT = (
     *("search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.budget"),
     *(f"search.budget.{key}" for key in SearchBudget.model_fields),
 )
-"""Which trials are run and which are stopped early, not what those give that run to their end."""
+"""Keys that decide which trials run and which are stopped early, but not the result of a trial that runs to its end."""
 TRIALS_PER_METHOD = "search.trials_per_method"
 _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
-"""`is_running` holds the lock too, for a moment."""
+"""How long to wait for the lock: `is_running` also holds it, for a moment."""
 
 
 def resolve_home(flag: str | Path | None = None) -> Path:
@@ -45,9 +46,9 @@ def resolve_home(flag: str | Path | None = None) -> Path:
 class SweepHome:
     """The folder of one sweep under the home.
 
-    Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that were run
-    again), `students/*.safetensors`, `trials/` with checkpoints of trials under way, `runs.json` (the pages of MLflow),
-    `report/`; `lock` and `stop` (a request to end) for the driver, `state.json` by it.
+    Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that ran again),
+    `students/*.safetensors`, `trials/` with checkpoints of running trials, `latencies.json`, `suggestions`, `runs.json`
+    (addresses in MLflow), `report/`; `lock`, `stop` (a request to end) and `state.json` of the driver.
     """
 
     def __init__(self, home: Path, name: str) -> None:
@@ -61,10 +62,10 @@ class SweepHome:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the sweep for one driver.
+        """Holds the sweep's lock for one driver.
 
         Raises:
-            InfrastructureError: another driver holds it, or the folder can not be written.
+            InfrastructureError: another driver holds it, or the folder cannot be written.
         """
         path = self.folder / "lock"
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
@@ -74,7 +75,7 @@ class SweepHome:
                 file = path.open("w")
             except OSError as error:
                 raise InfrastructureError(
-                    f"can not write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
+                    f"cannot write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
                 ) from error
             with file:
                 if self._take(file):
@@ -83,7 +84,7 @@ class SweepHome:
             if time.monotonic() > deadline:
                 home = shlex.quote(str(self.home))
                 raise InfrastructureError(
-                    f"sweep '{self.name}' is already run by another process; wait for it, or end it with: "
+                    f"another process already runs sweep '{self.name}'; wait for it, or stop it with: "
                     f"stillhouse stop {self.name} --home {home}"
                 )
             time.sleep(_LOCK_PAUSE_S)
@@ -91,13 +92,13 @@ class SweepHome:
     def _take(self, lock: IO[str]) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the folder.
+            # The process that held it may have removed the folder.
             return os.fstat(lock.fileno()).st_ino == (self.folder / "lock").stat().st_ino
         except (BlockingIOError, FileNotFoundError):
             return False
 
     def is_running(self) -> bool:
-        """Whether a driver holds the sweep."""
+        """Whether a driver runs the sweep."""
         try:
             with (self.folder / "lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -109,7 +110,7 @@ class SweepHome:
 
     @property
     def is_removed(self) -> bool:
-        """Whether the folder is gone since `write_spec`; workers may have made parts of it again."""
+        """Whether the folder was removed since `write_spec`; workers may have created parts of it again."""
         return self._started and not (self.folder / "spec.json").exists()
 
     def write_spec(
@@ -117,42 +118,44 @@ class SweepHome:
         spec: Mapping[str, Any],
         *,
         may_change: Collection[str] = (),
-        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda kept: kept,
+        complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
     ) -> None:
-        """Notes the spec at the sweep's first run, and holds later runs to it.
+        """Stores the spec in the sweep's first run, and compares later runs with it.
 
         Args:
-            may_change: keys that may differ besides those that decide no result.
-            complete: gives the noted spec the defaults of keys that came into being after it was written.
+            may_change: keys that may differ in addition to those that affect no result.
+            complete: adds the defaults of keys that did not exist when the stored spec was written.
 
         Raises:
-            UsageError: the sweep has trials of a spec that decides other results; names the keys that differ.
+            UsageError: the sweep has trials, and a key that affects results differs; the message names it.
         """
         path = self.folder / "spec.json"
-        kept = self.read_spec()
-        if kept is not None:
-            kept = complete(kept)
+        stored = self.read_spec()
+        if stored is not None:
+            stored = complete(stored)
             free = {*may_change, *_DECIDES_NO_RESULT}
-            changed = sorted(key for key in changed_keys(kept, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key))
+            changed = sorted(
+                key for key in changed_keys(stored, spec) if key not in free and not _FREE_TO_CHANGE.fullmatch(key)
+            )
             if changed and self._has_begun:
                 raise UsageError(
                     f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
                 )
             if changed:
-                for left in ("facts", "latencies.json", "suggestions"):
-                    (self.folder / left).unlink(missing_ok=True)
+                for outdated in ("facts", "latencies.json", "suggestions"):
+                    (self.folder / outdated).unlink(missing_ok=True)
         write_json(path, spec)
-        # A tracking address may hold a password.
+        # A tracking URI may contain a password.
         path.chmod(0o600)
         self._started = True
 
     @property
     def _has_begun(self) -> bool:
-        """Whether any trial has left something."""
+        """Whether any trial has a record or a checkpoint."""
         return any(self.ledger.folder.rglob("*.record")) or any((self.folder / "trials").glob("*/checkpoint"))
 
     def read_spec(self) -> dict[str, Any] | None:
-        """The spec as noted; None when the sweep never started.
+        """The stored spec; None when the sweep never started.
 
         Raises:
             UsageError: the file is damaged.
@@ -163,13 +166,11 @@ class SweepHome:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UsageError(
-                f"{path} is damaged ({error}); run the sweep with its YAML file again after removing it"
-            ) from error
+            raise UsageError(f"{path} is damaged ({error}); remove it and run the sweep with its YAML file again") from error
         return spec
 
     def read_spec_dict(self) -> dict[str, Any]:
-        """The spec as noted.
+        """The stored spec.
 
         Raises:
             UsageError: the sweep never started, or the file is damaged.
@@ -180,13 +181,13 @@ class SweepHome:
         return spec
 
     def take_over(self, origin: "SweepHome", record: TrialRecord) -> TrialRecord:
-        """Brings a record of another sweep of this home, with its weights, into this one. Returns it."""
+        """Copies a record of another sweep of this home into this one, with its weights. Returns the record as stored."""
         if record.weights is not None:
             source, target = origin.folder / record.weights, self.folder / record.weights
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             try:
-                # Weights are written once and never changed: one file serves both.
+                # Weights never change after they are written: both sweeps can share one file.
                 target.hardlink_to(source)
             except FileNotFoundError:
                 record = record.model_copy(update={"weights": None, "weights_hash": None})
@@ -196,46 +197,46 @@ class SweepHome:
         return record
 
     def fill_log_bytes(self) -> int:
-        """The present length of the home's log of filled views."""
+        """The present length of the home's log of filled views, in bytes."""
         try:
             return (self.home / "knowledge" / "fills.jsonl").stat().st_size
         except FileNotFoundError:
             return 0
 
     def remove(self) -> None:
-        """Removes the sweep's folder; teachers and knowledge lie elsewhere. Hold the lock.
+        """Removes the sweep's folder. Teachers and knowledge are stored elsewhere. The caller holds the lock.
 
         Raises:
-            InfrastructureError: something of it can not be removed.
+            InfrastructureError: a part of it cannot be removed.
         """
-        # Renamed first: half a sweep must not look like one.
-        going = self.folder.with_name(f".removed-{self.name}-{os.getpid()}")
+        # Renamed first: a partially removed sweep must not look like a sweep.
+        removed = self.folder.with_name(f".removed-{self.name}-{os.getpid()}")
         try:
-            self.folder.rename(going)
-            shutil.rmtree(going)
+            self.folder.rename(removed)
+            shutil.rmtree(removed)
         except OSError as error:
-            raise InfrastructureError(f"can not remove {error.filename or self.folder}: {error.strerror}") from error
+            raise InfrastructureError(f"cannot remove {error.filename or self.folder}: {error.strerror}") from error
 
     def write_facts(self, facts: SweepFacts) -> None:
         write_checked(self.folder / "facts", canonical_json(facts.model_dump(mode="json")).encode())
 
     def read_facts(self) -> SweepFacts | None:
-        """The facts as last written; None when there are none that are whole."""
+        """The facts as last written; None when they are missing or damaged."""
         try:
             return SweepFacts.model_validate_json(read_checked(self.folder / "facts"))
         except (FileNotFoundError, Damaged, ValidationError):
             return None
 
     def write_addresses(self, addresses: Mapping[str, str]) -> None:
-        """Notes where MLflow shows each trial, by trial key, and the sweep, by the empty key."""
+        """Stores the addresses in MLflow: of each trial by its key, of the sweep by the empty key."""
         write_json(self.folder / "runs.json", {**self.read_addresses(), **addresses})
 
     def write_suggestions(self, suggestions: Mapping[str, Mapping[str, Any]]) -> None:
-        """Notes what an adaptive search suggested, so that a later run need not find it out again."""
+        """Stores the suggestions of an adaptive search, so that a later run need not compute them again."""
         write_checked(self.folder / "suggestions", canonical_json(suggestions).encode())
 
     def read_suggestions(self) -> dict[str, dict[str, Any]]:
-        """What `write_suggestions` noted; empty when there is nothing that is whole, which costs time and no more."""
+        """What `write_suggestions` stored; empty when it is missing or damaged, which costs time and nothing else."""
         try:
             suggestions = json.loads(read_checked(self.folder / "suggestions"))
         except (OSError, Damaged, ValueError):
@@ -243,11 +244,11 @@ class SweepHome:
         return dict(suggestions) if isinstance(suggestions, dict) else {}
 
     def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
-        """Notes what was measured of students and teachers, by `student_key`."""
+        """Stores the latencies of students and teachers, by `student_key`."""
         write_json(self.folder / "latencies.json", latencies)
 
     def read_latencies(self) -> dict[str, dict[str, float]]:
-        """What `write_latencies` noted; empty when nothing was measured."""
+        """What `write_latencies` stored; empty when nothing was measured."""
         try:
             latencies = json.loads((self.folder / "latencies.json").read_text())
         except (OSError, ValueError):
@@ -255,7 +256,7 @@ class SweepHome:
         return dict(latencies) if isinstance(latencies, dict) else {}
 
     def read_addresses(self) -> dict[str, str]:
-        """What `write_addresses` noted last; empty when nothing was tracked."""
+        """What `write_addresses` stored; empty when nothing was tracked."""
         try:
             addresses = json.loads((self.folder / "runs.json").read_text())
         except (OSError, ValueError):
@@ -286,7 +287,7 @@ def find_sweep(home: Path, name: str) -> SweepHome:
 
 
 def extended_spec(spec: Mapping[str, Any], trials_per_method: int) -> dict[str, Any]:
-    """The noted spec with more trials of each method; those that it has stay what they are.
+    """The stored spec with more trials of each method; the trials that it has remain the same.
 
     Raises:
         UsageError: the algorithm has no number of trials, or it has more than that already.
@@ -304,17 +305,17 @@ def extended_spec(spec: Mapping[str, Any], trials_per_method: int) -> dict[str, 
 
 def _remedy(changed: Sequence[str]) -> str:
     if changed == [TRIALS_PER_METHOD]:
-        return "use `stillhouse extend NAME --trials N` for more trials, and `stillhouse resume NAME` to go on as it is"
-    return "go on under a new name with --fork NAME, or undo the change to go on with the old one"
+        return "use `stillhouse extend NAME --trials N` for more trials, or `stillhouse resume NAME` to continue unchanged"
+    return "continue under a new name with --fork NAME, or undo the change to continue this sweep"
 
 
-def changed_keys(old: Any, new: Any, place: str = "") -> Iterator[str]:
+def changed_keys(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys at which two pieces of plain data differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {*old, *new}:
-            yield from changed_keys(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (left, right) in enumerate(zip(old, new, strict=True)):
-            yield from changed_keys(left, right, f"{place}[{number}]")
+            yield from changed_keys(left, right, f"{prefix}[{number}]")
     elif old != new:
-        yield place
+        yield prefix
