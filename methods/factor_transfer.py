@@ -97,7 +97,7 @@ class FactorTransfer(MapMethod):
         "teacher (12 epochs of 1000 digits, resnet8 of width 0.25, 2 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
-    last_alone: ClassVar[bool] = True
+    last_pair_only: ClassVar[bool] = True
 
     factor_weight: float = hyperparameter(
         500.0, minimum=0, prior=LogUniform(20, 1000), help="beta, weight of the distance between the factors"

@@ -51,7 +51,7 @@ class InterChannel(MapMethod):
         interactions="with more channels than positions the teacher's map itself is the knowledge, which is large to cache",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
-    last_alone: ClassVar[bool] = True
+    last_pair_only: ClassVar[bool] = True
 
     correlation_weight: float = hyperparameter(
         2.5, minimum=0, prior=LogUniform(0.1, 50), help="weight of the correlation loss, beta in the authors' code"

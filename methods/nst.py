@@ -96,7 +96,7 @@ class NST(MapMethod):
         "0.25, 4 seeds)",
     )
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
-    last_alone: ClassVar[bool] = True
+    last_pair_only: ClassVar[bool] = True
 
     nst_weight: float = hyperparameter(
         50.0, minimum=0, prior=LogUniform(1, 500), help="lambda; the loss has the weight lambda / 2"

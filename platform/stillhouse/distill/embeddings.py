@@ -1,4 +1,4 @@
-"""What methods share that compare how a batch's samples lie to one another, whatever space they lie in."""
+"""Base class of methods that compare the relations between a batch's samples, whose embeddings may have any width."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.models.architecture import Architecture, UnknownLayer
 
 Relation = Callable[[Tensor, Tensor], Tensor]
-"""A scalar from the student's outputs [B, K] and the teacher's [B, K']; a batch of one must have a value too."""
+"""A scalar from the student's outputs [B, K] and the teacher's [B, K']; must be defined for a batch of one, too."""
 
 _SHORTEST = 1e-12
 
 
 def unit_rows(vectors: Tensor, epsilon: float = 0.0) -> Tensor:
-    """[..., K] divided by its length plus epsilon; a vector of zeros stays one, with a gradient of 0.
+    """[..., K] divided by its length plus epsilon. A vector of zeros stays 0 and has a gradient of 0.
 
     Dividing by a clamped length instead multiplies the gradient of such a vector by 1e12.
     """
@@ -29,38 +29,38 @@ def unit_rows(vectors: Tensor, epsilon: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingMethod(Method):
-    """Cross-entropy plus relations between the outputs of one layer of the student and one of the teacher.
+    """The supervised loss plus relations between the outputs of one layer of the student and one of the teacher.
 
-    Relations of weight 0 are not computed; without any other, nothing is asked of the teacher.
+    Relations of weight 0 are not computed; if all have weight 0, no teacher is needed.
     """
 
     student_layer: str | None = hyperparameter(None, help="the student's layer; by default its embedding")
     teacher_layer: str | None = hyperparameter(None, help="the teacher's layer; by default its embedding")
 
     def relations(self) -> Mapping[str, tuple[float, Relation]]:
-        """{term: (its weight, its value)}."""
+        """{name of the term: (its weight, the function that computes it)}."""
         raise NotImplementedError
 
     @property
     def active(self) -> bool:
-        """False when weights of 0 switch the method off: nothing is asked of the teacher then."""
+        """Whether any relation has a weight; if none has, the method needs no teacher."""
         return any(weight for weight, _ in self.relations().values())
 
     @property
     def needs_whole_batch(self) -> bool:
-        """Relations hold between the samples of a batch."""
+        """True while the method is active, since it relates the samples of a batch to each other."""
         return self.active
 
     def default_layer(self, architecture: Architecture) -> str | None:
-        """The layer read where none is named; None where the network has nothing to offer."""
+        """The layer that is read if none is named; None if the network has no suitable one."""
         return architecture.pooled if architecture.pooled in architecture.shapes else None
 
     def layer(self, architecture: Architecture, *, whose: Literal["student", "teacher"]) -> str:
         """The layer that the method reads.
 
         Raises:
-            MethodError: the named layer is not there, or the teacher has no default one.
-            Unsuitable: the student has no default one.
+            MethodError: the named layer does not exist, or the teacher has no default layer.
+            Unsuitable: the student has no default layer.
         """
         named = self.student_layer if whose == "student" else self.teacher_layer
         if named is not None:
@@ -72,7 +72,7 @@ class EmbeddingMethod(Method):
         default = self.default_layer(architecture)
         if default is None:
             kind = Unsuitable if whose == "student" else MethodError
-            raise kind(f"needs a layer in front of the classifier, {whose} {architecture.name} has none; name a {whose}_layer")
+            raise kind(f"needs a layer before the classifier, {whose} {architecture.name} has none; set {whose}_layer")
         return default
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:

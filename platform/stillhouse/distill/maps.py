@@ -1,4 +1,4 @@
-"""What methods on feature maps share: which maps of two networks meet, at which size, through which layer.
+"""Base class and helpers of methods on feature maps: which maps are compared, at which size, through which layer.
 
 B batch, K channels, H and W height and width.
 """
@@ -20,25 +20,25 @@ class MapMethod(Method):
     """Base class of methods that compare pairs of feature maps. Does nothing by itself."""
 
     before_relu: ClassVar[bool] = False
-    """Whether the maps in front of the stages' ReLU are meant, by default."""
-    last_alone: ClassVar[bool] = False
-    """Whether only the last pair is compared, unless layers are named."""
+    """Whether the default maps are those before the stages' ReLU."""
+    last_pair_only: ClassVar[bool] = False
+    """Whether only the last pair of maps is compared, unless layers are named."""
     relates_pairs: ClassVar[bool] = False
-    """Whether each pair is related to the next, so that there must be two."""
+    """Whether each pair is related to the next one, so that at least two are needed."""
 
     teacher_maps: str | None = hyperparameter(None, help="the teacher's layers, as in 'layer2, layer3'; by default its stages")
     student_maps: str | None = hyperparameter(None, help="the student's layers, shallow to deep; by default its stages")
 
     @property
     def active(self) -> bool:
-        """False when a weight of 0 switches the method off: nothing is asked of the teacher then."""
+        """False if the weight of the method's terms is 0; the method then needs no teacher."""
         return True
 
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
         """{student's layer: teacher's layer}, shallow to deep; see `paired_maps`.
 
         Raises:
-            Unsuitable: there is one pair where two are needed.
+            Unsuitable: two pairs are needed and there is only one.
         """
         pairs = paired_maps(
             teacher, student, teacher_maps=self.teacher_maps, student_maps=self.student_maps, before_relu=self.before_relu
@@ -47,12 +47,12 @@ class MapMethod(Method):
             raise Unsuitable(
                 f"needs two feature maps each of {teacher.name} and {student.name}; name them or use larger images"
             )
-        if self.last_alone and not (self.teacher_maps or self.student_maps):
+        if self.last_pair_only and not (self.teacher_maps or self.student_maps):
             return dict([pairs.popitem()])
         return pairs
 
     def connectors(self, setup: Setup, connect: Callable[[int, int], nn.Module]) -> dict[str, Helper]:
-        """The helper `connectors`: what `connect` makes of the student's and the teacher's channels, for each pair."""
+        """The helper `connectors`: for each pair, the layer that `connect` makes of the numbers of channels of both maps."""
         if not self.active:
             return {}
         assert setup.teacher is not None, "feature maps come from a teacher"
@@ -75,18 +75,18 @@ def paired_maps(
     student_maps: str | None = None,
     before_relu: bool = False,
 ) -> dict[str, str]:
-    """{student's layer: teacher's layer} in the order in which the student runs, paired from the last backwards.
+    """{student's layer: teacher's layer} in the order of the student's layers, paired from the last backwards.
 
-    Maps of one pixel are left out of what is chosen by default.
+    Maps of one pixel are not among the defaults.
 
     Args:
-        teacher_maps: names separated by commas; None takes the stages.
+        teacher_maps: names of layers, separated by commas; None for the stages.
         student_maps: the same for the student.
-        before_relu: takes the stages' maps in front of their ReLU, of a network that has layers that give them.
+        before_relu: by default, the stages' maps before their ReLU, if the network has layers that return them.
 
     Raises:
         Unsuitable: the student has no feature maps.
-        MethodError: the teacher has none, a named layer gives no map, or the lists differ in length.
+        MethodError: the teacher has none, a named layer returns no map, or the lists differ in length.
         UnknownLayer: a network has no layer of that name.
     """
     of_student, of_teacher = (
@@ -120,14 +120,14 @@ def shrink(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def make_connector(num_inputs: int, num_outputs: int) -> nn.Sequential:
-    """A 1x1 convolution without bias and a BatchNorm: the student's map in the teacher's number of channels."""
+    """A 1x1 convolution without bias and a BatchNorm; maps [B, num_inputs, H, W] to [B, num_outputs, H, W]."""
     connector = nn.Sequential(nn.Conv2d(num_inputs, num_outputs, 1, bias=False), nn.BatchNorm2d(num_outputs))
     initialise_convolutions(connector)
     return connector
 
 
 def widen(num_inputs: int, num_outputs: int) -> nn.Module:
-    """A 1x1 convolution where the numbers of channels differ, nothing where they are equal."""
+    """A 1x1 convolution if the numbers of channels differ, the identity if they are equal."""
     return nn.Identity() if num_inputs == num_outputs else nn.Conv2d(num_inputs, num_outputs, 1)
 
 

@@ -1,8 +1,8 @@
-"""Finds method files: the checkout's `methods/`, the installed wheel, users' folders, entry points.
+"""Finds methods: in the checkout's `methods/`, the installed wheel, users' folders and entry points.
 
-A method file is a module with one `Method` subclass; the method's name is the file's name. Files of every folder become
-`stillhouse.methods.<name>`, so that workers import them by the same path. An installed package offers its own through the
-entry point group `stillhouse.methods`, whose value names the class.
+A method file is a module with one `Method` subclass; the file's name is the method's name. Files of all folders are imported as
+`stillhouse.methods.<name>`, so that workers import them by the same path. An installed package provides methods through the
+entry point group `stillhouse.methods`; the value of an entry point names the class.
 """
 
 import importlib
@@ -27,10 +27,10 @@ FOLDERS_VARIABLE = "STILLHOUSE_METHODS"
 
 
 def add_folder(folder: str | Path) -> None:
-    """Makes the method files of `folder` known.
+    """Adds the method files of `folder` to the known methods.
 
     Raises:
-        UsageError: there is no such folder, or a file in it bears the name of a method that is known already.
+        UsageError: there is no such folder, or a file in it has the name of a known method.
     """
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
@@ -40,7 +40,7 @@ def add_folder(folder: str | Path) -> None:
     known = {*_files(), *_entry_points()}
     for name in _files([str(path)]):
         if name in known:
-            raise UsageError(f"{path / name}.py bears the name of a method that exists; rename the file")
+            raise UsageError(f"{path / name}.py has the name of a method that exists already; rename the file")
     __path__.append(str(path))
     importlib.invalidate_caches()
     find.cache_clear()
@@ -77,7 +77,7 @@ def find(name: str) -> type[Method]:
 
 
 def own_version(name: str) -> str | None:
-    """The version of the text of a user's own method, its helpers in method files included; None for one that ships with us.
+    """The version of the text of a user-defined method, including helpers in method files; None for a shipped method.
 
     Raises:
         UsageError: there is no such method.
@@ -93,11 +93,11 @@ def baseline() -> str:
     """The name of the control that gains are measured against.
 
     Raises:
-        UsageError: not exactly one method's card says that it is the baseline.
+        UsageError: `baseline` is true in the card of no method, or of several.
     """
     found = [name for name in names() if find(name).card.baseline]
     if len(found) != 1:
-        raise UsageError(f"exactly one method must be the baseline, found {', '.join(found) or 'none'}")
+        raise UsageError(f"exactly one method's card must have baseline=True, found {', '.join(found) or 'none'}")
     return found[0]
 
 
