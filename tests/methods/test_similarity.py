@@ -81,9 +81,9 @@ def test_an_unknown_layer_is_rejected_by_name() -> None:
 
 
 def test_a_network_without_a_layer_before_its_classifier_does_not_suit() -> None:
-    with pytest.raises(Unsuitable, match="student linear has none; name a student_layer"):
+    with pytest.raises(Unsuitable, match="student linear has none; set student_layer"):
         Similarity().knowledge(CONVOLUTIONAL, BARE)
-    with pytest.raises(MethodError, match="teacher linear has none; name a teacher_layer"):
+    with pytest.raises(MethodError, match="teacher linear has none; set teacher_layer"):
         Similarity().knowledge(BARE, CONVOLUTIONAL)
 
 
