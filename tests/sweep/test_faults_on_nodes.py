@@ -219,7 +219,7 @@ def check(results: Results, undisturbed: Results, mended: Iterable[int] = ()) ->
 def undisturbed(site: Site) -> Results:
     watch = Watch()
     results = run(site, "undisturbed", watch)
-    assert any("2 of 3 nodes do not see the home" in note for note in watch.notes)
+    assert any("2 of 3 nodes cannot access the home" in note for note in watch.notes)
     return results
 
 

@@ -21,7 +21,7 @@ from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.provenance import code_facts
 from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.cluster.node_checks import ask_nodes, check_nodes, findings_of, nodes_without_home
+from stillhouse.sweep.cluster.node_checks import check_nodes, findings_of, nodes_without_home, probe_nodes
 from stillhouse.sweep.cluster.node_probe import versions
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.trial_keys import make_views
@@ -158,10 +158,10 @@ def test_a_home_that_only_some_nodes_see_is_found(site: Site, joined: None) -> N
     home = Path("/proc/self/cwd/home")
     for folder in (site.folder, site.elsewhere):
         (folder / "home").mkdir(exist_ok=True)
-    (apart,) = nodes_without_home(ask_nodes(home))
+    (apart,) = nodes_without_home(probe_nodes(home))
     assert site.ids["trial"][:6] in apart.node
     fact = {finding.what: finding for finding in findings_of(apart, versions(), "")}["home"].fact
-    assert fact.startswith(f"node {apart.node} does not share the home {home}: it does not see what is written here")
+    assert fact.startswith(f"node {apart.node} does not share the home {home}: it does not read what is written here")
     assert "\n" not in fact
 
 
@@ -280,5 +280,5 @@ def test_a_teacher_that_may_go_anywhere_goes_where_the_plan_puts_it(site: Site, 
 def test_an_address_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", "--address", "127.0.0.1:1", "--home", str(tmp_path)])
     assert done.exit_code == 4
-    assert "can not reach the cluster at 127.0.0.1:1: Connection refused" in done.stderr
+    assert "cannot reach the cluster at 127.0.0.1:1: Connection refused" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

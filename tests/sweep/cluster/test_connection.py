@@ -65,7 +65,10 @@ def test_in_a_job_its_working_directory_and_its_variables_go_first(
 
 @pytest.mark.parametrize(
     ("mode", "remedy"),
-    [(None, "if the cluster asks for a token, set RAY_AUTH_MODE=token"), ("token", "its token may differ from the one here")],
+    [
+        (None, "if the cluster requires a token, set RAY_AUTH_MODE=token"),
+        ("token", "the cluster's token may differ from the one here"),
+    ],
 )
 def test_a_cluster_that_does_not_let_us_in_is_one_sentence_with_the_variable(
     listening: str, mode: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
@@ -77,7 +80,7 @@ def test_a_cluster_that_does_not_let_us_in_is_one_sentence_with_the_variable(
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     if mode is not None:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    with pytest.raises(InfrastructureError, match=f"can not join the cluster at {listening}: .*{remedy}") as caught:
+    with pytest.raises(InfrastructureError, match=f"cannot join the cluster at {listening}: .*{remedy}") as caught:
         connect(listening)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +104,7 @@ def test_another_version_of_ray_is_one_sentence_with_both(listening: str, monkey
     "address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:port", "127.0.0.1:99999999", "head", ":6379"]
 )
 def test_an_address_where_nobody_answers_is_said_before_ray_is_asked(address: str, joined: list[dict[str, Any]]) -> None:
-    with pytest.raises(InfrastructureError, match=f"can not reach the cluster at {address}: .*; give the address"):
+    with pytest.raises(InfrastructureError, match=f"cannot reach the cluster at {address}: .*; give the address"):
         connect(address)
     assert not joined
 

@@ -14,7 +14,7 @@ from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.sweep.cluster import node_checks as nodes
 from stillhouse.sweep.cluster.node_checks import NodeReport, check_nodes, findings_of
-from stillhouse.sweep.cluster.node_probe import _knock
+from stillhouse.sweep.cluster.node_probe import _connection_problem
 
 OURS = {"python": "3.11.2", "ray": "2.60.0", "torch": "2.14.1", "stillhouse": "0.1.0", "commit": "a" * 40}
 STORE = "http://mlflow.internal:5000"
@@ -30,7 +30,7 @@ GOOD: dict[str, Any] = {
     "free_bytes": 9 << 30,
     "tracking": "",
     "gpus": 1,
-    "asks_for_token": True,
+    "requires_token": True,
     "has_token": True,
 }
 
@@ -45,7 +45,7 @@ def test_a_node_that_has_everything_is_good() -> None:
 
 
 APART = "node 10.0.0.11 (4c2e1f) does not share the home /shared/home: "
-KEPT = "; it goes through the keeper, copies in /tmp, 9.0 GiB free"
+KEPT = "; its files go through the keeper, with copies in /tmp, 9.0 GiB free"
 
 
 @pytest.mark.parametrize(
@@ -58,22 +58,22 @@ KEPT = "; it goes through the keeper, copies in /tmp, 9.0 GiB free"
             {"versions": OURS | {"commit": "b" * 40}},
             f"commit {'b' * 40} ({'a' * 40} here), from /venv/stillhouse",
         ),
-        ("home", {}, {"free_bytes": 1 << 29}, "/shared/home is writable and common, 0.5 GiB free"),
+        ("home", {}, {"free_bytes": 1 << 29}, "/shared/home is writable and shared, 0.5 GiB free"),
         (
             "home",
             {},
             {"probe_read": False, "scratch_trouble": "Permission denied"},
-            "node 10.0.0.11 (4c2e1f) sees neither the home nor a scratch folder (/tmp: Permission denied); "
+            "node 10.0.0.11 (4c2e1f) can access neither the home nor a scratch folder (/tmp: Permission denied); "
             "share the home, or set STILLHOUSE_SCRATCH there",
         ),
         ("mlflow", {}, {"tracking": "the server answers 500"}, f"{STORE}: the server answers 500"),
         ("gpus", {"gpus": 2.0}, {}, "Ray counts 2, PyTorch sees 1"),
-        ("gpus", {}, {"gpus": "no driver"}, "Ray counts 1, but PyTorch can not use them: no driver"),
+        ("gpus", {}, {"gpus": "no driver"}, "Ray counts 1, but PyTorch cannot use them: no driver"),
         (
             "token",
             {},
             {"has_token": False},
-            "the cluster asks for one; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token here",
+            "the cluster requires one; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token here",
         ),
         ("clock", {"clock_difference_s": 11.0}, {}, "11.0 s apart; set it by NTP"),
     ],
@@ -92,14 +92,14 @@ def test_a_check_that_fails_says_what_is_wrong_and_no_other_fails(
         (
             {},
             {"probe_read": False, "trouble": "No such file or directory"},
-            "it does not see what is written here (No such file or directory)",
+            "it does not read what is written here (No such file or directory)",
         ),
         (
             {"came_back": False},
             {"written": False, "trouble": "Read-only file system"},
-            "it can not write there (Read-only file system)",
+            "it cannot write there (Read-only file system)",
         ),
-        ({"came_back": False}, {}, "what was written there is not what is read here"),
+        ({"came_back": False}, {}, "what the node wrote there is not what is read here"),
     ],
 )
 def test_a_home_that_a_node_does_not_share_is_said_and_is_no_failure(
@@ -124,12 +124,12 @@ DEAD = NodeReport(node="10.0.0.14 (0f0f0f)", gpus=0.0, facts=None, error="no wor
         ([OLD], "node 10.0.0.12 (9ab03d) has torch 2.13.0 (2.14.1 here); install the same versions on every node"),
         (
             [NO_SCRATCH],
-            "node 10.0.0.13 (77aa00) sees neither the home nor a scratch folder (/tmp: Permission denied); share the home, or "
-            "set STILLHOUSE_SCRATCH there",
+            "node 10.0.0.13 (77aa00) can access neither the home nor a scratch folder (/tmp: Permission denied); share the home, "
+            "or set STILLHOUSE_SCRATCH there",
         ),
         (
             [NO_SCRATCH, OLD, DEAD],
-            "node 10.0.0.14 (0f0f0f) can not run the platform: no worker answered within 120 s "
+            "node 10.0.0.14 (0f0f0f) cannot run the platform: no worker answered within 120 s "
             "(and 2 more problems: stillhouse doctor --address lists them)",
         ),
     ],
@@ -145,15 +145,15 @@ def test_a_node_on_which_a_sweep_can_not_run_holds_it_back_with_one_sentence(
 
 def test_a_home_that_only_the_driver_sees_holds_nothing_back_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = [report(node, shared=False, probe_read=False) for node in ("10.0.0.12 (9ab03d)", "10.0.0.13 (77aa00)")]
-    kept = "not see the home /shared/home: what is there goes through the home's keeper"
-    for some, who in ((apart[:0], None), (apart[:1], "node 10.0.0.12 (9ab03d) does"), (apart, "2 of 3 nodes do")):
+    rest = "cannot access the home /shared/home; files go through the keeper actor"
+    for some, who in ((apart[:0], None), (apart[:1], "node 10.0.0.12 (9ab03d)"), (apart, "2 of 3 nodes")):
         pretend(monkeypatch, [report(), *some])
-        assert check_nodes(Path("/shared/home")) == ([] if who is None else [f"{who} {kept}"])
+        assert check_nodes(Path("/shared/home")) == ([] if who is None else [f"{who} {rest}"])
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, reports: list[NodeReport]) -> None:
     """Nodes that answer so."""
-    monkeypatch.setattr(nodes, "ask_nodes", lambda _home: reports)
+    monkeypatch.setattr(nodes, "probe_nodes", lambda _home: reports)
     monkeypatch.setattr(nodes, "usable_nodes", lambda: reports)
     monkeypatch.setattr(nodes, "_name", lambda each: each.node)
     monkeypatch.setattr(nodes, "versions", lambda: OURS)
@@ -165,9 +165,9 @@ def test_a_commit_that_an_installed_package_does_not_know_is_no_difference() -> 
 
 
 def test_a_cluster_that_asks_for_no_token_is_told_of_it() -> None:
-    finding = found(asks_for_token=False, has_token=False)["token"]
+    finding = found(requires_token=False, has_token=False)["token"]
     assert finding.good
-    assert "whoever reaches its ports can run code on it" in finding.fact
+    assert "anyone who reaches its ports can run code on it" in finding.fact
 
 
 def test_a_node_that_runs_nothing_has_its_reason_and_no_other_check() -> None:
@@ -198,13 +198,13 @@ def server_that_answers(status: int) -> Iterator[str]:
         (200, ""),
         (401, ""),
         (404, ""),
-        (403, "the server refuses this name of its host; start it with --allowed-hosts"),
+        (403, "the server refuses this host name; start it with --allowed-hosts"),
         (500, "the server answers 500"),
     ],
 )
 def test_a_tracking_server_is_judged_by_what_it_answers(status: int, trouble: str) -> None:
     with server_that_answers(status) as address:
-        assert _knock(address) == trouble
+        assert _connection_problem(address) == trouble
 
 
 def test_a_database_is_reached_by_its_socket_and_nobody_is_said() -> None:
@@ -212,6 +212,6 @@ def test_a_database_is_reached_by_its_socket_and_nobody_is_said() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert _knock(f"127.0.0.1:{port}") == ""
+        assert _connection_problem(f"127.0.0.1:{port}") == ""
     for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/health"):
-        assert _knock(address) == "can not be reached: Connection refused"
+        assert _connection_problem(address) == "cannot be reached: Connection refused"

@@ -101,7 +101,7 @@ def test_a_trial_does_not_lie_across_nodes() -> None:
 def test_a_teacher_that_leaves_nothing_for_trials_is_a_problem() -> None:
     (problem,) = place(make_spec({"cpu": 1}, {"cpu": 2}), [node(2)]).problems
     assert problem == (
-        "trial_resources ask for 1 CPU on one node, which the cluster does not have free beside the teachers; "
+        "trial_resources require 1 CPU on one node, which the cluster does not have free beside the teachers; "
         "lower it, or add a node"
     )
 
@@ -128,7 +128,7 @@ def test_labels_and_resources_of_ones_own_decide_where() -> None:
     [
         (
             {"cpu": 1, "labels": {"pool": "gold"}},
-            "trial_resources.labels ask for a node with pool=gold, and the cluster has none",
+            "trial_resources.labels require a node with pool=gold, and the cluster has none",
         ),
         (
             {"cpu": 1, "custom": {"fast_disk": 2}},
@@ -171,12 +171,12 @@ def test_a_claim_becomes_rays_options_and_an_empty_one_none() -> None:
 @pytest.mark.parametrize(
     ("claim", "problem"),
     [
-        ({"custom": {"gpu": 1}}, "trial_resources.custom must name resources of your own, such as teacher_node, got 'gpu'"),
+        ({"custom": {"gpu": 1}}, "trial_resources.custom must name custom resources, such as teacher_node, got 'gpu'"),
         ({"custom": {"slot": 1.5}}, "trial_resources.custom.slot must be a fraction of one or a whole number, got 1.5"),
         ({"custom": 3}, "trial_resources.custom must be a mapping such as {teacher_node: 1}, got 3"),
         (
             {"labels": {"pool": 1}},
-            "trial_resources.labels.pool must be text such as teacher, in quotes where YAML reads a number, got 1",
+            "trial_resources.labels.pool must be text such as teacher, in quotes if YAML would read a number, got 1",
         ),
         ({"labels": ["pool"]}, "trial_resources.labels must be a mapping such as {pool: teacher}, got ['pool']"),
     ],

@@ -30,7 +30,7 @@ def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
     ended = SimpleNamespace(config={TRIAL_CONFIG: trial.model_dump_json()}, last_result={"status": "finished"})
     watch.on_trial_complete(1, [], ended)
     assert (lost, records) == (["a"], [])
-    assert watch.lost() == [LostTrial("a", "its record is gone or damaged")]
+    assert watch.lost() == [LostTrial("a", "its record is missing or damaged")]
 
 
 # A trial that kills its workers

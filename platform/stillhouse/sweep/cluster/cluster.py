@@ -1,4 +1,4 @@
-"""Ray, as a sweep uses it: a cluster found or started, the data put there once, teachers before trials, trials by Tune."""
+"""The cluster as a sweep uses it: connecting, sharing the data, starting teachers, running trials with Ray Tune."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "auto")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Tune's own state is never read again, and writing it takes longer the more trials there are.
+# Tune's own state is never read again, and writing it takes longer with every trial.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")
 
 import ray
@@ -56,10 +56,10 @@ class Cluster:
 
     Args:
         address: of a running cluster; None starts one on this machine, unless this process is connected already.
-        home: the absolute folder, on this node; others may share it.
+        home: the absolute path of the folder on this node; other nodes may share it.
 
     Attributes:
-        home: how a process on any node finds it.
+        home: the address by which a process on any node finds the home.
 
     Raises:
         InfrastructureError: the address does not answer, no node can hold a trial or a teacher, or a node of a cluster at an
@@ -73,12 +73,12 @@ class Cluster:
         self._progress = progress
         self._shutdown = shutdown
         self._ours = not ray.is_initialized()
-        # `ray job submit` tells its entry point the cluster by this variable.
+        # `ray job submit` names the cluster to its entry point in this variable.
         address = address or os.environ.get("RAY_ADDRESS")
         self._local = address is None
         if self._ours:
             connect(address, spec)
-            # Ray has taken SIGTERM for itself.
+            # Ray has replaced the handler of SIGTERM.
             self._shutdown.listen()
         self.import_paths = tuple(driver_import_paths()) if self._local else ()
         self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
@@ -89,7 +89,7 @@ class Cluster:
         try:
             self._placement = self._check_placement(home)
             if not self._local:
-                # Also where all nodes share the home: an autoscaler may add one that does not.
+                # Even where all nodes share the home, an autoscaler may add one that does not.
                 self.home = shared_home(home, spec.knowledge.max_bytes)
                 self._handles.append(keeper := start_keeper(self.home))
                 self._leases.hold(keeper, again=partial(start_keeper, self.home))
@@ -128,7 +128,7 @@ class Cluster:
             progress=self._progress,
             shutdown=self._shutdown,
         )
-        # Also where one does not come up: the others' handles must live until the sweep leaves the cluster.
+        # Stored before the start, which may fail: all handles must live until the sweep leaves the cluster.
         self._handles.append(starter.handles)
         return starter.start(definitions, data, self._data_reference, views)
 
@@ -156,7 +156,7 @@ class Cluster:
             reason = last_line(str(error), WORKER_DIED)
             raise InfrastructureError(f"the students' latency cannot be measured: {reason}") from error
         for name, reason in reasons.items():
-            self._progress.note(f"the latency of {name} is not known: {reason}")
+            self._progress.note(f"the latency of {name} is unknown: {reason}")
         return found
 
     def run(

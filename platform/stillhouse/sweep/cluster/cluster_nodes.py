@@ -17,7 +17,7 @@ TIMEOUT_S = 120.0
 
 
 def nodes_of_cluster() -> list[NodeKind]:
-    """The nodes that can be used, with all that they have, whoever uses it now."""
+    """The usable nodes with all their resources, those in use included."""
     return [
         NodeKind(name=_name(node), resources=node["Resources"], labels=node.get("Labels") or {}, node_id=node["NodeID"])
         for node in usable_nodes()
@@ -25,13 +25,13 @@ def nodes_of_cluster() -> list[NodeKind]:
 
 
 def usable_nodes() -> list[dict[str, Any]]:
-    """The nodes that are alive and that nobody is about to take away: those start nothing new."""
+    """The nodes that are alive and not draining: a draining node starts nothing new."""
     draining = draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def addable_nodes() -> list[NodeKind] | None:
-    """The kinds of nodes that the cluster's autoscaler may add; None where it keeps them to itself, as KubeRay does."""
+    """The kinds of nodes that the cluster's autoscaler may add; None where it does not publish them, as KubeRay does not."""
     head = next((node for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE in node["Resources"]), None)
     if head is None:
         return []
@@ -43,7 +43,7 @@ def addable_nodes() -> list[NodeKind] | None:
 
 
 def kinds_of_config(config: Mapping[str, Any]) -> list[NodeKind]:
-    """The worker kinds of a cluster launcher's configuration, as far as it says what they have."""
+    """The worker kinds in a cluster launcher's configuration, without those whose resources it does not give."""
     largest = int(config.get("max_workers", 0))
     return [
         NodeKind(
@@ -71,7 +71,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def _autoscaler_config() -> dict[str, Any] | None:
-    """What the cluster launcher left on its head; {} without one; None on Kubernetes. Runs in a worker on the head."""
+    """The configuration that a cluster launcher left on the head; {} without one; None on Kubernetes. Runs on the head."""
     if "KUBERNETES_SERVICE_HOST" in os.environ and "RAY_NODE_TYPE_NAME" in os.environ:
         return None
     try:

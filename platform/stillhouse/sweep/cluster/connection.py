@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster: how it is reached, what code is sent along, and one sentence when it can not be had."""
+"""Connects this process to a Ray cluster, sends the user's code to its nodes, and explains in one sentence when it fails."""
 
 import json
 import logging
@@ -21,8 +21,8 @@ from stillhouse.sweep.cluster.ray_internals import JOB_VARIABLE, NOT_CONNECTED, 
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
 _TIMEOUT_S = 5.0
-_RAYS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
-"""What Ray raises when it does not start or a cluster can not be joined."""
+_RAY_ERRORS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
+"""What Ray raises when it does not start or a cluster cannot be joined."""
 _TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -30,10 +30,10 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
     """Connects this process to the cluster at `address`; None starts one on this machine.
 
     Args:
-        spec: the sweep whose code of the user's own goes to the nodes.
+        spec: of the sweep whose user-defined code is sent to the nodes.
 
     Raises:
-        InfrastructureError: the cluster can not be reached.
+        InfrastructureError: the cluster cannot be reached.
     """
     options: dict[str, Any] = {
         "log_to_driver": False,
@@ -42,22 +42,25 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         "namespace": NAMESPACE,
     }
     if address is None:
-        # Without a word Ray joins whatever cluster it finds traces of on this machine, also one that is gone.
+        # By default Ray joins any cluster of which it finds traces on this machine, even one that has ended.
         options |= {"address": "local", "include_dashboard": False}
-        with _one_sentence("can not start a local Ray cluster"), on_loopback():
+        with _infrastructure_errors("cannot start a local Ray cluster"), on_loopback():
             ray.init(**options, runtime_env={"env_vars": dict(environment_of_workers())})
         return
-    _knock(address)
-    with TemporaryDirectory(prefix="stillhouse-code-") as folder, _one_sentence(f"can not join the cluster at {address}"):
+    _check_reachable(address)
+    with (
+        TemporaryDirectory(prefix="stillhouse-code-") as folder,
+        _infrastructure_errors(f"cannot join the cluster at {address}"),
+    ):
         ray.init(**options, address=address, runtime_env=_runtime_env(Path(folder), spec))
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to the cluster at `address` for a question or two.
+    """A short connection to the cluster at `address`.
 
     Raises:
-        InfrastructureError: the cluster can not be reached.
+        InfrastructureError: the cluster cannot be reached.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -69,11 +72,11 @@ def connected(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Ray itself takes 20 seconds to say that nobody is there.
+def _check_reachable(address: str) -> None:
+    """Checks that something listens at the address, for which Ray itself takes 20 seconds.
 
     Raises:
-        InfrastructureError: nothing listens at `HOST:PORT`, or it is none.
+        InfrastructureError: nothing listens there, or the address is not `HOST:PORT`.
     """
     if address in ("auto", "local"):
         return
@@ -84,40 +87,40 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise InfrastructureError(
-            f"can not reach the cluster at {address}: {getattr(error, 'strerror', None) or error}; "
+            f"cannot reach the cluster at {address}: {getattr(error, 'strerror', None) or error}; "
             "give the address that `ray start` printed on the head, HOST:6379, or auto on a node of the cluster"
         ) from error
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
+def _infrastructure_errors(what: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        # Ray's own answer to a SIGTERM that comes while it starts.
+        # Ray exits when a SIGTERM arrives while it starts.
         raise KeyboardInterrupt from error
     except Exception as error:
-        # A node that is not up in 30 seconds is a bare Exception of Ray's.
-        if not (isinstance(error, _RAYS) or type(error) is Exception):
+        # Ray raises a bare Exception for a node that does not start within 30 seconds.
+        if not (isinstance(error, _RAY_ERRORS) or type(error) is Exception):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise InfrastructureError(f"{what}: {said.rstrip('.')}{_remedy(said)}") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InfrastructureError(f"{what}: {text.rstrip('.')}{_remedy(text)}") from error
 
 
-def _remedy(said: str) -> str:
-    if said.startswith(VERSION_MISMATCH):
+def _remedy(text: str) -> str:
+    if text.startswith(VERSION_MISMATCH):
         return "; install the cluster's versions here, or run the command on a node of the cluster"
-    if not said.startswith(NOT_CONNECTED):
+    if not text.startswith(NOT_CONNECTED):
         return ""
     if os.environ.get("RAY_AUTH_MODE") == "token":
-        return "; its token may differ from the one here (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)"
-    # Ray sends a token to an address that is spelled out only when it is told to.
+        return "; the cluster's token may differ from the one here (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)"
+    # Ray sends a token to a given address only in this mode.
     have = "" if _TOKEN_FILE.expanduser().exists() or "RAY_AUTH_TOKEN" in os.environ else " and RAY_AUTH_TOKEN to its token"
-    return f"; if the cluster asks for a token, set RAY_AUTH_MODE=token{have}; this machine must be a node of the cluster"
+    return f"; if the cluster requires a token, set RAY_AUTH_MODE=token{have}; this machine must be a node of the cluster"
 
 
 def _runtime_env(folder: Path, spec: SweepSpec | None) -> dict[str, Any]:
-    """What the nodes get of this process: its code and its variables. A job's own runtime environment goes first."""
+    """What the nodes get from this process: its code and its variables. A job's own runtime environment takes precedence."""
     job = json.loads(os.environ.get(JOB_VARIABLE) or "{}").get("runtime_env") or {}
     commit = code_facts()["commit"]
     variables = {**environment_of_workers(), **({COMMIT_VARIABLE: commit} if commit else {})}
@@ -126,13 +129,13 @@ def _runtime_env(folder: Path, spec: SweepSpec | None) -> dict[str, Any]:
         paths = stage_code(folder, modules=_modules(spec), method_folders=spec.method_paths if spec else ())
         environment["working_dir"] = str(folder)
         variables["PYTHONPATH"] = paths
-    taken = job.get("env_vars") or {}
-    environment["env_vars"] = {name: value for name, value in variables.items() if name not in taken}
+    given = job.get("env_vars") or {}
+    environment["env_vars"] = {name: value for name, value in variables.items() if name not in given}
     return environment
 
 
 def _modules(spec: SweepSpec | None) -> Iterable[str]:
-    """Modules of the names `module:function` in the spec."""
+    """The modules that the spec names as `module:function`."""
     if spec is None:
         return ()
     names = [spec.dataset.name, *(student.model for student in spec.students)]

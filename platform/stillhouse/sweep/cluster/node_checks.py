@@ -1,4 +1,4 @@
-"""What a sweep stands on at every node of a cluster, looked at by a worker there."""
+"""Checks of every node of a cluster, made by a worker on each: what a sweep needs, and what `stillhouse doctor` shows."""
 
 import secrets
 import shutil
@@ -24,7 +24,7 @@ from stillhouse.tracking import Location, locate
 _LARGEST_CLOCK_DIFFERENCE_S = 10.0
 _LOSSES = (NodeDiedError, TaskUnschedulableError, WorkerCrashedError)
 _LOSS_TIMEOUT_S, _LOSS_PAUSE_S = 30.0, 1.0
-"""Ray notices within about 20 s that a machine is gone without a word."""
+"""Ray notices within about 20 s that a machine has vanished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class NodeReport:
 
     Attributes:
         node: `ADDRESS (first digits of Ray's node id)`.
-        gpus: that Ray counts there.
-        facts: what `look_around` gave; None when it could not run, `error` says why.
-        lost: whether the worker or its node died meanwhile, which may have nothing to do with the platform.
-        came_back: whether what the worker wrote into the home was read here.
-        clock_difference_s: of the node's clock and this one's, beyond what the round trip explains.
+        gpus: how many Ray counts there.
+        facts: what `look_around` returned; None when it could not run, for the reason in `error`.
+        lost: whether the worker or its node died meanwhile, which need not be a problem of the platform.
+        came_back: whether this process read what the worker wrote into the home.
+        clock_difference_s: between the node's clock and this one's, beyond what the round trip explains.
     """
 
     node: str
@@ -50,7 +50,7 @@ class NodeReport:
 
     @property
     def shares_home(self) -> bool:
-        """Whether the node and this process see the same home, each what the other wrote."""
+        """Whether the node and this process share the home: each reads what the other wrote."""
         return self.facts is not None and bool(self.facts["probe_read"]) and self.came_back
 
 
@@ -58,14 +58,14 @@ def examine_nodes(home: Path, tracking_uri: str | None = None) -> list[Finding]:
     """All checks from a worker on every node of the connected cluster: one finding for each check and node."""
     location = locate(tracking_uri, home)
     ours = versions()
-    return [finding for report in ask_nodes(home, location) for finding in findings_of(report, ours, location.shown)]
+    return [finding for report in probe_nodes(home, location) for finding in findings_of(report, ours, location.shown)]
 
 
 def examine_cluster(address: str, home: Path, tracking_uri: str | None = None) -> list[Finding]:
     """`examine_nodes` of the cluster at `address`.
 
     Raises:
-        InfrastructureError: it can not be reached.
+        InfrastructureError: the cluster cannot be reached.
     """
     connect(address)
     try:
@@ -75,14 +75,14 @@ def examine_cluster(address: str, home: Path, tracking_uri: str | None = None) -
 
 
 def check_nodes(home: Path) -> list[str]:
-    """Holds a sweep back from a cluster that it can not run on. Gives what else there is to know of it, in sentences.
+    """Refuses a cluster that cannot run the sweep. Returns notes about the cluster, a sentence each.
 
     Raises:
-        InfrastructureError: a node runs nothing, has other versions than this process, or has neither the home nor a scratch
-            folder.
+        InfrastructureError: a node runs nothing, has other versions than this process, or can access neither the home nor a
+            scratch folder.
     """
-    reports = _ask_again(ask_nodes(home), home)
-    problems = [f"node {report.node} can not run the platform: {report.error}" for report in reports if report.facts is None]
+    reports = _without_lost_nodes(probe_nodes(home), home)
+    problems = [f"node {report.node} cannot run the platform: {report.error}" for report in reports if report.facts is None]
     ours = versions()
     differing = {report.node: _differing(ours, report.facts["versions"]) for report in reports if report.facts is not None}
     problems += [f"node {node} has {what}; install the same versions on every node" for node, what in differing.items() if what]
@@ -93,12 +93,12 @@ def check_nodes(home: Path) -> list[str]:
         raise InfrastructureError(problems[0] + more)
     if not apart:
         return []
-    which = f"node {apart[0].node} does" if len(apart) == 1 else f"{len(apart)} of {len(reports)} nodes do"
-    return [f"{which} not see the home {home}: what is there goes through the home's keeper"]
+    which = f"node {apart[0].node}" if len(apart) == 1 else f"{len(apart)} of {len(reports)} nodes"
+    return [f"{which} cannot access the home {home}; files go through the keeper actor"]
 
 
-def _ask_again(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
-    """The reports without nodes that went while they were asked: Ray lists a dead one as alive until it misses it."""
+def _without_lost_nodes(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
+    """The reports, without nodes that ended meanwhile: Ray lists a dead node as alive until it notices."""
     found, deadline = list(reports), time.monotonic() + _LOSS_TIMEOUT_S
     while True:
         alive = {_name(node) for node in usable_nodes()}
@@ -107,7 +107,7 @@ def _ask_again(reports: Sequence[NodeReport], home: Path) -> list[NodeReport]:
         if not doubtful or time.monotonic() > deadline:
             return found
         time.sleep(_LOSS_PAUSE_S)
-        found = [report for report in found if not report.lost] + ask_nodes(home, among=doubtful)
+        found = [report for report in found if not report.lost] + probe_nodes(home, among=doubtful)
 
 
 def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
@@ -115,36 +115,34 @@ def nodes_without_home(reports: Iterable[NodeReport]) -> list[NodeReport]:
     return [report for report in reports if report.facts is not None and not report.shares_home]
 
 
-def ask_nodes(home: Path, location: Location | None = None, among: Collection[str] | None = None) -> list[NodeReport]:
-    """A report of every node that can be used, in the order of their addresses.
+def probe_nodes(home: Path, location: Location | None = None, among: Collection[str] | None = None) -> list[NodeReport]:
+    """A report of every usable node, in the order of their addresses.
 
     Args:
-        among: names of the nodes that are asked; None for all.
+        among: names of the nodes to probe; None for all.
     """
     nodes = sorted((node for node in usable_nodes() if among is None or _name(node) in among), key=_name)
     folder = home / f".doctor-{secrets.token_hex(4)}"
     try:
         write_checked(folder / "driver", b"driver")
     except OSError as error:
-        raise InfrastructureError(
-            f"can not write into {home}: {error.strerror or error}; choose another with --home"
-        ) from error
+        raise InfrastructureError(f"cannot write into {home}: {error.strerror or error}; choose another with --home") from error
     try:
-        errands = [
+        calls = [
             _on(node, look_around, str(folder), _reachable_part(location), node["Resources"].get("GPU", 0)) for node in nodes
         ]
-        done = set(ray.wait(errands, num_returns=len(errands), timeout=TIMEOUT_S)[0])
-        return [_report(node, errand, folder, done=errand in done) for node, errand in zip(nodes, errands, strict=True)]
+        done = set(ray.wait(calls, num_returns=len(calls), timeout=TIMEOUT_S)[0])
+        return [_report(node, call, folder, done=call in done) for node, call in zip(nodes, calls, strict=True)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list[Finding]:
-    """The checks of one node, judged.
+    """The findings of one node's report.
 
     Args:
         ours: the versions of this process.
-        store: MLflow's address as it may be shown.
+        store: MLflow's address without secrets.
     """
     facts, node = report.facts, report.node
     if facts is None:
@@ -154,7 +152,7 @@ def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list
     versions_fact = differing or ", ".join(f"{name} {theirs[name]}" for name in ("python", "ray", "torch", "stillhouse"))
     full = facts["free_bytes"] < LEAST_FREE_BYTES
     room = f"{facts['free_bytes'] / 2**30:.1f} GiB free"
-    home_fact = f"{home} is writable and common, {room}" if report.shares_home else f"{_not_common(report, home)}, {room}"
+    home_fact = f"{home} is writable and shared, {room}" if report.shares_home else f"{_not_shared(report, home)}, {room}"
     fit = report.shares_home or not facts["scratch_trouble"]
     if not fit:
         home_fact = _no_scratch(report)
@@ -163,7 +161,12 @@ def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list
     return [
         Finding("versions", not differing, f"{versions_fact}, from {facts['package_path']}", node),
         Finding("home", fit and not full, home_fact, node),
-        Finding("mlflow", not refused, f"{store}: {refused}" if refused else f"{store} is reachable or the driver's own", node),
+        Finding(
+            "mlflow",
+            not refused,
+            f"{store}: {refused}" if refused else f"{store} is reachable, or only the driver uses it",
+            node,
+        ),
         _gpu_finding(report, facts["gpus"]),
         _token_finding(facts, node),
         Finding(
@@ -180,40 +183,40 @@ def _gpu_finding(report: NodeReport, seen: Any) -> Finding:
         return Finding("gpus", True, "Ray counts none", report.node)
     counted = f"Ray counts {report.gpus:g}"
     if not isinstance(seen, int):
-        return Finding("gpus", False, f"{counted}, but PyTorch can not use them: {seen}", report.node)
+        return Finding("gpus", False, f"{counted}, but PyTorch cannot use them: {seen}", report.node)
     good = seen >= report.gpus
     return Finding("gpus", good, f"{counted}, PyTorch sees {seen}", report.node)
 
 
 def _token_finding(facts: Mapping[str, Any], node: str) -> Finding:
-    if not facts["asks_for_token"]:
-        return Finding("token", True, "the cluster asks for none: whoever reaches its ports can run code on it", node)
+    if not facts["requires_token"]:
+        return Finding("token", True, "the cluster requires none: anyone who reaches its ports can run code on it", node)
     if facts["has_token"]:
-        return Finding("token", True, "the cluster asks for one, and the node has it", node)
-    return Finding("token", False, "the cluster asks for one; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token here", node)
+        return Finding("token", True, "the cluster requires one, and the node has it", node)
+    return Finding("token", False, "the cluster requires one; put it into RAY_AUTH_TOKEN or ~/.ray/auth_token here", node)
 
 
-def _not_common(report: NodeReport, home: Path) -> str:
+def _not_shared(report: NodeReport, home: Path) -> str:
     facts = report.facts or {}
-    why = "what was written there is not what is read here"
+    why = "what the node wrote there is not what is read here"
     if not facts.get("probe_read"):
-        why = f"it does not see what is written here ({facts.get('trouble') or 'another file lies there'})"
+        why = f"it does not read what is written here ({facts.get('trouble') or 'it has another file'})"
     elif not facts.get("written"):
-        why = f"it can not write there ({facts.get('trouble')})"
+        why = f"it cannot write there ({facts.get('trouble')})"
     sentence = f"node {report.node} does not share the home {home}: {why}"
-    return f"{sentence}; it goes through the keeper, copies in {facts.get('scratch_folder')}"
+    return f"{sentence}; its files go through the keeper, with copies in {facts.get('scratch_folder')}"
 
 
 def _no_scratch(report: NodeReport) -> str:
     facts = report.facts or {}
     return (
-        f"node {report.node} sees neither the home nor a scratch folder "
+        f"node {report.node} can access neither the home nor a scratch folder "
         f"({facts['scratch_folder']}: {facts['scratch_trouble']}); share the home, or set {SCRATCH_VARIABLE} there"
     )
 
 
 def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """`torch 2.13.0 (2.14.1 here)` for all that differs; a commit counts where both are known."""
+    """All differing versions, as `torch 2.13.0 (2.14.1 here)`; a commit counts where both are known."""
     return ", ".join(
         f"{name} {theirs.get(name, 'unknown')} ({value} here)"
         for name, value in ours.items()
@@ -221,13 +224,13 @@ def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     )
 
 
-def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -> NodeReport:
+def _report(node: Mapping[str, Any], call: Any, folder: Path, *, done: bool) -> NodeReport:
     name, gpus = _name(node), float(node["Resources"].get("GPU", 0))
     if not done:
-        ray.cancel(errand, force=True)
+        ray.cancel(call, force=True)
         return NodeReport(node=name, gpus=gpus, facts=None, error=f"no worker answered within {TIMEOUT_S:.0f} s")
     try:
-        facts = {**ray.get(errand), "home": str(folder.parent)}
+        facts = {**ray.get(call), "home": str(folder.parent)}
         apart = _clock_difference(node)
     except RayError as error:
         reason = last_line(str(error), type(error).__name__)
@@ -239,7 +242,7 @@ def _report(node: Mapping[str, Any], errand: Any, folder: Path, *, done: bool) -
 
 
 def _clock_difference(node: Mapping[str, Any]) -> float:
-    """Seconds by which the node's clock must differ from this one's, by a call to a worker that is there already."""
+    """The least number of seconds by which the node's clock differs from this one's, by a call to a running worker."""
     before = time.time()
     there: float = ray.get(_on(node, time.time), timeout=TIMEOUT_S)
     after = time.time()

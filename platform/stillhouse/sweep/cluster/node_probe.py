@@ -39,14 +39,14 @@ def versions() -> dict[str, str]:
 
 
 def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any]:
-    """What this process sees of its node; runs in a worker."""
-    own = Path(folder) / f"node-{ray.get_runtime_context().get_node_id()}"
+    """What this process finds on its node; runs in a worker."""
+    own_probe = Path(folder) / f"node-{ray.get_runtime_context().get_node_id()}"
     probe_read = written = False
     trouble = f"{COMMON_VARIABLE} is 0 there" if common_home_is_off() else ""
     try:
         if not trouble:
             probe_read = read_checked(Path(folder) / "driver") == b"driver"
-            write_checked(own, b"node")
+            write_checked(own_probe, b"node")
             written = True
     except (OSError, Damaged) as error:
         trouble = getattr(error, "strerror", None) or str(error)
@@ -60,15 +60,15 @@ def look_around(folder: str, tracking: str | None, gpus: float) -> dict[str, Any
         "written": written,
         "trouble": trouble,
         "free_bytes": shutil.disk_usage(home).free if home.is_dir() else 0,
-        "tracking": _knock(tracking) if tracking else "",
+        "tracking": _connection_problem(tracking) if tracking else "",
         "gpus": _visible_gpus() if gpus else "",
-        "asks_for_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+        "requires_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
         "has_token": _has_token(),
     }
 
 
 def _trouble_with(folder: Path) -> str:
-    """Why nothing can be written into the folder; empty when it can."""
+    """Why the folder cannot be written; empty if it can."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return ""
@@ -77,7 +77,7 @@ def _trouble_with(folder: Path) -> str:
 
 
 def _reachable_part(location: Location | None) -> str | None:
-    """What a worker tries of the tracking store, without its credentials: a server's health page, or a database's socket."""
+    """What a worker connects to, without credentials: a tracking server's health page, or a database's host and port."""
     if location is None:
         return None
     if location.is_server:
@@ -85,8 +85,8 @@ def _reachable_part(location: Location | None) -> str | None:
     return ":".join(map(str, location.address)) if location.address else None
 
 
-def _knock(tracking: str) -> str:
-    """Why the tracking store can not be reached from here; empty when it can."""
+def _connection_problem(tracking: str) -> str:
+    """Why the tracking store cannot be reached from this node; empty if it can."""
     try:
         if tracking.startswith("http"):
             urllib.request.urlopen(tracking, timeout=_SOCKET_TIMEOUT_S).close()  # noqa: S310
@@ -95,16 +95,16 @@ def _knock(tracking: str) -> str:
             socket.create_connection((host, int(port)), timeout=_SOCKET_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         if error.code == 403:
-            return "the server refuses this name of its host; start it with --allowed-hosts"
+            return "the server refuses this host name; start it with --allowed-hosts"
         return "" if error.code in (401, 404) else f"the server answers {error.code}"
     except OSError as error:
         reason = getattr(error, "reason", error)
-        return f"can not be reached: {getattr(reason, 'strerror', None) or reason}"
+        return f"cannot be reached: {getattr(reason, 'strerror', None) or reason}"
     return ""
 
 
 def _visible_gpus() -> int | str:
-    """How many GPUs PyTorch can use on this node, or why none. A process of its own: this worker was given none of them."""
+    """How many GPUs PyTorch can use on this node, or why none. Runs another process, since this worker was assigned none."""
     program = "import torch; torch.zeros(1, device='cuda'); print(torch.cuda.device_count())"
     free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:

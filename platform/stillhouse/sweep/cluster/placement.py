@@ -1,4 +1,4 @@
-"""Whether a cluster can hold a sweep: its teachers first, trials beside them. Knows nothing of Ray but its words."""
+"""Whether a cluster can hold a sweep: its teachers first, then trials beside them. Uses Ray's names, but not Ray."""
 
 import math
 import re
@@ -11,17 +11,17 @@ from stillhouse.spec.schema import Claim, Resources, SweepSpec, TrialResources
 _LEAST = 1e-9
 _MAX_TRIALS = 10_000
 _MAX_STEPS = 1_000
-"""Of a search for the teachers' places, which none of a few teachers on a few kinds of nodes comes near."""
+"""Of a search for the teachers' nodes; a few teachers on a few kinds of nodes take far fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
-    """A node that is there, or a kind of node that an autoscaler may add.
+    """A node of the cluster, or a kind of node that an autoscaler may add.
 
     Attributes:
-        resources: as Ray names them: `CPU`, `GPU`, and those of one's own.
-        count: how many of it there are, or may be added.
-        node_id: Ray's, of a node that is there.
+        resources: by Ray's names: `CPU`, `GPU`, and custom ones.
+        count: how many there are, or may be added.
+        node_id: Ray's, of an existing node.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Placement:
     Attributes:
         trials: how many trials run at once beside the teachers.
         added: how many nodes of each kind an autoscaler adds for that, by name.
-        problems: why teachers or trials can not be placed, a sentence each.
-        teachers: by name the node's id for each of its replicas; "" where any node will do or one is added.
+        problems: why teachers or trials cannot be placed, a sentence each.
+        teachers: by name the node's id for each of its replicas; "" for any node, or one that is to be added.
     """
 
     trials: int
@@ -59,13 +59,13 @@ def ray_options(claim: Claim) -> dict[str, Any]:
 
 
 def bundle(claim: Resources | TrialResources) -> dict[str, float]:
-    """What the claim takes of a node, by Ray's names; nothing that is zero."""
+    """The resources of the claim by Ray's names, without those that are zero."""
     needs = {"CPU": claim.cpu, "GPU": claim.gpu, **claim.custom}
     return {name: share for name, share in needs.items() if share}
 
 
 def worker_bundles(claim: TrialResources) -> list[dict[str, float]]:
-    """What each worker of a trial takes of their node: an equal share."""
+    """The resources of each worker of a trial: equal shares of the claim."""
     return [{name: share / claim.num_workers for name, share in bundle(claim).items()}] * claim.num_workers
 
 
@@ -82,13 +82,13 @@ def labels_match(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool
 
 
 def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind] = ()) -> Placement:
-    """Places each teacher where it leaves room for most trials, then as many trials as fit.
+    """Places each teacher where it leaves room for the most trials, then as many trials as fit.
 
-    What is found depends on what the nodes have, not on the order in which they are given. An autoscaler's nodes are taken
-    where those that are there have no room.
+    The result depends on what the nodes have, not on their order. An autoscaler's nodes are used only where the existing nodes
+    have no room.
 
     Args:
-        nodes: that are there, empty.
+        nodes: the existing nodes, as if nothing ran on them.
         addable: kinds that an autoscaler may add.
     """
     claims = [(name, teacher.resources) for name, teacher in spec.teachers.items() for _ in range(teacher.replicas)]
@@ -100,7 +100,7 @@ def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind
         if problem is not None and problem not in problems:
             problems.append(problem)
         teachers[name] += (node_id or "",)
-    # The spec may plan more than the cluster will ever hold, and a small trial fits a large cluster very often.
+    # Bounded: a small trial fits a large cluster very often.
     trials = min(found.room + sum(found.room_added.values()), spec.max_concurrent_trials or _MAX_TRIALS)
     if not trials:
         problems.append(_reason("trial_resources", spec.trial_resources, [*nodes, *addable]))
@@ -114,7 +114,7 @@ def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind
 
 @dataclass(frozen=True)
 class _Shape:
-    """What is free on a node, and its labels, as far as the sweep asks for them: nodes of one shape are alike."""
+    """The free resources of a node and its labels, of those that the sweep uses: nodes of one shape are interchangeable."""
 
     free: tuple[float, ...]
     labels: tuple[tuple[str, str], ...]
@@ -126,13 +126,13 @@ _Rooms = Mapping[_Shape, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A place for each teacher.
+    """One assignment of all teachers to nodes.
 
     Attributes:
-        nodes: of each claim in turn; "" where any node will do or one is to be added, None where there is none.
+        nodes: of each claim in turn; "" for any node or one that is to be added, None where no node fits.
         added: nodes that are added for teachers.
-        room: for trials on the nodes that are there and those.
-        room_added: for trials on further nodes of each kind, and on each of them in `room_each`.
+        room: how many trials fit on the existing nodes and those.
+        room_added: how many trials fit on further nodes of each kind; `room_each` is the number for one node.
     """
 
     nodes: tuple[str | None, ...]
@@ -147,15 +147,15 @@ class _Found:
 
 
 class _Search:
-    """PlotStyle through the places that teachers can take, the most promising first; gives up in very large searches."""
+    """A depth-first search of the teachers' nodes, the most promising first; it stops after a number of steps."""
 
     def __init__(
         self, claims: Sequence[Resources], trial: TrialResources, nodes: Iterable[NodeKind], addable: Iterable[NodeKind]
     ) -> None:
         self._claims, self._trial = claims, trial
-        asked: list[Resources | TrialResources] = [*claims, trial]
-        self._resources = sorted({name for claim in asked for name in bundle(claim)})
-        self._labels = sorted({name for claim in asked for name in claim.labels})
+        claimed: list[Resources | TrialResources] = [*claims, trial]
+        self._resources = sorted({name for claim in claimed for name in bundle(claim)})
+        self._labels = sorted({name for claim in claimed for name in claim.labels})
         self._addable = {kind.name: (self._shape(kind), kind.count) for kind in addable}
         self._steps = 0
         self._best: _Found | None = None
@@ -167,7 +167,7 @@ class _Search:
 
     @property
     def best(self) -> _Found:
-        assert self._best is not None, "the first descent always ends"
+        assert self._best is not None, "the first descent always completes"
         return self._best
 
     def _shape(self, kind: NodeKind) -> _Shape:
@@ -198,7 +198,7 @@ class _Search:
 
     def _look(self, rooms: _Rooms, added: Mapping[str, int], nodes: tuple[str | None, ...]) -> None:
         here = self._found(rooms, added, nodes)
-        # A further teacher never makes room.
+        # Placing another teacher never adds room.
         if self._best is not None and (here.worth <= self._best.worth or self._steps > _MAX_STEPS):
             return
         self._steps += 1
@@ -210,9 +210,9 @@ class _Search:
         for option in options or [(rooms, added, (*nodes, None))]:
             self._look(*option)
 
-    def _options(self, place: int, rooms: _Rooms, added: Mapping[str, int]) -> list[tuple[str, _Rooms, Mapping[str, int]]]:
-        """The node that a claim may take, what all nodes have free then, and the nodes that are added."""
-        claim = self._claims[place]
+    def _options(self, position: int, rooms: _Rooms, added: Mapping[str, int]) -> list[tuple[str, _Rooms, Mapping[str, int]]]:
+        """For each node that a claim may take: its id, what is free afterwards, and the added nodes."""
+        claim = self._claims[position]
         fitting = [(shape, ids) for shape, ids in rooms.items() if ids and self._times(claim, shape)]
         if fitting and not bundle(claim):
             return [("", rooms, added)]
@@ -234,12 +234,12 @@ def _joined(rooms: _Rooms, shape: _Shape, node_id: str) -> _Rooms:
 
 
 def _reason(key: str, claim: Resources | TrialResources, kinds: Sequence[NodeKind]) -> str:
-    """Which part of the claim no node can hold; or that the nodes are full."""
+    """The part of the claim that no node can hold; or that all nodes are full."""
     fitting = [kind for kind in kinds if labels_match(kind.labels, claim.labels)]
     if not fitting:
         wanted = ", ".join(f"{name}={value}" for name, value in claim.labels.items())
         return (
-            f"{key}.labels ask for a node with {wanted}, and the cluster has none; start one with ray start --labels={wanted}"
+            f"{key}.labels require a node with {wanted}, and the cluster has none; start one with ray start --labels={wanted}"
         )
     where = "the largest node" if not claim.labels else "the largest node with these labels"
     words = {"CPU": "cpu", "GPU": "gpu"}
@@ -249,4 +249,4 @@ def _reason(key: str, claim: Resources | TrialResources, kinds: Sequence[NodeKin
             return f"{key}.{words.get(name, f'custom.{name}')} must be <= {most:g}, which is what {where} has, got {share:g}"
     others = "the other teachers" if key.startswith("teachers") else "the teachers"
     held = ", ".join(f"{share:g} {name}" for name, share in bundle(claim).items())
-    return f"{key} ask for {held} on one node, which the cluster does not have free beside {others}; lower it, or add a node"
+    return f"{key} require {held} on one node, which the cluster does not have free beside {others}; lower it, or add a node"

@@ -1,4 +1,4 @@
-"""The teachers' actors, as the driver uses them: started, prepared, called."""
+"""A running teacher as the driver uses it: calls of its actor, requests to fill views, the ticket for trials."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,11 +64,11 @@ class RunningTeacher:
 
 
 def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
-    """One call of a teacher's actor from the driver, repeated while the actor is started again.
+    """The answer of one call of a teacher's actor from the driver, repeated while the actor restarts.
 
     Raises:
         InfrastructureError: the actor did not come back in time.
-        UsageError: the call raised there.
+        UsageError: what the methods need cannot be computed there.
         DiskFullError: the disk of the actor's home is full.
         StillhouseError: the actor raised it.
     """
@@ -96,7 +96,7 @@ def call_actor(handle: Any, method: str, *arguments: Any) -> Any:
 
 
 def request_ahead(teacher: RunningTeacher, views: Mapping[int, Reading], plan: FillPlan, sweep: str) -> None:
-    """Lets the teacher fill these views as planned, each in the order in which it is read first; nothing waits for it."""
+    """Requests these views as planned, each in the order in which it is read first; does not wait for them."""
     for view, reading in views.items():
         if kinds := plan.kinds(view):
             request = FillRequest(view=view, kinds=tuple(kinds), ahead=True, reading=reading, sweep=sweep)

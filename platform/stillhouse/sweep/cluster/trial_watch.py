@@ -26,8 +26,8 @@ class LostTrial:
     """A trial that has no record because the infrastructure failed it.
 
     Attributes:
-        deaths: of its last workers, not of their nodes, in one and the same epoch.
-        epoch: the last one before that.
+        deaths: how many of its last workers, not their nodes, died in the same epoch.
+        epoch: the last epoch before those deaths.
     """
 
     key: str
@@ -37,7 +37,7 @@ class LostTrial:
 
 
 class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
-    """Follows Tune's events in the driver: shows progress, hands records on, writes the records of stopped trials."""
+    """Receives Tune's events in the driver: shows progress, passes records on, writes the records of stopped trials."""
 
     def __init__(
         self,
@@ -69,16 +69,16 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         return tune.Callback, ()
 
     def add(self, trial: Trial) -> None:
-        """Takes note of a trial that Tune is about to get."""
+        """Registers a trial before Tune receives it."""
         self._trials[trial.key] = trial
         self._open[trial.key] = "it was never started"
 
     def lost(self) -> list[LostTrial]:
-        """Trials without a record, and why."""
+        """The trials without a record, each with the reason."""
         return [LostTrial(key, reason, *self._deaths.get(key, ())) for key, reason in self._open.items()]
 
     def collect(self) -> None:
-        """Takes in the records of trials that ended when nobody listened any more."""
+        """Reads the records of trials that ended after Tune's last event."""
         for key in list(self._open):
             if (record := self._ledger.read(key)) is not None:
                 self._done(record)
@@ -107,15 +107,15 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         if record is None and status == DISK_FULL:
             return
         if record is None and status in ("finished", "failed"):
-            # It was written; nobody stopped this trial.
-            self._lose(key, "its record is gone or damaged")
+            # Its record was written: this trial was not stopped early.
+            self._lose(key, "its record is missing or damaged")
             return
         if record is None:
             record = self._stopped(key)
             try:
                 self._ledger.write(record)
             except OSError as error:
-                # Tune takes an error of a callback for one of the trial and waits for it for ever.
+                # Tune takes an error of a callback for one of the trial and waits for the trial forever.
                 full = as_disk_full(error, self._ledger.folder)
                 reason = f"the record of a trial cannot be written: {full or error}"
                 self.no_room = self.no_room or (InfrastructureError(reason) if full is None else DiskFullError(reason))
@@ -135,14 +135,14 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._lose(key_of(trial.config[TRIAL_CONFIG]), last_line(self._note_error(trial), WORKER_DIED))
 
     def _note_error(self, trial: Any) -> str:
-        """Counts the deaths of a trial's workers; gives the text of its last error."""
+        """Counts the deaths of a trial's workers; returns the text of its last error."""
         key = key_of(trial.config[TRIAL_CONFIG])
         text = ""
         with suppress(OSError):
             text = Path(trial.error_file).read_text().rpartition(TUNE_ATTEMPT)[2]
         died = any(sign in text for sign in WORKER_DEATHS)
         deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
-        # Another epoch than last time is another cause than the trial itself, which does the same each time.
+        # A death in another epoch than the last one has another cause than the trial, which repeats itself exactly.
         self._deaths[key] = (deaths if epoch == self._epochs[key] else 0) + 1 if died else 0, self._epochs[key]
         return text
 
