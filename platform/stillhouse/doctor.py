@@ -1,4 +1,4 @@
-"""Checks of what a sweep stands on, on this machine."""
+"""Checks of this machine: what a sweep needs, and whether it works."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ LEAST_FREE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it is good, the fact or the remedy, and the node where it is not this machine."""
+    """The result of one check: its name, whether it passed, the fact or the remedy, and the node unless it is this machine."""
 
     what: str
     good: bool
@@ -25,7 +25,7 @@ class Finding:
 
 
 def examine(home: Path) -> list[Finding]:
-    """All checks, none of which changes anything but a file that it writes and removes under `home`."""
+    """All checks. They change nothing except a file that is written and removed under `home`."""
     checks: tuple[tuple[str, Callable[[Path], tuple[bool, str]]], ...] = (
         ("python", _python),
         ("torch and torchvision", _torch),
@@ -40,7 +40,7 @@ def examine(home: Path) -> list[Finding]:
     for what, check in checks:
         try:
             good, fact = check(home)
-        except Exception as error:  # a check that breaks is a finding
+        except Exception as error:  # a check that raises is a finding
             good, fact = False, f"{type(error).__name__}: {error}"
         findings.append(Finding(what, good, fact))
     return findings
@@ -55,7 +55,7 @@ def _torch(_home: Path) -> tuple[bool, str]:
     import torch
     import torchvision
 
-    # The operator is there only when both builds match.
+    # The operator exists only if both builds match.
     torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     return True, f"{torch.__version__} and {torchvision.__version__}"
 
@@ -84,7 +84,7 @@ def _home(home: Path) -> tuple[bool, str]:
         write_checked(probe, b"probe")
         read_checked(probe)
     except OSError as error:
-        return False, f"can not write into {home}: {error.strerror or error}; choose another with --home"
+        return False, f"cannot write into {home}: {error.strerror or error}; choose another with --home"
     finally:
         with suppress(OSError):
             probe.unlink()

@@ -1,4 +1,4 @@
-"""Where a result came from: code, versions, hardware."""
+"""Where a result comes from: code, versions, hardware."""
 
 import functools
 import importlib.metadata
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "torchvision", "ray", "mlflow", "pyarrow", "numpy")
 def code_facts() -> dict[str, str | None]:
     """`version`, `commit` (of a checkout; None for an installed package) and `package_path` of the running code.
 
-    A copy of a checkout on another node has no `.git`: the driver tells its commit by an environment variable.
+    A copy of a checkout on another node has no `.git`: the driver sets an environment variable to the commit.
     """
     package = Path(stillhouse.__file__).resolve().parent
     root = package.parents[1]

@@ -1,4 +1,4 @@
-"""What every worker process does first: threads, import paths, users' method folders; and how code comes to other nodes."""
+"""What every worker process sets up first (threads, import paths, method folders), and how code reaches other nodes."""
 
 import json
 import os
@@ -16,20 +16,20 @@ _NO_CODE = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.pt", "*.pth",
 
 
 def driver_import_paths() -> list[str]:
-    """Where this process finds Python code, for workers on the same machine: absolute, existing folders."""
+    """The absolute, existing folders of this process's `sys.path`, for workers on the same machine."""
     return [os.path.abspath(path) for path in sys.path if path == "" or os.path.isdir(path)]  # noqa: PTH100, PTH112
 
 
 def prepare_worker(
     import_paths: Iterable[str], threads: int, method_folders: Iterable[str] = (), gpu_share: float = 0.0
 ) -> None:
-    """Makes this process find the driver's code and use its share of the machine.
+    """Lets this process import the driver's code, and limits it to its share of the machine.
 
     Args:
         import_paths: folders to append to `sys.path`.
-        threads: of torch's operators; 0 leaves all cores.
+        threads: for torch's operators; 0 for all cores.
         method_folders: folders with users' method files, as the driver sees them.
-        gpu_share: of one GPU, whose memory this process may take no larger share of; 0 or 1 sets no limit.
+        gpu_share: the largest share of one GPU's memory that this process may take; 0 or 1 sets no limit.
     """
     from stillhouse import methods
 
@@ -41,28 +41,28 @@ def prepare_worker(
         methods.add_folder(shipped.get(str(folder), folder))
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if 0 < gpu_share < 1 and torch.cuda.is_available():
-        # Ray only counts: without this, one of several trials on a GPU can take the memory of all.
+        # Ray only counts shares: without a limit, one of several trials on a GPU can take all of its memory.
         torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
 def environment_of_workers() -> Mapping[str, str]:
-    """Environment variables that workers need besides the driver's own."""
+    """Environment variables that workers need in addition to the driver's."""
     return {
         # Fractional and zero shares must hide the other GPUs (ray 2.60).
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        # Threads that wait must not spin: a teacher that fills views shares the cores with the trials.
+        # Waiting threads must not spin: a teacher that fills views shares its cores with the trials.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
 def stage_code(folder: Path, *, modules: Iterable[str], method_folders: Iterable[str]) -> str:
-    """Lays into `folder` the code that nodes of a cluster need and may not have. Gives their PYTHONPATH, relative to it.
+    """Copies the code that nodes of a cluster need and may not have into `folder`; returns their PYTHONPATH, relative to it.
 
-    A checkout takes the platform along; an installed package is expected on every node. The users' own code comes from
-    wherever it lies here.
+    From a checkout the platform is copied too; an installed package is expected on every node. User-defined code is copied
+    from where this process found it.
 
     Args:
-        modules: names of the users' modules that the spec names; what they have imported from beside them comes along.
+        modules: names of the user-defined modules in the spec; modules that they import from the same folders are copied too.
         method_folders: folders with users' method files.
     """
     import stillhouse
@@ -80,11 +80,11 @@ def stage_code(folder: Path, *, modules: Iterable[str], method_folders: Iterable
             shutil.copytree(source, users / source.name, ignore=_NO_CODE)
         else:
             shutil.copy2(source, users / source.name)
-    places = {}
-    for number, own in enumerate(method_folders):
-        places[str(own)] = f"methods-{number}"
-        shutil.copytree(own, users / places[str(own)], ignore=_NO_CODE)
-    (users / _LIST).write_text(json.dumps(places))
+    copies = {}
+    for number, folder_of_methods in enumerate(method_folders):
+        copies[str(folder_of_methods)] = f"methods-{number}"
+        shutil.copytree(folder_of_methods, users / copies[str(folder_of_methods)], ignore=_NO_CODE)
+    (users / _LIST).write_text(json.dumps(copies))
     return os.pathsep.join(paths)
 
 
@@ -93,7 +93,7 @@ def is_checkout(root: Path) -> bool:
 
 
 def _shipped_folders() -> dict[str, str]:
-    """Where the driver's method folders lie on this node, if they were sent along."""
+    """The copies of the driver's method folders on this node, by their paths at the driver, if they were sent."""
     for entry in sys.path:
         users = Path(entry).absolute()
         if (users / _LIST).is_file():
@@ -102,7 +102,7 @@ def _shipped_folders() -> dict[str, str]:
 
 
 def _users_code(modules: Iterable[str]) -> set[Path]:
-    """Top-level files and packages of these modules, and of what is imported from the folders in which they lie."""
+    """The top-level files and packages of these modules, and of all modules imported from the same folders."""
     loaded = {name: _file_of(module) for name, module in list(sys.modules.items())}
     folders = set()
     for name in modules:
@@ -122,7 +122,7 @@ def _file_of(module: ModuleType) -> Path | None:
 
 
 def _folder_of(name: str, file: Path) -> Path:
-    """The folder on `sys.path` in which the module's top-level package lies."""
+    """The folder on `sys.path` that contains the module's top-level package."""
     depth = name.count(".") + (file.name == "__init__.py")
     return file.parents[depth] if depth < len(file.parents) else file.parent
 

@@ -124,8 +124,8 @@ DEAD = NodeReport(node="10.0.0.14 (0f0f0f)", gpus=0.0, facts=None, error="no wor
         ([OLD], "node 10.0.0.12 (9ab03d) has torch 2.13.0 (2.14.1 here); install the same versions on every node"),
         (
             [NO_SCRATCH],
-            "node 10.0.0.13 (77aa00) can access neither the home nor a scratch folder (/tmp: Permission denied); share the home, "
-            "or set STILLHOUSE_SCRATCH there",
+            "node 10.0.0.13 (77aa00) can access neither the home nor a scratch folder (/tmp: Permission denied); share "
+            "the home, or set STILLHOUSE_SCRATCH there",
         ),
         (
             [NO_SCRATCH, OLD, DEAD],

@@ -131,7 +131,7 @@ def test_the_worker_that_failed_first_gives_the_reason(
     peers = object.__new__(WorkerGroup)
     peers.broken, peers._handles = False, [Handle()]
     with pytest.raises(raised, match=message):
-        peers.together("run_epoch", own=fail)
+        peers.run_on_all("run_epoch", own=fail)
     assert peers.broken
 
 

@@ -207,7 +207,7 @@ class Cluster:
             watch=watch,
             num_trials=queue.expected,
             max_concurrent=self._concurrent(queue.expected),
-            should_stop=lambda: self._shutdown.requested or watch.no_room is not None or give_up(),
+            should_stop=lambda: self._shutdown.requested or watch.fatal_error is not None or give_up(),
             scratch=scratch.name,
         )
         # The watch reports in one sentence why a trial was lost; Tune would print a traceback for each attempt.
@@ -215,8 +215,8 @@ class Cluster:
         with scratch, self._shutdown.deferred():
             tuner.fit()
         watch.collect()
-        if watch.no_room is not None:
-            raise watch.no_room
+        if watch.fatal_error is not None:
+            raise watch.fatal_error
         return [] if self._shutdown.requested else watch.lost()
 
     def _scheduler(

@@ -61,7 +61,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         self._open: dict[str, str] = {}
         self._epochs: Counter[str] = Counter()
         self._deaths: dict[str, tuple[int, int]] = {}
-        self.no_room: InfrastructureError | None = None
+        self.fatal_error: InfrastructureError | None = None
         """Why the sweep must end: a disk is full, or records cannot be written."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         key = result["key"]
         if result["status"] == DISK_FULL:
-            self.no_room = self.no_room or DiskFullError(result["reason"])
+            self.fatal_error = self.fatal_error or DiskFullError(result["reason"])
         curve = self._curves.setdefault(key, {})
         for entry in [*json.loads(result.get("curve", "[]")), *([json.loads(result["entry"])] if "entry" in result else [])]:
             curve[entry["epoch"]] = entry
@@ -118,7 +118,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
                 # Tune takes an error of a callback for one of the trial and waits for the trial forever.
                 full = as_disk_full(error, self._ledger.folder)
                 reason = f"the record of a trial cannot be written: {full or error}"
-                self.no_room = self.no_room or (InfrastructureError(reason) if full is None else DiskFullError(reason))
+                self.fatal_error = self.fatal_error or (InfrastructureError(reason) if full is None else DiskFullError(reason))
                 return
         self._done(record)
 

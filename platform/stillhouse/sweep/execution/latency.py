@@ -11,9 +11,9 @@ from stillhouse.workers import prepare_worker
 
 _BUDGET_S = 1.5
 _ALL_S = 60.0
-"""About how long all networks may take together, for no trial starts before; the more there are, the fewer passes each gets."""
+"""About how long all networks may take together, since trials start afterwards: with more networks, each gets fewer passes."""
 _MEASUREMENTS = 4
-"""Of each network: one image and a batch, each to warm up and then timed."""
+"""Per network: one image and a batch, each once to warm up and once to be timed."""
 
 
 def measure_models(
@@ -25,7 +25,7 @@ def measure_models(
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker.
 
-    A model that can not run has a reason instead, in the second dict: its trials are there to fail, each alone.
+    A model that cannot run has a reason in the second dict instead; each of its trials will fail alone.
     """
     prepare_worker(import_paths, threads)
     device = own_device()

@@ -22,13 +22,13 @@ from stillhouse.sweep.execution.trial_runner import TrialRunner
 from stillhouse.workers import prepare_worker
 
 Result = TypeVar("Result")
-# The longest that a worker waits for another: for its share of a batch, or for knowledge that is being filled.
+# How long a worker waits for another: for its share of a batch, or for knowledge that is being filled.
 _TIMEOUT = timedelta(minutes=10)
 _TRIAL, _DISK_FULL, _INFRASTRUCTURE, _LOST = "trial", "disk full", "infrastructure", "lost"
 
 
 class GroupWorker:
-    """Worker 1 or higher of a trial, in an actor. Its calls return what went wrong, they do not raise."""
+    """Worker 1 or higher of a trial, in an actor. Its methods return what went wrong instead of raising it."""
 
     def __init__(self, rank: int, environment: TrialEnvironment, data: list[Any]) -> None:
         prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
@@ -38,7 +38,7 @@ class GroupWorker:
         self._runner: TrialRunner | None = None
 
     def join(self, host: str, port: int) -> None:
-        """Meets the others at worker 0."""
+        """Connects to the other workers through worker 0."""
         _join(TCPStore(host, port, self._workers.size, is_master=False, timeout=_TIMEOUT), self._workers)
 
     def begin(self, trial: str) -> tuple[str, str] | None:
@@ -66,10 +66,10 @@ class GroupWorker:
 
 
 class WorkerGroup:
-    """The other workers of the trials of this process, seen from worker 0. They serve one trial after the other.
+    """The other workers of this process's trials, used by worker 0. They train one trial after the other.
 
     Raises:
-        InfrastructureError: they can not be started.
+        InfrastructureError: they cannot be started.
     """
 
     def __init__(self, environment: TrialEnvironment, data: list[Any]) -> None:
@@ -96,17 +96,17 @@ class WorkerGroup:
         except (RayError, RuntimeError) as error:
             self.close()
             raise InfrastructureError(
-                f"the {self.workers.size} workers of a trial did not meet: {first_line(error)}"
+                f"the {self.workers.size} workers of a trial could not connect: {first_line(error)}"
             ) from error
 
-    def together(self, call: str, *arguments: Any, own: Callable[[], Result]) -> Result:
-        """Runs `call` on all others while `own` runs here; gives what `own` does.
+    def run_on_all(self, call: str, *arguments: Any, own: Callable[[], Result]) -> Result:
+        """Runs the method `call` of all other workers while `own` runs here; returns the result of `own`.
 
         Raises:
-            InfrastructureError: a worker is gone, or has met one.
+            InfrastructureError: a worker is gone, or reported an infrastructure error.
             DiskFullError: the disk of another worker is full.
             WorkerGroupError: the trial failed on another worker.
-            Exception: what `own` raised, where it is the cause.
+            Exception: what `own` raised, if that is the cause.
         """
         answers = [getattr(handle, call).remote(*arguments) for handle in self._handles]
         failure: Exception | None = None
@@ -114,15 +114,15 @@ class WorkerGroup:
             result = own()
         except Exception as error:
             failure = error
-            # The others may be waiting for this one.
+            # The other workers may be waiting for this one.
             _leave()
-        told = self._collect(answers)
-        if failure is None and not told:
+        reported = self._collect(answers)
+        if failure is None and not reported:
             return result
         self.broken = True
         if failure is not None and _kind(failure) != _LOST:
             raise failure
-        for kind, reason in sorted(told, key=lambda each: (_TRIAL, _DISK_FULL, _INFRASTRUCTURE, _LOST).index(each[0])):
+        for kind, reason in sorted(reported, key=lambda each: (_TRIAL, _DISK_FULL, _INFRASTRUCTURE, _LOST).index(each[0])):
             if kind == _TRIAL:
                 raise WorkerGroupError(reason) from failure
             if kind == _DISK_FULL:
@@ -131,23 +131,23 @@ class WorkerGroup:
         raise InfrastructureError(f"the workers of a trial lost each other: {first_line(failure)}") from failure
 
     def close(self) -> None:
-        """Ends the others."""
+        """Ends the other workers."""
         _leave()
         for handle in self._handles:
             ray.kill(handle)
 
     def _collect(self, answers: Sequence[Any]) -> list[tuple[str, str]]:
-        told = []
+        reported = []
         for answer in answers:
             try:
-                told.append(ray.get(answer))
+                reported.append(ray.get(answer))
             except RayError as error:
-                told.append((_INFRASTRUCTURE, first_line(error)))
-        return [each for each in told if each is not None]
+                reported.append((_INFRASTRUCTURE, first_line(error)))
+        return [each for each in reported if each is not None]
 
 
 class WorkerGroupError(TrialError):
-    """Another worker's failure; the message is the reason for the ledger."""
+    """The trial failed on another worker; the message is the reason for the ledger."""
 
 
 def _join(store: TCPStore, workers: Workers) -> None:
@@ -156,7 +156,7 @@ def _join(store: TCPStore, workers: Workers) -> None:
 
 
 def _leave() -> None:
-    """Closes this process's connections, so that nobody waits for it."""
+    """Closes this process's connections, so that no other worker waits for it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -166,6 +166,6 @@ def _kind(error: BaseException) -> str:
         return _INFRASTRUCTURE
     if isinstance(error, torch.OutOfMemoryError):
         return _TRIAL
-    # Gloo says by a plain RuntimeError that the other end has closed.
+    # Gloo raises a plain RuntimeError when the other end has closed.
     closed = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
     return _LOST if closed or isinstance(error, dist.DistError) else _TRIAL

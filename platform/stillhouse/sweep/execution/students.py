@@ -15,7 +15,7 @@ def build_student(student: StudentChoice, data: ImageData) -> nn.Module:
 
 
 def student_key(student: StudentChoice) -> str:
-    """Equal for equal architectures, whatever their label; the text of a user's own model counts."""
+    """Equal for equal networks, whatever their names; includes the code of a user-defined model."""
     options = ",".join(f"{name}={student.options[name]!r}" for name in sorted(student.options))
     version = named_version(student.model)
     return f"{student.model}({options})" + (f"#{version}" if version else "")

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune sees it: a class Trainable whose process is used again for the next trial."""
+"""The Trainable of Ray Tune that runs trials; its process is reused for the next trial."""
 
 import gc
 import json
@@ -38,7 +38,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._environment = environment
         self._shared_data = data
         self._data = ImageData.from_arrays(*ray.get(data[0]))
-        self._peers: WorkerGroup | None = None
+        self._group: WorkerGroup | None = None
         self._runner: TrialRunner | None = None
         self._begin(config)
 
@@ -48,13 +48,13 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return True
 
     def step(self) -> dict[str, Any]:
-        self._resting = False
+        self._between_epochs = False
         try:
-            return self._step() if self._no_room is None else self._report_no_room(self._no_room)
+            return self._step() if self._disk_full is None else self._report_full_disk(self._disk_full)
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            return self._report_no_room(error)
+            return self._report_full_disk(error)
 
     def _step(self) -> dict[str, Any]:
         if self._runner is None:
@@ -71,45 +71,45 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
                 raise
             self._runner.fail(failure_reason(error))
             return self._report(None, status="failed")
-        # Behind the last epoch only the disk can fail, which is no fault of the trial.
+        # After the last epoch only the disk can fail, which is not the trial's fault.
         if self._runner.finished:
             self._runner.finish()
         status = "finished" if self._runner.finished else "running"
         return self._report(entry, status=status, curve=self._runner.curve if first else None)
 
     def cleanup(self) -> None:
-        # What a trial that is ended from outside has done so far is kept, unless an epoch broke off in its middle.
-        if self._runner is not None and self._resting:
+        # The progress of a trial that is ended from outside is stored, unless it was interrupted within an epoch.
+        if self._runner is not None and self._between_epochs:
             self._runner.save()
         self._release()
-        self._end_peers()
+        self._end_group()
 
     def _run_epoch(self, runner: TrialRunner) -> dict[str, Any]:
-        if self._peers is None:
+        if self._group is None:
             return runner.run_epoch()
-        return self._peers.together("run_epoch", own=runner.run_epoch)
+        return self._group.run_on_all("run_epoch", own=runner.run_epoch)
 
     def _make_runner(self, device: str) -> TrialRunner:
         if self._environment.workers == 1:
             return TrialRunner(self._trial, self._environment, self._data, device=device)
-        if self._peers is None or self._peers.broken:
-            self._end_peers()
-            self._peers = WorkerGroup(self._environment, self._shared_data)
-        return self._peers.together(
+        if self._group is None or self._group.broken:
+            self._end_group()
+            self._group = WorkerGroup(self._environment, self._shared_data)
+        return self._group.run_on_all(
             "begin",
             self._trial.model_dump_json(),
-            own=partial(TrialRunner, self._trial, self._environment, self._data, device=device, workers=self._peers.workers),
+            own=partial(TrialRunner, self._trial, self._environment, self._data, device=device, workers=self._group.workers),
         )
 
-    def _end_peers(self) -> None:
-        if self._peers is not None:
-            self._peers.close()
-        self._peers = None
+    def _end_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
+        self._group = None
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trial = Trial.model_validate_json(config[TRIAL_CONFIG])
-        self._reported = self._resting = False
-        self._no_room: BaseException | None = None
+        self._reported = self._between_epochs = False
+        self._disk_full: BaseException | None = None
         self._done = "failed"
         device = own_device()
         try:
@@ -119,7 +119,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
             self._runner = self._make_runner(device)
         except Exception as error:
             if is_disk_full(error):
-                self._no_room = error
+                self._disk_full = error
                 return
             if isinstance(error, InfrastructureError | OSError):
                 raise
@@ -129,7 +129,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self, entry: dict[str, Any] | None, *, status: str, curve: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
         self._reported = True
-        self._resting = status == "running"
+        self._between_epochs = status == "running"
         runner = self._runner
         result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
         if entry is not None and runner is not None:
@@ -140,11 +140,11 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
             result["curve"] = json.dumps(curve)
         return result
 
-    def _report_no_room(self, error: BaseException) -> dict[str, Any]:
+    def _report_full_disk(self, error: BaseException) -> dict[str, Any]:
         return {**self._report(None, status=DISK_FULL), "reason": str(as_disk_full(error, self._environment.folder))}
 
     def _release(self) -> None:
-        """A process that is used again must not keep the last trial's memory."""
+        """Frees the memory of the last trial: the process is reused."""
         self._runner = None
         gc.collect()
         if torch.cuda.is_available():
@@ -152,5 +152,5 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
 
 
 def key_of(trial_json: str) -> str:
-    """The trial's key, read off its JSON without building the object."""
+    """The trial's key, read from its JSON without building the object."""
     return str(json.loads(trial_json)["key"])

@@ -14,7 +14,7 @@ CHECKPOINT_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScore:
-    """What a student is compared with.
+    """The teacher's values that a student is compared with.
 
     Attributes:
         test_value: of the task's metric on the test split.
@@ -30,12 +30,12 @@ class TrialEnvironment:
 
     Attributes:
         folder: the sweep's absolute folder.
-        home: in which it lies; None where every process sees the folder.
-        latencies: what `latency` measured, by `student_key`.
-        checkpoint_interval_s: the least time between two checkpoints of a trial.
-        threads: of each worker of a trial.
+        home: which contains the folder; None where every process can access it.
+        latencies: the measured latency metrics, by `student_key`.
+        checkpoint_interval_s: the shortest time between two checkpoints of a trial.
+        threads: for each worker of a trial.
         workers: how many processes train each student.
-        gpu_share: of one GPU, that each of them holds; 0 for none.
+        gpu_share: the share of one GPU for each of them; 0 for none.
     """
 
     folder: str
@@ -54,5 +54,5 @@ class TrialEnvironment:
 
     @property
     def own_home(self) -> NodeHome:
-        """The home as this process has it."""
+        """The home, as this process accesses it."""
         return node_home(self.home or HomeAddress(path=self.folder))

@@ -28,7 +28,7 @@ def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseExcept
 
 
 def existing_record(trial: Trial, environment: TrialEnvironment) -> TrialRecord | None:
-    """The trial's record, if it has one already: a worker may die before it could say that it was done."""
+    """The trial's record, if it has one: a worker may die after writing it and before reporting it."""
     home = environment.own_home
     ledger = Ledger(home.here(environment.folder) / "ledger")
     home.pull(ledger.path(trial.key))

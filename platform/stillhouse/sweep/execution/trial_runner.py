@@ -1,4 +1,4 @@
-"""One trial from its first step to its record in the ledger. Knows nothing of Tune, so it runs in a test or a notebook."""
+"""One trial from its first step to its record in the ledger. It does not use Tune, so it also runs in a notebook."""
 
 import contextlib
 import gc
@@ -44,9 +44,9 @@ class TrialRunner:
         self, trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu", workers: Workers = ALONE
     ) -> None:
         self.trial = trial
-        # What earlier attempts took of the teachers, and what the other workers did in this one.
-        self._taken_before: dict[str, Any] = {}
-        self._taken_by_others: dict[str, Any] = {}
+        # What earlier attempts used of the teachers, and what the other workers used in this one.
+        self._used_before: dict[str, Any] = {}
+        self._used_by_others: dict[str, Any] = {}
         self._workers = workers
         self._environment = environment
         self._data = data
@@ -60,16 +60,16 @@ class TrialRunner:
         self._trainer = self._make_trainer()
         self._home.pull(self._checkpoint)
         try:
-            self._taken_before = self._trainer.load(self._checkpoint)
+            self._used_before = self._trainer.load(self._checkpoint)
         except FileNotFoundError:
             pass
         except Damaged:
-            # A fresh trainer: a half-loaded one is not usable, and the checkpoint is no loss but time.
+            # A new trainer, since this one may be partially loaded. Losing the checkpoint costs only time.
             self._trainer = self._make_trainer()
         if not self._trainer.workers_agree():
             raise InfrastructureError(
                 f"the workers of a trial read different checkpoints at {self._checkpoint}; "
-                f"keep the sweep on storage that all nodes see"
+                f"put the home on storage that all nodes share"
             )
 
     @property
@@ -82,26 +82,26 @@ class TrialRunner:
 
     @property
     def comparable(self) -> bool:
-        """Whether the metric after the epoch just run says anything about the trained student."""
+        """Whether the metric after the latest epoch predicts that of the trained student."""
         ran = {stage.name: stage.comparable for stage in self._trainer.stages}
         return not self.curve or ran.get(self.curve[-1]["stage"], True)
 
     def run_epoch(self) -> dict[str, Any]:
-        """One epoch and, when it is time, a checkpoint. Returns the curve's entry.
+        """Runs one epoch and, when it is due, writes a checkpoint. Returns the entry of the curve.
 
         A trial that may use micro-batches and runs out of memory starts again with half as many samples at once, so that its
         result is that of the same trial with this `training.micro_batch`.
 
         Raises:
             TrialError: the loss is no longer finite.
-            OutOfMemoryError: and smaller micro-batches are not allowed, or do not help.
+            OutOfMemoryError: memory ran out, and smaller micro-batches are not allowed or do not help.
         """
         while (entry := self._try_epoch()) is None:
             self._start_smaller()
         if self._workers.size > 1:
             self._count_others()
         if not self.comparable:
-            # The entry stands in the curve: early stopping of a later run must not compare it either.
+            # Recorded in the curve, so that early stopping of a later run does not compare it either.
             entry["comparable"] = False
         due = time.monotonic() - self._saved >= self._environment.checkpoint_interval_s and self._workers.rank == 0
         if due and not self._trainer.finished:
@@ -109,7 +109,7 @@ class TrialRunner:
         return entry
 
     def _try_epoch(self) -> dict[str, Any] | None:
-        """The epoch's entry; None when memory ran out and there is a smaller micro-batch to try."""
+        """The entry of the epoch; None if memory ran out and a smaller micro-batch may help."""
         try:
             return self._trainer.run_epoch()
         except torch.OutOfMemoryError:
@@ -121,8 +121,8 @@ class TrialRunner:
     def _start_smaller(self) -> None:
         smaller = self._micro_batch // 2
         self._drop_checkpoint()
-        self._taken_before = {}
-        # What the old one holds must be free before the new one is made.
+        self._used_before = {}
+        # The old trainer's memory must be free before a new one is made.
         del self._trainer
         gc.collect()
         if torch.cuda.is_available():
@@ -134,32 +134,32 @@ class TrialRunner:
         whole = min(self._environment.training.batch_size, len(self._data.train))
         return whole if self._trainer.micro_batch is None else self._trainer.micro_batch
 
-    def _taken(self) -> dict[str, Any]:
-        """What the whole trial took of the teachers up to its last whole epoch; nothing without one."""
+    def _used(self) -> dict[str, Any]:
+        """What the whole trial used of its teachers up to the last complete epoch; empty without a teacher."""
         if not self._teachers:
             return {}
-        shares = (self._taken_before, self._taken_by_others, add_counters(self._teachers))
+        shares = (self._used_before, self._used_by_others, add_counters(self._teachers))
         return sum_counters([share for share in shares if share])
 
     def _count_others(self) -> None:
-        """All workers must come here together."""
+        """Adds up what the other workers used; a collective call of all workers."""
         if not self._teachers:
             return
         own = add_counters(self._teachers)
         names = [name for name in own if name != "way"]
         mine = torch.tensor([own[name] for name in names], device=self._device)
         others = (self._workers.sum(mine) - mine).tolist()
-        self._taken_by_others = {"way": own["way"], **dict(zip(names, others, strict=True))}
+        self._used_by_others = {"way": own["way"], **dict(zip(names, others, strict=True))}
 
     def save(self) -> None:
         """Writes a checkpoint; a full disk costs the checkpoint, not the trial."""
         with contextlib.suppress(OSError):
-            self._trainer.save(self._checkpoint, self._taken())
+            self._trainer.save(self._checkpoint, self._used())
             self._home.push(self._checkpoint)
         self._saved = time.monotonic()
 
     def finish(self) -> TrialRecord:
-        """Reads the test split, stores the student's weights, writes the record, drops the checkpoint."""
+        """Evaluates on the test split, stores the student's weights, writes the record, removes the checkpoint."""
         student, metric = self._trainer.classifier, self._trainer.task.metric
         metrics = {
             **size_metrics(measure_size(student, self._data.input_shape)),
@@ -188,13 +188,13 @@ class TrialRunner:
         return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest)
 
     def fail(self, reason: str) -> TrialRecord:
-        """Writes the record of a trial that can not go on."""
+        """Writes the record of a trial that failed."""
         return self._write("failed", reason=reason)
 
     def _write(self, status: str, **fields: Any) -> TrialRecord:
         teaching: dict[str, Any] = {}
         if self._teachers:
-            teaching = {**self._taken(), "wait_seconds": self._trainer.wait_seconds}
+            teaching = {**self._used(), "wait_seconds": self._trainer.wait_seconds}
         record = TrialRecord.model_validate(
             {
                 "trial": self.trial,

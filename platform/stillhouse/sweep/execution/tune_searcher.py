@@ -1,4 +1,4 @@
-"""Tune asks the queue for one trial at a time: nothing is made, copied or written for trials that have not started."""
+"""Gives Tune one trial at a time: nothing is created, copied or written for trials that have not started."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from stillhouse.sweep.search.trial_queue import TrialQueue
 
 
 class QueueSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
-    """Hands the trials of a queue to Tune. The queue learns of results from whoever reads the records.
+    """Gives the trials of a queue to Tune. The queue receives results from the reader of the records, not from Tune.
 
     Args:
-        on_trial: told of each trial before Tune has it.
+        on_trial: called with each trial before Tune receives it.
     """
 
     def __init__(self, queue: TrialQueue, on_trial: Callable[[Trial], None]) -> None:
@@ -37,7 +37,7 @@ class QueueSearcher(Searcher):  # type: ignore[misc]  # ray is not typed
         """Nothing to do."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the ledger is the state."""
+        """Nothing to store: the ledger is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to read."""
