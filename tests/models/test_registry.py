@@ -162,7 +162,7 @@ def test_images_that_a_model_cannot_process_are_a_problem() -> None:
     (problem,) = model_problems("lenet", {}, 10, (1, 2, 2))
     assert str(problem).startswith("lenet cannot be built for 1x2x2 images")
     (problem,) = model_problems("alexnet", {}, 10, (1, 8, 8))
-    assert str(problem).startswith("alexnet does not take 1x8x8 images")
+    assert str(problem).startswith("alexnet does not accept 1x8x8 images")
 
 
 USER_MODULE = """

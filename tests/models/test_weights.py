@@ -150,7 +150,7 @@ def test_a_missing_weight_is_reported(tmp_path: Path) -> None:
 
 def test_an_unexpected_weight_is_reported(tmp_path: Path) -> None:
     torch.save({**make_net().state_dict(), "head.weight": torch.zeros(2)}, tmp_path / "w.pth")
-    assert "w.pth holds the weight 'head.weight' that the model lacks;" in refused(tmp_path / "w.pth")
+    assert "w.pth has the weight 'head.weight', which the model lacks;" in refused(tmp_path / "w.pth")
 
 
 def test_a_weight_of_another_shape_is_reported(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert "damaged" in refused(tmp_path / name)
     torch.save({"epoch": 3, "lists": [torch.zeros(1)]}, tmp_path / "nothing.pth")
-    assert "holds no weights" in refused(tmp_path / "nothing.pth")
+    assert "has no weights" in refused(tmp_path / "nothing.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds no weights" in refused(tmp_path / "list.pth")
+    assert "has no weights" in refused(tmp_path / "list.pth")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])

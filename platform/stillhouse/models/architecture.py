@@ -1,4 +1,4 @@
-"""What can be known of a network before it is trained: its layers, their shapes, which of them are useful."""
+"""What is known about a network before it is trained: its layers, their shapes, and which are useful to methods."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class UnknownLayer(ValueError):
     """A layer name that the model does not have.
 
     Attributes:
-        names: the layer's name, for whoever looks up which setting named it.
+        names: the layer's name; the plan looks up which hyper-parameter has it as its value.
     """
 
     def __init__(self, message: str, *, layer: str = "") -> None:
@@ -31,8 +31,8 @@ class Architecture:
         input_shape: (channels, height, width).
         shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
         stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution.
-        pooled: the layer that gives the embedding [K] in front of the classifier, if there is one.
-        preactivations: the stages' maps in front of their last ReLU, where layers give them.
+        pooled: the layer whose output is the embedding [K] before the classifier, if there is one.
+        preactivations: layers whose outputs are the stages' maps before their last ReLU, if there are such layers.
         batch_norms: the BatchNorm layers with weights, in the order in which they run.
     """
 
@@ -58,9 +58,9 @@ class Architecture:
         return self.shapes[layer]
 
     def normalisation(self, layer: str) -> str | None:
-        """The BatchNorm whose output `layer` passes on, alone or summed with a shortcut; None where there is none.
+        """The BatchNorm whose output `layer` returns, alone or added to a shortcut; None if there is none.
 
-        It is `layer` itself, or the last BatchNorm that runs inside `layer` or, before it, beside it in the same block.
+        It is `layer` itself, or the last BatchNorm that runs inside `layer`, or before it in the same block.
 
         Raises:
             UnknownLayer: the model has no such layer.
@@ -75,15 +75,15 @@ class Architecture:
 
 
 def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
-    """Runs one empty batch through `model` and notes what every layer returns.
+    """Runs one batch of zeros through `model` and records the output shape of every layer.
 
-    `stages` and `pooled` come from the model's own attributes `stage_layers` and `pooled_layer` where it has them; stages whose
-    map is 1x1 on these images are left out, since nothing spatial is left in them. Otherwise both are read off the shapes: the
-    last map at each resolution, and the last vector before the output.
+    `stages` and `pooled` come from the model's attributes `stage_layers` and `pooled_layer` if it has them; stages whose map is
+    1x1 on these images are left out, since they have no spatial extent. Otherwise both follow from the shapes: the last map at each
+    resolution, and the last vector before the output.
 
     Args:
-        model: takes [B, C, H, W] and returns logits [B, num_classes]; may live on the meta device. Its mode is kept.
-        name: what messages call the model.
+        model: takes [B, C, H, W] and returns logits [B, num_classes]; may be on the meta device. Its mode is restored.
+        name: the model's name in messages.
         input_shape: (channels, height, width).
 
     Raises:

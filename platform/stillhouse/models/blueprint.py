@@ -1,4 +1,4 @@
-"""What can be known of a model before it is trained: its size and its layers, without storage for its weights."""
+"""What is known about a model before it is trained: its size and its layers, without storage for its weights."""
 
 import json
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ class Blueprint:
 
 
 def blueprint(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> Blueprint:
-    """Size and layers of a model; remembered, since a sweep asks for the same few thousands of times.
+    """Size and layers of a model; cached, since a sweep needs the same few thousands of times.
 
     Raises:
-        UsageError: the model can not be built.
+        UsageError: the model cannot be built.
     """
     return _blueprint(model, canonical_json(dict(options)), num_classes, input_shape)
 
@@ -42,7 +42,7 @@ def sketch(model: str, options: Mapping[str, Any], num_classes: int, input_shape
 
 
 def build_problems(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> tuple[Problem, ...]:
-    """Why the model cannot be built and run on such images; remembered."""
+    """Why the model cannot be built and run on such images; cached."""
     return _problems(model, canonical_json(dict(options)), num_classes, input_shape)
 
 

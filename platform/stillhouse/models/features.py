@@ -1,4 +1,4 @@
-"""Reading layers' outputs by name, through forward hooks that leave the model as it is."""
+"""Reads layers' outputs by name, with forward hooks that do not change the model."""
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -14,23 +14,23 @@ ForwardHook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 
 class UnreadableLayer(ValueError):
-    """A layer whose output can not be kept: not one tensor, or overwritten in place behind the layer."""
+    """A layer whose output cannot be read: it is not one tensor, or a later layer overwrites it in place."""
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the layer that was asked for."""
+    """Ends a forward pass at the requested layer."""
 
 
 class FeatureReader:
     """Runs a model and returns its logits with the outputs of the named layers.
 
-    Use as a context manager or call `close()`: the hooks live on the model until then, and do nothing while the model is called
-    by others. Of a layer that the model calls several times, the last output counts.
+    Use it as a context manager or call `close()`: until then the model has hooks, which do nothing in forward passes of other
+    callers. If the model calls a layer several times, the last output is returned.
 
     Args:
         model: the model; neither its mode nor its weights change.
         layers: module names as in `model.named_modules()`.
-        until: a layer behind which nothing is computed; the logits are then None.
+        until: a layer after which nothing is computed; the logits are then None.
 
     Raises:
         UnknownLayer: the model has no such layer.
@@ -93,7 +93,7 @@ class FeatureReader:
         """The model's parameter or buffer `name`, as in its `state_dict`, detached.
 
         Raises:
-            UnknownLayer: the model has none of that name.
+            UnknownLayer: the model has none with this name.
         """
         layer, _, attribute = name.rpartition(".")
         try:
@@ -117,5 +117,5 @@ class FeatureReader:
 
 
 def _has_version(output: Tensor) -> bool:
-    """Inference tensors count no versions, and a compiler need not trace the counting."""
+    """Whether the tensor counts its in-place changes: inference tensors do not, and a compiler cannot trace the count."""
     return not torch.compiler.is_compiling() and not output.is_inference()

@@ -10,12 +10,12 @@ Shape = tuple[int, int, int]
 
 
 def scaled(channels: int, width: float, *, multiple: int = 1) -> int:
-    """`channels * width` rounded to a multiple of `multiple`, and never less than one such multiple."""
+    """`channels * width` rounded to a multiple of `multiple`, at least one such multiple."""
     return max(multiple, round(channels * width / multiple) * multiple)
 
 
 class Add(nn.Module):
-    """The sum of a residual block's two branches; a layer, so that the map in front of the ReLU has a name."""
+    """The sum of a residual block's two branches; a layer of its own, so that the map before the ReLU has a name."""
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         return branch + shortcut
@@ -24,7 +24,7 @@ class Add(nn.Module):
 class GlobalAveragePool(nn.Module):
     """[B, K, H, W] -> [B, K] for any H and W.
 
-    A plain mean: the backward pass of torch's adaptive average pooling is not deterministic on CUDA.
+    A plain mean, since the backward pass of torch's adaptive average pooling is not deterministic on CUDA.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def hidden_layers(num_inputs: int, sizes: Sequence[int], dropout: float) -> nn.S
 def initialise_convolutions(model: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
     """Kaiming-normal convolutions with zero biases (arXiv 1502.01852), from torch's global generator.
 
-    `fan_out` is what the CIFAR networks of the distillation literature use in front of batch normalisation; without
-    normalisation only `fan_in` keeps the scale of the activations.
+    The CIFAR networks of the distillation literature use `fan_out` before batch normalisation; without normalisation, only
+    `fan_in` preserves the scale of the activations.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

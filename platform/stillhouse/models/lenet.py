@@ -1,15 +1,15 @@
 """LeNets: two 5x5 convolutions with 2x2 max-pooling, then fully connected layers.
 
-`lenet` is LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", 1998) as it is used today: ReLU
-and max-pooling instead of scaled tanh and trainable subsampling, and full connections between its two convolutions. 28x28
-images are padded to 32x32 by the first convolution.
+`lenet` is LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", 1998) in its present form:
+ReLU and max-pooling instead of scaled tanh and trainable subsampling, and full connections between the two convolutions. The
+first convolution pads 28x28 images to 32x32.
 
 `noisy_lenet` and `modified_lenet` are the LeNets of the noisy-teachers paper (arXiv 1610.09650): the teacher for MNIST and
-the student for SVHN and CIFAR-10. The paper names them; the layers here are those in common use for the two names,
-20-50-500 (the LeNet that ships with Caffe: 431,080 parameters on MNIST) and 64-128-1024 with padding, and are an assumption.
+the student for SVHN and CIFAR-10. The paper only names them; the layers are an assumption, those in common use for these names: 20-50-500
+(the LeNet that ships with Caffe: 431,080 parameters on MNIST) and 64-128-1024 with padding.
 
-Images that are too small for a 5x5 convolution without padding get padding in both, and maps larger than the published ones
-are averaged down in front of the fully connected layers, so that 96x96 images do not multiply the parameters.
+If images are too small for a 5x5 convolution without padding, both convolutions pad. Maps that are larger than the published
+ones are averaged down before the fully connected layers, so that 96x96 images do not multiply the parameters.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from stillhouse.models.layers import Shape, hidden_layers, initialise_convolutio
 
 
 class LeNet(nn.Module):
-    """Two convolutions, `len(hidden)` hidden layers with dropout behind each, a classifier.
+    """Two convolutions, `len(hidden)` hidden layers, each followed by dropout, and a classifier.
 
     Args:
         channels: of the two convolutions.
         hidden: sizes of the fully connected hidden layers.
         paddings: of the two convolutions.
-        largest_map: side of the last map that is not averaged down.
+        largest_map: the largest side of a last map that is not averaged down.
     """
 
     stage_layers = ("relu1", "relu2")
@@ -70,7 +70,7 @@ class LeNet(nn.Module):
 
 
 def _side(side: int, paddings: tuple[int, int]) -> int:
-    """The side of the map behind two 5x5 convolutions and two 2x2 poolings."""
+    """The side of the map after two 5x5 convolutions and two 2x2 poolings."""
     for padding in paddings:
         side = (side + 2 * padding - 4) // 2
     return side

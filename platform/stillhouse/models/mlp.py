@@ -8,7 +8,7 @@ from stillhouse.models.layers import Shape, hidden_layers, scaled
 
 
 class MLP(nn.Module):
-    """Pixels -> hidden layers with ReLU (and dropout behind each) -> logits."""
+    """Pixels -> hidden layers with ReLU, each followed by dropout -> logits."""
 
     stage_layers: tuple[str, ...] = ()
     preactivation_layers: tuple[str, ...] = ()

@@ -1,15 +1,15 @@
 """MobileNetV2 (Sandler et al., arXiv 1801.04381) for small images.
 
-As in RepDistiller, from which the parameter counts, MACs and names of the weights come: the stem has stride 2, the second
-stage stride 1, and activations are ReLU, not ReLU6. `width` 1.0 is the paper's; the distillation literature's student has 0.5.
-The last 1x1 convolution has 1280 channels at every width up to 1, as in the paper.
+Like RepDistiller's model, with its parameter counts, MACs and names of the weights: the stem has stride 2, the second
+stage stride 1, and activations are ReLU, not ReLU6. `width` is 1.0 in the paper and 0.5 for the
+student of the distillation literature. The last 1x1 convolution has 1280 channels at every width up to 1, as in the paper.
 """
 
 from torch import Tensor, nn
 
 from stillhouse.models.layers import Add, GlobalAveragePool, Shape, initialise_convolutions, scaled
 
-# Expansion, channels, blocks and first stride of each stage: the paper's table 2, with the strides of the CIFAR form.
+# Expansion, channels, blocks and first stride of each stage: the paper's table 2, with the strides of the CIFAR variant.
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -22,7 +22,7 @@ _STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 linear projection; a shortcut where the shape stays."""
+    """1x1 expansion, 3x3 depthwise, 1x1 linear projection; a shortcut if the shape does not change."""
 
     def __init__(self, num_inputs: int, num_outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The last map of each resolution is a stage; blocks end linearly, so there is no ReLU to look in front of."""
+    """The last map of each resolution is a stage; blocks end linearly, so stages have no map before a ReLU."""
 
     stage_layers = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
     preactivation_layers = stage_layers

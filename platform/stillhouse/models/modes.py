@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Temporary evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts `model` into evaluation mode, and on leaving every submodule back into its own mode."""
+    """A context in which `model` is in evaluation mode; afterwards every submodule has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,11 +1,11 @@
 """Network in Network (Lin, Chen and Yan, arXiv 1312.4400), the SVHN and CIFAR-10 teacher of arXiv 1610.09650.
 
 Three mlpconv blocks: 5x5@192-1x1@160-1x1@96, max-pooling, 5x5@192-1x1@192-1x1@192, average pooling, 3x3@192-1x1@192-1x1@C,
-global average pooling; dropout 0.5 behind the two poolings. 966,986 parameters for 10 classes on 3x32x32, as published.
+global average pooling; dropout 0.5 after the two poolings. 966,986 parameters for 10 classes on 3x32x32, as published.
 
-Two departures. There is no ReLU on the logits: a distillation loss needs their sign. And the last 1x1 convolution runs behind
-the global average instead of in front of it: the same function with the same parameters, for one position instead of 64, and
-with an embedding in front of the classifier.
+Two deviations. There is no ReLU on the logits, since a distillation loss needs their sign. And the last 1x1 convolution comes
+after the global average instead of before it: the same function with the same parameters, computed at one position instead of
+64, and with an embedding before the classifier.
 """
 
 from collections import OrderedDict
@@ -44,7 +44,7 @@ class NetworkInNetwork(nn.Module):
 
 
 def _mlpconv(num_inputs: int, kernel_size: int, channels: tuple[int, ...]) -> nn.Sequential:
-    """One spatial convolution and 1x1 convolutions, a ReLU behind each."""
+    """One spatial convolution and 1x1 convolutions, each followed by a ReLU."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, num_outputs in enumerate(channels, start=1):
         layers[f"conv{number}"] = nn.Conv2d(num_inputs, num_outputs, kernel_size, padding=kernel_size // 2)

@@ -1,4 +1,4 @@
-"""Models by name: the shipped ones, torchvision's, and a user's own function."""
+"""Models by name: shipped ones, torchvision's, and user-defined functions."""
 
 import importlib
 import inspect
@@ -48,7 +48,7 @@ def model_names() -> list[str]:
 
 
 def model_options(model: str) -> dict[str, Any]:
-    """The options of `model` with their defaults, `inspect.Parameter.empty` for one that must be given.
+    """The options of `model` with their defaults, `inspect.Parameter.empty` for one without a default.
 
     Raises:
         UsageError: there is no such model.
@@ -57,17 +57,17 @@ def model_options(model: str) -> dict[str, Any]:
 
 
 def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
-    """A model with fresh weights from torch's global generator, which the caller seeds; its `forward` returns logits.
+    """A model with new weights from torch's global generator, which the caller seeds; its `forward` returns logits.
 
     Args:
-        model: a shipped name, `torchvision:<name>` (or the bare name where no shipped model has it), or
-            `package.module:function` of a user's own, called with `num_classes`, `input_shape` and the options.
+        model: a shipped name, `torchvision:<name>` (or the bare name if no shipped model has it), or
+            `package.module:function` for a user-defined one, called with `num_classes`, `input_shape` and the options.
         num_classes: number of logits.
         input_shape: (channels, height, width).
         options: those of `model_options(model)`.
 
     Raises:
-        UsageError: there is no such model, an option is unknown or breaks its rule, or the model can not be built.
+        UsageError: there is no such model, an option is unknown or breaks its rule, or the model cannot be built.
     """
     builder = _builder(model)
     problems = _option_problems(model, builder, options)
@@ -78,16 +78,16 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     except StillhouseError:
         raise
     except Exception as error:
-        raise UsageError(f"{model} can not be built for {_images(input_shape)}: {describe_error(error)}") from error
+        raise UsageError(f"{model} cannot be built for {_images(input_shape)}: {describe_error(error)}") from error
     if not isinstance(built, nn.Module):
         raise UsageError(f"{model} must return a torch.nn.Module, got {type(built).__name__}")
     return built
 
 
 def sketch_model(model: str, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
-    """The model without storage, on the meta device; a user's model that can not be built there is built on the CPU.
+    """The model without storage, on the meta device; a user-defined model that cannot be built there is built on the CPU.
 
-    torch's global generator stays as it is.
+    torch's global generator does not change.
     """
     with torch.random.fork_rng(devices=[]):
         try:
@@ -112,7 +112,7 @@ def model_problems(model: str, options: Mapping[str, Any], num_classes: int, inp
     try:
         architecture = describe(sketch, name=model, input_shape=input_shape)
     except Exception as error:
-        return [Problem("", f"{model} does not take {_images(input_shape)}: {describe_error(error)}")]
+        return [Problem("", f"{model} does not accept {_images(input_shape)}: {describe_error(error)}")]
     if architecture.num_classes != num_classes:
         rule = f"{model} must return one logit for each of {num_classes} classes"
         return [Problem("", rule, str(architecture.num_classes))]
@@ -124,7 +124,7 @@ def model_problems(model: str, options: Mapping[str, Any], num_classes: int, inp
 
 
 def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
-    """One problem for each option that the model does not have; a user's function with `**options` has all of them.
+    """One problem for each option that the model does not have; a user-defined function with `**options` has all of them.
 
     Raises:
         UsageError: there is no such model.
@@ -153,7 +153,7 @@ def _imported(model: str, module_name: str, function_name: str) -> Builder:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise UsageError(f"module '{module_name}' of model '{model}' can not be imported: {describe_error(error)}") from error
+        raise UsageError(f"module '{module_name}' of model '{model}' cannot be imported: {describe_error(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -163,7 +163,7 @@ def _imported(model: str, module_name: str, function_name: str) -> Builder:
 
 
 def _parameters(builder: Builder) -> dict[str, inspect.Parameter]:
-    """What a builder takes besides `num_classes` and `input_shape`, by name."""
+    """A builder's parameters besides `num_classes` and `input_shape`, by name."""
     parameters = inspect.signature(builder).parameters
     return {name: item for name, item in parameters.items() if name not in _GIVEN and item.kind is not item.VAR_POSITIONAL}
 
@@ -193,7 +193,7 @@ def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -
 
 
 def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
-    """The rules are those of the shipped models and torchvision's: a user's `width` may mean something else."""
+    """The rules are those of the shipped models and torchvision's: a user-defined `width` may mean something else."""
     ours = builder in _SHIPPED.values() or isinstance(builder, partial)
     return broken_rule(option, value) if ours else None
 

@@ -1,9 +1,9 @@
-"""ResNets for small images (He et al., arXiv 1512.03385, section 4.2), in the form that the distillation literature shares.
+"""ResNets for small images (He et al., arXiv 1512.03385, section 4.2), in the variant of the distillation literature.
 
 `resnet8` to `resnet110` have channels 16-16-32-64 (stem and three stages), `resnet8x4` and `resnet32x4` 32-64-128-256; a stage
 that changes the shape has a 1x1 convolution in its first shortcut (the paper's option B). `resnet50` is the ImageNet network
 with a 3x3 stem of stride 1 and no max-pooling. Parameter counts, MACs and the names of the weights are those of RepDistiller's
-models, so that checkpoints of that family load.
+models, whose checkpoints can be loaded.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from stillhouse.models.layers import Add, GlobalAveragePool, Shape, initialise_c
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; `add` is the map in front of the last ReLU."""
+    """Two 3x3 convolutions; `add` is the map before the last ReLU."""
 
     def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions to four times the channels; `add` is the map in front of the ReLU."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions to four times the channels; `add` is the map before the last ReLU."""
 
     def __init__(self, num_inputs: int, channels: int, stride: int) -> None:
         super().__init__()

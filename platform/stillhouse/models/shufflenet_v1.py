@@ -1,8 +1,8 @@
 """ShuffleNet (Zhang et al., arXiv 1707.01083) with 3 groups, for small images.
 
-As in RepDistiller, from which the parameter count, MACs and names of the weights come: a 1x1 stem of 24 channels with stride 1
+Like RepDistiller's model, with its parameter count, MACs and names of the weights: a 1x1 stem of 24 channels with stride 1
 and no max-pooling; stages of 240, 480 and 960 channels with 4, 8 and 4 units. `width` scales the stages in steps of 12
-channels, the least that three groups and a four-times bottleneck allow; the stem stays.
+channels, the smallest number for three groups and a bottleneck of a quarter; the stem does not change.
 """
 
 import torch
@@ -16,17 +16,17 @@ _STEP = 4 * _GROUPS
 
 
 def shuffle_channels(maps: Tensor, groups: int) -> Tensor:
-    """[B, K, H, W] with channel (group g, place i) moved to (place i, group g)."""
+    """[B, K, H, W] with channel (group g, position i) moved to (position i, group g)."""
     batch, channels, height, width = maps.shape
     grouped = maps.reshape(batch, groups, channels // groups, height, width)
     return grouped.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1; added to the input, which a unit of stride 2 concatenates instead.
+    """Grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1; added to the input, or concatenated if the stride is 2.
 
     Args:
-        num_outputs: of the unit, those of a concatenated input included.
+        num_outputs: channels of the unit's output, including a concatenated input.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:

@@ -1,8 +1,8 @@
 """ShuffleNetV2 (Ma et al., arXiv 1807.11164) for small images.
 
-As in RepDistiller, from which the parameter count, MACs and names of the weights come: a 1x1 stem of 24 channels with stride 1
+Like RepDistiller's model, with its parameter count, MACs and names of the weights: a 1x1 stem of 24 channels with stride 1
 and no max-pooling, then the paper's stages of 4, 8 and 4 units and its last 1x1 convolution. Published widths are 0.5, 1, 1.5
-and 2 (the paper's table 5); between them the channels are interpolated, below 0.5 they go to zero.
+and 2 (the paper's table 5); channels of other widths are interpolated, towards zero below 0.5.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _PUBLISHED_CHANNELS = (0, 48, 116, 176, 244)
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels pass by, the other half go through 1x1, 3x3 depthwise and 1x1; then the halves are shuffled."""
+    """One half of the channels is unchanged, the other passes 1x1, 3x3 depthwise and 1x1; then both are shuffled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,10 +33,10 @@ class SplitUnit(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, maps: Tensor) -> Tensor:
-        kept, branch = maps.chunk(2, dim=1)
+        unchanged, branch = maps.chunk(2, dim=1)
         branch = self.relu1(self.bn1(self.conv1(branch)))
         branch = self.relu3(self.bn3(self.conv3(self.bn2(self.conv2(branch)))))
-        return shuffle_channels(torch.cat([kept, branch], dim=1), 2)
+        return shuffle_channels(torch.cat([unchanged, branch], dim=1), 2)
 
 
 class DownUnit(nn.Module):
@@ -67,11 +67,11 @@ class DownUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Half of a stage's map comes from another unit than the rest, so no layer gives the stage before its ReLU.
+    """The two halves of a stage's map come from different units, so no layer returns the stage before its ReLU.
 
     Args:
         channels: of the first stage; the next two have twice and four times as many.
-        last: channels of the 1x1 convolution in front of the pooling.
+        last: channels of the 1x1 convolution before the pooling.
     """
 
     stage_layers = ("layer1", "layer2", "layer3")

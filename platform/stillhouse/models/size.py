@@ -18,7 +18,7 @@ from stillhouse.models.weights import stored_bytes
 @dataclass(frozen=True)
 class ModelSize:
     """Attributes:
-    parameters: all of them, also frozen ones.
+    parameters: number of all parameters, frozen ones included.
     size_bytes: length of the safetensors file of the weights, without metadata.
     macs: multiply-accumulates of convolutions and matrix products for one sample.
     """
@@ -39,7 +39,7 @@ class Latency:
 
 
 def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
-    """The size of `model` for one sample of `input_shape`; the model may live on the meta device and stays as it is."""
+    """The size of `model` for one sample of `input_shape`; the model may be on the meta device and is not changed."""
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(_zeros(model, 1, input_shape))
     parameters = list(model.parameters())
@@ -64,14 +64,14 @@ def measure_latency(
     """Times forward passes of a copy of `model` in evaluation mode on `device`, by batch size.
 
     Args:
-        model: not changed, wherever it lives; its copy needs real weights.
+        model: is not changed; must not be on the meta device.
         input_shape: (channels, height, width).
-        device: where the copy runs.
+        device: of the copy.
         batch_sizes: one result for each.
         warmup: passes that are not timed.
         repeats: passes that are timed.
-        budget_s: for each batch size, after which no further pass is made to warm up, and then as long again for those that
-            are timed; three of each always are made.
+        budget_s: seconds for each batch size after which the warm-up ends, and again for the timed passes; each has at least
+            three passes.
     """
     device = torch.device(device)
     probe = copy.deepcopy(model).to(device).eval()

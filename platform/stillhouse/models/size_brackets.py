@@ -1,15 +1,15 @@
-"""Size brackets: students that are compared with one another."""
+"""Size brackets: only students of one bracket are compared by early stopping."""
 
 import math
 
 
 def size_bracket(parameters: float) -> int:
-    """The bracket of a student: parameter counts within a factor of about four share one."""
+    """The bracket of a student: parameter counts within a factor of four."""
     return round(math.log(max(parameters, 1), 4))
 
 
 def bracket_name(bracket: int) -> str:
-    """Its ends as people write them: `32k to 131k`."""
+    """Its bounds, readable: `32k to 131k`."""
     return f"{_short(2 ** (2 * bracket - 1))} to {_short(2 ** (2 * bracket + 1))}" if bracket else "up to 2"
 
 

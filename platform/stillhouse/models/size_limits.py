@@ -6,11 +6,11 @@ from stillhouse.models.size import ModelSize
 
 
 def over_limit(limits: Mapping[str, float], sizes: Mapping[str, float]) -> str | None:
-    """Which limit the sizes exceed, in words; None when they keep all of those they are known for.
+    """Which limit the sizes exceed, in words; None if no known size exceeds its limit.
 
     Args:
         limits: the largest value by metric.
-        sizes: what is known of the student, by metric.
+        sizes: the student's known sizes, by metric.
     """
     for name, limit in limits.items():
         if sizes.get(name, 0) > limit:

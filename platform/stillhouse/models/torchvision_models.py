@@ -1,8 +1,8 @@
 """Torchvision's classification models by name, and their published weights.
 
-They are taken as they are, but for four things: the first convolution takes the data's channels; in-place activations are made
-ordinary, because they overwrite what a hook keeps; the pooling of models with `avgpool` and `fc` returns [B, K], so that the
-embedding has a layer name; and `resize` scales images to the side that an architecture insists on (224 for the transformers).
+They are unchanged except for four things: the first convolution has the data's channels; activations do not work in place,
+which would overwrite the outputs that hooks read; the pooling of models with `avgpool` and `fc` returns [B, K], so that the
+embedding has a layer name; and `resize` scales images to the side that an architecture requires (224 for the transformers).
 """
 
 import importlib
@@ -23,7 +23,7 @@ _SIZED = ("vit_",)
 
 
 def _library() -> ModuleType:
-    """`torchvision.models`, imported when it is needed: it doubles the start-up time of every worker."""
+    """`torchvision.models`, imported at its first use, since it doubles the start-up time of every worker."""
     return importlib.import_module("torchvision.models")
 
 
@@ -51,7 +51,7 @@ def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize
         name: one of `torchvision_names()`.
         num_classes: number of logits.
         input_shape: (channels, height, width).
-        resize: side to which images are scaled inside the model; None takes them as they come.
+        resize: side to which images are scaled inside the model; None does not scale them.
     """
     options: dict[str, Any] = {"num_classes": num_classes}
     if name in _AUXILIARY:
@@ -108,5 +108,5 @@ def torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = members[member].get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise InfrastructureError(f"the weights {member} of {name} could not be downloaded: {error}") from error
+        raise InfrastructureError(f"the weights {member} of {name} cannot be downloaded: {error}") from error
     return state

@@ -1,4 +1,4 @@
-"""The part of a model in front of a layer, for classifiers that go on from there in their own way."""
+"""The part of a model up to a layer, for methods that continue from there with their own classifier."""
 
 import copy
 from itertools import chain
@@ -13,11 +13,11 @@ from stillhouse.models.modes import evaluating
 
 
 class Trunk(nn.Module):
-    """Computes the output of one layer of `model` with the very weights of `model`; what is behind the layer is left out.
+    """Computes the output of one layer of `model` with the weights of `model`; later modules are left out.
 
     Args:
-        model: shares its parameters and buffers with the trunk, so training one trains the other; its modules and their
-            mode are its own.
+        model: shares its parameters and buffers with the trunk, so training one trains the other; modules and modes are not
+            shared.
         layer: a module name as in `model.named_modules()`.
         input_shape: (channels, height, width).
 
@@ -33,13 +33,13 @@ class Trunk(nn.Module):
         _leave_out_unused(self.model, layer, input_shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not ended at the layer: torch.export does not follow a forward pass that is left by an exception.
+        # The pass is not ended at the layer: torch.export cannot trace a forward pass that an exception ends.
         with FeatureReader(self.model, [self.layer]) as reader:
             return reader(images)[1][self.layer]
 
 
 class LeftOut(nn.Module):
-    """Stands where a module was whose output is not needed: gives zeros of its shape."""
+    """Replaces a module whose output is not needed; returns zeros of its shape."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LeftOut(nn.Module):
 
 
 def _leave_out_unused(model: nn.Module, layer: str, input_shape: Shape) -> None:
-    """Replaces modules that run behind `layer` only and have weights, none of which its output depends on."""
+    """Replaces modules with weights that run only after `layer`, if the output of `layer` depends on none of these weights."""
     ran_before: set[nn.Module] = set()
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     target = dict(model.named_modules()).get(layer)

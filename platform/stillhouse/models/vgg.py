@@ -1,7 +1,7 @@
 """VGG with batch normalisation for small images (Simonyan and Zisserman, arXiv 1409.1556).
 
-Five blocks of 3x3 convolutions, a global average and one linear layer instead of three. Images below 64x64 skip the pooling in
-front of the last block, as RepDistiller's models do; the parameter counts, MACs and names of the weights are theirs.
+Five blocks of 3x3 convolutions, a global average and one linear layer instead of three. Images below 64x64 skip the pooling
+before the last block, like RepDistiller's models, whose parameter counts, MACs and names of the weights these have.
 `block<i>` ends with a batch normalisation (the map before the ReLU), `relu<i>` is the stage's map.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stillhouse.models.layers import GlobalAveragePool, Shape, initialise_convolutions, scaled
 
-# Convolutions per block; vgg8 is RepDistiller's own, the others are the paper's A, B, D and E.
+# Convolutions per block; vgg8 comes from RepDistiller, the others are the paper's A, B, D and E.
 _BLOCKS = {
     "vgg8": (1, 1, 1, 1, 1),
     "vgg11": (1, 1, 2, 2, 2),
@@ -41,7 +41,7 @@ class VGG(nn.Module):
             _block(inputs[index], channels[index], num_convolutions[index]) for index in range(5)
         )
         self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(5))
-        # ceil_mode only matters for sides that are odd: a 1x1 map stays one.
+        # ceil_mode matters only for odd sides: a 1x1 map stays 1x1.
         self.pool0, self.pool1, self.pool2 = (nn.MaxPool2d(2, ceil_mode=True) for _ in range(3))
         self.pool3 = nn.MaxPool2d(2, ceil_mode=True) if pools_last else nn.Identity()
         self.pool4 = GlobalAveragePool()

@@ -1,6 +1,6 @@
-"""Weights on disk and in numbers: safetensors files, other people's checkpoints, content hashes.
+"""Weights on disk: safetensors files, checkpoints of other programs, content hashes.
 
-Nothing here runs code from a file: safetensors holds none, and pickles are read with torch's `weights_only`.
+No code from a file is ever run: safetensors contains none, and pickles are read with torch's `weights_only`.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from stillhouse.durable import write_atomic
 from stillhouse.errors import UsageError
 
-# Keys under which training scripts put the model's weights beside epoch, optimiser and the rest.
+# Keys under which training scripts store the model's weights, next to epoch, optimiser and more.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-# What DistributedDataParallel / DataParallel and torch.compile put in front of every name.
+# Prefixes that DistributedDataParallel / DataParallel and torch.compile add to every name.
 _PREFIXES = ("module.", "_orig_mod.")
 # Counters of batch normalisation that checkpoints from before torch 0.4.1 lack.
 _OPTIONAL = "num_batches_tracked"
 
-# A Namespace of command line arguments and NumPy scalars (a best accuracy) lie beside the weights in many published
-# checkpoints; both are plain data. NumPy before 2.0 wrote its function that makes scalars under another path.
+# Many published checkpoints also contain a Namespace of command line arguments and NumPy scalars (a best accuracy); both are
+# plain data. NumPy before 2.0 wrote the function that makes scalars under another path.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _PLAIN: list[Any] = [
     argparse.Namespace,
@@ -70,7 +70,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     """Writes the model's weights as safetensors, whole or not at all, and returns their `weights_hash`.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; an older file at `path` is as it was.
+        OSError: the disk is full or the folder is not writable; an older file at `path` is unchanged.
     """
     state = _stored(model)
     write_atomic(Path(path), safetensors.torch.save(state, dict(metadata) if metadata else None))
@@ -81,7 +81,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copies a checkpoint's weights into `model`, all of them or none.
 
     Raises:
-        UsageError: the file can not be read, or its names or shapes are not the model's.
+        UsageError: the file cannot be read, or its names or shapes are not the model's.
     """
     load_state(model, read_checkpoint(path), source=str(path))
 
@@ -90,9 +90,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     """Copies `state` into `model`, all of it or nothing; devices, dtypes and memory formats stay the model's.
 
     Args:
-        model: what receives the weights.
-        state: weights by name; prefixes of parallel and compiled models do not matter.
-        source: where the weights come from, for the error.
+        model: receives the weights.
+        state: weights by name; prefixes of parallel and compiled models are ignored.
+        source: the origin of the weights, for the error.
 
     Raises:
         UsageError: names or shapes are not the model's.
@@ -107,10 +107,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     unexpected = sorted(name for name in state if name not in own)
     if unexpected:
         raise UsageError(
-            f"{source} holds the weight '{unexpected[0]}' that the model lacks{_and_more(unexpected)}; "
+            f"{source} has the weight '{unexpected[0]}', which the model lacks{_and_more(unexpected)}; "
             "is it another architecture?"
         )
-    # In the model's order: a safetensors file gives its weights in any.
+    # In the model's order: the order in a safetensors file is arbitrary.
     for name, value in ((name, state[name]) for name in own if name in state):
         if value.shape != own[name].shape:
             raise UsageError(
@@ -125,7 +125,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hex blake2b-128 of the names, dtypes, shapes and bytes of the model's weights, on every device the same."""
+    """Hex blake2b-128 of the names, dtypes, shapes and bytes of the model's weights; the same on every device."""
     return state_hash(_stored(model))
 
 
@@ -140,7 +140,10 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Length of the safetensors file of the model's weights without metadata; nothing is written, the meta device will do."""
+    """Length of the safetensors file of the model's weights without metadata. Nothing is written.
+
+    The model may be on the meta device.
+    """
     state = _tensors(model)
     header = {}
     offset = 0
@@ -156,29 +159,29 @@ def stored_bytes(model: nn.Module) -> int:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The weights in a safetensors file or in a file of `torch.save`, on the CPU.
 
-    Wrappers (`{"state_dict": ..., "epoch": ...}`) are opened, what is not a tensor is left out, and the prefixes of parallel
-    and compiled models are removed.
+    Wrappers (`{"state_dict": ..., "epoch": ...}`) are opened, values that are no tensors are left out, and the prefixes of
+    parallel and compiled models are removed.
 
     Raises:
-        UsageError: there is no such file, it is damaged, it would run code, or it holds no weights.
+        UsageError: there is no such file, it is damaged, it would run code, or it has no weights.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise UsageError(f"the checkpoint {path} can not be read: {error.strerror}") from error
+        raise UsageError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
     content = _read_safetensors(path) if start[8:] == b"{" else _read_pickle(path)
     weights = _unwrap(content)
     if not weights:
         raise UsageError(
-            f"the checkpoint {path} holds no weights: no mapping from names to tensors, also not under {_wrappers()}"
+            f"the checkpoint {path} has no weights: no mapping from names to tensors, at the top or under {_wrappers()}"
         )
     return _without_prefixes(weights)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What `save_weights` was given as metadata.
+    """The metadata that `save_weights` wrote.
 
     Raises:
         UsageError: the file is not readable safetensors.
@@ -187,17 +190,17 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
-        raise UsageError(f"the checkpoint {path} can not be read: {error}") from error
+        raise UsageError(f"the checkpoint {path} cannot be read: {error}") from error
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dictionary without extra state; a compiled model has the names of the model inside."""
+    """The state dictionary without extra state; names of a compiled model are those of the model inside."""
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     return _without_prefixes(state, prefixes=("_orig_mod.",))
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:
-    """The weights as safetensors takes them: contiguous, on the CPU, no memory shared."""
+    """The weights as safetensors requires them: contiguous, on the CPU, without shared memory."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in _tensors(model).items()}
 
 
@@ -211,13 +214,13 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):
-            warnings.simplefilter("ignore")  # advice on old formats, for whoever wrote the file
+            warnings.simplefilter("ignore")  # torch's advice on old formats concerns the author of the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UsageError(
-                f"the checkpoint {path} holds more than tensors and would run code when it is read; "
-                "save model.state_dict() alone, best as safetensors"
+                f"the checkpoint {path} contains more than tensors and would run code when it is read; "
+                "save only model.state_dict(), preferably as safetensors"
             ) from error
         raise UsageError(f"the checkpoint {path} is damaged or neither safetensors nor a file of torch.save") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
@@ -225,7 +228,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
-    """The first mapping that holds tensors by name: `content` itself or what lies under a known wrapper."""
+    """The first mapping from names to tensors: `content` itself, or the value under a known wrapper's key."""
     if not isinstance(content, Mapping):
         return {}
     for wrapper in _WRAPPERS:
@@ -235,7 +238,7 @@ def _unwrap(content: Any) -> dict[str, Tensor]:
 
 
 def _without_prefixes(weights: dict[str, Tensor], prefixes: tuple[str, ...] = 2 * _PREFIXES) -> dict[str, Tensor]:
-    """Names without the prefixes that all of them share; in any order, one inside the other."""
+    """Names without the prefixes that all of them share; prefixes may be nested in any order."""
     for prefix in prefixes:
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -1,7 +1,7 @@
 """Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146): `wrn_<depth>_<widening factor>`.
 
-Pre-activation blocks: batch normalisation and ReLU come in front of each convolution, so a stage's output is a plain sum. What
-the literature reads as "the map before the ReLU" is the next batch normalisation of that sum. Parameter counts, MACs and the
+Pre-activation blocks: batch normalisation and ReLU come before each convolution, so a stage's output is a plain sum. "The map
+before the ReLU" in the literature is the next batch normalisation of that sum. Parameter counts, MACs and the
 names of the weights are those of RepDistiller's models.
 """
 
@@ -14,7 +14,7 @@ from stillhouse.models.layers import Add, GlobalAveragePool, Shape, initialise_c
 
 
 class WideBlock(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv; a shortcut that changes the channels takes the activated input."""
+    """BN-ReLU-conv-BN-ReLU-dropout-conv; a shortcut that changes the channels starts at the activated input."""
 
     def __init__(self, num_inputs: int, num_outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
