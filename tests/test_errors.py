@@ -66,7 +66,7 @@ def test_a_full_disk_is_recognised_by_its_type_or_number_through_every_wrapper(e
     "error",
     [
         OSError(errno.EIO, os.strerror(errno.ENOSPC)),
-        InfrastructureError("no room for 16 bytes of knowledge: No space left on device"),
+        InfrastructureError("no space for 16 bytes of knowledge: No space left on device"),
         ValueError("No space left on device"),
         remote(PermissionError(errno.EACCES, "Permission denied")),
     ],

@@ -337,7 +337,7 @@ def test_a_full_disk_at_the_beginning_is_one_error_and_frees_the_space(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", third_is_full)
-        with pytest.raises(DiskFullError, match="no room for 80 bytes") as caught:
+        with pytest.raises(DiskFullError, match="no space for 80 bytes") as caught:
             writer_of(store)
     assert "\n" not in str(caught.value)
     assert parts_of(store) == []
@@ -362,7 +362,7 @@ def test_a_full_disk_at_the_journal_is_one_error_and_costs_the_stretch(
         writer.put(np.array([2, 3]), rows[[2, 3]])
         with monkeypatch.context() as patch:
             patch.setattr(os, call, harm)
-            with pytest.raises(DiskFullError, match="no room for 16 bytes") as caught:
+            with pytest.raises(DiskFullError, match="no space for 16 bytes") as caught:
                 writer.commit()
     assert "\n" not in str(caught.value)
     assert missing_in(store) == [2, 3, 4, 5, 6, 7, 8, 9]
@@ -540,7 +540,7 @@ def test_a_folder_with_another_view_is_refused(store: KnowledgeStore) -> None:
     fill(store, numbers(ROWS, 2))
     other = {**IDENTITY, "view": 1}
     shutil.copytree(store.folder(IDENTITY), store.folder(other))
-    with pytest.raises(Damaged, match="something else"):
+    with pytest.raises(Damaged, match="another identity"):
         store.open(other)
 
 

@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_sentence_and_filling_goes_on_when_there_is_room(
     service = make_service()
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(DiskFullError, match="no room") as caught:
+        with pytest.raises(DiskFullError, match="no space") as caught:
             service.fill(0, [logits()])
     assert "\n" not in str(caught.value)
     service.fill(0, [logits()])

@@ -1,4 +1,4 @@
-"""The version of code of the user's own: what must change a key is its text, and the text of all that it uses."""
+"""The version of user-defined code: a hash of its text and of the text of everything that it uses."""
 
 import ast
 import hashlib
@@ -11,16 +11,16 @@ from functools import lru_cache
 from typing import Any
 
 _LIBRARIES = ("torch", "torchvision", "numpy")
-"""Known by their versions."""
+"""Packages whose functions are identified by the package's version."""
 
 _Place = tuple[str, str]
-"""(module, name of something defined at its top level)."""
+"""(module, name of a definition at its top level)."""
 
 
 def named_version(name: str) -> str | None:
-    """The version of the user's own function that `module:function` names; None where a library's version tells it, or nothing.
+    """The version of the user-defined function `module:function`; None for a function of a library, or if `name` has no module.
 
-    Whatever has no source, such as a function of a notebook, is known by its name alone.
+    A function without source, such as one of a notebook, is identified by its name only.
     """
     module, _, function = name.partition(":")
     if not function or module.partition(".")[0] in _LIBRARIES:
@@ -32,13 +32,13 @@ def named_version(name: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def code_version(function: Callable[..., Any], within: str | None = None) -> str:
-    """A hash of the text of `function` and of every function, class and constant of its own package that it leads to.
+    """A hash of the text of `function` and of every function, class and constant of its package that it uses, also indirectly.
 
-    It is the same in every process that has the same files. Other packages and annotations do not count. A function of a
-    library such as torch is as old as the library.
+    It is the same in every process with the same files. Other packages and annotations do not count. The version of a
+    library's function is that of the library, such as torch.
 
     Args:
-        within: a package inside the function's own, such as `stillhouse.methods`, beyond which nothing counts.
+        within: a subpackage such as `stillhouse.methods`; definitions outside of it do not count.
 
     Raises:
         TypeError, OSError: the function has no source.
@@ -52,7 +52,7 @@ def code_version(function: Callable[..., Any], within: str | None = None) -> str
     own = inspect.getsource(function)
     texts: dict[_Place, str] = {}
     seen: set[_Place] = set()
-    # Read afresh each time: a process that lives long may import a file again that has changed.
+    # Not cached between calls: a long-lived process may import a changed file again.
     modules: dict[str, _Contents] = {}
     pending: list[_Place] = [(module, inspect.unwrap(function).__qualname__.partition(".")[0])]
     while pending:
@@ -75,7 +75,7 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Definition:
-    """The text of a statement, and the names that it uses, with the attribute that is read of each."""
+    """The text of a statement, and the names that it uses, each with the attribute that is read."""
 
     text: str
     used: frozenset[tuple[str, str | None]]
@@ -83,13 +83,13 @@ class _Definition:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What the top level of a module defines, and what it imports: a name of a module, or a whole one with an empty name."""
+    """The definitions and imports at a module's top level; an import of a whole module has an empty name."""
 
     defined: dict[str, _Definition]
     imported: dict[str, _Place]
 
     def places_of(self, used: tuple[str, str | None], module: str, package: str) -> Iterator[_Place]:
-        """Where what is used is defined, if in `package`."""
+        """Where a used name is defined, if in `package`."""
         name, attribute = used
         if name in self.defined:
             yield module, name
@@ -119,7 +119,7 @@ def _contents(module: str) -> _Contents:
         own = "\n".join(lines[first - 1 : statement.end_lineno])
         used = frozenset(_used(statement))
         for name in _bound(statement):
-            # What is defined twice, in the branches of a condition say, is all of it.
+            # All definitions of one name count, such as those in the branches of a condition.
             before = defined.get(name)
             both = _Definition(own, used) if before is None else _Definition(f"{before.text}\n{own}", before.used | used)
             defined[name] = both
@@ -136,8 +136,8 @@ def _imports(statement: ast.Import | ast.ImportFrom, module: str, is_package: bo
     source = statement.module or ""
     if statement.level:
         parents = module.split(".")
-        kept = parents[: len(parents) - statement.level + is_package]
-        source = ".".join([*kept, *([source] if source else [])])
+        above = parents[: len(parents) - statement.level + is_package]
+        source = ".".join([*above, *([source] if source else [])])
     return {alias.asname or alias.name: (source, alias.name) for alias in statement.names}
 
 
@@ -156,7 +156,7 @@ def _bound(statement: ast.stmt | ast.excepthandler) -> Iterator[str]:
 
 
 def _used(node: ast.AST) -> Iterator[tuple[str, str | None]]:
-    """(name, attribute) of all that is read, but for annotations."""
+    """(name, attribute) of everything that is read, except in annotations."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         yield node.value.id, node.attr
         return

@@ -14,7 +14,7 @@ def fill_log(store: Path) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends one line durably; lines of several processes do not mix, and a torn one does not swallow the next.
+    """Appends one line durably; lines of several processes do not mix, and a torn line does not hide the next one.
 
     Raises:
         OSError: the disk is full.
@@ -30,10 +30,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0, sweep: str | None = None) -> dict[str, float]:
-    """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log behind byte `since_byte`.
+    """`samples`, `bytes` and `seconds` of the teacher with these weights, by the log after byte `since_byte`.
 
     Args:
-        sweep: what was filled of views that it had asked for; None for all.
+        sweep: counts only fills of views that this sweep requested; None counts all.
     """
     counts = {"samples": 0.0, "bytes": 0.0, "seconds": 0.0}
     for entry in _fills(store, weights_hash, since_byte):
@@ -46,12 +46,12 @@ def count_fills(store: Path, weights_hash: str, *, since_byte: int = 0, sweep: s
 
 
 def logged_stretches(store: Path, weights_hash: str) -> set[str]:
-    """The names of the stretches of this teacher that the log has."""
+    """The names of this teacher's stretches in the log."""
     return {str(entry.get("stretch")) for entry in _fills(store, weights_hash)}
 
 
 def _fills(store: Path, weights_hash: str, since_byte: int = 0) -> Iterator[dict[str, Any]]:
-    """The whole lines of the log about one teacher."""
+    """The complete lines of the log about one teacher."""
     with contextlib.suppress(FileNotFoundError), fill_log(store).open("rb") as file:
         file.seek(since_byte)
         for line in file:

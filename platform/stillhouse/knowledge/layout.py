@@ -1,12 +1,12 @@
-"""The files of a view: what lies where, how a part is made and mapped, what a line of a journal says.
+"""The files of a view: their names, the format of a part, the lines of a journal.
 
 - `layout`: a checked file with identity, rows, shape, number format and the order of filling; written first.
-- `part-<number>.arrow`: uncompressed Arrow IPC, one record batch with one fixed-shape tensor column, rows in index order; of
-  its full size from the start, at most about 1 GiB.
+- `part-<number>.arrow`: uncompressed Arrow IPC, one record batch with one fixed-shape tensor column, rows in index order;
+  has its full size from the start, at most about 1 GiB.
 - `journal-<attempt>`: one line for each stretch of rows that is durable: which rows, and the checksum of their values.
 - `manifest`: a checked file with the layout and a checksum of every block of about 32 MiB; its presence seals the view.
-- `lock`: held by whoever begins to fill the view or must have it alone; `fillers`: held while it is being filled, by several at
-  a time where they share the work; `claims`: which blocks of rows they are at.
+- `lock`: held by a process that begins to fill the view or needs it exclusively; `fillers`: held during the filling, by several
+  processes if they share the work; `claims`: the blocks of rows on which they work.
 """
 
 import base64
@@ -35,19 +35,19 @@ _PART_BYTES = 1 << 30
 _BLOCK_BYTES = 32 << 20
 _COLUMN = "knowledge"
 _ENVELOPE_BYTES = 1 << 13
-"""More than the schema and the footer of a part take."""
+"""An upper bound for the schema and the footer of a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a view holds and how it is cut into parts and blocks.
+    """The content of a view and its division into parts and blocks.
 
     Attributes:
-        identity: all that decides the content.
+        identity: everything that determines the content.
         dtype: NumPy's name of the number format.
-        order: how whoever began the filling described its order; it is kept for those who go on.
+        order: the description of the filling order by the process that began; processes that continue use it.
         part_rows: rows of every part but the last.
-        block_rows: rows under one checksum; a part holds whole blocks.
+        block_rows: rows with one checksum; a part has whole blocks.
     """
 
     identity: Mapping[str, Any]
@@ -74,10 +74,10 @@ class Layout:
 
     @classmethod
     def read(cls, path: Path) -> tuple["Layout", dict[str, Any]]:
-        """The layout in a checked file, and all that the file says besides.
+        """The layout in a checked file, and everything else in the file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
             Damaged: the file is not what was written, or another version wrote it.
         """
         content: dict[str, Any] = json.loads(read_checked(path))
@@ -87,7 +87,7 @@ class Layout:
         return cls(**{**fields, "shape": tuple(fields["shape"])}), content
 
     def document(self, **besides: Any) -> bytes:
-        """What `read` reads."""
+        """The content of the file that `read` reads."""
         fields = {**vars(self), "identity": dict(self.identity), "shape": list(self.shape)}
         return canonical_json({"version": STORE_VERSION, "layout": fields, **besides}).encode()
 
@@ -107,12 +107,12 @@ class Layout:
         return f"part-{number:03d}.arrow"
 
     def part_stretch(self, number: int) -> tuple[int, int]:
-        """The first row of a part, and the first behind it."""
+        """The first row of a part, and the first row after it."""
         first = number * self.part_rows
         return first, min(first + self.part_rows, self.rows)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """(part, first row, first row behind) of every block, in order."""
+        """(part, first row, first row after it) of every block, in order."""
         for part in range(self.num_parts):
             first, last = self.part_stretch(part)
             for start in range(first, last, self.block_rows):
@@ -120,7 +120,7 @@ class Layout:
 
 
 class _Sink:
-    """A file in which the values of an Arrow array are left out: their place stays as it was allocated."""
+    """A file to which the values of an Arrow array are not written: their allocated space stays unchanged."""
 
     def __init__(self, file: BinaryIO, values_address: int) -> None:
         self._file = file
@@ -146,15 +146,15 @@ class _Sink:
 
 
 def allocate_part(path: Path, layout: Layout, number: int) -> None:
-    """Makes the file of a part with all the room it will need, its values unwritten.
+    """Makes the file of a part with all the space that it needs, without values.
 
     Raises:
-        OSError: the disk is full; nothing is left of the file.
+        OSError: the disk is full; the file was removed.
     """
     first, last = layout.part_stretch(number)
     count = (last - first) * math.prod(layout.shape)
     size = max(1, (last - first) * layout.row_bytes)
-    # Never touched, so that it takes no memory: Arrow only wants to know how long it is.
+    # Never accessed, so it uses no memory: Arrow needs only its length.
     nothing = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
@@ -179,20 +179,20 @@ def allocate_part(path: Path, layout: Layout, number: int) -> None:
 
 
 def map_part(path: Path, layout: Layout, number: int) -> tuple[NDArray[Any], int]:
-    """A part's rows [rows, *shape] over the memory map, not to be written to, and where in the file they begin.
+    """A part's rows [rows, *shape] over the memory map, read-only, and their offset in the file.
 
-    The file must not be cut in place while it is mapped: whoever reads behind its end dies of SIGBUS. Nothing here does that; a
-    part that is made again is another file, renamed into its place, and whoever has the old one mapped keeps it.
+    The file must not be truncated while it is mapped: reading past the end raises SIGBUS. No code does that; a part that is
+    rewritten is another file that is renamed to its name, and processes keep their mapping of the old one.
 
     Raises:
-        Damaged: the file is missing, cut off or none of this layout.
+        Damaged: the file is missing, truncated or not of this layout.
     """
     first, last = layout.part_stretch(number)
     shape = (last - first, *layout.shape)
     try:
         file = pa.memory_map(str(path))
         batch = pa.ipc.open_file(file).get_batch(0)
-        # A garbled envelope may promise any number of values, and Arrow ends the process when it is believed (pyarrow 25).
+        # Damaged metadata may claim any number of values, and Arrow would end the process (pyarrow 25).
         batch.validate()
         values = batch.column(_COLUMN).storage.flatten()
         file.seek(0)
@@ -200,12 +200,12 @@ def map_part(path: Path, layout: Layout, number: int) -> tuple[NDArray[Any], int
     except (pa.ArrowException, OSError, KeyError, AttributeError, ValueError) as error:
         raise Damaged(f"{path} is not a part of a view: {error}") from error
     if len(values) != math.prod(shape) or values.type != pa.from_numpy_dtype(np.dtype(layout.dtype)):
-        raise Damaged(f"{path} holds {len(values)} values of {values.type}, not {shape} of {layout.dtype}")
+        raise Damaged(f"{path} has {len(values)} values of {values.type}, not {shape} of {layout.dtype}")
     return values.to_numpy(zero_copy_only=True).reshape(shape), values.buffers()[1].address - begin
 
 
 def part_stamp(path: Path) -> tuple[str, int, int, int]:
-    """Differs when the file is another one or was written to since."""
+    """Changes when the file is replaced or written to."""
     status = path.stat()
     return str(path), status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -219,9 +219,9 @@ class Stretch:
     """Rows that are durable.
 
     Attributes:
-        rows: their numbers, in the order in which the checksum takes them.
+        rows: their numbers, in the order of the checksum.
         checksum: of their values.
-        token: the filler's name for what it computed in one go; empty for what was accounted for before.
+        token: the filler's name for the stretch; empty if it was counted before.
     """
 
     rows: NDArray[np.int64]
@@ -229,7 +229,7 @@ class Stretch:
     token: str = ""
 
     def line(self) -> str:
-        """The stretch as one line of a journal, led by its own checksum."""
+        """The stretch as one line of a journal, which begins with the line's checksum."""
         first, last = (int(self.rows[0]), int(self.rows[-1]) + 1) if len(self.rows) else (0, 0)
         plain = last - first == len(self.rows) and bool((np.diff(self.rows) == 1).all())
         packed = base64.b64encode(zlib.compress(self.rows.astype("<i4").tobytes(), 1)).decode()
@@ -238,7 +238,7 @@ class Stretch:
 
     @classmethod
     def parse(cls, line: bytes, num_rows: int) -> "Stretch | None":
-        """What `line` says; None if it is torn, garbled or speaks of rows that are not there."""
+        """The stretch in `line`; None if the line is torn or garbled, or names rows that do not exist."""
         checksum, _, said = line.rstrip(b"\n").partition(b" ")
         if bytes_hash(said, digits=16).encode() != checksum:
             return None
@@ -257,7 +257,7 @@ def journals(folder: Path) -> list[Path]:
 
 
 class JournalReader:
-    """Reads a view's journals as they grow: each whole line once, from however many writers."""
+    """Reads a view's growing journals: each complete line once, from any number of writers."""
 
     def __init__(self, folder: Path, num_rows: int) -> None:
         self._folder = folder
@@ -265,10 +265,10 @@ class JournalReader:
         self._read: dict[str, int] = {}
 
     def fresh(self) -> Iterator[Stretch]:
-        """The stretches that were added since the last time."""
+        """The stretches that were added since the last call."""
         for path in journals(self._folder):
             done = self._read.get(path.name, 0)
-            # A journal that vanishes was replaced by another, which says the same.
+            # A journal that vanishes was replaced by another one with the same content.
             with suppress(FileNotFoundError), path.open("rb") as file:
                 file.seek(done)
                 content = file.read()

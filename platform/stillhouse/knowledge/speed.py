@@ -13,16 +13,16 @@ _BATCHES = 8
 
 
 def seconds_per_row(folder: Path, row_bytes: int) -> float:
-    """Seconds in which one thread gathers a row of `row_bytes` in random order; the least of three, about 50 ms in all.
+    """The seconds in which one thread gathers a row of `row_bytes` in random order; the least of three, about 50 ms in all.
 
-    The file is in memory, as every view is that is read more than once and fits there; it takes no more than a part of what is
-    free on the disk. A file that may not be written counts as one that is read slowly: the answer is infinite then.
+    The file is in memory, like every view that fits there and is read more than once; it uses only a part of the free disk
+    space. The result is infinite if the file cannot be written.
     """
     num_floats = max(1, row_bytes // 4)
     try:
         rows = max(2, min(_MEASURED_BYTES, shutil.disk_usage(folder).free // 4) // (4 * num_floats))
         with tempfile.TemporaryFile(dir=folder) as file:
-            # NumPy's own `tofile` says nothing of a disk that is full.
+            # NumPy's `tofile` does not report a full disk.
             file.write(np.arange(rows * num_floats, dtype=np.float32).data)
             file.flush()
             table = np.asarray(np.memmap(file, np.float32, "r", shape=(rows, num_floats)))

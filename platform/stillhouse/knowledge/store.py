@@ -1,7 +1,7 @@
-"""The store of sealed views: the knowledge of a (teacher, view), all samples in index order, memory-mapped, never half-read.
+"""The store of sealed views: the knowledge of a (teacher, view), all samples in index order, memory-mapped.
 
-A view's folder is named by the hash of its identity. What lies in it is told in `layout`, how it is read in `view`, and how it
-is filled in `writer`.
+A view's folder is named by the hash of its identity. Its files are described in `layout`, reading in `view`, and filling in
+`writer`.
 """
 
 import os
@@ -17,7 +17,7 @@ from stillhouse.knowledge.view import View, distrust, open_growing, open_sealed
 from stillhouse.knowledge.writer import ViewWriter, hold, unseal
 
 DISK_SHARE = 0.5
-"""What all views together may take of the disk, of what they have and what is free, where nobody says."""
+"""The default limit of all views, as a share of their size plus the free space."""
 
 
 class KnowledgeStore:
@@ -32,14 +32,14 @@ class KnowledgeStore:
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
-        """The address of the view that `identity` describes: any difference gives another key."""
+        """The address of the view that `identity` describes: every difference gives another key."""
         return content_hash({"store": STORE_VERSION, **identity})
 
     def folder(self, identity: Mapping[str, Any]) -> Path:
         return self.root / self.key(identity)
 
     def open(self, identity: Mapping[str, Any]) -> View:
-        """The sealed view of `identity`; its blocks are checked the first time this process opens it.
+        """The sealed view of `identity`; its blocks are checked when this process opens it for the first time.
 
         Raises:
             FileNotFoundError: it is not sealed.
@@ -47,7 +47,7 @@ class KnowledgeStore:
         """
         folder = self.folder(identity)
         view = _of(identity, open_sealed(folder), folder)
-        # The manifest's time is when the view was last of use; `prune` goes by it.
+        # The manifest's time is that of the view's last use, which `prune` compares.
         with suppress(OSError):
             os.utime(folder / MANIFEST)
         return view
@@ -65,7 +65,7 @@ class KnowledgeStore:
             return _of(identity, open_growing(self.folder(identity)), self.folder(identity))
 
     def distrust(self, identity: Mapping[str, Any]) -> None:
-        """Has the view checked again when it is opened next."""
+        """Makes the next `open` check the view again."""
         distrust(self.folder(identity))
 
     def is_sealed(self, identity: Mapping[str, Any]) -> bool:
@@ -82,21 +82,21 @@ class KnowledgeStore:
         counted: Callable[[str], bool] = lambda _token: True,
         shared: bool = False,
     ) -> ViewWriter:
-        """A writer that goes on with what earlier attempts left; waits while somebody fills the view who does not share.
+        """A writer that continues earlier attempts; waits while another process fills the view without sharing the work.
 
         Args:
-            order: plain data that describes the order of filling, for those who go on.
+            order: plain data that describes the filling order, for processes that continue.
             counted, shared: as for `ViewWriter`.
         """
         layout = Layout.make(identity=identity, rows=rows, shape=shape, dtype=dtype, order=order)
         return ViewWriter(self.folder(identity), layout, counted=counted, shared=shared)
 
     def unseal(self, identity: Mapping[str, Any]) -> None:
-        """Takes a damaged view out of use; its whole blocks stay for the next writer."""
+        """Takes a damaged view out of use; its intact blocks remain for the next writer."""
         unseal(self.folder(identity))
 
     def remove(self, key: str) -> bool:
-        """Removes a view unless it is being filled; whether it did."""
+        """Removes a view unless it is being filled; returns whether it was removed."""
         try:
             with hold(self.root / key, wait=False):
                 shutil.rmtree(self.root / key, ignore_errors=True)
@@ -105,13 +105,13 @@ class KnowledgeStore:
         return True
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What is kept: `key`, `bytes`, `sealed`, `last_used` (seconds since the epoch) and the identity of each view."""
+        """The stored views: `key`, `bytes`, `sealed`, `last_used` (seconds since the epoch) and the identity of each."""
         for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             try:
                 files = _files_in(folder)
                 latest = max((file.st_mtime for file in files.values()), default=folder.stat().st_mtime)
             except (FileNotFoundError, NotADirectoryError):
-                # No view, or one that is just being removed.
+                # Not a view, or one that is being removed.
                 continue
             used = files.get(MANIFEST)
             entry: dict[str, Any] = {
@@ -127,23 +127,23 @@ class KnowledgeStore:
             yield entry
 
     def budget(self, max_bytes: int | None) -> int:
-        """What all views together may take of the disk: `max_bytes`, if it has that much; None is a share of the disk."""
+        """Disk space for all views together: at most `max_bytes`, and what the disk has; None means a share of the disk."""
         disk = self.disk_bytes()
         return int(DISK_SHARE * disk) if max_bytes is None else min(max_bytes, disk)
 
     def disk_bytes(self) -> int:
-        """What all views have of the disk, and what is free there."""
+        """The size of all views plus the free disk space."""
         folder = next(each for each in (self.root, *self.root.parents) if each.exists())
         return int(sum(entry["bytes"] for entry in self.entries())) + shutil.disk_usage(folder).free
 
     def prune(self, keep_bytes: int, spare: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Removes the views that were of no use for the longest time until at most `keep_bytes` are left; gives their entries.
+        """Removes the least recently used views until at most `keep_bytes` remain; returns the entries of removed views.
 
-        A sweep that is reading a removed view keeps its map; one that comes for it later has it filled again. A view that is
-        being filled stays.
+        A process that reads a removed view keeps its mapping; one that needs it later requests it again. A view that is being
+        filled is not removed.
 
         Args:
-            spare: keys of views that stay in any case.
+            spare: keys of views that are not removed.
         """
         entries = sorted(self.entries(), key=lambda entry: entry["last_used"])
         total = sum(entry["bytes"] for entry in entries)
@@ -158,7 +158,7 @@ class KnowledgeStore:
 
 
 def _files_in(folder: Path) -> dict[str, os.stat_result]:
-    """The files of a view, but for those that vanish meanwhile: others fill it."""
+    """The files of a view, without those that vanish meanwhile because others fill it."""
     files = {}
     for file in folder.iterdir():
         if not file.name.startswith("."):
@@ -169,5 +169,5 @@ def _files_in(folder: Path) -> dict[str, os.stat_result]:
 
 def _of(identity: Mapping[str, Any], view: View, folder: Path) -> View:
     if canonical_json(dict(view.identity)) != canonical_json(dict(identity)):
-        raise Damaged(f"{folder} holds the knowledge of something else")
+        raise Damaged(f"{folder} has the knowledge of another identity")
     return view

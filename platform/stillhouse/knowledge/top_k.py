@@ -1,22 +1,22 @@
-"""Logits of many classes in little room: the k largest, and what the others weigh together.
+"""Logits of many classes in little space: the k largest, and the total weight of the others.
 
-z are a sample's logits, K the classes of its k largest, R the other classes, p = softmax(z). Stored are z_c and c for c in K,
-and log t with t = Σ_{c in R} exp z_c; for the drawn tail also m classes that were drawn from R in proportion to p. What a
-method gets are logits [B, C] again, so that every method works:
+z are a sample's logits, K the classes of its k largest, R the other classes, p = softmax(z). Stored values: z_c and c for c in K,
+and log t with t = Σ_{c in R} exp z_c; for the drawn tail also m classes that are drawn from R in proportion to p. A method
+receives logits [B, C], so that every method works:
 
 - **even tail** (m = 0): z_c for c in K, log t - log(C - k) for the others.
   Exact: z_c of the k largest, and at temperature 1 the probabilities of the k largest and of the tail as a whole.
   Not exact: any single probability in the tail, hence KL and its gradient there (the estimate is biased towards an even
   tail); and at a temperature T ≠ 1 the tail's mass, Σ exp(z_c / T), which an even tail overstates for T > 1 and understates for
-  T < 1 (Jensen), so that the probabilities of the k largest are off by that as well.
+  T < 1 (Jensen), so that the probabilities of the k largest are wrong by that factor as well.
 - **drawn tail** (m > 0): the tail's mass goes to the drawn classes, t / m for each time that a class was drawn.
   Exact: as above, at temperature 1. In expectation over the draws the probability of every class is the teacher's,
-  E[p̂] = p, so that at T = 1 the expected cross-entropy with p̂ as its target, and the gradient of KL, are the teacher's own
+  E[p̂] = p, so that at T = 1 the expected cross-entropy with p̂ as its target, and the gradient of KL, are the teacher's
   (unbiased sampling of a teacher's distribution: "Sparse Logit Sampling", arXiv 2503.16870).
   Not exact: a single sample's tail; and at T ≠ 1 expectations too, since p̂^(1/T) is not linear in p̂.
-  A class that was not drawn has probability e^-80 of the whole, that is none, but a finite logit.
+  A class that was not drawn has a probability of e^-80 times the whole, practically zero, but a finite logit.
 
-Losses that compare logits themselves (a mean square, say) see the tail's stand-ins: prefer full logits for those.
+Losses that compare logits directly, such as a mean square, see the tail's substitutes: use full logits for those.
 """
 
 import math
@@ -35,7 +35,7 @@ _DIGIT = 1024
 
 @dataclass(frozen=True)
 class TopK:
-    """How logits are kept.
+    """How logits are stored.
 
     Attributes:
         k: how many of the largest.
@@ -50,7 +50,7 @@ class TopK:
             raise ValueError(f"top-k logits need k >= 1 and draws >= 0, got {self.k} and {self.draws}")
 
     def of(self, kind: Knowledge, num_classes: int) -> Knowledge:
-        """What is asked of the teacher in place of `kind`: its top-k form for logits, if that is the smaller; else itself."""
+        """What the teacher computes instead of `kind`: the top-k form of logits if that is smaller, otherwise `kind` itself."""
         if kind != logits() or self.k >= num_classes or self._width(num_classes) >= num_classes:
             return kind
         options = {"classes": num_classes, "k": self.k}

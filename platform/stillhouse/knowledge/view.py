@@ -1,4 +1,4 @@
-"""A view as its readers see it: mapped once, read row by row, and no row before it is durable."""
+"""Reading a view: it is mapped once and read row by row; a row can be read once it is durable."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ from stillhouse.knowledge.layout import (
 )
 
 _checked: set[tuple[str, int, int, int]] = set()
-"""The stamps of parts whose checksums this process has compared, so that every trial of a worker need not do it again."""
+"""Stamps of parts whose checksums this process has compared, so that later trials of a worker need not compare again."""
 
 
 class NotReady(LookupError):
-    """Rows were asked for that are not there yet."""
+    """Some requested rows are not durable yet."""
 
 
 class View:
@@ -66,13 +66,13 @@ class View:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is ready, as far as this view knows."""
+        """Whether every row is known to be ready."""
         return self._complete
 
     def ready(self, indices: Tensor) -> bool:
-        """Whether the rows of `indices` may be gathered; looks into the journals when some are not known to be.
+        """Whether the rows of `indices` may be gathered; reads the journals if some are not known to be ready.
 
-        A stretch that does not match its checksum is not ready, whatever a journal says.
+        A stretch that does not match its checksum is not ready, even if a journal lists it.
         """
         if self._knows(indices):
             return True
@@ -80,19 +80,19 @@ class View:
         return self._knows(indices)
 
     def ready_rows(self) -> NDArray[np.bool_]:
-        """[rows]: the rows that may be gathered now."""
+        """The rows that can be gathered now, as flags [rows]."""
         if not self._complete:
             self._learn()
         return self._ready.numpy()
 
     def gather(self, indices: Tensor) -> Tensor:
-        """The rows [B, ...] of the samples `indices` [B] (int64, on the CPU), copied out of the map.
+        """The rows [B, ...] of the samples `indices` [B] (int64, on the CPU), copied from the mapping.
 
         Raises:
             NotReady: some of them are not known to be durable.
         """
         if not self._knows(indices):
-            raise NotReady(f"{self._folder} does not hold all of the rows yet")
+            raise NotReady(f"{self._folder} does not have all of the rows yet")
         return torch.from_numpy(_rows_of(self._arrays, self._layout, indices.numpy()))
 
     def _knows(self, indices: Tensor) -> bool:
@@ -107,14 +107,14 @@ class View:
 
 
 def open_sealed(folder: Path) -> View:
-    """The sealed view in `folder`; its blocks are compared with their checksums unless this process has done that.
+    """The sealed view in `folder`; its blocks are compared with their checksums once in each process.
 
     Raises:
         FileNotFoundError: it is not sealed.
-        Damaged: the manifest or a part is not what was written.
+        Damaged: the manifest or a part differs from what was written.
     """
     layout, content = Layout.read(folder / MANIFEST)
-    # Taken before the parts are mapped and compared: what is written to them meanwhile leaves them unchecked.
+    # Stamps from before the comparison: parts that are written to meanwhile stay unchecked.
     stamps = stamps_of(folder, layout)
     view = View(folder, layout, sealed=True)
     if not stamps <= _checked:
@@ -131,7 +131,7 @@ def open_growing(folder: Path) -> View:
 
     Raises:
         FileNotFoundError: its filling has not begun.
-        Damaged: its files are not of one layout.
+        Damaged: its files do not have one layout.
     """
     layout, _ = Layout.read(folder / LAYOUT)
     for part in range(layout.num_parts):
@@ -153,12 +153,12 @@ def stamps_of(folder: Path, layout: Layout) -> set[tuple[str, int, int, int]]:
 
 
 def trust(stamps: set[tuple[str, int, int, int]]) -> None:
-    """Spares this process the comparison of parts that it has just written."""
+    """Marks parts that this process has just written as compared."""
     _checked.update(stamps)
 
 
 def distrust(folder: Path) -> None:
-    """Has the parts in `folder` compared again when they are opened next."""
+    """Makes the next `open_sealed` compare the parts in `folder` again."""
     prefix = f"{folder}/"
     for stamp in [stamp for stamp in _checked if stamp[0].startswith(prefix)]:
         _checked.discard(stamp)
@@ -170,7 +170,7 @@ def stretch_checksum(arrays: Sequence[NDArray[Any]], layout: Layout, stretch: St
 
 
 def _rows_of(arrays: Sequence[NDArray[Any]], layout: Layout, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """A copy [B, ...] of the rows [B] out of the parts."""
+    """A copy [B, ...] of the rows [B] of the parts."""
     # For rows of 200 bytes `take` is 2 to 3 times as fast as `torch.index_select`, and 5 times as fast as indexing.
     if len(arrays) == 1:
         return arrays[0].take(rows, axis=0)

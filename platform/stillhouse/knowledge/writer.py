@@ -1,4 +1,4 @@
-"""Filling a view in place: rows in any order, durable stretch by stretch, by any number of attempts and of processes."""
+"""Filling a view in place: rows in any order, durable in stretches, by any number of attempts and processes."""
 
 import errno
 import fcntl
@@ -35,7 +35,7 @@ from stillhouse.knowledge.view import stamps_of, stretch_checksum, trust
 
 
 class Hold:
-    """Files whose locks are held until it is closed."""
+    """Files whose locks are held until `close`."""
 
     def __init__(self, *files: IO[bytes]) -> None:
         self._files = files
@@ -52,16 +52,16 @@ class Hold:
 
 
 class ViewWriter:
-    """Fills one view until it is closed: alone, or with others who share the work by claiming blocks of rows.
+    """Fills one view until `close`: alone, or with other processes that share the work by claiming blocks of rows.
 
-    All the room that the view will take is taken at once. What an earlier attempt made durable is kept where it matches its
-    checksum. Rows are `put` and then made durable together by `commit`: their values first, then a line of the journal, so
-    that whatever stands in the journal is on the disk.
+    The disk space of the whole view is allocated first. Rows of earlier attempts remain if they match their checksums. Rows are
+    `put` and then made durable together by `commit`: first their values, then a line of the journal, so the values of each line
+    in the journal are on the disk.
 
     Args:
-        layout: what is wanted; the `order` of an attempt that went before is kept instead.
-        counted: whether the stretch with this token was accounted for; one that was not is made again.
-        shared: whether others may fill the view too; then only rows that were claimed are put.
+        layout: of the view; the `order` of an earlier attempt takes precedence.
+        counted: whether the stretch with this token is in the log of fills; one that is not is computed again.
+        shared: whether other processes may fill the view too; then only claimed rows may be put.
 
     Raises:
         DiskFullError: the disk is full.
@@ -108,19 +108,19 @@ class ViewWriter:
 
     @property
     def order(self) -> Any:
-        """How the first attempt described the order in which it fills."""
+        """The description of the filling order by the first attempt."""
         return self._layout.order
 
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """[rows]: the rows that are not durable yet."""
+        """The rows that are not durable yet, as flags [rows]."""
         return ~self._done
 
     def claim(self, block: int, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """[B]: which of the rows [B] of a block are this writer's to fill; None while another one fills them.
+        """Which of the rows [B] of a block this writer must fill, as flags [B]; None while another writer fills the block.
 
         Args:
-            block: the number of the block; everybody must mean the same rows by it, so they go by `order`.
+            block: the number of the block; for all writers it must mean the same rows, in the order `order`.
         """
         if self._claims is None:
             return ~self._done[rows]
@@ -135,16 +135,16 @@ class ViewWriter:
         return missing
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Gives up the claims; what was committed of the blocks must be accounted for before."""
+        """Gives up the claims; committed rows of the blocks must be in the log of fills before."""
         if self._claims is not None:
             for block in blocks:
                 _lock_range(self._claims, fcntl.F_UNLCK, block, 1)
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Writes the values [B, ...] of the rows [B] in place; they are durable behind the next `commit`."""
+        """Writes the values [B, ...] of the rows [B] in place; they are durable after the next `commit`."""
         if values.shape[1:] != self._layout.shape:
             raise ValueError(f"a row must have shape {self._layout.shape}, got {values.shape[1:]}")
-        assert not self._done[rows].any(), "a row that is durable is not written again"
+        assert not self._done[rows].any(), "a durable row is not written again"
         values = np.ascontiguousarray(values, dtype=self._layout.dtype)
         for number, part in enumerate(self._parts):
             first, last = self._layout.part_stretch(number)
@@ -154,10 +154,10 @@ class ViewWriter:
         self._put.append(rows)
 
     def commit(self, token: str = "") -> int:
-        """Makes what was put durable and known to readers; returns its bytes.
+        """Makes the rows that were put durable and visible to readers; returns their bytes.
 
         Args:
-            token: the caller's name for this stretch, to be found `counted` should this process die before it is.
+            token: the caller's name for this stretch; if this process dies before it is `counted`, it is computed again.
 
         Raises:
             DiskFullError: the disk is full.
@@ -180,7 +180,7 @@ class ViewWriter:
         assert self._done.all(), "a view is sealed when all of its rows are durable"
         if not self._sealed:
             checksums = []
-            # As they are compared: a part that is written to from here on is not the one that is trusted.
+            # Stamps of the parts that are compared: a part that is written to later is not trusted.
             stamps = stamps_of(self._folder, self._layout)
             for part, first, last in self._layout.blocks():
                 begin, _ = self._layout.part_stretch(part)
@@ -208,7 +208,7 @@ class ViewWriter:
         if self._sealed:
             self._done[:] = True
             return
-        self._layout = _kept_layout(self._folder, wanted)
+        self._layout = _layout_to_fill(self._folder, wanted)
         self._open_parts()
         if alone:
             self._recover()
@@ -237,16 +237,16 @@ class ViewWriter:
             self._descriptors.append(os.open(path, os.O_RDWR))
 
     def _recover(self) -> None:
-        """Takes over what earlier attempts left: one new journal says what stands in theirs and is true."""
+        """Takes over earlier attempts: one new journal has the lines of theirs that match the values."""
         old = journals(self._folder)
         if not old:
             return
-        kept = self._learn()
+        found = self._learn()
         self._uncounted.clear()
-        write_journal(self._folder, kept, instead_of=old)
+        write_journal(self._folder, found, instead_of=old)
 
     def _learn(self) -> list[Stretch]:
-        """Takes note of what journals say, where it is true and accounted for; gives what was new."""
+        """Reads the journals; returns new stretches that match their values and are counted."""
         known = [*self._uncounted, *self._journals.fresh()]
         self._uncounted = []
         fresh = []
@@ -254,7 +254,7 @@ class ViewWriter:
             if self._done[stretch.rows].all():
                 continue
             if stretch.token and not self._counted(stretch.token):
-                # Whoever made it is about to account for it, or died.
+                # Its writer will count it soon, or died.
                 self._uncounted.append(stretch)
             elif stretch_checksum(self._parts, self._layout, stretch) == stretch.checksum:
                 self._done[stretch.rows] = True
@@ -275,7 +275,7 @@ class ViewWriter:
 
 
 def write_journal(folder: Path, stretches: Sequence[Stretch], *, instead_of: Sequence[Path]) -> None:
-    """One journal with these stretches in the place of others."""
+    """Replaces other journals by one with these stretches."""
     content = "".join(stretch.line() for stretch in stretches).encode()
     with room_for(len(content), folder):
         write_atomic(folder / _journal_name(), content)
@@ -284,14 +284,14 @@ def write_journal(folder: Path, stretches: Sequence[Stretch], *, instead_of: Seq
 
 
 def unseal(folder: Path) -> None:
-    """Takes a damaged view out of use; the blocks that match their checksums stay for the next writer."""
+    """Takes a damaged view out of use; blocks that match their checksums remain for the next writer."""
     with hold(folder):
         try:
             layout, content = Layout.read(folder / MANIFEST)
         except FileNotFoundError:
             return
         except Damaged:
-            # The journals of the filling still say what every stretch must be.
+            # The journals still have the checksum of every stretch.
             (folder / MANIFEST).unlink()
             return
         whole = []
@@ -307,10 +307,10 @@ def unseal(folder: Path) -> None:
 
 
 def hold(folder: Path, *, wait: bool = True) -> Hold:
-    """The view's folder for oneself alone; it is made if need be.
+    """Exclusive use of the view's folder, which is made if it does not exist.
 
     Raises:
-        BlockingIOError: somebody else holds it or fills it, and waiting is not wanted.
+        BlockingIOError: another process uses or fills it, and `wait` is false.
     """
     gate = _gate(folder, wait=wait)
     fillers = (folder / FILLERS).open("ab")
@@ -324,7 +324,7 @@ def hold(folder: Path, *, wait: bool = True) -> Hold:
 
 
 def _gate(folder: Path, *, wait: bool = True) -> IO[bytes]:
-    """What everybody passes who begins to fill the view, and keeps who must be alone with it."""
+    """The lock that a process takes briefly when it begins to fill the view, or holds while it needs the view exclusively."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -333,7 +333,7 @@ def _gate(folder: Path, *, wait: bool = True) -> IO[bytes]:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Whoever held it may have removed the folder.
+            # Its last holder may have removed the folder.
             if os.fstat(file.fileno()).st_ino == (folder / LOCK).stat().st_ino:
                 return file
         except FileNotFoundError:
@@ -345,23 +345,23 @@ def _gate(folder: Path, *, wait: bool = True) -> IO[bytes]:
 
 
 def _join(folder: Path) -> tuple[Hold, bool]:
-    """A place among those who fill the view, and whether nobody else does. The caller keeps the gate until it has begun."""
+    """Joins the processes that fill the view; also returns whether there are no others. The caller holds the gate meanwhile."""
     fillers = (folder / FILLERS).open("ab")
     try:
         fcntl.flock(fillers, fcntl.LOCK_EX | fcntl.LOCK_NB)
         alone = True
     except BlockingIOError:
         alone = False
-    # Behind the gate nobody waits for this lock alone, so that nobody slips in between.
+    # The caller holds the gate, so no other process can take this lock exclusively in between.
     fcntl.flock(fillers, fcntl.LOCK_SH)
     return Hold(fillers), alone
 
 
 def _lock_range(file: IO[bytes], kind: int, first: int, count: int) -> None:
-    """Locks, or unlocks, bytes that stand for blocks; a lock belongs to the open file and ends with its process.
+    """Locks, or unlocks, bytes that represent blocks; a lock belongs to the open file and ends with its process.
 
     Raises:
-        BlockingIOError, PermissionError: somebody else holds some of them.
+        BlockingIOError, PermissionError: another process holds some of them.
     """
     fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, first, count, 0))
 
@@ -374,11 +374,11 @@ def room_for(num_bytes: int, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*DISK_FULL_ERRNOS, errno.EFBIG):
             raise
-        raise DiskFullError(f"no room for {num_bytes} bytes of knowledge under {folder.parent}") from error
+        raise DiskFullError(f"no space for {num_bytes} bytes of knowledge in {folder.parent}") from error
 
 
-def _kept_layout(folder: Path, wanted: Layout) -> Layout:
-    """The layout that an earlier attempt began with, where it is of the same kind; else the wanted one, and a clean folder."""
+def _layout_to_fill(folder: Path, wanted: Layout) -> Layout:
+    """The layout of an earlier attempt if it differs only in the order; otherwise the wanted one, and an empty folder."""
     with suppress(FileNotFoundError, Damaged):
         found, _ = Layout.read(folder / LAYOUT)
         if _regardless_of_order(found) == _regardless_of_order(wanted):

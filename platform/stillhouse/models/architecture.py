@@ -78,8 +78,8 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
     """Runs one batch of zeros through `model` and records the output shape of every layer.
 
     `stages` and `pooled` come from the model's attributes `stage_layers` and `pooled_layer` if it has them; stages whose map is
-    1x1 on these images are left out, since they have no spatial extent. Otherwise both follow from the shapes: the last map at each
-    resolution, and the last vector before the output.
+    1x1 on these images are left out, since they have no spatial extent. Otherwise both follow from the shapes: the last map at
+    each resolution, and the last vector before the output.
 
     Args:
         model: takes [B, C, H, W] and returns logits [B, num_classes]; may be on the meta device. Its mode is restored.

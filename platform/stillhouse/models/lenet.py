@@ -5,8 +5,8 @@ ReLU and max-pooling instead of scaled tanh and trainable subsampling, and full 
 first convolution pads 28x28 images to 32x32.
 
 `noisy_lenet` and `modified_lenet` are the LeNets of the noisy-teachers paper (arXiv 1610.09650): the teacher for MNIST and
-the student for SVHN and CIFAR-10. The paper only names them; the layers are an assumption, those in common use for these names: 20-50-500
-(the LeNet that ships with Caffe: 431,080 parameters on MNIST) and 64-128-1024 with padding.
+the student for SVHN and CIFAR-10. The paper only names them; the layers are an assumption, those in common use for these names:
+20-50-500 (the LeNet that ships with Caffe: 431,080 parameters on MNIST) and 64-128-1024 with padding.
 
 If images are too small for a 5x5 convolution without padding, both convolutions pad. Maps that are larger than the published
 ones are averaged down before the fully connected layers, so that 96x96 images do not multiply the parameters.

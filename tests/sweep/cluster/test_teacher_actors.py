@@ -45,9 +45,9 @@ def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
 
 
 def test_what_the_teachers_actor_itself_finds_wrong_keeps_its_sentence_and_its_exit_code() -> None:
-    cause = InfrastructureError("no room for 16 bytes of knowledge under /home")
+    cause = InfrastructureError("no space for 16 bytes of knowledge in /home")
     handle = Handle({"measure": RayTaskError("measure", "Traceback ...", cause).as_instanceof_cause()})
-    with pytest.raises(InfrastructureError, match=r"^no room for 16 bytes of knowledge under /home$"):
+    with pytest.raises(InfrastructureError, match=r"^no space for 16 bytes of knowledge in /home$"):
         call_actor(handle, "measure")
 
 

@@ -193,8 +193,8 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_one_sentence_too(
             "No space left on device ({folder}); finished trials are stored. Free",
         ),
         (
-            DiskFullError("no room for 16 bytes of knowledge under /node/x"),
-            "no room for 16 bytes of knowledge under /node/x; f",
+            DiskFullError("no space for 16 bytes of knowledge in /node/x"),
+            "no space for 16 bytes of knowledge in /node/x; f",
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded", "/node/x"),

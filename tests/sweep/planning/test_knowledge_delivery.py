@@ -77,7 +77,7 @@ def test_what_is_forced_to_be_cached_must_fit_the_spec_and_the_disk(tmp_path: Pa
     with pytest.raises(DiskFullError) as caught:
         ways(StoreQuota(forced, tmp_path))
     assert str(caught.value) == (
-        f"no room for 880.00 kB of knowledge under {tmp_path}/knowledge, whose disk has 880.00 kB for it; "
+        f"no space for 880.00 kB of knowledge in {tmp_path}/knowledge, whose disk has 880.00 kB for it; "
         f"lower views.count or let knowledge.way be auto"
     )
 

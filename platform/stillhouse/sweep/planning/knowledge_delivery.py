@@ -61,7 +61,7 @@ class StoreQuota:
         )
         if forced > (left := self._disk - sum(self._assigned.values())):
             raise DiskFullError(
-                f"no room for {readable_bytes(forced)} of knowledge under {self._store.root}, whose disk has "
+                f"no space for {readable_bytes(forced)} of knowledge in {self._store.root}, whose disk has "
                 f"{readable_bytes(left)} for it; lower views.count or let knowledge.way be auto"
             )
         self._needed |= {str(each.kind) for each in demand.values()}
