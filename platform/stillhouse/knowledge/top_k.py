@@ -1,6 +1,6 @@
 """Logits of many classes in little space: the k largest, and the total weight of the others.
 
-z are a sample's logits, K the classes of its k largest, R the other classes, p = softmax(z). Stored values: z_c and c for c in K,
+z are a sample's logits, K the classes of its k largest, R the other classes, p = softmax(z). Stored: z_c and c for c in K,
 and log t with t = Σ_{c in R} exp z_c; for the drawn tail also m classes that are drawn from R in proportion to p. A method
 receives logits [B, C], so that every method works:
 
@@ -8,7 +8,7 @@ receives logits [B, C], so that every method works:
   Exact: z_c of the k largest, and at temperature 1 the probabilities of the k largest and of the tail as a whole.
   Not exact: any single probability in the tail, hence KL and its gradient there (the estimate is biased towards an even
   tail); and at a temperature T ≠ 1 the tail's mass, Σ exp(z_c / T), which an even tail overstates for T > 1 and understates for
-  T < 1 (Jensen), so that the probabilities of the k largest are wrong by that factor as well.
+  T < 1 (Jensen), so that the probabilities of the k largest are wrong as well.
 - **drawn tail** (m > 0): the tail's mass goes to the drawn classes, t / m for each time that a class was drawn.
   Exact: as above, at temperature 1. In expectation over the draws the probability of every class is the teacher's,
   E[p̂] = p, so that at T = 1 the expected cross-entropy with p̂ as its target, and the gradient of KL, are the teacher's
