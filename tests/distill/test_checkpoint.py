@@ -74,7 +74,7 @@ def test_a_whole_file_that_is_no_checkpoint_is_refused(tmp_path: Path, payload: 
 
 def test_a_checkpoint_of_something_else_than_a_state_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint", [1, 2])  # type: ignore[arg-type]
-    with pytest.raises(Damaged, match="it holds a list"):
+    with pytest.raises(Damaged, match="it contains a list"):
         load_checkpoint(tmp_path / "checkpoint")
 
 

@@ -147,6 +147,6 @@ class Mistaken(Hinted):
         return [Stage(epochs=setup.epochs, knowledge=("maps",))]
 
 
-def test_a_stage_that_needs_what_is_not_asked_for_is_refused() -> None:
-    with pytest.raises(ValueError, match="a stage needs knowledge 'maps', which is not asked for; did you mean 'map'"):
+def test_a_stage_that_names_knowledge_which_the_method_does_not_need_is_refused() -> None:
+    with pytest.raises(ValueError, match="a stage names knowledge 'maps', which the method does not need; did you mean 'map'"):
         MethodTrial(Mistaken(), epochs=3).trainer()

@@ -83,6 +83,7 @@ for name, one in cases.items():
     one.fit()
     results[name] = one.student.state_dict()
     results[name + " curve"] = {k: torch.tensor([e[k] for e in one.curve]) for k in ("train_loss", "validation_accuracy")}
+results["gathered"] = {str(place): part for place, part in enumerate(workers.gather(torch.full((rank + 1, 2), float(rank))))}
 if size > 1:
     if rank == 1:
         one.epoch = 9
@@ -120,6 +121,16 @@ def test_two_workers_train_the_student_of_one(case: str, trained: dict[int, dict
     one, two = trained[1], trained[2]
     torch.testing.assert_close(two[case], one[case], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(two[f"{case} curve"], one[f"{case} curve"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_worker_gets_what_each_has_in_the_order_of_ranks(
+    size: int, trained: dict[int, dict[str, dict[str, Tensor]]]
+) -> None:
+    """Worker r has r + 1 rows of the number r."""
+    gathered = trained[size]["gathered"]
+    assert [gathered[str(rank)].tolist() for rank in range(size)] == [[[rank, rank]] * (rank + 1) for rank in range(size)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -195,7 +206,7 @@ class OwnStep(Method):
 
 
 @pytest.mark.parametrize(
-    ("method", "reason"), [(Related(), "relates the samples of a batch"), (OwnStep(), "has a training step of its own")]
+    ("method", "reason"), [(Related(), "relates the samples of a batch"), (OwnStep(), "has its own training step")]
 )
 def test_methods_that_need_the_whole_batch_refuse_a_part(make_trainer: MakeTrainer, method: Method, reason: str) -> None:
     assert reason in (split_problem(method) or "")

@@ -1,7 +1,7 @@
-"""Calling a teacher on inputs that a method makes: a differentiable function of the inputs, whichever process runs it.
+"""Calling a teacher on inputs that a method generates: a differentiable function, whichever process runs it.
 
-The teacher is frozen and in evaluation mode, so its answer for a sample depends on that sample alone, and a call is pure: it
-may be repeated, split or computed together with others.
+The teacher is frozen and in evaluation mode, so its output for a sample depends on that sample alone. A call is pure: it may
+be repeated, split or merged with others.
 """
 
 from collections.abc import Sequence
@@ -35,13 +35,13 @@ def run_teacher(model: nn.Module, images: Tensor, layers: Sequence[str] = ()) ->
 
 
 def pull_back(outputs: Sequence[Tensor], images: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """The vector-Jacobian product: gradients with respect to `outputs`, carried back to `images` [B, channels, H, W]."""
+    """The vector-Jacobian product: gradients with respect to `outputs`, with respect to `images` [B, channels, H, W]."""
     (gradient,) = torch.autograd.grad(outputs, images, gradients, allow_unused=True)
     return torch.zeros_like(images) if gradient is None else gradient
 
 
 class InlineTeacher:
-    """The teacher in the trial's own process."""
+    """The teacher in the trial's process."""
 
     way = "inline"
 
@@ -55,23 +55,23 @@ class InlineTeacher:
 
 
 class RemoteModel(Protocol):
-    """The two pure calls that a served teacher answers."""
+    """The two pure calls of a served teacher."""
 
     def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[Any, Sequence[Tensor]]:
         """A token for `pull_back`, and the logits with the layers' outputs on the images' device.
 
         Args:
-            differentiable: whether `pull_back` will follow, so that the teacher may keep what it needs for it.
+            differentiable: whether `pull_back` will follow, so that the teacher may store what it needs for it.
         """
 
     def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
-        """The gradient of the images for those of the outputs, whether or not the teacher still knows the token."""
+        """The gradient with respect to the images, given those of the outputs; the teacher may have forgotten the token."""
 
 
 class ServedTeacher:
-    """The teacher in another process: the forward pass and the backward pass are a call each.
+    """The teacher in another process: the forward pass and the backward pass are one call each.
 
-    Gradients of gradients do not travel: differentiating twice is an error.
+    It cannot be differentiated twice: that is an error.
     """
 
     way = "served"

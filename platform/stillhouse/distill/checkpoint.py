@@ -27,17 +27,17 @@ def load_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        Damaged: the file is truncated, garbled or holds more than plain data.
+        Damaged: the file is truncated, damaged or contains more than plain data.
     """
     content = io.BytesIO(read_checked(path))
-    # Only torch's older formats are no zip files; its reader of those fails in many ways.
+    # Only torch's older formats are not zip files, and its reader of those raises many kinds of errors.
     if not zipfile.is_zipfile(content):
-        raise Damaged(f"{path} is not a checkpoint: it is no zip file")
+        raise Damaged(f"{path} is not a checkpoint: it is not a zip file")
     content.seek(0)
     try:
         state = torch.load(content, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise Damaged(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(state, dict):
-        raise Damaged(f"{path} is not a checkpoint: it holds a {type(state).__name__}")
+        raise Damaged(f"{path} is not a checkpoint: it contains a {type(state).__name__}")
     return state

@@ -45,19 +45,19 @@ class MethodError(ValueError):
 
 
 class Unsuitable(MethodError):
-    """This student and this method do not fit each other by their defaults; the plan skips the pair and says why."""
+    """The student does not fit the method's defaults; the plan skips the pair and reports why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a reader should know of a method before using it.
+    """What a user should know of a method before using it.
 
     Attributes:
         family: control; L logits, F features, R relations, M several models, G generations, A own inputs, Q low precision.
         equations: which equations of the paper the file implements.
         deviations: where it departs from the paper, and why.
         suggested: values that the paper or practice found useful.
-        interactions: what it is known to get on badly with.
+        interactions: known bad interactions with settings or other methods.
         baseline: whether gains are measured against this method; the sweep always runs it.
     """
 
@@ -73,7 +73,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class HyperParameter:
-    """The rule of one hyper-parameter and the prior that a search draws it from when the spec does not say."""
+    """The rule of one hyper-parameter, and the prior that a search uses when the spec names none."""
 
     prior: Prior | None = None
     above: float | None = None
@@ -84,7 +84,7 @@ class HyperParameter:
     help: str = ""
 
     def broken_by(self, value: Any) -> str | None:
-        """The rule that `value` breaks, as in "must be > 0"; None when it keeps them all."""
+        """The rule that `value` breaks, as in "must be > 0"; None when it breaks none."""
         if self.choices is not None:
             return None if value in self.choices else f"must be one of {', '.join(map(str, self.choices))}"
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -112,7 +112,7 @@ def hyperparameter(
     choices: Sequence[Any] | None = None,
     help: str = "",
 ) -> Any:
-    """A dataclass field with its paper's default, its rule and its prior; a prior of None is not searched by default."""
+    """A dataclass field with the paper's default, a rule and a prior; without a prior it is not searched by default."""
     rule = HyperParameter(
         prior=prior,
         above=above,
@@ -127,14 +127,14 @@ def hyperparameter(
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of training with its own optimiser and its own schedule.
+    """A part of the training with its own optimiser and schedule.
 
     Attributes:
         until: the student's layer after which nothing is computed; `step.outputs` is then empty.
-        comparable: whether validation accuracy in this stage says anything about the student's end; early stopping
-            ignores the stage otherwise.
-        data_free: whether the method makes all inputs itself. The student then sees no image of the data set: `step.images`,
-            `labels`, `targets` and `outputs` are empty, and only `indices` tells how large the batch is.
+        comparable: whether the metric in this stage tells anything about the trained student; early stopping ignores the
+            stage otherwise.
+        data_free: whether the method generates all inputs. The student then sees no image of the data set: `step.images`,
+            `labels`, `targets` and `outputs` are empty, and only `indices` has the size of the batch.
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
     """
 
@@ -148,14 +148,14 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a method may look at when it makes its helpers.
+    """What a method knows when it builds its helpers.
 
     Attributes:
-        teacher: None for a method that asks nothing of a teacher.
-        new_student: makes a student with a fresh initialisation; call number n is the same in every run of the trial.
+        teacher: None for a method that needs no teacher.
+        new_student: builds a student with a fresh initialisation; the n-th call is the same in every run of the trial.
         num_samples: size of the training split.
-        teacher_weights: gives the teacher's weights by name, to a method that reuses a part of it; None at plan time,
-            when only shapes matter.
+        teacher_weights: returns the teacher's weights by name, for a method that reuses a part of it; None while the sweep is
+            planned, when only shapes matter.
     """
 
     teacher: Architecture | None
@@ -166,7 +166,7 @@ class Setup:
     teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None
 
     def new_model(self, model: str, **options: Any) -> nn.Module:
-        """A model of another architecture for the student's images and classes, with fresh weights.
+        """A model of another architecture for the student's images and outputs, with fresh weights.
 
         Args:
             model: a shipped name, or `package.module:function`, as in the spec.
@@ -183,12 +183,12 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Helper:
-    """A module that the method brings: trained with the student, not part of it, not counted in its size.
+    """A module of the method: trained with the student, but not part of it and not counted in its size.
 
     Attributes:
-        trainable: a frozen helper (an earlier generation, say) is kept in evaluation mode and has no optimiser.
+        trainable: a frozen helper (such as an earlier generation) stays in evaluation mode and has no optimiser.
         training: fields of `Training` that differ from the student's (`{"optimizer": "adam", "learning_rate": 0.001}`).
-        evaluate: whether the helper is a classifier whose own accuracy is reported (a peer).
+        evaluate: whether the helper is a model of the same task whose metric is reported too (a peer).
     """
 
     module: nn.Module
@@ -213,8 +213,8 @@ class Step:
     """One batch as a loss sees it. B batch, C classes, K channels, H and W height and width.
 
     Attributes:
-        images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too. They want gradients
-            where the method `differentiates_images`.
+        images: [B, channels, H, W] float, augmented and normalised: the pixels that the teacher saw too. They require
+            gradients if the method `differentiates_images`.
         labels: the samples' own targets: classes, [B] int64, or what else the task has.
         targets: what the supervised loss takes: `labels`, or what the task makes of them when the view mixes samples
             (probabilities [B, C] for classes).
@@ -222,7 +222,7 @@ class Step:
         outputs: the student's outputs by the task's names, `logits` [B, C] for classes; empty in a stage with `until` and in
             one that is `data_free`.
         student_features: {layer: output} of the layers that `student_layers` named.
-        teacher: {name: [B, ...]} of what `knowledge` named, or of what the stage needs of it.
+        teacher: {name: [B, ...]} the knowledge that `knowledge` named, or the part of it that the stage needs.
         modules: the helpers by name.
         progress: fraction of the whole training that is done, in [0, 1).
         stage_progress: fraction of the stage that is done, in [0, 1).
@@ -287,18 +287,18 @@ class Step:
         return self.call_teacher_for(images)[0]
 
     def call_teacher_for(self, images: Tensor, *layers: str) -> tuple[Tensor, ...]:
-        """As `call_teacher`, with the outputs of the teacher's named layers behind the logits."""
+        """As `call_teacher`, followed by the outputs of the teacher's named layers."""
         assert self.callable_teacher is not None, "only a method with calls_teacher = True can call the teacher"
         return self.callable_teacher(images, *layers)
 
     def from_each(self, name: str) -> list[Tensor]:
-        """The knowledge called `name` of every teacher of this trial, in the sweep's order of teachers."""
+        """The knowledge called `name` of every teacher of this trial, in the order of the sweep's teachers."""
         return [value for key, value in self.teacher.items() if key == name or key.endswith(f"/{name}")]
 
     def input_gradient(self) -> Tensor:
         """The gradient dL(s(x), y) / dx of each sample's own supervised loss L, [B, channels, H, W]: cross-entropy for classes.
 
-        For methods that say `differentiates_images`. y is the sample's own target, as in the teacher's `input_gradient()`. It
+        For methods with `differentiates_images`. y is the sample's own target, as in the teacher's `input_gradient()`. It
         can be differentiated again. With BatchNorm in the student a sample's gradient includes its part in the batch's
         statistics.
         """
@@ -308,7 +308,7 @@ class Step:
 
     @property
     def generator(self) -> torch.Generator:
-        """A CPU generator for this step alone: equal draws in every run, on every device, after every resume."""
+        """A CPU generator for this step alone: the same numbers in every run, on every device, after every resume."""
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         return self._generator
@@ -335,7 +335,7 @@ def sum_of_terms(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 class Update(Protocol):
-    """How a method's own `step` changes weights."""
+    """How a method that overrides `step` changes weights."""
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
         """One optimiser step on `loss` for the named groups: `student` and helpers by name; all of them by default."""
@@ -354,11 +354,11 @@ class Method:
     """The tasks that the method serves, by name. A method that reads neither logits nor labels, apart from the supervised
     loss, names `ANY_TASK` here."""
     every_teacher: ClassVar[bool] = False
-    """Whether a trial learns from all teachers of the sweep together. `knowledge` is then asked of each of them, and with more
-    than one `step.teacher` has `<teacher>/<name>`; `step.from_each(name)` gives them in order."""
+    """Whether a trial learns from all teachers of the sweep together. `knowledge` is then called for each of them, and with
+    more than one `step.teacher` has `<teacher>/<name>`; `step.from_each(name)` gives them in order."""
     calls_teacher: ClassVar[bool] = False
-    """Whether steps call the teacher on inputs of the method's own making, by `step.call_teacher`; it calls the first of
-    several teachers."""
+    """Whether steps call the teacher on inputs that the method generates, by `step.call_teacher`; it calls the first of several
+    teachers."""
 
     def __post_init__(self) -> None:
         for name, rule in self.hyperparameters().items():
@@ -393,13 +393,13 @@ class Method:
     def needs_whole_batch(self) -> bool:
         """Whether the loss of a batch is more than the mean of its samples' own losses.
 
-        So it is where samples are related to each other, or a step changes what the method remembers. Such a method can train
+        True if samples are related to each other, or if a step changes what the method remembers. Such a method can train
         neither by micro-batches nor with several workers.
         """
         return False
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
-        """What the loss needs of the teacher, by the name under which `step.teacher` has it.
+        """What the loss needs from the teacher, by the name under which `step.teacher` has it.
 
         Raises:
             MethodError: the teacher or the student lacks what the method needs.
@@ -407,27 +407,27 @@ class Method:
         return {}
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
-        """The student's layers that the loss reads; `step.student_features` has them."""
+        """The student's layers that the loss reads; `step.student_features` has their outputs."""
         return ()
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        """The stretches of training; their epochs add up to `setup.epochs`."""
+        """The parts of the training; their epochs add up to `setup.epochs`."""
         return (Stage(epochs=setup.epochs),)
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
-        """The helpers, made anew for each trial; called under the trial's own seed."""
+        """The helpers, built for each trial; called under the trial's seed."""
         return {}
 
     def classifiers(self, student: nn.Module, modules: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
-        """What answers in the end, by name; each takes images and returns logits, and shares the weights that are trained.
+        """The trained models, by name; each takes images, returns what the student returns, and shares the trained weights.
 
         `student` is what is evaluated, measured and stored: the student itself, or its layers together with helpers that it
-        can not do without. The accuracy of any other is reported beside it.
+        cannot do without. The metric of every other one is reported beside it.
         """
         return {"student": student}
 
     def begin_stage(self, start: StageStart) -> None:
-        """Called in front of each stage, never on resume inside one."""
+        """Called before each stage, never on resume inside one."""
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """Named scalar terms whose sum is minimised; each is logged."""

@@ -1,4 +1,4 @@
-"""Optimisers of the student and of a method's helpers, one for each, so that a method may step them apart."""
+"""Optimisers of the student and of a method's helpers, one for each, so that a method may step them separately."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from stillhouse.spec.training import Training
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The optimiser that `training` names over all parameters of `module` that want gradients."""
+    """The optimiser that `training` names over all parameters of `module` that require gradients."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = training.peak_learning_rate, training.weight_decay
     if training.optimizer == "sgd":
@@ -68,13 +68,13 @@ class Optimisers:
         return student_rate
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
-        """One optimiser step on `loss` for the named groups, all of them by default; a group it does not depend on stays."""
+        """One optimiser step on `loss` for the named groups, by default all; a group without gradients stays unchanged."""
         self.clear(*groups)
         self.accumulate(loss)
         self.apply(*groups)
 
     def clear(self, *groups: str) -> None:
-        """Forgets the gradients of the named groups, of all by default."""
+        """Drops the gradients of the named groups, by default of all."""
         for optimizer in self._chosen(groups).values():
             optimizer.zero_grad(set_to_none=True)
 
@@ -86,7 +86,7 @@ class Optimisers:
         """One optimiser step along the gradients that were added since `clear`."""
         for name, optimizer in self._chosen(groups).items():
             if all(p.grad is None for group in optimizer.param_groups for p in group["params"]):
-                continue  # the scaler refuses to step it
+                continue  # the scaler raises for a group without gradients
             clip = self._training[name].gradient_clip
             if clip is not None:
                 self._scaler.unscale_(optimizer)

@@ -1,8 +1,8 @@
 """One student trained by several processes: each takes its slice of every batch, PyTorch's DDP averages the gradients.
 
 A batch holds the same samples for any number of workers, statistics of BatchNorm are those of the whole batch, and the loss of
-a slice is weighted by its size; so the result is that of one worker but for rounding, and for what the student draws itself
-(dropout), which each worker draws for its own slice.
+a slice is weighted by its size. The result is therefore that of one worker, except for rounding and for random numbers that the
+student draws itself (dropout): each worker draws those of its slice.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train one student together, seen from the one of `rank`; they have joined torch's default group."""
+    """The processes that train one student together, for the one of `rank`; all have joined torch's default process group."""
 
     rank: int = 0
     size: int = 1
@@ -41,7 +41,7 @@ class Workers:
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The values of every worker in the order of ranks, on each of them; only the first dimension may differ in length."""
+        """The values of every worker in the order of ranks, on each worker; only the first dimension may differ in length."""
         if self.size == 1:
             return [values]
         lengths = torch.zeros(self.size, dtype=torch.int64, device=values.device)
@@ -66,16 +66,16 @@ ALONE = Workers()
 
 
 def split_problem(method: Method) -> str | None:
-    """Why the method can not train on a part of each batch; None when it can."""
+    """Why the method cannot train on a part of each batch; None when it can."""
     if type(method).step is not Method.step:
-        return "has a training step of its own, which must see each batch whole"
+        return "has its own training step, which must see each batch whole"
     if method.needs_whole_batch:
         return "relates the samples of a batch to each other, so that it must see each batch whole"
     return None
 
 
 class JointLoss:
-    """The loss of a batch's part, behind DDP where there are several workers.
+    """The loss of a part of a batch, wrapped in DDP where there are several workers.
 
     Args:
         modules: the student and the helpers that are trained.
@@ -86,16 +86,20 @@ class JointLoss:
         self._parallel: DistributedDataParallel | None = None
         trained = any(parameter.requires_grad for parameter in self._module.parameters())
         if workers.size > 1 and trained:
-            # A stage may train the lower half only, and a loss need not read every helper.
+            # A stage may train only the lower layers, and a loss need not read every helper.
             self._parallel = DistributedDataParallel(self._module, find_unused_parameters=True)
 
     def __call__(self, compute: Callable[[], Terms]) -> Terms:
-        """The terms that `compute` gives, in which the modules take part."""
+        """The terms that `compute` returns; it calls the modules."""
         terms: Terms = self._module(compute) if self._parallel is None else self._parallel(compute)
         return terms
 
     def accumulating(self, *, more: bool) -> AbstractContextManager[Any]:
-        """Around a part behind which `more` of the worker's slice follows: gradients are averaged behind the last only."""
+        """A context for each part of the worker's slice; gradients are averaged over the workers after the last part only.
+
+        Args:
+            more: whether another part follows.
+        """
         return nullcontext() if self._parallel is None or not more else self._parallel.no_sync()
 
 
@@ -125,7 +129,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 class _SharedStatistics(nn.Module):
-    """BatchNorm whose batch is that of all workers. Mixed into torch's classes: torch's own SyncBatchNorm needs a GPU."""
+    """BatchNorm over the batch of all workers. Mixed into torch's classes, since torch's SyncBatchNorm needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         norm: Any = self

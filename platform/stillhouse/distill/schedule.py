@@ -13,10 +13,10 @@ _ONE_CYCLE_END = 1 / 25e4
 def learning_rate(training: Training, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """The rate of step `step` (from 0) of a stage of `total_steps`.
 
-    - `cosine`: peak·(1 + cos πx)/2 over the steps behind the warm-up (arXiv 1608.03983, one cycle).
+    - `cosine`: peak·(1 + cos πx)/2 over the steps after the warm-up (arXiv 1608.03983, one cycle).
     - `one_cycle`: rises from peak/25 over the first 30 %, then falls to peak/250000, both by a cosine (arXiv 1708.07120
-      with the usual cosine form); it brings its own warm-up.
-    - `step`: times `gamma` behind each milestone, a fraction of the stage.
+      with the usual cosine form); it includes its own warm-up.
+    - `step`: times `gamma` after each milestone, a fraction of the stage.
     """
     peak = training.peak_learning_rate
     progress = step / total_steps

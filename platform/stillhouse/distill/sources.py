@@ -1,4 +1,4 @@
-"""Where a trial's knowledge comes from: one interface, whatever the way."""
+"""Where a trial's knowledge comes from: one interface for every delivery mode."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,10 +26,11 @@ Places = tuple[int, Tensor]
 
 
 class KnowledgeSource(Protocol):
-    """Gives the teacher's knowledge of a batch. B samples.
+    """Returns the teacher's knowledge of a batch. B samples.
 
     Attributes:
-        wait_seconds: how long it has waited for knowledge that was not there yet.
+        way: the delivery mode.
+        wait_seconds: how long it has waited for knowledge that was not available yet.
     """
 
     way: str
@@ -38,11 +39,11 @@ class KnowledgeSource(Protocol):
     def wait_seconds(self) -> float: ...
 
     def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
-        """Announces the view of the coming epoch; may wait until its knowledge begins to be there.
+        """Announces the view of the next epoch; may wait until some of its knowledge is available.
 
         Args:
             names: the knowledge that the epoch needs, by the method's names; all of it by default.
-            reading: how the epoch will read it, so that it can be filled in that order.
+            reading: the order in which the epoch will read it, so that it can be filled in that order.
         """
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
@@ -62,9 +63,9 @@ def compute_knowledge(
     places: Places | None = None,
     task: Task | None = None,
 ) -> dict[str, Tensor]:
-    """One forward pass, and every kind of knowledge read off it; a large batch goes in pieces.
+    """One forward pass, and every kind of knowledge computed from it; a large batch is computed in pieces.
 
-    Kinds of the input gradient take a pass of their own, so that asking for one changes no bit of the others.
+    Kinds of the input gradient have a separate pass, so that they change no bit of the others.
 
     Args:
         labels: [B] or [B, K], the samples' own targets; needed for kinds of the input gradient.
@@ -116,11 +117,11 @@ def _compute_piece(
             )
             for name, kind in knowledge.items()
         }
-        # The outputs too: a reduction to signs, say, makes a number of what is none.
+        # The outputs too: a reduction to signs, for example, turns NaN into a number.
         if not bool(torch.stack([output.isfinite().all() for output in (*outputs.values(), *computed.values())]).all()):
             wrong = [str(knowledge[name]) for name, output in computed.items() if not bool(output.isfinite().all())]
             raise TrialError(
-                f"the teacher's outputs are not finite ({', '.join(wrong or outputs)}); check its weights, or train it anew "
+                f"the teacher's outputs are not finite ({', '.join(wrong or outputs)}); check its weights, or train it again "
                 "with a lower learning rate"
             )
         return computed
@@ -128,14 +129,14 @@ def _compute_piece(
 
 def _draws(count: int, places: Places | None) -> Tensor:
     """Numbers in [0, 1), float64 [B, count], by view and sample."""
-    assert places is not None, "what is drawn for a sample depends on its place"
+    assert places is not None, "random numbers of a sample depend on its place"
     view, indices = places
     counters = indices.cpu().numpy()[:, None] * count + np.arange(count)
     return torch.from_numpy(uniform(derive_key("draws of knowledge", view, count), counters)).to(indices.device)
 
 
 def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor, task: Task) -> Tensor:
-    """The gradient of each sample's own loss: of the sum over the batch, whose terms share no pixels."""
+    """The gradient of each sample's own loss: of the sum over the batch, in which no two samples share a pixel."""
     with torch.enable_grad():
         pixels = images.detach().requires_grad_()
         raw, _ = reader(pixels)
@@ -146,7 +147,7 @@ def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor, task
 
 
 def is_named(name: str, names: Collection[str] | None) -> bool:
-    """Whether knowledge called `name`, or `<teacher>/<name>`, is among `names`; all is among None."""
+    """Whether knowledge called `name`, or `<teacher>/<name>`, is among `names`; None means all."""
     return names is None or name in names or name.rpartition("/")[2] in names
 
 
@@ -156,7 +157,7 @@ def layers_of(knowledge: Mapping[str, Knowledge]) -> list[str]:
 
 
 class InlineKnowledge:
-    """The teacher in the trial's own process: the baseline, and for maps that cost more to move than to recompute.
+    """The teacher in the trial's process: for maps that cost more to transfer than to compute again.
 
     Args:
         labels: of the whole training split, [N] or [N, K], for knowledge that depends on the target.
@@ -194,13 +195,13 @@ class InlineKnowledge:
 
 
 class CachedKnowledge:
-    """Knowledge gathered from sealed views by memory map: no forward pass, no remote call per batch.
+    """Knowledge read from sealed views through a memory map: no forward pass and no remote call per batch.
 
-    A view may still be filled while it is read: a batch waits for its own rows alone.
+    A view may still be filled while it is read: a batch waits only for its own rows.
 
     Args:
-        open_views: gives {name: view} of view number `v` for the given names (None: all), with rows that are ready or will be.
-        await_rows: waits until the rows of a batch are ready in the views that were opened last, and gives those views.
+        open_views: returns {name: view} of view number `v` for the given names (None: all); its rows are ready or will be.
+        await_rows: waits until the rows of a batch are ready in the views that were opened last, and returns those views.
     """
 
     way = "cached"
@@ -234,7 +235,7 @@ class CachedKnowledge:
 
 
 class RestoredKnowledge:
-    """The same knowledge in the form that methods ask for, where it travels in a smaller one."""
+    """Decodes knowledge that is stored in a compact form (top-k logits) into the form that methods read."""
 
     def __init__(self, source: KnowledgeSource, knowledge: Mapping[str, Knowledge]) -> None:
         self._source = source

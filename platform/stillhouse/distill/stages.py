@@ -7,10 +7,10 @@ from stillhouse.errors import did_you_mean
 
 
 def epochs_of_first_stage(epochs: int, share: float) -> int:
-    """How many of `epochs` the first of two stages takes: the share, and at least one for each of them.
+    """How many of `epochs` the first of two stages takes: the share, but at least one for each stage.
 
     Raises:
-        MethodError: there is only one.
+        MethodError: there is only one epoch.
     """
     if epochs < 2:
         raise MethodError(f"needs an epoch for each of its 2 stages, has {epochs}")
@@ -18,7 +18,7 @@ def epochs_of_first_stage(epochs: int, share: float) -> int:
 
 
 def generations(epochs: int, number: int) -> list[Stage]:
-    """`generation_1` and so on with equal shares of the epochs; the last gets what is left over, and it alone is comparable.
+    """`generation_1` and so on with equal shares of the epochs; the last gets the remainder, and only it is comparable.
 
     The first generation needs all the method's knowledge, the later ones none.
 
@@ -43,7 +43,7 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
     """The method's stages, whose epochs must add up to the training's.
 
     Raises:
-        ValueError: they do not, a stage has no epoch, or it needs knowledge that the method does not ask for.
+        ValueError: they do not, a stage has no epoch, or it names knowledge that `knowledge` does not return.
     """
     stages = list(method.stages(setup))
     if any(stage.epochs < 1 for stage in stages):
@@ -53,8 +53,8 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
         raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
     needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
     if needed and setup.teacher is not None:
-        asked = method.knowledge(setup.teacher, setup.student)
+        known = method.knowledge(setup.teacher, setup.student)
         for name in needed:
-            if name not in asked:
-                raise ValueError(f"a stage needs knowledge '{name}', which is not asked for{did_you_mean(name, asked)}")
+            if name not in known:
+                raise ValueError(f"a stage names knowledge '{name}', which the method does not need{did_you_mean(name, known)}")
     return stages

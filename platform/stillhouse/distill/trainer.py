@@ -1,4 +1,4 @@
-"""The trainer: one student, one method, plain PyTorch. Everything random is a function of the seed and a counter."""
+"""The trainer: one student, one method, plain PyTorch. All randomness is a function of the seed and a counter."""
 
 import math
 import time
@@ -38,24 +38,25 @@ _CHECKPOINT_VERSION = 1
 class Trainer:
     """Trains one student with one method, an epoch at a time.
 
-    Two runs with equal arguments give bitwise equal weights on the same CPU, also when one of them was saved, killed and
+    Two runs with equal arguments end with bitwise equal weights on the same CPU, even if one of them was saved, killed and
     loaded in between.
 
     Args:
         new_student: builds the student; called under the trial's seed, and again by methods that train several.
-        method: what the loss is; `Method()` is plain supervised training.
+        method: defines the loss; `Method()` is plain supervised training.
         views: the augmented views; epoch e sees view `order(seed)[e mod count]`.
         epochs: length of the whole training, over all stages of the method.
-        teacher: gives the knowledge that the method asked of the teacher; None for methods that ask nothing.
+        teacher: the source of the knowledge that the method needs; None for methods that need none.
         callable_teacher: the teacher as a function, for methods that call it.
-        teacher_architecture: what the method may know of the teacher.
-        teacher_weights: gives the teacher's weights by name; asked only for methods that reuse a part of the teacher.
+        teacher_architecture: the layers and shapes that the method may know of the teacher.
+        teacher_weights: returns the teacher's weights by name; called only by methods that reuse a part of the teacher.
         student_name: the name used in messages.
         workers: the processes that train this student together, each with a trainer of equal arguments but its own rank.
-        micro_batch: the most samples of a forward pass, whose gradients are added up to the batch's; by default the recipe's.
+        micro_batch: the largest number of samples of a forward pass; the gradients of a batch are their sum. By default that
+            of `training`.
 
     Raises:
-        MethodError: the method can not work with this teacher or student.
+        MethodError: the method cannot work with this teacher or student.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Trainer:
 
     @property
     def classifier(self) -> nn.Module:
-        """What the training is for: the student, with whatever its method says that it can not do without."""
+        """The result of the training: the student, with the helpers that its method cannot do without."""
         return self._classifiers["student"]
 
     @property
@@ -142,11 +143,11 @@ class Trainer:
 
     @property
     def stage(self) -> Stage:
-        """The stage of the coming epoch; the last one when training is over."""
+        """The stage of the next epoch; the last one when training is over."""
         return self.stages[self._stage_at(min(self.epoch, self.epochs - 1))[0]]
 
     def fit(self) -> list[dict[str, Any]]:
-        """Runs all epochs that are left; returns the curve."""
+        """Runs all remaining epochs; returns the curve."""
         while not self.finished:
             self.run_epoch()
         return self.curve
@@ -188,11 +189,11 @@ class Trainer:
         return entry
 
     def _train_epoch(self, stage: Stage, stage_epoch: int, view: int, optimisers: Optimisers) -> tuple[dict[str, float], float]:
-        """Trains on every batch of the epoch; the mean of each loss term over the samples, and the last learning rate."""
+        """Trains on every batch of the epoch; returns each loss term's mean over the samples and the last rate."""
         totals: dict[str, Tensor] = {}
         samples = 0
         rate = 0.0
-        # What a student draws itself must differ between workers.
+        # The random numbers that a student draws itself must differ between workers.
         own = (self._workers.rank,) if self._workers.rank else ()
         with torch.random.fork_rng(devices=self._rng_devices()), self._read_ahead(view, stage):
             torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
@@ -212,9 +213,9 @@ class Trainer:
         return evaluate(model, self._data, split, self.device, self._memory_format)
 
     def gradients_by_parts(self, stage_index: int, ends: Sequence[int]) -> dict[str, Tensor]:
-        """The gradients of all weights after the parts [ends[i], ends[i+1]) of a batch's beginning, for tests.
+        """The summed gradients of the parts [ends[i], ends[i+1]) of the first rows of a batch, for tests.
 
-        Networks are in evaluation mode, so that neither BatchNorm nor dropout sets a batch and its parts apart.
+        Networks are in evaluation mode, so that neither BatchNorm nor dropout makes a batch differ from its parts.
         """
         for index in range(stage_index + 1):
             self._enter_stage(index)
@@ -239,20 +240,20 @@ class Trainer:
         return evaluate(model, self._data, split, self.device, self._memory_format, workers=self._workers)
 
     def workers_agree(self) -> bool:
-        """Whether all workers have come equally far; all of them must ask."""
+        """Whether all workers are at the same epoch; all of them must call this."""
         return self._workers.agree_on(self.epoch, self.device)
 
     def peers(self) -> dict[str, nn.Module]:
-        """What is evaluated beside the student, by name."""
+        """The models that are evaluated beside the student, by name."""
         return {name: model for name, model in self._classifiers.items() if name != "student"}
 
     @property
     def helper_bytes(self) -> int:
-        """What the method keeps beside the student while it trains: the helpers' weights and buffers, no optimiser's state."""
+        """Bytes of the helpers' weights and buffers, which the method holds beside the student; without optimisers' states."""
         return sum(tensor.nbytes for module in self._modules.values() for tensor in module.state_dict().values())
 
     def save(self, path: Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Writes everything that the rest of the training depends on, between two epochs, and `notes` of the caller's own."""
+        """Writes all that the rest of the training depends on, between two epochs, and the caller's `notes`."""
         save_checkpoint(
             path,
             {
@@ -275,11 +276,11 @@ class Trainer:
         )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Goes on where `save` stopped, and gives back its notes.
+        """Continues where `save` stopped; returns its notes.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
-            Damaged: it is not a whole checkpoint of this training; the trainer is then not usable.
+            Damaged: it is not a complete checkpoint of this training; the trainer must not be used then.
         """
         state = load_checkpoint(path, device=self.device)
         ours = [_CHECKPOINT_VERSION, self.epochs, self._seed, self._stage_plan()]
@@ -334,14 +335,14 @@ class Trainer:
         return even_parts(*self._workers.slice_of(batch), self.micro_batch)
 
     def _read_ahead(self, view: int, stage: Stage) -> AbstractContextManager[None]:
-        """While it lasts, images that must be decoded are, in the background, in the order of the epoch."""
+        """While the context is open, images are decoded in the background in the order of the epoch."""
         if stage.data_free:
             return nullcontext()
         batches = self.split.batches(self.epoch)
         return self.split.read_ahead((batch[start:end] for batch in batches for start, end in self._parts(batch)), view)
 
     def _train_on(self, indices: Indices, view: int, stage: Stage, number: int, optimisers: Optimisers) -> dict[str, Tensor]:
-        """One training step on a batch; the terms to log, or this worker's share of them."""
+        """One training step on a batch; returns the terms to log, or this worker's share of them."""
         if not self._in_parts:
             return self.method.step(self._make_step(indices, view, stage, number), optimisers)
         assert self._joint_loss is not None
@@ -390,7 +391,7 @@ class Trainer:
         knowledge: Mapping[str, Tensor],
         part: tuple[int, int] | None,
     ) -> Step:
-        """The step of the epoch's batch `number`, with what student and teacher made of it."""
+        """The step of the epoch's batch `number`, with the outputs of student and teacher."""
         per_epoch = self.split.batches_per_epoch
         global_step = self.epoch * per_epoch + number
         return Step(
@@ -414,7 +415,7 @@ class Trainer:
         )
 
     def _teacher_of(self, stage: Stage) -> KnowledgeSource | None:
-        """The source of what the stage needs; None when it needs nothing."""
+        """The source of the knowledge that the stage needs; None when it needs none."""
         return None if stage.knowledge == () or stage.data_free else self._teacher
 
     def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -449,12 +450,12 @@ class Trainer:
         return {"epoch": self.epoch + 1, "stage": stage.name, "train_loss": loss, **means, "learning_rate": rate}
 
     def _stage_at(self, epoch: int) -> tuple[int, int]:
-        """Stage number, and epoch within it."""
+        """The number of the stage, and the epoch within it."""
         for index, stage in enumerate(self.stages):
             if epoch < stage.epochs:
                 return index, epoch
             epoch -= stage.epochs
-        raise AssertionError("epoch lies behind the last stage")
+        raise AssertionError("the epoch is after the last stage")
 
     def _enter_stage(self, index: int) -> None:
         with torch.random.fork_rng(devices=self._rng_devices()):
@@ -475,7 +476,7 @@ class Trainer:
         if self._reader is not None:
             self._reader.close()
         self._reader = FeatureReader(self.student, self._layers, until=stage.until)
-        # A compiled network can not be differentiated twice.
+        # A compiled network cannot be differentiated twice.
         twice = self.method.differentiates_images
         if self._training.compile and not self._layers and stage.until is None and not twice:
             self._compiled = torch.compile(self.student)
@@ -506,4 +507,4 @@ class Trainer:
 
 
 def _no_weights() -> Mapping[str, Tensor]:
-    raise MethodError("reuses a part of the teacher, but this trainer was given no teacher_weights")
+    raise MethodError("reuses a part of the teacher, but this trainer has no teacher_weights")

@@ -154,7 +154,7 @@ def test_workers_share_what_the_trial_holds_evenly() -> None:
         ),
         (
             {"trial_resources": {"workers": 2}, "methods": {"mutual_learning": {}}},
-            "methods.mutual_learning suits no student: for mlp with big it has a training step of its own, which must see each "
+            "methods.mutual_learning suits no student: for mlp with big it has its own training step, which must see each "
             "batch whole, and trial_resources divides it among 2 workers; remove mutual_learning",
         ),
         (
