@@ -1,4 +1,4 @@
-"""An export that does not answer as the student is refused."""
+"""An export whose outputs differ from the student's is refused."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_another_class_is_not_the_same_class() -> None:
         return images.flatten(1).flip(1)
 
     assert agreement(Flat(), answer, torch.full((3, 1, 2, 2), 1.0), what="it").same_class == 3
-    with pytest.raises(UsageError, match=r"student\.onnx does not answer as the student does: logits differ by 0\.03"):
+    with pytest.raises(UsageError, match=r"student\.onnx does not return the student's outputs: logits differ by 0\.03"):
         agreement(Flat(), answer, IMAGES, what="student.onnx")
 
 
@@ -55,7 +55,7 @@ def test_a_student_whose_logits_are_not_finite_is_not_exported() -> None:
 
 
 def test_another_number_of_logits_is_named() -> None:
-    with pytest.raises(UsageError, match=r"it answers \[1, 2\] where the student answers \[1, 4\]"):
+    with pytest.raises(UsageError, match=r"it returns \[1, 2\] where the student returns \[1, 4\]"):
         agreement(Flat(), lambda images: images.flatten(1)[:, :2], IMAGES, what="it")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stillhouse.export.card import render_card
+from stillhouse.spec.metric import Metric
 
 Exported = tuple[Any, Path, dict[str, Any]]
 TEACHERS = [
@@ -32,7 +33,7 @@ def test_teachers_drop_and_ratio_are_those_of_the_record(document: dict[str, Any
     assert ("teacher", "big (resnet20, 272,474 parameters)") in rows
     assert ("teacher", "old (resnet20, 272,474 parameters)") in rows
     assert [value for name, value in rows if name == "teacher's test accuracy"] == ["0.9375", "not measured"]
-    assert ("accuracy drop against the teacher", "0.0625") in rows
+    assert ("test accuracy worse than the teacher's by", "0.0625") in rows
     assert ("teacher's parameters over the student's", "12.50") in rows
     assert ("weights of big", "`c0ffee`") in rows
     assert ("teacher", "none") not in rows
@@ -49,3 +50,28 @@ def test_a_name_can_not_break_a_table(document: dict[str, Any]) -> None:
     card = render_card(document)
     assert card.startswith("# a\\|b from sweep tiny\n")
     assert ("model", 'mine:net {"note": "x \\| y\\\\n&lt;b>"}') in rows_of(card)
+
+
+def test_the_card_of_another_metric_names_it_and_never_accuracy(document: dict[str, Any]) -> None:
+    metric = Metric(name="mae", direction="min", label="mean absolute error")
+    document["metric"] = metric.model_dump()
+    document["teachers"] = [{**TEACHERS[0], "test_mae": 2.0}]
+    document["metrics"] = {
+        "parameters": 100,
+        "size_bytes": 400,
+        "macs": 9,
+        "test_mae": 3.25,
+        "validation_mae": 3.0,
+        "mae_drop": 1.25,
+    }
+    card = render_card(document)
+    assert ("test mean absolute error", "3.25") in rows_of(card)
+    assert ("teacher's test mean absolute error", "2.00") in rows_of(card)
+    assert ("test mean absolute error worse than the teacher's by", "1.25") in rows_of(card)
+    assert "A lower mean absolute error is better" in card
+    assert "accuracy" not in card.lower()
+
+
+def test_a_document_of_the_first_release_has_accuracy(document: dict[str, Any]) -> None:
+    del document["metric"]
+    assert any(name == "test accuracy" for name, _ in rows_of(render_card(document)))

@@ -1,4 +1,4 @@
-"""`stillhouse export`: which trial, which folder, and one sentence for everything that can not be."""
+"""`stillhouse export`: which trial, which folder, and one sentence for everything that cannot be exported."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Whether what was exported answers as the student does, and how fast it is beside it."""
+"""Whether an exported form returns the same outputs as the student, and how fast it is."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ Answer = Callable[[Tensor], Tensor]
 """Logits [B, classes] for images [B, C, H, W]."""
 
 BATCH_SIZES = (1, 64)
-# float32 has 7 digits; kernels that add in another order lose one or two of them in a deep network.
+# float32 has 7 digits; in a deep network, kernels that add in another order lose one or two of them.
 _TOLERANCE = 1e-4
 _BUDGET_S = 2.0
 
@@ -26,8 +26,8 @@ class Agreement:
 
     Attributes:
         largest_difference: of any two logits.
-        largest_logit: by magnitude, of the student: what the difference is to be seen against.
-        same_class: images that both put into the same class.
+        largest_logit: of the student, by magnitude; the difference is judged against it.
+        same_class: images with the same largest logit in both.
     """
 
     images: int
@@ -37,10 +37,10 @@ class Agreement:
 
 
 def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) -> Agreement:
-    """Compares on `images` [N, C, H, W], one of them alone, the others in batches.
+    """Compares both on `images` [N, C, H, W]: the first image alone, the others in batches.
 
     Raises:
-        UsageError: they differ by more than rounding, or the logits are not finite.
+        UsageError: the outputs differ by more than rounding, or the student's are not finite.
     """
     difference, logit, same = 0.0, 0.0, 0
     for batch in _batches(images):
@@ -48,7 +48,7 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
             expected = student(batch)
         got = answer(batch)
         if got.shape != expected.shape:
-            raise UsageError(f"{what} answers {list(got.shape)} where the student answers {list(expected.shape)}")
+            raise UsageError(f"{what} returns {list(got.shape)} where the student returns {list(expected.shape)}")
         difference = max(difference, _largest(got - expected))
         logit = max(logit, _largest(expected))
         same += int((got.argmax(dim=1) == expected.argmax(dim=1)).sum())
@@ -56,19 +56,19 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
         raise UsageError("the student's logits are not finite on validation images; choose another trial")
     if not difference <= _TOLERANCE * max(1.0, logit):
         raise UsageError(
-            f"{what} does not answer as the student does: logits differ by {difference:.3g}; "
+            f"{what} does not return the student's outputs: logits differ by {difference:.3g}; "
             "does its forward pass depend on more than the image?"
         )
     return Agreement(images=len(images), largest_difference=difference, largest_logit=logit, same_class=same)
 
 
 def latency_of(answer: Answer, input_shape: Shape) -> dict[int, Latency]:
-    """Times an answer on the CPU, at the batch sizes of the card."""
+    """The latency on the CPU, at the batch sizes of the card."""
     return measure_latency(_Answering(answer), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
 
 
 class _Answering(nn.Module):
-    """What is measured must be a module, and a loaded program refuses `eval()`."""
+    """A module around an exported form: latency is measured of modules, and a loaded program refuses `eval()`."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The model card: what the student is, what it can do, what it cost, and how it is run."""
+"""The model card: what the student is, how good and how large it is, how it was made, and how to run it."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stillhouse.spec.metric import ACCURACY, Metric
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_card(document: dict[str, Any]) -> str:
-    """Markdown with the numbers of `export.json`."""
+    """Markdown with the numbers of `export.json`.
+
+    Args:
+        document: the content of `export.json`; one without a `metric` has accuracy.
+    """
+    metric = Metric.model_validate(document.get("metric", ACCURACY.model_dump()))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
@@ -19,8 +26,8 @@ def render_card(document: dict[str, Any]) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown; `cell` escapes what would break a table
     )
-    environment.filters |= {"cell": _cell, "count": _count, "number": _number, "accuracy": _accuracy}
-    return environment.get_template("card.md.j2").render(document)
+    environment.filters |= {"cell": _cell, "count": _count, "number": _number, "score": _score}
+    return environment.get_template("card.md.j2").render({**document, "metric": metric})
 
 
 def _cell(value: Any) -> str:
@@ -37,5 +44,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _accuracy(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
+def _score(value: float | None, metric: Metric) -> str:
+    """A value of the metric, with four decimals where it is a fraction."""
+    if value is None:
+        return "not measured"
+    return f"{value:.4f}" if metric.percent else metric.format(value)

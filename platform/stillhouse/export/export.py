@@ -1,4 +1,4 @@
-"""Writes one trained student into a folder, in every form, each compared with the student before it counts."""
+"""Writes one trained student into a folder, in every form, each compared with the student first."""
 
 import hashlib
 import importlib.metadata
@@ -20,6 +20,7 @@ from stillhouse.export.folder import MARK, check_target, filled
 from stillhouse.models.size import Latency, measure_latency
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import environment_facts
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 
 WEIGHTS, PROGRAM, ONNX = "student.safetensors", "student.pt2", "student.onnx"
@@ -37,8 +38,8 @@ class Student:
 
     Attributes:
         model: with the trial's weights, on the CPU, in evaluation mode.
-        resized: whether the data set was resized, which whoever uses the student must do too.
-        command: that ran the sweep, without secrets.
+        resized: whether the data set was resized; then users of the student must resize their images too.
+        command: the one that ran the sweep, without secrets.
     """
 
     facts: SweepFacts
@@ -50,20 +51,20 @@ class Student:
 
     @property
     def teachers(self) -> list[TeacherFacts]:
-        """The trial's own teachers; none for a student that learned alone."""
+        """The teachers of the trial; none for a student that learned alone."""
         return [teacher for teacher in self.facts.teachers if teacher.name in self.record.trial.teachers]
 
 
 def export_student(student: Student, folder: str | Path, *, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Writes `FILES` into the folder, all of them or none, and gives what stands in `export.json`.
+    """Writes `FILES` into the folder, all of them or none, and returns the content of `export.json` with the `folder`.
 
     Args:
-        folder: one that does not exist, is empty, or holds an earlier export, which is replaced.
-        tell: hears what is being done.
+        folder: one that does not exist, is empty, or contains an earlier export, which is replaced.
+        tell: called with a few words at each step.
 
     Raises:
-        UsageError: the folder is somebody else's, or the student can not be exported or does not answer as before.
-        InfrastructureError: the folder can not be written.
+        UsageError: the folder contains other files, or the student cannot be exported or its outputs change.
+        InfrastructureError: the folder cannot be written.
     """
     onnx.require_packages()
     target = check_target(folder, FILES)
@@ -103,7 +104,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
 
 
 def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
-    """What must happen to pixels before the student sees them, and what its answers mean."""
+    """How to prepare pixels for the student, and what its outputs mean."""
     channels, height, width = data.input_shape
     return {
         "input": {"name": onnx.INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
@@ -144,8 +145,9 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
         "phase": trial.phase,
         "epochs": record.epochs_run,
         "weights_hash": record.weights_hash,
+        "metric": facts.metric.model_dump(),
         "metrics": record.metrics,
-        "teachers": [teacher.model_dump(include=_OF_TEACHER) for teacher in student.teachers],
+        "teachers": [_teacher(teacher, facts.metric) for teacher in student.teachers],
         "dataset": {
             "name": student.data.name,
             "fingerprint": student.data.fingerprint,
@@ -174,7 +176,10 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
     }
 
 
-_OF_TEACHER = {"name", "model", "key", "parameters", "size_bytes", "validation_accuracy", "test_accuracy"}
+def _teacher(teacher: TeacherFacts, metric: Metric) -> dict[str, Any]:
+    columns = (metric.column("validation"), metric.column("test"))
+    sizes = teacher.model_dump(include={"name", "model", "key", "parameters", "size_bytes"})
+    return sizes | {column: teacher.value(column) for column in columns}
 
 
 def _file_facts(path: Path) -> dict[str, Any]:

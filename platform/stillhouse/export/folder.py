@@ -1,4 +1,4 @@
-"""The folder that an export fills: all of it or nothing, and nobody else's files."""
+"""The folder of an export: written whole or not at all, and never over other files."""
 
 import json
 import os
@@ -15,10 +15,10 @@ MARK = "export.json"
 
 
 def check_target(folder: str | Path, files: Collection[str]) -> Path:
-    """The absolute folder, if an export may have it: it does not exist, is empty, or holds an earlier export and nothing else.
+    """The absolute path of a folder that does not exist, is empty, or contains an earlier export and nothing else.
 
     Raises:
-        UsageError: it may not.
+        UsageError: it is another folder, or a file.
     """
     target = Path(folder).expanduser().resolve()
     if not target.exists():
@@ -30,21 +30,21 @@ def check_target(folder: str | Path, files: Collection[str]) -> Path:
     try:
         held = sorted(path.name for path in target.iterdir())
     except OSError as error:
-        raise UsageError(f"{target} can not be read: {error.strerror}; name another folder") from error
+        raise UsageError(f"{target} cannot be read: {error.strerror}; name another folder") from error
     foreign = [name for name in held if name not in files]
     if foreign or (held and not _is_export(target)):
         raise UsageError(
-            f"{target} is not empty ({(foreign or held)[0]}) and no earlier export; name a folder that does not exist yet"
+            f"{target} is not empty ({(foreign or held)[0]}) and is no earlier export; name a folder that does not exist yet"
         )
     return target
 
 
 @contextmanager
 def filled(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill; at the end it takes its place, on an error it is gone.
+    """A temporary folder next to `target` to fill. At the end it replaces `target`; after an error it is removed.
 
     Raises:
-        InfrastructureError: the disk is full, or the folder can not be written.
+        InfrastructureError: the disk is full, or the folder cannot be written.
     """
     beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
@@ -58,14 +58,14 @@ def filled(target: Path) -> Iterator[Path]:
         fsync_folder(target.parent)
     except OSError as error:
         raise InfrastructureError(
-            f"can not write the export {target}: {error.strerror or error}; free room or rights"
+            f"cannot write the export {target}: {error.strerror or error}; make room, or check the permissions"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def _swap(new: Path, target: Path) -> None:
-    """An empty folder is replaced in one step; an earlier export steps aside, whole until the new one stands there."""
+    """Replaces an empty folder in one step; an earlier export is moved aside and stays whole until then."""
     if not target.exists() or not any(target.iterdir()):
         new.rename(target)
         return

@@ -15,7 +15,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_packages() -> None:
-    """PlotStyle for the packages of the extra without importing them.
+    """Checks that the packages of the extra are installed, without importing them.
 
     Raises:
         UsageError: one is missing.
@@ -43,13 +43,13 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
             verbose=False,
         )
     except Exception as error:
-        raise UsageError(f"the student can not be written as ONNX: {describe_error(error)}") from error
+        raise UsageError(f"the student cannot be written as ONNX: {describe_error(error)}") from error
     assert converted is not None
     converted.save(path)
 
 
 def check_onnx(path: Path) -> None:
-    """Holds the file to the standard, shapes included.
+    """Checks the file against the standard, including its shapes.
 
     Raises:
         UsageError: it is not valid.
@@ -63,7 +63,7 @@ def check_onnx(path: Path) -> None:
 
 
 def load_answer(path: Path) -> Answer:
-    """What onnxruntime answers on the CPU, with as many threads as torch has."""
+    """The file as a function that onnxruntime runs on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

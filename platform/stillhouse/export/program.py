@@ -18,15 +18,15 @@ def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
     """The program of a model in evaluation mode on the CPU, for batches of any size.
 
     Raises:
-        UsageError: torch can not trace the model, as when its control flow depends on the pixels.
+        UsageError: torch cannot trace the model, for example because its control flow depends on the pixels.
     """
     example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:
         raise UsageError(
-            f"torch.export can not trace {type(model).__name__} with a batch of any size: {describe_error(error)}; "
-            "its forward must not decide by the values or the number of its images"
+            f"torch.export cannot trace {type(model).__name__} with a batch of any size: {describe_error(error)}; "
+            "its forward must not depend on the values or the number of the images in its control flow"
         ) from error
 
 
@@ -35,7 +35,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 
 def load_answer(path: Path) -> Answer:
-    """What the program in a file of our own answers; torch unpickles parts of such a file, so never load a stranger's."""
+    """The program in a file that we wrote, as a function. torch unpickles parts of such a file: load no file of others."""
     module = torch.export.load(path).module()
 
     def answer(images: Tensor) -> Tensor:
