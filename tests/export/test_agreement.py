@@ -87,7 +87,7 @@ class OfTwo(nn.Module):
 
 @pytest.mark.parametrize("model", [Deciding(), OfTwo()], ids=["pixels", "number"])
 def test_a_model_that_decides_by_its_images_is_refused_in_a_sentence(model: nn.Module) -> None:
-    with pytest.raises(UsageError, match=f"can not trace {type(model).__name__}") as caught:
+    with pytest.raises(UsageError, match=f"cannot trace {type(model).__name__}") as caught:
         make_program(model, (1, 2, 2))
     assert "\n" not in str(caught.value)
 

@@ -59,7 +59,7 @@ def test_the_working_folder_is_not_replaced_under_its_user(swept: Any, tmp_path:
 
 def test_a_folder_that_can_not_be_made_is_an_error_of_the_machine(swept: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InfrastructureError, match="can not write the export") as caught:
+    with pytest.raises(InfrastructureError, match="cannot write the export") as caught:
         swept.export(LENET, tmp_path / "file" / "out")
     assert caught.value.exit_code == 4
 

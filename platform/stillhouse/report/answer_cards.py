@@ -129,7 +129,7 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
     """Terms and their words: against the teacher, over the baseline, from how many it was chosen."""
     rows = []
     if answer.teacher is not None and (compared := against_teacher(answer)):
-        rows.append((f"Against teacher {answer.teacher.name}", ", ".join(compared)))
+        rows.append(("Against teacher", f"{', '.join(compared)} than {answer.teacher.name}"))
     if answer.gain is not None:
         rows.append((f"Gain over {baseline}", _gain_words(answer)))
     if answer.best is not None:
