@@ -13,8 +13,8 @@ from stillhouse.knowledge import feature, input_gradient, logits, reduced
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import NotReady, View
+from stillhouse.models.batch_parts import CPU_ROWS
 from stillhouse.models.features import FeatureReader, UnreadableLayer
-from stillhouse.models.pieces import CPU_ROWS
 
 IMAGES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 

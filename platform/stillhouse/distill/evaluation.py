@@ -5,7 +5,7 @@ from torch import nn
 
 from stillhouse.data.images import ImageData, Split, read_ahead
 from stillhouse.distill.parallel import ALONE, Workers
-from stillhouse.models.pieces import pieces
+from stillhouse.models.batch_parts import batch_parts
 from stillhouse.tasks import Evaluator, Task, of
 
 _BATCH = 512
@@ -52,7 +52,7 @@ def _evaluated(
         for start in starts:
             images = split.images[start : start + _BATCH].to(device)
             labels = split.labels[start : start + _BATCH].to(device)
-            for piece in pieces(images):
+            for piece in batch_parts(images):
                 raw = model(data.normalise(images[piece]).contiguous(memory_format=memory_format))
                 evaluator.update(task.outputs(raw), labels[piece])
     model.train(was_training)

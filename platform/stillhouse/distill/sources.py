@@ -12,8 +12,8 @@ from stillhouse.data.hashing import derive_key, uniform
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
+from stillhouse.models.batch_parts import batch_parts
 from stillhouse.models.features import FeatureReader
-from stillhouse.models.pieces import pieces
 from stillhouse.tasks import Task
 from stillhouse.tasks import find as find_task
 
@@ -85,7 +85,7 @@ def compute_knowledge(
             None if places is None else (places[0], places[1][piece]),
             task,
         )
-        for piece in pieces(images)
+        for piece in batch_parts(images)
     ]
     if len(computed) == 1:
         return computed[0]

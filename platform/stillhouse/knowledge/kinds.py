@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from stillhouse.durable import canonical_json
-from stillhouse.knowledge.code import code_version
+from stillhouse.knowledge.code_version import code_version
 from stillhouse.spec.priors import Scalar
 
 Reduction = Callable[..., Tensor]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stillhouse.distill.method import Method
 from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
-from stillhouse.knowledge.code import code_version
+from stillhouse.knowledge.code_version import code_version
 
 _CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
 if _CHECKOUT.is_dir() and (_CHECKOUT.parent / "platform" / "stillhouse").is_dir():

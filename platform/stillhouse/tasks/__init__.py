@@ -13,7 +13,7 @@ from types import ModuleType
 
 from stillhouse.data.images import ImageData
 from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
-from stillhouse.knowledge.code import named_version
+from stillhouse.knowledge.code_version import named_version
 from stillhouse.tasks.task import SHIPPED, Evaluator, Reduction, Task
 
 __all__ = ["Evaluator", "Reduction", "Task", "default", "find", "name_of", "names", "of", "own_version"]

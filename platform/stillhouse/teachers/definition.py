@@ -11,7 +11,7 @@ from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.knowledge.code import named_version
+from stillhouse.knowledge.code_version import named_version
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training

@@ -21,7 +21,7 @@ from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.knowledge.speed import seconds_per_row
+from stillhouse.knowledge.read_speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.features import FeatureReader

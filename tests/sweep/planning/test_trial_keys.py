@@ -15,7 +15,7 @@ import torch
 
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
-from stillhouse.knowledge.code import code_version
+from stillhouse.knowledge.code_version import code_version
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import validate

@@ -4,7 +4,7 @@ from torch import nn
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
-from stillhouse.knowledge.code import named_version
+from stillhouse.knowledge.code_version import named_version
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import ModelSize
 from stillhouse.spec.records import StudentChoice

@@ -8,7 +8,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import plain
 from stillhouse.durable import bytes_hash, content_hash
-from stillhouse.knowledge.code import named_version
+from stillhouse.knowledge.code_version import named_version
 from stillhouse.models.registry import model_options
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec, TeacherSpec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.knowledge.speed import seconds_per_row
+from stillhouse.knowledge.read_speed import seconds_per_row
 
 
 def test_the_measurement_removes_its_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stillhouse.knowledge import logits, reduced
-from stillhouse.knowledge.code import code_version
+from stillhouse.knowledge.code_version import code_version
 from stillhouse.knowledge.top_k import TopK
 
 REDUCTION = """
