@@ -16,7 +16,7 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from stillhouse.spec.load import validate
 from stillhouse.sweep.cluster.cluster_nodes import kinds_of_config
-from stillhouse.sweep.cluster.placement import place
+from stillhouse.sweep.cluster.placement import place_sweep
 
 ROOT = Path(__file__).parent.parent
 AWS, ON_PREM, JOB = ROOT / "cluster.yaml", ROOT / "deploy" / "on-prem.yaml", ROOT / "deploy" / "rayjob.yaml"
@@ -88,7 +88,7 @@ def test_the_plan_finds_room_for_the_spec_in_the_files_header() -> None:
             **yaml.safe_load(header.strip()),
         }
     )
-    found = place(spec, [], kinds_of_config(read(AWS)))
+    found = place_sweep(spec, [], kinds_of_config(read(AWS)))
     assert not found.problems
     # Ten nodes of one GPU, four trials on each.
     assert (found.trials, found.added) == (40, {"teacher": 1, "trial": 10})

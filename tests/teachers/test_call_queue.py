@@ -240,7 +240,7 @@ def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[st
 def test_kept_passes_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ForwardPassCache(max_bytes=100)
     for name, size in (("a", 60), ("b", 40), ("c", 50), ("too large", 101)):
-        kept.keep(name, torch.zeros(1), [], size)
+        kept.store(name, torch.zeros(1), [], size)
     assert [name for name in ("a", "b", "c", "too large") if name in kept] == ["b", "c"]
     assert kept.take("b") is not None
     assert kept.take("b") is None

@@ -33,7 +33,7 @@ _CHUNK_BYTES = 32 << 20
 _IDLE_S = 120.0
 """A writer that made no call for this long is closed when another one waits for its view."""
 
-_PLACES = re.compile(
+_FILES = re.compile(
     r"teachers/[0-9a-f]+/(card|weights\.safetensors|checkpoint)"
     r"|given/[0-9a-f]+"
     r"|sweeps/[^/]+/(ledger/[^/]+\.record|students/[^/]+\.safetensors|trials/[^/]+/checkpoint)"
@@ -77,33 +77,33 @@ class Keeper(Leased):
 
     # Files
 
-    def fetch(self, place: str) -> bytes | None:
-        """The content of the file at `place`, relative to the home; None when there is none."""
+    def fetch(self, file: str) -> bytes | None:
+        """The content of a file, given its path in the home; None if there is none."""
         try:
-            return self._path(place).read_bytes()
+            return self._path(file).read_bytes()
         except FileNotFoundError:
             return None
 
-    def keep(self, place: str, content: bytes) -> None:
-        """Makes `content` the file at `place`, durably.
+    def keep(self, file: str, content: bytes) -> None:
+        """Writes `content` into a file of the home, durably.
 
         Raises:
             OSError: the disk is full; the file is as it was.
         """
-        write_atomic(self._path(place), content)
+        write_atomic(self._path(file), content)
 
-    def drop(self, place: str) -> None:
-        """Removes the file at `place`; with its folder where it is the checkpoint of a trial."""
-        path = self._path(place)
+    def drop(self, file: str) -> None:
+        """Removes a file of the home; with its folder if it is the checkpoint of a trial."""
+        path = self._path(file)
         if path.name == "checkpoint" and path.parent.parent.name == "trials":
             shutil.rmtree(path.parent, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
-    def _path(self, place: str) -> Path:
-        if not _PLACES.fullmatch(place) or {".", ".."} & set(place.split("/")):
-            raise ValueError(f"the keeper of a home does not serve {place!r}")
-        return self._home / place
+    def _path(self, file: str) -> Path:
+        if not _FILES.fullmatch(file) or {".", ".."} & set(file.split("/")):
+            raise ValueError(f"the keeper of a home does not serve {file!r}")
+        return self._home / file
 
     # Reading views
 

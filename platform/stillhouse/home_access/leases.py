@@ -60,7 +60,7 @@ class LeaseBook:
             return self._is_over()
 
     def close_if_over(self) -> bool:
-        """Whether the leases are over; if so, for good: no further lease is granted."""
+        """Whether the leases are over; once they are, no further lease is granted."""
         with self._lock:
             self._closed = self._closed or self._is_over()
             return self._closed

@@ -50,7 +50,7 @@ class NodeHome:
         """
         if self._keeper is None or not path.is_relative_to(self.folder):
             return
-        content = self._keeper.call("fetch", self._place(path))
+        content = self._keeper.call("fetch", self._name(path))
         if content is None:
             path.unlink(missing_ok=True)
         else:
@@ -64,7 +64,7 @@ class NodeHome:
             InfrastructureError: the keeper does not answer.
         """
         if self._keeper is not None:
-            self._keeper.call("keep", self._place(path), path.read_bytes())
+            self._keeper.call("keep", self._name(path), path.read_bytes())
 
     def drop(self, path: Path) -> None:
         """Removes the file in the home; the caller removes its copy.
@@ -73,7 +73,7 @@ class NodeHome:
             InfrastructureError: the keeper does not answer.
         """
         if self._keeper is not None:
-            self._keeper.call("drop", self._place(path))
+            self._keeper.call("drop", self._name(path))
 
     @property
     def note_fill(self) -> Callable[[str], None] | None:
@@ -81,7 +81,7 @@ class NodeHome:
         keeper = self._keeper
         return None if keeper is None else lambda line: keeper.call("note_fill", line)
 
-    def _place(self, path: Path) -> str:
+    def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class LoadedTeacher:
     Attributes:
         path: its weights in the library.
         validation_value: of the task's metric, on this data set's validation split.
-        train_seconds: what its training took, whenever that was; 0 for weights that were given.
+        train_seconds: how long its training took, in this or an earlier call; 0 for given weights.
         trained_now: whether this call trained it.
     """
 
@@ -56,7 +56,7 @@ class TeacherLibrary:
 
     Args:
         root: an absolute path.
-        home: the home in which the folder lies, where it is not on this node.
+        home: the home that contains the folder, for a node that cannot access it.
     """
 
     def __init__(self, root: Path, home: NodeHome | None = None) -> None:
@@ -73,45 +73,36 @@ class TeacherLibrary:
         progress: Callable[[str], None] = lambda _text: None,
         ending: Callable[[], bool] = lambda: False,
     ) -> LoadedTeacher:
-        """Finds, loads or trains the teacher. Training that was interrupted goes on at its checkpoint.
+        """Finds, loads or trains the teacher. Interrupted training continues at its checkpoint.
 
         Args:
             views: the sweep's policy; the teacher is trained on as many views of it as it has epochs.
-            ending: whether training is to end behind the epoch under way.
+            ending: whether training is to end after the current epoch.
 
         Raises:
-            Interrupted: training ended since it was to; a checkpoint is written.
-            UsageError: weights that can not be read or do not fit the model.
+            Interrupted: training was to end; its checkpoint is written.
+            UsageError: weights that cannot be read or do not fit the model.
         """
         metric = tasks.of(data).metric
-        column = metric.column("validation")
-        key = definition.key(data, views)
+        key, column = definition.key(data, views), metric.column("validation")
         folder = self.root / key
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             self._pull(folder / "weights.safetensors", folder / "card")
-            card = _read_card(folder)
-            model = _build(definition)
-            trained_now = False
+            model, card = _build(definition), _read_card(folder)
             if card is not None and not _restore(model, folder / "weights.safetensors", card["weights_hash"]):
                 # Damaged since: knowledge sealed under the card's hash must not come from other weights.
                 card = None
-            if card is None and definition.weights is not None:
+            is_new, seconds = card is None, 0.0
+            if is_new and definition.weights is not None:
                 _load_given(model, definition)
-            elif card is None:
+            elif is_new:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
                 model, seconds = self._train(definition, data, views, folder, device, progress, ending)
-                trained_now = True
             model = model.to(device).eval().requires_grad_(False)
             if card is None:
-                card = _make_card(definition, data, model, seconds if trained_now else 0.0, device)
-                # The card comes last: one without whole weights is never written.
-                save_weights(model, folder / "weights.safetensors", {"model": definition.model})
-                write_checked(folder / "card", canonical_json(card).encode())
-                self._push(folder / "weights.safetensors", folder / "card")
-                (folder / "checkpoint").unlink(missing_ok=True)
-                if self._home is not None:
-                    self._home.drop(folder / "checkpoint")
+                card = _make_card(definition, data, model, seconds, device)
+                self._store(folder, definition, model, card)
         progress(f"teacher {definition.name}: validation {metric.label} {card[column]:.4f}")
         return LoadedTeacher(
             definition=definition,
@@ -121,8 +112,17 @@ class TeacherLibrary:
             weights_hash=card["weights_hash"],
             validation_value=card[column],
             train_seconds=card["train_seconds"],
-            trained_now=trained_now,
+            trained_now=is_new and definition.weights is None,
         )
+
+    def _store(self, folder: Path, definition: TeacherDefinition, model: nn.Module, card: Mapping[str, Any]) -> None:
+        """Writes the weights, then the card, so that no card exists without its weights; removes the checkpoint."""
+        save_weights(model, folder / "weights.safetensors", {"model": definition.model})
+        write_checked(folder / "card", canonical_json(card).encode())
+        self._push(folder / "weights.safetensors", folder / "card")
+        (folder / "checkpoint").unlink(missing_ok=True)
+        if self._home is not None:
+            self._home.drop(folder / "checkpoint")
 
     def _pull(self, *files: Path) -> None:
         for file in files:
@@ -135,7 +135,7 @@ class TeacherLibrary:
                 self._home.push(file)
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """The cards of all teachers that are kept, with their `key` and `bytes`."""
+        """The cards of all stored teachers, with their `key` and `bytes`."""
         for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             card = _read_card(folder)
             if card is not None:
@@ -182,13 +182,13 @@ class TeacherLibrary:
             )
             if trainer.finished:
                 break
-            asked = ending()
-            if asked or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+            interrupted = ending()
+            if interrupted or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
                 trainer.save(checkpoint)
                 self._push(checkpoint)
                 saved = time.monotonic()
-            if asked:
-                raise Interrupted(f"teacher {definition.name}: interrupted behind epoch {entry['epoch']}")
+            if interrupted:
+                raise Interrupted(f"teacher {definition.name}: interrupted after epoch {entry['epoch']}")
         return trainer.student, trainer.train_seconds
 
 
@@ -239,7 +239,7 @@ def _load_given(model: nn.Module, definition: TeacherDefinition) -> None:
             state = read_checkpoint(Path(weights))
         load_state(model, state, source=weights)
     except UsageError as error:
-        raise UsageError(f"teachers.{definition.name}.weights can not be used: {error}") from error
+        raise UsageError(f"teachers.{definition.name}.weights cannot be used: {error}") from error
 
 
 def _torchvision_state(name: str) -> dict[str, Tensor]:

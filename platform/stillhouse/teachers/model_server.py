@@ -39,12 +39,12 @@ class ForwardPassCache:
         self._max_bytes = max_bytes
         self._passes: OrderedDict[str, tuple[Tensor, Sequence[Tensor], int, float]] = OrderedDict()
 
-    def keep(self, token: str, images: Tensor, outputs: Sequence[Tensor], num_bytes: int) -> None:
+    def store(self, token: str, images: Tensor, outputs: Sequence[Tensor], num_bytes: int) -> None:
         self.drop_old()
         if num_bytes > self._max_bytes:
             return
         self._passes[token] = (images, outputs, num_bytes, time.monotonic())
-        while sum(kept[2] for kept in self._passes.values()) > self._max_bytes:
+        while sum(each[2] for each in self._passes.values()) > self._max_bytes:
             self._passes.popitem(last=False)
 
     def take(self, token: str | None) -> tuple[Tensor, Sequence[Tensor]] | None:
@@ -54,7 +54,7 @@ class ForwardPassCache:
 
     def drop_old(self) -> None:
         """Drops passes whose gradients were not requested in time, such as those of trials that ended."""
-        for token in [token for token, kept in self._passes.items() if time.monotonic() - kept[3] > CACHE_TIMEOUT_S]:
+        for token in [token for token, each in self._passes.items() if time.monotonic() - each[3] > CACHE_TIMEOUT_S]:
             del self._passes[token]
 
     def __contains__(self, token: object) -> bool:
@@ -168,8 +168,8 @@ class ModelServer:
         return [[array[end - call.rows : end] for array in arrays] for call, end in zip(calls, ends, strict=True)]
 
     def _compute_alone(self, task: tuple[Any, ...], call: Call) -> Sequence[Tensor]:
-        if task[0] == "pull_back" and (kept := self._passes.take(call.token)) is not None:
-            images, outputs = kept
+        if task[0] == "pull_back" and (stored := self._passes.take(call.token)) is not None:
+            images, outputs = stored
             self.samples_differentiated += call.rows
             return [pull_back(outputs, images, [self._tensor(gradient) for gradient in call.arrays[1:]])]
         tensors = [self._tensor(array) for array in call.arrays]
@@ -178,7 +178,7 @@ class ModelServer:
             per_sample = self._bytes_per_sample(task, images)
             outputs = run_teacher(self._model, images, task[2])
             self.samples_forwarded += call.rows
-            self._passes.keep(call.token, images, outputs, int(per_sample * call.rows))
+            self._passes.store(call.token, images, outputs, int(per_sample * call.rows))
             return outputs
         return self._run(task, tensors)
 
@@ -206,18 +206,18 @@ class ModelServer:
         """The bytes that a forward pass stores for its gradient, measured once per form of input on one sample."""
         if task not in self._pass_bytes:
             weights = {tensor.untyped_storage().data_ptr() for tensor in self._model.state_dict().values()}
-            kept: dict[int, int] = {}
+            sizes: dict[int, int] = {}
 
             def count(saved: Tensor) -> int:
                 storage = saved.untyped_storage()
                 if storage.data_ptr() not in weights:
-                    kept[storage.data_ptr()] = storage.nbytes()
+                    sizes[storage.data_ptr()] = storage.nbytes()
                 return 0
 
             one = images[:1].detach().clone().requires_grad_()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
                 run_teacher(self._model, one, task[2])
-            self._pass_bytes[task] = sum(kept.values())
+            self._pass_bytes[task] = sum(sizes.values())
         return self._pass_bytes[task]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

@@ -42,7 +42,7 @@ class ViewOpener:
         """{name: view} of the given names (None: all), waiting until the filling of each has begun.
 
         Raises:
-            InfrastructureError: the actor can not fill the view, or is gone.
+            InfrastructureError: the actor cannot fill the view, or is gone.
         """
         self._view, self._reading = view, reading
         self._wanted = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
@@ -58,7 +58,7 @@ class ViewOpener:
         """Waits for the rows of the samples `indices` [B]; returns the views that were opened last.
 
         Raises:
-            InfrastructureError: the actor can not fill the view, or is gone.
+            InfrastructureError: the actor cannot fill the view, or is gone.
         """
         # A batch that waits only for its turn sends no request: rows that arrive within seconds were not lost.
         self._requested_at = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from stillhouse.errors import SpecError
 from stillhouse.spec.load import validate
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.cluster.placement import NodeKind, labels_match, place, ray_options
+from stillhouse.sweep.cluster.placement import NodeKind, labels_match, place_sweep, ray_options
 
 
 def make_spec(trial: dict[str, Any], teacher: dict[str, Any] | None = None, **more: Any) -> SweepSpec:
@@ -33,7 +33,7 @@ def node(cpu: float, gpu: float = 0, *, count: int = 1, labels: dict[str, str] |
 
 
 def test_teachers_come_first_and_trials_get_what_is_left() -> None:
-    found = place(make_spec({"cpu": 1, "gpu": 0.25}, {"gpu": 1}), [node(8, 1), node(8, 1)])
+    found = place_sweep(make_spec({"cpu": 1, "gpu": 0.25}, {"gpu": 1}), [node(8, 1), node(8, 1)])
     assert (found.trials, found.problems) == (4, ())
 
 
@@ -44,13 +44,13 @@ def test_a_teacher_stands_where_it_leaves_room_for_most_trials_whatever_the_orde
         for name, cpu in (("head", 1), ("trial", 2), ("small", 0.5))
     ]
     for given in itertools.permutations(nodes):
-        found = place(spec, given)
+        found = place_sweep(spec, given)
         assert (found.trials, found.teachers) == (2, {"big": ("head",)})
 
 
 def test_a_teacher_that_fits_anywhere_leaves_its_node_to_one_that_does_not() -> None:
     spec = make_spec({"cpu": 1}, teachers={"any": cpu_teacher(1), "large": cpu_teacher(4)})
-    assert place(spec, [node(4), node(2)]).problems == ()
+    assert place_sweep(spec, [node(4), node(2)]).problems == ()
 
 
 def cpu_teacher(cpu: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_no_other_places_of_the_teachers_leave_room_for_more_trials() -> None:
         teachers = [generator.randint(1, 3) for _ in range(generator.randint(1, 4))]
         trial = generator.randint(1, 3)
         spec = make_spec({"cpu": trial}, teachers={f"t{number}": cpu_teacher(needs) for number, needs in enumerate(teachers)})
-        found, most = place(spec, [node(each) for each in cores]), most_trials(teachers, trial, cores)
+        found, most = place_sweep(spec, [node(each) for each in cores]), most_trials(teachers, trial, cores)
         if most < 0:
             assert any(problem.startswith("teachers.") for problem in found.problems)
         else:
@@ -84,22 +84,22 @@ def test_no_other_places_of_the_teachers_leave_room_for_more_trials() -> None:
 
 
 def test_a_teacher_that_holds_nothing_may_stand_anywhere() -> None:
-    found = place(make_spec({"cpu": 1}, {}), [node(1)])
+    found = place_sweep(make_spec({"cpu": 1}, {}), [node(1)])
     assert (found.trials, found.teachers) == (1, {"big": ("",)})
 
 
 def test_shares_of_a_gpu_add_up_in_spite_of_rounding() -> None:
-    assert place(make_spec({"cpu": 0.1, "gpu": 0.1}), [node(1, 1)]).trials == 10
+    assert place_sweep(make_spec({"cpu": 0.1, "gpu": 0.1}), [node(1, 1)]).trials == 10
 
 
 def test_a_trial_does_not_lie_across_nodes() -> None:
-    found = place(make_spec({"cpu": 3}), [node(2), node(2)])
+    found = place_sweep(make_spec({"cpu": 3}), [node(2), node(2)])
     assert found.trials == 0
     assert found.problems == ("trial_resources.cpu must be <= 2, which is what the largest node has, got 3",)
 
 
 def test_a_teacher_that_leaves_nothing_for_trials_is_a_problem() -> None:
-    (problem,) = place(make_spec({"cpu": 1}, {"cpu": 2}), [node(2)]).problems
+    (problem,) = place_sweep(make_spec({"cpu": 1}, {"cpu": 2}), [node(2)]).problems
     assert problem == (
         "trial_resources require 1 CPU on one node, which the cluster does not have free beside the teachers; "
         "lower it, or add a node"
@@ -108,19 +108,19 @@ def test_a_teacher_that_leaves_nothing_for_trials_is_a_problem() -> None:
 
 def test_an_autoscaler_adds_nodes_only_where_there_is_no_room() -> None:
     spec = make_spec({"cpu": 1}, {"gpu": 1}, max_concurrent_trials=6)
-    found = place(spec, [node(4)], [node(4, 1, count=5)])
+    found = place_sweep(spec, [node(4)], [node(4, 1, count=5)])
     # The teacher takes a new node, six trials its four cores and two of those that are there.
     assert (found.trials, found.added, found.problems) == (6, {"n": 1}, ())
 
 
 def test_an_autoscalers_limit_is_the_clusters_limit() -> None:
-    assert place(make_spec({"cpu": 2}), [], [node(4, count=3)]).trials == 6
+    assert place_sweep(make_spec({"cpu": 2}), [], [node(4, count=3)]).trials == 6
 
 
 def test_labels_and_resources_of_ones_own_decide_where() -> None:
     claim = {"cpu": 1, "labels": {"pool": "trial"}, "custom": {"fast_disk": 0.5}}
     nodes = [node(4, labels={"pool": "trial"}), node(4, fast_disk=1), node(4, labels={"pool": "trial"}, fast_disk=1)]
-    assert place(make_spec(claim), nodes).trials == 2
+    assert place_sweep(make_spec(claim), nodes).trials == 2
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_labels_and_resources_of_ones_own_decide_where() -> None:
     ],
 )
 def test_an_impossible_request_is_one_sentence_that_names_the_key(claim: dict[str, Any], sentence: str) -> None:
-    (problem,) = place(make_spec(claim), [node(8, 1, labels={"pool": "trial"})]).problems
+    (problem,) = place_sweep(make_spec(claim), [node(8, 1, labels={"pool": "trial"})]).problems
     assert problem.startswith(sentence)
     assert "\n" not in problem
 

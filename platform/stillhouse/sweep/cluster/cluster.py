@@ -32,7 +32,7 @@ from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import check_nodes
-from stillhouse.sweep.cluster.placement import Placement, place, ray_options
+from stillhouse.sweep.cluster.placement import Placement, place_sweep, ray_options
 from stillhouse.sweep.cluster.teacher_actors import RunningTeacher
 from stillhouse.sweep.cluster.teacher_starter import TeacherStarter
 from stillhouse.sweep.cluster.trial_watch import WORKER_DIED, LostTrial, TrialWatch
@@ -179,7 +179,7 @@ class Cluster:
             give_up: called often; once it is true, trials end as when the user ends the sweep.
 
         Returns:
-            trials that have no record because the infrastructure failed them; none when the sweep was asked to end, which
+            trials that have no record because the infrastructure failed them; none when the sweep was to end early, which
             leaves trials without a record on purpose.
 
         Raises:
@@ -250,7 +250,7 @@ class Cluster:
             InfrastructureError: the cluster cannot hold a teacher or a single trial, or its nodes cannot run the sweep.
         """
         addable = [] if self._local else addable_nodes()
-        found = place(self._spec, nodes_of_cluster(), addable or ())
+        found = place_sweep(self._spec, nodes_of_cluster(), addable or ())
         # KubeRay does not report what its autoscaler can add.
         if found.problems and addable is not None:
             raise InfrastructureError(found.problems[0])

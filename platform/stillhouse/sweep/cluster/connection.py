@@ -62,13 +62,13 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         InfrastructureError: the cluster cannot be reached.
     """
-    ours = not ray.is_initialized()
-    if ours:
+    connects = not ray.is_initialized()
+    if connects:
         connect(address)
     try:
         yield
     finally:
-        if ours:
+        if connects:
             ray.shutdown()
 
 

@@ -57,8 +57,8 @@ class NodeReport:
 def examine_nodes(home: Path, tracking_uri: str | None = None) -> list[Finding]:
     """All checks from a worker on every node of the connected cluster: one finding for each check and node."""
     location = locate(tracking_uri, home)
-    ours = versions()
-    return [finding for report in probe_nodes(home, location) for finding in findings_of(report, ours, location.shown)]
+    expected = versions()
+    return [finding for report in probe_nodes(home, location) for finding in findings_of(report, expected, location.shown)]
 
 
 def examine_cluster(address: str, home: Path, tracking_uri: str | None = None) -> list[Finding]:
@@ -83,8 +83,8 @@ def check_nodes(home: Path) -> list[str]:
     """
     reports = _without_lost_nodes(probe_nodes(home), home)
     problems = [f"node {report.node} cannot run the platform: {report.error}" for report in reports if report.facts is None]
-    ours = versions()
-    differing = {report.node: _differing(ours, report.facts["versions"]) for report in reports if report.facts is not None}
+    expected = versions()
+    differing = {report.node: _differing(expected, report.facts["versions"]) for report in reports if report.facts is not None}
     problems += [f"node {node} has {what}; install the same versions on every node" for node, what in differing.items() if what]
     apart = nodes_without_home(reports)
     problems += [_no_scratch(report) for report in apart if report.facts and report.facts["scratch_trouble"]]
@@ -137,19 +137,19 @@ def probe_nodes(home: Path, location: Location | None = None, among: Collection[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def findings_of(report: NodeReport, ours: Mapping[str, str], store: str) -> list[Finding]:
+def findings_of(report: NodeReport, expected: Mapping[str, str], store: str) -> list[Finding]:
     """The findings of one node's report.
 
     Args:
-        ours: the versions of this process.
+        expected: the versions of this process.
         store: MLflow's address without secrets.
     """
     facts, node = report.facts, report.node
     if facts is None:
         return [Finding("worker", False, report.error, node)]
-    home, theirs = Path(facts["home"]), facts["versions"]
-    differing = _differing(ours, theirs)
-    versions_fact = differing or ", ".join(f"{name} {theirs[name]}" for name in ("python", "ray", "torch", "stillhouse"))
+    home, found = Path(facts["home"]), facts["versions"]
+    differing = _differing(expected, found)
+    versions_fact = differing or ", ".join(f"{name} {found[name]}" for name in ("python", "ray", "torch", "stillhouse"))
     full = facts["free_bytes"] < LEAST_FREE_BYTES
     room = f"{facts['free_bytes'] / 2**30:.1f} GiB free"
     home_fact = f"{home} is writable and shared, {room}" if report.shares_home else f"{_not_shared(report, home)}, {room}"
@@ -215,12 +215,12 @@ def _no_scratch(report: NodeReport) -> str:
     )
 
 
-def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+def _differing(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
     """All differing versions, as `torch 2.13.0 (2.14.1 here)`; a commit counts where both are known."""
     return ", ".join(
-        f"{name} {theirs.get(name, 'unknown')} ({value} here)"
-        for name, value in ours.items()
-        if theirs.get(name) != value and not (name == "commit" and name not in theirs)
+        f"{name} {found.get(name, 'unknown')} ({value} here)"
+        for name, value in expected.items()
+        if found.get(name) != value and not (name == "commit" and name not in found)
     )
 
 

@@ -81,7 +81,7 @@ def labels_match(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool
     return True
 
 
-def place(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind] = ()) -> Placement:
+def place_sweep(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[NodeKind] = ()) -> Placement:
     """Places each teacher where it leaves room for the most trials, then as many trials as fit.
 
     The result depends on what the nodes have, not on their order. An autoscaler's nodes are used only where the existing nodes

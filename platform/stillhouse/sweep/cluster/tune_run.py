@@ -1,4 +1,4 @@
-"""One run of Ray Tune: what it is told of trials, resources and when to end. Nothing that Tune stores is read again."""
+"""One run of Ray Tune: its trials, their resources, and when it ends. Nothing that Tune stores is read again."""
 
 import time
 from collections.abc import Callable

@@ -230,9 +230,9 @@ class TrialRunner:
         self._teachers = []
         for ticket, architecture in zip(tickets, architectures, strict=True):
             prefix = f"{ticket.definition.name}/" if len(tickets) > 1 else ""
-            asked = {f"{prefix}{name}": kind for name, kind in method.knowledge(architecture, student).items()}
+            needs = {f"{prefix}{name}": kind for name, kind in method.knowledge(architecture, student).items()}
             self._teachers.append(
-                TrialTeacher(ticket, asked, labels=self._data.train.labels, calls=method.calls_teacher, device=self._device)
+                TrialTeacher(ticket, needs, labels=self._data.train.labels, calls=method.calls_teacher, device=self._device)
             )
         return Trainer(
             new_student=lambda: build_student(trial.student, self._data),

@@ -8,7 +8,7 @@ import ray
 from stillhouse.data.datasets import ImageData
 from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
-from stillhouse.sweep.cluster.placement import Placement, place
+from stillhouse.sweep.cluster.placement import Placement, place_sweep
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.preview.hours import Estimate, estimate
 
@@ -71,9 +71,9 @@ def make_forecast(plan: Plan, data: ImageData, *, measure: bool, address: str | 
     connect(address, plan.spec)
     try:
         nodes, addable = nodes_of_cluster(), addable_nodes()
-        found = place(plan.spec, nodes, addable or ())
+        found = place_sweep(plan.spec, nodes, addable or ())
         # Measuring must not make an autoscaler add a node.
-        able = measure and not place(plan.spec, nodes).problems
+        able = measure and not place_sweep(plan.spec, nodes).problems
         measured = estimate(plan, data, remote=True) if able else None
         return Forecast(estimate=measured, address=address, nodes=len(nodes), placement=found, undecided=addable is None)
     finally:
