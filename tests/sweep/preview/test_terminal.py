@@ -1,0 +1,56 @@
+"""The printed plan has the numbers of the plan."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from stillhouse.data.datasets import load_dataset
+from stillhouse.sweep.planning.plan import Plan, make_plan
+from stillhouse.sweep.planning.spec_check import check
+from stillhouse.sweep.preview.terminal import print_lines, print_plan
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    spec = {
+        "name": "printed",
+        "dataset": {"name": "digits"},
+        "teachers": {"big": {"model": "lenet", "train": {"epochs": 2}}},
+        "students": [{"model": "mlp", "name": "small", "hidden": [3]}],
+        "methods": {"kd": {}},
+        "search": {"trials_per_method": 2, "max_epochs": 3, "confirm_seeds": 1},
+    }
+    return make_plan(check(spec), load_dataset("digits"))
+
+
+def printed(plan: Plan) -> list[str]:
+    stream = io.StringIO()
+    print_plan(plan, Console(file=stream, width=160))
+    return stream.getvalue().splitlines()
+
+
+def test_students_methods_and_teachers_are_listed_with_their_numbers(plan: Plan) -> None:
+    rows = {words[0]: words[1:] for line in printed(plan) if (words := line.split())}
+    # 64 pixels, 3 hidden units, 10 classes.
+    assert rows["small"][:3] == ["hidden=[3]", f"{64 * 3 + 3 + 3 * 10 + 10}", f"{64 * 3 + 3 * 10}"]
+    assert rows["kd"] == ["2", "0"]
+    assert rows["scratch"] == ["1", "1"]
+    assert rows["big"][0] == "lenet"
+    assert rows["big"][-2:] == ["trained", "once"]
+
+
+def test_the_first_line_counts_the_trials_of_both_phases(plan: Plan) -> None:
+    assert printed(plan)[0] == f"printed: 3 trials, then up to {plan.confirm_trials} to confirm"
+
+
+def test_every_note_is_printed(plan: Plan) -> None:
+    lines = printed(plan)
+    assert plan.notes
+    assert [line for line in lines if line.startswith("note: ")] == [f"note: {note}" for note in plan.notes]
+
+
+def test_brackets_in_a_line_are_no_markup() -> None:
+    stream = io.StringIO()
+    print_lines(["hidden=[3] [bold]"], Console(file=stream, width=40))
+    assert stream.getvalue() == "hidden=[3] [bold]\n"
