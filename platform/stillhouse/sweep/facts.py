@@ -9,7 +9,7 @@ from stillhouse.sweep.home.ledger import now
 
 
 def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str) -> SweepFacts:
-    """What is known before this run starts anything.
+    """What is known before this run starts anything; `seconds` are those of earlier runs.
 
     Args:
         earlier: the facts that the previous run wrote.
@@ -37,4 +37,5 @@ def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str)
         environment=environment_facts(),
         command=command,
         started=earlier.started if earlier else now(),
+        seconds=earlier.seconds if earlier else 0.0,
     )

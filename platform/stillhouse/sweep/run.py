@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from stillhouse.errors import Interrupted
 from stillhouse.report import ReportFiles, parse_budget, write_report
@@ -53,7 +54,6 @@ def run_sweep(
     records = _known_records(context, phases, again, origin)
     reused = frozenset(records)
     earlier = sweep_home.read_facts()
-    earlier_seconds = earlier.seconds if earlier else 0.0
     accounts = TeacherAccounts(sweep_home, earlier)
     facts = initial_facts(context, earlier, command)
     tracker = Tracker(
@@ -63,18 +63,9 @@ def run_sweep(
         facts = _with_tracking(facts, tracker)
         for record in records.values():
             tracker.log_trial(record)
-
-        def publish_teachers(teachers: Sequence[TeacherFacts]) -> None:
-            # Now, not at the end: a later run that finds nothing missing starts no teacher and must know of them.
-            known = [accounts.total(teacher, records.values()) for teacher in teachers]
-            published = facts.model_copy(
-                update={"teachers": known, "seconds": earlier_seconds, "open_fills": accounts.log_start}
-            )
-            sweep_home.write_facts(published)
-            tracker.know(published)
-
         budget = _budget(context, records, started)
-        ready = _run_missing(context, phases, records, budget, tracker, publish_teachers)
+        publish = partial(_publish_teachers, sweep_home, tracker, accounts, facts, records)
+        ready = _run_missing(context, phases, records, budget, tracker, publish)
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
         outcome = _outcome(phases, records, reused, teachers, accounts)
         facts = facts.model_copy(
@@ -82,7 +73,7 @@ def run_sweep(
                 "teachers": [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers],
                 "notes": [*facts.notes, *_closing_notes(context, phases, records, budget, teachers, outcome)],
                 "tracking": {**facts.tracking, "run_id": tracker.run_id},
-                "seconds": earlier_seconds + time.perf_counter() - started,
+                "seconds": facts.seconds + time.perf_counter() - started,
             }
         )
         files = _write_outcome(context, facts, outcome.records, tracker)
@@ -119,6 +110,21 @@ def _known_records(
     context.progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
     context.progress.claims(cpu=claim.cpu, gpu=claim.gpu)
     return records
+
+
+def _publish_teachers(
+    sweep_home: SweepHome,
+    tracker: Tracker,
+    accounts: TeacherAccounts,
+    facts: SweepFacts,
+    records: Mapping[str, TrialRecord],
+    teachers: Sequence[TeacherFacts],
+) -> None:
+    """Stores what is known of the teachers before the first trial: a later run may find nothing missing and start none."""
+    known = [accounts.total(teacher, records.values()) for teacher in teachers]
+    published = facts.model_copy(update={"teachers": known, "open_fills": accounts.log_start})
+    sweep_home.write_facts(published)
+    tracker.know(published)
 
 
 def _with_tracking(facts: SweepFacts, tracker: Tracker) -> SweepFacts:

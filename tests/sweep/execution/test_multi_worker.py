@@ -154,12 +154,12 @@ def test_workers_share_what_the_trial_holds_evenly() -> None:
         ),
         (
             {"trial_resources": {"workers": 2}, "methods": {"mutual_learning": {}}},
-            "methods.mutual_learning suits no student: for mlp with big it has its own training step, which must see each "
+            "methods.mutual_learning fits no student: for mlp with big it has its own training step, which must see each "
             "batch whole, and trial_resources divides it among 2 workers; remove mutual_learning",
         ),
         (
             {"training": {"micro_batch": 8}, "methods": {"dist": {}}},
-            "methods.dist suits no student: for mlp with big it relates the samples of a batch to each other, so that it must "
+            "methods.dist fits no student: for mlp with big it relates the samples of a batch to each other, so that it must "
             "see each batch whole, and training.micro_batch = 8 divides it; remove dist",
         ),
     ],

@@ -30,7 +30,7 @@ class PlannedStudent:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTeacher:
-    """A teacher, how many trials ask something of it, and whether it must be trained if it never was."""
+    """A teacher, how many trials use it, and whether it must be trained if that was never done."""
 
     name: str
     model: str
@@ -45,10 +45,10 @@ class Cost:
     """Multiply-accumulates of the search phase; training counts three times the forward pass.
 
     Attributes:
-        teacher_shared: each teacher's forward pass over the views that the trials see, once; calls on inputs of a method's
-            own making are left out.
+        teacher_shared: one forward pass of each teacher over the views that the trials read; calls on generated inputs are
+            not counted.
         teacher_inside: the same knowledge with the teacher inside every trial.
-        teacher_training: training the teachers that are not given, if that was never done.
+        teacher_training: training the teachers without given weights, if that was never done.
     """
 
     students: int

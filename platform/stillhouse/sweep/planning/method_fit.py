@@ -19,7 +19,6 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.blueprint import sketch
 from stillhouse.spec.combinations import Soundness
-from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.draws import Draw
@@ -72,22 +71,6 @@ def fit_method(method: Method, student: Architecture, teachers: Sequence[Archite
     if needed or method.calls_teacher:
         raise NeedsTeacherError(NEEDS_TEACHER)
     return MethodFit(method=method, knowledge=(), needs_teacher=False)
-
-
-def can_serve(name: str, settings: Mapping[str, Any], task: Task) -> bool:
-    """Whether the method serves the task with some of the hyper-parameters that `settings` allow; the others are defaults.
-
-    True as well where the method cannot be made with them, since that is another problem.
-    """
-    priors = {key: setting for key, setting in settings.items() if isinstance(setting, Prior)}
-    first = {key: setting.ends()[0] if isinstance(setting, Prior) else setting for key, setting in settings.items()}
-    corners = [first, *({**first, key: end} for key, prior in priors.items() for end in prior.ends()[1:])]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return any(make_method(name, corner).serves(task.name) for corner in corners)
-    except Exception:  # a user-defined method can raise anything
-        return True
 
 
 def runnable_draw(draw: Draw, fit: MethodFit) -> Draw:

@@ -1,4 +1,4 @@
-"""Sentences of a plan for its reader: what is left out, what limits and budget cut off."""
+"""A plan's notes for its reader: what is left out, and what limits and budget exclude."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +33,7 @@ def search_notes(search: AdaptiveSearch | None, known: Sequence[Trial], students
     sizes = [planned.size.parameters for planned in students]
     return [
         f"{search.spec.search.algorithm} searches in {len(search.studies)} studies, one for each method and student: "
-        f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results come in, from students of "
+        f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results arrive, from students of "
         f"{min(sizes):,} to {max(sizes):,} parameters; trials by student and costs are estimated from the first ones"
     ]
 

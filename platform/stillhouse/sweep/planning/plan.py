@@ -42,11 +42,11 @@ class Plan:
 
     Attributes:
         spec: with every method and hyper-parameter spelled out.
-        trials: of the search phase, in the order in which they start; of an adaptive search, those that are known before
-            any result.
-        search: chooses the other trials of an adaptive search; None for the other algorithms.
-        duplicates: trials dropped since another one has all the same settings, by method.
+        trials: of the search phase, in the order in which they start; of an adaptive search, those known before any result.
+        duplicates: how many trials were dropped because another one has the same settings, by method.
         confirm_trials: how many trials the confirm phase adds at most.
+        metric: what the task judges students by.
+        search: chooses the other trials of an adaptive search; None for the other algorithms.
     """
 
     spec: SweepSpec
@@ -64,12 +64,12 @@ class Plan:
 
     @property
     def num_trials(self) -> int:
-        """How many trials the search phase has, at most for an adaptive search."""
+        """How many trials the search phase has; for an adaptive search, at most."""
         return len(self.trials) if self.search is None else self.search.num_trials
 
     @property
     def trials_per_method(self) -> Counter[str]:
-        """How many trials each method has, at most for an adaptive search."""
+        """How many trials each method has; for an adaptive search, at most."""
         if self.search is None:
             return Counter(trial.method for trial in self.trials)
         counts: Counter[str] = Counter()
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def representative_trials(self) -> tuple[Trial, ...]:
-        """Trials that ask everything of the teachers that any trial will, as far as can be foreseen."""
+        """Trials that cover every kind of knowledge that the search may need."""
         return self.trials if self.search is None else (*self.trials, *self.search.samples)
 
     def queue(
@@ -89,7 +89,7 @@ class Plan:
         *,
         refuse: Callable[[Trial], bool] = lambda trial: False,
     ) -> TrialQueue:
-        """Hands out the trials of the search phase that `records` lack.
+        """The queue of the search phase; it hands out the trials that have no record.
 
         Args:
             refuse: trials that must not start.
@@ -159,37 +159,15 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
         raise SpecError(found.problems)
     spec = found.spec
     keys = TrialKeys(spec, data)
-    trials: dict[str, Trial] = {}
-    duplicates: Counter[str] = Counter()
-    too_large: dict[str, tuple[str, int]] = {}
-    for draw in found.draws:
-        if (excess := _excess(spec, draw.student, data)) is not None:
-            _, count = too_large.get(draw.student.name, ("", 0))
-            too_large[draw.student.name] = (excess, count + 1)
-            continue
-        trial = keys.make_trial(draw, seed=spec.search.seed, epochs=spec.search.max_epochs)
-        if trial.key in trials:
-            duplicates[trial.method] += 1
-        else:
-            trials[trial.key] = trial
-    if found.draws and not trials:
-        raise SpecError([Problem("search.limits", f"must leave a student: {next(iter(too_large.values()))[0]}")])
-    search = None
-    ordered = expected = _interleaved(trials.values(), spec)
+    drawn = _draw_trials(spec, found.draws, keys, data)
+    search, duplicates = None, drawn.duplicates
+    ordered = expected = _interleaved(drawn.trials.values(), spec)
     if spec.search.algorithm in ADAPTIVE:
-        search = _adaptive_search(spec, found.draws, trials.values(), keys, data)
+        search = _adaptive_search(spec, found.draws, drawn.trials.values(), keys, data)
         ordered = start_queue(search.queue({}, BudgetTracker(SearchBudget())))
         expected = expected_trials(search, ordered)
         duplicates = Counter()
-    students = planned_students(expected, data)
-    if search is not None:
-        known = {planned.student.variant for planned in students}
-        pool = {choice.variant: choice for study in search.studies for choice in study.students}
-        students += tuple(
-            PlannedStudent(student=choice, size=student_size(choice, data), trials=0)
-            for text, choice in pool.items()
-            if text not in known
-        )
+    students = (*planned_students(expected, data), *_further_students(search, expected, data))
     teachers = planned_teachers(spec, expected, data)
     return Plan(
         spec=spec,
@@ -204,7 +182,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
         notes=(
             *found.notes,
             *skip_notes(found.skipped),
-            *limit_notes(too_large, search),
+            *limit_notes(drawn.too_large, search),
             *duplicate_notes(duplicates),
             *search_notes(search, ordered, students),
             *budget_notes(spec.search.budget),
@@ -214,11 +192,61 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
     )
 
 
+@dataclass(frozen=True)
+class _DrawnTrials:
+    """The trials of all draws, by key.
+
+    Attributes:
+        duplicates: how many draws gave a trial that existed already, by method.
+        too_large: the limit that students exceed and how many draws were dropped for it, by student.
+    """
+
+    trials: dict[str, Trial]
+    duplicates: Counter[str]
+    too_large: dict[str, tuple[str, int]]
+
+
+def _draw_trials(spec: SweepSpec, draws: Iterable[Draw], keys: TrialKeys, data: ImageData) -> _DrawnTrials:
+    """The trials within the limits, each once.
+
+    Raises:
+        SpecError: `search.limits` excludes every student.
+    """
+    drawn = _DrawnTrials({}, Counter(), {})
+    for draw in draws:
+        if (excess := _excess(spec, draw.student, data)) is not None:
+            _, count = drawn.too_large.get(draw.student.name, ("", 0))
+            drawn.too_large[draw.student.name] = (excess, count + 1)
+            continue
+        trial = keys.make_trial(draw, seed=spec.search.seed, epochs=spec.search.max_epochs)
+        if trial.key in drawn.trials:
+            drawn.duplicates[trial.method] += 1
+        else:
+            drawn.trials[trial.key] = trial
+    if drawn.too_large and not drawn.trials:
+        excess, _ = next(iter(drawn.too_large.values()))
+        raise SpecError([Problem("search.limits", f"must leave a student: {excess}")])
+    return drawn
+
+
+def _further_students(search: AdaptiveSearch | None, expected: Iterable[Trial], data: ImageData) -> list[PlannedStudent]:
+    """The students that an adaptive search may choose and that none of the expected trials has."""
+    if search is None:
+        return []
+    known = {trial.student.variant for trial in expected}
+    pool = {choice.variant: choice for study in search.studies for choice in study.students}
+    return [
+        PlannedStudent(student=choice, size=student_size(choice, data), trials=0)
+        for variant, choice in pool.items()
+        if variant not in known
+    ]
+
+
 def _interleaved(trials: Iterable[Trial], spec: SweepSpec) -> list[Trial]:
-    """The methods in turn, so that an interrupted sweep has something of each."""
+    """The methods in turn, so that an interrupted sweep has trials of each."""
     queues = dict(_by_method(trials, spec))
     longest = max(map(len, queues.values()), default=0)
-    return [queue[place] for place in range(longest) for queue in queues.values() if place < len(queue)]
+    return [queue[number] for number in range(longest) for queue in queues.values() if number < len(queue)]
 
 
 def _by_method(trials: Iterable[Trial], spec: SweepSpec) -> Iterator[tuple[str, list[Trial]]]:
@@ -229,7 +257,7 @@ def _by_method(trials: Iterable[Trial], spec: SweepSpec) -> Iterator[tuple[str, 
 
 
 def _excess(spec: SweepSpec, choice: StudentChoice, data: ImageData) -> str | None:
-    """Which limit the student exceeds, in words, as far as is known before anything runs."""
+    """Which limit the student exceeds, as a phrase; None if it exceeds none of the sizes known before training."""
     return over_limit(spec.search.limits, known_sizes(student_size(choice, data))) if spec.search.limits else None
 
 

@@ -5,7 +5,7 @@ All problems, those of the spec's own form included, are reported at once, befor
 
 import importlib.util
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,7 @@ from typing import Any
 from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_mixes, policy_problems
-from stillhouse.distill.hyperparameters import plain, setting_problem, typed
-from stillhouse.distill.method import Method
-from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error, did_you_mean
+from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
 from stillhouse.models.registry import unknown_options
 from stillhouse.models.weights import load_state, read_checkpoint
@@ -29,10 +27,10 @@ from stillhouse.spec.combinations import (
 from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import TEACHER_JOINT
-from stillhouse.spec.schema import FIXED, SweepSpec, TeacherSpec, default_objectives
-from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker, can_serve
+from stillhouse.spec.schema import SweepSpec, TeacherSpec, default_objectives
+from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
+from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
 
 TORCHVISION = "torchvision:"
@@ -52,11 +50,11 @@ class Skipped:
 
 @dataclass
 class Survey:
-    """What was found out about a spec.
+    """What is known about a spec after the check.
 
     Attributes:
-        spec: with every method and hyper-parameter spelled out; None when nothing of it can be read.
-        draws: the trials that can run, teachers taken off those that ask nothing of one, duplicates still there.
+        spec: with every method and hyper-parameter spelled out; None if it cannot be read at all.
+        draws: the trials that can run, without the teachers that they do not need; duplicates are still included.
     """
 
     spec: SweepSpec | None
@@ -67,7 +65,7 @@ class Survey:
 
 
 def check_file(path: str | Path, overrides: Sequence[str] = (), data: ImageData | None = None) -> SweepSpec:
-    """The spec in a YAML file with every method and hyper-parameter spelled out, once all of it has been checked.
+    """The spec in a YAML file, checked, with every method and hyper-parameter spelled out.
 
     Raises:
         SpecError: with every problem.
@@ -76,11 +74,11 @@ def check_file(path: str | Path, overrides: Sequence[str] = (), data: ImageData 
 
 
 def check(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None) -> SweepSpec:
-    """`spec` with every method and hyper-parameter spelled out, once all of it has been checked.
+    """`spec`, checked, with every method and hyper-parameter spelled out.
 
     Args:
         spec: validated or as plain data.
-        data: the data set, where it has been read; without it, what is known of its name.
+        data: the data set if it has been read; None checks with what is known of its name.
 
     Raises:
         SpecError: with every problem.
@@ -92,7 +90,7 @@ def check(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = 
 
 
 def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None) -> Survey:
-    """Finds everything that can be said of `spec` without training; see `check`."""
+    """Everything that is known about `spec` without training; see `check`."""
     draft = _as_draft(spec)
     if draft.spec is None:
         return Survey(None, list(draft.problems))
@@ -113,7 +111,7 @@ def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:
 
 
 class _Surveyor:
-    """One pass over a spec; each step adds to the survey what it found."""
+    """Checks a spec step by step; each step adds to the survey what it found."""
 
     def __init__(self, draft: Draft, spec: SweepSpec, data: ImageData | None) -> None:
         self._spec = spec
@@ -122,7 +120,7 @@ class _Surveyor:
         self._places = dict(zip((student.name for student in spec.students), draft.student_places, strict=True))
         self._student_places = draft.student_places
         self._survey = Survey(spec, list(draft.problems), notes=idle_settings(spec))
-        self._asked_methods = spec.methods is not None
+        self._names_methods = spec.methods is not None
         self._num_classes: int | None = None
         self._input_shape: Shape | None = None
         self._task = tasks.find()
@@ -139,11 +137,14 @@ class _Surveyor:
             for place, student in zip(self._student_places, self._spec.students, strict=True)
             if self._check_model(f"students[{place}]", student.model, student.options)
         ]
-        settings = self._resolve_methods()
+        resolved_methods = resolve_methods(self._spec, self._sound, self._task)
+        self._survey.problems += resolved_methods.problems
+        self._note(*resolved_methods.notes)
+        settings = resolved_methods.settings
         known = self._num_classes is not None and self._input_shape is not None
-        # Which of all methods suit is only known with the images' shape.
-        resolved = self._spec.model_copy(update={"methods": settings if known or self._asked_methods else None})
-        # The trials of what is sound, so that one bad student does not hide a method's problem with another.
+        # Which of all methods fit is only known with the shape of the images.
+        resolved = self._spec.model_copy(update={"methods": settings if known or self._names_methods else None})
+        # Without the unsound parts, so that a bad student does not hide a method's problem with another one.
         partial = resolved.model_copy(update={"methods": settings, "students": tuple(students), "teachers": teachers})
         if self._check_grid(partial) and self._num_classes is not None and self._input_shape is not None:
             left_out = self._check_draws(partial, self._num_classes, self._input_shape)
@@ -216,7 +217,7 @@ class _Surveyor:
         except (ImportError, ValueError, AttributeError):
             there = False
         if not there:
-            self._problem(key, f"must name a module that can be imported, got {show(name)}; set PYTHONPATH or run beside it")
+            self._problem(key, f"must name a module that can be imported, got {show(name)}; set PYTHONPATH to its folder")
 
     def _check_views(self) -> None:
         if self._sound("views", "views.policy"):
@@ -229,12 +230,12 @@ class _Surveyor:
                 )
 
     def _check_teacher(self, name: str, teacher: TeacherSpec) -> bool:
-        """Whether the teacher's model can be built; its weights are checked besides."""
+        """Whether the teacher's model can be built; also checks its weights."""
         key = f"teachers.{name}"
         sound = self._check_model(key, teacher.model, teacher.options)
-        promised, classes = teacher.num_classes, self._num_classes
-        if promised is not None and classes is not None and promised != classes:
-            self._problem(f"{key}.num_classes", f"must be {classes}, the classes of {self._spec.dataset.name}, got {promised}")
+        stated, classes = teacher.num_classes, self._num_classes
+        if stated is not None and classes is not None and stated != classes:
+            self._problem(f"{key}.num_classes", f"must be {classes}, the classes of {self._spec.dataset.name}, got {stated}")
         if sound and teacher.weights is not None:
             facts = None if classes is None or self._input_shape is None else (classes, self._input_shape)
             try:
@@ -244,7 +245,7 @@ class _Surveyor:
         return sound
 
     def _check_model(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
-        """Whether every end of the options' priors gives a model that can be built."""
+        """Whether the model can be built at every end of the options' priors."""
         before = len(self._survey.problems)
         try:
             self._survey.problems += [problem.under(key) for problem in unknown_options(model, options)]
@@ -253,7 +254,7 @@ class _Surveyor:
         if len(self._survey.problems) > before:
             return False
         facts = None if self._num_classes is None or self._input_shape is None else (self._num_classes, self._input_shape)
-        for candidate in _corners(options):
+        for candidate in prior_corners(options):
             for problem in build_problems(model, candidate, *(facts or _SOME_IMAGES)):
                 if problem.key:
                     self._survey.problems.append(problem.under(key))
@@ -261,66 +262,8 @@ class _Surveyor:
                     self._problem(key, f"cannot be used: {problem}")
         return len(self._survey.problems) == before
 
-    def _resolve_methods(self) -> dict[str, dict[str, Any]]:
-        """Each method's hyper-parameters: what the spec says, else the method's prior, else its default."""
-        asked: Mapping[str, Any] = self._spec.methods or {}
-        if not self._asked_methods and self._sound("methods") and not self._sound.touched("methods"):
-            asked = {name: {} for name in methods.names()}
-        try:
-            baseline = methods.baseline()
-        except Exception as error:  # a user's file can raise anything when it is imported
-            self._problem("methods", f"can not be loaded: {describe_error(error)}")
-        else:
-            asked = {baseline: asked.get(baseline, {}), **asked}
-        resolved = {}
-        for name, settings in asked.items():
-            try:
-                kind = methods.find(name)
-            except UsageError as error:
-                self._survey.problems.append(Problem.caused_by(error, f"methods.{name}"))
-            except Exception as error:
-                self._problem(f"methods.{name}", f"can not be loaded: {describe_error(error)}")
-            else:
-                resolved[name] = self._resolve_settings(name, kind, settings)
-        return self._serving({name: settings for name, settings in resolved.items() if settings is not None})
-
-    def _serving(self, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The methods that serve the task with some of their hyper-parameters; others that the spec names are problems."""
-        others = [name for name, values in settings.items() if not can_serve(name, values, self._task)]
-        if others and self._asked_methods:
-            serving = [name for name in methods.names() if can_serve(name, {}, self._task)]
-            for name in others:
-                self._problem(f"methods.{name}", f"does not serve task {self._task.name}; these do: {', '.join(serving)}")
-        elif others:
-            self._note(f"left out, since they do not serve task {self._task.name}: {', '.join(sorted(others))}")
-        return {name: values for name, values in settings.items() if name not in others}
-
-    def _resolve_settings(self, name: str, kind: type[Method], settings: Mapping[str, Any] | str) -> dict[str, Any] | None:
-        """The method's hyper-parameters in its own order; None when the spec's are wrong."""
-        rules = kind.hyperparameters()
-        given = {} if isinstance(settings, str) else settings
-        before = len(self._survey.problems)
-        for key, setting in given.items():
-            if key not in rules:
-                self._problem(f"methods.{name}.{key}", f"is not a hyper-parameter of {name}{did_you_mean(key, rules)}")
-                continue
-            if (problem := setting_problem(kind, key, setting)) is not None:
-                self._survey.problems.append(problem.under(f"methods.{name}"))
-        if len(self._survey.problems) > before:
-            return None
-        searched = settings != FIXED and self._spec.search.algorithm != "grid"
-        defaults = kind.defaults()
-        values: dict[str, Any] = {}
-        for key, rule in rules.items():
-            if key in given:
-                value = given[key]
-                values[key] = value if isinstance(value, Prior) else plain(typed(kind, key, value))
-            else:
-                values[key] = rule.prior if searched and rule.prior is not None else plain(defaults[key])
-        return values
-
     def _check_grid(self, spec: SweepSpec) -> bool:
-        """Whether the trials can be listed."""
+        """Whether the combinations of a grid can be listed."""
         if spec.search.algorithm != "grid":
             return True
         searched = [
@@ -333,18 +276,18 @@ class _Surveyor:
             for name, settings in (spec.methods or {}).items()
             for key, setting in settings.items()
         ]
-        endless = [(key, setting) for key, setting in searched if not enumerable(setting)]
-        for key, setting in endless:
+        unlistable = [(key, setting) for key, setting in searched if not enumerable(setting)]
+        for key, setting in unlistable:
             self._problem(key, f"must be a value, choice or integers in a grid, got {show(setting.to_json())}")
-        if not endless and (size := grid_size(spec)) > MAX_TRIALS:
+        if not unlistable and (size := grid_size(spec)) > MAX_TRIALS:
             self._problem(
                 "search.algorithm", f"must give at most {MAX_TRIALS} trials, this grid has {size}; use random or fewer choices"
             )
             return False
-        return not endless
+        return not unlistable
 
     def _check_draws(self, spec: SweepSpec, num_classes: int, input_shape: Shape) -> set[str]:
-        """Tries every trial's method on its student and teacher; returns the methods that are left out of the sweep."""
+        """Tries the method of every draw on its student and teachers; returns the methods that the sweep leaves out."""
         skipped: Counter[tuple[str, str, str | None, str]] = Counter()
         reported: set[tuple[str, str, str, str | None]] = set()
         unmet: set[str] = set()
@@ -383,23 +326,23 @@ class _Surveyor:
         return self._left_out(unmet)
 
     def _left_out(self, unmet: set[str]) -> set[str]:
-        """Says which methods have no trial at all; those that the user asked for by name are problems."""
+        """Reports the methods without any trial; those that the spec names are problems."""
         ran = {draw.method for draw in self._survey.draws}
         for method in sorted(unmet):
-            if self._asked_methods:
+            if self._names_methods:
                 self._problem(
                     f"methods.{method}", f"{NEEDS_TEACHER}, and the spec has none; add one under teachers or remove {method}"
                 )
-        if unmet and not self._asked_methods:
+        if unmet and not self._names_methods:
             self._note(f"left out, since there are no teachers: {', '.join(sorted(unmet))}")
         for item in self._survey.skipped:
-            if item.method not in ran and self._asked_methods:
+            if item.method not in ran and self._names_methods:
                 pair = f"{item.student} with {item.teacher}" if item.teacher else item.student
-                self._problem(f"methods.{item.method}", f"suits no student: for {pair} it {item.reason}; remove {item.method}")
+                self._problem(f"methods.{item.method}", f"fits no student: for {pair} it {item.reason}; remove {item.method}")
         return unmet | ({item.method for item in self._survey.skipped} - ran)
 
     def _check_last_batch(self) -> None:
-        """Whether every worker gets a sample of an epoch's last batch; a last batch of one is left out."""
+        """Checks that every worker gets a sample of an epoch's last batch. The trainer drops a last batch of one sample."""
         workers, size = self._spec.trial_resources.num_workers, self._spec.training.batch_size
         if self._data is None or not self._sound("trial_resources", "training"):
             return
@@ -421,31 +364,21 @@ class _Surveyor:
                 f"search.trials_per_method = {spec.search.trials_per_method} is less than the {cells} pairs of students and "
                 "teachers: some are never tried"
             )
-        asked = {name for draw in self._survey.draws for name in (draw.teacher or "").split(TEACHER_JOINT)}
+        used = {name for draw in self._survey.draws for name in (draw.teacher or "").split(TEACHER_JOINT)}
         for name in spec.teachers:
-            if self._survey.draws and name not in asked and not self._survey.problems:
-                self._note(f"no trial asks anything of teacher {name}")
+            if self._survey.draws and name not in used and not self._survey.problems:
+                self._note(f"no trial needs teacher {name}")
 
 
-# Classes and shape that stand in for a data set which is not known yet, to learn what is wrong with options alone.
+# Classes and shape that stand in for an unknown data set, to find out what is wrong with options alone.
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
 
 
-def _corners(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The options with each prior at each of its ends in turn, the others at their first."""
-    priors = {name: setting for name, setting in options.items() if isinstance(setting, Prior)}
-    base = {name: setting.ends()[0] if isinstance(setting, Prior) else setting for name, setting in options.items()}
-    yield base
-    for name, prior in priors.items():
-        for end in prior.ends()[1:]:
-            yield {**base, name: end}
-
-
 def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] | None) -> None:
-    """Whether given weights can be read and, where classes and images are known, fit the teacher's model.
+    """Checks that given weights can be read and, if classes and images are known, that they fit the teacher's model.
 
     Raises:
-        UsageError: they do not, or can not be read.
+        UsageError: they cannot be read or do not fit.
     """
     if weights.startswith(MLFLOW):
         return

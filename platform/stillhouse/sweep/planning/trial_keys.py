@@ -20,10 +20,10 @@ KEY_VERSION = 1
 
 
 class TrialKeys:
-    """Keys of a sweep's trials: hashes of all that decides a result, and of nothing else.
+    """Computes the keys of a sweep's trials: hashes of everything that determines a result, and of nothing else.
 
-    The names of sweep and teachers, the home, the machine, the time and the phase are left out. Weights given as a file
-    count by the file's content, methods and models of the user's own by their text.
+    The names of sweep and teachers, the home, the machine, the time and the phase are not part of a key. Weights given as a
+    file are part of it by the file's content, user-defined methods, models and tasks by their source text.
     """
 
     def __init__(self, spec: SweepSpec, data: ImageData) -> None:
@@ -47,17 +47,17 @@ class TrialKeys:
 
     def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
         """The version of all user-defined code that a trial runs: method, task, student, teachers; empty without any."""
-        place = method, student.model, teacher
-        if place not in self._own_code:
+        combination = method, student.model, teacher
+        if combination not in self._own_code:
             models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
             versions = [methods.own_version(method), *map(named_version, models)]
             if self._task is not None:
                 versions.append(tasks.own_version(self._task))
-            self._own_code[place] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
-        return self._own_code[place]
+            self._own_code[combination] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
+        return self._own_code[combination]
 
     def is_of_other_code(self, trial: Trial) -> bool:
-        """Whether the text of a method or model of the user's own has changed since the trial was made."""
+        """Whether the text of user-defined code has changed since the trial was made."""
         if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
             return False
         return trial.own_code != self.own_code(trial.method, trial.student, trial.teacher)
@@ -104,7 +104,7 @@ def make_views(spec: SweepSpec, data: ImageData) -> Views:
 
 
 def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
-    """Plain data that is equal if and only if two teachers of one data set and view policy are."""
+    """Plain data that is equal if and only if two teachers of one data set and view policy are equal."""
     identity = _model_identity(teacher.model, teacher.options)
     if teacher.weights is None:
         return {**identity, "train": teacher.train.identity()}
@@ -115,7 +115,7 @@ def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
 
 
 def _model_identity(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Equal for equal models: options at their defaults are left out, 1 is 1.0 where the default is a float."""
+    """Plain data that is equal for equal models: without options at their defaults, with 1 as 1.0 if the default is a float."""
     defaults = model_options(model)
     typed = {
         name: float(value) if isinstance(defaults.get(name), float) and isinstance(value, int) else value

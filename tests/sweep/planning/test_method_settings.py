@@ -1,0 +1,64 @@
+"""Every hyper-parameter of a sweep's methods is spelled out before anything is planned."""
+
+from typing import Any
+
+import pytest
+
+from stillhouse import methods, tasks
+from stillhouse.spec.combinations import Soundness
+from stillhouse.spec.load import validate
+from stillhouse.spec.priors import Uniform
+from stillhouse.sweep.planning.method_settings import MethodSettings, can_serve, prior_corners, resolve_methods
+
+TASK = tasks.find()
+
+
+def resolved(section: Any, **search: Any) -> MethodSettings:
+    raw: dict[str, Any] = {
+        "name": "s",
+        "dataset": {"name": "digits"},
+        "teachers": {"big": {"model": "lenet"}},
+        "students": ["mlp"],
+    }
+    if section is not None:
+        raw["methods"] = section
+    return resolve_methods(validate({**raw, "search": search}), Soundness(()), TASK)
+
+
+def test_the_baseline_comes_first_and_unnamed_values_are_searched() -> None:
+    found = resolved({"kd": {"kd_weight": 1}})
+    assert list(found.settings) == [methods.baseline(), "kd"]
+    assert found.settings["kd"]["kd_weight"] == 1.0
+    assert found.settings["kd"]["temperature"] == methods.find("kd").hyperparameters()["temperature"].prior
+    assert not found.problems
+
+
+@pytest.mark.parametrize(("section", "search"), [({"kd": "defaults"}, {}), ({"kd": {}}, {"algorithm": "grid"})])
+def test_defaults_and_a_grid_fix_unnamed_values(section: Any, search: dict[str, Any]) -> None:
+    assert resolved(section, **search).settings["kd"] == methods.find("kd").defaults()
+
+
+def test_no_section_means_every_method_that_serves_the_task() -> None:
+    assert set(resolved(None).settings) == set(methods.names())
+
+
+def test_a_wrong_key_drops_its_method_alone() -> None:
+    found = resolved({"kd": {"temprature": 2}, "attention_transfer": {}})
+    assert list(found.settings) == [methods.baseline(), "attention_transfer"]
+    (problem,) = found.problems
+    assert problem.key == "methods.kd.temprature"
+    assert "did you mean 'temperature'" in problem.message
+
+
+def test_each_prior_is_tried_at_both_of_its_ends() -> None:
+    settings = {"a": Uniform(low=0.0, high=1.0), "b": 3, "c": Uniform(low=2.0, high=5.0)}
+    assert list(prior_corners(settings)) == [
+        {"a": 0.0, "b": 3, "c": 2.0},
+        {"a": 1.0, "b": 3, "c": 2.0},
+        {"a": 0.0, "b": 3, "c": 5.0},
+    ]
+
+
+def test_every_method_serves_the_default_task_and_a_broken_setting_is_another_problem() -> None:
+    assert all(can_serve(name, {}, TASK) for name in methods.names())
+    assert can_serve("kd", {"temperature": -1.0}, TASK)
