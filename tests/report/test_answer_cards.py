@@ -88,7 +88,9 @@ def test_a_student_is_worse_or_better_than_its_teacher(made: Callable[..., Confi
     compared = against_teacher(answer)
     assert compared[0] == words
     assert compared[1].endswith("fewer parameters")
-    assert card_facts(answer, "control")[0][0] == "Against teacher large"
+    term, shown = card_facts(answer, "control")[0]
+    assert term == "Against teacher"
+    assert shown.endswith("fewer parameters than large")
 
 
 def test_a_gain_has_its_interval_and_its_seeds(made: Callable[..., Configuration]) -> None:
