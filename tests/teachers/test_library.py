@@ -199,7 +199,7 @@ def test_given_weights_are_loaded_in_every_usual_form(
         ("own", {"options": {"width": 0.5}}, r"teachers.big.weights .*width agree"),
         ("own", {"model": "mlp"}, r"teachers.big.weights .*another architecture"),
         ("garbled", {}, r"teachers.big.weights .*damaged"),
-        ("missing", {}, r"teachers.big.weights .*can not be read"),
+        ("missing", {}, r"teachers.big.weights .*cannot be read"),
         ("torchvision:No_Weights.X", {}, r"teachers.big.weights .*torchvision has no weights 'No_Weights.X'"),
     ],
     ids=str,
