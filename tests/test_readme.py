@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from stillhouse import methods
-from stillhouse.spec.load import parse_yaml
+from stillhouse.spec.yaml_text import parse_yaml
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.testing import check_method
 

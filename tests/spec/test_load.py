@@ -10,17 +10,15 @@ import yaml
 
 from stillhouse.errors import SpecError
 from stillhouse.spec.load import (
-    apply_overrides,
     draft_of,
     load_spec,
-    parse_yaml,
     resolve_paths,
     spec_to_dict,
     spec_to_yaml,
-    to_yaml,
     validate,
 )
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Uniform
+from stillhouse.spec.yaml_text import parse_yaml
 
 DESIGN = """
 name: fashion-tradeoff
@@ -86,12 +84,6 @@ def test_a_printed_spec_reads_back_equal(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, DESIGN))
     assert load_spec(write(tmp_path, spec_to_yaml(spec))) == spec
     assert validate(yaml.safe_load(yaml.safe_dump(spec_to_dict(spec)))) == spec
-
-
-@pytest.mark.parametrize("text", ["off", "1e5", "yes", "010", "~", "null", "a: b", "- x", "", " x", "1:30", "2020-01-01", "ü"])
-def test_any_text_survives_being_written_as_yaml(text: str) -> None:
-    assert parse_yaml(to_yaml({"key": text}))[0] == {"key": text}
-    assert yaml.safe_load(to_yaml({"key": text})) == {"key": text}
 
 
 def test_a_section_without_content_keeps_its_defaults() -> None:
@@ -188,56 +180,6 @@ def test_every_missing_section_is_reported_with_an_example() -> None:
     assert found["students"] == "is required; list the students, such as students: [mlp, lenet]"
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "the spec is empty"),
-        ("# nothing\n", "the spec is empty"),
-        ("- 1", "must be a mapping"),
-        ("just words", "must be a mapping"),
-        ("a: [1", "not valid YAML at line 1, column 6"),
-        ("a: 1\nb: c: d", "not valid YAML at line 2, column 5"),
-        ("\t", "not valid YAML at line 1, column 1"),
-        ("a: &x [*x]", "contains itself"),
-        ("[" * 1100, "nested too deeply"),
-        ("a: 1\n---\nb: 2", "not valid YAML at line 2"),
-        ("a: \x07", "special characters"),
-    ],
-)
-def test_text_that_is_not_a_yaml_mapping_is_one_problem(text: str, sentence: str) -> None:
-    with pytest.raises(SpecError) as error:
-        parse_yaml(text)
-    assert sentence in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_key_that_appears_twice_is_reported_with_both_lines() -> None:
-    found = problems_of("name: s\ndataset: {name: digits}\nstudents: [mlp]\nmethods:\n  kd: {}\n  kd: {}\n")
-    assert found == {"methods.kd": "appears twice, in lines 5 and 6; remove one"}
-
-
-def test_a_key_that_is_not_a_word_is_reported_with_its_line() -> None:
-    found = problems_of("name: s\ndataset: {name: digits}\nstudents: [mlp]\nmethods: {1: {}}\n")
-    assert found == {"methods": "has the key 1 in line 4, which is not a word; quote it"}
-
-
-def test_tags_that_would_run_code_are_refused() -> None:
-    with pytest.raises(SpecError, match="tag"):
-        parse_yaml("a: !!python/object/apply:os.system [echo]")
-
-
-def test_aliases_that_expand_to_an_enormous_document_are_refused() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
-    with pytest.raises(SpecError, match="alias"):
-        parse_yaml("\n".join(lines))
-
-
-def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
-    raw, _ = parse_yaml("{a: 1e-3, b: off, c: true, d: 010, e: 5_000, f: .5, g: 1:30, h: no}")
-    assert raw == {"a": 0.001, "b": "off", "c": True, "d": "010", "e": 5000, "f": 0.5, "g": "1:30", "h": "no"}
-
-
 def test_students_with_the_same_name_are_a_problem() -> None:
     found = problems_with(students=["mlp", {"model": "mlp", "width": 2.0}])
     assert found == {"students[1].name": "must be unique, 'mlp' is the name of students[0] too; give the entry a name:"}
@@ -259,23 +201,9 @@ def test_impossible_combinations_are_problems(sections: dict[str, Any], key: str
     assert list(problems_with(**sections)) == [key]
 
 
-def test_overrides_are_yaml_and_reach_into_lists_and_shorthands() -> None:
-    raw = apply_overrides(SMALL, ["search.max_epochs=4", "students[0].width={choice: [0.5, 1]}", "methods.scratch.x=1e-3"])
-    assert raw["search"] == {"max_epochs": 4}
-    assert raw["students"] == [{"model": "mlp", "width": {"choice": [0.5, 1]}}]
-    assert raw["methods"] == {"scratch": {"x": 0.001}}
-    assert SMALL["students"] == ["mlp"]
-
-
 def test_an_override_of_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"search.trials_per_metod is not a key of search; did you mean 'trials_per_method'\?"):
         load_spec(write(tmp_path, DESIGN), ["search.trials_per_metod=4"])
-
-
-def test_overrides_of_keys_that_cannot_exist_are_all_reported() -> None:
-    with pytest.raises(SpecError) as error:
-        apply_overrides(SMALL, ["students[3].a=1", "name.x=1", "search", "a=[", "x..y=1", "b={c: 1, c: 2}"])
-    assert [problem.key for problem in error.value.problems] == ["students[3].a", "name.x", "--set", "", "--set", "b.c"]
 
 
 def test_paths_are_relative_to_the_folder_of_the_spec_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import SpecError
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
-from stillhouse.spec.load import parse_yaml, spec_to_dict
+from stillhouse.spec.load import spec_to_dict
+from stillhouse.spec.yaml_text import parse_yaml
 from stillhouse.sweep.planning.spec_check import check, check_file, survey
 
 SPEC: dict[str, Any] = {
