@@ -12,7 +12,7 @@ from stillhouse.knowledge.kinds import LOGITS
 
 def make_step(
     *,
-    student_logits: Tensor | None,
+    student_logits: Tensor | None = None,
     labels: Tensor | None = None,
     teacher: Mapping[str, Tensor] | None = None,
     **fields: Any,
@@ -20,8 +20,8 @@ def make_step(
     """A step as the trainer makes it; fields that a test does not need have defaults.
 
     Args:
-        student_logits: [B, C]; None for a stage that does not compute them, which needs `labels`.
-        labels: [B] int64; zeros by default.
+        student_logits: [B, C]; None for a stage that does not compute them, and for other tasks, whose outputs are `outputs`.
+        labels: [B] int64; zeros by default. Needed without student_logits.
         teacher: {name: [B, ...]} of what the method's `knowledge` names.
         fields: any other field of `Step`.
     """
