@@ -61,7 +61,7 @@ def test_the_best_of_all_sizes_is_called_as_the_metric_calls_it(metric: Metric, 
 
 
 def test_a_clear_winner_has_no_rival_that_may_be_as_good(made: Callable[..., Configuration]) -> None:
-    answer = Answer(question="best", metric=ACCURACY, best=made(0.90, 0.91, 0.92), behind=2)
+    answer = Answer(question="best", metric=ACCURACY, best=made(0.90, 0.91, 0.92), worse=2)
     assert (verdict_state(answer), verdict_tag(answer)) == ("clear", "clear winner")
     assert verdict(answer).startswith("It is better than all 2 rivals")
 

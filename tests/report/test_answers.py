@@ -40,7 +40,7 @@ def test_a_winner_ahead_of_every_rival_in_every_pair_is_clear(facts: Facts, reco
     records += [record("b", seed=seed, test=0.80 + seed / 1000 + seed**2 / 5000) for seed in range(3)]
     (answer,) = answers(facts(), best(records))
     assert verdict_state(answer) == "clear"
-    assert answer.behind == 1
+    assert answer.worse == 1
 
 
 def test_no_winner_is_named_when_the_interval_of_the_difference_holds_zero(facts: Facts, record: Make) -> None:
@@ -62,7 +62,7 @@ def test_a_rival_that_is_better_on_test_data_is_said_to_be_ahead(facts: Facts, r
     (answer,) = answers(facts(), best(records))
     assert answer.best is not None
     assert answer.best.method == "a"
-    assert [each.method for each in answer.ahead] == ["b"]
+    assert [each.method for each in answer.better] == ["b"]
 
 
 def test_the_knee_is_the_corner_of_an_angled_front(facts: Facts, record: Make) -> None:

@@ -97,7 +97,7 @@ def test_the_arrow_keys_walk_the_points_and_enter_opens_the_run(page: Any) -> No
     said = []
     for _ in range(3):
         page.press("ArrowRight")
-        said.append(page.run("document.querySelector('#tradeoff-said').textContent"))
+        said.append(page.run("document.querySelector('#tradeoff-point').textContent"))
     assert len(set(said)) == 3
     assert all("parameters" in each for each in said)
     page.press("Enter")
@@ -172,5 +172,5 @@ def test_markup_in_a_name_is_shown_and_not_run(
     browser.run("document.querySelector('#tradeoff').focus()")
     browser.press("ArrowRight")
     assert browser.run("document.title") == f"{evil}: accuracy against size"
-    assert "<b onmouseover=x>" in browser.run("document.querySelector('#tradeoff-said').textContent")
+    assert "<b onmouseover=x>" in browser.run("document.querySelector('#tradeoff-point').textContent")
     assert browser.console == []

@@ -11,13 +11,13 @@ Facts = Callable[..., SweepFacts]
 
 def test_each_of_many_methods_looks_different_from_every_other(facts: Facts, record: Make) -> None:
     records = [record(f"m{number:02d}") for number in range(40)] + [record("control")]
-    looks = PlotStyle.of(facts(), records)
-    assert len({(looks.colours[name], looks.fills[name]) for name in looks.colours}) == 41
-    assert len({(looks.colours[name], looks.symbol(name, "lenet")) for name in looks.colours}) == 41
-    assert len({(looks.colours[name], looks.dash(name)) for name in looks.colours}) == 41
+    style = PlotStyle.of(facts(), records)
+    assert len({(style.colours[name], style.fills[name]) for name in style.colours}) == 41
+    assert len({(style.colours[name], style.symbol(name, "lenet")) for name in style.colours}) == 41
+    assert len({(style.colours[name], style.dash(name)) for name in style.colours}) == 41
 
 
 def test_colours_of_many_methods_never_fade_into_a_white_page(facts: Facts, record: Make) -> None:
-    looks = PlotStyle.of(facts(), [record(f"m{number:02d}") for number in range(40)])
-    for colour in looks.colours.values():
+    style = PlotStyle.of(facts(), [record(f"m{number:02d}") for number in range(40)])
+    for colour in style.colours.values():
         assert min(int(colour[start : start + 2], 16) for start in (1, 3, 5)) < 190

@@ -80,12 +80,12 @@ def test_winners_and_fronts_are_the_same(both: tuple[ReportData, ReportData]) ->
 
 
 def named(answer: Answer) -> tuple[object, ...]:
-    groups = (answer.tied, answer.ahead, answer.unsure)
+    groups = (answer.tied, answer.better, answer.unsure)
     return (
         answer.question,
         answer.best.key if answer.best else None,
         [[each.key for each in group] for group in groups],
-        answer.behind,
+        answer.worse,
         answer.least,
         answer.compression,
         verdict_state(answer),

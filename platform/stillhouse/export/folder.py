@@ -46,22 +46,22 @@ def filled(target: Path) -> Iterator[Path]:
     Raises:
         InfrastructureError: the disk is full, or the folder cannot be written.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        for path in beside.iterdir():
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        fsync_folder(beside)
-        _swap(beside, target)
+        fsync_folder(partial)
+        _swap(partial, target)
         fsync_folder(target.parent)
     except OSError as error:
         raise InfrastructureError(
             f"cannot write the export {target}: {error.strerror or error}; make room, or check the permissions"
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -36,7 +36,7 @@ def budget_words(budget: Budget) -> str:
 
 def verdict_state(answer: Answer) -> str:
     """`clear`: surely better than every rival of its size; `single`: too few seeds to tell; `tied` otherwise."""
-    if answer.tied or answer.ahead:
+    if answer.tied or answer.better:
         return "tied"
     if answer.unsure or (answer.best is not None and answer.best.test.half_width is None):
         return "single"
@@ -51,8 +51,8 @@ def verdict_tag(answer: Answer) -> str:
 def verdict(answer: Answer) -> str:
     """How sure the choice is among all students and methods of its size."""
     parts = []
-    if answer.ahead:
-        parts.append(f"on test data {_names(answer.ahead)} did better, though validation data ranked it lower")
+    if answer.better:
+        parts.append(f"on test data {_names(answer.better)} did better, though validation data ranked it lower")
     if answer.tied:
         parts.append(f"it cannot be told apart from {_names(answer.tied)} (the 95% interval of the difference contains zero)")
     if answer.unsure and answer.best is not None:
@@ -76,8 +76,8 @@ def _unsure(answer: Answer, *, single: bool) -> str:
 
 
 def _without_doubt(answer: Answer) -> str:
-    if answer.behind:
-        rivals = "its one rival" if answer.behind == 1 else f"all {answer.behind} rivals"
+    if answer.worse:
+        rivals = "its one rival" if answer.worse == 1 else f"all {answer.worse} rivals"
         return f"It is better than {rivals} of at most its size: the 95% interval of each difference lies above zero."
     if answer.best is not None and answer.best.test.half_width is None:
         return "It ran with one seed and has no rival of its size."
@@ -114,7 +114,7 @@ def nothing_fits(answer: Answer) -> str:
 
 
 def against_teacher(answer: Answer) -> list[str]:
-    """The student beside its teacher in words: how much worse or better, and how much smaller."""
+    """The student compared with its teacher, in words: how much worse or better, and how much smaller."""
     words = []
     if (drop := answer.drop) is not None:
         spread = "" if drop.half_width is None else f" ± {difference(drop.half_width, answer.metric)}"
@@ -133,7 +133,7 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
     if answer.gain is not None:
         rows.append((f"Gain over {baseline}", _gain_words(answer)))
     if answer.best is not None:
-        rivals = len(answer.tied) + len(answer.ahead) + len(answer.unsure) + answer.behind
+        rivals = len(answer.tied) + len(answer.better) + len(answer.unsure) + answer.worse
         tried = f"{counted(answer.best.considered, 'trial')} of this method and student"
         rows.append(("Chosen from", f"{tried}, then {counted(rivals + 1, 'winner')} of at most this size" if rivals else tried))
     return rows

@@ -32,9 +32,9 @@ class Answer:
         best: None when no finished student is small enough.
         teacher: which `best` is compared with: the best of its own, or of the sweep's where it has none.
         tied: other students and methods within the size whose difference from `best` has an interval that contains zero.
-        ahead: those that are better than `best` over the whole interval: the choice on validation data was unlucky.
+        better: those that are better than `best` over the whole interval: the choice on validation data was unlucky.
         unsure: those that share too few seeds with `best` for an interval.
-        behind: how many are surely worse.
+        worse: how many rivals are surely worse.
         least: the smallest size that any finished student has, in the budget's own measure.
         gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds.
     """
@@ -45,9 +45,9 @@ class Answer:
     best: Configuration | None = None
     teacher: TeacherFacts | None = None
     tied: tuple[Configuration, ...] = ()
-    ahead: tuple[Configuration, ...] = ()
+    better: tuple[Configuration, ...] = ()
     unsure: tuple[Configuration, ...] = ()
-    behind: int = 0
+    worse: int = 0
     least: float | None = None
     gain: Estimate | None = None
     gain_kind: Literal["paired", "unpaired"] = "paired"
@@ -109,7 +109,7 @@ class Answer:
             "gain": self.gain.mean if self.gain else None,
             "gain_interval": _interval(self.gain),
             "gain_seeds": self.gain.n if self.gain else None,
-            "tied_with": [each.key for each in (*self.ahead, *self.tied)],
+            "tied_with": [each.key for each in (*self.better, *self.tied)],
         }
 
 
@@ -177,9 +177,9 @@ def _answer(
         best=chosen,
         teacher=reference_teacher(facts.teachers, chosen.teachers, metric),
         tied=tuple(sides[0]),
-        ahead=tuple(sides[-1]),
+        better=tuple(sides[-1]),
         unsure=tuple(sides[None]),
-        behind=len(sides[1]),
+        worse=len(sides[1]),
         gain=against[0] if against else None,
         gain_kind=against[1] if against else "paired",
     )

@@ -28,7 +28,7 @@ AXES: Mapping[str, str] = {
 
 
 def devices_held(facts: SweepFacts) -> float:
-    """GPUs, or the share of one, that each trial of the sweep holds by the spec; 1 where it trains on the CPU."""
+    """GPUs, or the share of one, that each trial of the sweep has by the spec; 1 where it trains on the CPU."""
     return float((facts.spec.get("trial_resources") or {}).get("gpu") or 1.0)
 
 

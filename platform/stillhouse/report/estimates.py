@@ -30,7 +30,7 @@ class Estimate:
         return self.mean + (self.half_width or 0.0)
 
     def sign(self) -> Literal[-1, 0, 1] | None:
-        """Which side of zero the whole interval lies on; 0 when it holds zero, None without an interval."""
+        """Which side of zero the whole interval lies on; 0 when it contains zero, None without an interval."""
         if self.half_width is None:
             return None
         return 1 if self.low > 0 else -1 if self.high < 0 else 0

@@ -43,7 +43,7 @@ def difference(value: float | None, metric: Metric, *, exact: bool = False, sign
 
 
 def unit(metric: Metric) -> str:
-    """What follows a difference in a sentence: " points" for fractions, nothing for a metric with a unit of its own."""
+    """What follows a difference in a sentence: " points" for fractions, nothing for any other metric."""
     return " points" if metric.percent else ""
 
 

@@ -126,8 +126,8 @@ def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained:
         "An interval is Student's 95% interval over seeds. It covers the randomness of training, but not that of drawing the "
         "test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts as fixed. "
         "With n = 1 there is no interval.",
-        "The Pareto front holds the students that no other student beats both in size and on validation data. At a knee of "
-        "the front, a larger student begins to gain less.",
+        "A student is on the Pareto front if no other student is both smaller and better on validation data. At a knee of the "
+        "front, a larger student begins to gain less.",
         f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"
         + (f"; {counted(unpaired, 'gain')} could not be paired and compare means." if unpaired else "."),
     ]

@@ -1,7 +1,7 @@
-"""What every figure shares: colour says the method (or the sweep, where several are compared), shape says the student.
+"""The style of every figure: the colour shows the method (or the sweep, where several are compared), the shape the student.
 
-The colours are Okabe and Ito's, made for colour-blind readers, with grey kept for the baseline; beyond them they
-repeat, told apart by how a point is filled and a line is dashed, and beyond those they grow lighter.
+The colours are those of Okabe and Ito, made for colour-blind readers; grey is reserved for the baseline. When they are used
+up, they repeat with other fills of points and dashes of lines, and after those in lighter shades.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,17 +13,9 @@ from stillhouse.spec.records import SweepFacts, TrialRecord
 
 # Okabe and Ito 2008, "Color Universal Design", without black (the page may be dark); yellow darkened for a white ground.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A8A000")
-
-
 GREY = "#8A8F98"
-
-
 TEACHER_COLOUR = "#E3B505"
-
-
 FRONT_COLOUR = "#7C8698"
-
-
 # Each for plotly, for matplotlib, and as a letter.
 _SHAPES = (
     ("circle", "o", "\N{WHITE CIRCLE}"),
@@ -49,7 +41,7 @@ _FILLS: tuple[tuple[str, Literal["full", "left", "top", "none"], str], ...] = (
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """The colour and fill of each method, or of each sweep, and the shape of each student; equal sweeps look alike."""
+    """The colour and fill of each method, or of each sweep, and the shape of each student."""
 
     colours: Mapping[str, str]
     shapes: Mapping[str, tuple[str, str, str]]
@@ -78,11 +70,11 @@ class PlotStyle:
         return _FILLS[self.fills[group]][2]
 
     def group(self, each: Configuration) -> str:
-        """What the colour of the configuration says."""
+        """The method, or the sweep, that the colour of the configuration shows."""
         return each.sweep if self.by_sweep else each.method
 
     def groups(self, found: Iterable[Configuration]) -> list[str]:
-        """All that is there to be coloured, in the order of the legend."""
+        """The methods, or sweeps, of these configurations, in the order of the legend."""
         present = {self.group(each) for each in found}
         return [name for name in self.colours if name in present]
 

@@ -103,7 +103,7 @@ class ReportData:
         """Computes everything from what is recorded of the sweep.
 
         Args:
-            budgets: the sizes to answer for; without any, `answers` has questions of its own.
+            budgets: the sizes to answer for; without any, see `answers`.
             addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
             sweep: the sweep's name where several are compared, noted with its configurations.
             labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.

@@ -61,7 +61,7 @@ def _samples_used(record: TrialRecord, per_epoch: int) -> int:
 
 
 def _share(record: TrialRecord, name: str) -> int | None:
-    """What the trial counted of each of its teachers, which it asks equally often."""
+    """The trial's count for one of its teachers: it uses each of them equally often."""
     counted = record.teaching.get(name)
     if not isinstance(counted, int | float) or not math.isfinite(counted):
         return None

@@ -254,7 +254,7 @@ def _scalar(value: Any) -> bool | int | float | str | None:
 
 
 def _dtype(values: Iterable[Hashable]) -> Literal["str", "Int64", "float64", "boolean"]:
-    """The narrowest type that holds them all; a mixture of kinds is text."""
+    """The narrowest type for all of them; a mixture of types is text."""
     present = [value for value in values if value is not None]
     if not present or any(isinstance(value, str) for value in present):
         return "str"

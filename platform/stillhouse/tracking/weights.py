@@ -16,7 +16,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
     """Downloads an MLflow artifact and returns the path of the weights file in it.
 
     Args:
-        reference: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH`: an artifact that is, or holds, one file of
+        reference: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH`: an artifact that is, or contains, one file of
             weights (safetensors, or a state dict saved by torch).
         uri: of the tracking store; None is the embedded one under `home`.
         home: the file is stored in its folder `downloads`.
@@ -46,7 +46,7 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
-        raise UsageError(f"'{reference}' must hold one file of weights ({', '.join(_SUFFIXES)}), found {found}")
+        raise UsageError(f"'{reference}' must contain one file of weights ({', '.join(_SUFFIXES)}), found {found}")
     return files[0].resolve()
 
 

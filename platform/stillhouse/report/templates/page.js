@@ -159,7 +159,7 @@
       Plotly.Fx.hover(scatter, [{ curveNumber, pointNumber }]);
       const words = scatter.data[curveNumber].customdata[pointNumber];
       const parsed = new DOMParser().parseFromString(words.replace(/<br>/g, ", "), "text/html");
-      byId("tradeoff-said").textContent = parsed.body.textContent;
+      byId("tradeoff-point").textContent = parsed.body.textContent;
     });
   }
 
