@@ -1,10 +1,5 @@
-"""What is made of a node's report, check by check; reports of real nodes are in test_on_a_cluster."""
+"""What is made of the reports of the nodes: findings of `doctor`, and sweeps that are refused with one sentence."""
 
-import http.server
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +9,13 @@ from stillhouse.doctor import Finding
 from stillhouse.errors import InfrastructureError
 from stillhouse.sweep.cluster import node_checks as nodes
 from stillhouse.sweep.cluster.node_checks import NodeReport, check_nodes, findings_of
-from stillhouse.sweep.cluster.node_probe import _connection_problem
 
 OURS = {"python": "3.11.2", "ray": "2.60.0", "torch": "2.14.1", "stillhouse": "0.1.0", "commit": "a" * 40}
+
+
 STORE = "http://mlflow.internal:5000"
+
+
 GOOD: dict[str, Any] = {
     "home": "/shared/home",
     "scratch_folder": "/tmp",
@@ -45,6 +43,8 @@ def test_a_node_that_has_everything_is_good() -> None:
 
 
 APART = "node 10.0.0.11 (4c2e1f) does not share the home /shared/home: "
+
+
 KEPT = "; its files go through the keeper, with copies in /tmp, 9.0 GiB free"
 
 
@@ -114,7 +114,11 @@ def report(node: str = "10.0.0.11 (4c2e1f)", *, shared: bool = True, **facts: An
 
 
 OLD = report("10.0.0.12 (9ab03d)", versions=OURS | {"torch": "2.13.0"})
+
+
 NO_SCRATCH = report("10.0.0.13 (77aa00)", shared=False, probe_read=False, scratch_trouble="Permission denied")
+
+
 DEAD = NodeReport(node="10.0.0.14 (0f0f0f)", gpus=0.0, facts=None, error="no worker answered within 120 s")
 
 
@@ -173,45 +177,3 @@ def test_a_cluster_that_asks_for_no_token_is_told_of_it() -> None:
 def test_a_node_that_runs_nothing_has_its_reason_and_no_other_check() -> None:
     (finding,) = found({"facts": None, "error": "no worker answered within 120 s"}).values()
     assert (finding.what, finding.good, finding.fact) == ("worker", False, "no worker answered within 120 s")
-
-
-@contextmanager
-def server_that_answers(status: int) -> Iterator[str]:
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/health"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("status", "trouble"),
-    [
-        (200, ""),
-        (401, ""),
-        (404, ""),
-        (403, "the server refuses this host name; start it with --allowed-hosts"),
-        (500, "the server answers 500"),
-    ],
-)
-def test_a_tracking_server_is_judged_by_what_it_answers(status: int, trouble: str) -> None:
-    with server_that_answers(status) as address:
-        assert _connection_problem(address) == trouble
-
-
-def test_a_database_is_reached_by_its_socket_and_nobody_is_said() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        assert _connection_problem(f"127.0.0.1:{port}") == ""
-    for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/health"):
-        assert _connection_problem(address) == "cannot be reached: Connection refused"

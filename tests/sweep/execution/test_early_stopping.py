@@ -1,4 +1,4 @@
-"""Early stopping within size brackets."""
+"""Early stopping within size brackets, in both directions of a metric."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,9 +13,11 @@ from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SearchSpec
 from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, MedianRule, make_stopping_rule
-from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, key_of
+from stillhouse.sweep.execution.trainable import TRIAL_CONFIG
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
 MakeTrial = Callable[..., Trial]
 
 
@@ -144,10 +146,6 @@ def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
     assert not fresh.stops("high", 1, 0.31)
 
 
-def test_the_key_is_read_off_a_trials_json(make_trial: MakeTrial) -> None:
-    assert key_of(make_trial("abc").model_dump_json()) == "abc"
-
-
 @pytest.mark.parametrize("kind", [FifoScheduler(), scheduler({})])
 def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(kind: FifoScheduler) -> None:
     def walk() -> list[Any]:
@@ -157,6 +155,8 @@ def test_naming_the_next_trial_does_not_take_longer_the_more_trials_there_were(k
 
 
 ERROR = Metric(name="error", direction="min", label="error")
+
+
 CURVES = {
     "a": (0.5, 0.55, 0.7, 0.72),
     "b": (0.2, 0.6, 0.65, 0.8),
