@@ -7,114 +7,25 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PlainValidator, TypeAdapter
 
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
+from stillhouse.spec.values import Section, Setting, StudentName, SweepName, TeacherName, invalid, parse_plain
 
-PRIORS = ("uniform", "loguniform", "integers", "choice")
 FIXED = "defaults"
-
-
-class Section(BaseModel):
-    """A mapping of the spec; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _problem(message: str, *, below: str | None = None) -> PydanticCustomError:
-    """A problem as pydantic carries it; `below` is the key inside the value to which it refers."""
-    # Pydantic would read braces in the message itself as a template.
-    return PydanticCustomError("stillhouse", "{message}", {"message": message, "below": below})
-
-
-def _name(pattern: str, rule: str) -> PlainValidator:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise _problem(f"{rule}, got {show(value)}")
-        return value
-
-    return PlainValidator(check)
-
-
-SweepName = Annotated[
-    str,
-    _name(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
-        "must be a folder name of letters, digits, '.', '_' and '-', without a leading sign",
-    ),
-]
-TeacherName = Annotated[str, _name(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", "must be a name of letters, digits, '_' and '-'")]
-StudentName = Annotated[
-    str, _name(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}", "must be a name of letters, digits, '.', '_', ':' and '-'")
-]
 
 
 def _parse_validation(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or (isinstance(value, float) and value >= 1):
-        raise _problem(f"must be a number of samples >= 1 or a fraction between 0 and 1, got {show(value)}")
+        raise invalid(f"must be a number of samples >= 1 or a fraction between 0 and 1, got {show(value)}")
     return value
 
 
-def parse_setting(value: Any) -> Any:
-    """A value of a hyper-parameter or model option: a scalar, a list, null, or a mapping that defines a prior.
-
-    Raises:
-        PydanticCustomError: neither.
-    """
-    if isinstance(value, Prior):
-        return value
-    if isinstance(value, dict):
-        return _parse_prior(value)
-    if isinstance(value, list | tuple):
-        return [parse_plain(item) for item in value]
-    return parse_plain(value)
-
-
-def parse_plain(value: Any) -> Any:
-    """A value that is no prior: a scalar, null, or a list of those."""
-    if isinstance(value, list | tuple):
-        return [parse_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise _problem(f"must be a plain value, got {show(value)}")
-
-
-def _parse_prior(value: Mapping[str, Any]) -> Prior:
-    if len(value) != 1 or next(iter(value)) not in PRIORS:
-        raise _problem(
-            f"must be a value or one prior: {{uniform: [low, high]}}, {{loguniform: [low, high]}}, {{integers: [low, high]}} "
-            f"or {{choice: [...]}}, got {show(value)}"
-        )
-    kind, ends = next(iter(value.items()))
-    if not isinstance(ends, list | tuple):
-        raise _problem(f"must be a list, got {show(ends)}", below=kind)
-    if kind == "choice":
-        choices = tuple(parse_plain(item) for item in ends)
-        if not choices:
-            raise _problem("must list at least one value, got []", below=kind)
-        return Choice(choices)
-    number = int if kind == "integers" else int | float
-    if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, number) for end in ends):
-        what = "whole numbers" if kind == "integers" else "numbers"
-        raise _problem(f"must be two {what} [low, high], got {show(ends)}", below=kind)
-    low, high = ends
-    if kind == "integers" or kind == "uniform":
-        if not low < high:
-            raise _problem(f"must be [low, high] with low < high, got {show(ends)}", below=kind)
-        return Integers(low, high) if kind == "integers" else Uniform(float(low), float(high))
-    if not 0 < low < high:
-        raise _problem(f"must be [low, high] with 0 < low < high, got {show(ends)}", below=kind)
-    return LogUniform(float(low), float(high))
-
-
-Setting = Annotated[Any, PlainValidator(parse_setting)]
 _SETTINGS = TypeAdapter(dict[str, Setting])
 
 
@@ -124,7 +35,7 @@ def _parse_method(value: Any) -> Any:
     if value == FIXED:
         return FIXED
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a mapping of hyper-parameters, {{}} for the method's priors, or '{FIXED}', got {show(value)}")
+        raise invalid(f"must be a mapping of hyper-parameters, {{}} for the method's priors, or '{FIXED}', got {show(value)}")
     return _SETTINGS.validate_python(dict(value))
 
 
@@ -138,7 +49,7 @@ def _parse_policy_entry(value: Any) -> Any:
         name, options = next(iter(value.items()))
         if options is None or isinstance(options, Mapping):
             return {name: {key: parse_plain(item) for key, item in (options or {}).items()}}
-    raise _problem(f"must be a name such as crop or a one-key mapping such as {{crop: {{padding: 4}}}}, got {show(value)}")
+    raise invalid(f"must be a name such as crop or a one-key mapping such as {{crop: {{padding: 4}}}}, got {show(value)}")
 
 
 def gather_options(entry: Any, own: frozenset[str]) -> Any:
@@ -184,23 +95,23 @@ class ViewsSpec(Section):
 
 def _parse_custom(value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a mapping such as {{teacher_node: 1}}, got {show(value)}")
+        raise invalid(f"must be a mapping such as {{teacher_node: 1}}, got {show(value)}")
     for name, amount in value.items():
         if not isinstance(name, str) or not name or name.lower() in ("cpu", "gpu", "memory", "object_store_memory"):
-            raise _problem(f"must name custom resources, such as teacher_node, got {show(name)}")
+            raise invalid(f"must name custom resources, such as teacher_node, got {show(name)}")
         number = isinstance(amount, int | float) and not isinstance(amount, bool)
         if not number or amount <= 0 or (amount > 1 and amount != int(amount)):
-            raise _problem(f"must be a fraction of one or a whole number, got {show(amount)}", below=name)
+            raise invalid(f"must be a fraction of one or a whole number, got {show(amount)}", below=name)
     return dict(value)
 
 
 def _parse_labels(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a mapping such as {{pool: teacher}}, got {show(value)}")
+        raise invalid(f"must be a mapping such as {{pool: teacher}}, got {show(value)}")
     for name, label in value.items():
         if not isinstance(name, str) or not isinstance(label, str) or not label:
             problem = f"must be text such as teacher, in quotes if YAML would read a number, got {show(label)}"
-            raise _problem(problem, below=str(name))
+            raise invalid(problem, below=str(name))
     return dict(value)
 
 
@@ -316,16 +227,16 @@ class SearchBudget(Section):
 
 def _parse_limits(value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a mapping such as {{parameters: 100k}}, got {show(value)}")
+        raise invalid(f"must be a mapping such as {{parameters: 100k}}, got {show(value)}")
     limits = {}
     for name, limit in value.items():
         if isinstance(limit, bool) or not isinstance(limit, int | float | str):
-            raise _problem(f"must be a number such as 100k, got {show(limit)}", below=name)
+            raise invalid(f"must be a number such as 100k, got {show(limit)}", below=name)
         number = parse_number(str(limit).removesuffix("B"))
         if number is None:
-            raise _problem(f"must be a number such as 100k, got {show(limit)}", below=name)
+            raise invalid(f"must be a number such as 100k, got {show(limit)}", below=name)
         if problem := bound_problem(str(name), number):
-            raise _problem(problem.message, below=name)
+            raise invalid(problem.message, below=name)
         limits[name] = number
     return limits
 
@@ -376,11 +287,11 @@ def _parse_max_bytes(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _problem(f"must be a size such as 500MB or 20GB, or null, got {show(value)}")
+        raise invalid(f"must be a size such as 500MB or 20GB, or null, got {show(value)}")
     try:
         return parse_bytes(str(value))
     except ValueError as error:
-        raise _problem(str(error)) from error
+        raise invalid(str(error)) from error
 
 
 class KnowledgeSpec(Section):
@@ -416,11 +327,11 @@ class TrackingSpec(Section):
 
 def _parse_budget(value: Any) -> str:
     if not isinstance(value, str):
-        raise _problem(f"must look like parameters=100k, got {show(value)}")
+        raise invalid(f"must look like parameters=100k, got {show(value)}")
     try:
         parse_budget(value)
     except UsageError as error:
-        raise _problem(str(error)) from error
+        raise invalid(str(error)) from error
     return value.strip()
 
 
@@ -435,12 +346,12 @@ def _methods(value: Any) -> Any:
         return None
     if isinstance(value, list | tuple):
         if unfit := [item for item in value if not isinstance(item, str)]:
-            raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got the entry {show(unfit[0])}")
+            raise invalid(f"must be a list of names or a mapping of names to hyper-parameters, got the entry {show(unfit[0])}")
         if twice := [item for number, item in enumerate(value) if item in value[:number]]:
-            raise _problem(f"must name each method once, '{twice[0]}' appears twice")
+            raise invalid(f"must name each method once, '{twice[0]}' appears twice")
         value = {item: {} for item in value}
     if not isinstance(value, Mapping):
-        raise _problem(f"must be a list of names or a mapping of names to hyper-parameters, got {show(value)}")
+        raise invalid(f"must be a list of names or a mapping of names to hyper-parameters, got {show(value)}")
     return _METHODS.validate_python(dict(value))
 
 
