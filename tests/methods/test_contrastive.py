@@ -37,7 +37,8 @@ def step(given: dict[str, nn.Module], *, teacher: Tensor | None = None, seed: in
 def test_two_batches_equal_the_authors_implementation(open_case: Open) -> None:
     case = open_case("crd-repdistiller")
     dtype = case["in.s_feat0"].dtype
-    memory = ContrastMemory(20, 6).to(dtype)
+    num_samples, width = case["w.memory_v1"].shape
+    memory = ContrastMemory(num_samples, width).to(dtype)
     memory.student, memory.teacher = case["w.memory_v1"], case["w.memory_v2"]
     losses = []
     for number in range(2):
@@ -48,7 +49,7 @@ def test_two_batches_equal_the_authors_implementation(open_case: Open) -> None:
             for who in "st"
         )
         pair = memory.similarities(student, teacher, case[f"in.contrast_idx{number}"], case.number("T"))
-        losses.append((contrast_loss(pair[0], 20) + contrast_loss(pair[1], 20)).reshape(1))
+        losses.append((contrast_loss(pair[0], num_samples) + contrast_loss(pair[1], num_samples)).reshape(1))
         case.check(losses[-1], f"out.loss_step{number}")
         memory.remember(case[f"in.y{number}"], student, teacher, case.number("momentum"))
     loss = losses[0] + losses[1]

@@ -30,6 +30,11 @@ def setup(teacher: Architecture, student: Architecture, epochs: int) -> Setup:
     return Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=100, epochs=epochs)
 
 
+def channels(case: ReferenceCase, prefix: str) -> tuple[int, int]:
+    """Channels before the first and after the last of the case's three convolutions."""
+    return case[f"{prefix}0.weight"].shape[1], case[f"{prefix}2.weight"].shape[0]
+
+
 def load(stack: nn.Module, case: ReferenceCase, prefix: str) -> nn.Module:
     """Three convolutions with the case's weights; they are the layers with even numbers."""
     names = {f"{2 * number}.{kind}": f"{prefix}{number}.{kind}" for number in range(3) for kind in ("weight", "bias")}
@@ -46,8 +51,8 @@ def check_weights(case: ReferenceCase, loss: torch.Tensor, stack: nn.Module, pre
 
 def test_the_transfer_equals_the_authors_code(open_case: Open) -> None:
     case = open_case("ft-official")
-    translator = load(make_translator(4, 3), case, "w.trans.conv")
-    encoder = load(Paraphraser(6, 3).encoder, case, "w.para.conv")
+    translator = load(make_translator(*channels(case, "w.trans.conv")), case, "w.trans.conv")
+    encoder = load(Paraphraser(*channels(case, "w.para.conv")).encoder, case, "w.para.conv")
     student_factor = translator(case["in.s_feat"])
     distance = factor_loss(student_factor, encoder(case["in.t_feat"]).detach())
     case.check(distance, "out.kdzoo_no_beta")
@@ -59,7 +64,7 @@ def test_the_transfer_equals_the_authors_code(open_case: Open) -> None:
 
 def test_the_paraphraser_equals_the_authors_code(open_case: Open) -> None:
     case = open_case("ft-official-paraphraser-reconstruction")
-    paraphraser = Paraphraser(6, 3).to(case["in.t_feat"].dtype)
+    paraphraser = Paraphraser(*channels(case, "w.para.conv")).to(case["in.t_feat"].dtype)
     load(paraphraser.encoder, case, "w.para.conv")
     load(paraphraser.decoder, case, "w.para.deconv")
     reconstructed = paraphraser(case["in.t_feat"])

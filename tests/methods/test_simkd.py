@@ -31,7 +31,9 @@ def architecture(name: str) -> Architecture:
 
 def test_loss_logits_and_gradients_equal_the_authors_code(open_case: Open) -> None:
     case = open_case("simkd-official")
-    projector = Projector(5, 8 // int(case.number("factor")), 8, (3, 3)).to(case["in.s_feat"].dtype)
+    (_, num_inputs, *_), (_, num_outputs, height, width) = case["in.s_feat"].shape, case["in.t_feat"].shape
+    projector = Projector(num_inputs, num_outputs // int(case.number("factor")), num_outputs, (height, width))
+    projector.to(case["in.s_feat"].dtype)
     names = {f"layers.{number}.weight": f"w.p{number}.weight" for number in (0, 1, 3, 4, 6, 7)}
     names |= {f"layers.{number}.bias": f"w.p{number}.bias" for number in (1, 4, 7)}
     projector.load_state_dict({ours: case[theirs].detach() for ours, theirs in names.items()}, strict=False)
@@ -43,7 +45,7 @@ def test_loss_logits_and_gradients_equal_the_authors_code(open_case: Open) -> No
     gradients = torch.autograd.grad(loss, [projector.get_parameter(name) for name in names], retain_graph=True)
     for theirs, gradient in zip(names.values(), gradients, strict=True):
         case.check(gradient, f"grad.{theirs}")
-    classifier = nn.Linear(8, 10, dtype=projected.dtype)
+    classifier = nn.Linear(num_outputs, len(case["w.cls_t.bias"]), dtype=projected.dtype)
     classifier.load_state_dict({"weight": case["w.cls_t.weight"], "bias": case["w.cls_t.bias"]})
     answer = ReusedClassifier(nn.Identity(), lambda_module(projected), classifier)(case["in.s_feat"])
     case.check(answer, "aux.pred_logits")

@@ -28,7 +28,12 @@ def test_loss_and_gradients_equal_published_implementations(open_case: Open, nam
     weights = {"mean.0.weight": "w.r0.weight", "mean.2.weight": "w.r2.weight", "mean.4.weight": "w.r4.weight"}
     weights["log_scale"] = "w.log_scale"
     regressor = GaussianRegressor(
-        4, 6, 3, num_hidden=int(case.number("mid")), initial_variance=case.number("init_pred_var"), epsilon=case.number("eps")
+        case["in.s_feat"].shape[1],
+        case["in.t_feat"].shape[1],
+        num_dimensions=3,
+        num_hidden=int(case.number("mid")),
+        initial_variance=case.number("init_pred_var"),
+        epsilon=case.number("eps"),
     ).to(case["in.s_feat"].dtype)
     torch.testing.assert_close(regressor.log_scale.detach().float(), case["aux.initial_log_scale.f32"].float())
     regressor.load_state_dict({ours: case[theirs].detach() for ours, theirs in weights.items()})
