@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.sweep.progress import Progress, Tally, describe_record
+from stillhouse.sweep.progress import Progress, Tally, describe_record, metric_of_state, render_status
 
 MakeRecord = Callable[..., TrialRecord]
 
@@ -121,3 +122,36 @@ def test_the_time_left_counts_the_epochs_of_trials_under_way(
 def test_settings_are_shown_short(make_record: MakeRecord) -> None:
     record = make_record("a", trial={"hyperparameters": {"temperature": 2.123456, "layer": None, "variant": "x"}, "seed": 3})
     assert describe_record(record).startswith("a scratch mlp seed 3 (temperature=2.123 variant=x) finished")
+
+
+ERROR = Metric(name="error", direction="min", label="mean error")
+
+
+def test_where_lower_is_better_the_best_is_the_lowest(make_record: MakeRecord) -> None:
+    tally = Tally(ERROR)
+    for key, error in (("a", 3.0), ("b", 1.5), ("c", 2.0)):
+        tally.add(make_record(key, metrics={"parameters": 1000.0, "validation_error": error}))
+    (best,) = tally.best()
+    assert (best["trial"], best["validation_error"]) == ("b", 1.5)
+    assert "validation_accuracy" not in best
+
+
+def test_another_metric_is_shown_under_its_own_name(make_trial: Callable[..., Trial], make_record: MakeRecord) -> None:
+    progress, stream = shown()
+    progress.use_metric(ERROR)
+    progress.plan(2)
+    progress.trial_started(make_trial("a"))
+    progress.trial_epoch("a", 1, 2.5)
+    progress.trial_done(make_record("b", metrics={"parameters": 10.0, "validation_error": 1.25}))
+    assert "finished after 1 epochs, validation mean error 1.2500" in stream.getvalue()
+    state = progress.snapshot()
+    assert state["running"][0]["validation_error"] == 2.5
+    assert metric_of_state(state) == ERROR
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(render_status(state))
+    assert "mean error" in screen.getvalue()
+    assert "2.5000" in screen.getvalue()
+
+
+def test_a_state_of_the_first_release_means_accuracy() -> None:
+    assert metric_of_state({"sweep": "old"}) == ACCURACY

@@ -252,10 +252,10 @@ def _outcome(
     accounts: TeacherAccounts,
 ) -> _Outcome:
     wanted = phases.wanted(records)
-    kept = [records[key] for key in sorted(records) if key in wanted]
-    new = [record for record in kept if record.trial.key not in reused]
+    ledger = [records[key] for key in sorted(records) if key in wanted]
+    new = [record for record in ledger if record.trial.key not in reused]
     uses = {teacher.name: accounts.use_in_run(teacher, new) for teacher in teachers}
-    return _Outcome(records=kept, planned=len(wanted), reused=len(kept) - len(new), uses=uses)
+    return _Outcome(records=ledger, planned=len(wanted), reused=len(ledger) - len(new), uses=uses)
 
 
 def _closing_notes(

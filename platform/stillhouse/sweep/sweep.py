@@ -35,10 +35,10 @@ class Sweep:
 
     Args:
         spec: a validated spec.
-        home: where sweeps, teachers and knowledge are kept; see `resolve_home`.
+        home: the folder that stores sweeps, teachers and knowledge; see `resolve_home`.
         address: of a Ray cluster; None starts Ray on this machine.
-        command: how the sweep was called, for the report.
-        progress: shows events; by default nothing is shown.
+        command: the command line that started the sweep, for the report.
+        progress: shows events; None shows nothing.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Sweep:
 
     @classmethod
     def forked(cls, spec: SweepSpec, name: str, *, home: str | Path | None = None, **options: Any) -> Self:
-        """A sweep called `name` that takes over whatever fits `spec` of the trials of the sweep that `spec` names.
+        """A sweep called `name` that reuses the matching trials of the sweep that `spec` names.
 
         Raises:
-            UsageError: there is no such sweep, or it is to be its own fork.
-            SpecError: `name` can not be a sweep's.
+            UsageError: there is no such sweep, or `name` is its own name.
+            SpecError: `name` is not valid for a sweep.
         """
         origin = find_sweep(resolve_home(home), spec.name)
         if name == spec.name:
@@ -128,7 +128,7 @@ class Sweep:
         """The trials that the spec implies.
 
         Raises:
-            SpecError: with everything that can not work.
+            SpecError: with every problem of the spec.
         """
         if self._plan is None:
             self._plan = make_plan(self.spec, self.data())

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.planning.plan import make_plan
@@ -70,3 +72,17 @@ def test_the_control_is_confirmed_with_the_student_that_a_search_chose(data: Ima
     records = [TrialRecord(trial=trial, status="finished", metrics={"validation_accuracy": 0.5}) for trial in (control, winner)]
     confirmed = plan.trials_to_confirm(records, [control, winner])
     assert ("scratch", other) in [(trial.method, trial.student) for trial in confirmed]
+
+
+def test_where_lower_is_better_the_lowest_wins(data: ImageData, spec_with: MakeSpec) -> None:
+    """The same ledger once with a value to maximise and once mirrored, with its negative to minimise."""
+    spec = spec_with()
+    plan = make_plan(spec, data)
+    error = Metric(name="error", direction="min", label="error")
+    values = {trial.key: (number * 7 % 11) / 11 for number, trial in enumerate(plan.trials)}
+    highest = [record(trial, values[trial.key]) for trial in plan.trials]
+    lowest = [
+        TrialRecord(trial=trial, status="finished", metrics={"validation_error": -values[trial.key]}) for trial in plan.trials
+    ]
+    confirmed = replace(plan, metric=error).trials_to_confirm(lowest)
+    assert confirmed == plan.trials_to_confirm(highest) != []

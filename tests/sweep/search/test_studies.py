@@ -322,3 +322,13 @@ def test_asking_again_with_a_memory_gives_the_same_trials() -> None:
         other, _ = run_queue([study_of(plan_of(TWO), algorithm, memory=memory)], worse)
         assert list(other.known)[:5] == list(first.known)[:5]
         assert list(other.known) != list(first.known), "what was told decides, not the memory"
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
+def test_minimising_the_negative_of_a_value_chooses_the_trials_that_maximising_it_does(algorithm: str) -> None:
+    def error(trial: Trial) -> dict[str, float]:
+        return {"validation_error": -peak(trial)["validation_accuracy"]}
+
+    _, highest = run_queue([study_of(plan_of(TWO), algorithm, objectives=MAX)], peak, order=1)
+    _, lowest = run_queue([study_of(plan_of(TWO), algorithm, objectives={"validation_error": "min"})], error, order=1)
+    assert lowest.keys() == highest.keys()

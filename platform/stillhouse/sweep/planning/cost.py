@@ -116,9 +116,9 @@ def estimate_cost(
     epochs = spec.search.max_epochs
     # All search trials have one seed, hence one order of the views: e epochs see the first e of it.
     seen = min(make_views(spec, data).count, epochs) * samples
-    # What trials call on inputs of their own making is known only behind them.
+    # How often trials call the teacher on generated inputs is known only after they ran.
     reading = Counter(name for trial in trials if not methods.find(trial.method).calls_teacher for name in trial.teachers)
-    asked = [teacher for teacher in teachers if teacher.trials]
+    used = [teacher for teacher in teachers if teacher.trials]
     read = [teacher for teacher in teachers if reading[teacher.name]]
     return Cost(
         students=sum(_TRAINING_PASSES * planned.size.macs * planned.trials * samples * epochs for planned in students),
@@ -126,7 +126,7 @@ def estimate_cost(
         teacher_inside=sum(teacher.size.macs * reading[teacher.name] * samples * epochs for teacher in read),
         teacher_training=sum(
             _TRAINING_PASSES * teacher.size.macs * samples * spec.teachers[teacher.name].train.epochs
-            for teacher in asked
+            for teacher in used
             if teacher.trains
         ),
         samples_forwarded=seen * len(read),

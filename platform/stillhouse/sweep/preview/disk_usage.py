@@ -74,11 +74,11 @@ class DiskUsage:
         share = "half of the disk's free space and what views take now"
         limit = share if self.max_bytes is None else "knowledge.max_bytes"
         total, budget = readable_bytes(self.total_bytes), readable_bytes(self.budget_bytes)
-        free, kept = readable_bytes(self.free_bytes), readable_bytes(self.kept_bytes)
+        free, stored = readable_bytes(self.free_bytes), readable_bytes(self.kept_bytes)
         lines = [self._line(each) for each in self.kinds]
         lines.append(
             f"sealed views: {total} in all, of the {budget} that views may take ({limit}); "
-            f"{free} of the disk are free, views take {kept} now"
+            f"{free} of the disk are free, views take {stored} now"
         )
         if (surplus := self.total_bytes + self.kept_bytes - self.budget_bytes) > 0:
             going = readable_bytes(min(surplus, self.kept_bytes))

@@ -62,10 +62,10 @@ def read_spec(sweep_home: SweepHome) -> SweepSpec:
     Raises:
         UsageError: it is missing or damaged.
     """
-    kept = sweep_home.read_spec()
-    if kept is None:
+    stored = sweep_home.read_spec()
+    if stored is None:
         raise UsageError(f"sweep '{sweep_home.name}' has no spec under {sweep_home.folder}")
-    return validate(kept)
+    return validate(stored)
 
 
 def load_data(results: Results, spec: SweepSpec) -> ImageData:

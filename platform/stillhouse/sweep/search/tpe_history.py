@@ -69,9 +69,9 @@ class BoundedHistory(InMemoryStorage):
         # How many results are better in one objective and worse in none; with one objective, the rank.
         beaten_by = [np.sum(np.all(losses <= own, axis=1) & np.any(losses < own, axis=1)) for own in losses]
         ranked = sorted(range(len(numbers)), key=lambda index: (beaten_by[index], -index))
-        kept = self._limit * 5 // 7
-        best, rest = ranked[: kept // 5], sorted(ranked[kept // 5 :])
-        spread = np.linspace(0, len(rest) - 1, kept - len(best)).round().astype(int)
+        count = self._limit * 5 // 7
+        best, rest = ranked[: count // 5], sorted(ranked[count // 5 :])
+        spread = np.linspace(0, len(rest) - 1, count - len(best)).round().astype(int)
         stay = {numbers[index] for index in [*best, *(rest[each] for each in spread)]}
         self._visible = [number for number in self._visible if number in stay or number not in self._losses]
         self._losses = {number: loss for number, loss in self._losses.items() if number in stay}
