@@ -115,7 +115,7 @@ def test_an_actor_that_nobody_leases_ends() -> None:
 
 
 class Stand:
-    """An actor's handle that stands in for a real one: its `lease` answers one after another, and says when it was asked."""
+    """A fake handle of an actor: its `lease` returns one answer after another, and records when it was called."""
 
     def __init__(self, name: str, *answers: Any) -> None:
         self._actor_id = name

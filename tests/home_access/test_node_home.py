@@ -193,7 +193,7 @@ def test_a_flipped_byte_in_a_copy_or_at_home_is_never_read(home: Home, place: st
 
 
 def test_what_a_copier_met_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second copier that meets the same would have it told when it has long been mended."""
+    """A second copier that met the same error would raise it after it was resolved."""
     fill(home.store)
     (part,) = home.store.folder(IDENTITY).glob("part-*")
     part.unlink()

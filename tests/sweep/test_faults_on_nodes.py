@@ -104,7 +104,7 @@ class Site:
         return [folder for scratch in alive for folder in scratch.glob(f"stillhouse-*-{mark}")]
 
     def processes(self, actor: str) -> list[int]:
-        """The processes of the living actors whose class has this name; asked of the cluster, whoever its drivers are."""
+        """The processes of the living actors whose class has this name; of all drivers of the cluster."""
         alive = self.nodes.global_state.actor_table(actor_id=None, job_id=None, actor_state_name="ALIVE")
         return sorted(int(each["Pid"]) for each in alive.values() if each["ActorClassName"].endswith(actor))
 
@@ -132,7 +132,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _eager_checkpoints() -> Iterator[None]:
-    """A checkpoint behind every epoch, so that each has one to lose."""
+    """A checkpoint after every epoch, so that each has one to lose."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
         yield
@@ -294,7 +294,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(site: Site, undisturb
 
 
 def kill_in_the_middle_of_a_fill(site: Site, home: Path, killed: list[str]) -> None:
-    """`kill -9` of the teacher when some rows of a view are at home and others are not, which is sure while it stands still."""
+    """`kill -9` of the teacher while some rows of a view are in the home and others are not, stopped meanwhile."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not killed:
         time.sleep(0.02)
@@ -331,7 +331,7 @@ def test_a_node_with_trials_is_taken_back_and_the_node_with_the_teacher_is_lost(
         lost.append(role)
 
     def on_epoch(epochs: int) -> None:
-        # The new node first: Ray counts what can not be placed as lost, and takes its time for it.
+        # The new node first: Ray counts what cannot be placed as lost, and takes its time for it.
         if epochs == 2:
             site.add("teacher")
             lose("teacher")
@@ -355,7 +355,7 @@ ARTIFACTS = Path(__file__).parents[2] / ".artifacts"
 class Chaos(threading.Thread):
     """Breaks one thing after another, in an order that the seed shuffles, from the first epoch of the first trial on.
 
-    The next thing is due some epochs behind the last one, whatever the sweep is at by then; what can not be broken at that
+    The next thing is due some epochs behind the last one, whatever the sweep is at by then; what cannot be broken at that
     moment, such as a record before any trial has finished, is broken later.
     """
 
@@ -474,7 +474,7 @@ class Chaos(threading.Thread):
         checkpoints = list(self._home.glob("sweeps/*/trials/*/checkpoint"))
         if not (found and checkpoints):
             return False
-        # Nobody is left to write another one behind it.
+        # No process is left to write another one after it.
         for pid in found:
             kill(pid)
         return self._spoil(self._random.choice(sorted(checkpoints)), lambda content: content[: len(content) // 2])
@@ -582,7 +582,7 @@ def test_a_sweep_outlives_more_than_twenty_random_faults_with_the_same_results(
                 stormy = run(site, "chaos", watch)
                 break
             except (InfrastructureError, Interrupted) as error:
-                # The user is told to go on with the same command.
+                # The message names the same command to continue.
                 chaos.broke_off(error)
                 assert runs < MAX_RUNS
             finally:

@@ -185,7 +185,7 @@ def test_a_node_with_another_version_is_found_and_holds_a_sweep_back(
         site.nodes.remove_node(node)
 
 
-def test_the_doctor_makes_every_check_on_every_node_and_fails_for_a_gpu_that_can_not_be_used(site: Site) -> None:
+def test_the_doctor_makes_every_check_on_every_node_and_fails_for_a_gpu_that_cannot_be_used(site: Site) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["doctor", "--address", site.nodes.address, "--home", str(site.folder / "home"), "--json"])
     assert done.exit_code == 4

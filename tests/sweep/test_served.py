@@ -1,4 +1,4 @@
-"""A sweep whose method calls the teacher on inputs of its own making, beside it and in the shared actor that is killed."""
+"""A sweep whose method calls the teacher on inputs that it generates, inline and in the shared actor, which is killed."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_a_method_that_calls_its_teacher_has_no_sealed_view_to_read() -> None:
 
 
 class Killer(Progress):
-    """Kills the teacher's process behind the trial's first epoch."""
+    """Kills the teacher's process after the trial's first epoch."""
 
     def __init__(self) -> None:
         super().__init__("calling", quiet=True)

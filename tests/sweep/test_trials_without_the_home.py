@@ -1,4 +1,4 @@
-"""Trials on nodes that do not see the home, without Ray: the same bits, and all that is to last lies at home."""
+"""Trials on nodes that cannot access the home, without Ray: the same bits, and all durable files are in the home."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

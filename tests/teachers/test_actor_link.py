@@ -28,7 +28,7 @@ TICKET = TeacherTicket(
 
 
 class Actor:
-    """Gives the answers in order; an exception is raised, `None` for an actor that can not be found."""
+    """Gives the answers in order; an exception is raised, `None` for an actor that cannot be found."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
@@ -64,7 +64,7 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorLink]:
     return make
 
 
-def test_a_call_outlives_the_actors_restart(link: Callable[..., ActorLink]) -> None:
+def test_a_call_survives_the_actors_restart(link: Callable[..., ActorLink]) -> None:
     actor = Actor(None, ActorDiedError(), None, ActorUnavailableError("restarting", None), 42)
     assert link(actor).call("request", 3) == 42
     assert actor.asked == [(3,), (3,), (3,)]
@@ -75,7 +75,7 @@ def test_an_actor_that_does_not_come_back_is_one_sentence(link: Callable[..., Ac
         link(Actor(ActorDiedError()), timeout_s=0.0).call("request", 3)
 
 
-def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_answers(
+def test_a_call_that_finds_the_queue_full_is_repeated_as_long_as_the_actor_answers(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor = Actor(*[QueueFull(48)] * 50, 42)
@@ -90,7 +90,7 @@ def test_a_call_that_there_is_no_room_for_is_repeated_for_as_long_as_the_actor_a
     assert max(pauses) == 1.0
 
 
-def test_a_lost_actor_is_asked_again_after_growing_pauses_for_two_minutes(
+def test_a_call_of_a_lost_actor_is_repeated_after_growing_pauses_for_two_minutes(
     link: Callable[..., ActorLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = link(Actor(ActorDiedError()), timeout_s=ACTOR_TIMEOUT_S)

@@ -33,7 +33,7 @@ def test_what_one_call_breaks_does_not_fail_those_it_is_merged_with() -> None:
 
 
 def waiting_calls(queue: CallQueue, *calls: tuple[str, str, int]) -> None:
-    """Queues (caller, task, rows) in order, with nobody to compute them."""
+    """Queues (caller, task, rows) in order, with no thread to compute them."""
     queue._worker = threading.current_thread()
     for place, (caller, task, rows) in enumerate(calls, start=1):
         threading.Thread(target=queue.submit, args=(Call(caller, task, [np.zeros(rows)]),), daemon=True).start()
@@ -80,7 +80,7 @@ def test_a_call_beyond_the_bound_is_turned_away_and_holds_nothing(limit: dict[st
     assert queue.submit(Call("c", "task", [np.zeros(100)]))[0].shape == (100,), "a call larger than the bound goes alone"
 
 
-def test_a_lock_is_given_in_the_order_in_which_it_was_asked_for() -> None:
+def test_a_lock_is_granted_in_the_order_of_the_requests() -> None:
     lock, order, threads = FairLock(), [], []
     with lock:
         for number in range(5):

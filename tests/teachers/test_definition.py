@@ -37,7 +37,7 @@ def another():
 
 @pytest.fixture
 def key_of(digits: ImageData, views: Views, make_definition: Callable[..., TeacherDefinition]) -> Callable[..., str]:
-    """The key of a view of the digits' teacher, with changes of what its name says."""
+    """The key of a view of the digits' teacher, with changes."""
 
     def key(
         *,

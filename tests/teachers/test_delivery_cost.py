@@ -82,7 +82,7 @@ def test_what_is_forced_takes_its_room_before_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("way", ["cached", "served", "inline"])
-def test_a_way_that_is_asked_for_is_taken(way: str) -> None:
+def test_a_delivery_mode_that_the_spec_sets_is_taken(way: str) -> None:
     choice = choose(cost(10**9, way), room_bytes=10**15)
     assert choice.mode == way
     assert choice.reason.startswith("specified in the spec; 1,000,000,000 B per sample")

@@ -1,4 +1,4 @@
-"""What `teachers ls` says is kept."""
+"""What `teachers ls` lists as stored."""
 
 import json
 from collections.abc import Callable

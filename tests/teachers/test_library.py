@@ -97,7 +97,7 @@ def test_weights_decide_the_key_by_their_content_and_the_recipe_does_not(
 
 
 def interrupted(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training that dies in front of epoch `after` + 1, a checkpoint behind each epoch."""
+    """Training that dies before epoch `after` + 1, with a checkpoint after each epoch."""
     run_epoch = Trainer.run_epoch
 
     def run(self: Trainer) -> dict[str, Any]:

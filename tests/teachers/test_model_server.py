@@ -104,7 +104,7 @@ def test_the_served_gradient_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: teacher(x, "2"), [pixels])
 
 
-def test_a_gradient_may_be_asked_for_twice() -> None:
+def test_a_gradient_may_be_requested_twice() -> None:
     remote = server()
     remote.forward("trial", images(3), (), "pass")
     gradient = [np.ones((3, CLASSES), np.float32)]
@@ -120,7 +120,7 @@ def test_merged_calls_get_their_own_rows() -> None:
     with lock:
         waiting = threading.Thread(target=remote.forward, args=("first", images(1), ()))
         waiting.start()
-        # The first is being computed, as far as the lock lets it; the others wait behind it.
+        # The first call waits for the lock; the others wait in the queue.
         wait_until(lambda: remote.queue._now >= 0 and remote.queue._waiting == 1 and not remote.queue._calls)
         answers: list[Any] = []
         collector = threading.Thread(
@@ -176,7 +176,7 @@ def test_an_error_belongs_to_the_call_that_made_it() -> None:
         server().forward("trial", np.zeros((2, 3, 4, 4), np.float32), ())
 
 
-def test_kept_passes_are_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_passes_are_bounded_and_dropped_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = ForwardPassCache(max_bytes=100)
     for name, size in (("a", 60), ("b", 40), ("c", 50), ("too large", 101)):
         kept.store(name, torch.zeros(1), [], size)

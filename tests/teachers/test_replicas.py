@@ -193,7 +193,7 @@ def test_a_view_is_not_taken_away_from_those_who_share_it(tmp_path: Path) -> Non
 
 
 class Replica:
-    """An actor that says where it is and what waits, as far as the link asks."""
+    """An actor that reports its node and its load."""
 
     def __init__(self, name: str, node: str, waiting: int) -> None:
         self._actor_id = name
@@ -259,7 +259,7 @@ def test_a_trial_calls_the_replica_on_its_own_node(link_to: Callable[..., ActorL
     assert link.calls == 3 + 1, "each told how much it has to do, and one was called"
 
 
-def test_what_all_are_to_hear_goes_to_one_that_answers_with_the_names_of_all(
+def test_a_broadcast_goes_to_one_replica_with_the_names_of_all(
     link_to: Callable[..., ActorLink],
 ) -> None:
     replicas = [Replica("a", "there", 1), Replica("b", "here", 0), Replica("c", "there", 2)]

@@ -26,7 +26,7 @@ TICKET = TeacherTicket(
 
 
 class Actor:
-    """Gives the answers in order; an exception is raised, `None` for an actor that can not be found."""
+    """Gives the answers in order; an exception is raised, `None` for an actor that cannot be found."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

@@ -136,7 +136,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return go
 
 
-def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
+def test_a_view_is_filled_with_what_was_requested_in_one_pass_for_all_requests(
     make_service: Callable[..., TeacherService], held: threading.Event
 ) -> None:
     service = make_service()
@@ -153,7 +153,7 @@ def test_a_view_gets_what_was_asked_of_it_alone_in_one_pass_for_all_who_asked(
     assert count_fills(service._store.root, service.teacher.weights_hash)["samples"] == 3 * ROWS
 
 
-def test_what_one_sweep_asked_of_a_view_is_not_filled_for_another(make_service: Callable[..., TeacherService]) -> None:
+def test_what_one_sweep_requested_of_a_view_is_not_filled_for_another(make_service: Callable[..., TeacherService]) -> None:
     """An actor may live on with a later sweep; what was removed in between takes no room again."""
     service = make_service()
     service.request(FillRequest(view=0, kinds=tuple(KINDS)))
@@ -171,12 +171,12 @@ def test_a_service_that_was_closed_leaves_no_thread_behind(make_service: Callabl
         service.request(FillRequest(view=view, kinds=tuple(KINDS), ahead=True))
     service.close()
     assert "filler" not in {thread.name for thread in threading.enumerate()}
-    # What was begun is whole, the rest is as if it had never been asked.
+    # The view that was begun is complete, the rest as if it had never been requested.
     assert {entry["sealed"] for entry in service._store.entries()} <= {True}
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_it_is_asked(
+def test_a_resting_service_writes_nothing_more_and_continues_at_the_next_request(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, half_way, go_on = make_service(), threading.Event(), threading.Event()
@@ -207,7 +207,7 @@ def test_a_service_that_rests_writes_nothing_more_and_goes_on_where_it_was_when_
     assert count_fills(store, service.teacher.weights_hash)["samples"] == ROWS
 
 
-def test_the_reason_of_a_failed_filling_is_told_once_and_filling_goes_on(
+def test_the_reason_of_a_failed_filling_is_returned_once_and_filling_goes_on(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service()
@@ -241,7 +241,7 @@ def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path
     assert count_fills(tmp_path, "a")["bytes"] == 2 * 10111
 
 
-def test_what_is_filled_counts_for_the_sweeps_that_had_asked_for_the_view(
+def test_what_is_filled_counts_for_the_sweeps_that_requested_the_view(
     make_service: Callable[..., TeacherService], held: threading.Event
 ) -> None:
     service = make_service()

@@ -29,7 +29,7 @@ TICKET = TeacherTicket(
 )
 
 
-def test_a_trial_gets_logits_of_every_class_back_whatever_form_they_are_kept_in(tmp_path: Path) -> None:
+def test_a_trial_reads_logits_of_every_class_whatever_form_they_are_stored_in(tmp_path: Path) -> None:
     definition = dataclasses.replace(TICKET.definition, num_classes=100)
     ticket = dataclasses.replace(TICKET, definition=definition, home=HomeAddress(path=str(tmp_path)), top_k=TopK(3))
     kind = ticket.form(logits())

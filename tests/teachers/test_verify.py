@@ -39,7 +39,7 @@ def verify(service: TeacherService, pairs: int = 10_000, kinds: list[Knowledge] 
 
 
 def tamper(service: TeacherService, kind: Knowledge, view: int, sample: int, by: float) -> None:
-    """A view with whole checksums whose teacher never said this."""
+    """A view with valid checksums whose values are not the teacher's."""
     identity = view_identity(service.base, kind, view)
     rows = service._store.open(identity).gather(torch.arange(ROWS)).numpy()
     rows[sample] += by

@@ -81,7 +81,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_filler, "_STRETCH_S", 0.0)
 
 
-def test_a_sealed_view_holds_what_the_teacher_says_of_the_views_pixels(
+def test_a_sealed_view_holds_what_the_teacher_computes_of_the_views_pixels(
     make_service: Callable[..., TeacherService], trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views
 ) -> None:
     service = make_service()
@@ -200,7 +200,7 @@ def test_harmed_rows_alone_are_forwarded_again(
 
 
 class Died(BaseException):
-    """The process is gone: nothing behind it runs but the closing of files."""
+    """The process dies: nothing runs afterwards except the closing of files."""
 
 
 def die(*_arguments: Any) -> None:

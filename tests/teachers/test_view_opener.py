@@ -105,7 +105,7 @@ def test_a_sealed_view_needs_no_call(opener: MakeOpener) -> None:
     assert filler.asked == []
 
 
-def test_rows_that_do_not_come_are_asked_for_again_every_few_seconds(opener: MakeOpener) -> None:
+def test_rows_that_do_not_arrive_are_requested_again_every_few_seconds(opener: MakeOpener) -> None:
     open_views, filler = opener([0], [1], Failed("no axis"), [2, 3, 4, 5])
     open_views(3)
     assert open_views.await_rows(torch.tensor([3]))["logits"].ready(torch.tensor([3]))
@@ -121,7 +121,7 @@ def test_an_epoch_is_one_call_however_long_it_is_and_however_often_its_batches_w
 
     def sleep(seconds: float) -> None:
         tick(seconds)
-        # Each row comes when it was waited for as long as nobody asks.
+        # Each row arrives just before the wait would repeat the request.
         if next(slept) % 5 == 0:
             filler.fill([next(rows)])
 
@@ -150,7 +150,7 @@ def test_a_filling_that_fails_for_a_full_disk_is_a_full_disk_for_the_trial_too(o
         open_views.await_rows(torch.tensor([3]))
 
 
-def test_an_actor_that_is_gone_while_rows_are_waited_for_is_told(opener: MakeOpener) -> None:
+def test_an_actor_that_is_lost_while_rows_are_awaited_is_an_error(opener: MakeOpener) -> None:
     open_views, _ = opener([0], InfrastructureError("did not answer for 120 s"))
     open_views(3)
     with pytest.raises(InfrastructureError, match="did not answer"):

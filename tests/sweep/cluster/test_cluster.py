@@ -17,7 +17,7 @@ from stillhouse.sweep.shutdown import ShutdownRequest
 # A connection that is made by half
 
 
-def test_who_can_not_join_a_cluster_whole_leaves_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_fails_half_way_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_home: Path, _max_bytes: None) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""How a cluster is joined: what goes along, inside a job and outside, and what is said when it can not be joined."""
+"""How a cluster is joined: what is sent along, inside a job and outside, and the message when it cannot be joined."""
 
 import json
 import socket
@@ -20,14 +20,14 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @pytest.fixture
 def listening() -> Iterator[str]:
-    """The address of somebody who answers, but is no cluster."""
+    """An address where something listens that is no cluster."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Ray was asked for; Ray itself is stood in for."""
+    """The options that Ray was called with; Ray itself is replaced."""
     calls: list[dict[str, Any]] = []
 
     def init(**options: Any) -> None:
@@ -103,7 +103,7 @@ def test_another_version_of_ray_is_one_sentence_with_both(listening: str, monkey
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:1", "no-such-host.invalid:6379", "127.0.0.1:port", "127.0.0.1:99999999", "head", ":6379"]
 )
-def test_an_address_where_nobody_answers_is_said_before_ray_is_asked(address: str, joined: list[dict[str, Any]]) -> None:
+def test_an_address_where_nothing_listens_is_reported_before_ray_is_called(address: str, joined: list[dict[str, Any]]) -> None:
     with pytest.raises(InfrastructureError, match=f"cannot reach the cluster at {address}: .*; give the address"):
         connect(address)
     assert not joined

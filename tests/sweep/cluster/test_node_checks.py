@@ -138,7 +138,7 @@ DEAD = NodeReport(node="10.0.0.14 (0f0f0f)", gpus=0.0, facts=None, error="no wor
         ),
     ],
 )
-def test_a_node_on_which_a_sweep_can_not_run_holds_it_back_with_one_sentence(
+def test_a_node_on_which_a_sweep_cannot_run_holds_it_back_with_one_sentence(
     reports: list[NodeReport], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, [report(), *reports])
@@ -147,7 +147,7 @@ def test_a_node_on_which_a_sweep_can_not_run_holds_it_back_with_one_sentence(
     assert str(caught.value) == sentence
 
 
-def test_a_home_that_only_the_driver_sees_holds_nothing_back_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_cannot_access_the_home_are_reported_and_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = [report(node, shared=False, probe_read=False) for node in ("10.0.0.12 (9ab03d)", "10.0.0.13 (77aa00)")]
     rest = "cannot access the home /shared/home; files go through the keeper actor"
     for some, who in ((apart[:0], None), (apart[:1], "node 10.0.0.12 (9ab03d)"), (apart, "2 of 3 nodes")):

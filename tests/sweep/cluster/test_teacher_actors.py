@@ -15,7 +15,7 @@ from stillhouse.sweep.cluster.teacher_actors import call_actor
 
 @dataclass
 class Handle:
-    """An actor's handle: the answers of its methods; an error is raised to whoever takes it for an answer."""
+    """An actor's handle: the answers of its methods; an answer that is an error is raised."""
 
     answers: dict[str, Any]
 
@@ -44,14 +44,14 @@ def test_a_reduction_that_raises_at_the_teacher_is_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_the_teachers_actor_itself_finds_wrong_keeps_its_sentence_and_its_exit_code() -> None:
+def test_an_error_of_the_teachers_actor_keeps_its_sentence_and_its_exit_code() -> None:
     cause = InfrastructureError("no space for 16 bytes of knowledge in /home")
     handle = Handle({"measure": RayTaskError("measure", "Traceback ...", cause).as_instanceof_cause()})
     with pytest.raises(InfrastructureError, match=r"^no space for 16 bytes of knowledge in /home$"):
         call_actor(handle, "measure")
 
 
-def test_a_teacher_that_stays_away_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_that_does_not_come_back_is_an_infrastructure_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_actors, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match="actor is gone"):
         call_actor(Handle({"measure": ActorDiedError()}), "measure")

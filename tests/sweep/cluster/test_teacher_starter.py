@@ -21,7 +21,7 @@ from stillhouse.sweep.shutdown import ShutdownRequest
 
 @dataclass
 class Handle:
-    """An actor's handle: the answers of its methods; an error is raised to whoever takes it for an answer."""
+    """An actor's handle: the answers of its methods; an answer that is an error is raised."""
 
     answers: dict[str, Any]
 
@@ -68,11 +68,11 @@ def prepare(tmp_path: Path, *handles: Handle) -> Any:
     return starter.prepare(definition, lambda: ("big-actor", next(found)))
 
 
-def test_a_teacher_that_takes_long_to_come_back_has_not_died_as_often_as_it_was_asked(tmp_path: Path) -> None:
+def test_a_restarting_actor_that_refuses_calls_counts_as_one_death(tmp_path: Path) -> None:
     assert prepare(tmp_path, DIES, *[RESTARTS] * 9, DIES, *[RESTARTS] * 9, READY).handle is READY
 
 
-def test_a_teacher_that_answers_and_gives_no_lease_is_started_again(tmp_path: Path) -> None:
+def test_a_teacher_that_grants_no_lease_is_started_again(tmp_path: Path) -> None:
     assert prepare(tmp_path, LAST_WORDS, LAST_WORDS, READY).handle is READY
 
 

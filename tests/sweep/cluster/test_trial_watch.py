@@ -16,7 +16,7 @@ from stillhouse.sweep.progress import Progress
 # A record that is damaged before the driver has read it
 
 
-def test_a_finished_trial_whose_record_can_not_be_read_is_lost_and_not_stopped(
+def test_a_finished_trial_whose_record_cannot_be_read_is_lost_and_not_stopped(
     tmp_path: Path, make_trial: Callable[..., Trial], make_record: Callable[..., TrialRecord]
 ) -> None:
     ledger, lost, records = Ledger(tmp_path), list[str](), list[TrialRecord]()

@@ -37,7 +37,7 @@ def scheduler(
 
 @pytest.fixture
 def report(make_trial: MakeTrial) -> Callable[..., str]:
-    """What the scheduler says to a trial's result."""
+    """The scheduler's decision about a trial's result."""
     known: dict[tuple[BracketedScheduler, str], Any] = {}
 
     def say(asha: BracketedScheduler, key: str, epoch: int, value: float, *, comparable: bool = True) -> str:
@@ -62,7 +62,7 @@ def test_brackets_hold_students_within_a_factor_of_four() -> None:
         assert math.log(4 ** size_bracket(parameters) / parameters, 2) >= -1 - 1e-9
 
 
-def test_a_trial_behind_two_thirds_of_its_size_stops(report: Callable[..., str]) -> None:
+def test_a_trial_worse_than_two_thirds_of_its_size_stops(report: Callable[..., str]) -> None:
     asha = scheduler(dict.fromkeys("abcd", 5))
     assert report(asha, "a", 1, 0.9) == CONTINUE
     assert report(asha, "b", 1, 0.8) == STOP
@@ -85,20 +85,18 @@ def test_no_trial_stops_within_its_grace(report: Callable[..., str]) -> None:
     assert report(asha, "b", 3, 0.1) == STOP
 
 
-def test_a_stage_that_says_nothing_of_the_end_is_not_compared(report: Callable[..., str]) -> None:
+def test_a_stage_that_does_not_predict_the_result_is_not_compared(report: Callable[..., str]) -> None:
     asha = scheduler(dict.fromkeys("ab", 5))
     assert report(asha, "a", 1, 0.9) == CONTINUE
     assert report(asha, "b", 1, 0.1, comparable=False) == CONTINUE
 
 
-def test_the_last_epoch_is_an_end_and_no_stop(report: Callable[..., str]) -> None:
+def test_a_trial_that_reaches_its_last_epoch_is_finished_and_not_stopped(report: Callable[..., str]) -> None:
     asha = scheduler({"a": 5}, max_epochs=3)
     assert [report(asha, "a", epoch, 0.5) for epoch in (1, 2, 3)] == [CONTINUE] * 3
 
 
-def test_trials_of_an_earlier_run_stand_on_the_ladder(
-    report: Callable[..., str], make_record: Callable[..., TrialRecord]
-) -> None:
+def test_trials_of_an_earlier_run_are_compared_too(report: Callable[..., str], make_record: Callable[..., TrialRecord]) -> None:
     earlier = make_record("earlier", (0.9, 0.95))
     assert report(scheduler({"a": 5, "earlier": 5}, history=[earlier]), "a", 1, 0.5) == STOP
     assert report(scheduler({"a": 5, "earlier": 6}, history=[earlier]), "a", 1, 0.5) == CONTINUE
@@ -106,7 +104,7 @@ def test_trials_of_an_earlier_run_stand_on_the_ladder(
     assert report(scheduler({"a": 5, "earlier": 5}, history=[failed]), "a", 1, 0.5) == CONTINUE
 
 
-def test_epochs_of_a_stage_that_says_nothing_are_not_replayed(
+def test_epochs_of_a_stage_that_does_not_predict_the_result_are_not_replayed(
     report: Callable[..., str], make_record: Callable[..., TrialRecord]
 ) -> None:
     hints = [{"epoch": 1, "stage": "hint", "validation_accuracy": 0.9, "comparable": False}]

@@ -28,7 +28,7 @@ def broken(num_classes, input_shape):
 """
 
 
-def test_a_model_that_can_not_run_has_a_reason_and_the_others_their_latency(
+def test_a_model_that_cannot_run_has_a_reason_and_the_others_their_latency(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_nets.py").write_text(BROKEN)

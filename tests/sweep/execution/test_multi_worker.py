@@ -78,7 +78,7 @@ def _one_core() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_core")
 def test_trials_read_the_data_set_in_the_nodes_object_store(digits: ImageData) -> None:
-    """The images of a trial lie in a mapping of the store's shared memory, which nobody can write to."""
+    """The images of a trial lie in a mapping of the store's shared memory, which is read-only."""
 
     def look(data: list[Any]) -> tuple[list[bool], list[str]]:
         arrays, facts = ray.get(data[0])
@@ -113,7 +113,7 @@ CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by pee
 def test_the_worker_that_failed_first_gives_the_reason(
     own: Exception | None, told: tuple[str, str], raised: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When one worker fails, all others lose their connection to it, which says nothing."""
+    """When one worker fails, all others lose their connection to it, which is not the reason."""
 
     class Handle:
         @property
@@ -164,7 +164,7 @@ def test_workers_share_what_the_trial_holds_evenly() -> None:
         ),
     ],
 )
-def test_what_can_not_be_parted_is_refused_before_anything_starts(changes: dict[str, Any], sentence: str) -> None:
+def test_what_cannot_be_parted_is_refused_before_anything_starts(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SpecError) as caught:
         check(spec(**changes))
     assert [str(problem) for problem in caught.value.problems] == [sentence]

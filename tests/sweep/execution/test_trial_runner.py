@@ -61,7 +61,7 @@ def environment(tmp_path: Path, views: Views) -> TrialEnvironment:
 
 @pytest.fixture(scope="module")
 def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: Views) -> TeacherTicket:
-    """A teacher whose logits are sealed in all views, so that no actor is asked."""
+    """A teacher whose logits are sealed in all views, so that no actor is called."""
     home = tmp_path_factory.mktemp("home")
     (home / "knowledge").mkdir()
     definition = TeacherDefinition(name="big", model="lenet", epochs=2, num_classes=10, input_shape=(1, 8, 8))
