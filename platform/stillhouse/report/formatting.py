@@ -8,6 +8,7 @@ from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import Metric
 
 MISSING = "n/a"
+_ROUNDING_ERROR = 1e-9
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -29,7 +30,7 @@ def score(value: float | None, metric: Metric, *, exact: bool = False) -> str:
     """A value of the metric: 0.9123 as "91.2%" of a fraction, "91.23%" where it is `exact`; 3.214 as "3.21" of any other."""
     if metric.percent:
         return percent(value, metric.digits if exact else metric.digits - 1)
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.{metric.digits}f}"
+    return MISSING if value is None or not math.isfinite(value) else _decimals(value, metric.digits)
 
 
 def difference(value: float | None, metric: Metric, *, exact: bool = False, signed: bool = False) -> str:
@@ -38,8 +39,14 @@ def difference(value: float | None, metric: Metric, *, exact: bool = False, sign
         return points(value, metric.digits if exact else metric.digits - 1, signed=signed)
     if value is None or not math.isfinite(value):
         return MISSING
-    rounded = round(value, metric.digits) + 0.0
-    return f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
+    return _decimals(value, metric.digits, sign="+" if signed else "")
+
+
+def _decimals(value: float, digits: int, sign: str = "") -> str:
+    """`value` with `digits` decimals; one that would round to zero has one significant digit, unless it is rounding error."""
+    # Adding zero turns -0.0 into 0.0, which would print as "-0.0".
+    rounded = round(value, digits) + 0.0
+    return f"{value:{sign}.1g}" if rounded == 0 and abs(value) > _ROUNDING_ERROR else f"{rounded:{sign}.{digits}f}"
 
 
 def unit(metric: Metric) -> str:
