@@ -20,7 +20,9 @@ from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.evaluation import evaluate
-from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
+from stillhouse.distill.forward import ForwardPass
+from stillhouse.distill.method import Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
+from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
 from stillhouse.distill.optimiser import Optimisers
 from stillhouse.distill.parallel import ALONE, JointLoss, Workers, share_statistics, split_problem
 from stillhouse.distill.sources import KnowledgeSource
@@ -28,7 +30,6 @@ from stillhouse.distill.stages import check_stages
 from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture, describe
-from stillhouse.models.features import FeatureReader
 from stillhouse.spec.training import Training
 from stillhouse.tasks import of
 
@@ -93,12 +94,11 @@ class Trainer:
         self._callable_teacher = callable_teacher
         self._workers = workers
         self.micro_batch = training.micro_batch if micro_batch is None and training.micro_batch != "auto" else micro_batch
-        self._build_student = new_student
-        self._students_made = 0
         self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
         self.split = TrainingSplit(
             data, views, seed=seed, batch_size=training.batch_size, device=device, memory_format=self._memory_format
         )
+        self._new_student = StudentFactory(new_student, seed=seed, device=device, memory_format=self._memory_format)
         self.student = self._new_student()
         architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
         self._layers = list(method.student_layers(teacher_architecture, architecture))
@@ -113,9 +113,8 @@ class Trainer:
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
         self._stage_index = -1
         self._optimisers: Optimisers | None = None
-        self._reader: FeatureReader | None = None
+        self._forward: ForwardPass | None = None
         self._joint_loss: JointLoss | None = None
-        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._adopt_method()
 
     def _adopt_method(self) -> None:
@@ -123,7 +122,7 @@ class Trainer:
         if self._in_parts and (problem := split_problem(self.method)):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
         share_statistics(self.student, self._workers)
-        self._helpers = self._make_helpers()
+        self._helpers = make_helpers(self.method, self._setup, seed=self._seed, device=self.device, workers=self._workers)
         self._modules = {name: helper.module for name, helper in self._helpers.items()}
         self._classifiers = dict(self.method.classifiers(self.student, self._modules))
         self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
@@ -195,7 +194,7 @@ class Trainer:
         rate = 0.0
         # The random numbers that a student draws itself must differ between workers.
         own = (self._workers.rank,) if self._workers.rank else ()
-        with torch.random.fork_rng(devices=self._rng_devices()), self._read_ahead(view, stage):
+        with torch.random.fork_rng(devices=rng_devices(self.device)), self._read_ahead(view, stage):
             torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
             for number, indices in enumerate(self.split.batches(self.epoch)):
                 rate = optimisers.set_step(stage_epoch * self.split.batches_per_epoch + number)
@@ -263,7 +262,7 @@ class Trainer:
                 "stages": self._stage_plan(),
                 "epoch": self.epoch,
                 "stage": self._stage_index,
-                "students_made": self._students_made,
+                "students_made": self._new_student.num_built,
                 "student": self.student.state_dict(),
                 "helpers": {name: module.state_dict() for name, module in self._modules.items()},
                 "optimisers": None if self._optimisers is None else self._optimisers.state_dict(),
@@ -299,7 +298,7 @@ class Trainer:
             self.curve = state["curve"]
             self.train_seconds = state["train_seconds"]
             self.wait_seconds = state["wait_seconds"]
-            self._students_made = state["students_made"]
+            self._new_student.num_built = state["students_made"]
             if self._training.micro_batch == "auto":
                 self.micro_batch = state.get("micro_batch")
             return dict(state.get("notes", {}))
@@ -308,23 +307,6 @@ class Trainer:
 
     def _stage_plan(self) -> list[list[Any]]:
         return [[stage.name, stage.epochs] for stage in self.stages]
-
-    def _new_student(self) -> nn.Module:
-        with torch.random.fork_rng(devices=self._rng_devices()):
-            torch.manual_seed(derive_seed(self._seed, "student", self._students_made))
-            student = self._build_student()
-        self._students_made += 1
-        return student.to(self.device, memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
-
-    def _make_helpers(self) -> dict[str, Helper]:
-        with torch.random.fork_rng(devices=self._rng_devices()):
-            torch.manual_seed(derive_seed(self._seed, "helpers"))
-            helpers = dict(self.method.modules(self._setup))
-        for helper in helpers.values():
-            helper.module.to(self.device)
-            helper.module.requires_grad_(helper.trainable)
-            share_statistics(helper.module, self._workers)
-        return helpers
 
     @property
     def _in_parts(self) -> bool:
@@ -378,6 +360,7 @@ class Trainer:
                 knowledge = teacher.gather(torch.from_numpy(indices), batch.images)
             if self.method.differentiates_images:
                 batch = replace(batch, images=batch.images.detach().requires_grad_())
+            assert self._forward is not None
             outputs, features = self._forward(batch.images)
         return self._step_of(batch, stage, number, outputs, features, knowledge, part)
 
@@ -418,22 +401,6 @@ class Trainer:
         """The source of the knowledge that the stage needs; None when it needs none."""
         return None if stage.knowledge == () or stage.data_free else self._teacher
 
-    def _forward(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The student's named outputs, none in a stage with `until`, and the outputs of the layers that the method reads."""
-        kind = self._training.mixed_precision
-        half = torch.bfloat16 if kind == "bfloat16" else torch.float16
-        raw: Tensor | None
-        features: dict[str, Tensor] = {}
-        with nullcontext() if kind == "off" else torch.autocast(torch.device(self.device).type, dtype=half):
-            if self._compiled is not None:
-                raw = self._compiled(images)
-            else:
-                assert self._reader is not None
-                raw, features = self._reader(images)
-        if kind != "off":
-            raw, features = None if raw is None else raw.float(), {name: output.float() for name, output in features.items()}
-        return {} if raw is None else self.task.outputs(raw), features
-
     def _entry(self, stage: Stage, means: Mapping[str, float], rate: float) -> dict[str, Any]:
         """The beginning of the epoch's entry in the curve.
 
@@ -458,7 +425,7 @@ class Trainer:
         raise AssertionError("the epoch is after the last stage")
 
     def _enter_stage(self, index: int) -> None:
-        with torch.random.fork_rng(devices=self._rng_devices()):
+        with torch.random.fork_rng(devices=rng_devices(self.device)):
             torch.manual_seed(derive_seed(self._seed, "stage", index))
             self.method.begin_stage(
                 StageStart(
@@ -473,13 +440,17 @@ class Trainer:
 
     def _prepare_stage(self, index: int) -> None:
         stage = self.stages[index]
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = FeatureReader(self.student, self._layers, until=stage.until)
-        # A compiled network cannot be differentiated twice.
-        twice = self.method.differentiates_images
-        if self._training.compile and not self._layers and stage.until is None and not twice:
-            self._compiled = torch.compile(self.student)
+        if self._forward is not None:
+            self._forward.close()
+        self._forward = ForwardPass(
+            self.student,
+            self.task,
+            self._training,
+            self._layers,
+            until=stage.until,
+            twice=self.method.differentiates_images,
+            device=self.device,
+        )
         groups: dict[str, nn.Module] = {"student": self.student}
         recipes = {"student": self._training}
         for name, helper in self._helpers.items():
@@ -500,10 +471,6 @@ class Trainer:
         self.student.train(training)
         for helper in self._helpers.values():
             helper.module.train(training and helper.trainable)
-
-    def _rng_devices(self) -> list[torch.device]:
-        device = torch.device(self.device)
-        return [device] if device.type == "cuda" else []
 
 
 def _no_weights() -> Mapping[str, Tensor]:

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
+from stillhouse.distill.batches import Indices
+from stillhouse.distill.method import Step
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError, SpecError, TrialError
 from stillhouse.spec.load import validate
@@ -199,15 +201,15 @@ def environment(tmp_path: Path, digits: ImageData) -> TrialEnvironment:
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Room for a forward pass of 20 training samples from the second epoch on; the sizes that were tried."""
     tried: list[int] = []
-    forward = Trainer._forward
+    make_step = Trainer._make_step
 
-    def limited(trainer: Trainer, images: torch.Tensor) -> Any:
-        tried.append(len(images))
-        if trainer.epoch > 0 and len(images) > 20:
+    def limited(trainer: Trainer, indices: Indices, *arguments: Any, **options: Any) -> Step:
+        tried.append(len(indices))
+        if trainer.epoch > 0 and len(indices) > 20:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore words")
-        return forward(trainer, images)
+        return make_step(trainer, indices, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_forward", limited)
+    monkeypatch.setattr(Trainer, "_make_step", limited)
     return tried
 
 
@@ -244,10 +246,10 @@ def test_a_trial_that_may_starts_again_with_micro_batches_that_fit(
 def test_memory_that_holds_not_even_one_sample_ends_the_trial(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(trainer: Trainer, images: torch.Tensor) -> Any:
+    def never(*_arguments: Any, **_options: Any) -> Step:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(Trainer, "_forward", never)
+    monkeypatch.setattr(Trainer, "_make_step", never)
     record = run(environment, digits, make_trial(), micro_batch="auto")
     assert record.status == "failed"
     assert (record.reason or "").startswith("out of memory: none left;")

@@ -1,0 +1,59 @@
+"""The student's forward passes in one stage of a training."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.models.features import FeatureReader
+from stillhouse.spec.training import Training
+from stillhouse.tasks import Task
+
+
+class ForwardPass:
+    """Runs the student; returns the task's named outputs and the outputs of the layers that the method reads, as float32.
+
+    Args:
+        layers: the layers that the method reads.
+        until: the layer after which nothing is computed; there are no named outputs then.
+        twice: whether the loss differentiates the student's gradient again, which a compiled network does not support.
+        device: where the student is.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        task: Task,
+        training: Training,
+        layers: Sequence[str],
+        *,
+        until: str | None,
+        twice: bool,
+        device: str,
+    ) -> None:
+        self._task = task
+        self._precision = training.mixed_precision
+        self._device = torch.device(device).type
+        self._reader = FeatureReader(student, layers, until=until)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if training.compile and not layers and until is None and not twice:
+            self._compiled = torch.compile(student)
+
+    def __call__(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """{name: [B, ...]} of the outputs, and {layer: output}, for normalised images [B, channels, H, W]."""
+        half = torch.bfloat16 if self._precision == "bfloat16" else torch.float16
+        raw: Tensor | None
+        features: dict[str, Tensor] = {}
+        with nullcontext() if self._precision == "off" else torch.autocast(self._device, dtype=half):
+            if self._compiled is not None:
+                raw = self._compiled(images)
+            else:
+                raw, features = self._reader(images)
+        if self._precision != "off":
+            raw, features = None if raw is None else raw.float(), {name: output.float() for name, output in features.items()}
+        return {} if raw is None else self._task.outputs(raw), features
+
+    def close(self) -> None:
+        """Removes the hooks from the student."""
+        self._reader.close()

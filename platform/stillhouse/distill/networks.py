@@ -1,0 +1,51 @@
+"""The networks of a trial: its students and the helpers of its method, each with weights that depend on the seed alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from stillhouse.data.hashing import derive_seed
+from stillhouse.distill.method import Helper, Method, Setup
+from stillhouse.distill.parallel import Workers, share_statistics
+
+
+class StudentFactory:
+    """Builds the students of a trial; the n-th one has the same weights in every run.
+
+    Args:
+        build: builds an untrained student; called under the trial's seed.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], *, seed: int, device: str, memory_format: torch.memory_format) -> None:
+        self._build = build
+        self._seed = seed
+        self._device = device
+        self._memory_format = memory_format
+        self.num_built = 0
+
+    def __call__(self) -> nn.Module:
+        """The next student."""
+        with torch.random.fork_rng(devices=rng_devices(self._device)):
+            torch.manual_seed(derive_seed(self._seed, "student", self.num_built))
+            student = self._build()
+        self.num_built += 1
+        return student.to(self._device, memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
+
+
+def make_helpers(method: Method, setup: Setup, *, seed: int, device: str, workers: Workers) -> dict[str, Helper]:
+    """The method's helpers on the device, by name; only trainable ones require gradients."""
+    with torch.random.fork_rng(devices=rng_devices(device)):
+        torch.manual_seed(derive_seed(seed, "helpers"))
+        helpers = dict(method.modules(setup))
+    for helper in helpers.values():
+        helper.module.to(device)
+        helper.module.requires_grad_(helper.trainable)
+        share_statistics(helper.module, workers)
+    return helpers
+
+
+def rng_devices(device: str) -> list[torch.device]:
+    """The devices whose random generator is saved and restored besides that of the CPU."""
+    where = torch.device(device)
+    return [where] if where.type == "cuda" else []
