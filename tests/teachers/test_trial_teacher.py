@@ -14,7 +14,7 @@ from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
-from stillhouse.teachers import trial_teacher as client_module
+from stillhouse.teachers import trial_teacher
 from stillhouse.teachers.definition import TeacherDefinition, view_identity
 from stillhouse.teachers.ticket import TeacherTicket
 from stillhouse.teachers.trial_teacher import TrialTeacher, weights_here
@@ -94,7 +94,7 @@ def test_a_node_without_the_right_copy_of_the_weights_fetches_it(
             wanted.parent.mkdir(exist_ok=True)
             shutil.copy(path, wanted)
 
-    monkeypatch.setattr(client_module, "node_home", lambda _address: Node())
+    monkeypatch.setattr(trial_teacher, "node_home", lambda _address: Node())
     found = weights_here(dataclasses.replace(ticket, home=HomeAddress(path=str(tmp_path))))
     assert found == here
     assert found.read_bytes() == path.read_bytes()

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,12 @@ def _local_ray() -> Iterator[None]:
     connect(None)
     yield
     ray.shutdown()
+
+
+def test_no_other_module_uses_rays_private_modules() -> None:
+    core = Path(ray_internals.__file__).parents[2]
+    found = [path.name for path in core.rglob("*.py") if re.search(r"\bray(\.\w+)*\._\w+", path.read_text())]
+    assert found == ["ray_internals.py"]
 
 
 def test_the_names_of_the_jobs_variable_and_of_the_heads_resource_are_rays() -> None:
