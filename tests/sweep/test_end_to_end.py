@@ -179,7 +179,7 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def no_cluster(*_arguments: Any, **_options: Any) -> None:
-        raise AssertionError("a cluster was asked for")
+        raise AssertionError("a cluster was started")
 
     monkeypatch.setattr("stillhouse.sweep.context.Cluster", no_cluster)
     before = stamps(undisturbed.results.sweep_home)
@@ -189,8 +189,8 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 10}
     assert document["teachers"][0]["samples_forwarded"] == document["teachers"][0]["samples_reused"] == 0
     assert document["pareto"] == undisturbed.results.to_json()["pareto"]
-    told = CliRunner().invoke(app, ["retry", "tiny", "--failed", "--stopped", "--home", str(undisturbed.home)])
-    assert told.exit_code == 0
+    shown = CliRunner().invoke(app, ["retry", "tiny", "--failed", "--stopped", "--home", str(undisturbed.home)])
+    assert shown.exit_code == 0
     assert "no trial is failed or stopped: only what is missing runs" in capfd.readouterr().err
     assert stamps(again.sweep_home) == before
 
@@ -263,8 +263,8 @@ def test_views_that_the_teacher_does_not_say_again_are_told_and_removed(
         writer.seal()
     checked = CliRunner().invoke(app, ["sweep", str(undisturbed.spec), "--verify", "--home", str(home)])
     assert checked.exit_code == 3
-    told = capfd.readouterr().err + checked.stderr
-    assert re.search(r"teacher big: logits of view 1 differs by up to 1 \(sample \d+\); it will be computed again", told)
+    shown = capfd.readouterr().err + checked.stderr
+    assert re.search(r"teacher big: logits of view 1 differs by up to 1 \(sample \d+\); it will be computed again", shown)
     assert not store.is_sealed(identity)
 
 
@@ -286,7 +286,7 @@ given = [0]
 
 
 def held(logits):
-    """The logits; from the 800th on they come behind a trial's first step."""
+    """The logits; from the 800th on they come after a trial's first step."""
     given[0] += len(logits)
     deadline = time.monotonic() + 120
     while given[0] > 800 and not STEPPED.exists():
@@ -317,7 +317,7 @@ def test_the_first_trial_trains_before_the_first_view_is_complete(
 ) -> None:
     """Whatever the time it takes: a trial that waited for the whole view would wait for a teacher that waits for its step."""
     (users_methods / "held.py").write_text(HELD)
-    train = 1200  # 512 of them at a time, behind the 130 on which the teacher's speed is measured
+    train = 1200  # 512 of them at a time, after the 130 with which the teacher's speed is measured
     changes = {
         "name": "held",
         "dataset": {"name": "digits", "validation": 80, "options": {"limit": train + 80}},
@@ -411,7 +411,7 @@ def test_a_sweep_whose_teacher_and_trials_are_killed_ends_as_an_undisturbed_one(
 # Trials fail
 
 FAILING = '''
-"""A method that can not go on in its second epoch."""
+"""A method that fails in its second epoch."""
 
 from dataclasses import dataclass
 from typing import ClassVar

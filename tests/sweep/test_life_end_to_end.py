@@ -152,7 +152,7 @@ class Events(Progress):
 
 @dataclass
 class Interruptions:
-    """What three runs of one sweep left behind: ended in the teacher's training, in the trials, and not at all."""
+    """What three runs of one sweep left: ended in the teacher's training, in the trials, and not at all."""
 
     sweep_home: SweepHome
     sentences: list[str]
@@ -228,7 +228,7 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(interruptions: Interrup
 def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_path: Path) -> None:
     spec, sweep_home = write_spec(tmp_path / "life.yaml", **ALONE), SweepHome(tmp_path / "home", "life")
     sweep_home.folder.mkdir(parents=True)
-    # Students can not be written, so that every attempt of a trial fails at its end.
+    # Students cannot be written, so that every attempt of a trial fails at its end.
     (sweep_home.folder / "students").write_text("")
     events = Events(at="again", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert "stillhouse resume" in interrupted(spec, sweep_home.home, events)
@@ -555,7 +555,7 @@ def running_server(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def check_tracked(home: Path) -> None:
-    """A sync completes what stands in MLflow, and behind it nothing is missing."""
+    """A sync completes what is in MLflow, and afterwards nothing is missing."""
     done, students = sync_sweep(Results.read(home, "life"))
     assert (done.failed, students.reasons) == (0, ())
     assert done.created + done.skipped == 3

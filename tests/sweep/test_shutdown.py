@@ -1,4 +1,4 @@
-"""How a sweep is asked to end. Each case is a process of its own: signals belong to processes."""
+"""How a sweep is requested to end. Each case is a process of its own: signals belong to processes."""
 
 import os
 import signal

@@ -126,7 +126,7 @@ def test_a_trial_moves_between_nodes_without_the_home_and_ends_with_the_same_bit
     load_weights(student, sweep_home.folder / str(record.weights))
     assert weights_hash(student) == record.weights_hash
     go_to_node("third")
-    assert existing_record(trial, environment) == record, "whoever gets the trial once more finds that it is done"
+    assert existing_record(trial, environment) == record, "a process that gets the trial again finds it it is done"
 
     # The same trial where the home is a folder: no node, no keeper.
     common = HomeAddress(path=home.path)

@@ -72,7 +72,7 @@ def test_another_process_can_not_hold_the_same_sweep(tmp_path: Path) -> None:
     assert hold("s").stdout == "held\n"
 
 
-def test_whoever_only_looks_whether_a_sweep_runs_keeps_no_driver_from_it(tmp_path: Path) -> None:
+def test_checking_whether_a_sweep_runs_does_not_block_its_driver(tmp_path: Path) -> None:
     home, looking = SweepHome(tmp_path, "s"), threading.Event()
     with home.locked():
         pass

@@ -1,4 +1,4 @@
-"""What planned trials ask of a teacher and when: told beforehand, and seen in trainings of the very same trials."""
+"""What planned trials read of a teacher and when: known in the plan, and seen in trainings of the very same trials."""
 
 from collections.abc import Collection
 from functools import partial
@@ -38,7 +38,7 @@ def make_sweep(tmp_path: Path, **search: Any) -> Sweep:
     return Sweep.from_yaml(path, home=tmp_path / "home")
 
 
-def told(sweep: Sweep) -> dict[str, KnowledgeDemand]:
+def demand_of(sweep: Sweep) -> dict[str, KnowledgeDemand]:
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
     return knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=plan.search is not None)["big"]
@@ -93,9 +93,9 @@ def read(sweep: Sweep, *seeds: int) -> dict[str, set[int]]:
 
 def test_a_kind_is_asked_in_the_views_in_which_trials_read_it_and_in_no_other(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
-    asked = told(sweep)
-    assert {text: set(each.views) for text, each in asked.items()} == read(sweep, sweep.spec.search.seed)
-    sizes = {len(each.views) for each in asked.values()}
+    demand = demand_of(sweep)
+    assert {text: set(each.views) for text, each in demand.items()} == read(sweep, sweep.spec.search.seed)
+    sizes = {len(each.views) for each in demand.values()}
     assert max(sizes) == 5, "all epochs of a method of one stage"
     assert min(sizes) < 5, "the hints of a first stage"
 
@@ -103,11 +103,11 @@ def test_a_kind_is_asked_in_the_views_in_which_trials_read_it_and_in_no_other(tm
 def test_trials_that_may_be_confirmed_count_with_those_seeds_too(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, confirm_seeds=1)
     seed = sweep.spec.search.seed
-    assert {text: set(each.views) for text, each in told(sweep).items()} == read(sweep, seed, seed + 1)
+    assert {text: set(each.views) for text, each in demand_of(sweep).items()} == read(sweep, seed, seed + 1)
 
 
 @pytest.mark.parametrize("epochs", [5, 30])
 def test_a_search_that_chooses_stages_as_it_goes_may_ask_everything_in_every_epoch(tmp_path: Path, epochs: int) -> None:
     sweep = make_sweep(tmp_path, algorithm="tpe", max_epochs=epochs)
     order = make_views(sweep.spec, sweep.data()).order(sweep.spec.search.seed)
-    assert {each.views for each in told(sweep).values()} == {frozenset(order[:epochs].tolist())}
+    assert {each.views for each in demand_of(sweep).values()} == {frozenset(order[:epochs].tolist())}

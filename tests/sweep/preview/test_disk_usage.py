@@ -116,15 +116,15 @@ def test_sizes_are_those_of_what_a_teacher_gives_whatever_the_method_asks(tmp_pa
     )
     plan, data = sweep.plan(), sweep.data()
     views = make_views(plan.spec, data)
-    asked = knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=False)["big"]
-    kinds = {text: each.kind for text, each in asked.items()}
+    demand = knowledge_demand(plan.spec, plan.representative_trials, data, views, adaptive=False)["big"]
+    kinds = {text: each.kind for text, each in demand.items()}
     teacher = build_model("resnet8", width=0.5, num_classes=data.num_classes, input_shape=data.input_shape).eval()
     images = data.normalise(data.train.images[:2])
     with FeatureReader(teacher, layers_of(kinds)) as reader:
         given = compute_knowledge(reader, kinds, images, data.train.labels[:2], (0, torch.arange(2)))
     assert len(given) > 10
-    told = [each.bytes_per_sample for each in measure_disk_usage(plan, data, tmp_path).kinds]
-    assert told == [4 * given[text][0].numel() for text in asked]
+    measured = [each.bytes_per_sample for each in measure_disk_usage(plan, data, tmp_path).kinds]
+    assert measured == [4 * given[text][0].numel() for text in demand]
 
 
 def looks_at_numbers(output: Tensor) -> Tensor:

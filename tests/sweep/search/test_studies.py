@@ -208,7 +208,7 @@ def test_a_search_all_of_whose_trials_fail_ends() -> None:
         assert len(records) == 30
 
 
-def test_a_trial_that_the_infrastructure_lost_ends_the_feed_without_waiting() -> None:
+def test_a_trial_that_the_infrastructure_lost_ends_the_queue_without_waiting() -> None:
     queue = StudyQueue([study_of(plan_of(WEIGHT))], {}, BudgetTracker(SearchBudget()), lead=3)
     for trial in start_queue(queue):
         queue.lose(trial.key)
@@ -321,7 +321,7 @@ def test_asking_again_with_a_memory_gives_the_same_trials() -> None:
 
         other, _ = run_queue([study_of(plan_of(TWO), algorithm, memory=memory)], worse)
         assert list(other.known)[:5] == list(first.known)[:5]
-        assert list(other.known) != list(first.known), "what was told decides, not the memory"
+        assert list(other.known) != list(first.known), "the reported results decide, not the memory"
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
