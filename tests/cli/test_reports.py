@@ -1,4 +1,4 @@
-"""`stillhouse report` and what it says of bad input, on made-up ledgers."""
+"""`stillhouse report`, and what it reports of bad input, on made-up ledgers."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def test_an_unknown_sweep_is_wrong_usage_with_a_suggestion(run: Run, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("records", "said"),
+    ("records", "sentence"),
     [
         ([], "No trial has ended yet"),
         ([made_record()], "one seed, so no interval"),
@@ -68,12 +68,14 @@ def test_an_unknown_sweep_is_wrong_usage_with_a_suggestion(run: Run, tmp_path: P
         ([made_record(0), made_record(1, status="failed")], "loss is NaN at epoch 1"),
     ],
 )
-def test_a_poor_ledger_is_a_page_that_says_so(run: Run, tmp_path: Path, records: list[TrialRecord], said: str) -> None:
+def test_a_poor_ledger_is_a_page_that_names_what_is_missing(
+    run: Run, tmp_path: Path, records: list[TrialRecord], sentence: str
+) -> None:
     keep(tmp_path, "tiny", records)
     code, out, _ = run("tiny", "--out", str(tmp_path / "out"), "--json")
     assert code == 0
     assert set(json.loads(out)) == {"page", "table", "figure", "best"}
-    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert sentence in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_damaged_record_is_left_out_and_the_rest_reported(run: Run, tmp_path: Path) -> None:
