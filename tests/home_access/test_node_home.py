@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stillhouse.durable import Damaged, bytes_hash
 from stillhouse.home_access import home_address, keeper
 from stillhouse.home_access import node_home as homes
-from stillhouse.home_access.home_address import HomeAddress, shared_home
+from stillhouse.home_access.home_address import shared_home
 from stillhouse.home_access.keeper import Keeper, WriterGoneError
 from stillhouse.home_access.keeper_link import KeeperLink
 from stillhouse.home_access.node_home import NodeHome
@@ -341,16 +341,10 @@ def test_a_checkpoint_is_dropped_with_its_folder(apart: NodeHome, tmp_path: Path
     assert not apart.there(checkpoint).parent.exists()
 
 
-def test_a_node_sees_the_home_by_its_mark_not_by_its_path(tmp_path: Path) -> None:
-    address = shared_home(tmp_path)
-    assert shared_home(tmp_path) == address, "the mark stays"
-    assert address.is_common
-    assert not HomeAddress(path=str(tmp_path), mark="another", keeper="k").is_common
-    assert not HomeAddress(path=str(tmp_path / "elsewhere"), mark=address.mark, keeper="k").is_common
-    assert HomeAddress(path=str(tmp_path / "elsewhere")).is_common, "where there is no keeper all see the folder"
-    there = NodeHome(address)
-    assert there.folder == tmp_path
-    assert there.note_fill is None
+def test_a_node_that_shares_the_home_uses_the_folder_itself(tmp_path: Path) -> None:
+    shared = NodeHome(shared_home(tmp_path))
+    assert shared.folder == tmp_path
+    assert shared.note_fill is None
 
 
 def test_the_log_of_fills_is_the_homes(home: Home) -> None:
