@@ -487,8 +487,8 @@ def test_a_sweep_whose_folder_is_removed_ends_with_what_happened_and_can_start_a
     with pytest.raises(InfrastructureError) as caught:
         Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
     assert str(caught.value) == (
-        f"the folder {sweep_home.folder} was removed while the sweep ran, and what had finished with it; "
-        f"teachers and their knowledge are kept. Start the sweep again with its YAML file"
+        f"the folder {sweep_home.folder} was removed while the sweep ran, and its finished trials with it; "
+        f"teachers and their knowledge are still there. Start the sweep again with its YAML file"
     )
     assert len(events.started) <= 2, "no other trial is started"
     records = Sweep.from_yaml(spec, home=sweep_home.home).run().records
@@ -657,7 +657,9 @@ def test_a_fork_takes_over_what_its_spec_shares_with_the_sweep(
 ) -> None:
     students = [{"model": "mlp", "hidden": [16]}, {"model": "mlp", "hidden": [8], "name": "smaller"}]
     sweep = Sweep.from_yaml(write_spec(tmp_path / "life.yaml", **ALONE, students=students), home=copy.home)
-    with pytest.raises(UsageError, match=r"methods.kd, students, teachers\S* changed; go on under a new name with --fork NAME"):
+    with pytest.raises(
+        UsageError, match=r"methods.kd, students, teachers\S* changed; continue under a new name with --fork NAME"
+    ):
         sweep.run()
     before = stamps(copy)
     results = Sweep.forked(sweep.spec, "other", home=copy.home).run()
