@@ -19,12 +19,12 @@ def test_values_of_a_metric_are_percentages_only_where_they_are_fractions() -> N
 
 def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
     assert write.points(-0.0001) == "0.0"
-    assert write.difference(-1e-15, ERROR) == "0.00"
+    assert write.difference(-0.00001, ERROR) == "0.00"
 
 
 def test_a_small_difference_of_a_metric_with_a_unit_is_not_shown_as_zero() -> None:
-    assert write.difference(0.0042, ERROR, signed=True) == "+0.004"
-    assert write.score(0.0042, ERROR) == "0.004"
+    assert write.difference(0.0042, ERROR, signed=True) == "+0.0042"
+    assert write.score(0.003, ERROR) == "0.003"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])

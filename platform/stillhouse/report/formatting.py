@@ -8,7 +8,6 @@ from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import Metric
 
 MISSING = "n/a"
-_ROUNDING_ERROR = 1e-9
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -43,10 +42,12 @@ def difference(value: float | None, metric: Metric, *, exact: bool = False, sign
 
 
 def _decimals(value: float, digits: int, sign: str = "") -> str:
-    """`value` with `digits` decimals; one that would round to zero has one significant digit, unless it is rounding error."""
+    """`value` with `digits` decimals, or with up to two more where it would round to zero."""
     # Adding zero turns -0.0 into 0.0, which would print as "-0.0".
-    rounded = round(value, digits) + 0.0
-    return f"{value:{sign}.1g}" if rounded == 0 and abs(value) > _ROUNDING_ERROR else f"{rounded:{sign}.{digits}f}"
+    rounded, finer = round(value, digits) + 0.0, round(value, digits + 2) + 0.0
+    if rounded == 0 and finer != 0:
+        return f"{finer:{sign}.{digits + 2}f}".rstrip("0")
+    return f"{rounded:{sign}.{digits}f}"
 
 
 def unit(metric: Metric) -> str:
