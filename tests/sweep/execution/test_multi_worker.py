@@ -1,8 +1,10 @@
 """Trials that several processes train, through a real sweep; and trials that run out of memory."""
 
 import dataclasses
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +17,12 @@ from stillhouse.data.views import Views
 from stillhouse.distill.batches import Indices
 from stillhouse.distill.method import Step
 from stillhouse.distill.trainer import Trainer
-from stillhouse.errors import InfrastructureError, SpecError, TrialError
+from stillhouse.errors import DiskFullError, InfrastructureError, SpecError, TrialError
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import worker_bundles
-from stillhouse.sweep.execution.multi_worker import WorkerGroup
+from stillhouse.sweep.execution.multi_worker import GroupWorker, WorkerGroup
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_runner import run_to_end
 from stillhouse.sweep.planning.spec_check import check
@@ -135,6 +137,21 @@ def test_the_worker_that_failed_first_gives_the_reason(
     with pytest.raises(raised, match=message):
         peers.run_on_all("run_epoch", own=fail)
     assert peers.broken
+
+
+def test_a_full_disk_of_another_worker_is_a_full_disk_of_the_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "any text", "/node/file")
+
+    other = GroupWorker.__new__(GroupWorker)
+    other._environment = SimpleNamespace(folder=str(tmp_path))  # type: ignore[assignment]
+    call = SimpleNamespace(remote=lambda: other._answer(full))
+    group = WorkerGroup.__new__(WorkerGroup)
+    group._handles, group.broken = [SimpleNamespace(run_epoch=call)], False
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    with pytest.raises(DiskFullError, match=r"^any text \(/node/file\)$"):
+        group.run_on_all("run_epoch", own=lambda: None)
+    assert group.broken
 
 
 def test_workers_share_what_the_trial_holds_evenly() -> None:
