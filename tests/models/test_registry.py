@@ -231,7 +231,7 @@ def test_a_user_defined_model_that_cannot_run_on_the_meta_device_is_sketched_on_
         ("net", {}, "bias is an option that"),
         ("net", {"bias": True, "dept": 1}, "dept is not an option of"),
         ("nett", {}, "has no function 'nett'; did you mean 'net'?"),
-        ("wrong_classes", {}, "must return one logit for each of 4 classes, got 5"),
+        ("wrong_classes", {}, "must return 4 numbers for each image, one for each class or target, got 5"),
         ("a_string", {}, "must return a torch.nn.Module, got str"),
         ("raises", {}, "cannot be built for 1x8x8 images: KeyError"),
         ("not_logits", {}, "must return logits [batch, classes], got [2, 4, 6, 6]"),

@@ -114,7 +114,7 @@ def model_problems(model: str, options: Mapping[str, Any], num_classes: int, inp
     except Exception as error:
         return [Problem("", f"{model} does not accept {_images(input_shape)}: {describe_error(error)}")]
     if architecture.num_classes != num_classes:
-        rule = f"{model} must return one logit for each of {num_classes} classes"
+        rule = f"{model} must return {num_classes} numbers for each image, one for each class or target"
         return [Problem("", rule, str(architecture.num_classes))]
     return [
         Problem("", f"{model} names '{layer}' as a useful layer, but has no layer of that name")
