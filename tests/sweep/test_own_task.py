@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from stillhouse.errors import SpecError
+from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.planning.spec_check import check
 
 ROOT = Path(__file__).parents[2]
@@ -127,12 +128,13 @@ def test_the_check_of_the_page_passes(folder: Path) -> None:
 def test_the_sweep_of_the_page_runs_and_is_judged_by_its_error(folder: Path) -> None:
     done = sweep(folder, "--json")
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert document["failed"] == 0
+    assert json.loads(done.stdout)["trials"]["failed"] == 0
     (place,) = (folder / "home" / "sweeps").iterdir()
-    records = [json.loads(path.read_text().partition("\n")[2]) for path in (place / "ledger").glob("*.record")]
+    ledger = Ledger(place / "ledger")
+    records = [ledger.read(key) for key in ledger.keys()]  # noqa: SIM118  # a ledger is no mapping
     assert records
     for record in records:
-        assert record["status"] == "finished", record["reason"]
-        assert record["metrics"]["test_error"] > 0
-        assert not [name for name in record["metrics"] if "accuracy" in name]
+        assert record is not None
+        assert record.status == "finished", record.reason
+        assert record.metrics["test_error"] > 0
+        assert not [name for name in record.metrics if "accuracy" in name]
