@@ -25,7 +25,7 @@ from stillhouse.data.hashing import derive_key
 from stillhouse.spec.priors import Choice, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.sweep.search.draws import Draw, stratified, value_at
-from stillhouse.sweep.search.studies import Study, StudyPlan
+from stillhouse.sweep.search.optuna_studies import Study, StudyPlan
 
 STARTUP = 8
 SETTINGS: dict[str, Prior] = {

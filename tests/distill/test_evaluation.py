@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.data.images import ImageData
+from stillhouse.distill.ddp import Workers
 from stillhouse.distill.evaluation import evaluate
-from stillhouse.distill.parallel import Workers
 
 
 class Constant(nn.Module):

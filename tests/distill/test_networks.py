@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from stillhouse.distill.ddp import ALONE
 from stillhouse.distill.method import Helper, Method, Setup
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
-from stillhouse.distill.parallel import ALONE
 from stillhouse.models.architecture import Architecture
 
 STUDENT = Architecture(name="mlp", num_classes=2, input_shape=(1, 8, 8), shapes={})

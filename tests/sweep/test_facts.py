@@ -7,12 +7,12 @@ import pytest
 from stillhouse.data.datasets import load_dataset
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.spec.records import TeacherFacts
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.facts import initial_facts
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.plan import make_plan
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 
 SPEC = {

@@ -10,13 +10,13 @@ from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import UsageError
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import StudentChoice
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import measure_latencies, slow_student_filter, slow_student_notes
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import make_plan
 from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 
 SPEC: dict[str, Any] = {

@@ -265,7 +265,7 @@ def test_a_trial_that_kills_its_worker_at_every_attempt_fails_alone(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stillhouse.sweep.cluster.tune_run.RESTARTS_OF_A_TRIAL", 0)
-    monkeypatch.setattr("stillhouse.sweep.phases._MAX_WORKER_DEATHS", 2)
+    monkeypatch.setattr("stillhouse.sweep.trial_retries._MAX_WORKER_DEATHS", 2)
     (folder := tmp_path / "own").mkdir()
     (folder / "deadly.py").write_text(DEADLY)
     changes = {"methods": {"scratch": {}, "deadly": {}}, "search": {"trials_per_method": 1, "max_epochs": 2}}

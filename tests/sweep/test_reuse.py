@@ -8,13 +8,13 @@ import pytest
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.spec.records import TrialRecord
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import make_plan
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.reuse import reusable_records, take_over_trials
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 
 SPEC: dict[str, Any] = {

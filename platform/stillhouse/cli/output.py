@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.spec.masking import mask_command
+from stillhouse.spec.secret_masking import mask_command
 
 if TYPE_CHECKING:
     from stillhouse.spec.metric import Metric

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from stillhouse.data.images import ImageData, Split, read_ahead
-from stillhouse.distill.parallel import ALONE, Workers
+from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.models.batch_parts import batch_parts
 from stillhouse.tasks import Evaluator, Task, of
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from stillhouse.data.hashing import derive_seed
+from stillhouse.distill.ddp import Workers, share_statistics
 from stillhouse.distill.method import Helper, Method, Setup
-from stillhouse.distill.parallel import Workers, share_statistics
 
 
 class StudentFactory:

@@ -19,12 +19,12 @@ from stillhouse.data.views import Views
 from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
+from stillhouse.distill.ddp import ALONE, JointLoss, Workers, share_statistics, split_problem
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.forward import ForwardPass
 from stillhouse.distill.method import Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
 from stillhouse.distill.optimiser import Optimisers
-from stillhouse.distill.parallel import ALONE, JointLoss, Workers, share_statistics, split_problem
 from stillhouse.distill.sources import KnowledgeSource
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import Damaged

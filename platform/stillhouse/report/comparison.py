@@ -22,9 +22,9 @@ from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.tradeoff_figure import tradeoff_figure
 from stillhouse.report.trials_table import Column, TrialsTable
-from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.size_bound import Budget
 
 

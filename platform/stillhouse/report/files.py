@@ -8,7 +8,7 @@ from typing import Any
 
 from stillhouse.durable import write_atomic
 from stillhouse.report.trials_table import TrialsTable, csv_bytes, parquet_bytes
-from stillhouse.spec.masking import mask_data
+from stillhouse.spec.secret_masking import mask_data
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.sensitivity_figures import sensitivity_figures
 from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
-from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.spec.size_bound import Budget
 
 MAX_SENSITIVITIES = 500

@@ -13,9 +13,9 @@ from stillhouse.report.estimates import mean_with_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.pareto import default_objectives, pareto_front
 from stillhouse.report.report_data import ReportData
-from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN
 
 MAX_ROWS = 1_000

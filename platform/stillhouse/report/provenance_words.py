@@ -8,8 +8,8 @@ from stillhouse.report.formatting import (
     duration,
     value_text,
 )
-from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.records import SweepFacts
+from stillhouse.spec.secret_masking import mask_data, mask_text
 
 
 def provenance(facts: SweepFacts) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from stillhouse.report.formatting import (
     whole,
 )
 from stillhouse.report.teacher_costs import TeacherCost
-from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
+from stillhouse.spec.secret_masking import mask_text
 
 
 def teacher_sentences(cost: TeacherCost) -> list[str]:

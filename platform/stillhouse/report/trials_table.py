@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.spec.masking import mask_text
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
 
 _LARGEST_INTEGER = 2**63 - 1

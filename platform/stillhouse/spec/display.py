@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stillhouse.spec.masking import mask_data
+from stillhouse.spec.secret_masking import mask_data
 
 _SHOWN = 80
 

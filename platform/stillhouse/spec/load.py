@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from stillhouse.errors import Problem, SpecError
 from stillhouse.spec.combinations import combination_problems
 from stillhouse.spec.error_messages import key_of, to_problems
-from stillhouse.spec.masking import mask_data
 from stillhouse.spec.overrides import apply_overrides, copy_data, parse_key
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
+from stillhouse.spec.secret_masking import mask_data
 from stillhouse.spec.yaml_text import Place, count_value, parse_yaml, to_yaml
 
 _LARGEST_INTEGER = 2**53  # JSON readers that use float64 change larger numbers

@@ -4,8 +4,8 @@ from stillhouse import methods
 from stillhouse.provenance import environment_facts
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.home.ledger import now
+from stillhouse.sweep.run_context import RunContext
 
 
 def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str) -> SweepFacts:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stillhouse.errors import DiskFullError, InfrastructureError, Interrupted, StillhouseError, as_disk_full
-from stillhouse.sweep.context import resume_command
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.run_context import resume_command
 
 
 def interrupted_message(sweep_home: SweepHome) -> str:

@@ -7,9 +7,9 @@ from stillhouse.models.size_limits import over_limit
 from stillhouse.spec.records import StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.run_context import RunContext
 
 LATENCY = "latency_ms"
 _SHOWN_STUDENTS = 5

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 
 from stillhouse.spec.records import TrialRecord
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.run_context import RunContext
 
 
 def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dict[str, TrialRecord]:

@@ -11,23 +11,24 @@ from stillhouse.errors import Interrupted
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
 from stillhouse.sweep.facts import initial_facts
 from stillhouse.sweep.failures import interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes
-from stillhouse.sweep.phases import Phases, run_phase
+from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.results.mlflow_sync import store_front
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.reuse import reusable_records, take_over_trials
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.trial_queue import TrialQueue
 from stillhouse.sweep.shutdown import TIMEOUT_S
 from stillhouse.sweep.teacher_accounting import TeacherAccounts, TeacherUse, teacher_warnings
 from stillhouse.sweep.teacher_setup import ReadyTeacher, start_filling, start_teachers
+from stillhouse.sweep.trial_retries import run_phase
 from stillhouse.tracking import Tracker
 
 _TRACKING_TIMEOUT_S = 120.0

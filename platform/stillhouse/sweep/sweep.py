@@ -12,7 +12,6 @@ from stillhouse.spec.metric import Metric
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
-from stillhouse.sweep.context import RunContext
 from stillhouse.sweep.failures import interrupted_message, unless_removed, user_errors
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
@@ -23,6 +22,7 @@ from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.run import run_sweep
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
 from stillhouse.sweep.teacher_setup import teacher_definition, trained_teacher

@@ -15,11 +15,11 @@ from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import RunningTeacher, call_actor, request_ahead
-from stillhouse.sweep.context import RunContext
-from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand, plan_demand, stored_form_of_logits
+from stillhouse.sweep.planning.store_quota import StoreQuota
+from stillhouse.sweep.run_context import RunContext
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.delivery_cost import DeliveryChoice, choose_calling_mode
+from stillhouse.teachers.delivery_choice import DeliveryChoice, choose_calling_mode
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 

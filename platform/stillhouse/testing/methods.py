@@ -25,8 +25,8 @@ from torch import Tensor
 
 from stillhouse.distill.calls import ServedTeacher
 from stillhouse.distill.checkpoint import load_checkpoint
+from stillhouse.distill.ddp import split_problem
 from stillhouse.distill.method import ANY_TASK, HyperParameter, Method, Setup, Unsuitable
-from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.sources import layers_of
 from stillhouse.models.features import FeatureReader
 from stillhouse.testing.method_trial import (

@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from stillhouse.durable import content_hash
-from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.spec.teacher_comparison import against_teacher, reference_teacher
 
 # mlflow.utils.validation: MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH

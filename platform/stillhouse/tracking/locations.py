@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from stillhouse.spec.masking import HIDDEN, mask_text, user_part
+from stillhouse.spec.secret_masking import HIDDEN, mask_text, user_part
 
 UI_PORT = 5000
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from stillhouse.errors import first_line
-from stillhouse.spec.masking import mask_text
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.tracking.locations import Location
 
 _T = TypeVar("_T")

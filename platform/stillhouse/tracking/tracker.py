@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillhouse.spec.masking import mask_text
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.tracking.locations import locate
 from stillhouse.tracking.store import RejectedError, Settings, UnreachableError
 from stillhouse.tracking.writer import SweepWriter

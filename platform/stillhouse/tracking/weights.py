@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import InfrastructureError, UsageError, first_line
-from stillhouse.spec.masking import mask_text
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.tracking.locations import locate
 from stillhouse.tracking.store import settings
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from stillhouse.spec.masking import mask_data, mask_text
 from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.tracking.entries import (
     Point,
     RunEntry,

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
 
 from stillhouse.data.datasets import ImageData
-from stillhouse.distill.parallel import Workers
+from stillhouse.distill.ddp import Workers
 from stillhouse.errors import DiskFullError, InfrastructureError, TrialError, as_disk_full, first_line
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.distill.ddp import ALONE, Workers, split_problem
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.parallel import ALONE, Workers, split_problem
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from stillhouse import methods, tasks
+from stillhouse.distill.ddp import split_problem
 from stillhouse.distill.hyperparameters import make_method, plain
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
-from stillhouse.distill.parallel import split_problem
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, describe_error

@@ -17,10 +17,10 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.blueprint import sketch
 from stillhouse.models.features import FeatureReader
-from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan
-from stillhouse.teachers.delivery_cost import readable_bytes
+from stillhouse.sweep.planning.store_quota import StoreQuota
+from stillhouse.teachers.delivery_choice import readable_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

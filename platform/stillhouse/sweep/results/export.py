@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.export import FILES, Student, check_target, export_student, require_packages
-from stillhouse.spec.masking import mask_text
+from stillhouse.spec.secret_masking import mask_text
 from stillhouse.sweep.results.mlflow_sync import experiment_of, trained_student
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.results.trained_students import find_trial, load_data, read_spec

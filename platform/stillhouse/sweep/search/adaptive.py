@@ -8,7 +8,7 @@ from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw, list_settings, random_draws, student_variants, teachers_in_turn
-from stillhouse.sweep.search.studies import Memory, Study, StudyPlan
+from stillhouse.sweep.search.optuna_studies import Memory, Study, StudyPlan
 from stillhouse.sweep.search.trial_queue import StudyQueue
 
 _RESERVE = 32

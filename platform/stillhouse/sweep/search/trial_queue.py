@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.search.budget import BudgetTracker
-from stillhouse.sweep.search.studies import Study
+from stillhouse.sweep.search.optuna_studies import Study
 
 
 class TrialQueue(ABC):

@@ -13,8 +13,8 @@ from stillhouse.report.provenance_words import provenance
 from stillhouse.report.trials_table import csv_bytes, trials_table
 from stillhouse.spec.display import show
 from stillhouse.spec.load import spec_to_dict, validate
-from stillhouse.spec.masking import mask_command, mask_data, mask_text, names_secret, user_part
 from stillhouse.spec.records import StudentChoice, SweepFacts, Trial, TrialRecord
+from stillhouse.spec.secret_masking import mask_command, mask_data, mask_text, names_secret, user_part
 from stillhouse.tracking.entries import clean_params, clean_tags, sweep_tags
 
 # Each text with its secret, `hush` in several spellings, and what must be left of it.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import UsageError
-from stillhouse.teachers.delivery_cost import Cost, DeliveryChoice, choose_calling_mode, choose_delivery, readable_bytes
+from stillhouse.teachers.delivery_choice import Cost, DeliveryChoice, choose_calling_mode, choose_delivery, readable_bytes
 
 FACTS: dict[str, Any] = {"num_samples": 50_000, "room_bytes": 10**11}
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from stillhouse.data.datasets import load_dataset
-from stillhouse.sweep.context import RunContext, resume_command
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.plan import make_plan
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.run_context import RunContext, resume_command
 from stillhouse.sweep.shutdown import ShutdownRequest
 
 SPEC = {

@@ -9,7 +9,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
 from stillhouse.teachers.definition import view_identity
-from stillhouse.teachers.delivery_cost import Cost, DeliveryChoice, choose_delivery, readable_bytes
+from stillhouse.teachers.delivery_choice import Cost, DeliveryChoice, choose_delivery, readable_bytes
 
 
 class StoreQuota:

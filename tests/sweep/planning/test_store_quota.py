@@ -12,8 +12,8 @@ from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.schema import KnowledgeSpec
-from stillhouse.sweep.planning.knowledge_delivery import StoreQuota
 from stillhouse.sweep.planning.knowledge_demand import KnowledgeDemand
+from stillhouse.sweep.planning.store_quota import StoreQuota
 from stillhouse.teachers.definition import view_identity
 
 SAMPLES = 1000

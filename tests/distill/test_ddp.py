@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.distill.ddp import Workers, split_problem
 from stillhouse.distill.method import Method, MethodError, Step
-from stillhouse.distill.parallel import Workers, split_problem
 from stillhouse.distill.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -27,7 +27,7 @@ from torch import nn
 from stillhouse.data.datasets import load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
-from stillhouse.distill.parallel import ALONE, Workers
+from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.distill.sources import InlineKnowledge
 from stillhouse.distill.trainer import Trainer
 from stillhouse.methods import find
