@@ -75,3 +75,12 @@ def test_the_card_of_another_metric_names_it_and_never_accuracy(document: dict[s
 def test_a_document_of_the_first_release_has_accuracy(document: dict[str, Any]) -> None:
     del document["metric"]
     assert any(name == "test accuracy" for name, _ in rows_of(render_card(document)))
+
+
+def test_the_card_of_another_output_prints_its_numbers_and_names_no_class(document: dict[str, Any]) -> None:
+    card = render_card({**document, "output": "angle"})
+    assert "the output `angle` is [batch" in card
+    assert "    angle = student((pixels - mean) / std)\nprint(angle)\n```" in card
+    assert "class" not in card.lower()
+    assert "logits" not in card
+    assert 'print(facts["class_names"][logits.argmax()])\n```' in render_card(document)

@@ -15,7 +15,7 @@ def render_card(document: dict[str, Any]) -> str:
     """Markdown with the numbers of `export.json`.
 
     Args:
-        document: the content of `export.json`; one without a `metric` has accuracy.
+        document: the content of `export.json`; one of the first release has no `metric` and no `output`: accuracy and logits.
     """
     metric = Metric.model_validate(document.get("metric", ACCURACY.model_dump()))
     environment = Environment(
@@ -27,7 +27,7 @@ def render_card(document: dict[str, Any]) -> str:
         autoescape=False,  # noqa: S701 - Markdown; `cell` escapes what would break a table
     )
     environment.filters |= {"cell": _cell, "count": _count, "number": _number, "score": _score}
-    return environment.get_template("card.md.j2").render({**document, "metric": metric})
+    return environment.get_template("card.md.j2").render({"output": "logits", **document, "metric": metric})
 
 
 def _cell(value: Any) -> str:

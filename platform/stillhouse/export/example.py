@@ -1,4 +1,4 @@
-"""Classifies image files with the exported student: python example.py [--onnx] IMAGE [IMAGE ...].
+"""Runs the exported student on image files: python example.py [--onnx] IMAGE [IMAGE ...].
 
 Needs numpy, pillow, and torch or onnxruntime; nothing of the project that trained the student.
 """
@@ -29,36 +29,43 @@ def prepare(path: str, facts: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def run_program(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits, by torch."""
+    """The outputs, by torch."""
     import torch
 
     program = torch.export.load(FOLDER / "student.pt2").module()
     with torch.no_grad():
-        logits: NDArray[np.float32] = program(torch.from_numpy(images)).numpy()
-    return logits
+        outputs: NDArray[np.float32] = program(torch.from_numpy(images)).numpy()
+    return outputs
 
 
 def run_onnx(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits, by onnxruntime."""
+    """The outputs, by onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
-    return logits
+    outputs: NDArray[np.float32] = session.run(None, {"images": images})[0]
+    return outputs
+
+
+def describe(outputs: NDArray[np.float32], facts: dict[str, Any]) -> str:
+    """The likeliest class and its probability, if the outputs [K] of one image are logits; otherwise the numbers."""
+    if facts["output"]["what"] != "logits":
+        return " ".join(f"{value:.6g}" for value in outputs)
+    odds = np.exp(outputs - outputs.max())
+    return f"{facts['class_names'][odds.argmax()]} ({odds.max() / odds.sum():.3f})"
 
 
 def main() -> None:
-    """Prints the likeliest class of each image and its probability."""
-    parser = argparse.ArgumentParser(description="Classify images with the exported student.")
+    """Prints what the student returns for each image."""
+    parser = argparse.ArgumentParser(description="Run the exported student on images.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--onnx", action="store_true", help="run student.onnx instead of student.pt2")
     arguments = parser.parse_args()
     facts = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
     images = np.stack([prepare(path, facts) for path in arguments.images])
-    logits = run_onnx(images) if arguments.onnx else run_program(images)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    for path, share in zip(arguments.images, odds / odds.sum(axis=1, keepdims=True), strict=True):
-        print(f"{path}: {facts['class_names'][share.argmax()]} ({share.max():.3f})")
+    outputs = run_onnx(images) if arguments.onnx else run_program(images)
+    for path, row in zip(arguments.images, outputs, strict=True):
+        print(f"{path}: {describe(row, facts)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.durable import write_json
 from stillhouse.errors import UsageError
@@ -83,7 +84,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     traced = program.make_program(student.model, data.input_shape)
     program.save_program(traced, place / PROGRAM)
     tell("writing ONNX")
-    onnx.save_onnx(traced, place / ONNX)
+    onnx.save_onnx(traced, place / ONNX, tasks.of(data).output)
     onnx.check_onnx(place / ONNX)
     tell("comparing on validation images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
@@ -106,9 +107,10 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
 def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
     """How to prepare pixels for the student, and what its outputs mean."""
     channels, height, width = data.input_shape
+    output = tasks.of(data).output
     return {
         "input": {"name": onnx.INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
-        "output": {"name": onnx.OUTPUT, "dtype": "float32", "shape": ["batch", data.num_classes], "what": "logits"},
+        "output": {"name": output, "dtype": "float32", "shape": ["batch", data.num_classes], "what": output},
         "input_shape": list(data.input_shape),
         "resize": "cut to a square in the middle, then bilinear with antialiasing (PIL.ImageOps.fit)" if resized else None,
         "normalisation": "(pixel - 255 mean) / (255 std) for each channel, pixels from 0 to 255",
@@ -145,6 +147,7 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
         "phase": trial.phase,
         "epochs": record.epochs_run,
         "weights_hash": record.weights_hash,
+        "output": tasks.of(student.data).output,
         "metric": facts.metric.model_dump(),
         "metrics": record.metrics,
         "teachers": [_teacher(teacher, facts.metric) for teacher in student.teachers],

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
 
-INPUT, OUTPUT = "images", "logits"
+INPUT = "images"
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -25,8 +25,11 @@ def require_packages() -> None:
         raise UsageError(f"exporting needs {' and '.join(missing)}, not installed here: pip install 'stillhouse[export]'")
 
 
-def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """Writes one self-contained file with the input `images` [batch, C, H, W] and the output `logits` [batch, classes].
+def save_onnx(program: ExportedProgram, path: Path, output: str) -> None:
+    """Writes one self-contained file with the input `images` [batch, C, H, W] and one output [batch, K].
+
+    Args:
+        output: what the output is called, such as `logits`.
 
     Raises:
         UsageError: the program uses an operation that ONNX lacks.
@@ -37,7 +40,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
             (),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[output],
             dynamic_shapes=({0: "batch"},),
             external_data=False,
             verbose=False,
@@ -71,6 +74,6 @@ def load_answer(path: Path) -> Answer:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def answer(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        return torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
     return answer
