@@ -28,7 +28,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 teachers_app = typer.Typer(
-    name="teachers", help="Train, list, check and remove teachers and their stored outputs.", no_args_is_help=True
+    name="teachers",
+    help="Train, list, check and remove teachers and their sealed views (stored outputs).",
+    no_args_is_help=True,
 )
 app.add_typer(teachers_app)
 data_app = typer.Typer(name="data", help="Prepare data sets that are larger than memory.", no_args_is_help=True)

@@ -18,7 +18,8 @@ def data_pack(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="Contains one folder of images per class, or train/ and test/ or val/ that contain them."
+            metavar="FOLDER",
+            help="Contains one folder of images per class, or train/ and test/ (or val/, the test split), which contain them.",
         ),
     ],
     to: Annotated[

@@ -13,7 +13,7 @@ Home = Annotated[
     typer.Option(
         "--home",
         metavar="DIR",
-        help="The folder of sweeps, teachers and stored teacher outputs. Default: STILLHOUSE_HOME, else ~/.stillhouse.",
+        help="The folder of sweeps, teachers and their sealed views. Default: STILLHOUSE_HOME, else ~/.stillhouse.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -24,7 +24,9 @@ Overrides = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", help="The address of a running Ray cluster. Default: Ray starts on this machine."),
+    typer.Option(
+        "--address", help="The address of a running Ray cluster. Default: RAY_ADDRESS, else Ray starts on this machine."
+    ),
 ]
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")]
 SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the sweep.")]

@@ -121,7 +121,9 @@ def _print_export(document: Mapping[str, Any]) -> None:
 @app.command()
 @as_exit_code
 def ui(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The sweep whose saved view is opened.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The sweep whose saved view's address is printed.")
+    ] = None,
     home: Home = None,
     port: Annotated[int, typer.Option(help="The port on the loopback interface.")] = 5000,
     browse: Annotated[bool, typer.Option("--browse", help="Also open a browser.")] = False,

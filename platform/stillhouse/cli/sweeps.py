@@ -39,7 +39,7 @@ def sweep(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="First recompute a random sample of the cached teacher outputs and compare."),
+        typer.Option("--verify", help="First recompute a random sample of the sealed views and compare."),
     ] = False,
     fork: Annotated[
         str | None,
@@ -105,7 +105,10 @@ def resume(
 @as_exit_code
 def extend(
     name: SweepArgument,
-    trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="The new number of trials of each method.")],
+    trials: Annotated[
+        int,
+        typer.Option("--trials", metavar="N", min=1, help="The total number of trials of each method, existing ones included."),
+    ],
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
@@ -204,7 +207,7 @@ def rm(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Remove a sweep: its records, students and report. Its teachers, their stored outputs and its MLflow runs stay."""
+    """Remove a sweep: its records, students and report. Its teachers, their sealed views and its MLflow runs stay."""
     from stillhouse.sweep.home.manage import remove_sweep
     from stillhouse.sweep.home.sweep_home import find_sweep, resolve_home
 

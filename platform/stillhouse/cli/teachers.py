@@ -1,4 +1,4 @@
-"""The commands about teachers and their stored outputs."""
+"""The commands about teachers and their sealed views."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def teachers_ls(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """List stored teachers and their stored outputs, with sizes and last use."""
+    """List stored teachers and their sealed views, with sizes and last use."""
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.teachers.inventory import stored_teachers
 
@@ -41,7 +41,7 @@ def teachers_ls(
 
 
 def _print_stored(teachers: list[dict[str, Any]]) -> None:
-    """Prints one line per teacher, followed by one line per kind of its stored outputs."""
+    """Prints one line per teacher, followed by one line per kind of its sealed views."""
     columns = ("key", "model", "validation", "stored", "data set", "views", "bytes", "last used")
     table = make_table(*columns, right=("validation", "views", "bytes"))
     for teacher in teachers:
@@ -145,7 +145,7 @@ def teachers_verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Recompute a random sample of the cached teacher outputs and compare. Views that differ are removed (exit code 3)."""
+    """Recompute a random sample of the sealed views and compare. Views that differ are removed (exit code 3)."""
     from stillhouse.sweep.home.sweep_home import resolve_home
     from stillhouse.sweep.progress import Progress, native_stderr_in
     from stillhouse.sweep.sweep import Sweep
@@ -171,7 +171,7 @@ def teachers_prune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Remove stored teacher outputs, least recently used first. A sweep that needs them computes them again."""
+    """Remove sealed views (stored teacher outputs), least recently used first. A sweep that needs them computes them again."""
     from stillhouse.knowledge.store import KnowledgeStore
     from stillhouse.sweep.home.sweep_home import resolve_home
 
