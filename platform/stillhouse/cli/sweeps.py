@@ -90,7 +90,7 @@ def resume(
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Continue a sweep by its name, with the spec that it was started with."""
+    """Continue a sweep by its name, with its stored spec."""
     from stillhouse.sweep.sweep import Sweep
 
     return _run(
