@@ -127,7 +127,7 @@ def test_several_sweeps_need_a_folder_of_their_own(run: Run, tmp_path: Path) -> 
     assert json.loads(out)["best"][0]["sweep"] == "b"
 
 
-def test_a_folder_that_can_not_be_written_is_one_sentence(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_sentence(run: Run, tmp_path: Path) -> None:
     keep(tmp_path, "tiny", [made_record()])
     (tmp_path / "file").write_text("")
     code, _, complaint = run("tiny", "--out", str(tmp_path / "file" / "below"))

@@ -69,7 +69,7 @@ def test_a_call_leaves_the_teacher_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_served_teacher_is_told_whether_a_gradient_will_be_asked_for() -> None:
+def test_a_served_teacher_learns_whether_a_gradient_will_be_requested() -> None:
     remote = Remote(network())
     teacher = ServedTeacher(remote)
     assert not teacher(images().detach())[0].requires_grad

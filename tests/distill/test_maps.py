@@ -31,7 +31,7 @@ def test_named_layers_are_listed_in_the_order_in_which_the_student_runs() -> Non
     assert list(pairs.items()) == [("stage0", "stage1"), ("stage1", "stage0")]
 
 
-def test_maps_in_front_of_the_relu_are_taken_of_networks_that_have_them() -> None:
+def test_maps_before_the_relu_are_taken_of_networks_that_have_them() -> None:
     with_layers, without = architecture((16, 8, 8), before=True), architecture((16, 8, 8))
     assert paired_maps(with_layers, without, before_relu=True) == {"stage0": "before0"}
     assert paired_maps(without, with_layers, before_relu=True) == {"before0": "stage0"}
@@ -44,7 +44,7 @@ def test_maps_of_one_pixel_are_left_out() -> None:
         paired_maps(architecture((16, 8, 8)), architecture((6, 1, 1)))
 
 
-def test_what_can_not_be_paired_is_refused_with_a_reason() -> None:
+def test_what_cannot_be_paired_is_refused_with_a_reason() -> None:
     maps = architecture((16, 8, 8), (32, 4, 4))
     with pytest.raises(MethodError, match="teacher net has none; use a convolutional teacher"):
         paired_maps(architecture(), maps)

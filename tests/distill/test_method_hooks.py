@@ -80,7 +80,7 @@ def test_a_model_by_name_fits_the_students_images_and_classes() -> None:
 
 
 @pytest.mark.parametrize(("model", "options"), [("resnet9", {}), ("mlp", {"depth": 3}), ("mlp", {"width": -1.0})])
-def test_a_model_that_can_not_be_built_is_named(model: str, options: dict[str, float]) -> None:
+def test_a_model_that_cannot_be_built_is_named(model: str, options: dict[str, float]) -> None:
     with pytest.raises(MethodError, match=f"model '{model}' cannot be used: "):
         setup().new_model(model, **options)
 

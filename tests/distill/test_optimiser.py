@@ -74,7 +74,7 @@ def test_all_groups_are_stepped_by_default_each_by_its_own_recipe() -> None:
     assert helper.value.item() == pytest.approx(0.99)
 
 
-def test_the_rate_that_is_told_is_the_students() -> None:
+def test_the_rate_that_is_reported_is_the_students() -> None:
     update = optimisers({"student": {}, "helper": {"learning_rate": 0.01}}, {"student": Weight(), "helper": Weight()})
     assert update.set_step(5) == pytest.approx(0.1)
 

@@ -34,7 +34,7 @@ def test_the_cosine_is_that_of_torch() -> None:
         scheduler.step()
 
 
-def test_steps_fall_behind_each_milestone() -> None:
+def test_steps_fall_after_each_milestone() -> None:
     found = rates(schedule="step", milestones=(0.5, 0.8), gamma=0.1)
     assert found[:50] == [0.4] * 50
     assert found[50:80] == pytest.approx([0.04] * 30)
@@ -63,7 +63,7 @@ def test_the_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
     assert found[20] == pytest.approx(0.4)
 
 
-def test_the_cosine_begins_behind_the_warm_up() -> None:
+def test_the_cosine_begins_after_the_warm_up() -> None:
     assert rates(schedule="cosine", warmup_epochs=2)[60] == pytest.approx(0.2)
 
 

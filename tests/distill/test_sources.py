@@ -81,7 +81,7 @@ def test_no_samples_are_no_knowledge() -> None:
         assert compute_knowledge(reader, {"logits": logits()}, IMAGES[:0])["logits"].shape == (0, 2)
 
 
-def test_a_layer_that_is_overwritten_behind_itself_is_refused() -> None:
+def test_a_layer_that_is_overwritten_by_the_next_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
     with pytest.raises(UnreadableLayer):
         InlineKnowledge(model, {"hidden": feature("0")}).gather(torch.arange(6), IMAGES)
@@ -182,7 +182,7 @@ def test_only_the_named_knowledge_is_computed_and_none_costs_no_forward_pass() -
     assert knowledge.samples_forwarded == 6
 
 
-def test_what_is_no_number_behind_a_reduction_that_hides_it_is_seen() -> None:
+def test_what_is_no_number_before_a_reduction_that_hides_it_is_seen() -> None:
     model = teacher()
     with torch.no_grad():
         model[3].get_parameter("weight").fill_(float("inf"))

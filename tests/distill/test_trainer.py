@@ -252,7 +252,7 @@ def test_methods_of_equal_seeds_see_equal_batches(make_trainer: MakeTrainer) -> 
 
 
 def resumed(make: Callable[[], Trainer], path: Path, stops: Sequence[int]) -> Trainer:
-    """A training that was saved, dropped and loaded again behind the epochs `stops`."""
+    """A training that was saved, dropped and loaded again after the epochs `stops`."""
     trainer = make()
     while not trainer.finished:
         trainer.run_epoch()
@@ -347,7 +347,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(make_trainer: MakeTrainer, tm
 # Stages
 
 
-def test_behind_until_nothing_is_computed_and_nothing_is_trained(make_trainer: MakeTrainer) -> None:
+def test_after_until_nothing_is_computed_and_nothing_is_trained(make_trainer: MakeTrainer) -> None:
     calls = []
     trainer = busy(make_trainer)
     trainer.student.get_submodule("head").register_forward_hook(lambda *_: calls.append(trainer.student.training))

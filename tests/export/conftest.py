@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
+from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.models.weights import load_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, Trial, TrialRecord
@@ -135,3 +136,20 @@ def change_record(swept: Swept) -> Callable[..., None]:
         swept.sweep_home.ledger.write(swept.record(key).model_copy(update=fields))
 
     return change
+
+
+@pytest.fixture
+def refusal() -> Callable[..., str]:
+    """Exports what cannot be exported and returns the sentence that refuses it; nothing may have been written."""
+
+    def refused(swept: Swept, trial: str, folder: Path, kind: type[StillhouseError] = UsageError, **options: Any) -> str:
+        before = folder.exists() and sorted(folder.iterdir())
+        with pytest.raises(kind) as caught:
+            swept.export(trial, folder, **options)
+        assert (folder.exists() and sorted(folder.iterdir())) == before
+        assert not list(folder.parent.glob(".*.part"))
+        sentence = str(caught.value)
+        assert "\n" not in sentence
+        return sentence
+
+    return refused

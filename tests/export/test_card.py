@@ -45,7 +45,7 @@ def test_hyperparameters_are_listed_as_they_were(document: dict[str, Any]) -> No
     assert {("temperature", "4.0"), ("layers", '["a", "b"]'), ("schedule", "null")} <= set(rows)
 
 
-def test_a_name_can_not_break_a_table(document: dict[str, Any]) -> None:
+def test_a_name_cannot_break_a_table(document: dict[str, Any]) -> None:
     document["student"] = {"name": "a|b", "model": "mine:net", "options": {"note": "x | y\n<b>"}}
     card = render_card(document)
     assert card.startswith("# a\\|b from sweep tiny\n")

@@ -55,7 +55,7 @@ class SecondHead(Method):
 '''
 
 
-def test_helpers_that_the_student_can_not_do_without_come_along(tmp_path: Path) -> None:
+def test_helpers_that_the_student_cannot_do_without_come_along(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "second_head.py").write_text(METHOD)
     spec = validate(

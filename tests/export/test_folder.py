@@ -2,44 +2,34 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stillhouse.errors import InfrastructureError, StillhouseError, UsageError
+from stillhouse.errors import InfrastructureError, UsageError
 
-LENET, MLP, STOPPED, FAILED = "aa00000000000001", "ab00000000000002", "ac00000000000003", "fd00000000000004"
+LENET, MLP = "aa00000000000001", "ab00000000000002"
+Refusal = Callable[..., str]
 Exported = tuple[Any, Path, dict[str, Any]]
 
 
-def refusal(swept: Any, trial: str, folder: Path, kind: type[StillhouseError] = UsageError, **options: Any) -> str:
-    """The sentence that refuses the export; nothing may have been written."""
-    before = folder.exists() and sorted(folder.iterdir())
-    with pytest.raises(kind) as caught:
-        swept.export(trial, folder, **options)
-    assert (folder.exists() and sorted(folder.iterdir())) == before
-    assert not list(folder.parent.glob(".*.part"))
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    return sentence
-
-
-def test_a_folder_with_foreign_files_is_left_alone(swept: Any, tmp_path: Path) -> None:
+def test_a_folder_with_foreign_files_is_left_alone(refusal: Refusal, swept: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     assert "is not empty (thesis.tex)" in refusal(swept, LENET, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
-def test_an_export_beside_which_somebody_put_a_file_is_left_alone(exported: Exported, tmp_path: Path) -> None:
+def test_an_export_beside_which_somebody_put_a_file_is_left_alone(refusal: Refusal, exported: Exported, tmp_path: Path) -> None:
     swept, folder, _ = exported
     shutil.copytree(folder, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert "notes.txt" in refusal(swept, LENET, tmp_path / "out")
 
 
-def test_files_of_our_names_that_are_no_export_are_left_alone(swept: Any, tmp_path: Path) -> None:
+def test_files_of_our_names_that_are_no_export_are_left_alone(refusal: Refusal, swept: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     assert "no earlier export" in refusal(swept, LENET, tmp_path / "out")
@@ -51,13 +41,15 @@ def test_a_file_is_no_folder(swept: Any, tmp_path: Path) -> None:
         swept.export(LENET, tmp_path / "out")
 
 
-def test_the_working_folder_is_not_replaced_under_its_user(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_is_not_replaced_under_its_user(
+    refusal: Refusal, swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert "the folder you work in" in refusal(swept, LENET, Path())
 
 
-def test_a_folder_that_can_not_be_made_is_an_error_of_the_machine(swept: Any, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_machine(swept: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InfrastructureError, match="cannot write the export") as caught:
         swept.export(LENET, tmp_path / "file" / "out")

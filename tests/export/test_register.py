@@ -116,7 +116,9 @@ def test_another_student_becomes_the_next_version_and_takes_the_alias(registered
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_not_in_the_store_is_told_with_the_remedy(swept: Any, registered: Registered, tmp_path: Path) -> None:
+def test_a_trial_that_is_not_in_the_store_is_reported_with_the_remedy(
+    swept: Any, registered: Registered, tmp_path: Path
+) -> None:
     shutil.copy(registered.swept.home / "mlflow.db", swept.home / "mlflow.db")
     with pytest.raises(UsageError, match="write it with: stillhouse sync tiny"):
         swept.export(LENET, tmp_path / "out", register="digits@pareto")
@@ -146,7 +148,7 @@ def test_a_registered_student_can_teach_another_sweep(
 
 
 @pytest.mark.slow
-def test_an_alias_that_nobody_set_is_told(registered: Registered) -> None:
+def test_an_alias_that_nobody_set_is_reported(registered: Registered) -> None:
     with pytest.raises(UsageError, match="MLflow has no 'models:/digits@nobody'"):
         fetch_weights("models:/digits@nobody", None, home=registered.swept.home)
 

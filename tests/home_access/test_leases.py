@@ -156,7 +156,7 @@ def test_an_actor_that_gives_no_lease_is_started_again_until_one_does(answer: An
 
 
 @pytest.mark.usefixtures("_no_ray")
-def test_who_wants_no_other_actor_is_told_that_there_is_no_lease() -> None:
+def test_who_wants_no_other_actor_learns_that_there_is_no_lease() -> None:
     ending, living = Stand("ending", False, False, False), Stand("living")
     holder = LeaseHolder({}, renew_s=60.0)
     holder.hold(ending)

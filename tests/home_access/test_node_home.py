@@ -192,7 +192,7 @@ def test_a_flipped_byte_in_a_copy_or_at_home_is_never_read(home: Home, place: st
     np.testing.assert_array_equal(all_of(wait_for(home.second, lambda view: view.complete)), VALUES)
 
 
-def test_what_a_copier_met_is_told_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_copier_met_is_reported_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second copier that met the same error would raise it after it was resolved."""
     fill(home.store)
     (part,) = home.store.folder(IDENTITY).glob("part-*")

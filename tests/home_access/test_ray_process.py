@@ -51,7 +51,7 @@ def test_a_pause_doubles_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> N
     assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-def test_a_missing_name_is_told_apart_from_an_error_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_name_is_distinguished_from_an_error_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     def get_actor(name: str, namespace: str) -> object:

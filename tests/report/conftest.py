@@ -43,7 +43,7 @@ def make_record(
     key: str | None = None,
     **fields: Any,
 ) -> TrialRecord:
-    """One record with as much of a result as is asked for."""
+    """One record with as much of a result as the test needs."""
     metrics = {
         "parameters": float(parameters),
         "size_bytes": 4.0 * parameters + 2_000,

@@ -52,7 +52,7 @@ def test_a_trial_that_two_sweeps_share_is_no_rival_of_itself(facts: Facts, recor
     assert answer["tied_with"] == []
 
 
-def test_the_tables_hold_every_trial_of_every_sweep_with_the_sweep_in_front(facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
+def test_the_tables_hold_every_trial_of_every_sweep_with_the_sweep_first(facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
     sources = [
         Source(facts=facts(name=name), records=sweep(trials_per_pair=1, seed=number)) for number, name in enumerate("ab")
     ]

@@ -141,7 +141,7 @@ def test_passwords_never_reach_any_file(facts: Facts, record: Make, tmp_path: Pa
         notes=[f"no answer from {secret}"],
         spec={"tracking": {"uri": secret, "password": "hunter2"}},
     )
-    files = write_report(made, [record(status="failed", test=None, reason=f"can not reach {secret}")], tmp_path)
+    files = write_report(made, [record(status="failed", test=None, reason=f"cannot reach {secret}")], tmp_path)
     for path in (files.page, files.csv, files.table):
         assert b"hunter2" not in path.read_bytes()
     assert "://***@tracking.example" in words(files)

@@ -1,11 +1,19 @@
-"""Trials and records to work with."""
+"""Trials, records and the context of a run to work with."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stillhouse.data.datasets import load_dataset
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
+from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.planning.plan import make_plan
+from stillhouse.sweep.planning.spec_check import check
+from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.run_context import RunContext
+from stillhouse.sweep.shutdown import ShutdownRequest
 
 MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., TrialRecord]
@@ -36,6 +44,25 @@ def make_record(make_trial: MakeTrial) -> MakeRecord:
                 "metrics": metrics,
                 **fields,
             }
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_context(tmp_path: Path) -> Callable[[Mapping[str, Any]], RunContext]:
+    """The context of a spec on 160 digits to train on and 80 to validate; its home is `tmp_path`."""
+
+    def make(spec: Mapping[str, Any]) -> RunContext:
+        dataset = {"name": "digits", "validation": 80, "options": {"limit": 240}}
+        data = load_dataset("digits", validation=80, options={"limit": 240})
+        sweep_home = SweepHome(tmp_path, spec["name"])
+        return RunContext(
+            plan=make_plan(check({**spec, "dataset": dataset}), data),
+            data=data,
+            sweep_home=sweep_home,
+            progress=Progress(spec["name"], quiet=True),
+            shutdown=ShutdownRequest(sweep_home.stop_request),
         )
 
     return make

@@ -111,7 +111,7 @@ def test_a_checkout_runs_its_own_code_and_tells_its_commit(server: str, tmp_path
     assert "runtime_resources" in str(record.code["package_path"]), "the code that came along ran"
 
 
-def test_a_job_that_can_not_run_says_why_in_one_sentence(server: str, tmp_path: Path) -> None:
+def test_a_job_that_cannot_run_says_why_in_one_sentence(server: str, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     write_spec(folder, trial_resources={"cpu": 64})

@@ -238,7 +238,7 @@ def test_students_are_the_same_bit_for_bit_whichever_way_their_knowledge_comes(
     assert teacher.samples_forwarded == 4 * EPOCHS * TRAIN
 
 
-def test_views_that_the_teacher_does_not_say_again_are_told_and_removed(
+def test_views_that_the_teacher_does_not_reproduce_are_reported_and_removed(
     undisturbed: Undisturbed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     home, store = tmp_path / "home", KnowledgeStore(tmp_path / "home" / "knowledge")

@@ -355,7 +355,7 @@ ARTIFACTS = Path(__file__).parents[2] / ".artifacts"
 class Chaos(threading.Thread):
     """Breaks one thing after another, in an order that the seed shuffles, from the first epoch of the first trial on.
 
-    The next thing is due some epochs behind the last one, whatever the sweep is at by then; what cannot be broken at that
+    The next thing is due some epochs after the last one, whatever the sweep is at by then; what cannot be broken at that
     moment, such as a record before any trial has finished, is broken later.
     """
 

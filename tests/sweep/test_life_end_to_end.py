@@ -191,7 +191,7 @@ def interruptions(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> In
     return Interruptions(sweep_home, sentences, teacher_checkpoints, answers, late, kept, checkpoints, status, results)
 
 
-def test_whatever_ends_a_sweep_the_command_to_go_on_is_told(interruptions: Interruptions) -> None:
+def test_whatever_ends_a_sweep_the_command_to_continue_is_shown(interruptions: Interruptions) -> None:
     sentence = (
         f"interrupted; finished trials are stored. Continue with: stillhouse resume life --home {interruptions.sweep_home.home}"
     )
@@ -622,7 +622,7 @@ def test_a_server_that_freezes_in_the_middle_holds_up_nothing_and_a_sync_complet
 # Longer, again, under another name
 
 
-def test_an_extended_sweep_keeps_what_it_has_and_runs_again_what_it_is_told_to(
+def test_an_extended_sweep_keeps_what_it_has_and_runs_again_what_is_requested(
     undisturbed: Results, alone: dict[str, str | None], copy: SweepHome, tmp_path: Path
 ) -> None:
     kept = write_spec(tmp_path / "life.yaml", **ALONE)

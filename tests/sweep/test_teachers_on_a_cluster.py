@@ -49,7 +49,7 @@ def run(*arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_teachers_are_trained_ahead_shared_by_replicas_and_gone_behind_the_sweep(address: str, tmp_path: Path) -> None:
+def test_teachers_are_trained_ahead_shared_by_replicas_and_gone_after_the_sweep(address: str, tmp_path: Path) -> None:
     spec, home = tmp_path / "shared.yaml", tmp_path / "home"
     spec.write_text(yaml.safe_dump(SPEC))
     (trained,) = run("teachers", "train", str(spec), "--home", str(home), "--address", address)
@@ -62,7 +62,9 @@ def test_teachers_are_trained_ahead_shared_by_replicas_and_gone_behind_the_sweep
     results = Sweep(validate(SPEC), home=home, address=address).run()
     assert {record.status for record in results.records} == {"finished"}
     (card,) = run("teachers", "ls", "--home", str(home))
-    assert count_fills(home / "knowledge", card["weights_hash"])["samples"] == 2 * 320, "each view once, whoever filled it"
+    assert count_fills(home / "knowledge", card["weights_hash"])["samples"] == 2 * 320, (
+        "each view once, whichever replica filled it"
+    )
 
     listed = run("teachers", "ls", "--home", str(home), "--address", address)
     assert [each for each in listed["running"] if each["leases"]] == []

@@ -1,6 +1,6 @@
 """Trials that were lost with their workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.cluster.trial_watch import LostTrial
@@ -16,18 +15,14 @@ from stillhouse.sweep.cluster.tune_run import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.phases import Phases
-from stillhouse.sweep.planning.plan import make_plan
-from stillhouse.sweep.planning.spec_check import check
-from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.run_context import RunContext
-from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.trial_retries import run_phase
 
 MakeTrial = Callable[..., Trial]
 MakeRecord = Callable[..., TrialRecord]
+MakeContext = Callable[[Mapping[str, Any]], RunContext]
 SPEC = {
     "name": "lossy",
-    "dataset": {"name": "digits", "validation": 80, "options": {"limit": 240}},
     "students": ["mlp"],
     "methods": ["scratch"],
     "search": {"trials_per_method": 1, "max_epochs": 1},
@@ -65,20 +60,12 @@ Run = Callable[[LossyCluster], dict[str, TrialRecord]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_trial: MakeTrial) -> Run:
-    return partial(run_lossy, tmp_path, make_trial)
+def run(make_context: MakeContext, make_trial: MakeTrial) -> Run:
+    return partial(run_lossy, make_context, make_trial)
 
 
-def run_lossy(tmp_path: Path, make_trial: MakeTrial, cluster: LossyCluster) -> dict[str, TrialRecord]:
-    data = load_dataset("digits", validation=80, options={"limit": 240})
-    sweep_home = SweepHome(tmp_path, "lossy")
-    context = RunContext(
-        plan=make_plan(check(SPEC), data),
-        data=data,
-        sweep_home=sweep_home,
-        progress=Progress("lossy", quiet=True),
-        shutdown=ShutdownRequest(sweep_home.stop_request),
-    )
+def run_lossy(make_context: MakeContext, make_trial: MakeTrial, cluster: LossyCluster) -> dict[str, TrialRecord]:
+    context = make_context(SPEC)
     phases = Phases(plan=context.plan, read_latencies=dict)
     records: dict[str, TrialRecord] = {}
     known = {key: make_trial(key) for key in ("lost-0", "lost-1")}
@@ -88,7 +75,7 @@ def run_lossy(tmp_path: Path, make_trial: MakeTrial, cluster: LossyCluster) -> d
         records[record.trial.key] = record
 
     stand_in: Any = cluster
-    environment = TrialEnvironment(folder=str(sweep_home.folder), views=context.views, training=context.spec.training)
+    environment = TrialEnvironment(folder=str(context.sweep_home.folder), views=context.views, training=context.spec.training)
     run_phase(stand_in, lambda: queue, phases, context, environment, records, add)
     return records
 

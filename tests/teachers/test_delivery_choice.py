@@ -108,6 +108,6 @@ def test_inputs_of_a_methods_own_making_are_served_only_by_a_teacher_that_alone_
         assert choose_calling_mode(requested=forced, teacher_on_gpu=teacher_on_gpu, trials_on_gpu=trials_on_gpu).mode == forced
 
 
-def test_sizes_are_told_in_the_unit_that_leaves_them_at_least_one() -> None:
+def test_sizes_are_shown_in_the_unit_that_leaves_them_at_least_one() -> None:
     told = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 1_500_000: "1.50 MB", 20 * 10**9: "20.00 GB"}
     assert {size: readable_bytes(size) for size in told} == told

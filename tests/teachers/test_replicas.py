@@ -1,5 +1,6 @@
 """Several services that fill one view together, in processes of their own: nothing twice, nothing lost, the same bits."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from ray.exceptions import ActorDiedError
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.knowledge.kinds import Knowledge
@@ -24,7 +24,7 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
 from stillhouse.teachers import view_filler
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherDefinition, view_identity
+from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import TeacherTicket
@@ -220,19 +220,8 @@ class Replica:
         return self._load if method == "load" else self._actor_id
 
 
-TICKET = TeacherTicket(
-    definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),
-    weights_path="",
-    weights_hash="",
-    base={},
-    home=HomeAddress(path="/home"),
-    actor="a",
-    replicas=("b", "c"),
-)
-
-
 @pytest.fixture
-def link_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorLink]:
+def link_to(monkeypatch: pytest.MonkeyPatch, ticket: TeacherTicket) -> Callable[..., ActorLink]:
     """A link of a process on the node `here`."""
 
     class Here:
@@ -246,7 +235,7 @@ def link_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ActorLink]:
         monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: (references, []))
         monkeypatch.setattr(ray, "get_runtime_context", Here)
         monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-        return ActorLink(TICKET)
+        return ActorLink(dataclasses.replace(ticket, actor="a", replicas=("b", "c")))
 
     return make
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillhouse.data.datasets import ImageData
-from stillhouse.data.views import Views
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import DiskFullError
 from stillhouse.knowledge import Knowledge, feature, logits, reduced
 from stillhouse.knowledge.fill_log import append_line, count_fills, fill_log
-from stillhouse.knowledge.store import KnowledgeStore
-from stillhouse.teachers import view_filler
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.library import LoadedTeacher
 from stillhouse.teachers.service import TeacherService
@@ -38,31 +34,6 @@ def energy(output: Tensor) -> Tensor:
 
 
 KINDS = [logits(), feature(LAYER), reduced(energy, LAYER)]
-
-
-@pytest.fixture
-def make_service(
-    trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path
-) -> Iterator[Callable[..., TeacherService]]:
-    """Services over one store, as an actor that is restarted."""
-    (tmp_path / "knowledge").mkdir()
-    made: list[TeacherService] = []
-
-    def make(store: KnowledgeStore | None = None, **options: Any) -> TeacherService:
-        service = TeacherService(trained[1], digits, views, store or KnowledgeStore(tmp_path / "knowledge"), **options)
-        made.append(service)
-        return service
-
-    yield make
-    for service in made:
-        service.close()
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four batches of 40 rows, each a stretch of its own."""
-    monkeypatch.setattr(view_filler, "FILL_BATCH", 40)
-    monkeypatch.setattr(view_filler, "_STRETCH_S", 0.0)
 
 
 def full(*_arguments: Any) -> int:
@@ -221,14 +192,14 @@ def test_the_reason_of_a_failed_filling_is_returned_once_and_filling_goes_on(
     assert service.request(FillRequest(view=0, kinds=(logits(),))) is None
 
 
-def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path: Path) -> None:
+def test_the_log_counts_one_teacher_from_an_offset_and_skips_torn_lines(tmp_path: Path) -> None:
     def line(teacher: str, rows: int) -> str:
         return json.dumps({"teacher": teacher, "rows": rows, "bytes": 2 * rows, "seconds": 0.5})
 
     log = fill_log(tmp_path)
     assert count_fills(tmp_path, "a") == {"samples": 0, "bytes": 0, "seconds": 0}
     append_line(log, line("a", 1))
-    behind = log.stat().st_size
+    offset = log.stat().st_size
     append_line(log, line("a", 10))
     with log.open("a") as file:
         file.write('{"teacher": "a", "rows": 10')
@@ -237,7 +208,7 @@ def test_the_log_counts_one_teacher_behind_a_place_and_skips_torn_lines(tmp_path
     log.write_bytes(log.read_bytes() + b'\xff\xfe\n[1]\n{"teacher": "a"}\n')
     append_line(log, line("a", 10000))
     assert count_fills(tmp_path, "b")["samples"] == 1000
-    assert count_fills(tmp_path, "a", since_byte=behind)["samples"] == 10110
+    assert count_fills(tmp_path, "a", since_byte=offset)["samples"] == 10110
     assert count_fills(tmp_path, "a")["bytes"] == 2 * 10111
 
 

@@ -15,23 +15,14 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.weights import save_weights
 from stillhouse.teachers import trial_teacher
-from stillhouse.teachers.definition import TeacherDefinition, view_identity
+from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.ticket import TeacherTicket
 from stillhouse.teachers.trial_teacher import TrialTeacher, weights_here
 
-TICKET = TeacherTicket(
-    definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),
-    weights_path="",
-    weights_hash="",
-    base={},
-    home=HomeAddress(path="/home"),
-    actor="teacher-1",
-)
 
-
-def test_a_trial_reads_logits_of_every_class_whatever_form_they_are_stored_in(tmp_path: Path) -> None:
-    definition = dataclasses.replace(TICKET.definition, num_classes=100)
-    ticket = dataclasses.replace(TICKET, definition=definition, home=HomeAddress(path=str(tmp_path)), top_k=TopK(3))
+def test_a_trial_reads_logits_of_every_class_whatever_form_they_are_stored_in(tmp_path: Path, ticket: TeacherTicket) -> None:
+    definition = dataclasses.replace(ticket.definition, num_classes=100)
+    ticket = dataclasses.replace(ticket, definition=definition, home=HomeAddress(path=str(tmp_path)), top_k=TopK(3))
     kind = ticket.form(logits())
     assert kind != logits()
     ticket = dataclasses.replace(ticket, modes={kind.id: "cached"})
@@ -51,11 +42,11 @@ def test_a_trial_reads_logits_of_every_class_whatever_form_they_are_stored_in(tm
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> tuple[TeacherTicket, Path]:
+def weights(tmp_path: Path, ticket: TeacherTicket) -> tuple[TeacherTicket, Path]:
     """A ticket of a teacher that the actor has loaded, and its weights on this node."""
     path = tmp_path / "weights.safetensors"
-    digest = save_weights(TICKET.definition.build(), path)
-    return dataclasses.replace(TICKET, weights_path=str(path), weights_hash=digest), path
+    digest = save_weights(ticket.definition.build(), path)
+    return dataclasses.replace(ticket, weights_path=str(path), weights_hash=digest), path
 
 
 def test_the_weights_of_a_trial_are_those_that_the_actor_has_loaded(weights: tuple[TeacherTicket, Path]) -> None:
@@ -68,7 +59,7 @@ def test_other_weights_are_refused(weights: tuple[TeacherTicket, Path], harm: st
     """Whole and of the right shapes, but another teacher than the one whose knowledge others read."""
     ticket, path = weights
     if harm == "another training":
-        save_weights(TICKET.definition.build(), path)
+        save_weights(ticket.definition.build(), path)
     elif harm == "cut off":
         path.write_bytes(path.read_bytes()[:-4])
     else:
@@ -84,7 +75,7 @@ def test_a_node_without_the_right_copy_of_the_weights_fetches_it(
     ticket, path = weights
     here = tmp_path / "here" / "weights.safetensors"
     if copy != "none":
-        save_weights(TICKET.definition.build(), here)
+        save_weights(ticket.definition.build(), here)
 
     class Node:
         def here(self, _path: str) -> Path:

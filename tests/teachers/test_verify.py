@@ -77,7 +77,7 @@ def test_a_number_that_is_none_differs(make_service: MakeService) -> None:
     assert found["largest_difference"] == float("inf")
 
 
-def test_a_damaged_view_is_told_and_unsealed(make_service: MakeService) -> None:
+def test_a_damaged_view_is_reported_and_unsealed(make_service: MakeService) -> None:
     service = make_service()
     (part,) = service._store.folder(view_identity(service.base, logits(), 0)).glob("part-*")
     part.write_bytes(part.read_bytes()[:-400])
@@ -86,7 +86,7 @@ def test_a_damaged_view_is_told_and_unsealed(make_service: MakeService) -> None:
     assert "part-000" in found["reason"]
 
 
-def test_the_sample_is_the_same_for_the_same_seed_and_no_larger_than_asked(make_service: MakeService) -> None:
+def test_the_sample_is_the_same_for_the_same_seed_and_no_larger_than_requested(make_service: MakeService) -> None:
     service = make_service()
     seen: list[tuple[int, list[int]]] = []
     forward = service.filler.forward

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,37 +48,12 @@ def energy(output: Tensor) -> Tensor:
 KINDS = [logits(), feature(LAYER), reduced(energy, LAYER)]
 
 
-@pytest.fixture
-def make_service(
-    trained: tuple[Path, LoadedTeacher], digits: ImageData, views: Views, tmp_path: Path
-) -> Iterator[Callable[..., TeacherService]]:
-    """Services over one store, as an actor that is restarted."""
-    (tmp_path / "knowledge").mkdir()
-    made: list[TeacherService] = []
-
-    def make(store: KnowledgeStore | None = None, **options: Any) -> TeacherService:
-        service = TeacherService(trained[1], digits, views, store or KnowledgeStore(tmp_path / "knowledge"), **options)
-        made.append(service)
-        return service
-
-    yield make
-    for service in made:
-        service.close()
-
-
 def opened(service: TeacherService, kind: Knowledge, view: int) -> View:
     return KnowledgeStore(service._store.root).open(view_identity(service.base, kind, view))
 
 
 def rows_of(service: TeacherService, kind: Knowledge, view: int) -> Tensor:
     return opened(service, kind, view).gather(torch.arange(ROWS))
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four batches of 40 rows, each a stretch of its own."""
-    monkeypatch.setattr(view_filler, "FILL_BATCH", 40)
-    monkeypatch.setattr(view_filler, "_STRETCH_S", 0.0)
 
 
 def test_a_sealed_view_holds_what_the_teacher_computes_of_the_views_pixels(
@@ -148,7 +123,7 @@ def test_rows_are_filled_in_the_order_in_which_they_are_read(
     assert seen[2:] == reading_order(7, 3, ROWS).tolist()
     seen.clear()
     service.fill(1, [logits()])
-    assert seen == list(range(ROWS)), "it is known by now, as it is behind a measurement"
+    assert seen == list(range(ROWS)), "it is known by now, as it is after a measurement"
 
 
 @pytest.mark.usefixtures("small_batches")

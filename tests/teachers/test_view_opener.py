@@ -18,18 +18,9 @@ from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import feature, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.actor_link import ActorLink
-from stillhouse.teachers.definition import TeacherDefinition, view_identity
+from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.ticket import FillPlan, FillRequest, TeacherTicket
 from stillhouse.teachers.view_opener import ViewOpener
-
-TICKET = TeacherTicket(
-    definition=TeacherDefinition(name="big", model="lenet", num_classes=10, input_shape=(1, 8, 8)),
-    weights_path="",
-    weights_hash="",
-    base={},
-    home=HomeAddress(path="/home"),
-    actor="teacher-1",
-)
 
 
 class Failed:
@@ -65,16 +56,16 @@ class Filler:
 
 
 @pytest.fixture
-def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[ViewOpener, Filler]]:
+def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ticket: TeacherTicket) -> Callable[..., tuple[ViewOpener, Filler]]:
     """An opener whose clock goes on by a second whenever it sleeps."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda _seconds: now.__setitem__(0, now[0] + 1.0))
 
-    def make(*steps: Any, plan: FillPlan = TICKET.plan) -> tuple[ViewOpener, Filler]:
+    def make(*steps: Any, **fields: Any) -> tuple[ViewOpener, Filler]:
         filler = Filler(tmp_path / "knowledge", *steps)
-        ticket = dataclasses.replace(TICKET, home=HomeAddress(path=str(tmp_path)), plan=plan)
-        return ViewOpener(ticket, {"logits": logits()}, cast("ActorLink", filler)), filler
+        at_home = dataclasses.replace(ticket, home=HomeAddress(path=str(tmp_path)), **fields)
+        return ViewOpener(at_home, {"logits": logits()}, cast("ActorLink", filler)), filler
 
     return make
 
@@ -87,7 +78,7 @@ def test_a_view_is_opened_when_its_filling_has_begun_with_one_call(opener: MakeO
     view = open_views(3, None, (7, 1))["logits"]
     assert view.ready(torch.tensor([0, 4]))
     assert not view.ready(torch.tensor([1]))
-    assert filler.asked == [(FillRequest(view=3, kinds=(logits(),), reading=(7, 1), sweep=TICKET.sweep),)]
+    assert filler.asked == [(FillRequest(view=3, kinds=(logits(),), reading=(7, 1), sweep=""),)]
 
 
 def test_a_request_names_all_that_the_plan_fills_the_view_with(opener: MakeOpener) -> None:

@@ -54,7 +54,7 @@ def test_runs_of_one_trial_that_two_requests_made_become_one(
     assert result.skipped == 1
 
 
-def test_a_store_that_can_not_be_opened_is_an_infrastructure_error(
+def test_a_store_that_cannot_be_opened_is_an_infrastructure_error(
     tmp_path: Path, free_port: int, make_facts: FactsMaker
 ) -> None:
     with pytest.raises(InfrastructureError, match="nothing answers") as caught:

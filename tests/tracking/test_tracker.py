@@ -249,7 +249,7 @@ from pathlib import Path
 from stillhouse.spec.records import SweepFacts
 from stillhouse.tracking import Tracker, tracker as module
 
-module.START_TIMEOUT_S = 100.0  # both make the tables, one behind the other, on a machine that may be busy
+module.START_TIMEOUT_S = 100.0  # both make the tables, one after the other, on a machine that may be busy
 facts = SweepFacts.model_validate_json(sys.argv[2])
 tracker = Tracker(None, home=Path(sys.argv[1]), experiment="tests")
 print(tracker.start_sweep(facts))
@@ -311,7 +311,7 @@ def test_a_pre_existing_store_keeps_what_it_had(home: Path, make_facts: FactsMak
     assert client.get_run(mine).info.run_name == "precious"
 
 
-def test_a_disk_that_can_not_be_written_costs_the_sweep_nothing(
+def test_a_disk_that_cannot_be_written_costs_the_sweep_nothing(
     tmp_path: Path, make_record: RecordMaker, make_facts: FactsMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a folder")

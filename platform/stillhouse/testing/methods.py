@@ -29,6 +29,7 @@ from stillhouse.distill.ddp import split_problem
 from stillhouse.distill.method import ANY_TASK, HyperParameter, Method, Setup, Unsuitable
 from stillhouse.distill.sources import layers_of
 from stillhouse.models.features import FeatureReader
+from stillhouse.testing.checks import run_checks, train_resumed
 from stillhouse.testing.method_trial import (
     NUM_TRAINING,
     MethodTrial,
@@ -54,19 +55,7 @@ def check_method(method: Method, *, teacher: str = "resnet8", student: str = "le
         AssertionError: the method fails a check. The message lists every failed check, what it requires and what was found.
             Any other exception of the method is raised as it is, with a note that names the check.
     """
-    trial = MethodTrial(method, teacher, student, epochs)
-    failures = []
-    for name, check in CHECKS.items():
-        try:
-            check(trial)
-        except AssertionError as error:
-            failures.append(f"{name}: {error}\n    required: {_requirement(check)}")
-        except Exception as error:
-            error.add_note(f"raised in the check '{name}' of {type(method).__name__}; required: {_requirement(check)}")
-            raise
-    if failures:
-        listed = "\n".join(f"  - {failure}" for failure in failures)
-        raise AssertionError(f"{type(method).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n{listed}")
+    run_checks(CHECKS, MethodTrial(method, teacher, student, epochs), type(method).__name__)
 
 
 def check_card(trial: MethodTrial) -> None:
@@ -215,12 +204,7 @@ def check_a_resumed_training_ends_with_the_same_weights(trial: MethodTrial) -> N
         trainer = trial.trainer()
         trainer.fit()
         trainer.save(straight)
-        trainer = trial.trainer()
-        while not trainer.finished:
-            trainer.run_epoch()
-            trainer.save(resumed)
-            trainer = trial.trainer()
-            trainer.load(resumed)
+        train_resumed(trial.trainer, resumed)
         states = load_checkpoint(straight), load_checkpoint(resumed)
     for part in ("student", "helpers", "optimisers"):
         _assert_same(states[0][part], states[1][part], part)
@@ -288,10 +272,6 @@ CHECKS: dict[str, Check] = {
     )
 }
 """What every method must satisfy, by name; tests may be parametrised over it."""
-
-
-def _requirement(check: Check) -> str:
-    return (check.__doc__ or check.__name__).partition("\n")[0]
 
 
 def _refusal(cls: type[Method], hyperparameters: Mapping[str, Any]) -> str | None:

@@ -31,6 +31,7 @@ from stillhouse.models.registry import build_model, model_names, model_problems,
 from stillhouse.models.size import measure_size
 from stillhouse.spec.training import Training
 from stillhouse.tasks import Evaluator, Task
+from stillhouse.testing.checks import run_checks, train_resumed
 
 _TRAINING = Training(batch_size=64, learning_rate=0.01)
 _ROWS = 48
@@ -96,19 +97,7 @@ def check_task(task: str, dataset: str, *, model: str = "lenet", options: Mappin
     """
     found = tasks.find(task)
     data = load_dataset(dataset, options=options, task=tasks.name_of(task), targets=found.targets)
-    trial, failures = TaskTrial(found, data, model), []
-    for name, check in TASK_CHECKS.items():
-        requirement = " ".join((check.__doc__ or "").split())
-        try:
-            check(trial)
-        except AssertionError as error:
-            failures.append(f"{name}: {error}\n    required: {requirement}")
-        except Exception as error:
-            error.add_note(f"raised in the check '{name}' of task {found.name}; required: {requirement}")
-            raise
-    if failures:
-        listed = "\n".join(f"  - {failure}" for failure in failures)
-        raise AssertionError(f"task {found.name} fails {len(failures)} of {len(TASK_CHECKS)} checks:\n{listed}")
+    run_checks(TASK_CHECKS, TaskTrial(found, data, model), f"task {found.name}")
 
 
 def check_is_found_by_its_name(trial: TaskTrial) -> None:
@@ -250,17 +239,11 @@ def check_a_resumed_training_ends_with_the_same_weights(trial: TaskTrial) -> Non
     straight = trial.trainer()
     straight.fit()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint"
-        trainer = trial.trainer()
-        while not trainer.finished:
-            trainer.run_epoch()
-            trainer.save(path)
-            trainer = trial.trainer()
-            trainer.load(path)
+        resumed = train_resumed(trial.trainer, Path(folder) / "checkpoint")
     for name, weight in straight.student.state_dict().items():
-        assert torch.equal(weight, trainer.student.state_dict()[name]), f"{name} differs after resuming"
+        assert torch.equal(weight, resumed.student.state_dict()[name]), f"{name} differs after resuming"
     column = trial.task.metric.column("validation")
-    assert [entry[column] for entry in straight.curve] == [entry[column] for entry in trainer.curve]
+    assert [entry[column] for entry in straight.curve] == [entry[column] for entry in resumed.curve]
 
 
 Check = Callable[[TaskTrial], None]

@@ -168,7 +168,7 @@ def test_a_commit_that_an_installed_package_does_not_know_is_no_difference() -> 
     assert found(versions=unknown)["versions"].good
 
 
-def test_a_cluster_that_asks_for_no_token_is_told_of_it() -> None:
+def test_a_cluster_that_requires_no_token_is_reported() -> None:
     finding = found(requires_token=False, has_token=False)["token"]
     assert finding.good
     assert "anyone who reaches its ports can run code on it" in finding.fact

@@ -1,12 +1,11 @@
 """Starting the teachers' actors: deaths while they prepare, and actors that are about to end. Ray itself is replaced."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from ray.exceptions import ActorUnavailableError
 
 from stillhouse.errors import InfrastructureError
@@ -18,43 +17,25 @@ from stillhouse.sweep.cluster.teacher_starter import TeacherStarter
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.shutdown import ShutdownRequest
 
-
-@dataclass
-class Handle:
-    """An actor's handle: the answers of its methods; an answer that is an error is raised."""
-
-    answers: dict[str, Any]
-
-    def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *_arguments: self.answers.get(method))
-
-
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get(answer: Any) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(ray, "wait", lambda answers, timeout: (answers, []))
-    monkeypatch.setattr(teacher_starter, "_PAUSE_S", 0.0)
-
-
 # A teacher that dies while it is made ready
 
 GONE = ActorUnavailableError("the actor is restarting", None)
-DIES = Handle({"process_id": 1, "prepare": GONE})
-RESTARTS = Handle({"process_id": GONE, "prepare": GONE})
-READY = Handle({"process_id": 2, "prepare": {"device": "cpu"}, "status": "ready"})
-LAST_WORDS = Handle({"process_id": 1, "prepare": {"device": "cpu"}, "status": "ready"})
+STATES: dict[str, dict[str, Any]] = {
+    "dies": {"process_id": 1, "prepare": GONE},
+    "restarts": {"process_id": GONE, "prepare": GONE},
+    "ready": {"process_id": 2, "prepare": {"device": "cpu"}, "status": "ready"},
+    "about to end": {"process_id": 1, "prepare": {"device": "cpu"}, "status": "ready"},
+}
+Prepare = Callable[..., str]
 
 
-def prepare(tmp_path: Path, *handles: Handle) -> Any:
-    """What comes of a teacher whose actor is found in these states, one after another."""
-    found = iter(handles)
+@pytest.fixture
+def prepare(tmp_path: Path, make_handle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Prepare:
+    """The state in which a teacher is taken whose actor is found in the given states, one after another."""
+    monkeypatch.setattr(teacher_starter, "_PAUSE_S", 0.0)
+    handles = {state: make_handle(**answers) for state, answers in STATES.items()}
     leases = LeaseHolder({})
-    leases.is_granted = lambda handle: handle is not LAST_WORDS  # type: ignore[method-assign]
+    leases.is_granted = lambda handle: handle is not handles["about to end"]  # type: ignore[method-assign]
     starter = TeacherStarter(
         validate({"name": "s", "dataset": {"name": "digits"}, "students": ["mlp"], "methods": ["scratch"]}),
         home=HomeAddress(path=str(tmp_path)),
@@ -64,24 +45,30 @@ def prepare(tmp_path: Path, *handles: Handle) -> Any:
         progress=Progress("s", quiet=True),
         shutdown=ShutdownRequest(tmp_path / "stop"),
     )
-    definition: Any = SimpleNamespace(name="big")
-    return starter.prepare(definition, lambda: ("big-actor", next(found)))
+
+    def prepared(*states: str) -> str:
+        found = iter(states)
+        definition: Any = SimpleNamespace(name="big")
+        handle: Any = starter.prepare(definition, lambda: ("big-actor", handles[next(found)])).handle
+        return next(state for state in states if handles[state] is handle)
+
+    return prepared
 
 
-def test_a_restarting_actor_that_refuses_calls_counts_as_one_death(tmp_path: Path) -> None:
-    assert prepare(tmp_path, DIES, *[RESTARTS] * 9, DIES, *[RESTARTS] * 9, READY).handle is READY
+def test_a_restarting_actor_that_refuses_calls_counts_as_one_death(prepare: Prepare) -> None:
+    assert prepare("dies", *["restarts"] * 9, "dies", *["restarts"] * 9, "ready") == "ready"
 
 
-def test_a_teacher_that_grants_no_lease_is_started_again(tmp_path: Path) -> None:
-    assert prepare(tmp_path, LAST_WORDS, LAST_WORDS, READY).handle is READY
+def test_a_teacher_that_grants_no_lease_is_started_again(prepare: Prepare) -> None:
+    assert prepare("about to end", "about to end", "ready") == "ready"
 
 
-def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_its_deaths(tmp_path: Path) -> None:
+def test_a_teacher_that_dies_again_and_again_ends_the_sweep_with_the_count_of_its_deaths(prepare: Prepare) -> None:
     with pytest.raises(InfrastructureError, match=r"^teacher 'big' died 4 times while it was prepared: .*restarting"):
-        prepare(tmp_path, *[DIES, RESTARTS] * 4)
+        prepare(*["dies", "restarts"] * 4)
 
 
-def test_a_teacher_that_does_not_come_back_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_does_not_come_back_ends_the_sweep(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_starter, "ACTOR_TIMEOUT_S", -1.0)
     with pytest.raises(InfrastructureError, match=r"^teacher 'big' did not come back for"):
-        prepare(tmp_path, RESTARTS)
+        prepare("restarts")

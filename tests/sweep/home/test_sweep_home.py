@@ -49,7 +49,7 @@ def test_the_flag_goes_before_the_environment_and_that_before_the_default(
     assert resolve_home("relative") == tmp_path / "relative"
 
 
-def test_another_process_can_not_hold_the_same_sweep(tmp_path: Path) -> None:
+def test_another_process_cannot_hold_the_same_sweep(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stillhouse.sweep.home.sweep_home import SweepHome\n"
         "with SweepHome(Path(sys.argv[1]), sys.argv[2]).locked(): print('held')"
@@ -105,7 +105,7 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_not_held(tmp_path: Path, m
         assert SweepHome(tmp_path, "s").is_running()
 
 
-def test_a_home_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InfrastructureError, match=r"cannot write the sweep's folder .*Not a directory; choose another"),
@@ -140,7 +140,7 @@ def test_a_changed_spec_is_refused_with_the_keys_that_changed(tmp_path: Path, ma
     assert home.read_spec() == SPEC
 
 
-def test_before_any_trial_has_left_something_the_spec_may_change_and_not_behind_that(
+def test_before_any_trial_has_left_something_the_spec_may_change_and_not_after_that(
     tmp_path: Path, make_record: Callable[..., TrialRecord]
 ) -> None:
     mended = {**SPEC, "students": ["mlp"]}

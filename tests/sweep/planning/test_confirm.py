@@ -54,7 +54,7 @@ def test_the_baseline_is_confirmed_with_the_very_student_of_each_winner(data: Im
     assert len({trial.key for trial in confirmed}) == len(confirmed) <= plan.confirm_trials
 
 
-def test_nothing_is_confirmed_unless_asked(data: ImageData, spec_with: MakeSpec) -> None:
+def test_nothing_is_confirmed_unless_requested(data: ImageData, spec_with: MakeSpec) -> None:
     spec = spec_with("search.confirm_seeds", 0)
     plan = make_plan(spec, data)
     assert plan.confirm_trials == 0

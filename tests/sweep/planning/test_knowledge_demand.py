@@ -91,7 +91,7 @@ def read(sweep: Sweep, *seeds: int) -> dict[str, set[int]]:
     return seen
 
 
-def test_a_kind_is_asked_in_the_views_in_which_trials_read_it_and_in_no_other(tmp_path: Path) -> None:
+def test_a_kind_is_requested_in_the_views_in_which_trials_read_it_and_in_no_other(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     demand = demand_of(sweep)
     assert {text: set(each.views) for text, each in demand.items()} == read(sweep, sweep.spec.search.seed)

@@ -175,12 +175,12 @@ def test_fewer_epochs_than_stages_are_a_problem_of_the_budget() -> None:
     assert "fitnets" in found["search.max_epochs"]
 
 
-def test_a_method_asked_for_by_name_that_suits_no_student_is_a_problem() -> None:
+def test_a_method_requested_by_name_that_suits_no_student_is_a_problem() -> None:
     found = problems_with(methods=["attention_transfer"], students=["mlp"])
     assert set(found) == {"methods.attention_transfer"}
 
 
-def test_a_prior_that_a_grid_can_not_list_is_a_problem() -> None:
+def test_a_prior_that_a_grid_cannot_list_is_a_problem() -> None:
     found = problems_with(
         methods={"kd": {"temperature": {"uniform": [1, 2]}}},
         students=["lenet", {"model": "mlp", "width": {"uniform": [1, 2]}}],

@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_said_with_the_remedy_and_is_no_error(tmp_path: Pat
     assert "which does not fit: every trial computes it; raise knowledge.max_bytes" in volume.lines()[0]
 
 
-def test_what_must_be_cached_and_can_not_fit_is_an_error(tmp_path: Path) -> None:
+def test_what_must_be_cached_and_cannot_fit_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"2 views of logits take 32\.00 kB and 31\.00 kB are free"):
         volume_of(tmp_path, knowledge={"way": "cached", "max_bytes": 31_000})
 

@@ -12,37 +12,27 @@ from stillhouse.sweep.cluster.placement import Placement
 from stillhouse.sweep.preview import speed
 from stillhouse.sweep.preview.forecast import Forecast
 
-SPEC: dict[str, Any] = {
-    "name": "measured",
-    "dataset": {"name": "digits", "validation": 100, "options": {"limit": 500}},
-    "views": {"policy": [{"crop": {"padding": 1}}], "count": 2},
-    "teachers": {"big": {"model": "lenet", "train": {"epochs": 5}, "resources": {"gpu": 1}}},
-    "students": [{"model": "mlp", "hidden": [16]}, {"model": "mlp", "hidden": [64], "name": "wide"}],
-    "methods": {"scratch": {}, "kd": {"temperature": 4.0}},
-    "search": {"trials_per_method": 4, "max_epochs": 3},
-    "trial_resources": {"cpu": 1, "gpu": 0.25},
-}
+
+@pytest.fixture
+def spec_file(measured_spec: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "measured.yaml"
+    path.write_text(yaml.safe_dump(measured_spec))
+    return path
 
 
-def write_spec(tmp_path: Path) -> None:
-    (tmp_path / "measured.yaml").write_text(yaml.safe_dump(SPEC))
-
-
-def test_the_command_measures_prints_and_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_prints_and_starts_nothing(
+    spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "SECONDS_EACH", 0.02)
-    write_spec(tmp_path)
-    done = CliRunner().invoke(
-        app, ["sweep", str(tmp_path / "measured.yaml"), "--home", str(tmp_path / "home"), "--dry-run", "--measure"]
-    )
+    done = CliRunner().invoke(app, ["sweep", str(spec_file), "--home", str(tmp_path / "home"), "--dry-run", "--measure"])
     assert done.exit_code == 0, done.stderr
     assert "measured on 1 CPU threads: 2 of 2 students" in done.stdout
     assert "GPU-hours: " in done.stdout
     assert not (tmp_path / "home" / "sweeps").exists()
 
 
-def test_measuring_without_a_dry_run_is_refused(tmp_path: Path) -> None:
-    write_spec(tmp_path)
-    done = CliRunner().invoke(app, ["sweep", str(tmp_path / "measured.yaml"), "--measure"])
+def test_measuring_without_a_dry_run_is_refused(spec_file: Path) -> None:
+    done = CliRunner().invoke(app, ["sweep", str(spec_file), "--measure"])
     assert done.exit_code == 2
     assert "--measure needs --dry-run" in done.stderr
 

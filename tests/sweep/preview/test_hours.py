@@ -1,6 +1,6 @@
 """Hours from seconds per sample: the sums by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,17 @@ from stillhouse.sweep.preview.hours import estimate
 from stillhouse.sweep.preview.speed import Speed
 from stillhouse.sweep.sweep import Sweep
 
-SPEC: dict[str, Any] = {
-    "name": "measured",
-    "dataset": {"name": "digits", "validation": 100, "options": {"limit": 500}},
-    "views": {"policy": [{"crop": {"padding": 1}}], "count": 2},
-    "teachers": {"big": {"model": "lenet", "train": {"epochs": 5}, "resources": {"gpu": 1}}},
-    "students": [{"model": "mlp", "hidden": [16]}, {"model": "mlp", "hidden": [64], "name": "wide"}],
-    "methods": {"scratch": {}, "kd": {"temperature": 4.0}},
-    "search": {"trials_per_method": 4, "max_epochs": 3},
-    "trial_resources": {"cpu": 1, "gpu": 0.25},
-}
+MakeSweep = Callable[..., Sweep]
 
 
-def make_sweep(tmp_path: Path, **changes: Any) -> Sweep:
-    path = tmp_path / "measured.yaml"
-    path.write_text(yaml.safe_dump(SPEC | changes))
-    return Sweep.from_yaml(path, home=tmp_path / "home")
+@pytest.fixture
+def make_sweep(measured_spec: dict[str, Any], tmp_path: Path) -> MakeSweep:
+    def make(**changes: Any) -> Sweep:
+        path = tmp_path / "measured.yaml"
+        path.write_text(yaml.safe_dump(measured_spec | changes))
+        return Sweep.from_yaml(path, home=tmp_path / "home")
+
+    return make
 
 
 def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
@@ -39,7 +34,7 @@ def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
     patch.setattr(speed, "measure_speeds", measure)
 
 
-def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hours_are_those_of_a_sum_by_hand(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(
         monkeypatch,
         {
@@ -48,7 +43,7 @@ def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytes
             "lenet": Speed(train=8, forward=3, teach=4),
         },
     )
-    sweep = make_sweep(tmp_path)
+    sweep = make_sweep()
     plan = sweep.plan()
     found = estimate(plan, sweep.data())
     # An epoch trains 400 samples and evaluates 100. The control is one trial of each student, kd has each twice.
@@ -66,12 +61,12 @@ def test_the_hours_are_those_of_a_sum_by_hand(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_trial_that_needs_gradients_pays_for_the_backward_pass_wherever_the_teacher_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sweep: MakeSweep, measured_spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = Speed(train=1, forward=0.5)
     pretend(monkeypatch, {"mlp 16": student, "mlp 64": student, "lenet": Speed(train=8, forward=3, teach=7)})
     methods = {"kd": {"temperature": 4.0}, "gradient_attention": {}}
-    sweep = make_sweep(tmp_path, methods=methods, students=[SPEC["students"][0]])
+    sweep = make_sweep(methods=methods, students=[measured_spec["students"][0]])
     plan = sweep.plan()
     found = estimate(plan, sweep.data())
     trials = plan.trials_per_method
@@ -79,12 +74,14 @@ def test_a_trial_that_needs_gradients_pays_for_the_backward_pass_wherever_the_te
     assert found.inside_hours == pytest.approx(3 * 400 * (trials["kd"] * 3 + trials["gradient_attention"] * 7) / 3600)
 
 
-def test_students_that_are_not_measured_are_scaled_by_their_macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_students_that_are_not_measured_are_scaled_by_their_macs(
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hours, "_MAX_STUDENTS", 2)
     widths = [8, 16, 64]
     pretend(monkeypatch, {"mlp 8": Speed(train=1, forward=0), "mlp 64": Speed(train=8, forward=0)})
     students = [{"model": "mlp", "hidden": [width], "name": f"mlp{width}"} for width in widths]
-    sweep = make_sweep(tmp_path, students=students, teachers={}, methods=["scratch"], trial_resources={"cpu": 1})
+    sweep = make_sweep(students=students, teachers={}, methods=["scratch"], trial_resources={"cpu": 1})
     plan = sweep.plan()
     macs = {planned.student.name: planned.size.macs for planned in plan.students}
     trials = {planned.student.name: planned.trials for planned in plan.students}

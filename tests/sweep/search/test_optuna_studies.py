@@ -237,7 +237,7 @@ def test_a_trial_of_two_studies_is_handed_out_once() -> None:
     assert queue.finished
 
 
-def test_what_must_not_start_is_told_to_the_study_and_another_point_is_found() -> None:
+def test_what_must_not_start_is_reported_to_the_study_and_another_point_is_found() -> None:
     def allowed(draw: Draw) -> Trial | None:
         return make_trial(draw) if draw.hyperparameters["weight"] < 1 else None
 

@@ -33,7 +33,7 @@ def visible(directions: Sequence[StudyDirection], results: Sequence[Sequence[flo
 
 
 @pytest.mark.parametrize("many", [MOST + 1, 10 * MOST, 10 * MOST + 7])
-def test_however_much_is_told_a_bounded_part_is_in_sight_and_the_best_always(many: int) -> None:
+def test_however_much_is_reported_a_bounded_part_is_in_sight_and_the_best_always(many: int) -> None:
     values = random.Random(0).sample(range(10_000), many)
     seen = [trial.values[0] for trial in visible([MAX], [[value] for value in values])]
     assert 25 <= len(seen) <= MOST
@@ -61,7 +61,7 @@ def test_of_several_objectives_what_nothing_beats_stays() -> None:
     assert all(values in [trial.values for trial in visible([MAX, MIN], results)] for values in front)
 
 
-def test_points_that_can_not_run_are_not_the_best() -> None:
+def test_points_that_cannot_run_are_not_the_best() -> None:
     seen = visible([MIN], [None, [1.0]] * (3 * MOST))
     feasible = [trial for trial in seen if trial.constraints["runs"] == 0]
     assert 0 < len(seen) - len(feasible) < len(feasible)
@@ -80,7 +80,7 @@ def test_trials_under_way_are_in_sight_and_what_was_dropped_is_not() -> None:
     study.tell(running, 1.0)
 
 
-def test_what_stays_follows_from_what_was_told() -> None:
+def test_what_stays_follows_from_what_was_reported() -> None:
     generator = random.Random(0)
     results = [None if generator.random() < 0.2 else [generator.random()] for _ in range(5 * MOST)]
     seen = [[(trial.number, trial.values) for trial in visible([MAX], results)] for _ in range(2)]
