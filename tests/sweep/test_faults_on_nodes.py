@@ -32,7 +32,7 @@ from stillhouse.knowledge.fill_log import fill_log
 from stillhouse.knowledge.layout import MANIFEST, Layout
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.spec.records import TrialRecord
-from stillhouse.sweep import sweep as sweep_module
+from stillhouse.sweep import run as run_module
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.sweep.home.sweep_home import SweepHome
@@ -134,7 +134,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def _eager_checkpoints() -> Iterator[None]:
     """A checkpoint after every epoch, so that each has one to lose."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
+        patch.setattr(run_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
         yield
 
 

@@ -25,7 +25,7 @@ import yaml
 
 from stillhouse.errors import DiskFullError, InfrastructureError, Interrupted, UsageError
 from stillhouse.spec.records import Trial
-from stillhouse.sweep import sweep as sweep_module
+from stillhouse.sweep import run as run_module
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.home.manage import stop_sweep
 from stillhouse.sweep.home.status import StatusReader
@@ -364,7 +364,7 @@ def test_a_disk_that_is_full_under_the_ledger_ends_the_sweep_until_there_is_room
 def test_a_disk_that_is_full_under_the_checkpoints_costs_nothing_else(
     alone: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
+    monkeypatch.setattr(run_module, "TrialEnvironment", partial(TrialEnvironment, checkpoint_interval_s=0.0))
     sweep_home, checkpoints = SweepHome(tmp_path / "home", "life"), set[Path]()
     with small_disk(sweep_home.folder / "trials", "64k"):
         fill_up(sweep_home.folder / "trials", 0)
