@@ -45,6 +45,15 @@ def test_sweeps_on_different_data_are_not_ranked_against_each_other(facts: Facts
     assert [each["sweep"] for each in files.best] == ["first", "second"]
 
 
+def test_two_image_folders_are_told_apart_by_their_names(facts: Facts) -> None:
+    sources = [
+        Source(facts=facts(name=name, dataset={"name": "image_folder", "folder": folder, "fingerprint": folder}), records=[])
+        for name, folder in (("a", "signs"), ("b", "flowers"))
+    ]
+    (sentence,) = differences(sources)
+    assert "a on signs (image_folder) and b on flowers (image_folder)" in sentence
+
+
 def test_a_trial_that_two_sweeps_share_is_no_rival_of_itself(facts: Facts, record: Make, tmp_path: Path) -> None:
     shared = [record("a", seed=seed, test=0.9 + seed / 1000) for seed in range(3)]
     sources = [Source(facts=facts(name=name), records=shared) for name in ("first", "second")]

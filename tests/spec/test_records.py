@@ -29,3 +29,11 @@ def test_a_teachers_value_of_another_metric_is_read_by_its_column() -> None:
     assert teacher.value("test_mae") == 3.5
     assert teacher.value("test_accuracy") is None
     assert teacher.value("validation_mae") is None
+
+
+def test_facts_of_earlier_releases_name_the_data_set_without_its_folder() -> None:
+    old = SweepFacts(name="s", spec={}, dataset={"name": "image_folder"}, baseline="scratch", planned=1)
+    assert old.dataset_label == "image_folder"
+    assert (
+        old.model_copy(update={"dataset": {"name": "image_folder", "folder": "signs"}}).dataset_label == "signs (image_folder)"
+    )

@@ -192,6 +192,8 @@ def load_dataset(
             arrays = published.train(limit)
         data = _in_memory(name, published, arrays, limit_test, splitting, size)
     data.task = task
+    if folder is not None and name not in TORCHVISION:
+        data.folder = folder.name
     return data
 
 

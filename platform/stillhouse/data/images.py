@@ -48,6 +48,7 @@ class ImageDataFacts(TypedDict):
     std: tuple[float, ...]
     pack: NotRequired[PackFacts]
     task: NotRequired[str]
+    folder: NotRequired[str]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -58,6 +59,8 @@ class ImageData:
         num_classes: how many numbers a model returns for each sample; for classes, their number.
         class_names: empty if there are no classes.
         task: what models of this data set are trained to do, by name; None for the default task.
+        folder: the name of the folder that the images are in, which tells two data sets of the same `name` apart; None for
+            data sets that are always the same.
         fingerprint: hash of the training and validation splits' content; needs no test data.
         mean: of each channel over the training split, with pixels in [0, 1].
         std: likewise, the standard deviation.
@@ -75,6 +78,7 @@ class ImageData:
     validation: Split
     read_test: Callable[[], Arrays | Split] = field(repr=False)
     task: str | None = None
+    folder: str | None = None
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)
     _scales: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -159,6 +163,7 @@ class ImageData:
             validation=split("validation"),
             read_test=read_test or (lambda: split("test")),
             task=facts.get("task"),
+            folder=facts.get("folder"),
         )
 
     def facts(self) -> ImageDataFacts:
@@ -173,6 +178,8 @@ class ImageData:
         )
         if self.task is not None:
             facts["task"] = self.task
+        if self.folder is not None:
+            facts["folder"] = self.folder
         if isinstance(self.train.images, PackedImages):
             facts["pack"] = self.train.images.facts()
         return facts

@@ -108,7 +108,7 @@ def differences(sources: Sequence[Source]) -> list[str]:
     sentences = []
     data = {source.name: source.facts.dataset for source in sources}
     if len({(each.get("fingerprint") or each.get("name")) for each in data.values()}) > 1:
-        ran = wording.listed([f"{name} on {each.get('name', 'unnamed data')}" for name, each in data.items()])
+        ran = wording.listed([f"{source.name} on {source.facts.dataset_label}" for source in sources])
         sentences.append(f"These sweeps ran on different data ({ran}), so their results cannot be compared.")
     if len({source.facts.metric for source in sources}) > 1:
         judged = wording.listed([f"{source.name} by {source.facts.metric.label}" for source in sources])

@@ -150,8 +150,7 @@ def _subtitle(data: ReportData) -> str:
     facts, records = data.facts, data.records
     methods = len({record.trial.method for record in records})
     students = len({record.trial.student.variant for record in records})
-    dataset = facts.dataset.get("name", "unnamed data")
-    parts = [f"Distillation on {dataset}", wording.counted(students, "student"), wording.counted(methods, "method")]
+    parts = [f"Distillation on {facts.dataset_label}", wording.counted(students, "student"), wording.counted(methods, "method")]
     parts.append(wording.counted(len(records), "trial"))
     return ", ".join(parts) + (f", started {wording.moment(facts.started)}" if facts.started else "")
 

@@ -160,6 +160,8 @@ class SweepFacts(_Record):
     """What is recorded about the sweep as a whole.
 
     Attributes:
+        dataset: what `data.description.describe_data` returns; in facts of earlier releases without `folder`, `test_samples`,
+            `class_names` and `majority`.
         baseline: the control method that gains are measured against (`scratch`).
         metric: of the task; accuracy in facts of the first release, which name none.
         notes: sentences for the reader: pairs skipped and why, warnings.
@@ -184,3 +186,9 @@ class SweepFacts(_Record):
     seconds: float = 0.0
     open_fills: int | None = None
     metric: Metric = ACCURACY
+
+    @property
+    def dataset_label(self) -> str:
+        """The data set for readers: its name, after its folder's if that is recorded: `signs (image_folder)`."""
+        name, folder = self.dataset.get("name", "unnamed data"), self.dataset.get("folder")
+        return f"{folder} ({name})" if folder else str(name)

@@ -1,6 +1,7 @@
 """The facts of a sweep as its report shows them, from the first trial on."""
 
 from stillhouse import methods
+from stillhouse.data.description import describe_data
 from stillhouse.provenance import environment_facts
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts
@@ -14,20 +15,15 @@ def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str)
     Args:
         earlier: the facts that the previous run wrote.
         command: how the sweep was called.
+
+    Raises:
+        UsageError: the test images are missing or damaged.
     """
-    data, plan = context.data, context.plan
+    plan = context.plan
     return SweepFacts(
         name=plan.spec.name,
         spec=spec_to_dict(plan.spec),
-        dataset={
-            "name": data.name,
-            **({"task": data.task} if data.task else {}),
-            ("num_classes" if data.class_names else "outputs"): data.num_classes,
-            "input_shape": list(data.input_shape),
-            "train_samples": len(data.train.labels),
-            "validation_samples": len(data.validation.labels),
-            "fingerprint": data.fingerprint,
-        },
+        dataset=describe_data(context.data),
         baseline=methods.baseline(),
         metric=plan.metric,
         planned=plan.num_trials,

@@ -201,7 +201,7 @@ def teacher_numbers(teacher: TeacherFacts, metric: Metric) -> dict[str, float]:
 
 def sweep_note(facts: SweepFacts) -> str:
     """Markdown shown on the parent run's page."""
-    lines = [f"Sweep **{facts.name}** on {facts.dataset.get('name', 'its data set')}: {facts.planned} trials planned."]
+    lines = [f"Sweep **{facts.name}** on {facts.dataset_label}: {facts.planned} trials planned."]
     lines += [
         f"- teacher **{teacher.name}** ({teacher.model}): {teacher.parameters:,} parameters, delivery mode {teacher.way}"
         for teacher in facts.teachers
