@@ -17,7 +17,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, Step
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, Reading
 from stillhouse.distill.trainer import Trainer
-from stillhouse.errors import DiskFullError
+from stillhouse.errors import DiskFullError, UsageError
 from stillhouse.knowledge import Knowledge, feature, input_gradient, logits, reduced
 from stillhouse.knowledge import layout as layout_module
 from stillhouse.knowledge.fill_log import count_fills
@@ -387,3 +387,20 @@ def test_what_is_drawn_for_a_sample_is_the_same_inline_and_cached_and_another_in
         assert torch.equal(inline.gather(indices, images)["logits"], stored)
         drawn.append(stored[:, 5:])
     assert not torch.equal(*drawn)
+
+
+def huge(output: Tensor) -> Tensor:
+    """Beyond float16, within float32."""
+    return output.flatten(1)[:, :2] * 0 + 1e5
+
+
+def test_knowledge_beyond_float16_is_refused_and_float32_stores_it(
+    make_service: Callable[..., TeacherService],
+) -> None:
+    kind = reduced(huge, LAYER)
+    with pytest.raises(UsageError, match=r"knowledge.dtype must hold the teacher's huge\(relu1\), whose values reach 1e\+05"):
+        make_service(dtype="float16").fill(0, [kind])
+    service = make_service()
+    assert service.measure([kind])["largest"][kind.id] == 1e5
+    service.fill(0, [kind])
+    assert torch.equal(rows_of(service, kind, 0), torch.full((ROWS, 2), 1e5))

@@ -31,6 +31,7 @@ from stillhouse.knowledge.layout import (
     journals,
     map_part,
 )
+from stillhouse.knowledge.number_format import in_format
 from stillhouse.knowledge.view import stamps_of, stretch_checksum, trust
 
 
@@ -141,11 +142,16 @@ class ViewWriter:
                 _lock_range(self._claims, fcntl.F_UNLCK, block, 1)
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Writes the values [B, ...] of the rows [B] in place; they are durable after the next `commit`."""
+        """Writes the values [B, ...] of the rows [B] in place; they are durable after the next `commit`.
+
+        Raises:
+            UsageError: the view's number format cannot hold the values.
+        """
         if values.shape[1:] != self._layout.shape:
             raise ValueError(f"a row must have shape {self._layout.shape}, got {values.shape[1:]}")
         assert not self._done[rows].any(), "a durable row is not written again"
-        values = np.ascontiguousarray(values, dtype=self._layout.dtype)
+        # Checked in the stored format: a finite value may be infinite there.
+        values = in_format(values, self._layout.dtype, "values")
         for number, part in enumerate(self._parts):
             first, last = self._layout.part_stretch(number)
             there = (rows >= first) & (rows < last)

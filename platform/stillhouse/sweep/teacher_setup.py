@@ -8,6 +8,7 @@ from typing import Any
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.sources import Reading
+from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial
@@ -89,6 +90,9 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         kinds = demand[name]
         measured = call_actor(running.handle, "measure", [each.kind for each in kinds.values()])
         choices = quota.choose(kinds, measured, running.facts["base"], views.num_samples)
+        for key, choice in choices.items():
+            if choice.mode == "cached":
+                check_range(measured["largest"][key], spec.knowledge.dtype, str(kinds[key].kind))
         calls = _choose_for_calls(running, spec)
         explained = {str(kinds[key].kind): choice for key, choice in choices.items()}
         if name in calling:

@@ -21,6 +21,7 @@ from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.number_format import in_format
 from stillhouse.knowledge.read_speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
@@ -98,19 +99,24 @@ class ViewFiller:
         """The cost of a forward pass, and the cost and size of each kind of knowledge.
 
         `seconds_per_sample` of a forward pass alone, and by kind: `compute_seconds` of one sample, with all passes that the
-        kind takes, `bytes_per_sample`, and `read_seconds` to gather one sample from the store.
+        kind takes, `bytes_per_sample`, the `largest` magnitude of a value, and `read_seconds` to gather one sample from the
+        store.
         """
         wanted = {kind.id: kind for kind in kinds}
+        largest: dict[str, float] = {}
         count = min(_MEASURED, len(self._images))
         images, few = self.view_images(0, np.arange(count)), min(_MEASURED_FEW, count)
         with self._lock, FeatureReader(self._teacher.model, layers_of(wanted)) as reader:
 
             def seconds(some: Mapping[str, Knowledge], rows: int) -> float:
                 started = time.perf_counter()
-                self._compute(reader, some, images[:rows], self._labels[:rows], (0, torch.arange(rows)))
+                values = self._compute(reader, some, images[:rows], self._labels[:rows], (0, torch.arange(rows)))
                 if self._device != "cpu":
                     torch.cuda.synchronize()
-                return time.perf_counter() - started
+                elapsed = time.perf_counter() - started
+                for name, value in values.items():
+                    largest[name] = max(largest.get(name, 0.0), float(value.abs().max()))
+                return elapsed
 
             sample = self._compute(reader, wanted, images[:2], self._labels[:2], (0, torch.arange(2)))
             forward = sorted(seconds({}, count) for _ in range(3))[1] / count
@@ -123,6 +129,7 @@ class ViewFiller:
             "seconds_per_sample": forward,
             "compute_seconds": each,
             "bytes_per_sample": sizes,
+            "largest": largest,
             "read_seconds": {name: seconds_per_row(self._store.root, size) for name, size in sizes.items()},
         }
 
@@ -134,6 +141,7 @@ class ViewFiller:
 
         Raises:
             DiskFullError: the disk is full.
+            UsageError: the number format of sealed views cannot hold the values.
         """
         started = time.perf_counter()
         missing: dict[str, Knowledge] = {}
@@ -222,7 +230,8 @@ class ViewFiller:
         wanted = {name: kinds[name] for name, some in batch.missing.items() if some.any()}
         values = self.forward(reader, wanted, view, batch.rows)
         for name, array in values.items():
-            writers[name].put(batch.rows[batch.missing[name]], array[batch.missing[name]])
+            missing = batch.missing[name]
+            writers[name].put(batch.rows[missing], in_format(array[missing], self._dtype, str(wanted[name])))
 
     def forward(
         self, reader: FeatureReader, kinds: Mapping[str, Knowledge], view: int, indices: NDArray[np.int64]
