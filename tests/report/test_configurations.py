@@ -40,13 +40,14 @@ def test_failed_and_nan_trials_are_in_no_comparison(record: Make) -> None:
 
 
 def test_pairs_by_seed_cancel_what_seeds_share(record: Make) -> None:
-    left = [record("kd", seed=seed, test=0.80 + seed / 10 + 0.01) for seed in range(2)]
+    left = [record("kd", seed=seed, test=0.80 + seed / 10 + gain) for seed, gain in enumerate((0.009, 0.011))]
     right = [record("control", seed=seed, test=0.80 + seed / 10) for seed in range(2)]
     a, b = configurations([*left, *right])
     difference, kind = compare(a, b)
     assert kind == "paired"
     assert difference.mean == pytest.approx(0.01)
-    assert difference.half_width == pytest.approx(0.0, abs=1e-12)
+    # s = 0.0014142, n = 2, t(0.975, 1) = 12.706.
+    assert difference.half_width == pytest.approx(12.706 * 0.001, rel=1e-4)
 
 
 def test_without_a_common_seed_the_comparison_is_unpaired(record: Make) -> None:

@@ -24,7 +24,45 @@ def test_the_heat_map_has_the_smallest_student_first_and_a_column_for_all(facts:
     ]
     ((cells,),) = ([row["cells"] for row in table["rows"]],)
     assert [cell["number"] for cell in cells] == ["+2.0", "+2.0", "+2.0"]
-    assert "every gain comes from a single seed" in table["words"]
+    assert "every gain comes from a single seed and has no interval" in table["words"]
+
+
+def test_over_students_without_seeds_a_gain_has_no_interval_and_is_not_bold(facts: Facts, record: Make) -> None:
+    """Two gains that are equal by the grain of the test split once gave a bold "+0.8 ± 0.00"."""
+    records = [
+        record(method, student=student, test=correct / 360)
+        for student, base in (("small", 320), ("large", 340))
+        for method, correct in (("control", base), ("a", base + 3))
+    ]
+    (row,) = heat(ReportData.of(facts(), records))["rows"]
+    assert [(cell["number"], cell["words"], cell["look"]) for cell in row["cells"]] == [
+        ("+0.8", "one seed", "gain"),
+        ("+0.8", "one seed", "gain"),
+        ("+0.8", "2 students, no interval", "gain all"),
+    ]
+
+
+def test_seeds_that_gain_equally_give_no_interval_and_are_not_bold(facts: Facts, record: Make) -> None:
+    records = [
+        record(method, seed=seed, test=(320 + seed + bonus) / 360)
+        for seed in range(3)
+        for method, bonus in (("control", 0), ("a", 1))
+    ]
+    (row,) = heat(ReportData.of(facts(), records))["rows"]
+    assert [(cell["number"], cell["words"], cell["look"]) for cell in row["cells"]] == [("+0.3", "3 equal seeds", "gain")]
+
+
+def test_over_students_with_seeds_the_interval_comes_from_the_seeds(facts: Facts, record: Make) -> None:
+    records = [
+        record(method, student=student, seed=seed, test=0.8 + gain)
+        for student in ("small", "large")
+        for seed, gains in enumerate((0.01, 0.02, 0.03))
+        for method, gain in (("control", 0.0), ("a", gains))
+    ]
+    (row,) = heat(ReportData.of(facts(), records))["rows"]
+    # Each student: s = 0.01, n = 3, error 0.01 / sqrt(3). Of the mean: that over sqrt(2), with 4 degrees of freedom, for which
+    # t(0.975) = 2.776: 2.776 x 0.01 / sqrt(6) = 0.01133.
+    assert (row["cells"][-1]["words"], row["cells"][-1]["look"]) == ("± 1.1, 2 students", "gain sure all")
 
 
 def test_a_pair_that_did_not_run_and_one_without_a_baseline_have_no_number(facts: Facts, record: Make) -> None:

@@ -71,7 +71,9 @@ def answer_line(answer: Mapping[str, Any], metric: "Metric") -> str:
     if answer["trial"] is None:
         return f"{question}: no finished student fits"
     interval = answer["test_interval"]
-    spread = "one seed" if interval is None else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {answer['seeds']}"
+    seeds = answer["seeds"]
+    alone = "one seed" if seeds == 1 else f"{seeds} equal seeds"
+    spread = alone if interval is None else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {seeds}"
     sweep = f" of {answer['sweep']}" if "sweep" in answer else ""
     ties = len(answer["tied_with"])
     tied = f"; not significantly better than {ties} other{'s' * (ties > 1)}" if ties else ""

@@ -10,11 +10,13 @@ from stillhouse.report.formatting import (
     difference,
     listed,
     milliseconds,
+    sample,
     score,
     short,
     size,
     unit,
     value_text,
+    without_interval,
 )
 from stillhouse.spec.size_bound import Budget
 
@@ -35,7 +37,7 @@ def budget_words(budget: Budget) -> str:
 
 
 def verdict_state(answer: Answer) -> str:
-    """`clear`: surely better than every rival of its size; `single`: too few seeds to tell; `tied` otherwise."""
+    """`clear`: surely better than every rival of its size; `single`: its seeds give no interval; `tied` otherwise."""
     if answer.tied or answer.better:
         return "tied"
     if answer.unsure or (answer.best is not None and answer.best.test.half_width is None):
@@ -45,7 +47,10 @@ def verdict_state(answer: Answer) -> str:
 
 def verdict_tag(answer: Answer) -> str:
     """The state in two or three words."""
-    return {"clear": "clear winner", "tied": "no clear winner", "single": "single seed"}[verdict_state(answer)]
+    state = verdict_state(answer)
+    if state == "single" and answer.best is not None and answer.best.test.n > 1:
+        return "no interval"
+    return {"clear": "clear winner", "tied": "no clear winner", "single": "single seed"}[state]
 
 
 def verdict(answer: Answer) -> str:
@@ -56,7 +61,7 @@ def verdict(answer: Answer) -> str:
     if answer.tied:
         parts.append(f"it cannot be told apart from {_names(answer.tied)} (the 95% interval of the difference contains zero)")
     if answer.unsure and answer.best is not None:
-        parts.append(_unsure(answer, single=answer.best.test.half_width is None))
+        parts.append(_unsure(answer, single=answer.best.test.n == 1))
     if not parts:
         return _without_doubt(answer)
     text = "; ".join(parts)
@@ -64,7 +69,7 @@ def verdict(answer: Answer) -> str:
 
 
 def _unsure(answer: Answer, *, single: bool) -> str:
-    """Why rivals that share too few seeds with it cannot be compared."""
+    """Why rivals that share too few seeds with it, or differ equally in all of them, cannot be compared."""
     number = len(answer.unsure)
     rivals = "its one rival" if number == 1 else f"{number:,} rivals"
     if single:
@@ -72,7 +77,10 @@ def _unsure(answer: Answer, *, single: bool) -> str:
             f"it ran with one seed, so it cannot be compared with {rivals} of at most its size: luck may have decided their "
             "order (search.confirm_seeds runs winners again on fresh seeds)"
         )
-    return f"it has fewer than two seeds in common with {rivals} of at most its size, too few to compare them"
+    return (
+        f"there is no interval of the difference from {rivals} of at most its size: they have fewer than two seeds in common, "
+        "or the difference is the same in all of them"
+    )
 
 
 def _without_doubt(answer: Answer) -> str:
@@ -80,7 +88,9 @@ def _without_doubt(answer: Answer) -> str:
         rivals = "its one rival" if answer.worse == 1 else f"all {answer.worse} rivals"
         return f"It is better than {rivals} of at most its size: the 95% interval of each difference lies above zero."
     if answer.best is not None and answer.best.test.half_width is None:
-        return "It ran with one seed and has no rival of its size."
+        seeds = answer.best.test.n
+        ran = "ran with one seed" if seeds == 1 else f"gave the same value with {seeds} seeds"
+        return f"It {ran} and has no rival of its size."
     return "It has no rival of its size."
 
 
@@ -144,7 +154,7 @@ def _gain_words(answer: Answer) -> str:
     if gain is None:
         return ""
     spread = "" if gain.half_width is None else f" ± {difference(gain.half_width, answer.metric)}"
-    seeds = "one seed" if gain.half_width is None else f"n = {gain.n}"
+    seeds = without_interval(gain.n) if gain.half_width is None else sample(gain.n)
     return f"{difference(gain.mean, answer.metric, signed=True)}{spread}{unit(answer.metric)} ({answer.gain_kind}, {seeds})"
 
 

@@ -135,6 +135,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def sample(n: int) -> str:
+    """The size of a sample of seeds as an interval names it."""
+    return f"n = {n}"
+
+
+def without_interval(n: int) -> str:
+    """Why the mean of `n` seeds has no interval: there is one of them, or all give the same value."""
+    return "one seed" if n == 1 else f"{n} equal seeds"
+
+
 def listed(words: list[str], limit: int = 5) -> str:
     """["a", "b", "c"] as "a, b and c"; the tail beyond `limit` is only counted."""
     if len(words) > limit:

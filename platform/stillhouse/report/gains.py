@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stillhouse.report.configurations import Configuration, compare, grouped
-from stillhouse.report.estimates import Estimate, mean_with_interval
+from stillhouse.report.estimates import Estimate, mean_of_estimates
 
 _MAX_STUDENT_COLUMNS = 12
 
@@ -33,7 +33,7 @@ def gains(best: Sequence[Configuration], baseline: str) -> list[Gain]:
     """One gain per method and column of students: per concrete student, or per label where there are many of a label.
 
     Every value is a difference between two winners of the *same* concrete student. Where a label pools several of them, the
-    interval is over those students.
+    interval comes from the seeds of each; there is none where a student has no seeds to compare.
 
     Args:
         best: the winners of every method and concrete student, those of the baseline included.
@@ -51,7 +51,7 @@ def gains(best: Sequence[Configuration], baseline: str) -> list[Gain]:
             result.append(Gain(method=method, column=column, difference=None, considered=considered))
             continue
         compared = [compare(*pair) for pair in pairs]
-        difference = compared[0][0] if len(pairs) == 1 else mean_with_interval(estimate.mean for estimate, _ in compared)
+        difference = compared[0][0] if len(pairs) == 1 else mean_of_estimates([estimate for estimate, _ in compared])
         result.append(
             Gain(
                 method=method,

@@ -8,7 +8,7 @@ from stillhouse.report.answer_cards import against_teacher, budget_words, of_swe
 from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.estimates import mean_with_interval
-from stillhouse.report.formatting import counted, difference, duration, listed, score, unit
+from stillhouse.report.formatting import counted, difference, duration, listed, score, unit, without_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.report_data import ReportData
 from stillhouse.spec.metric import Metric
@@ -78,7 +78,7 @@ def _on_test_data(best: Configuration) -> str:
     metric, estimate = best.metric, best.test
     shown = score(estimate.mean, metric) if metric.percent else f"{metric.label} {score(estimate.mean, metric)}"
     if estimate.half_width is None:
-        return f"{shown} on test data (one seed, so no interval)"
+        return f"{shown} on test data ({without_interval(estimate.n)}, so no interval)"
     interval = f"95% interval {score(estimate.low, metric)} to {score(estimate.high, metric)}, n = {estimate.n}"
     return f"{shown} on test data ({interval})"
 
@@ -100,7 +100,12 @@ def _gained(data: ReportData) -> str:
     low, high = (difference(value, metric, signed=True) for value in (min(differences), max(differences)))
     text = f"Compared with {baseline} on the same student, the other methods gained {low} to {high} {gain_unit(metric)}"
     if unknown == len(differences):
-        return f"{text}. With one seed each, none of these gains has an interval."
+        seeds = (
+            "one seed"
+            if all(gain.difference is None or gain.difference.n == 1 for gain in data.gains)
+            else "one or equal seeds"
+        )
+        return f"{text}. With {seeds} none of these gains has an interval."
     pairs = "pair" if len(differences) == 1 else "pairs"
     worse = len(sure) - better
     text += f". The 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
@@ -125,7 +130,7 @@ def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained:
         _selection_effect(metric, found),
         "An interval is Student's 95% interval over seeds. It covers the randomness of training, but not that of drawing the "
         "test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts as fixed. "
-        "With n = 1 there is no interval.",
+        "With one seed, or with seeds that give equal values, there is no such interval.",
         "A student is on the Pareto front if no other student is both smaller and better on validation data. At a knee of the "
         "front, a larger student begins to gain less.",
         f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"

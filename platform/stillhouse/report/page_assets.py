@@ -55,6 +55,7 @@ def environment() -> jinja2.Environment:
         "size": wording.size,
         "milliseconds": wording.milliseconds,
         "setting": wording.value_text,
+        "without_interval": wording.without_interval,
     }
     return environment
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from stillhouse.report import formatting as wording
 from stillhouse.report.configurations import grouped
-from stillhouse.report.estimates import mean_with_interval
+from stillhouse.report.estimates import mean_of_estimates
 from stillhouse.report.gains import Gain
 from stillhouse.report.pareto import default_objectives, pareto_front
 from stillhouse.report.report_data import ReportData
@@ -36,10 +36,10 @@ def heat(data: ReportData) -> dict[str, Any]:
     rows = []
     for method, group in sorted(grouped(gained, lambda gain: gain.method).items()):
         cells = [_heat_cell(by_place.get((method, column["label"])), largest, metric) for column in columns]
-        means = [gain.difference.mean for gain in group if gain.difference is not None]
+        known = [gain.difference for gain in group if gain.difference is not None]
         if len(columns) > 1:
             overall = Gain(
-                method=method, column="", difference=mean_with_interval(means) if means else None, over="students", considered=1
+                method=method, column="", difference=mean_of_estimates(known) if known else None, over="students", considered=1
             )
             cell = _heat_cell(overall, largest, metric)
             cells.append({**cell, "look": f"{cell['look']} all"})
@@ -50,14 +50,24 @@ def heat(data: ReportData) -> dict[str, Any]:
     kind = f"in percentage points of test {metric.label}" if metric.percent else f"in test {metric.label}"
     words = (
         f"By how much each method is better than {baseline} on the same student, {kind}; positive is better. "
-        "Winners on validation data are compared. ± is the 95% interval, n the number of seeds that both have. A gain is bold "
-        "where its interval does not contain zero. Click a heading to sort. "
+        "Winners on validation data are compared. ± is the 95% interval over seeds, n the number of seeds that both have. "
+        "A gain is bold where its interval does not contain zero. "
     )
+    if len(columns) > 1:
+        words += "Over all students, the intervals of the students are combined; there is none where a student has none. "
+    words += "Click a heading to sort. "
+    alone = "from a single seed" if _all_of_one_seed(gained) else "from a single seed, or from equal ones,"
     if with_value and single == len(with_value):
-        words += "Here every gain comes from a single seed and has no interval, so their order may be luck."
+        words += f"Here every gain comes {alone} and has no interval, so their order may be luck."
     elif single:
-        words += f"{wording.counted(single, 'gain')} {'comes' if single == 1 else 'come'} from a single seed."
+        words += f"{wording.counted(single, 'gain')} {'comes' if single == 1 else 'come'} {alone.rstrip(',')}."
     return {"rows": rows, "columns": columns, "words": words}
+
+
+def _all_of_one_seed(gained: Sequence[Gain]) -> bool:
+    """Whether every gain without an interval compares one seed of one student."""
+    alone = [gain.difference for gain in gained if gain.difference is not None and gain.difference.half_width is None]
+    return all(difference.n == 1 for difference in alone)
 
 
 def _heat_columns(data: ReportData) -> list[dict[str, Any]]:
@@ -87,10 +97,10 @@ def _heat_cell(gain: Gain | None, largest: float, metric: Metric) -> dict[str, A
         return {"number": "", "value": None, "words": "no baseline of this size", "look": "none", "strength": "0"}
     difference = gain.difference
     look = ("gain" if difference.mean >= 0 else "loss") + (" sure" if difference.sign() else "")
+    counted = wording.sample(difference.n) if gain.over == "seeds" else wording.counted(difference.n, "student")
     if difference.half_width is None:
-        words = {"seeds": "one seed", "students": "one student"}[gain.over]
+        words = wording.without_interval(difference.n) if gain.over == "seeds" else f"{counted}, no interval"
     else:
-        counted = f"n = {difference.n}" if gain.over == "seeds" else wording.counted(difference.n, "student")
         spread = wording.difference(difference.half_width, metric)
         # An interval that rounds to zero is shown with more digits.
         if float(spread) == 0:

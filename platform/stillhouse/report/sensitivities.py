@@ -1,18 +1,24 @@
 """How the result changes with each hyper-parameter."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from stillhouse.report.configurations import grouped
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
+
+# 9! permutations take 5 ms; the t distribution is close for more trials.
+_MAX_EXACT = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,7 @@ class Sensitivity:
         seen: the values that were tried, in words.
         correlation: Spearman's, for numbers; None for words and where it is not defined. Positive where larger values are
             better.
+        p_value: of that correlation, two-sided; exact for up to nine trials.
         explained: share of the variance between groups of equal values, for words.
         best: the value of the trial with the largest effect.
     """
@@ -73,8 +80,7 @@ def _sensitivity(method: str, name: str, chosen: list[tuple[Any, float, str]]) -
     correlation = p_value = explained = None
     if numeric:
         if len(values) > 2 and np.ptp(effects) > 0 and min(values) < max(values):
-            found = stats.spearmanr(np.array(values, dtype=np.float64), effects)
-            correlation, p_value = float(found.statistic), float(found.pvalue)
+            correlation, p_value = _rank_correlation(np.array(values, dtype=np.float64), effects)
         seen = f"{min(values):.4g} to {max(values):.4g}"
     else:
         values = [value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True) for value in values]
@@ -96,6 +102,30 @@ def _sensitivity(method: str, name: str, chosen: list[tuple[Any, float, str]]) -
         explained=explained,
         best=values[int(np.argmax(effects))],
     )
+
+
+def _rank_correlation(values: NDArray[np.float64], effects: NDArray[np.float64]) -> tuple[float, float]:
+    """Spearman's correlation, and its two-sided p-value.
+
+    For few trials the p-value is the share of all orders of the trials whose correlation is at least as far from zero. For many
+    it comes from the t distribution, which would give 0 for a perfect order: no order is rarer than 2 of n!.
+    """
+    count = len(values)
+    found = stats.spearmanr(values, effects)
+    correlation = float(found.statistic)
+    if count > _MAX_EXACT:
+        return correlation, max(float(found.pvalue), 2 / math.factorial(count))
+    ranks, others = (stats.rankdata(each) - (count + 1) / 2 for each in (values, effects))
+    sums = ranks[_orders(count)] @ others
+    # Equal sums may differ in their last digits.
+    return correlation, float(np.mean(np.abs(sums) >= abs(float(ranks @ others)) - 1e-9))
+
+
+@cache
+def _orders(count: int) -> NDArray[np.int8]:
+    """All orders of `count` things, as indices [count!, count]."""
+    flat = itertools.chain.from_iterable(itertools.permutations(range(count)))
+    return np.fromiter(flat, dtype=np.int8).reshape(-1, count)
 
 
 def _effects(records: Sequence[TrialRecord], metric: Metric) -> list[float]:
