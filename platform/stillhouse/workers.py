@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from stillhouse.device import limit_memory
+
 COMMIT_VARIABLE = "STILLHOUSE_COMMIT"
 _USERS, _LIST = "users", "stillhouse-shipped.json"
 _NO_CODE = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.pt", "*.pth", "*.safetensors", "*.arrow", "*.npz")
@@ -30,6 +32,9 @@ def prepare_worker(
         threads: for torch's operators; 0 for all cores.
         method_folders: folders with users' method files, as the driver sees them.
         gpu_share: the largest share of one GPU's memory that this process may take; 0 or 1 sets no limit.
+
+    Raises:
+        InfrastructureError: the share is smaller than what every process takes.
     """
     from stillhouse import methods
 
@@ -40,9 +45,7 @@ def prepare_worker(
     for folder in method_folders:
         methods.add_folder(shipped.get(str(folder), folder))
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    if 0 < gpu_share < 1 and torch.cuda.is_available():
-        # Ray only counts shares: without a limit, one of several trials on a GPU can take all of its memory.
-        torch.cuda.set_per_process_memory_fraction(gpu_share)
+    limit_memory(gpu_share)
 
 
 def environment_of_workers() -> Mapping[str, str]:

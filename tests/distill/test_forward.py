@@ -1,12 +1,15 @@
 """The student's forward passes: named outputs, layers that a method reads, the end of a pass, float32 at every precision."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from stillhouse import tasks
+from stillhouse.device import free_memory
 from stillhouse.distill.forward import ForwardPass
 from stillhouse.spec.training import Training
 
@@ -49,3 +52,36 @@ def test_closing_removes_the_hooks() -> None:
     assert [len(layer._forward_hooks) for layer in STUDENT] != before
     one.close()
     assert [len(layer._forward_hooks) for layer in STUDENT] == before
+
+
+class Scaled(nn.Module):
+    """Students of one class, as a sweep trains them in many widths."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, width)
+        self.outer = nn.Linear(width, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.outer(self.inner(images))
+        return logits
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["one after another", "with memory freed between trials"])
+def test_every_student_of_a_process_is_compiled_however_many_were_before(
+    monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    """PyTorch compiles a function at most 8 times, and runs it uncompiled from then on without an error."""
+    compiled = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiled))
+    torch.compiler.reset()
+    for width in range(2, 14):
+        counted = compiled.frame_count
+        run = ForwardPass(Scaled(width), tasks.find(), Training(compile=True), (), until=None, twice=False, device="cpu")
+        for _ in range(2):
+            run(IMAGES)
+            run(IMAGES[:1])  # the last batch of an epoch
+        assert compiled.frame_count > counted, f"the student of width {width} was not compiled"
+        if released:
+            del run
+            free_memory()

@@ -1,8 +1,10 @@
 """The trainer: against closed forms, and the promises that a sweep rests on."""
 
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,6 +303,35 @@ def test_a_stage_begins_once_also_when_training_is_resumed_in_it(make_trainer: M
     assert method.started == ["0 lower", "1 whole"]
 
 
+def test_a_resumed_adam_counts_its_steps_on_the_cpu(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Adam reads a step counter that is on the GPU at every step and for every parameter, and waits for the GPU each time."""
+    trainer = busy(make_trainer)
+    trainer.run_epoch()
+    trainer.save(tmp_path / "checkpoint")
+    trainer = busy(make_trainer)
+    trainer.device = "meta"  # where tensors have no values: nothing of the file may go to the trainer's device unasked
+    trainer.load(tmp_path / "checkpoint")
+    assert trainer._optimisers is not None
+    states = [state for group in trainer._optimisers.state_dict()["groups"].values() for state in group["state"].values()]
+    assert states
+    assert all(state["step"].is_cpu and int(state["step"]) > 0 for state in states)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), torch.AcceleratorError("CUDA error")])
+def test_a_device_that_fails_while_a_checkpoint_is_loaded_does_not_make_it_a_damaged_one(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    trainer = busy(make_trainer)
+    trainer.run_epoch()
+    trainer.save(tmp_path / "checkpoint")
+    monkeypatch.setattr(BusyStudent, "load_state_dict", fail)
+    with pytest.raises(type(error)):
+        busy(make_trainer).load(tmp_path / "checkpoint")
+
+
 def test_a_finished_training_stays_finished_when_loaded(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = busy(make_trainer)
     trainer.fit()
@@ -507,6 +538,23 @@ def test_a_compiled_student_trains_and_resumes_as_any_other(make_trainer: MakeTr
     assert same(state_of(straight), state_of(resumed(make, tmp_path / "checkpoint", [1])))
     assert straight.student.state_dict().keys() == plain.student.state_dict().keys()
     assert straight.curve[-1]["train_loss"] == pytest.approx(plain.curve[-1]["train_loss"], rel=1e-3)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("method", [Method(), TwoStages()], ids=["plain", "reads a layer"])
+def test_a_trainer_that_is_dropped_is_freed_at_once_with_its_student(make_trainer: MakeTrainer, method: Method) -> None:
+    """Without the garbage collector: a worker makes the next trainer on the same GPU."""
+    gc.disable()
+    try:
+        trainer = busy(make_trainer, method)
+        trainer.run_epoch()
+        watched = weakref.ref(trainer), weakref.ref(trainer.student)
+        del trainer
+        assert [each() for each in watched] == [None, None]
+    finally:
+        gc.enable()
 
 
 # In a notebook

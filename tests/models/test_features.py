@@ -1,5 +1,8 @@
 """Feature access by layer name."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,6 +51,26 @@ def test_nothing_is_computed_after_the_last_requested_layer() -> None:
     assert logits is None
     assert features["relu"].shape == (5, 3)
     assert net.calls == 0
+
+
+def test_a_model_that_is_dropped_with_its_reader_is_freed_at_once() -> None:
+    """On a GPU it would keep its memory until the garbage collector finds the cycle."""
+    gc.disable()
+    try:
+        net = Net()
+        reader = FeatureReader(net, ["relu"], until="second")
+        reader(torch.randn(5, 4))
+        watched = weakref.ref(net)
+        del net, reader
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_a_model_whose_reader_is_gone_runs_as_before() -> None:
+    net, inputs = Net(), torch.randn(5, 4)
+    FeatureReader(net, ["relu"], until="relu")
+    assert net(inputs).shape == (5, 2)
 
 
 def test_closing_removes_the_hooks() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def test_interrupted_training_goes_on_and_gives_the_same_teacher(
     assert again.weights_hash == trained[1].weights_hash
     assert [text.split("epoch ")[1][0] for text in told if "epoch " in text] == ["1", "2", "3"]
     assert not (tmp_path / again.key / "checkpoint").exists()
+
+
+def test_a_trained_teacher_holds_no_memory_of_its_training(
+    make_definition: MakeDefinition, digits: ImageData, views: Views, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its actor stays for the whole sweep, beside trials on the same GPU."""
+    trainers: list[weakref.ref[Trainer]] = []
+    alive_when_freed: list[bool] = []
+    run_epoch = Trainer.run_epoch
+
+    def run(self: Trainer) -> dict[str, Any]:
+        trainers.append(weakref.ref(self))
+        return run_epoch(self)
+
+    monkeypatch.setattr(Trainer, "run_epoch", run)
+    monkeypatch.setattr(library_module, "free_memory", lambda: alive_when_freed.append(trainers[-1]() is not None))
+    model = TeacherLibrary(tmp_path).obtain(make_definition(epochs=1), digits, views).model
+    assert alive_when_freed == [False]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("content", [b"", b"garbled"])

@@ -22,8 +22,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_checked(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU, from where modules and optimisers copy it to their own devices.
 
     Raises:
         FileNotFoundError: there is none.
@@ -35,7 +35,7 @@ def load_checkpoint(path: Path, *, device: str = "cpu") -> dict[str, Any]:
         raise Damaged(f"{path} is not a checkpoint: it is not a zip file")
     content.seek(0)
     try:
-        state = torch.load(content, map_location=device, weights_only=True)
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise Damaged(f"{path} is not a checkpoint: {error}") from error
     if not isinstance(state, dict):

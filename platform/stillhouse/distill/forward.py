@@ -38,7 +38,8 @@ class ForwardPass:
         self._reader = FeatureReader(student, layers, until=until)
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if training.compile and not layers and until is None and not twice:
-            self._compiled = torch.compile(student)
+            # Students of one class share their `forward`, whose entries of all trials would count against one limit.
+            self._compiled = torch.compile(student, isolate_recompiles=True)  # type: ignore[call-overload]
 
     def __call__(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """{name: [B, ...]} of the outputs, and {layer: output}, for normalised images [B, channels, H, W]."""

@@ -281,7 +281,7 @@ class Trainer:
             FileNotFoundError: there is no checkpoint.
             Damaged: it is not a complete checkpoint of this training; the trainer must not be used then.
         """
-        state = load_checkpoint(path, device=self.device)
+        state = load_checkpoint(path)
         ours = [_CHECKPOINT_VERSION, self.epochs, self._seed, self._stage_plan()]
         theirs = [state.get(key) for key in ("version", "epochs", "seed", "stages")]
         if theirs != ours:
@@ -302,6 +302,9 @@ class Trainer:
             if self._training.micro_batch == "auto":
                 self.micro_batch = state.get("micro_batch")
             return dict(state.get("notes", {}))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            # The device's failure, not the file's: the checkpoint is still good.
+            raise
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{path} does not fit this training: {error}") from error
 

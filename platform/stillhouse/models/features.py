@@ -1,5 +1,6 @@
 """Reads layers' outputs by name, with forward hooks that do not change the model."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,8 @@ class FeatureReader:
     """Runs a model and returns its logits with the outputs of the named layers.
 
     Use it as a context manager or call `close()`: until then the model has hooks, which do nothing in forward passes of other
-    callers. If the model calls a layer several times, the last output is returned.
+    callers. If the model calls a layer several times, the last output is returned. The hooks do not keep the reader alive, so
+    that a model that is dropped with its reader is freed at once.
 
     Args:
         model: the model; neither its mode nor its weights change.
@@ -50,23 +52,30 @@ class FeatureReader:
         for layer in names:
             self._handles.append(modules[layer].register_forward_hook(self._keeper(layer)))
         if until is not None:
-            self._handles.append(modules[until].register_forward_hook(self._stop))
+            self._handles.append(modules[until].register_forward_hook(self._stopper()))
 
     def _keeper(self, layer: str) -> ForwardHook:
+        own = weakref.ref(self)
+
         def keep(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-            if not self._reading:
+            if (reader := own()) is None or not reader._reading:
                 return
             if not isinstance(output, Tensor):
                 raise UnreadableLayer(f"layer '{layer}' must return one tensor, got {type(output).__name__}")
-            self._outputs[layer] = output
+            reader._outputs[layer] = output
             if _has_version(output):
-                self._versions[layer] = output._version
+                reader._versions[layer] = output._version
 
         return keep
 
-    def _stop(self, _module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
-        if self._reading:
-            raise _Reached
+    def _stopper(self) -> ForwardHook:
+        own = weakref.ref(self)
+
+        def stop(_module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
+            if (reader := own()) is not None and reader._reading:
+                raise _Reached
+
+        return stop
 
     def __call__(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Logits [B, C] (None with `until`) and {layer: output} for normalised images [B, C, H, W].

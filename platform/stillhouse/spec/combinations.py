@@ -56,9 +56,10 @@ def combination_problems(
 
 def _workers(spec: SweepSpec) -> Iterator[Problem]:
     claim = spec.trial_resources
-    # A fraction above one is reported separately.
-    if claim.gpu > claim.num_workers and claim.gpu.is_integer():
-        yield Problem("trial_resources.workers", f"must be {claim.gpu:g}, one for each GPU, got {claim.num_workers}")
+    # A fraction above one is reported separately. NCCL refuses two processes on one GPU.
+    fitting = max(1, int(claim.gpu))
+    if claim.gpu and claim.num_workers != fitting and (claim.gpu < 1 or claim.gpu.is_integer()):
+        yield Problem("trial_resources.workers", f"must be {fitting}, one for each GPU, got {claim.num_workers}")
     if spec.training.batch_size < claim.num_workers:
         yield Problem(
             "training.batch_size", f"must be >= the {claim.num_workers} workers of a trial, got {spec.training.batch_size}"

@@ -3,11 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -16,6 +16,7 @@ from ray.exceptions import ObjectLostError
 
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
+from stillhouse.device import is_lost, limit_memory
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full, as_stillhouse_error
 from stillhouse.home_access.home_address import HomeAddress
@@ -31,6 +32,8 @@ from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import FillRequest
 
+Answer = TypeVar("Answer")
+
 _THREADS = MAX_WAITING + 16
 _POLL_S = 0.1
 
@@ -43,6 +46,7 @@ class TeacherActor(Leased):
             again. It is lost with the driver that put it there; every other holder of a lease brings its own.
         home: of teachers and knowledge.
         expire_s: how long a lease lasts; None for an actor that needs none.
+        gpu_share: the largest share of one GPU's memory that it may take; 0 or 1 sets no limit.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class TeacherActor(Leased):
         import_paths: list[str],
         method_folders: list[str],
         expire_s: float | None = None,
+        gpu_share: float = 0.0,
     ) -> None:
         from stillhouse.workers import prepare_worker
 
@@ -68,6 +73,7 @@ class TeacherActor(Leased):
         self._home_address = home
         self._dtype = dtype
         self._device = own_device()
+        self._gpu_share = gpu_share
         self._service: TeacherService | None = None
         self._status = ""
         self._preparing = threading.Lock()
@@ -77,7 +83,7 @@ class TeacherActor(Leased):
     def prepare(self) -> dict[str, Any]:
         """Loads or trains the teacher once; returns its facts. A `StillhouseError` is returned as `{"error": the error}`."""
         try:
-            self._ready()
+            self._answer(self._ready)
         except (StillhouseError, OSError) as error:
             return {"error": as_disk_full(error, self._home_address.path) or as_stillhouse_error(error)}
         return self._facts
@@ -120,7 +126,7 @@ class TeacherActor(Leased):
         return self._status
 
     def measure(self, kinds: Iterable[Knowledge]) -> dict[str, Any]:
-        return self._ready().measure(kinds)
+        return self._answer(self._ready().measure, kinds)
 
     def request(self, request: FillRequest, replicas: Iterable[str] = ()) -> InfrastructureError | None:
         """`TeacherService.request`, forwarded to each actor in `replicas`, among which this actor's own name may be."""
@@ -138,29 +144,37 @@ class TeacherActor(Leased):
         labels: NDArray[np.int64] | None = None,
         caller: str = "",
     ) -> dict[str, NDArray[np.float32]] | QueueFull:
-        return unless_full(self._ready().forward, images, kinds, labels, caller)
+        return self._answer(unless_full, self._ready().forward, images, kinds, labels, caller)
 
     def call(
         self, caller: str, images: NDArray[Any], layers: Sequence[str], token: str | None
     ) -> list[NDArray[Any]] | QueueFull:
-        return unless_full(self._ready().call, caller, images, layers, token)
+        return self._answer(unless_full, self._ready().call, caller, images, layers, token)
 
     def pull_back(
         self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
     ) -> NDArray[Any] | QueueFull:
-        return unless_full(self._ready().pull_back, caller, images, layers, gradients, token)
+        return self._answer(unless_full, self._ready().pull_back, caller, images, layers, gradients, token)
 
     def verify(self, kinds: Iterable[Knowledge], pairs: int, seed: int) -> dict[str, Any]:
-        return self._ready().verify(kinds, pairs=pairs, seed=seed)
+        return self._answer(self._ready().verify, kinds, pairs=pairs, seed=seed)
 
     def evaluate(self, split: str) -> float:
-        return self._ready().evaluate(split)
+        return self._answer(self._ready().evaluate, split)
 
     def counters(self) -> dict[str, float]:
         return self._ready().counters()
 
     def process_id(self) -> int:
         return os.getpid()
+
+    def _answer(self, act: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+        """The result of `act`, which uses the GPU."""
+        try:
+            return act(*arguments, **options)
+        except Exception:
+            _end_if_lost()
+            raise
 
     def _ready(self) -> TeacherService:
         """The service. Several drivers, and trials after a restart, need it at once: the teacher is loaded once for all."""
@@ -171,6 +185,8 @@ class TeacherActor(Leased):
             return self._service
 
     def _load(self) -> TeacherService:
+        # Not in the constructor, whose errors do not reach a driver as they are.
+        limit_memory(self._gpu_share)
         data = self._obtain_data()
         home = node_home(self._home_address)
         teacher = TeacherLibrary(home.folder / "teachers", home).obtain(
@@ -190,6 +206,7 @@ class TeacherActor(Leased):
             dtype=self._dtype,
             device=self._device,
             note_fill=home.note_fill,
+            on_error=_end_if_lost,
         )
         self._facts = {
             "key": teacher.key,
@@ -230,6 +247,12 @@ class TeacherActor(Leased):
 
     def _note(self, text: str) -> None:
         self._status = text
+
+
+def _end_if_lost() -> None:
+    """Ends the process where its GPU answers no more; Ray starts the actor again, and callers repeat their calls."""
+    if is_lost():
+        os._exit(1)
 
 
 def actor_name(
@@ -293,6 +316,6 @@ def start_actor(
             max_task_retries=0,
             max_concurrency=_THREADS,
         )
-        .remote(definition, [data_reference], views, home, dtype, int(cpus), import_paths, method_folders, expire_s)
+        .remote(definition, [data_reference], views, home, dtype, int(cpus), import_paths, method_folders, expire_s, gpus)
     )
     return name, handle

@@ -16,6 +16,7 @@ from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.views import Views
+from stillhouse.device import free_memory
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer
@@ -99,6 +100,9 @@ class TeacherLibrary:
             elif is_new:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
                 model, seconds = self._train(definition, data, views, folder, device, progress, ending)
+                # What the training held beside the model: the data set's copy, the optimiser, gradients, activations.
+                model.zero_grad(set_to_none=True)
+                free_memory()
             model = model.to(device).eval().requires_grad_(False)
             if card is None:
                 card = _make_card(definition, data, model, seconds, device)

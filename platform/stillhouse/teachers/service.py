@@ -38,6 +38,7 @@ class TeacherService:
         dtype: number format of sealed views, float32 or float16.
         merged_rows: the largest batch that calls of trials are merged into; by default `ModelServer` decides.
         note_fill: adds a line to the log of fills; by default to the file in the store's folder.
+        on_error: called in the filling thread when filling failed, before trials learn of it.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class TeacherService:
         device: str = "cpu",
         merged_rows: int | None = None,
         note_fill: Callable[[str], None] | None = None,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self.teacher = teacher
         self._data = data
         self._views = views
         self._store = store
         self._device = device
+        self._on_error = on_error
         self.base = base_identity(
             weights_hash=teacher.weights_hash, definition=teacher.definition, data=data, views=views, dtype=dtype
         )
@@ -218,6 +221,7 @@ class TeacherService:
             except FillingStopped:
                 continue
             except Exception as error:  # the reason must reach the trials that wait
+                self._on_error()
                 with self._wanted:
                     self._error = as_disk_full(error, self._store.root) or InfrastructureError(
                         str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"

@@ -2,6 +2,9 @@
 
 import dataclasses
 import errno
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from stillhouse import workers as worker_setup
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.batches import Indices
@@ -22,6 +26,7 @@ from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import worker_bundles
+from stillhouse.sweep.execution import multi_worker
 from stillhouse.sweep.execution.multi_worker import GroupWorker, WorkerGroup
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_runner import run_to_end
@@ -101,6 +106,19 @@ def test_trials_read_the_data_set_in_the_nodes_object_store(digits: ImageData) -
     assert "plasma" in mappings[0] or "/dev/shm" in mappings[0]
 
 
+def answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remote calls return their answers; `NEVER` is an answer that does not come."""
+
+    def wait(answers: list[Any], timeout: float | None) -> tuple[list[Any], list[Any]]:
+        done = [answer for answer in answers if answer is not NEVER][:1]
+        assert done or timeout is not None, "nobody would ever answer"
+        return done, [answer for answer in answers if not done or answer is not done[0]]
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+
+
+NEVER = object()
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:36576.")
 
 
@@ -131,7 +149,7 @@ def test_the_worker_that_failed_first_gives_the_reason(
         if own is not None:
             raise own
 
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    answer_at_once(monkeypatch)
     peers = object.__new__(WorkerGroup)
     peers.broken, peers._handles = False, [Handle()]
     with pytest.raises(raised, match=message):
@@ -148,10 +166,66 @@ def test_a_full_disk_of_another_worker_is_a_full_disk_of_the_trial(monkeypatch: 
     call = SimpleNamespace(remote=lambda: other._answer(full))
     group = WorkerGroup.__new__(WorkerGroup)
     group._handles, group.broken = [SimpleNamespace(run_epoch=call)], False
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    answer_at_once(monkeypatch)
     with pytest.raises(DiskFullError, match=r"^any text \(/node/file\)$"):
         group.run_on_all("run_epoch", own=lambda: None)
     assert group.broken
+
+
+def test_a_worker_that_waits_for_a_failed_one_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's kernels wait for a worker that is gone; only the time limit of the collective calls would end them."""
+    killed: list[Any] = []
+    answer_at_once(monkeypatch)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    waiting = SimpleNamespace(run_epoch=SimpleNamespace(remote=lambda: NEVER))
+    failed = SimpleNamespace(run_epoch=SimpleNamespace(remote=lambda: ("trial", "diverged in epoch 3")))
+    group = WorkerGroup.__new__(WorkerGroup)
+    group._handles, group.broken = [waiting, failed], False
+    with pytest.raises(TrialError, match=r"^diverged in epoch 3$"):
+        group.run_on_all("run_epoch", own=lambda: None)
+    assert killed == [waiting]
+
+
+def test_the_first_worker_stops_waiting_when_another_one_reports_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted = threading.Event()
+
+    def in_a_kernel() -> None:
+        assert aborted.wait(30), "the first worker would have waited for ten minutes"
+        raise ValueError("Default process group has not been initialized, please make sure to call init_process_group.")
+
+    answer_at_once(monkeypatch)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: not aborted.is_set())
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: pytest.fail("waits for the kernels"))
+    monkeypatch.setattr(multi_worker, "_abort_process_group", aborted.set)
+    group = WorkerGroup.__new__(WorkerGroup)
+    group._handles, group.broken = [SimpleNamespace(run_epoch=SimpleNamespace(remote=lambda: ("trial", "diverged")))], False
+    with pytest.raises(TrialError, match=r"^diverged$"):
+        group.run_on_all("run_epoch", own=in_a_kernel)
+    assert group.broken
+
+
+def test_a_worker_frees_its_last_trial_before_it_begins_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Runner:
+        def __init__(self, *_arguments: object, **_options: object) -> None:
+            happened.append("made")
+            weakref.finalize(self, happened.append, "freed")
+            self.itself = self
+
+    monkeypatch.setattr(multi_worker, "TrialRunner", Runner)
+    monkeypatch.setattr(multi_worker, "own_device", lambda: "cpu")
+    monkeypatch.setattr(Trial, "model_validate_json", lambda _text: None)
+    worker = GroupWorker.__new__(GroupWorker)
+    worker._runner, worker._environment, worker._data, worker._workers = None, None, None, None  # type: ignore[assignment]
+    gc.disable()
+    try:
+        assert worker.begin("one") is None
+        assert worker.begin("two") is None
+    finally:
+        gc.enable()
+    assert happened == ["made", "freed", "made"]
 
 
 def test_workers_share_what_the_trial_holds_evenly() -> None:
@@ -166,6 +240,18 @@ def test_workers_share_what_the_trial_holds_evenly() -> None:
         (
             {"trial_resources": {"gpu": 4, "workers": 2}},
             "trial_resources.workers must be 4, one for each GPU, got 2",
+        ),
+        (
+            {"trial_resources": {"gpu": 1, "workers": 2}},
+            "trial_resources.workers must be 1, one for each GPU, got 2",
+        ),
+        (
+            {"trial_resources": {"gpu": 0.5, "workers": 2}},
+            "trial_resources.workers must be 1, one for each GPU, got 2",
+        ),
+        (
+            {"trial_resources": {"gpu": 2, "workers": 3}},
+            "trial_resources.workers must be 2, one for each GPU, got 3",
         ),
         (
             {"trial_resources": {"workers": 80}},
@@ -274,9 +360,6 @@ def test_memory_that_holds_not_even_one_sample_ends_the_trial(
 
 def test_a_share_of_a_gpu_limits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
-    threads = torch.get_num_threads()
-    for share in (0.25, 1.0, 0.0):
-        prepare_worker((), threads, gpu_share=share)
+    monkeypatch.setattr(worker_setup, "limit_memory", limits.append)
+    prepare_worker((), torch.get_num_threads(), gpu_share=0.25)
     assert limits == [0.25]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -274,6 +275,39 @@ def test_a_trial_that_raises_has_its_reason_in_one_sentence(
     assert re.fullmatch(reason, record.reason), record.reason
     assert record.metrics == {}
     assert ledger_of(environment).read("a") == record
+
+
+def test_an_error_of_the_gpu_is_no_failure_of_the_trial(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access of any process code, all later calls of CUDA fail: nothing is known about the trial."""
+
+    def poisoned() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(methods, "find", lambda _name: type("Failing", (Raising,), {"error": RuntimeError("device-side")}))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", poisoned)
+    with pytest.raises(InfrastructureError, match="the GPU failed in this process"):
+        run_to_end(make_trial(), environment, digits)
+    assert ledger_of(environment).read("a") is None
+
+
+def test_a_library_without_memory_makes_a_trial_start_smaller(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS and cuDNN allocate apart from PyTorch and report it by a status name."""
+    make_step = Trainer._make_step
+
+    def limited(trainer: Trainer, indices: Any, *arguments: Any, **options: Any) -> Step:
+        if len(indices) > 20:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return make_step(trainer, indices, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "_make_step", limited)
+    recipe = Training(batch_size=40, micro_batch="auto")
+    record = run_to_end(make_trial(), dataclasses.replace(environment, training=recipe), digits)
+    assert (record.status, record.metrics.get("micro_batch")) == ("finished", 20)
 
 
 def test_a_trial_that_diverges_says_so(environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial) -> None:

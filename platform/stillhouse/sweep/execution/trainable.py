@@ -1,16 +1,15 @@
 """The Trainable of Ray Tune that runs trials; its process is reused for the next trial."""
 
-import gc
 import json
 from functools import partial
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
+from stillhouse.device import check_device, free_memory
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial
@@ -43,6 +42,8 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        # An error, since Tune gives up a trial whose process reports that it cannot be reused, and restarts one that fails.
+        check_device()
         self._release()
         self._begin(new_config)
         return True
@@ -69,6 +70,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         except Exception as error:  # the trial fails alone, with its reason in the ledger
             if is_disk_full(error):
                 raise
+            check_device()
             self._runner.fail(failure_reason(error))
             return self._report(None, status="failed")
         # After the last epoch only the disk can fail, which is not the trial's fault.
@@ -123,6 +125,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
                 return
             if isinstance(error, InfrastructureError | OSError):
                 raise
+            check_device()
             failed_record(self._trial, self._environment, error, device=device)
 
     def _report(
@@ -146,9 +149,7 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
     def _release(self) -> None:
         """Frees the memory of the last trial: the process is reused."""
         self._runner = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def key_of(trial_json: str) -> str:

@@ -3,8 +3,7 @@
 import traceback
 from pathlib import Path
 
-import torch
-
+from stillhouse.device import is_out_of_memory
 from stillhouse.errors import TrialError, describe_error, first_line
 from stillhouse.provenance import code_facts
 from stillhouse.spec.records import Trial, TrialRecord
@@ -46,9 +45,10 @@ def failure_reason(error: BaseException) -> str:
     """One sentence for the ledger: what happened, where in the code, and what to do about it where that is known."""
     if isinstance(error, TrialError):
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    on_device = is_out_of_memory(error)
+    if on_device or isinstance(error, MemoryError):
         reason = first_line(error, "no free memory").rstrip(".")
-        share = ", or give each trial a larger trial_resources.gpu" if isinstance(error, torch.OutOfMemoryError) else ""
+        share = ", or give each trial a larger trial_resources.gpu" if on_device else ""
         return f"out of memory: {reason}; lower training.batch_size, set training.micro_batch to auto{share}"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""

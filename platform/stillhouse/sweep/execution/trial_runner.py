@@ -1,7 +1,6 @@
 """One trial from its first step to its record in the ledger. It does not use Tune, so it also runs in a notebook."""
 
 import contextlib
-import gc
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.device import check_device, free_memory, is_out_of_memory
 from stillhouse.distill.ddp import ALONE, Workers, split_problem
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.trainer import Trainer
@@ -65,6 +65,7 @@ class TrialRunner:
             pass
         except Damaged:
             # A new trainer, since this one may be partially loaded. Losing the checkpoint costs only time.
+            self._drop_trainer()
             self._trainer = self._make_trainer()
         if not self._trainer.workers_agree():
             raise InfrastructureError(
@@ -94,7 +95,7 @@ class TrialRunner:
 
         Raises:
             TrialError: the loss is no longer finite.
-            OutOfMemoryError: memory ran out, and smaller micro-batches are not allowed or do not help.
+            RuntimeError: memory ran out, and smaller micro-batches are not allowed or do not help.
         """
         while (entry := self._try_epoch()) is None:
             self._start_smaller()
@@ -112,7 +113,9 @@ class TrialRunner:
         """The entry of the epoch; None if memory ran out and a smaller micro-batch may help."""
         try:
             return self._trainer.run_epoch()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             allowed = self._environment.training.micro_batch == "auto" and self._workers.size == 1
             if not allowed or split_problem(self._trainer.method) is not None or self._micro_batch == 1:
                 raise
@@ -122,12 +125,14 @@ class TrialRunner:
         smaller = self._micro_batch // 2
         self._drop_checkpoint()
         self._used_before = {}
-        # The old trainer's memory must be free before a new one is made.
-        del self._trainer
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._drop_trainer()
         self._trainer = self._make_trainer(smaller)
+
+    def _drop_trainer(self) -> None:
+        """Frees the memory of the trainer and of teachers in this process, before new ones are made."""
+        del self._trainer
+        self._teachers = []
+        free_memory()
 
     @property
     def _micro_batch(self) -> int:
@@ -266,4 +271,5 @@ def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, 
     except InfrastructureError:
         raise
     except Exception as error:
+        check_device()
         return runner.fail(failure_reason(error))
