@@ -11,7 +11,8 @@ map.
 Deviations: the authors' code sums over channels and positions and multiplies by 3/1000 on CIFAR; so does the default here.
 Its second stage is KL at T = 3 without T^2 and without labels: `kd_weight` 1 is that, times T^2. Where maps differ in size,
 the larger one is average-pooled. If a network has no layer before a ReLU, the output of the stage is used instead; for the
-teacher this is equivalent, since a ReLU keeps the sign.
+teacher this is equivalent, since a ReLU keeps the sign. The authors run the teacher in training mode; here it is in evaluation
+mode, like every teacher.
 
 Verified against the authors' code and RepDistiller; Knowledge-Distillation-Zoo takes the mean over all elements instead.
 """
@@ -59,7 +60,8 @@ class ActivationBoundaries(MapMethod):
         arxiv="1811.03233",
         family="F",
         equations="the alternative loss with connectors in the first stage, soft targets in the second",
-        deviations="the larger of two maps is average-pooled to the size of the smaller; T^2 in the second stage",
+        deviations="the teacher is in evaluation mode (authors' code: training mode); the larger of two maps is average-pooled "
+        "to the size of the smaller; T^2 in the second stage",
         suggested="boundary_weight 0.003, temperature 3, kd_weight 1",
         interactions="the loss is a sum over positions, so larger images need a smaller boundary_weight (0.001 on 224x224)",
     )

@@ -9,9 +9,9 @@ that 10^3, so it means the same in both forms. The map is computed at the teache
 
 Deviations: a map of fewer than 49 elements is weighted as if it had 49, the fewest in the paper's experiments; divided by the
 4 elements of a 2 x 2 map, the term would be much larger than the cross-entropy. Where teacher and student have different
-numbers of stages, they are paired from the last one backwards. Where the sizes of a pair differ, the larger map is
-average-pooled to the size of the smaller and normalised again. `kd_weight` > 0 adds the soft targets of `kd`, as the paper does
-in its tables "AT+KD".
+numbers of stages, they are paired from the last one backwards. Where the sizes of a pair differ, the features of the larger are
+average-pooled to the size of the smaller before their powers are taken, as in RepDistiller. `kd_weight` > 0 adds the soft
+targets of `kd`, as the paper does in its tables "AT+KD".
 
 Verified against the numbers of the authors' code, torchdistill's `paper` mode and RepDistiller, and against the formulas.
 """
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import MapMethod
+from stillhouse.distill.maps import MapMethod, meeting_size, shrink
 from stillhouse.distill.method import ANY_TASK, DEFAULT_TASK, Card, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.kd import kd_loss
@@ -44,12 +44,9 @@ def attention_map(features: Tensor, *, power: float, pooling: str) -> Tensor:
     return F.normalize(merged.flatten(1)).reshape(merged.shape)
 
 
-def resize_attention(attention: Tensor, height: int, width: int) -> Tensor:
-    """Averages a map [B, H, W] down to [B, height, width] and normalises it again."""
-    if attention.shape[1:] == (height, width):
-        return attention
-    small = F.adaptive_avg_pool2d(attention.unsqueeze(1), (height, width)).squeeze(1)
-    return F.normalize(small.flatten(1)).reshape(small.shape)
+def pooled_attention_map(features: Tensor, *, power: float, pooling: str, height: int, width: int) -> Tensor:
+    """`attention_map` of the features [B, K, H, W] averaged down to height x width: [B, height, width]."""
+    return attention_map(shrink(features, height, width), power=power, pooling=pooling)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -72,17 +69,21 @@ class AttentionTransfer(MapMethod):
         arxiv="1612.03928",
         family="F",
         equations="equations 1 and 2, activation-based; the gradient-based form of section 3.2 is gradient_attention",
-        deviations="stages paired from the last; the larger of two maps is average-pooled to the size of the smaller; "
+        deviations="stages paired from the last; the larger of two maps is average-pooled to the size of the smaller first; "
         "maps smaller than 7x7 are weighted as if they were 7x7",
         suggested="attention_weight 1000 (section 4.1, and the authors' repository with form code), power 2",
         interactions="worse than no teacher if the architectures differ much (VGG-13 to MobileNetV2 on CIFAR-100); "
         "students without BatchNorm and small images need a weight below 200: 84.7% with 1000, 95.4% with 100, "
         "95.9% without a teacher (12 epochs of 1000 digits of 8 x 8 pixels, resnet8 of width 0.25, 2 seeds)",
     )
+    revision: ClassVar[int] = 2
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
 
     attention_weight: float = hyperparameter(
-        1000.0, minimum=0, prior=LogUniform(3, 1000), help="beta times the number of elements of a map and times the batch size"
+        1000.0,
+        minimum=0,
+        prior=LogUniform(3, 10_000),
+        help="beta times the number of elements of a map and times the batch size",
     )
     form: Literal["paper", "code"] = hyperparameter(
         "paper", choices=("paper", "code"), help="paper: beta / 2 times the norm; code: beta times the mean square"
@@ -101,11 +102,18 @@ class AttentionTransfer(MapMethod):
         return super().serves(task) if not self.kd_weight else task == DEFAULT_TASK
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        needed = {
-            f"attention.{layer}": reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
-            for layer, of_teacher in (self.pairs(teacher, student) if self.active else {}).items()
-        }
-        return needed | ({"logits": logits()} if self.kd_weight else {})
+        needed: dict[str, Knowledge] = {"logits": logits()} if self.kd_weight else {}
+        for of_student, of_teacher in (self.pairs(teacher, student) if self.active else {}).items():
+            shape = teacher.shape(of_teacher)
+            height, width = meeting_size(student.shape(of_student), shape)
+            if (height, width) == tuple(shape[1:]):  # shared by all students whose maps are not smaller
+                map_of_teacher = reduced(attention_map, of_teacher, power=self.power, pooling=self.pooling)
+            else:
+                map_of_teacher = reduced(
+                    pooled_attention_map, of_teacher, power=self.power, pooling=self.pooling, height=height, width=width
+                )
+            needed[f"attention.{of_student}"] = map_of_teacher
+        return needed
 
     @property
     def active(self) -> bool:
@@ -123,9 +131,8 @@ class AttentionTransfer(MapMethod):
         return terms | {"attention": self.attention_weight * attention.sum()}
 
     def _distance(self, features: Tensor, teacher: Tensor) -> Tensor:
-        student = attention_map(features, power=self.power, pooling=self.pooling)
-        height, width = (min(sizes) for sizes in zip(student.shape[1:], teacher.shape[1:], strict=True))
-        student, teacher = resize_attention(student, height, width), resize_attention(teacher, height, width)
+        height, width = teacher.shape[1:]
+        student = pooled_attention_map(features, power=self.power, pooling=self.pooling, height=height, width=width)
         elements = max(height * width, _FEWEST_ELEMENTS)
         if self.form == "code":
             return squared_attention_distance(student, teacher) * height * width / elements

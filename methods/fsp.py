@@ -10,8 +10,8 @@ K1 x K2 numbers per sample, whatever the size of the maps. In the first stage th
 Deviations: the paper pairs the first and the last map of each residual stage, which other architectures do not have; here two
 successive stages are a pair. The paper needs equal numbers of channels; where they differ, a 1x1 convolution maps the student's
 channels to the teacher's. The paper trains the first stage at a hundredth of the learning rate of the second; here both stages
-have the trial's learning rate, and `flow_weight` is 0.01 instead. `form="mean"`: the mean over the entries of G instead of
-their sum, as in RepDistiller.
+have the trial's learning rate, and `flow_weight` is 0.01 instead. `form="mean"`: average pooling, and the mean over the entries
+of G instead of their sum, as in RepDistiller.
 
 Verified against the paper's formula and, for the mean, RepDistiller and Knowledge-Distillation-Zoo; a TensorFlow
 implementation differs only by a factor of 1/2.
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import MapMethod, widen
+from stillhouse.distill.maps import MapMethod, meeting_size, shrink, widen
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Stage, Step, hyperparameter
 from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, reduced
@@ -40,6 +40,12 @@ def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
     first, second = (maps if maps.shape[2:] == size else F.adaptive_max_pool2d(maps, size) for maps in (first, second))
     flow: Tensor = first.flatten(2) @ second.flatten(2).transpose(1, 2)
     return flow / (size[0] * size[1])
+
+
+def averaged_flow_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """As `flow_matrix`; the larger map is average-pooled."""
+    height, width = meeting_size(first.shape[1:], second.shape[1:])
+    return flow_matrix(shrink(first, height, width), shrink(second, height, width))
 
 
 def flow_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -64,6 +70,7 @@ class FSP(MapMethod):
         suggested="flow_weight 0.01; 50 with form mean (RepDistiller, which has a single stage with the labels)",
         interactions="made for networks of one family: where channels differ, the added convolutions learn part of the flow",
     )
+    revision: ClassVar[int] = 2
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     relates_pairs: ClassVar[bool] = True
 
@@ -74,7 +81,9 @@ class FSP(MapMethod):
         0.01, minimum=0, prior=LogUniform(0.001, 0.1), help="lambda, weight of the loss in stage 1; 0 skips the stage"
     )
     form: Literal["paper", "mean"] = hyperparameter(
-        "paper", choices=("paper", "mean"), help="paper: squared Frobenius norm; mean: mean over the entries"
+        "paper",
+        choices=("paper", "mean"),
+        help="paper: max pooling and the squared Frobenius norm; mean: average pooling and the mean over the entries",
     )
 
     @property
@@ -85,7 +94,8 @@ class FSP(MapMethod):
         if not self.active:
             return {}
         layers = pairwise(self.pairs(teacher, student).values())
-        return {f"flow.{number}": reduced(flow_matrix, *ends) for number, ends in enumerate(layers)}
+        reduction = flow_matrix if self.form == "paper" else averaged_flow_matrix
+        return {f"flow.{number}": reduced(reduction, *ends) for number, ends in enumerate(layers)}
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
         if not self.active:
@@ -104,6 +114,6 @@ class FSP(MapMethod):
         if step.stage.name == "classify":
             return super().loss(step)
         maps = step.modules["connectors"](list(step.student_features.values()))
-        distance = flow_loss if self.form == "paper" else mean_flow_loss
-        losses = [distance(flow_matrix(*ends), step.teacher[f"flow.{number}"]) for number, ends in enumerate(pairwise(maps))]
+        flow, distance = (flow_matrix, flow_loss) if self.form == "paper" else (averaged_flow_matrix, mean_flow_loss)
+        losses = [distance(flow(*ends), step.teacher[f"flow.{number}"]) for number, ends in enumerate(pairwise(maps))]
         return {"flow": self.flow_weight * torch.stack(losses).sum()}

@@ -18,7 +18,7 @@ step of gradient ascent on normalised pixels.
 Deviations: all generations share the trial's epochs equally, so that every method has the same budget; in the paper each has a
 full training. The generation that learns from the sweep's teacher gets no adversarial images, since its labels are computed
 before. The authors' code minimises the cross-entropy, which differs from KL by the entropy of the labels and has the same
-gradient.
+gradient. The authors run the refinery in training mode; here it is in evaluation mode, like every teacher.
 
 Verified against the formula of the authors' code in float64 (its licence does not allow running it here), and the adversarial
 step against its closed form for linear networks.
@@ -78,7 +78,8 @@ class LabelRefinery(Method):
         arxiv="1805.02641",
         family="G",
         equations="KL to the output of the previous generation for the same crop, over several generations",
-        deviations="generations share the trial's epochs equally; adversarial images only after the first generation",
+        deviations="the refinery is in evaluation mode (authors' code: training mode); generations share the trial's epochs "
+        "equally; adversarial images only after the first generation",
         suggested="2 to 4 generations with random crops",
         interactions="uses no labels, so errors of the first refinery stay; without crops it is kd with soft labels at T = 1; "
         "a generation that is too short to converge teaches nearly uniform labels: 79.0% with 2 generations in 12 epochs, "

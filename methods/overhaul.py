@@ -11,9 +11,10 @@ code). In a residual block it is the last BatchNorm of the branch, as in the aut
 `margins: data`, for teachers without BatchNorm, m is the mean of the negative values over the batch and the positions; the
 knowledge is then the map itself.
 
-Deviations: none in the loss. Maps of different sizes are average-pooled to the smaller size, the teacher's before the margin is
-applied. If a network has no layers before a ReLU, the outputs of its stages are used; for such a teacher `margins: batch_norm`
-is an error.
+Deviations: none in the loss. The authors run the teacher in training mode, so that its maps depend on the batch; here it is in
+evaluation mode, like every teacher, and one sealed view serves all trials. Maps of different sizes are average-pooled to the
+smaller size, the teacher's before the margin is applied. If a network has no layers before a ReLU, the outputs of its stages
+are used; for such a teacher `margins: batch_norm` is an error.
 
 Verified against the authors' code (margins, loss, connectors), mdistiller and, for `data` and apart from its mean over all
 elements, Knowledge-Distillation-Zoo.
@@ -77,7 +78,8 @@ class Overhaul(MapMethod):
         arxiv="1904.01866",
         family="F",
         equations="margin ReLU, features before the ReLU, partial L2 distance; margins as in the authors' code",
-        deviations="the larger of two maps is average-pooled to the size of the smaller; margins from data as a variant",
+        deviations="the teacher is in evaluation mode (authors' code: training mode); the larger of two maps is average-pooled "
+        "to the size of the smaller; margins from data as a variant",
         suggested="feature_weight 0.001 on CIFAR, 0.0001 on ImageNet",
         interactions="the loss is a sum over positions, so larger images need a smaller feature_weight",
     )

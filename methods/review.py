@@ -12,6 +12,11 @@ So each map of the teacher is compared with the student's features of the same s
 have an embedding, it is the deepest stage, as a map of one pixel, as in the authors' code. Squares are averaged over all
 elements.
 
+The teacher's maps are those before the ReLU and the student's those after it, as in the authors' code for CIFAR, to whose scale
+the published weights belong. `teacher_form="after_relu"` compares maps after the ReLU, which are also used where a network has
+no layer that returns the map before it. The convolutions start from the uniform Kaiming initialisation with gain 1, and the
+attention gate from torch's default, as in the authors' code.
+
 Deviations: where the networks have different numbers of stages, these are paired from the last one backwards. Maps are resized
 to the size of each stage, so that the architectures may differ. The warm-up is a fraction of the training; its default is the
 authors' 20 of 240 epochs.
@@ -21,7 +26,7 @@ Verified against the authors' code: loss, fusion and their gradients.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +36,6 @@ from stillhouse.distill.maps import MapMethod, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.layers import initialise_convolutions
 from stillhouse.spec.priors import LogUniform
 
 _MAX_CHANNELS = 512
@@ -65,7 +69,8 @@ class Fusion(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(num_inputs, num_fused, 1, bias=False), nn.BatchNorm2d(num_fused))
         self.conv2 = nn.Sequential(nn.Conv2d(num_fused, num_outputs, 3, padding=1, bias=False), nn.BatchNorm2d(num_outputs))
         self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * num_fused, 2, 1), nn.Sigmoid())
-        initialise_convolutions(self, mode="fan_in")
+        for convolution in (self.conv1[0], self.conv2[0]):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)  # gain 1
 
     def forward(self, features: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The review [B, num_outputs, *size] and the fused features for the next stage [B, num_fused, *size]."""
@@ -118,7 +123,9 @@ class Review(MapMethod):
         suggested="review_weight 5 (WRN, ResNet x4, ShuffleNetV1), 8 (ShuffleNetV2), 0.6 to 1 (ResNet-20 and -32) on CIFAR-100",
         interactions="needs whole maps of all stages, the largest knowledge of all methods to move or cache",
     )
+    revision: ClassVar[int] = 2
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
+    accepts_embeddings: ClassVar[bool] = True
 
     review_weight: float = hyperparameter(5.0, minimum=0, prior=LogUniform(0.3, 10), help="lambda, weight of the review loss")
     warmup_fraction: float = hyperparameter(
@@ -127,15 +134,27 @@ class Review(MapMethod):
         maximum=1,
         help="share of the training over which the weight rises from 0; 20 of 240 epochs in the authors' code",
     )
+    teacher_form: Literal["before_relu", "after_relu"] = hyperparameter(
+        "before_relu",
+        choices=("before_relu", "after_relu"),
+        help="which maps of the teacher's stages are targets; the student's are those after the ReLU",
+    )
+    embedding: bool = hyperparameter(
+        True, help="whether the embeddings are the deepest stage, if both networks have one; also with named layers"
+    )
 
     @property
     def active(self) -> bool:
         return self.review_weight > 0
 
+    @property
+    def teacher_before_relu(self) -> bool:
+        return self.teacher_form == "before_relu"
+
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
-        """{student's layer: teacher's layer}, shallow to deep; the embeddings are last, unless layers are named."""
+        """{student's layer: teacher's layer}, shallow to deep; the embeddings are last."""
         pairs = super().pairs(teacher, student)
-        if student.pooled and teacher.pooled and not (self.teacher_maps or self.student_maps):
+        if self.embedding and student.pooled and teacher.pooled and student.pooled not in pairs:
             pairs[student.pooled] = teacher.pooled
         return pairs
 

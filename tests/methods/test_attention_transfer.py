@@ -11,7 +11,7 @@ from stillhouse.methods.attention_transfer import (
     AttentionTransfer,
     attention_distance,
     attention_map,
-    resize_attention,
+    pooled_attention_map,
     squared_attention_distance,
 )
 from stillhouse.models.architecture import Architecture
@@ -119,19 +119,26 @@ def test_equal_maps_have_no_loss_and_maps_without_overlap_the_largest() -> None:
     assert float(squared_attention_distance(left, right)) == pytest.approx(2 / 4)
 
 
-def test_a_larger_map_is_averaged_down_and_normalised_again() -> None:
-    attention = torch.zeros(1, 4, 4)
-    attention[0, :2, :2] = 0.5
-    assert resize_attention(attention, 2, 2).tolist() == [[[1.0, 0.0], [0.0, 0.0]]]
+def test_features_are_averaged_down_before_their_powers_are_taken() -> None:
+    features = torch.zeros(1, 1, 2, 4)
+    features[0, 0, :, :2] = torch.tensor([[3.0, 1.0], [3.0, 1.0]])
+    features[0, 0, :, 2:] = torch.tensor([[-2.0, 2.0], [1.0, 1.0]])
+    # The means of the halves are 2 and 1/2; their squares 4 and 1/4 are in the ratio 16 to 1.
+    pooled = pooled_attention_map(features, power=2, pooling="sum", height=1, width=2)
+    torch.testing.assert_close(pooled, torch.tensor([[[16.0, 1.0]]]) / math.sqrt(16**2 + 1))
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [(4, 8), (8, 4), (4, 4)])
 def test_maps_of_different_sizes_are_compared_at_the_smaller_size(student_size: int, teacher_size: int) -> None:
-    attention = torch.zeros(1, teacher_size, teacher_size)
-    attention[0, 0, 0] = 1.0
-    features = torch.zeros(1, 1, student_size, student_size)
-    features[0, 0, -1, -1] = 1.0
-    step = make_step(student_logits=torch.zeros(1, 10), student_features={"a": features}, teacher={"attention.a": attention})
+    of_teacher, of_student = (torch.zeros(1, 1, size, size) for size in (teacher_size, student_size))
+    of_teacher[0, 0, 0, 0] = of_student[0, 0, -1, -1] = 1.0
+    teacher, student = (architecture((1, size, size)) for size in (teacher_size, student_size))
+    (kind,) = AttentionTransfer().knowledge(teacher, student).values()
+    attention = kind.compute(torch.zeros(1, 10), {"stage0": of_teacher})
+    assert attention.shape == (1, 4, 4)
+    step = make_step(
+        student_logits=torch.zeros(1, 10), student_features={"stage0": of_student}, teacher={"attention.stage0": attention}
+    )
     # beta / 2 times sqrt(2) for maps without overlap; 16 elements are weighted as 49
     assert float(AttentionTransfer().loss(step)["attention"]) == pytest.approx(1000 / 49 / 2 * math.sqrt(2))
 

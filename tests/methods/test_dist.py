@@ -77,7 +77,9 @@ def test_a_class_of_probability_0_leaves_the_loss_finite() -> None:
 
 def test_weights_scale_their_terms() -> None:
     student, teacher = torch.randn(4, 10), torch.randn(4, 10)
-    terms = Dist(inter_weight=2.0, intra_weight=0.5).loss(make_step(student_logits=student, teacher={"logits": teacher}))
+    terms = Dist(inter_weight=2.0, intra_weight=0.5, temperature=1.0).loss(
+        make_step(student_logits=student, teacher={"logits": teacher})
+    )
     torch.testing.assert_close(terms["inter_class"], 2 * inter_class_loss(student, teacher, 1.0))
     torch.testing.assert_close(terms["intra_class"], 0.5 * intra_class_loss(student, teacher, 1.0))
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(student, torch.zeros(4, dtype=torch.int64)))

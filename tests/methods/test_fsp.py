@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stillhouse.distill.maps import Connectors
 from stillhouse.distill.method import MethodError, Setup, Stage, Unsuitable
-from stillhouse.methods.fsp import FSP, flow_loss, flow_matrix, mean_flow_loss
+from stillhouse.methods.fsp import FSP, averaged_flow_matrix, flow_loss, flow_matrix, mean_flow_loss
 from stillhouse.models.architecture import Architecture
 from stillhouse.testing import ReferenceCase, make_step
 
@@ -24,33 +24,34 @@ def setup(teacher: Architecture, student: Architecture, epochs: int) -> Setup:
     return Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=100, epochs=epochs)
 
 
-def summed(case: ReferenceCase, loss: Loss, pairs: int, *, channels_last: bool = False) -> Tensor:
+def summed(case: ReferenceCase, loss: Loss, *, flow: Loss = flow_matrix, channels_last: bool = False) -> Tensor:
     def maps(who: str, layer: int) -> Tensor:
         tensor = case[f"in.{who}_feat{layer}"]
         return tensor.permute(0, 3, 1, 2) if channels_last else tensor
 
-    flows = {who: [flow_matrix(maps(who, i), maps(who, i + 1)) for i in range(pairs)] for who in "st"}
+    pairs = case.count("in.s_feat") - 1
+    flows = {who: [flow(maps(who, i), maps(who, i + 1)) for i in range(pairs)] for who in "st"}
     return torch.stack([loss(ours, theirs) for ours, theirs in zip(flows["s"], flows["t"], strict=True)]).sum()
 
 
 def test_the_loss_equals_the_papers_formula(open_case: Open) -> None:
     case = open_case("fsp-paper-formula")
-    loss = case.number("lambda_i") * summed(case, flow_loss, 2)
+    loss = case.number("lambda_i") * summed(case, flow_loss)
     case.check(loss)
     case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2")
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("fsp-repdistiller", 2), ("fsp-kdzoo", 1)])
-def test_the_mean_form_equals_published_implementations(open_case: Open, name: str, pairs: int) -> None:
+@pytest.mark.parametrize("name", ["fsp-repdistiller", "fsp-kdzoo"])
+def test_the_mean_form_equals_published_implementations(open_case: Open, name: str) -> None:
     case = open_case(name)
-    loss = summed(case, mean_flow_loss, pairs)
+    loss = summed(case, mean_flow_loss, flow=averaged_flow_matrix)
     case.check(loss)
-    case.check_gradients(loss, *(f"s_feat{layer}" for layer in range(pairs + 1)))
+    case.check_gradients(loss, *(f"s_feat{layer}" for layer in range(case.count("in.s_feat"))))
 
 
 def test_half_the_papers_form_equals_an_implementation_with_that_factor(open_case: Open) -> None:
     case = open_case("fsp-sseung-tf")
-    loss = case.number("weight") / 2 * summed(case, flow_loss, 2, channels_last=True)
+    loss = case.number("weight") / 2 * summed(case, flow_loss, channels_last=True)
     case.check(loss)
     case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2")
 
@@ -65,6 +66,23 @@ def test_the_larger_map_is_max_pooled() -> None:
     first = torch.arange(16.0).reshape(1, 1, 4, 4)
     second = torch.ones(1, 1, 2, 2)
     assert flow_matrix(first, second).item() == flow_matrix(second, first).item() == (5 + 7 + 13 + 15) / 4
+
+
+def test_in_the_mean_form_the_larger_map_is_average_pooled_at_the_teacher_and_at_the_student() -> None:
+    first, second = torch.arange(16.0).reshape(1, 1, 4, 4), torch.ones(1, 1, 2, 2)
+    # The means of the four quarters of 0 .. 15 are 2.5, 4.5, 10.5 and 12.5.
+    assert averaged_flow_matrix(first, second).item() == averaged_flow_matrix(second, first).item() == 7.5
+    maps = architecture((1, 4, 4), (1, 2, 2))
+    (kind,) = FSP(form="mean").knowledge(maps, maps).values()
+    assert kind.compute(torch.zeros(1, 10), {"stage0": first, "stage1": second}).item() == 7.5
+    step = make_step(
+        student_logits=torch.zeros(1, 10),
+        student_features={"stage0": first, "stage1": second},
+        teacher={"flow.0": torch.tensor([[[5.5]]])},
+        modules={"connectors": Connectors([nn.Identity(), nn.Identity()])},
+        stage=Stage(name="flow", epochs=1),
+    )
+    assert float(FSP(form="mean", flow_weight=1.0).loss(step)["flow"]) == pytest.approx(4.0)
 
 
 def test_equal_flows_have_no_loss_and_positions_may_be_permuted_together() -> None:

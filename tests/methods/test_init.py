@@ -37,7 +37,8 @@ def test_every_file_of_the_checkout_is_a_method_by_its_name() -> None:
     assert methods.names() == files
     for name in files:
         assert issubclass(methods.find(name), Method)
-        assert methods.own_version(name) is None
+        revision = methods.find(name).revision
+        assert methods.version_in_key(name) == (None if revision == 1 else f"revision {revision}")
 
 
 def test_the_control_is_the_method_whose_card_names_it_the_baseline() -> None:
@@ -51,7 +52,7 @@ def test_a_method_file_of_a_user_is_found_and_has_a_version(folder: Path) -> Non
     assert "found_method" in methods.names()
     assert "_helper" not in methods.names()
     assert methods.find("found_method").card.title == "Found"
-    assert methods.own_version("found_method")
+    assert methods.version_in_key("found_method")
 
 
 def test_adding_a_folder_twice_changes_nothing(folder: Path) -> None:

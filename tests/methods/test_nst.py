@@ -96,7 +96,7 @@ def test_reduced_knowledge_gives_the_loss_of_the_whole_maps(
 ) -> None:
     teacher, student = architecture((6, 8, 8)), architecture((4, 4, 4))
     theirs, ours = torch.randn(1, 6, 8, 8), torch.randn(1, 4, 4, 4)
-    method = NST(kernel=kernel, nst_weight=10.0)
+    method = NST(kernel=kernel, nst_weight=10.0, form="paper")
     (kind,) = method.knowledge(teacher, student).values()
     reduced = kind.compute(torch.zeros(1, 10), {"stage0": theirs})
     assert reduced.shape == (1, 1 if kernel == "linear" else 6, 4, 4)
@@ -106,6 +106,17 @@ def test_reduced_knowledge_gives_the_loss_of_the_whole_maps(
     whole = [selectivity(maps, height=4, width=4) for maps in (ours, F.avg_pool2d(theirs, 2))]
     expected = 5.0 * DISTANCES[KERNELS.index(kernel)](*whole)
     torch.testing.assert_close(method.loss(step)["selectivity"], expected)
+    twice = NST(kernel=kernel, nst_weight=10.0, form="code").loss(step)["selectivity"]
+    torch.testing.assert_close(twice, 2 * expected)
+
+
+def test_maps_before_the_relu_are_compared_unless_those_after_it_are_chosen() -> None:
+    shapes = {"before0": (16, 8, 8), "stage0": (16, 8, 8)}
+    net = Architecture(
+        name="net", num_classes=10, input_shape=(3, 32, 32), shapes=shapes, stages=("stage0",), preactivations=("before0",)
+    )
+    assert NST().pairs(net, net) == {"before0": "before0"}
+    assert NST(maps="after_relu").pairs(net, net) == {"stage0": "stage0"}
 
 
 def test_the_last_maps_are_paired_by_default_and_others_by_name() -> None:

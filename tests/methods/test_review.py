@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.distill.method import MethodError, Setup, Unsuitable
-from stillhouse.methods.review import Review, Reviewer, hierarchical_context_loss
-from stillhouse.models.architecture import Architecture
+from stillhouse.methods.review import Fusion, Review, Reviewer, hierarchical_context_loss
+from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.features import FeatureReader
+from stillhouse.models.registry import build_model
 from stillhouse.testing import ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
@@ -83,11 +85,40 @@ def test_the_deepest_stage_reaches_every_review_and_the_shallowest_only_its_own(
     assert gradient is None
 
 
-def test_embeddings_take_part_unless_layers_are_named() -> None:
+def test_embeddings_take_part_also_with_named_layers_unless_they_are_switched_off() -> None:
     teacher, student = architecture((16, 8, 8), (32, 4, 4), pooled=32), architecture((6, 8, 8), pooled=20)
     assert Review().pairs(teacher, student) == {"stage0": "stage1", "pool": "pool"}
-    assert Review(teacher_maps="stage0").pairs(teacher, student) == {"stage0": "stage0"}
+    assert Review(teacher_maps="stage0").pairs(teacher, student) == {"stage0": "stage0", "pool": "pool"}
+    named = Review(teacher_maps="stage0, pool", student_maps="stage0, pool", embedding=False)
+    assert named.pairs(teacher, student) == {"stage0": "stage0", "pool": "pool"}
+    assert Review(embedding=False).pairs(teacher, student) == {"stage0": "stage1"}
     assert list(Review().knowledge(teacher, student)) == ["features.stage0", "features.pool"]
+
+
+def test_targets_are_the_teachers_maps_before_the_relu_and_the_students_maps_are_those_after_it() -> None:
+    net = build_model("resnet8", num_classes=10, input_shape=(3, 32, 32)).eval()
+    described = describe(net, name="resnet8", input_shape=(3, 32, 32))
+    stages, before = list(described.stages), list(described.preactivations)
+    pairs = Review(embedding=False).pairs(described, described)
+    assert (list(pairs), list(pairs.values())) == (stages, before)
+    assert list(Review(embedding=False, teacher_form="after_relu").pairs(described, described).values()) == stages
+    with torch.no_grad(), FeatureReader(net, [*stages, *before]) as read:
+        _, maps = read(torch.randn(2, 3, 32, 32))
+    for ours, theirs in pairs.items():
+        assert float(maps[theirs].min()) < 0
+        torch.testing.assert_close(maps[theirs].relu(), maps[ours])
+
+
+def test_convolutions_start_with_gain_1_and_the_gate_as_torch_does() -> None:
+    torch.manual_seed(0)
+    fusion = Fusion(64, 256, 128, deepest=False)
+    assert fusion.att_conv is not None
+    for layer, gain in ((fusion.conv1[0], 1.0), (fusion.conv2[0], 1.0), (fusion.att_conv[0], 1 / 3**0.5)):
+        # uniform in +-bound, bound = gain sqrt(3 / fan_in), so the standard deviation is gain / sqrt(fan_in)
+        weight, fan_in = layer.weight.detach(), layer.weight[0].numel()
+        assert float(weight.abs().max()) <= gain * (3 / fan_in) ** 0.5
+        assert float(weight.std()) == pytest.approx(gain / fan_in**0.5, rel=0.05)
+    assert bool(fusion.att_conv[0].bias.any())
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.125, 0.5), (0.25, 1.0), (0.9, 1.0)])

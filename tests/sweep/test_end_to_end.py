@@ -487,7 +487,7 @@ def test_a_trial_that_raises_fails_alone_with_its_reason_in_the_ledger(
     assert mended["failing"] != failed.trial.key
     (aside,) = (sweep_home.ledger.folder / "aside").iterdir()
     assert aside.name.startswith(failed.trial.key)
-    assert "user-defined code has changed since 1 trials ran (failing on mlp); they run again" in capfd.readouterr().err
+    assert "the code of 1 trials has changed since they ran (failing on mlp); they run again" in capfd.readouterr().err
 
 
 # The driver dies

@@ -20,7 +20,9 @@ class MapMethod(Method):
     """Base class of methods that compare pairs of feature maps. Does nothing by itself."""
 
     before_relu: ClassVar[bool] = False
-    """Whether the default maps are those before the stages' ReLU."""
+    """Whether the default maps of both networks are those before the stages' ReLU."""
+    accepts_embeddings: ClassVar[bool] = False
+    """Whether named layers may also return embeddings, [B, K]."""
     last_pair_only: ClassVar[bool] = False
     """Whether only the last pair of maps is compared, unless layers are named."""
     relates_pairs: ClassVar[bool] = False
@@ -34,6 +36,16 @@ class MapMethod(Method):
         """False if the weight of the method's terms is 0; the method then needs no teacher."""
         return True
 
+    @property
+    def teacher_before_relu(self) -> bool:
+        """Whether the teacher's default maps are those before the stages' ReLU."""
+        return self.before_relu
+
+    @property
+    def student_before_relu(self) -> bool:
+        """Whether the student's default maps are those before the stages' ReLU."""
+        return self.before_relu
+
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
         """{student's layer: teacher's layer}, shallow to deep; see `paired_maps`.
 
@@ -41,7 +53,13 @@ class MapMethod(Method):
             Unsuitable: two pairs are needed and there is only one.
         """
         pairs = paired_maps(
-            teacher, student, teacher_maps=self.teacher_maps, student_maps=self.student_maps, before_relu=self.before_relu
+            teacher,
+            student,
+            teacher_maps=self.teacher_maps,
+            student_maps=self.student_maps,
+            teacher_before_relu=self.teacher_before_relu,
+            student_before_relu=self.student_before_relu,
+            embeddings=self.accepts_embeddings,
         )
         if self.relates_pairs and len(pairs) < 2:
             raise Unsuitable(
@@ -73,7 +91,9 @@ def paired_maps(
     *,
     teacher_maps: str | None = None,
     student_maps: str | None = None,
-    before_relu: bool = False,
+    teacher_before_relu: bool = False,
+    student_before_relu: bool = False,
+    embeddings: bool = False,
 ) -> dict[str, str]:
     """{student's layer: teacher's layer} in the order of the student's layers, paired from the last backwards.
 
@@ -82,7 +102,9 @@ def paired_maps(
     Args:
         teacher_maps: names of layers, separated by commas; None for the stages.
         student_maps: the same for the student.
-        before_relu: by default, the stages' maps before their ReLU, if the network has layers that return them.
+        teacher_before_relu: the teacher's default is its stages' maps before their ReLU, if it has layers that return them.
+        student_before_relu: the same for the student.
+        embeddings: whether named layers may also return embeddings, (K,).
 
     Raises:
         Unsuitable: the student has no feature maps.
@@ -90,8 +112,11 @@ def paired_maps(
         UnknownLayer: a network has no layer of that name.
     """
     of_student, of_teacher = (
-        _chosen(network, named, before_relu=before_relu)
-        for network, named in ((student, student_maps), (teacher, teacher_maps))
+        _chosen(network, named, before_relu=before_relu, embeddings=embeddings)
+        for network, named, before_relu in (
+            (student, student_maps, student_before_relu),
+            (teacher, teacher_maps, teacher_before_relu),
+        )
     )
     if not of_student:
         raise Unsuitable(f"needs feature maps, student {student.name} has none; use a convolutional student")
@@ -138,11 +163,11 @@ class Connectors(nn.ModuleList):
         return [connector(features) for connector, features in zip(self, maps, strict=True)]
 
 
-def _chosen(network: Architecture, named: str | None, *, before_relu: bool) -> list[str]:
+def _chosen(network: Architecture, named: str | None, *, before_relu: bool, embeddings: bool) -> list[str]:
     if named:
         layers = [name.strip() for name in named.split(",")]
         for layer in layers:
-            if len(network.shape(layer)) != 3:
+            if len(network.shape(layer)) not in ((1, 3) if embeddings else (3,)):
                 got = f"layer '{layer}' of {network.name} returns {network.shape(layer)}"
                 raise MethodError(f"needs feature maps, {got}", names=[layer])
         return layers

@@ -350,6 +350,9 @@ class Method:
     """
 
     card: ClassVar[Card] = Card(title="Supervised training", family="control")
+    revision: ClassVar[int] = 1
+    """Raised whenever a release changes what a shipped method computes or its defaults. It is part of the keys of its trials,
+    so that a sweep never mixes results from before and after; user-defined methods have the version of their text instead."""
     tasks: ClassVar[tuple[str, ...]] = (DEFAULT_TASK,)
     """The tasks that the method serves, by name. A method that reads neither logits nor labels, apart from the supervised
     loss, names `ANY_TASK` here."""

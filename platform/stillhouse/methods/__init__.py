@@ -76,15 +76,18 @@ def find(name: str) -> type[Method]:
     raise UnknownNameError(f"no method '{name}'{did_you_mean(name, names())}")
 
 
-def own_version(name: str) -> str | None:
-    """The version of the text of a user-defined method, including helpers in method files; None for a shipped method.
+def version_in_key(name: str) -> str | None:
+    """What the keys of the method's trials contain as its version.
+
+    For a user-defined method, the version of its text, including helpers in method files; for a shipped one its revision, or
+    None at revision 1, whose keys are those of the first release.
 
     Raises:
         UsageError: there is no such method.
     """
     method = find(name)
     if Path(inspect.getfile(method)).resolve().parent in _SHIPPED:
-        return None
+        return f"revision {method.revision}" if method.revision > 1 else None
     within = __name__ if method.__module__.startswith(f"{__name__}.") else None
     return code_version(method, within)  # type: ignore[arg-type]  # mypy takes the class for one of its objects
 

@@ -40,7 +40,8 @@ class Trial(_Record):
 
     Attributes:
         teacher: the teacher's name, or the names of several joined by `+`.
-        own_code: the version of the user-defined method and models of the trial; empty if there are none.
+        own_code: the version of the user-defined method and models of the trial and of a shipped method that was revised;
+            empty if there are none.
     """
 
     key: str

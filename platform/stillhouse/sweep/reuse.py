@@ -28,7 +28,7 @@ def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dic
     if outdated:
         changed = ", ".join(sorted({f"{records[key].trial.method} on {records[key].trial.student.name}" for key in outdated}))
         progress.note(
-            f"user-defined code has changed since {len(outdated)} trials ran ({changed}); they run again, and their "
+            f"the code of {len(outdated)} trials has changed since they ran ({changed}); they run again, and their "
             f"earlier records are moved to {ledger.folder / 'aside'}"
         )
     for key in {*outdated, *(key for key, record in records.items() if record.status in again)}:

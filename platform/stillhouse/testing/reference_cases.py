@@ -35,6 +35,10 @@ class ReferenceCase:
             self._inputs[name] = array.requires_grad_(f"grad.{name.removeprefix('in.')}.{self._suffix}" in self._arrays)
         return self._inputs[name]
 
+    def count(self, name: str) -> int:
+        """How many arrays are named `name` and a number: 3 for `in.s_feat` if there are `in.s_feat0` to `in.s_feat2`."""
+        return sum(array.removeprefix(name).isdigit() for array in self._arrays if array.startswith(name))
+
     def number(self, name: str) -> float:
         """The hyper-parameter `hp.<name>`."""
         return float(self._arrays[f"hp.{name}"])

@@ -23,7 +23,8 @@ class TrialKeys:
     """Computes the keys of a sweep's trials: hashes of everything that determines a result, and of nothing else.
 
     The names of sweep and teachers, the home, the machine, the time and the phase are not part of a key. Weights given as a
-    file are part of it by the file's content, user-defined methods, models and tasks by their source text.
+    file are part of it by the file's content, user-defined methods, models and tasks by their source text, and shipped methods
+    by their revision.
     """
 
     def __init__(self, spec: SweepSpec, data: ImageData) -> None:
@@ -46,18 +47,21 @@ class TrialKeys:
         self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
 
     def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
-        """The version of all user-defined code that a trial runs: method, task, student, teachers; empty without any."""
+        """The version of the code that a trial runs: method, task, student, teachers.
+
+        Empty if all of it is shipped and is as in the first release.
+        """
         combination = method, student.model, teacher
         if combination not in self._own_code:
             models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
-            versions = [methods.own_version(method), *map(named_version, models)]
+            versions = [methods.version_in_key(method), *map(named_version, models)]
             if self._task is not None:
                 versions.append(tasks.own_version(self._task))
             self._own_code[combination] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
         return self._own_code[combination]
 
     def is_of_other_code(self, trial: Trial) -> bool:
-        """Whether the text of user-defined code has changed since the trial was made."""
+        """Whether user-defined code or the method's revision has changed since the trial was made."""
         if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
             return False
         return trial.own_code != self.own_code(trial.method, trial.student, trial.teacher)
