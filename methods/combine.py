@@ -81,6 +81,10 @@ class Combine(Method):
                 raise ValueError(f"weights must be >= 0, got {weight!r}")
         _ = self.parts
 
+    @classmethod
+    def other_methods(cls, hyperparameters: Mapping[str, Any]) -> Sequence[str]:
+        return list(hyperparameters["methods"])
+
     @cached_property
     def parts(self) -> Mapping[str, Method]:
         """The parts by name, without those of weight 0.

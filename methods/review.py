@@ -69,8 +69,8 @@ class Fusion(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(num_inputs, num_fused, 1, bias=False), nn.BatchNorm2d(num_fused))
         self.conv2 = nn.Sequential(nn.Conv2d(num_fused, num_outputs, 3, padding=1, bias=False), nn.BatchNorm2d(num_outputs))
         self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * num_fused, 2, 1), nn.Sigmoid())
-        for convolution in (self.conv1[0], self.conv2[0]):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)  # gain 1
+        for sequence in (self.conv1, self.conv2):
+            nn.init.kaiming_uniform_(sequence.get_parameter("0.weight"), a=1)  # gain 1
 
     def forward(self, features: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The review [B, num_outputs, *size] and the fused features for the next stage [B, num_fused, *size]."""

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -33,9 +35,9 @@ def test_named_layers_are_listed_in_the_order_in_which_the_student_runs() -> Non
 
 def test_maps_before_the_relu_are_taken_of_networks_that_have_them() -> None:
     with_layers, without = architecture((16, 8, 8), before=True), architecture((16, 8, 8))
-    both = {"teacher_before_relu": True, "student_before_relu": True}
-    assert paired_maps(with_layers, without, **both) == {"stage0": "before0"}
-    assert paired_maps(without, with_layers, **both) == {"before0": "stage0"}
+    both = partial(paired_maps, teacher_before_relu=True, student_before_relu=True)
+    assert both(with_layers, without) == {"stage0": "before0"}
+    assert both(without, with_layers) == {"before0": "stage0"}
     assert paired_maps(with_layers, with_layers, teacher_before_relu=True) == {"stage0": "before0"}
     assert paired_maps(with_layers, with_layers, student_before_relu=True) == {"before0": "stage0"}
     assert paired_maps(with_layers, without) == {"stage0": "stage0"}
@@ -53,8 +55,8 @@ def test_what_cannot_be_paired_is_refused_with_a_reason() -> None:
         paired_maps(architecture(), maps)
     with pytest.raises(MethodError, match="layer 'pool' of net returns"):
         paired_maps(maps, maps, teacher_maps="pool")
-    named = {"teacher_maps": "stage0, pool", "student_maps": "stage0, pool"}
-    assert paired_maps(maps, maps, **named, embeddings=True) == {"stage0": "stage0", "pool": "pool"}
+    pairs = paired_maps(maps, maps, teacher_maps="stage0, pool", student_maps="stage0, pool", embeddings=True)
+    assert pairs == {"stage0": "stage0", "pool": "pool"}
     with pytest.raises(UnknownLayer, match="no layer 'stage7'"):
         paired_maps(maps, maps, student_maps="stage7")
     with pytest.raises(MethodError, match="as many layers as teacher_maps, got 2 and 1"):

@@ -383,6 +383,11 @@ class Method:
     def defaults(cls) -> dict[str, Any]:
         return {item.name: item.default for item in dataclasses.fields(cls) if item.name in cls.hyperparameters()}
 
+    @classmethod
+    def other_methods(cls, hyperparameters: Mapping[str, Any]) -> Sequence[str]:
+        """The names of other methods that run with these hyper-parameters; their versions are part of the trial's key."""
+        return ()
+
     def serves(self, task: str) -> bool:
         """Whether the method can train a student of the named task with these hyper-parameters."""
         return ANY_TASK in self.tasks or task in self.tasks

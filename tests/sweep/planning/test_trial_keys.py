@@ -175,7 +175,7 @@ def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trial
         "name": "own",
         "dataset": {"name": "digits", "validation": 250},
         "students": [{"model": "mlp"}, {"model": "own_keyed_students:small"}],
-        "methods": {"scratch": {}, "own_keyed": {"weight": 1.0}},
+        "methods": {"scratch": {}, "own_keyed": {"weight": 1.0}, "combine": {"methods": ["own_keyed"]}},
         "search": {"trials_per_method": 2},
     }
 
@@ -191,13 +191,13 @@ def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trial
 
     before = keys()
     own, student = "own_keyed", "own_keyed_students:small"
-    assert set(before) == {(method, model) for method in ("scratch", own) for model in ("mlp", student)}
+    assert set(before) == {(method, model) for method in ("scratch", own, "combine") for model in ("mlp", student)}
     assert keys() == before
     measured = student_key(StudentChoice(name="own", model=student))
     changes = {
-        "method": {(own, "mlp"), (own, student)},
-        "its helper": {(own, "mlp"), (own, student)},
-        "student": {("scratch", student), (own, student)},
+        "method": {(method, model) for method in (own, "combine") for model in ("mlp", student)},
+        "its helper": {(method, model) for method in (own, "combine") for model in ("mlp", student)},
+        "student": {(method, student) for method in ("scratch", own, "combine")},
         "another method": set(),
     }
     for name, (path, text) in files.items():

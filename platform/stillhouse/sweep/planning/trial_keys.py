@@ -43,18 +43,19 @@ class TrialKeys:
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
         self._methods = frozenset(spec.methods or ())
-        self._own_code: dict[tuple[str, str, str | None], str] = {}
+        self._own_code: dict[tuple[tuple[str, ...], str, str | None], str] = {}
         self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
 
-    def own_code(self, method: str, student: StudentChoice, teacher: str | None) -> str:
+    def own_code(self, method: str, hyperparameters: Mapping[str, Any], student: StudentChoice, teacher: str | None) -> str:
         """The version of the code that a trial runs: method, task, student, teachers.
 
         Empty if all of it is shipped and is as in the first release.
         """
-        combination = method, student.model, teacher
+        run = (method, *methods.find(method).other_methods(hyperparameters))
+        combination = run, student.model, teacher
         if combination not in self._own_code:
             models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
-            versions = [methods.version_in_key(method), *map(named_version, models)]
+            versions = [*map(methods.version_in_key, run), *map(named_version, models)]
             if self._task is not None:
                 versions.append(tasks.own_version(self._task))
             self._own_code[combination] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
@@ -64,7 +65,7 @@ class TrialKeys:
         """Whether user-defined code or the method's revision has changed since the trial was made."""
         if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
             return False
-        return trial.own_code != self.own_code(trial.method, trial.student, trial.teacher)
+        return trial.own_code != self.own_code(trial.method, trial.hyperparameters, trial.student, trial.teacher)
 
     def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
         """The trial with its key."""
@@ -76,7 +77,7 @@ class TrialKeys:
             "seed": seed,
             "epochs": epochs,
         }
-        if code := self.own_code(draw.method, draw.student, draw.teacher):
+        if code := self.own_code(draw.method, draw.hyperparameters, draw.student, draw.teacher):
             identity["code"] = code
         if draw.teacher is not None:
             teachers = [self._teachers[name] for name in draw.teacher.split(TEACHER_JOINT)]
