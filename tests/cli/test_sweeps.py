@@ -91,7 +91,8 @@ def results_of(home: Path, metric: Metric, values: Mapping[str, float]) -> Resul
     facts = {"name": "made", "spec": {}, "dataset": {"name": "digits", "fingerprint": "f"}, "baseline": "scratch", "planned": 3}
     sweep_home.write_facts(SweepFacts.model_validate({**facts, "metric": metric, "objectives": objectives}))
     for key, value in values.items():
-        trial = Trial(key=key, student=StudentChoice(name="mlp", model="mlp"), method="kd", epochs=1)
+        settings = {"temperature": value}
+        trial = Trial(key=key, student=StudentChoice(name="mlp", model="mlp"), method="kd", epochs=1, hyperparameters=settings)
         reached = {metric.column("validation"): value, metric.column("test"): value}
         sizes = {"parameters": 1000.0, "size_bytes": 4000.0, "macs": 1000.0, "latency_ms": 0.25}
         sweep_home.ledger.write(TrialRecord(trial=trial, status="finished", metrics={**sizes, **reached}))

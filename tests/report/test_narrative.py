@@ -26,7 +26,7 @@ def test_a_clear_winner_is_called_the_best(facts: Facts, record: Make) -> None:
 
 def test_single_seeds_name_no_winner_and_say_how_to_get_more(facts: Facts, record: Make) -> None:
     first, second, third = lead(ReportData.of(facts(), [record("a", test=0.9), record("control", test=0.8)]))
-    assert "validation data choose lenet trained with a" in first
+    assert "lenet trained with a has the best validation accuracy" in first
     assert second.startswith("There is no clear winner: it ran with one seed, so it cannot be compared with its one rival")
     assert "search.confirm_seeds" in second
     assert third.endswith("With one seed each, none of these gains has an interval.")

@@ -85,8 +85,8 @@ def test_without_another_method_there_is_no_gain_to_show(facts: Facts, record: M
 def test_trials_without_a_result_come_last(facts: Facts, record: Make) -> None:
     records = [
         record("a", status="failed", test=None, key="failed"),
-        record("a", test=0.7, parameters=99_999, key="low"),
-        record("a", test=0.8, key="high"),
+        record("a", test=0.7, hyperparameters={"t": 1}, key="low"),
+        record("a", test=0.8, hyperparameters={"t": 2}, key="high"),
     ]
     shown = trial_rows(ReportData.of(facts(), records))["rows"]
     assert [(row["cells"][0]["text"], row["front"]) for row in shown] == [("high", True), ("low", False), ("failed", False)]

@@ -136,20 +136,20 @@ def test_nothing_is_compared_before_the_teacher_is_known() -> None:
     assert comparison({"parameters": 100.0, "test_accuracy": 0.5}, ("a",), [], ACCURACY) == {}
 
 
-def test_the_best_student_of_the_summary_is_chosen_on_validation_data(make_facts: FactsMaker) -> None:
-    trials = [{"validation_accuracy": 0.9, "test_accuracy": 0.5}, {"validation_accuracy": 0.8, "test_accuracy": 0.75}, {}]
-    points = {point.name: point.value for point in sweep_points(make_facts(), trials, ["finished", "finished", "failed"])}
+def test_the_summary_has_the_best_student_as_the_report_names_it(make_facts: FactsMaker) -> None:
+    best = {"validation_accuracy": 0.9, "test_accuracy": 0.5}
+    points = {point.name: point.value for point in sweep_points(make_facts(), ["finished", "finished", "failed"], best)}
     assert (points["best_test_accuracy"], points["trials_finished"], points["trials_failed"]) == (0.5, 2, 1)
     assert points["teacher_big_test_accuracy"] == 0.875
 
 
-def test_the_summary_of_a_metric_where_lower_is_better_names_the_lowest(make_facts: FactsMaker) -> None:
+def test_the_summary_of_another_metric_has_its_name(make_facts: FactsMaker) -> None:
     metric = Metric(name="mae", direction="min", label="mean error")
     teacher = make_facts().teachers[0].model_copy(update={"test_accuracy": None, "metrics": {"test_mae": 2.0}})
-    trials = [{"validation_mae": 4.0, "test_mae": 5.0}, {"validation_mae": 3.0, "test_mae": 6.0}]
+    best = {"validation_mae": 3.0, "test_mae": 6.0}
     points = {
         point.name: point.value
-        for point in sweep_points(make_facts(metric=metric, teachers=[teacher]), trials, ["finished", "finished"])
+        for point in sweep_points(make_facts(metric=metric, teachers=[teacher]), ["finished", "finished"], best)
     }
     assert (points["best_validation_mae"], points["best_test_mae"], points["teacher_big_test_mae"]) == (3.0, 6.0, 2.0)
     assert not [name for name in points if "accuracy" in name]

@@ -77,6 +77,8 @@ def answer_line(answer: Mapping[str, Any], metric: "Metric") -> str:
     sweep = f" of {answer['sweep']}" if "sweep" in answer else ""
     ties = len(answer["tied_with"])
     tied = f"; not significantly better than {ties} other{'s' * (ties > 1)}" if ties else ""
+    level = len(answer["level_on_validation"])
+    tied += f"; ties with {level} other{'s' * (level > 1)} on validation data" if level else ""
     return (
         f"{question}: {answer['student']} with {answer['method']}{sweep}, {answer['parameters']:,.0f} parameters, "
         f"test {answer[metric.column('test')]:.4f} ({spread}), trial {answer['trial']}{tied}"

@@ -294,7 +294,7 @@ def _print_trials(results: "Results") -> None:
     trials = results.table()
     finished = trials[trials["status"] == "finished"]
     finished = finished.sort_values(["parameters", validation], ascending=[True, metric.direction == "min"])
-    front = set(results.pareto()["trial"])
+    front = {record.trial.key for each in results.front() for record in each.reported}
     numbers = ("parameters", "latency ms", "validation", "test")
     table = make_table("trial", "method", "student", *numbers, "", right=numbers)
     for row in finished.to_dict(orient="records"):

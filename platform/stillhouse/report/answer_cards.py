@@ -18,6 +18,7 @@ from stillhouse.report.formatting import (
     value_text,
     without_interval,
 )
+from stillhouse.spec.preference import TIE_WORDS
 from stillhouse.spec.size_bound import Budget
 
 _MAX_NAMES = 4
@@ -66,6 +67,13 @@ def verdict(answer: Answer) -> str:
         return _without_doubt(answer)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def level_words(answer: Answer) -> str:
+    """Which rivals validation data do not tell apart from it, and what decided then; nothing without such rivals."""
+    if not answer.level:
+        return ""
+    return f"On validation data it ties with {_names(answer.level)}; of equal results the page takes {TIE_WORDS}."
 
 
 def _unsure(answer: Answer, *, single: bool) -> str:
@@ -160,10 +168,10 @@ def _gain_words(answer: Answer) -> str:
 
 def card_settings(best: Configuration) -> list[tuple[str, str]]:
     """The hyper-parameters and what else is needed to find or repeat the trial."""
-    seen, again = (score(value, best.metric, exact=True) for value in (best.search_validation, best.validation.mean))
+    searched, reported = (score(value, best.metric, exact=True) for value in (best.search_validation, best.validation.mean))
     return [
         *((name, value_text(value)) for name, value in sorted(best.hyperparameters.items())),
         ("trial", best.key),
         ("seeds", ", ".join(str(record.trial.seed) for record in best.reported)),
-        ("validation", f"{again} ({seen} in the search)"),
+        ("validation", f"{reported} on fresh seeds, {searched} in the search" if best.confirmed else reported),
     ]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.report.configurations import Configuration, compare
+from stillhouse.report.configurations import Configuration, compare, preferred
 from stillhouse.report.estimates import Estimate
 from stillhouse.report.fronts import configuration_front
 from stillhouse.spec.metric import Metric
@@ -35,6 +35,8 @@ class Answer:
         better: those that are better than `best` over the whole interval: the choice on validation data was unlucky.
         unsure: those that share too few seeds with `best` for an interval.
         worse: how many rivals are surely worse.
+        level: other students and methods that are as good on the validation split: of those within the budget, or, for the best
+            of all sizes, of all. `spec.preference` decided between them.
         least: the smallest size that any finished student has, in the budget's own measure.
         gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds.
     """
@@ -48,6 +50,7 @@ class Answer:
     better: tuple[Configuration, ...] = ()
     unsure: tuple[Configuration, ...] = ()
     worse: int = 0
+    level: tuple[Configuration, ...] = ()
     least: float | None = None
     gain: Estimate | None = None
     gain_kind: Literal["paired", "unpaired"] = "paired"
@@ -110,6 +113,7 @@ class Answer:
             "gain_interval": _interval(self.gain),
             "gain_seeds": self.gain.n if self.gain else None,
             "tied_with": [each.key for each in (*self.better, *self.tied)],
+            "level_on_validation": [each.key for each in self.level],
         }
 
 
@@ -124,6 +128,11 @@ def answers(facts: SweepFacts, best: Sequence[Configuration], budgets: Iterable[
         best: the winner of every method and concrete student.
     """
     return pooled_answers({each.sweep: facts for each in best} or {"": facts}, best, budgets)
+
+
+def best_student(best: Iterable[Configuration]) -> Configuration | None:
+    """Of the winners the one that validation data choose, of all sizes."""
+    return min(best, key=preferred, default=None)
 
 
 def pooled_answers(
@@ -142,7 +151,9 @@ def pooled_answers(
     front = configuration_front(best, size)
     if not front:
         return []
-    questions: list[tuple[Question, Configuration]] = [("best", front[-1])]
+    questions: list[tuple[Question, Configuration]] = []
+    if (chosen := best_student(each for each in best if each.median(size))) is not None:
+        questions.append(("best", chosen))
     questions += [("knee", front[position]) for position in _knees(front, size)]
     if len(front) > 1:
         questions.append(("smallest", front[0]))
@@ -162,10 +173,11 @@ def _answer(
         sizes = [size for each in best if (size := each.median(within.metric)) is not None]
         return Answer(question=question, metric=metric, budget=budget, least=min(sizes, default=None))
     sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
-    for rival in sorted(_within(best, within), key=_rank):
+    for rival in sorted(_within(best, within), key=preferred):
         # Sweeps may share a trial: it is no rival of itself.
         if rival.key != chosen.key:
             sides[compare(chosen, rival)[0].sign()].append(rival)
+    compared = sorted(best if question == "best" else _within(best, within), key=preferred)
     facts = sweeps[chosen.sweep]
     place = (facts.baseline, chosen.choice, chosen.sweep)
     control = next((each for each in best if (each.method, each.choice, each.sweep) == place), None)
@@ -180,13 +192,10 @@ def _answer(
         better=tuple(sides[-1]),
         unsure=tuple(sides[None]),
         worse=len(sides[1]),
+        level=tuple(each for each in compared if each.key != chosen.key and each.preference[0] == chosen.preference[0]),
         gain=against[0] if against else None,
         gain_kind=against[1] if against else "paired",
     )
-
-
-def _rank(each: Configuration) -> tuple[float, float, str]:
-    return (-each.quality, each.median("parameters") or 0.0, each.key)
 
 
 def _within(best: Iterable[Configuration], budget: Budget) -> list[Configuration]:
@@ -194,7 +203,7 @@ def _within(best: Iterable[Configuration], budget: Budget) -> list[Configuration
 
 
 def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | None:
-    return min(_within(best, budget), key=_rank, default=None)
+    return min(_within(best, budget), key=preferred, default=None)
 
 
 def _knees(front: Sequence[Configuration], size: str) -> list[int]:

@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeVar
 
 from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
 from stillhouse.spec.metric import ACCURACY, Metric, Split
+from stillhouse.spec.preference import Preference, comparable, preference
 from stillhouse.spec.records import StudentChoice, TrialRecord
+from stillhouse.spec.size_bound import SIZES
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -34,6 +36,7 @@ class Configuration:
         considered: finished and stopped trials that the search tried for this method and student label.
         sweep: its sweep's name where several are compared.
         devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
+        control: whether its method is the baseline that gains are measured against.
     """
 
     metric: Metric
@@ -46,6 +49,7 @@ class Configuration:
     considered: int = 1
     sweep: str = ""
     devices: float = 1.0
+    control: bool = False
 
     @cached_property
     def reported(self) -> tuple[TrialRecord, ...]:
@@ -76,8 +80,22 @@ class Configuration:
 
     @property
     def quality(self) -> float:
-        """The mean on the validation split, with the sign that makes higher better: what ranks and fronts are made by."""
-        return self.metric.sign * self.validation.mean
+        """The mean on the validation split, with the sign that makes higher better: what fronts are made by."""
+        return self.metric.sign * comparable(self.validation.mean)
+
+    @cached_property
+    def preference(self) -> Preference:
+        """The sort key by which students are chosen: the mean on the validation split, then what is simpler."""
+        return self._preference(self.validation.mean)
+
+    @cached_property
+    def search_preference(self) -> Preference:
+        """The same by what the search saw: the key by which settings are chosen."""
+        return self._preference(self.search_validation)
+
+    def _preference(self, value: float) -> Preference:
+        sizes = {name: self.median(name) for name in SIZES}
+        return preference(value, self.metric, control=self.control, sizes=sizes, teachers=len(self.teachers))
 
     @cached_property
     def search_validation(self) -> float:
@@ -108,6 +126,7 @@ def configurations(
     sweep: str = "",
     labels: Mapping[str, str] | None = None,
     devices: float = 1.0,
+    baseline: str | None = None,
 ) -> list[Configuration]:
     """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
 
@@ -115,6 +134,7 @@ def configurations(
         sweep: noted with each of them.
         labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         devices: that each trial held.
+        baseline: the method that gains are measured against; of equal results its own is chosen.
     """
     labels = choice_labels(records) if labels is None else labels
     considered: dict[tuple[str, str], int] = defaultdict(int)
@@ -134,6 +154,7 @@ def configurations(
             considered=max(1, considered[first.trial.method, first.trial.student.name]),
             sweep=sweep,
             devices=devices,
+            control=first.trial.method == baseline,
         )
         for group in groups.values()
         for first in group[:1]
@@ -150,11 +171,19 @@ def winners(
     candidates: Iterable[Configuration],
     by: Callable[[Configuration], Hashable] = lambda each: (each.sweep, each.method, each.choice),
 ) -> list[Configuration]:
-    """Of each group the configuration that was best on the validation split in the search."""
+    """Of each group the configuration that was best on the validation split in the search.
+
+    Of equal ones the one that ran again on fresh seeds, then the simplest (`spec.preference`), then the first by key.
+    """
     return [
-        min(group, key=lambda each: (-each.metric.sign * each.search_validation, not each.confirmed, each.key))
+        min(group, key=lambda each: (each.search_preference[0], not each.confirmed, each.search_preference, each.key))
         for group in grouped(candidates, by).values()
     ]
+
+
+def preferred(each: Configuration) -> tuple[Preference, str]:
+    """The sort key by which one of several students is chosen."""
+    return each.preference, each.key
 
 
 def compare(left: Configuration, right: Configuration) -> tuple[Estimate, Literal["paired", "unpaired"]]:

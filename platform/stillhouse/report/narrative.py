@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stillhouse.report.answer_cards import against_teacher, budget_words, of_sweep, verdict, verdict_state
+from stillhouse.report.answer_cards import against_teacher, budget_words, level_words, of_sweep, verdict, verdict_state
 from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.estimates import mean_with_interval
@@ -12,6 +12,7 @@ from stillhouse.report.formatting import counted, difference, duration, listed, 
 from stillhouse.report.gains import Gain
 from stillhouse.report.report_data import ReportData
 from stillhouse.spec.metric import Metric
+from stillhouse.spec.preference import TIE_WORDS
 
 
 def lead(data: ReportData) -> list[str]:
@@ -58,10 +59,15 @@ def _best_sentence(answer: Answer) -> str:
     best = answer.best
     if best is None:
         return ""
-    where = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
+    within = f"With at most {budget_words(answer.budget)}" if answer.budget else "Of all sizes"
+    name = f"{best.choice} trained with {best.method}{of_sweep(best)}"
     # Only a winner that no rival reaches is called the best.
-    name = "the best student is" if verdict_state(answer) == "clear" else "validation data choose"
-    return f"{where}, {name} {best.choice} trained with {best.method}{of_sweep(best)}: {_on_test_data(best)}{_against(answer)}."
+    chosen = (
+        f"{within}, the best student is {name}"
+        if verdict_state(answer) == "clear"
+        else f"{within if answer.budget else 'Of all students'}, {name} has the best validation {best.metric.label}"
+    )
+    return f"{chosen}: {_on_test_data(best)}{_against(answer)}."
 
 
 def _against(answer: Answer) -> str:
@@ -84,7 +90,7 @@ def _on_test_data(best: Configuration) -> str:
 
 
 def _certainty(answer: Answer) -> str:
-    sentence = verdict(answer)
+    sentence = f"{verdict(answer)} {level}" if (level := level_words(answer)) else verdict(answer)
     return sentence if verdict_state(answer) == "clear" else f"There is no clear winner: {sentence[0].lower()}{sentence[1:]}"
 
 
@@ -100,12 +106,9 @@ def _gained(data: ReportData) -> str:
     low, high = (difference(value, metric, signed=True) for value in (min(differences), max(differences)))
     text = f"Compared with {baseline} on the same student, the other methods gained {low} to {high} {gain_unit(metric)}"
     if unknown == len(differences):
-        seeds = (
-            "one seed"
-            if all(gain.difference is None or gain.difference.n == 1 for gain in data.gains)
-            else "one or equal seeds"
-        )
-        return f"{text}. With {seeds} none of these gains has an interval."
+        alone = all(gain.difference is None or gain.difference.n == 1 for gain in data.gains)
+        seeds = "one seed each" if alone else "one seed each, or equal ones"
+        return f"{text}. With {seeds}, none of these gains has an interval."
     pairs = "pair" if len(differences) == 1 else "pairs"
     worse = len(sure) - better
     text += f". The 95% interval of the gain lies above zero for {better} of {len(differences)} {pairs} of method and student"
@@ -124,7 +127,8 @@ def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained:
     best = "highest" if metric.direction == "max" else "lowest"
     unpaired = sum(gain.kind == "unpaired" and gain.difference is not None for gain in gained)
     return [
-        "Everything is chosen on validation data and reported on test data. A trial reads the test split once, when it ends.",
+        "Everything is chosen on validation data and reported on test data. A trial reads the test split once, when it ends. "
+        f"Of equal results on validation data, the page takes {TIE_WORDS}.",
         f"The {best} of many validation values is partly luck: the same student, trained again, will usually be worse. "
         "Where a winner was run again on fresh seeds (the confirm phase), only those seeds are reported.",
         _selection_effect(metric, found),

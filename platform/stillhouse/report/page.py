@@ -87,6 +87,7 @@ def render_page(data: ReportData, still: bytes) -> str:
             still=base64.b64encode(still).decode() if tradeoff else "",
             chips=chips(data.tradeoff),
             curves=list(curves),
+            curve_first=next((each.best.student for each in data.answers if each.best and each.best.student in curves), None),
             sensitivity=data.sensitivities[:MAX_SENSITIVITIES],
             words_searched=any(not each.numeric for each in data.sensitivities),
             sensitivity_methods=list(dict.fromkeys(each.method for each in data.sensitivities)),
@@ -165,7 +166,7 @@ def card(answer: Answer, baseline: str, addresses: Mapping[str, str]) -> dict[st
         "facts": answer_cards.card_facts(answer, baseline),
         "state": answer_cards.verdict_state(answer),
         "tag": answer_cards.verdict_tag(answer),
-        "verdict": answer_cards.verdict(answer) if answer.best else "",
+        "verdict": f"{answer_cards.verdict(answer)} {answer_cards.level_words(answer)}".strip() if answer.best else "",
         "settings": answer_cards.card_settings(answer.best) if answer.best else [],
     }
 

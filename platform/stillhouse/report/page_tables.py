@@ -11,7 +11,6 @@ from stillhouse.report import formatting as wording
 from stillhouse.report.configurations import grouped
 from stillhouse.report.estimates import mean_of_estimates
 from stillhouse.report.gains import Gain
-from stillhouse.report.pareto import default_objectives, pareto_front
 from stillhouse.report.report_data import ReportData
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
@@ -143,10 +142,9 @@ COLUMN_WORDS = (
 
 
 def trial_rows(data: ReportData, *, most: int = MAX_ROWS) -> dict[str, Any]:
-    """The trials as rows, those on the Pareto front of single trials first, then the best on validation data."""
+    """The trials as rows, those of students on the Pareto front first, then the best on validation data."""
     records, metric, table = data.records, data.metric, data.table.frame
-    objectives = {name: direction for name, direction in data.facts.objectives.items() if name in table}
-    front = set(pareto_front(table, objectives or default_objectives(metric)).index.tolist())
+    front = {row for row, record in enumerate(records) if record.trial.key in data.front_trials}
 
     def place(row: int) -> tuple[bool, float, int]:
         value = records[row].metrics.get(metric.column("validation"))
@@ -157,9 +155,9 @@ def trial_rows(data: ReportData, *, most: int = MAX_ROWS) -> dict[str, Any]:
     drops, ratios = table[metric.drop_column].tolist(), table[RATIO_COLUMN].tolist()
     rows = [{"front": row in front, "cells": _trial_cells(records[row], data, drops[row], ratios[row])} for row in order]
     words = (
-        f"{wording.counted(len(records), 'trial')}: first the Pareto front of single trials (marked), then the best by "
-        f"validation {metric.label}. {COLUMN_WORDS} Click a heading to sort. All columns are in tradeoff.csv "
-        "and tradeoff.parquet."
+        f"{wording.counted(len(records), 'trial')}: first the students on the Pareto front (marked; each with all its reported "
+        f"seeds), then the best by validation {metric.label}. {COLUMN_WORDS} Click a heading to sort. All columns are in "
+        "tradeoff.csv and tradeoff.parquet."
     )
     if len(records) > MAX_ROWS:
         words += f" The page shows {MAX_ROWS:,} of {len(records):,} rows; those files have all."

@@ -29,8 +29,7 @@ def pareto_front(table: pd.DataFrame, objectives: Mapping[str, Literal["max", "m
         UsageError: no objective, one that is not a numeric column, or a direction other than `max` and `min`.
     """
     objectives = default_objectives(ACCURACY) if objectives is None else objectives
-    if not objectives:
-        raise UsageError("objectives must name at least one column, got none")
+    check_objectives(table, objectives)
     costs = np.column_stack([_cost(table, name, direction) for name, direction in objectives.items()])
     rows = np.flatnonzero(~np.isnan(costs).any(axis=1))
     costs = costs[rows]
@@ -40,13 +39,24 @@ def pareto_front(table: pd.DataFrame, objectives: Mapping[str, Literal["max", "m
     return table.iloc[rows[order[kept]]]
 
 
+def check_objectives(table: pd.DataFrame, objectives: Mapping[str, str]) -> None:
+    """Whether the rows can be compared by the objectives.
+
+    Raises:
+        UsageError: no objective, one that is not a numeric column, or a direction other than `max` and `min`.
+    """
+    if not objectives:
+        raise UsageError("objectives must name at least one column, got none")
+    for name, direction in objectives.items():
+        if name not in table:
+            raise UsageError(f"objectives: no column {name!r}{did_you_mean(name, map(str, table.columns))}")
+        if direction not in ("max", "min"):
+            raise UsageError(f"objectives.{name} must be max or min, got {direction!r}")
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise UsageError(f"objectives: column {name!r} must be numeric, its type is {table[name].dtype}")
+
+
 def _cost(table: pd.DataFrame, name: str, direction: str) -> NDArray[np.float64]:
-    if name not in table:
-        raise UsageError(f"objectives: no column {name!r}{did_you_mean(name, map(str, table.columns))}")
-    if direction not in ("max", "min"):
-        raise UsageError(f"objectives.{name} must be max or min, got {direction!r}")
-    if not pd.api.types.is_numeric_dtype(table[name]):
-        raise UsageError(f"objectives: column {name!r} must be numeric, its type is {table[name].dtype}")
     values = table[name].to_numpy(dtype=np.float64, na_value=np.nan)
     return -values if direction == "max" else values
 

@@ -7,8 +7,9 @@ from typing import Self
 from stillhouse.report.answers import Answer, answers
 from stillhouse.report.axes import AXES, devices_held
 from stillhouse.report.configurations import Configuration, choice_labels, configurations, winners
-from stillhouse.report.fronts import configuration_front
+from stillhouse.report.fronts import configuration_front, objective_front
 from stillhouse.report.gains import Gain, gains
+from stillhouse.report.pareto import default_objectives
 from stillhouse.report.plot_style import PlotStyle
 from stillhouse.report.sensitivities import Sensitivity, sensitivities
 from stillhouse.report.teacher_costs import TeacherCost, teacher_costs
@@ -71,6 +72,7 @@ class ReportData:
         tradeoff: configurations, winners and fronts.
         answers: to the budgets, or to the questions that every sweep answers.
         gains: of every method over the baseline.
+        front_trials: the reported trials of the students on the Pareto front by the sweep's objectives, by key.
         addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
     """
 
@@ -81,6 +83,7 @@ class ReportData:
     tradeoff: TradeoffData
     answers: tuple[Answer, ...]
     gains: tuple[Gain, ...]
+    front_trials: frozenset[str]
     teacher_costs: tuple[TeacherCost, ...]
     sensitivities: tuple[Sensitivity, ...]
     addresses: Mapping[str, str]
@@ -110,17 +113,23 @@ class ReportData:
         """
         metric, addresses = facts.metric, addresses or {}
         labels = choice_labels(records) if labels is None else labels
-        found = configurations(records, metric, sweep=sweep, labels=labels, devices=devices_held(facts))
+        found = configurations(
+            records, metric, sweep=sweep, labels=labels, devices=devices_held(facts), baseline=facts.baseline
+        )
         style = PlotStyle.of(facts, records)
         tradeoff = TradeoffData.of(facts.name, metric, found, facts.teachers, style, addresses)
+        table = described_table(facts, records)
+        objectives = {name: direction for name, direction in facts.objectives.items() if name in table.frame}
+        front = objective_front(tradeoff.winners, table.frame, metric, objectives or default_objectives(metric))
         return cls(
             facts=facts,
             records=tuple(records),
             labels=labels,
-            table=described_table(facts, records),
+            table=table,
             tradeoff=tradeoff,
             answers=tuple(answers(facts, tradeoff.winners, budgets)),
             gains=tuple(gains(tradeoff.winners, facts.baseline)),
+            front_trials=frozenset(record.trial.key for each in front for record in each.reported),
             teacher_costs=tuple(teacher_costs(facts, records)),
             sensitivities=tuple(sensitivities(records, metric)),
             addresses=addresses,

@@ -16,9 +16,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stillhouse import methods
 from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import ACCURACY, Metric
+from stillhouse.spec.preference import comparable, record_preference
 from stillhouse.spec.records import Trial, TrialRecord
 
 _SHOWN_RUNNING = 8
@@ -81,8 +83,18 @@ class Tally:
             return
         bracket = size_bracket(record.metrics["parameters"])
         holder = self._best.get(bracket)
-        if holder is None or self.metric.better(record.metrics[column], holder.metrics[column]):
+        if holder is None or self._comes_before(record, holder):
             self._best[bracket] = record
+
+    def _comes_before(self, record: TrialRecord, other: TrialRecord) -> bool:
+        """Whether `record` is better than `other` on the validation split, or as good and simpler."""
+        column = self.metric.column("validation")
+        value, held = comparable(record.metrics[column]), comparable(other.metrics[column])
+        if value != held:
+            return self.metric.better(value, held)
+        # The baseline is known only after all method files are loaded.
+        keys = [(record_preference(each, self.metric, methods.baseline()), each.trial.key) for each in (record, other)]
+        return keys[0] < keys[1]
 
     def best(self) -> list[dict[str, Any]]:
         """The finished trial with the best value on the validation split of each size bracket, small ones first."""

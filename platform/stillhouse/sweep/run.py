@@ -296,7 +296,7 @@ def _complete_tracking(context: RunContext, results: Results, files: ReportFiles
     """Stores the report and the students of the front; notes the command that adds what is missing."""
     sync = f"later: stillhouse sync {results.facts.name} --home {shlex.quote(str(results.home))}"
     artifacts = {name: getattr(files, name) for name in ("page", "table", "figure", "csv")}
-    if not tracker.finish(results.facts, artifacts, timeout_s):
+    if not tracker.finish(results.facts, artifacts, timeout_s, best=results.best_numbers()):
         context.progress.note(f"tracking is not complete; {sync}")
         return
     if context.shutdown.requested:

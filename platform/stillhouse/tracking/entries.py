@@ -167,23 +167,17 @@ def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
     )
 
 
-def sweep_points(facts: SweepFacts, trials: Sequence[Mapping[str, float]], statuses: Sequence[str]) -> list[Point]:
+def sweep_points(facts: SweepFacts, statuses: Sequence[str], best: Mapping[str, float]) -> list[Point]:
     """Summary of a sweep: counts, the student chosen on validation data, the teachers' numbers and cost.
 
     Args:
-        trials: the metrics of each trial at its end.
-        statuses: of each trial, in the same order.
+        statuses: of each trial.
+        best: numbers of the student that the report names as the best of all sizes; empty if no trial finished.
     """
     values: dict[str, float] = {"trials_planned": facts.planned, "seconds": facts.seconds}
     for status in ("finished", "stopped", "failed"):
         values[f"trials_{status}"] = statuses.count(status)
-    validation, test = facts.metric.column("validation"), facts.metric.column("test")
-    measured = [metrics for metrics in trials if validation in metrics and test in metrics]
-    if measured:
-        best = max(measured, key=lambda metrics: facts.metric.sign * metrics[validation])
-        for name in (validation, test, "parameters", "size_bytes"):
-            if name in best:
-                values[f"best_{name}"] = best[name]
+    values |= {f"best_{name}": value for name, value in best.items()}
     for name in ("samples_forwarded", "samples_reused", "fill_seconds", "train_seconds"):
         values[f"teachers_{name}"] = sum(getattr(teacher, name) for teacher in facts.teachers)
     for teacher in facts.teachers:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from stillhouse.errors import InfrastructureError
 from stillhouse.spec.records import SweepFacts, TrialRecord
@@ -38,8 +39,13 @@ def sync(
     facts: SweepFacts,
     records: Iterable[TrialRecord],
     artifacts: Mapping[str, Path],
+    best: Mapping[str, float] = MappingProxyType({}),
 ) -> SyncResult:
     """Makes the store agree with `records`; a second call changes nothing.
+
+    Args:
+        artifacts: as for `SweepWriter.finish`.
+        best: numbers of the best student of all sizes; see `sweep_points`.
 
     Raises:
         InfrastructureError: the store cannot be opened.
@@ -59,7 +65,7 @@ def sync(
                     counts[writer.write_trial(record)] += 1
                 except RejectedError as error:
                     reasons.append(f"trial {record.trial.key}: {error}")
-            reasons += writer.finish(facts, artifacts)
+            reasons += writer.finish(facts, artifacts, best)
         except (UnreachableError, RejectedError) as error:
             reasons.append(str(error))
     failed = len(records) - sum(counts.values())

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_text
@@ -26,6 +27,7 @@ _LOOK_S = 0.02
 class _Finish:
     facts: SweepFacts
     artifacts: Mapping[str, Path]
+    best: Mapping[str, float]
     done: threading.Event = field(default_factory=threading.Event)
     complete: bool = False
 
@@ -124,18 +126,26 @@ class Tracker:
             time.sleep(_LOOK_S)
         return self._writer.addresses() if self._writer is not None else {}
 
-    def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path], timeout_s: float = 60) -> bool:
+    def finish(
+        self,
+        facts: SweepFacts,
+        artifacts: Mapping[str, Path],
+        timeout_s: float = 60,
+        *,
+        best: Mapping[str, float] = MappingProxyType({}),
+    ) -> bool:
         """Writes the queued records, then summary, spec and files, and ends the parent run.
 
         Args:
             facts: as they are at the end.
             artifacts: files or folders to store with the parent run, by name (see `SweepWriter.finish`).
             timeout_s: the longest time to wait.
+            best: numbers of the best student of all sizes; see `sweep_points`.
 
         Returns:
             whether all of this sweep is in the store; if not, `sync` writes the rest from the ledger.
         """
-        request = _Finish(facts, dict(artifacts))
+        request = _Finish(facts, dict(artifacts), dict(best))
         with self._changed:
             if self._thread is None or self._disabled or self._stopping:
                 return False
@@ -198,7 +208,7 @@ class Tracker:
             self._writer.write_trial(self._pending[0])
             self._pending.popleft()
         elif self._finish is not None:
-            missing = self._writer.finish(self._finish.facts, self._finish.artifacts)
+            missing = self._writer.finish(self._finish.facts, self._finish.artifacts, self._finish.best)
             for sentence in missing:
                 self._warn(sentence)
             self._ended = True

@@ -103,13 +103,14 @@ class SweepWriter:
         attempt(lambda: self._write_entry(entry, child))
         return "created"
 
-    def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
+    def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path], best: Mapping[str, float]) -> list[str]:
         """Completes comparisons, logs the summary, the spec and the files, and ends the parent run.
 
         Args:
             facts: as they are at the end.
             artifacts: files or folders by name. A name with a suffix or a slash is the path under which the file is
                 stored; any other name is a label, and the file is stored under its own name.
+            best: as for `sweep_points`.
 
         Returns:
             a sentence for each file that is missing.
@@ -118,8 +119,7 @@ class SweepWriter:
         for child in self._children.values():
             attempt(partial(self._compare, child))
         self._save_views()
-        children = list(self._children.values())
-        points = sweep_points(facts, [child.metrics for child in children], [child.status for child in children])
+        points = sweep_points(facts, [child.status for child in self._children.values()], best)
         attempt(lambda: self._log(self.run_id, points, {}, _now()))
         attempt(lambda: self._tag_parent(facts))
         for teacher in facts.teachers:

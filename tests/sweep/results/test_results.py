@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stillhouse.errors import UsageError
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import StudentChoice, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
 
@@ -29,9 +30,11 @@ def facts() -> SweepFacts:
     )
 
 
-def finished(make_record: MakeRecord, key: str, accuracy: float, parameters: float) -> TrialRecord:
+def finished(make_record: MakeRecord, key: str, accuracy: float, parameters: float, **trial: Any) -> TrialRecord:
     metrics = {"validation_accuracy": accuracy, "test_accuracy": accuracy, "parameters": parameters}
-    return make_record(key, (accuracy,), metrics=metrics | {"size_bytes": 4 * parameters, "macs": 2.0, "latency_ms": 0.5})
+    sizes = {"size_bytes": 4 * parameters, "macs": 2.0, "latency_ms": 0.5}
+    settings = {"hyperparameters": {"width": parameters, "weight": accuracy}}
+    return make_record(key, (accuracy,), trial=settings | trial, metrics=metrics | sizes)
 
 
 def results(facts: SweepFacts, records: list[TrialRecord], home: Path, reused: int = 0) -> Results:
@@ -72,9 +75,9 @@ def test_a_sweep_of_which_nothing_finished_has_a_document_too(
     assert document["trials"]["failed"] == 1
 
 
-def test_the_front_is_of_what_no_other_trial_beats(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
+def test_the_front_is_of_what_no_other_student_beats(tmp_path: Path, facts: SweepFacts, make_record: MakeRecord) -> None:
     records = [
-        finished(make_record, key, accuracy, parameters)
+        finished(make_record, key, accuracy, parameters, student=StudentChoice(name=key, model="mlp"))
         for key, accuracy, parameters in [("a", 0.5, 100), ("b", 0.6, 200), ("c", 0.55, 300), ("d", 0.4, 50)]
     ]
     found = results(facts, records, tmp_path)

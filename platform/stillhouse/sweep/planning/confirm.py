@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from stillhouse import methods
+from stillhouse.durable import canonical_json
 from stillhouse.spec.metric import Metric
+from stillhouse.spec.preference import Preference, record_preference
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
@@ -20,8 +22,9 @@ def confirm_trials(
     The baseline also runs with the exact student of each winner, so that every gain is a paired difference.
 
     Args:
-        searched: the trials of the search phase; an earlier one wins a tie.
-        records: of any trials; those of other phases are ignored.
+        searched: the trials of the search phase.
+        records: of any trials. Of equal results the one that was confirmed before is chosen again, then the simplest
+            (`spec.preference`), then the earlier one in `searched`.
         metric: decides which trial is best, by its value on the validation split.
     """
     winners, controls = _winners(searched, records, metric)
@@ -45,20 +48,30 @@ def _winners(
     searched: Sequence[Trial], records: Iterable[TrialRecord], metric: Metric
 ) -> tuple[dict[tuple[str, str], Trial], dict[str, Trial]]:
     """The best trial of each (method, student label) in the order of `searched`, and the best baseline of each student."""
-    column = metric.column("validation")
+    column, baseline = metric.column("validation"), methods.baseline()
     order = {trial.key: number for number, trial in enumerate(searched)}
-    finished = [
-        record for record in records if record.status == "finished" and record.trial.key in order and column in record.metrics
-    ]
-    finished.sort(key=lambda record: (-metric.sign * record.metrics[column], order[record.trial.key]))
+    found = [record for record in records if column in record.metrics]
+    finished = [record for record in found if record.status == "finished" and record.trial.key in order]
+    confirmed = {_settings(record.trial) for record in found if record.trial.phase == "confirm"}
+
+    def place(record: TrialRecord) -> tuple[float, bool, Preference, int]:
+        preferred = record_preference(record, metric, baseline)
+        return preferred[0], _settings(record.trial) not in confirmed, preferred, order[record.trial.key]
+
+    finished.sort(key=place)
     best: dict[tuple[str, str], Trial] = {}
     controls: dict[str, Trial] = {}
     for record in finished:
         trial = searched[order[record.trial.key]]
         best.setdefault((trial.method, trial.student.name), trial)
-        if trial.method == methods.baseline():
+        if trial.method == baseline:
             controls.setdefault(trial.student.variant, trial)
     return dict(sorted(best.items(), key=lambda item: order[item[1].key])), controls
+
+
+def _settings(trial: Trial) -> str:
+    """Equal for trials that differ in phase and seed only."""
+    return canonical_json([trial.method, trial.student.variant, trial.teacher, trial.hyperparameters, trial.epochs])
 
 
 def count_confirm_trials(spec: SweepSpec, trials: Iterable[Trial]) -> int:

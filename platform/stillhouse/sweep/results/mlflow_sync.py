@@ -72,7 +72,8 @@ def sync_sweep(results: Results) -> tuple[SyncResult, StoredStudents]:
     spec = read_spec(results.sweep_home)
     files = results.report(results.sweep_home.report)
     artifacts = {what: getattr(files, what) for what in ("page", "table", "figure", "csv")}
-    done = sync(spec.tracking.uri, results.home, experiment_of(spec), results.facts, results.records, artifacts)
+    best = results.best_numbers()
+    done = sync(spec.tracking.uri, results.home, experiment_of(spec), results.facts, results.records, artifacts, best)
     if done.addresses and done.addresses != results.sweep_home.read_addresses():
         results.sweep_home.write_addresses(done.addresses)
         results.report(results.sweep_home.report)

@@ -11,10 +11,13 @@ import pandas as pd
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.report import (
     Budget,
+    Configuration,
     ReportFiles,
     Source,
-    pareto_front,
+    best_student,
     parse_budget,
+    sweep_front,
+    sweep_winners,
     trials_table,
     write_comparison,
     write_report,
@@ -22,7 +25,7 @@ from stillhouse.report import (
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
 
-_FRONT_KEYS = ("trial", "method", "student", "seed", "parameters", "size_bytes", "macs", "latency_ms")
+_FRONT_KEYS = ("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +85,40 @@ class Results:
         """One row per trial."""
         return trials_table(self.facts, self.records)
 
-    def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
-        """The rows of finished trials that no other finished trial beats in every objective.
+    def front(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> list[Configuration]:
+        """The students on the Pareto front, as the report has them: winners on validation data, each with all its seeds.
 
         Args:
-            objectives: `max` or `min` by column; by default those of the spec.
+            objectives: `max` or `min` by column of the table; by default those of the spec.
         """
+        return sweep_front(self.facts, self.records, objectives or self.facts.objectives or None)
+
+    def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
+        """The Pareto front as a table: one row for each student of `front`, the best in the first objective first.
+
+        A row is that of the trial which names the student on the page. Its values of the metric are means over the `seeds`
+        that the report counts.
+        """
+        front = self.front(objectives)
         table = self.table()
-        finished = table[table["status"] == "finished"]
-        return pareto_front(finished, objectives=dict(objectives or self.facts.objectives))
+        row_of = {key: row for row, key in enumerate(table["trial"].tolist())}
+        rows = table.iloc[[row_of[each.key] for each in front]].copy()
+        rows["seeds"] = [len(each.reported) for each in front]
+        for split in ("validation", "test"):
+            rows[self.facts.metric.column(split)] = [each.score(split).mean for each in front]
+        return rows
+
+    def best(self) -> Configuration | None:
+        """The student that validation data choose of all sizes, as on the page; None if no trial finished."""
+        return best_student(sweep_winners(self.facts, self.records))
+
+    def best_numbers(self) -> dict[str, float]:
+        """The metric on both splits and the size of `best`; empty if no trial finished."""
+        if (best := self.best()) is None:
+            return {}
+        scores = {self.facts.metric.column(split): best.score(split).mean for split in ("validation", "test")}
+        sizes = {name: size for name in ("parameters", "size_bytes") if (size := best.median(name)) is not None}
+        return scores | sizes
 
     def report(self, folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
         """Writes page, figure and tables into `folder`.

@@ -31,7 +31,7 @@ _SHOWN_KEYS = 5
 def find_trial(results: Results, wanted: str) -> TrialRecord:
     """The finished trial whose key is `wanted`, or the only one whose key begins with it.
 
-    `best` is the trial of the Pareto front with the best value on the validation split.
+    `best` is the trial that names the best student of all sizes on the report's page.
 
     Raises:
         UsageError: there is no such trial, there are several, or the trial did not finish and stored no weights.
@@ -110,14 +110,10 @@ def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, da
 
 
 def _best(results: Results) -> TrialRecord:
-    front = results.pareto()
-    if front.empty:
+    best = results.best()
+    if best is None:
         raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export")
-    metric = results.facts.metric
-    order = front.sort_values(
-        [metric.column("validation"), "parameters", "trial"], ascending=[metric.direction == "min", True, True]
-    )
-    return find_trial(results, str(order["trial"].iloc[0]))
+    return find_trial(results, best.key)
 
 
 def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, student: nn.Module) -> nn.Module:
