@@ -134,3 +134,10 @@ def test_json_for_people_is_indented_and_whole(tmp_path: Path) -> None:
     assert json.loads(text) == {"a": [1]}
     assert text.endswith("}\n")
     assert "\n  " in text
+
+
+def test_a_file_name_that_is_no_utf_8_survives_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"/data/caf\xe9")
+    write_json(tmp_path / "x.json", {"root": name})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"root": name}
+    assert content_hash(name) != content_hash(os.fsdecode(b"/data/caf\xe8"))

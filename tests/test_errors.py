@@ -21,6 +21,8 @@ from stillhouse.errors import (
     first_line,
     is_disk_full,
     last_line,
+    name_all,
+    printable,
 )
 
 FULL = OSError(errno.ENOSPC, "any text", "/disk/file")
@@ -133,3 +135,18 @@ def test_an_error_of_foreign_code_is_described_by_its_type_and_first_line() -> N
 def test_a_suggestion_is_the_nearest_word_and_then_all_of_them() -> None:
     assert did_you_mean("kdd", ["scratch", "kd"]) == "; did you mean 'kd'? available: kd, scratch"
     assert did_you_mean("xyz", []) == "; available: none"
+
+
+def test_one_item_is_a_sentence_and_many_are_a_list_with_a_limit() -> None:
+    rule: dict[str, str] = {"one": "is broken; mend it", "many": "are broken; mend them"}
+    assert name_all(["a"], **rule) == "a is broken; mend it"
+    assert name_all(["a", "b"], **rule) == "2 are broken; mend them:\n  a\n  b"
+    assert name_all([str(n) for n in range(5)], **rule, limit=2) == "5 are broken; mend them:\n  0\n  1\n  and 3 more"
+
+
+def test_a_message_about_a_name_that_is_no_utf_8_can_be_printed() -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert printable(name) == "caf\\xe9"
+    assert printable("caf\u00e9 \U0001f600") == "caf\u00e9 \U0001f600"
+    assert printable("\ud800") == "\\ud800"
+    assert str(UsageError(f"{name} is missing")).encode() == b"caf\\xe9 is missing"

@@ -25,7 +25,15 @@ def canonical_json(value: Any) -> str:
 
 def content_hash(value: Any, *, digits: int = 32) -> str:
     """Hex blake2b of the canonical JSON of `value`; equal content gives equal hashes on every machine."""
-    return bytes_hash(canonical_json(value).encode(), digits=digits)
+    return bytes_hash(json_bytes(canonical_json(value)), digits=digits)
+
+
+def json_bytes(text: str) -> bytes:
+    r"""JSON text as UTF-8, with a lone surrogate, which stands for a byte of a file name that is no UTF-8, as `\udce9`.
+
+    JSON reads that escape as the same surrogate, so the name of the file survives.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def bytes_hash(payload: bytes | memoryview, *, digits: int = 32) -> str:
@@ -91,4 +99,4 @@ def read_checked(path: Path) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented JSON for people and scripts to read."""
-    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, json_bytes(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"))

@@ -2,15 +2,22 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StillhouseError(Exception):
     """An error whose message is written for the user; the command line prints it without a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        # A message may name a file whose name is no UTF-8.
+        return printable(super().__str__())
 
 
 class UsageError(StillhouseError):
@@ -170,3 +177,24 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}available: {', '.join(known) or 'none'}"
+
+
+def name_all(items: Sequence[str], *, one: str, many: str, limit: int = 20) -> str:
+    """One message about all of `items`: `a.png {one}`, or `12 {many}:` and the first `limit` of them, one on each line."""
+    if len(items) == 1:
+        return f"{items[0]} {one}"
+    more = [f"and {len(items) - limit} more"] if len(items) > limit else []
+    return "\n  ".join([f"{len(items)} {many}:", *items[:limit], *more])
+
+
+def printable(text: str) -> str:
+    r"""`text` with the bytes of a file name that are no UTF-8 as `\xe9`, so that it can be printed and stored.
+
+    Python reads such a byte as a lone surrogate (PEP 383), which no text file may contain.
+    """
+    return _SURROGATE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

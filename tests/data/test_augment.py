@@ -95,6 +95,16 @@ def test_a_cutout_paints_its_square_and_is_clipped_at_the_border() -> None:
     assert painted[:, 0].tolist() == [[[1, 1, 1, 1], [1, 9, 9, 1], [1, 9, 9, 1]], [[1, 1, 1, 9], [1, 1, 1, 1], [1, 1, 1, 1]]]
 
 
+@pytest.mark.parametrize(("side", "size"), [(32, 8), (224, 8), (9, 8), (8, 2), (4, 1), (2, 1)])
+def test_the_default_size_of_a_cutout_fits_the_image(side: int, size: int) -> None:
+    shape = (3, side, side + 5)
+    assert Cutout().misfits(shape) == []
+    assert Cutout().options(shape) == Cutout(size=size).options(shape)
+    images = torch.full((50, *shape), 9, dtype=torch.uint8)
+    drawn = {name: torch.from_numpy(values) for name, values in Cutout().draw(Draws(("a",), 50), shape).items()}
+    assert (Cutout().apply(images, drawn) == 0)[:, 0].sum((1, 2)).max() == size * size
+
+
 def test_the_centre_of_a_cutout_may_be_any_pixel() -> None:
     square = Cutout(size=4).draw(DRAWS, (1, 6, 10))
     assert set(square["top"] + 2) == set(range(6))

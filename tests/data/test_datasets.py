@@ -209,7 +209,7 @@ def test_more_validation_than_there_are_images_is_refused() -> None:
         ),
         ({"name": "digits", "validation": 1.0}, "dataset.validation must be a count >= 1 or a share in (0, 1), got 1.0"),
         ({"name": "digits", "validation": 0}, "dataset.validation must be a count >= 1 or a share in (0, 1), got 0"),
-        ({"name": "digits", "size": 0}, "dataset.size must be a whole number of pixels >= 1, got 0"),
+        ({"name": "digits", "size": 0}, "dataset.size must be a whole number of pixels in 1..65500, got 0"),
         ({"name": "digits", "options": {"limt": 5}}, "dataset.options.limt is not an option of digits; did you mean 'limit'?"),
         ({"name": "digits", "options": {"limit": 0}}, "dataset.options.limit must be a whole number >= 1, got 0"),
         ({"name": "image_folder", "root": ".", "options": {"grey": 1}}, "dataset.options.grey must be true or false, got 1"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stillhouse.data.decode import decode_image, decoder_identity, probe_image
+from stillhouse.data.decode import ImageTraits, decode_image, decoder_identity, probe_image
 from stillhouse.errors import UsageError
 
 
@@ -19,40 +19,41 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 def test_pixels_are_channels_first_and_unchanged() -> None:
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    decoded = decode_image(encoded(Image.fromarray(pixels)), size=None, grey=False, where="x")
+    decoded, _ = decode_image(encoded(Image.fromarray(pixels)), size=None, grey=False, where="x")
     assert decoded.shape == (3, 2, 3)
     assert np.array_equal(decoded, pixels.transpose(2, 0, 1))
 
 
 def test_grey_is_the_weighted_sum_of_itu_r_bt_601() -> None:
     image = Image.new("RGB", (4, 4), (200, 100, 50))
-    decoded = decode_image(encoded(image), size=None, grey=True, where="x")
+    decoded, _ = decode_image(encoded(image), size=None, grey=True, where="x")
     assert decoded.shape == (1, 4, 4)
     assert abs(int(decoded[0, 0, 0]) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) < 1
 
 
 def test_a_grey_file_has_three_equal_channels_in_colour() -> None:
-    decoded = decode_image(encoded(Image.new("L", (2, 2), 77)), size=None, grey=False, where="x")
+    decoded, _ = decode_image(encoded(Image.new("L", (2, 2), 77)), size=None, grey=False, where="x")
     assert decoded.tolist() == [[[77, 77], [77, 77]]] * 3
 
 
 def test_the_middle_square_is_cut_out() -> None:
     pixels = np.zeros((3, 9), np.uint8)
     pixels[:, 3:6] = 255
-    decoded = decode_image(encoded(Image.fromarray(pixels)), size=3, grey=True, where="x")
+    decoded, _ = decode_image(encoded(Image.fromarray(pixels)), size=3, grey=True, where="x")
     assert decoded.tolist() == [[[255] * 3] * 3]
 
 
 def test_a_file_and_its_bytes_give_the_same_pixels(tmp_path: Path) -> None:
     content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)), "JPEG")
     (tmp_path / "a.jpg").write_bytes(content)
-    from_file = decode_image(tmp_path / "a.jpg", size=8, grey=False, where="x")
-    assert np.array_equal(from_file, decode_image(content, size=8, grey=False, where="x"))
+    from_file, _ = decode_image(tmp_path / "a.jpg", size=8, grey=False, where="x")
+    assert np.array_equal(from_file, decode_image(content, size=8, grey=False, where="x")[0])
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_probing_returns_width_and_height(form: str) -> None:
-    assert probe_image(encoded(Image.new("RGB", (30, 20)), form), where="x") == (30, 20)
+    traits = probe_image(encoded(Image.new("RGB", (30, 20)), form), where="x")
+    assert traits == ImageTraits(width=30, height=20, rotated=False, transparent=False)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stillhouse.data import folders
 from stillhouse.data.datasets import load_dataset
 from stillhouse.errors import UsageError
 
@@ -151,20 +151,16 @@ class TestCache:
         data = load_dataset("image_folder", root=root, validation=3, cache=root.parent / "cache", options=options)
         return data.train.images
 
-    def rewrite_unnoticed(self, root: Path) -> None:
-        """New bytes of equal length and time: only a second decoding would notice."""
-        for file in (root / "train").rglob("*.png"):
-            status, length = file.stat(), file.stat().st_size
-            file.write_bytes(b"x" * length)
-            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    def refuse_decoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(folders, "decode_image", lambda *_, **__: pytest.fail("decoded again"))
 
-    def test_decoded_images_are_not_decoded_again(self, root: Path) -> None:
+    def test_decoded_images_are_not_decoded_again(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = self.load(root)
-        self.rewrite_unnoticed(root)
+        self.refuse_decoding(monkeypatch)
         assert torch.equal(self.load(root), first)
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "meta"])
-    def test_a_damaged_cache_is_replaced(self, root: Path, damage: str) -> None:
+    def test_a_damaged_cache_is_replaced(self, root: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         first = self.load(root)
         (cached,) = (root.parent / "cache").rglob("images.npy")
         payload = bytearray(cached.read_bytes())
@@ -178,7 +174,7 @@ class TestCache:
         else:
             (cached.parent / "meta.json").write_text("{}")
         assert torch.equal(self.load(root), first)
-        self.rewrite_unnoticed(root)
+        self.refuse_decoding(monkeypatch)
         assert torch.equal(self.load(root), first)
 
     def test_a_changed_file_is_decoded_again(self, root: Path) -> None:

@@ -198,7 +198,7 @@ def test_the_identity_of_unchanged_images_does_not_depend_on_the_seed() -> None:
         (["mixup", "flip"], "policy[0] must be the last entry if it is mixup"),
         (["mixup", "cutmix"], "policy[0] must be the last entry if it is mixup"),
         ([{"crop": {"padding": 8}}], "policy[0].crop.padding must be smaller than the image's 8 pixels, got 8"),
-        (["cutout"], "cutout.size must be smaller than the image's 8 pixels, got 8"),
+        ([{"cutout": {"size": 8}}], "cutout.size must be smaller than the image's 8 pixels, got 8"),
         ([{"crop": {"padding": True}}], "crop.padding must be a whole number >= 1, got True"),
         ([{"random_resized_crop": {"ratio": [0, 1]}}], "ratio must be [low, high] with 0 < low <= high, got (0.0, 1.0)"),
     ],
@@ -211,7 +211,7 @@ def test_a_wrong_policy_is_one_problem(policy: Any, sentence: str) -> None:
 
 
 def test_all_problems_of_a_policy_are_reported_at_once() -> None:
-    assert len(policy_problems(["crp", {"flip": {"probability": 2}}, "mixup", "cutout"], (1, 8, 8))) == 4
+    assert len(policy_problems(["crp", {"flip": {"probability": 2}}, "mixup", {"cutout": {"size": 8}}], (1, 8, 8))) == 4
 
 
 def test_a_valid_policy_has_no_problems() -> None:

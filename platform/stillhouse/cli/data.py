@@ -19,7 +19,7 @@ def data_pack(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Contains one folder of images per class, or train/ and test/ (or val/, the test split), which contain them.",
+            help="Contains one folder of images per class, or train/ and test/, which contain them, and val/ for validation.",
         ),
     ],
     to: Annotated[
@@ -51,6 +51,8 @@ def data_pack(
         )
     except KeyboardInterrupt as interrupt:
         raise Interrupted("interrupted; complete shards are stored, the same command continues") from interrupt
+    for note in packed.notes:
+        print(f"note: {note}", file=sys.stderr)
     if as_json:
         print_json({**vars(packed), "root": str(packed.root)})
     else:

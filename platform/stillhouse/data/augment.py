@@ -22,6 +22,7 @@ from stillhouse.errors import Problem
 Shape = tuple[int, int, int]
 Parameters = Mapping[str, Tensor]
 _TABLE_SIZE = 4096
+_CUTOUT_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -182,24 +183,35 @@ class Flip(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Operation):
-    """Paints a square of `size` pixels, whose centre is any pixel, with the value `fill` (arXiv 1708.04552)."""
+    """Paints a square of `size` pixels, whose centre is any pixel, with the value `fill` (arXiv 1708.04552).
+
+    The default size is 8 pixels, or a quarter of the shorter side of an image of at most 8 pixels, as 8 are at 32x32.
+    """
 
     name = "cutout"
-    size: int = _option(8, "be a whole number >= 1", lambda value: _is_whole(value) and value >= 1)
+    size: int | None = _option(None, "be a whole number >= 1", lambda value: value is None or (_is_whole(value) and value >= 1))
     fill: int = _option(0, "be a whole number in 0..255", lambda value: _is_whole(value) and 0 <= value <= 255)
 
     def misfits(self, shape: Shape) -> list[Problem]:
-        return _too_large("cutout.size", self.size, shape)
+        return _too_large("cutout.size", self._side(*shape[1:]), shape)
+
+    def options(self, shape: Shape) -> dict[str, Any]:
+        return {**super().options(shape), "size": self._side(*shape[1:])}
 
     def draw(self, draws: Draws, shape: Shape) -> dict[str, NDArray[np.int64]]:
-        return {
-            "top": draws.integers("row", shape[1]) - self.size // 2,
-            "left": draws.integers("column", shape[2]) - self.size // 2,
-        }
+        before = self._side(*shape[1:]) // 2
+        return {"top": draws.integers("row", shape[1]) - before, "left": draws.integers("column", shape[2]) - before}
+
+    def _side(self, height: int, width: int) -> int:
+        if self.size is not None:
+            return self.size
+        shorter = min(height, width)
+        return _CUTOUT_SIZE if shorter > _CUTOUT_SIZE else max(1, shorter // 4)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         top, left = parameters["top"], parameters["left"]
-        inside = _inside(images, top, left, top + self.size, left + self.size)
+        side = self._side(*images.shape[2:])
+        inside = _inside(images, top, left, top + side, left + side)
         return images ^ ((images ^ self.fill) & inside)
 
 

@@ -1,10 +1,14 @@
-"""What a sweep records about its data set: the numbers of images, the classes, and how common the most common class is."""
+"""What a sweep records about its data set: the numbers of images, the classes, and what a user should know of them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from stillhouse.data.duplicates import in_two_classes, shared_with_training
 from stillhouse.data.images import ImageData, Split
+
+_NAMED_CLASSES = 5
 
 
 def describe_data(data: ImageData) -> dict[str, Any]:
@@ -32,7 +36,48 @@ def describe_data(data: ImageData) -> dict[str, Any]:
     return described
 
 
+def training_notes(data: ImageData) -> Iterator[str]:
+    """What a user should know of the images for training and validation, as sentences; the test split is not read."""
+    yield from data.notes
+    if data.class_names:
+        yield from _rare_classes(data)
+        if count := in_two_classes(data.train):
+            yield f"{count} training images have the same pixels as a training image of another class."
+    if count := shared_with_training(data, data.validation):
+        yield f"{count} of the {len(data.validation)} validation images are training images too, so validation is too good."
+
+
+def notes_on_test(data: ImageData) -> Iterator[str]:
+    """What a user should know of the test images, as sentences. The test split is loaded, unless it was before."""
+    before = len(data.notes)
+    split = data.test
+    yield from data.notes[before:]
+    if data.class_names:
+        counts = np.bincount(split.labels.numpy(), minlength=len(data.class_names))
+        if missing := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
+            yield f"The test split has no image of {_named(missing)}."
+    if count := shared_with_training(data, split):
+        yield f"{count} of the {len(split)} test images are training images too, so test results are too good."
+
+
 def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
     counts = np.bincount(split.labels.numpy(), minlength=len(class_names))
     first = int(counts.argmax())
     return {"class": class_names[first], "share": int(counts[first]) / len(split)}
+
+
+def _rare_classes(data: ImageData) -> Iterator[str]:
+    """Classes with one training image, and classes that the validation split lacks."""
+    names = data.class_names
+    trained, judged = (np.bincount(each.labels.numpy(), minlength=len(names)) for each in (data.train, data.validation))
+    if single := [name for name, count in zip(names, trained, strict=True) if count == 1]:
+        yield f"Only one training image has {_named(single)}."
+    if missing := [name for name, count in zip(names, judged, strict=True) if not count]:
+        yield f"The validation split has no image of {_named(missing)}; dataset.validation may be larger."
+
+
+def _named(names: list[str]) -> str:
+    """`class 'a'`, or `classes 'a', 'b', 'c' and 2 more`."""
+    shown = ", ".join(f"'{name}'" for name in names[:_NAMED_CLASSES])
+    more = f" and {len(names) - _NAMED_CLASSES} more" if len(names) > _NAMED_CLASSES else ""
+    return f"{'class' if len(names) == 1 else 'classes'} {shown}{more}"

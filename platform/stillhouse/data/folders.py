@@ -1,39 +1,35 @@
 """Image folders: one sub-folder per class, decoded once and cached as one array."""
 
 import contextlib
-import json
-import os
-import secrets
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.data.decode import SUFFIXES, decode_image
-from stillhouse.data.hashing import derive_key
+from stillhouse.data.decode import WHITE, Ground, decode_image
+from stillhouse.data.decoded_cache import DecodedImages, file_hashes, read_decoded, write_decoded
 from stillhouse.data.images import Arrays
-from stillhouse.data.published import Published, limited
-from stillhouse.data.splits import stratified_split
-from stillhouse.durable import Damaged, bytes_hash, content_hash, fsync_folder, read_checked, write_checked
-from stillhouse.errors import UsageError
+from stillhouse.data.listing import TEST, TRAIN, VALIDATION, Listing, list_folder
+from stillhouse.data.memory import check_memory
+from stillhouse.data.published import Published, Reader, limited
+from stillhouse.durable import content_hash
+from stillhouse.errors import UsageError, name_all
 
-_CACHE_VERSION = 1
+# 2: files are known by their content; images are turned upright and laid on the ground.
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """Image files below `root`, by class.
-
-    With a folder `root/train`, the test split is `root/test`, or `root/val` if there is no `root/test`. Otherwise the class
-    folders are in `root`, and a share `test_share` of their images becomes the test split.
+    """Image files below `root`, by class; `data.listing.list_folder` chooses the splits.
 
     Attributes:
         size: height and width of the images; of other images, the middle square is cut out and resized.
         grey: one channel instead of three.
+        ground: the colour on which transparent images are laid.
         cache: folder for decoded images.
     """
 
@@ -41,7 +37,9 @@ class ImageFolder:
     size: int | None = None
     grey: bool = False
     test_share: float = 0.2
+    ground: Ground = WHITE
     cache: Path | None = None
+    _notes: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def find(self) -> Published:
         """Lists the files; nothing is decoded yet.
@@ -49,144 +47,93 @@ class ImageFolder:
         Raises:
             UsageError: there is no such folder, or its classes cannot be used.
         """
-        names, train, test = self.listings()
+        found = list_folder(self.root, self.test_share)
+        self._notes.extend(found.notes)
+
+        def reader(split: str) -> Reader:
+            listing = found.splits[split]
+            return lambda limit: self._read(split, listing.only(limited(listing.labels, limit)))
+
         return Published(
-            num_classes=len(names),
-            class_names=names,
-            train=lambda limit: self._read(train.only(limited(train.labels, limit))),
-            test=lambda limit: self._read(test.only(limited(test.labels, limit))),
+            num_classes=len(found.class_names),
+            class_names=found.class_names,
+            train=reader(TRAIN),
+            test=reader(TEST),
+            validation=reader(VALIDATION) if VALIDATION in found.splits else None,
+            notes=self._notes,
         )
 
-    def listings(self) -> tuple[tuple[str, ...], "Listing", "Listing"]:
-        """The class names, and the files of the training and of the test split.
+    def _read(self, split: str, listing: Listing) -> Arrays:
+        decoded = self._cached(listing.files)
+        if decoded.transparent:
+            self._notes.append(
+                f"{self.root}: {decoded.transparent} of the {len(listing.files)} {split} images have transparent parts, shown "
+                f"on the ground {list(self.ground)}. If they hold something of that colour, set dataset.options.ground."
+            )
+        return decoded.pixels, listing.labels
 
-        Raises:
-            UsageError: as for `find`.
-        """
-        if not self.root.is_dir():
-            raise UsageError(f"dataset.root {self.root} does not exist; name a folder with one sub-folder of images per class")
-        if (self.root / "train").is_dir():
-            test_folder = next((self.root / name for name in ("test", "val") if (self.root / name).is_dir()), None)
-            if test_folder is None:
-                raise UsageError(f"{self.root} has a folder train but neither test nor val; add one of them")
-            names, train = _listing(self.root / "train")
-            _, test = _listing(test_folder, names)
-            return names, train, test
-        names, everything = _listing(self.root)
-        size = round(self.test_share * len(everything.files))
-        if not 0 < size < len(everything.files):
-            raise UsageError(f"{self.root} has {len(everything.files)} images, too few for a test share of {self.test_share}")
-        rest, taken = stratified_split(everything.labels, size, derive_key("image_folder", "test"))
-        return names, everything.only(rest), everything.only(taken)
-
-    def _read(self, listing: "Listing") -> Arrays:
+    def _cached(self, files: Sequence[str]) -> DecodedImages:
         if self.cache is None:
-            return self._decode(listing.files), listing.labels
-        files = [[file.removeprefix(f"{self.root}{os.sep}"), *_version(file)] for file in listing.files]
-        key = content_hash({"version": _CACHE_VERSION, "files": files, "size": self.size, "grey": self.grey})
+            return self._decode(files)
+        facts = {
+            "version": _CACHE_VERSION,
+            "files": file_hashes(files),
+            "size": self.size,
+            "grey": self.grey,
+            "ground": list(self.ground),
+        }
+        folder = self.cache / content_hash(facts)
         with contextlib.suppress(OSError, ValueError):
-            return _read_cached(self.cache / key), listing.labels
-        images = self._decode(listing.files)
+            return read_decoded(folder)
+        decoded = self._decode(files)
         try:
-            _write_cached(self.cache / key, images)
+            write_decoded(folder, decoded)
         except OSError as error:
             message = f"decoded images cannot be stored in {self.cache} ({error.strerror}); they are decoded again next time"
             warnings.warn(message, stacklevel=2)
-        return images, listing.labels
+        return decoded
 
-    def _decode(self, files: Sequence[str]) -> NDArray[np.uint8]:
-        first = self._decode_one(files[0])
-        images = np.empty((len(files), *first.shape), np.uint8)
-        for place, file in enumerate(files):
-            image = self._decode_one(file)
-            if image.shape != first.shape:
-                height, width = image.shape[1:]
+    def _decode(self, files: Sequence[str]) -> DecodedImages:
+        """All images, decoded.
+
+        Raises:
+            UsageError: images are damaged or differ in size; all of them are named, up to a limit.
+        """
+        images: NDArray[np.uint8] | None = None
+        transparent = 0
+        problems: list[UsageError] = []
+        for place, (pixels, shows_ground) in self._each(files, problems):
+            if images is None:
+                check_memory((len(files), *pixels.shape), what=f"the images in {self.root}")
+                images, first = np.empty((len(files), *pixels.shape), np.uint8), files[place]
+            if pixels.shape != images.shape[1:]:
                 raise UsageError(
-                    f"{file} is {width}x{height} and {files[0]} is {first.shape[2]}x{first.shape[1]}; "
+                    f"{files[place]} is {_by(pixels.shape)} and {first} is {_by(images.shape[1:])}; "
                     f"set dataset.size, to resize them"
                 )
-            images[place] = image
-        return images
+            images[place] = pixels
+            transparent += shows_ground
+        if problems or images is None:
+            raise name_problems(problems)
+        return DecodedImages(images, transparent)
 
-    def _decode_one(self, file: str) -> NDArray[np.uint8]:
-        """uint8 [C, H, W]."""
-        return decode_image(file, size=self.size, grey=self.grey, where=file)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Image files and their classes."""
-
-    files: Sequence[str]
-    labels: NDArray[np.int64]
-
-    def only(self, chosen: NDArray[np.int64]) -> "Listing":
-        return Listing([self.files[place] for place in chosen], self.labels[chosen])
+    def _each(self, files: Sequence[str], problems: list[UsageError]) -> Iterator[tuple[int, tuple[NDArray[np.uint8], bool]]]:
+        """Place and decoded pixels of each readable image; what is wrong with the others is added to `problems`."""
+        for place, file in enumerate(files):
+            try:
+                decoded = decode_image(file, size=self.size, grey=self.grey, where=file, ground=self.ground)
+            except UsageError as error:
+                problems.append(error)
+                continue
+            yield place, decoded
 
 
-def _listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
-    """The class names, sorted, and the image files below them; labels are positions in `names`, if it is given."""
-    found = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    names = found if names is None else names
-    if len(names) < 2:
-        raise UsageError(f"{folder} must have at least two folders, one per class, it has {len(names)}")
-    if strange := [name for name in found if name not in names]:
-        raise UsageError(f"{folder} has a class folder '{strange[0]}' that the training images lack; rename or remove it")
-    files: list[str] = []
-    labels: list[int] = []
-    for name in found:
-        below = sorted(_images(folder / name))
-        if not below:
-            raise UsageError(f"class folder {folder / name} has no image ({', '.join(SUFFIXES)}); fill or remove it")
-        files += below
-        labels += [names.index(name)] * len(below)
-    return names, Listing(files, np.array(labels, dtype=np.int64))
+def name_problems(problems: Sequence[UsageError]) -> UsageError:
+    """One error for the problems of several images."""
+    if len(problems) == 1:
+        return problems[0]
+    return UsageError(name_all([str(problem) for problem in problems], one="", many="images cannot be used"))
 
 
-def _images(folder: Path) -> list[str]:
-    return [
-        os.path.join(where, file)  # noqa: PTH118 - sixty thousand Path objects take seconds
-        for where, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    ]
-
-
-def _version(file: str) -> tuple[int, int]:
-    status = os.stat(file)  # noqa: PTH116
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_cached(folder: Path) -> NDArray[np.uint8]:
-    """The images that `_write_cached` wrote.
-
-    Raises:
-        OSError: there is no cache.
-        ValueError: it is damaged.
-    """
-    facts = json.loads(read_checked(folder / "meta.json"))
-    images: NDArray[np.uint8] = np.load(folder / "images.npy", allow_pickle=False)
-    if list(images.shape) != facts["shape"] or images.dtype != np.uint8 or _hash(images) != facts["hash"]:
-        raise Damaged(f"{folder / 'images.npy'} does not match its checksum")
-    return images
-
-
-def _write_cached(folder: Path, images: NDArray[np.uint8]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".images.{os.getpid()}.{secrets.token_hex(4)}.part"
-    try:
-        with beside.open("wb") as file:
-            np.save(file, images)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(folder / "images.npy")
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    fsync_folder(folder)
-    facts: dict[str, Any] = {"shape": list(images.shape), "hash": _hash(images)}
-    write_checked(folder / "meta.json", json.dumps(facts).encode())
-
-
-def _hash(images: NDArray[np.uint8]) -> str:
-    return bytes_hash(np.ascontiguousarray(images).data.cast("B"))
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[-1]}x{shape[-2]}"

@@ -5,9 +5,12 @@ OOPSLA 2014) on 64-bit words.
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stillhouse.durable import bytes_hash
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -52,3 +55,8 @@ def reading_order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
 def permutation(key: int, length: int) -> NDArray[np.int64]:
     """A permutation of 0..length-1, the same for the same key."""
     return np.argsort(hash_counters(key, np.arange(length)), kind="stable")
+
+
+def array_hash(array: NDArray[Any]) -> str:
+    """The hash of an array's bytes in C order."""
+    return bytes_hash(np.ascontiguousarray(array).data.cast("B"))

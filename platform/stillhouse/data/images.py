@@ -64,6 +64,7 @@ class ImageData:
         fingerprint: hash of the training and validation splits' content; needs no test data.
         mean: of each channel over the training split, with pixels in [0, 1].
         std: likewise, the standard deviation.
+        notes: what a user should know of the data, as sentences; reading the test split may add some.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
     """
 
@@ -79,6 +80,7 @@ class ImageData:
     read_test: Callable[[], Arrays | Split] = field(repr=False)
     task: str | None = None
     folder: str | None = None
+    notes: list[str] = field(default_factory=list)
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)
     _scales: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
@@ -145,9 +147,7 @@ class ImageData:
                 raise UsageError(f"the test split of {facts['name']} was left out of these arrays; pass read_test")
             if pack is None:
                 return split_of((arrays[f"{name}_images"], arrays[f"{name}_labels"]))
-            wanted = facts["pack"]
-            rows = arrays[f"{name}_rows"]
-            images = PackedImages(pack, "test" if name == "test" else "train", rows, size=wanted["size"], grey=wanted["grey"])
+            images = PackedImages.of_facts(facts["pack"], pack, name, arrays[f"{name}_rows"])
             return Split.of_pack(images, _tensor_over(arrays[f"{name}_labels"]))
 
         channels, height, width = facts["input_shape"]

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stillhouse.data.decode import probe_image
-from stillhouse.data.folders import ImageFolder, Listing
-from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, read_manifest
+from stillhouse.data.decode import ImageTraits, probe_image, scan_image
+from stillhouse.data.folders import name_problems
+from stillhouse.data.listing import SPLITS, Listing, list_folder
+from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, PackTraits, read_manifest
 from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked
-from stillhouse.errors import DiskFullError, UsageError, is_disk_full
+from stillhouse.errors import DiskFullError, UsageError, is_disk_full, printable
 
 SHARD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What packing did."""
+    """What packing did; `notes` are sentences about what was left out."""
 
     root: Path
     num_classes: int
@@ -31,6 +32,7 @@ class Packed:
     num_bytes: int
     shards: int
     written: int
+    notes: tuple[str, ...] = ()
 
 
 def pack_folder(
@@ -59,34 +61,42 @@ def pack_folder(
     folder, to = folder.expanduser().resolve(), to.expanduser().resolve()
     if to == folder or folder in to.parents:
         raise UsageError(f"--to must be outside of the images' folder {folder}, got {to}; name another folder")
-    names, *listings = ImageFolder(root=folder, test_share=test_share).listings()
-    splits = dict(zip(("train", "test"), listings, strict=True))
+    found = list_folder(folder, test_share)
+    splits = found.splits
     sizes = {split: [os.stat(file) for file in listing.files] for split, listing in splits.items()}  # noqa: PTH116
     source = _source_hash(folder, splits, sizes)
-    earlier = _complete_shards(to, source, folder)
+    earlier = _complete_shards(to, source, folder, splits)
     total, done, written = sum(map(len, sizes.values())), 0, 0
     shards: list[PackShard] = []
-    dimensions: set[tuple[int, int]] = set()
+    images: list[ImageTraits] = []
+    problems: list[UsageError] = []
     with _disk_errors(to), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for split, listing in splits.items():
             for first, last in _stretches([status.st_size for status in sizes[split]], shard_bytes):
-                shard, found = earlier.pop((split, first), None) or (None, set())
+                shard, traits = earlier.pop((split, first), None) or (None, [])
                 if shard is None or shard.rows != last - first:
                     part = Listing(listing.files[first:last], listing.labels[first:last])
-                    shard, found = _write_shard(to, split, first, part, folder, source, pool)
+                    encoded, traits = _read_images(part.files, pool, problems)
+                    # After the first image that cannot be used, the others are only checked.
+                    if problems:
+                        continue
+                    shard = _write_shard(to, split, first, part, folder, source, encoded, traits)
                     written += 1
                 shards.append(shard)
-                dimensions |= found
+                images += traits
                 done += last - first
                 progress(done, total)
-        _write_manifest(to, source, names, shards, dimensions)
+        if problems:
+            raise name_problems(problems)
+        _write_manifest(to, source, found.class_names, shards, images)
     return Packed(
         root=to,
-        num_classes=len(names),
+        num_classes=len(found.class_names),
         images={split: len(listing.files) for split, listing in splits.items()},
         num_bytes=sum(shard.num_bytes for shard in shards),
         shards=len(shards),
         written=written,
+        notes=found.notes,
     )
 
 
@@ -102,14 +112,16 @@ def _source_hash(folder: Path, splits: Mapping[str, Listing], sizes: Mapping[str
 
 
 def _write_manifest(
-    to: Path, source: str, names: Sequence[str], shards: Sequence[PackShard], dimensions: set[tuple[int, int]]
+    to: Path, source: str, names: Sequence[str], shards: Sequence[PackShard], images: Sequence[ImageTraits]
 ) -> None:
     """Writes the manifest, which makes the pack complete, and removes other shards."""
+    dimensions = {(image.width, image.height) for image in images}
     manifest = {
         "version": PACK_VERSION,
         "source": source,
         "class_names": list(names),
         "dimensions": list(next(iter(dimensions))) if len(dimensions) == 1 else None,
+        "traits": vars(PackTraits.of(images)),
         "shards": [vars(shard) for shard in shards],
     }
     content = [[shard.split, shard.rows, shard.checksum] for shard in shards]
@@ -120,37 +132,47 @@ def _write_manifest(
             path.unlink()
 
 
-_Shards = dict[tuple[str, int], tuple[PackShard, set[tuple[int, int]]]]
+_Shards = dict[tuple[str, int], tuple[PackShard, list[ImageTraits]]]
 
 
-def _complete_shards(to: Path, source: str, folder: Path) -> _Shards:
+def _complete_shards(to: Path, source: str, folder: Path, splits: Mapping[str, Listing]) -> _Shards:
     """The complete shards of the same images in `to`, by split and first row.
 
     Raises:
         UsageError: `to` has a pack of other images.
     """
+    other = f"{to} has a pack of other images than {folder}; name another folder with --to, or remove that pack"
+    complete = False
     with suppress(FileNotFoundError, Damaged):
         if read_manifest(to)["source"] != source:
-            raise UsageError(
-                f"{to} has a pack of other images than {folder}; name another folder with --to, or remove that pack"
-            )
+            raise UsageError(other)
+        complete = True
     found: _Shards = {}
     for path in sorted(to.glob("*.arrow")):
         try:
-            shard, sizes = _read_shard(path, source)
+            shard, traits = _read_shard(path, source)
         except Damaged:
             continue
-        found[shard.split, shard.first] = shard, sizes
+        if _has_content(path, splits[shard.split].files[shard.first : shard.first + shard.rows]):
+            found[shard.split, shard.first] = shard, traits
+        elif complete:
+            raise UsageError(other)
     return found
 
 
-def _read_shard(path: Path, source: str) -> tuple[PackShard, set[tuple[int, int]]]:
-    """The shard in a file of an earlier attempt, and the sizes of its images.
+def _has_content(path: Path, files: Sequence[str]) -> bool:
+    """Whether the shard's images are the bytes of `files`; the source's hash knows only their size and time."""
+    mapped = MappedShard(path)
+    return len(files) == len(mapped.labels) and all(_read_file(file) == mapped.image(place) for place, file in enumerate(files))
+
+
+def _read_shard(path: Path, source: str) -> tuple[PackShard, list[ImageTraits]]:
+    """The shard in a file of an earlier attempt, and the traits of its images.
 
     Raises:
         Damaged: the file is not a complete shard of these images.
     """
-    name = re.fullmatch(r"(train|test)-(\d{9,})-([0-9a-f]+)\.arrow", path.name)
+    name = re.fullmatch(rf"({'|'.join(SPLITS)})-(\d{{9,}})-([0-9a-f]+)\.arrow", path.name)
     if name is None:
         raise Damaged(f"{path} does not have the name of a shard")
     with path.open("rb") as file:
@@ -158,34 +180,56 @@ def _read_shard(path: Path, source: str) -> tuple[PackShard, set[tuple[int, int]
     if bytes_hash(payload) != name[3]:
         raise Damaged(f"{path} does not match its checksum")
     mapped = MappedShard(path, source)
-    sizes = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"dimensions"]
+    # The metadata of a shard of an earlier release has the dimensions before images were turned upright.
+    traits = [scan_image(mapped.image(place), where=mapped.name(place)) for place in range(len(mapped.labels))]
     shard = PackShard(path.name, name[1], int(name[2]), len(mapped.labels), len(payload), name[3], mapped.index_hash())
-    return shard, {(width, height) for width, height in json.loads(sizes)}
+    return shard, traits
+
+
+def _read_images(
+    files: Sequence[str], pool: ThreadPoolExecutor, problems: list[UsageError]
+) -> tuple[list[bytes], list[ImageTraits]]:
+    """Bytes and traits of the files that can be used; what is wrong with the others is added to `problems`."""
+
+    def read(file: str) -> tuple[bytes, ImageTraits] | UsageError:
+        try:
+            content = _read_file(file)
+            return content, probe_image(content, where=file)
+        except UsageError as error:
+            return error
+
+    found = list(pool.map(read, files))
+    problems += [each for each in found if isinstance(each, UsageError)]
+    usable = [each for each in found if not isinstance(each, UsageError)]
+    return [content for content, _ in usable], [traits for _, traits in usable]
+
+
+def _read_file(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror}); repair or remove it") from error
 
 
 def _write_shard(
-    to: Path, split: str, first: int, listing: Listing, folder: Path, source: str, pool: ThreadPoolExecutor
-) -> tuple[PackShard, set[tuple[int, int]]]:
-    names = [file.removeprefix(f"{folder}{os.sep}") for file in listing.files]
-
-    def read(file: str) -> tuple[bytes, tuple[int, int]]:
-        try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise UsageError(f"{file} cannot be read ({error.strerror}); repair or remove it") from error
-        return content, probe_image(content, where=file)
-
-    read_all = list(pool.map(read, listing.files))
-    images = [content for content, _ in read_all]
+    to: Path,
+    split: str,
+    first: int,
+    listing: Listing,
+    folder: Path,
+    source: str,
+    images: Sequence[bytes],
+    traits: Sequence[ImageTraits],
+) -> PackShard:
     # Two sizes are enough to know that the images differ.
-    sizes = set(sorted({size for _, size in read_all})[:2])
+    sizes = sorted({(image.width, image.height) for image in traits})[:2]
     columns = {
         "image": pa.array(images, pa.binary()),
         "label": pa.array(listing.labels, pa.int64()),
         "crc": pa.array([zlib.crc32(image) for image in images], pa.uint32()),
-        "file": pa.array(names, pa.string()),
+        "file": pa.array([printable(file.removeprefix(f"{folder}{os.sep}")) for file in listing.files], pa.string()),
     }
-    batch = pa.record_batch(columns).replace_schema_metadata({SOURCE: source, b"dimensions": json.dumps(sorted(sizes))})
+    batch = pa.record_batch(columns).replace_schema_metadata({SOURCE: source, b"dimensions": json.dumps(sizes)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -194,7 +238,7 @@ def _write_shard(
     path = to / f"{split}-{first:09d}-{checksum}.arrow"
     write_atomic(path, payload)
     index = MappedShard(path).index_hash()
-    return PackShard(path.name, split, first, len(images), len(payload), checksum, index), sizes
+    return PackShard(path.name, split, first, len(images), len(payload), checksum, index)
 
 
 def _stretches(sizes: Sequence[int], shard_bytes: int) -> Iterator[tuple[int, int]]:

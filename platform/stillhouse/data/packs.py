@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.data.decode import decode_image
+from stillhouse.data.decode import WHITE, Ground, ImageTraits, decode_image, scan_image
+from stillhouse.data.listing import SPLITS, TRAIN, VALIDATION
 from stillhouse.durable import Damaged, bytes_hash, read_checked
 from stillhouse.errors import UsageError
 
@@ -36,6 +37,24 @@ _BATCHES_AHEAD = 3
 _CHUNK = 8
 SOURCE = b"source"
 """The key in a shard's metadata under which the hash of its source files is stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackTraits:
+    """In how many images of a pack the ground is visible, and how many are turned upright."""
+
+    transparent: int
+    rotated: int
+
+    @classmethod
+    def of(cls, images: Iterable[ImageTraits]) -> "PackTraits":
+        found = list(images)
+        return cls(transparent=sum(image.transparent for image in found), rotated=sum(image.rotated for image in found))
+
+    def decoding(self, ground: Ground) -> dict[str, Any]:
+        """What determines the pixels besides bytes and libraries; nothing for images that are upright and opaque."""
+        turned = {"orientation": "upright"} if self.rotated else {}
+        return {**turned, "ground": list(ground)} if self.transparent else turned
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,14 @@ class MappedShard:
         if source is not None and (batch.schema.metadata or {}).get(SOURCE) != source.encode():
             raise Damaged(f"{path} was packed from other images")
 
+    def image(self, place: int) -> bytes:
+        """The bytes of one image as they were in its file."""
+        return bytes(self.content[self.offsets[place] : self.offsets[place + 1]])
+
+    def name(self, place: int) -> str:
+        """The name of the file of one image, below the packed folder."""
+        return str(self.files[place].as_py())
+
     def index_hash(self) -> str:
         parts = (np.ascontiguousarray(part) for part in (self.offsets, self.labels, self.crcs))
         return bytes_hash(b"".join(part.tobytes() for part in parts))
@@ -79,6 +106,7 @@ class Pack:
     Attributes:
         key: the hash of its whole content.
         dimensions: width and height of the images; None if they differ.
+        traits: None for a pack of an earlier release, which recorded none.
 
     Raises:
         UsageError: there is no complete pack at `root`, or it is damaged.
@@ -88,7 +116,7 @@ class Pack:
         self.root = root
         try:
             manifest = read_manifest(root)
-            self._shards = {split: _open_shards(root, manifest, split) for split in ("train", "test")}
+            self._shards = {split: _open_shards(root, manifest, split) for split in SPLITS}
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"{root} has no complete pack; make or complete one with: stillhouse data pack FOLDER --to {root}"
@@ -98,9 +126,30 @@ class Pack:
         self.key: str = manifest["key"]
         self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
         self.dimensions: tuple[int, int] | None = tuple(manifest["dimensions"]) if manifest["dimensions"] else None
+        self.traits = PackTraits(**manifest["traits"]) if "traits" in manifest else None
         self._firsts = {
             split: np.cumsum([0, *(len(shard.labels) for shard in shards)]) for split, shards in self._shards.items()
         }
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the folder had a validation split of its own."""
+        return bool(self._shards[VALIDATION])
+
+    def scan(self) -> PackTraits:
+        """The traits of all images, from their headers where the format allows it.
+
+        Raises:
+            UsageError: an image is damaged.
+        """
+        rows = ((split, row) for split, firsts in self._firsts.items() for row in range(int(firsts[-1])))
+        encoded = (self.encoded(split, row) for split, row in rows)
+        return PackTraits.of(scan_image(content, where=where) for content, where in encoded)
+
+    def checksums(self, split: str) -> NDArray[np.uint32]:
+        """The CRC-32 of each image's bytes, [N], in the order of the rows."""
+        checksums: NDArray[np.uint32] = np.concatenate([shard.crcs for shard in self._shards[split]])
+        return checksums
 
     def labels(self, split: str) -> NDArray[np.int64]:
         """int64 [N], in the order of the rows."""
@@ -114,8 +163,8 @@ class Pack:
         """
         number = int(np.searchsorted(self._firsts[split], row, side="right")) - 1
         shard, place = self._shards[split][number], row - int(self._firsts[split][number])
-        content = bytes(shard.content[shard.offsets[place] : shard.offsets[place + 1]])
-        where = f"{self.root}: {shard.files[place].as_py()}"
+        content = shard.image(place)
+        where = f"{self.root}: {shard.name(place)}"
         if zlib.crc32(content) != shard.crcs[place]:
             raise UsageError(f"{where} does not match its checksum; repair it with the command that packed it")
         return content, where
@@ -134,6 +183,7 @@ class PackFacts(TypedDict):
     key: str
     size: int | None
     grey: bool
+    ground: NotRequired[Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +208,7 @@ class PackedImages:
     Args:
         rows: int64 [N], the pack's rows in the order of the split.
         size: height and width to which images are cropped and resized; None if all images of the pack have one size.
+        ground: the colour on which transparent images are laid.
         device: where decoded pixels are put.
     """
 
@@ -171,6 +222,7 @@ class PackedImages:
         *,
         size: int | None,
         grey: bool,
+        ground: Ground = WHITE,
         device: str | torch.device = "cpu",
     ) -> None:
         if size is None and pack.dimensions is None:
@@ -181,6 +233,7 @@ class PackedImages:
         self.rows = rows
         self.size = size
         self.grey = grey
+        self.ground = ground
         self.device = torch.device(device)
         self.shape = torch.Size((len(rows), 1 if grey else 3, height, width))
         self.samples_decoded = 0
@@ -188,6 +241,13 @@ class PackedImages:
         self._pool: ThreadPoolExecutor | None = None
         self._coming: Iterator[Tensor] = iter(())
         self._started: deque[_Decoding] = deque()
+
+    @classmethod
+    def of_facts(cls, facts: PackFacts, pack: Pack, split: str, rows: NDArray[np.int64]) -> "PackedImages":
+        """The images of a data set's split in another process."""
+        of_train = split == VALIDATION and not pack.has_validation
+        red, green, blue = facts.get("ground", WHITE)
+        return cls(pack, TRAIN if of_train else split, rows, size=facts["size"], grey=facts["grey"], ground=(red, green, blue))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -199,7 +259,7 @@ class PackedImages:
         """The same images, decoded onto `device`."""
         if torch.device(device) == self.device:
             return self
-        return PackedImages(self.pack, self.split, self.rows, size=self.size, grey=self.grey, device=device)
+        return PackedImages(self.pack, self.split, self.rows, size=self.size, grey=self.grey, ground=self.ground, device=device)
 
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
         """The pixels of the samples `indices` [B], uint8 [B, C, H, W].
@@ -234,8 +294,18 @@ class PackedImages:
                         part.cancel()
                 self._started.clear()
 
+    def checksums(self) -> NDArray[np.uint32]:
+        """The CRC-32 of each image's bytes, [N]."""
+        return self.pack.checksums(self.split)[self.rows]
+
     def facts(self) -> PackFacts:
-        return {"root": str(self.pack.root), "key": self.pack.key, "size": self.size, "grey": self.grey}
+        return {
+            "root": str(self.pack.root),
+            "key": self.pack.key,
+            "size": self.size,
+            "grey": self.grey,
+            "ground": list(self.ground),
+        }
 
     def _expected(self, indices: Tensor) -> _Decoding | None:
         if not self._started or not torch.equal(self._started[0].indices, indices):
@@ -261,7 +331,7 @@ class PackedImages:
         def fill(start: int) -> None:
             for place in range(start, min(start + _CHUNK, len(rows))):
                 encoded, where = self.pack.encoded(self.split, int(rows[place]))
-                pixels[place] = decode_image(encoded, size=self.size, grey=self.grey, where=where)
+                pixels[place], _ = decode_image(encoded, size=self.size, grey=self.grey, where=where, ground=self.ground)
 
         self.samples_decoded += len(rows)
         return _Decoding(indices, pixels, [self._pool.submit(fill, start) for start in range(0, len(rows), _CHUNK)])

@@ -5,8 +5,9 @@ classes; fewer samples are the beginning of a fixed stratified order.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,19 @@ _DIGITS_TEST_SIZE = 360
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A data set that was found and not read yet."""
+    """A data set that was found and not read yet.
+
+    Attributes:
+        validation: of a data set with a validation split of its own; None where it is split off from the training images.
+        notes: what a user should know of the data, as sentences; readers may add some.
+    """
 
     num_classes: int
     class_names: tuple[str, ...]
     train: Reader
     test: Reader
+    validation: Reader | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def limited(labels: NDArray[Any], limit: int | None) -> NDArray[np.int64]:
@@ -129,10 +137,11 @@ def declared_task(path: str) -> str | None:
     None if there is none, or if the function cannot be imported, which is reported when the data set is read.
     """
     try:
-        task = getattr(_import(path), "task", None)
+        with _user_code(path):
+            task = getattr(_import(path), "task", None)
+            return None if task is None else str(task)
     except UsageError:
         return None
-    return None if task is None else str(task)
 
 
 def user_function(path: str, root: Path | None, options: Mapping[str, Any], targets: TargetRule = CLASS_LABELS) -> Published:
@@ -148,10 +157,31 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any], targ
         UsageError: it cannot be imported, it raises an error, or it returns something else.
     """
     function = _import(path)
-    try:
+    with _user_code(path):
         given = function(**options, **({} if root is None else {"root": root}))
-    except Exception as error:
-        raise UsageError(f"data set function {path} raised {describe_error(error)}") from error
+        facts, train, test = _parts(path, given)
+        names = tuple(str(name) for name in facts.get("class_names") or ())
+    given_classes = facts.get("num_classes")
+    if not isinstance(given_classes, int | None) or isinstance(given_classes, bool):
+        raise UsageError(f"num_classes of {path} must be a whole number, got {given_classes!r}")
+    arrays = _checked(path, "train", train, targets)
+    num_classes, class_names = targets.outputs(arrays[1], names, given_classes)
+
+    def read_test() -> Arrays:
+        with _user_code(path):
+            given = test() if callable(test) else test
+        return _checked(path, "test", given, targets)
+
+    return Published(
+        num_classes=num_classes,
+        class_names=class_names,
+        train=reader(lambda: arrays, targets),
+        test=reader(read_test, targets),
+    )
+
+
+def _parts(path: str, given: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """What a user's function returned: the mapping, empty if it is a pair, and its parts for training and for testing."""
     if isinstance(given, Mapping):
         missing = [key for key in ("train", "test") if key not in given]
         unknown = [str(key) for key in given if key not in ("train", "test", "class_names", "num_classes")]
@@ -160,23 +190,21 @@ def user_function(path: str, root: Path | None, options: Mapping[str, Any], targ
                 f"data set function {path} must return the keys train and test, and may return class_names and num_classes; "
                 f"it returned {', '.join(map(str, given)) or 'none'}"
             )
-        facts, train, test = given, given["train"], given["test"]
-    elif isinstance(given, Sequence) and len(given) == 2:
-        facts, (train, test) = {}, given
-    else:
-        raise UsageError(f"data set function {path} must return (train, test) or a mapping, it returned {type(given).__name__}")
-    given_classes = facts.get("num_classes")
-    if not isinstance(given_classes, int | None):
-        raise UsageError(f"num_classes of {path} must be a whole number, got {given_classes!r}")
-    arrays = _checked(path, "train", train, targets)
-    names = tuple(str(name) for name in facts.get("class_names", ()))
-    num_classes, class_names = targets.outputs(arrays[1], names, given_classes)
-    return Published(
-        num_classes=num_classes,
-        class_names=class_names,
-        train=reader(lambda: arrays, targets),
-        test=reader(lambda: _checked(path, "test", test() if callable(test) else test, targets), targets),
-    )
+        return given, given["train"], given["test"]
+    if isinstance(given, Sequence) and len(given) == 2:
+        return {}, given[0], given[1]
+    raise UsageError(f"data set function {path} must return (train, test) or a mapping, it returned {type(given).__name__}")
+
+
+@contextmanager
+def _user_code(path: str) -> Iterator[None]:
+    """A context in which code of the data set `path` runs; whatever it raises becomes an error with one sentence."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"data set function {path} raised {describe_error(error)}") from error
 
 
 def channels_first(images: NDArray[Any]) -> NDArray[Any]:
@@ -195,7 +223,9 @@ def _checked(path: str, split: str, given: Any, targets: TargetRule) -> Arrays:
         raise UsageError(
             f"data set function {path} must return (images, labels) for {split}, it returned {type(given).__name__}"
         )
-    images, labels = np.asarray(given[0]), np.asarray(given[1])
+    # Lists of different lengths are no array, and an array type of a library may raise when it is converted.
+    with _user_code(path):
+        images, labels = np.asarray(given[0]), np.asarray(given[1])
     if images.dtype != np.uint8:
         raise UsageError(f"{split} images of {path} must be uint8 in 0..255, got {images.dtype}; scale and round them")
     labels = targets.convert(labels, f"{split} labels of {path}")
@@ -213,11 +243,11 @@ def _import(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     try:
         imported = importlib.import_module(module)
+        found = getattr(imported, attribute, None)
     except ImportError as error:
         raise UsageError(f"data set {path} cannot be imported ({error}); put the folder of its file on PYTHONPATH") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"data set {path} cannot be imported: {describe_error(error)}; correct its file") from error
-    found = getattr(imported, attribute, None)
     if found is None:
         raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name")
     if not callable(found):

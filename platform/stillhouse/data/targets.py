@@ -57,8 +57,12 @@ class TargetRule(ABC):
         """The first result of `outputs` for a data set with this many classes; None if it depends on the targets."""
         return None
 
+    def training_problem(self, targets: NDArray[Any]) -> str | None:
+        """What is wrong with all targets for training, as words that follow "labels of ..."; None if nothing is wrong."""
+        return None
+
     def split_problem(self, rest: NDArray[Any], class_names: Sequence[str]) -> str | None:
-        """What is missing from the training targets after the validation split; None if nothing is missing."""
+        """What is missing from the training targets, also after the validation split; None if nothing is missing."""
         return None
 
 
@@ -86,7 +90,9 @@ class ClassLabels(TargetRule):
         _check_not_empty(targets, where)
         if targets.min() < 0 or targets.max() >= num_outputs:
             wrong = int(targets.min() if targets.min() < 0 else targets.max())
-            raise UsageError(f"labels of {where} must be in 0..{num_outputs - 1}, got {wrong}; correct the labels")
+            begins_at_1 = targets.min() == 1 and targets.max() == num_outputs
+            remedy = "they begin at 1, so subtract 1" if begins_at_1 else "correct the labels"
+            raise UsageError(f"labels of {where} must be in 0..{num_outputs - 1}, got {wrong}; {remedy}")
 
     def strata(self, targets: NDArray[Any]) -> NDArray[np.int64]:
         """The classes."""
@@ -94,6 +100,11 @@ class ClassLabels(TargetRule):
 
     def foreseen_outputs(self, num_classes: int | None) -> int | None:
         return num_classes
+
+    def training_problem(self, targets: NDArray[Any]) -> str | None:
+        """Labels that do not begin at 0: the class 0 would have no image."""
+        first = int(targets.min()) if len(targets) else 0
+        return f"begin at {first}, and they must begin at 0; subtract {first}" if first > 0 else None
 
     def split_problem(self, rest: NDArray[Any], class_names: Sequence[str]) -> str | None:
         left = np.bincount(rest, minlength=len(class_names))

@@ -1,7 +1,7 @@
 """The facts of a sweep as its report shows them, from the first trial on."""
 
 from stillhouse import methods
-from stillhouse.data.description import describe_data
+from stillhouse.data.description import describe_data, notes_on_test
 from stillhouse.provenance import environment_facts
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import SweepFacts
@@ -19,17 +19,18 @@ def initial_facts(context: RunContext, earlier: SweepFacts | None, command: str)
     Raises:
         UsageError: the test images are missing or damaged.
     """
-    plan = context.plan
+    plan, data = context.plan, context.data
+    later_notes = [*notes_on_test(data)]
     return SweepFacts(
         name=plan.spec.name,
         spec=spec_to_dict(plan.spec),
-        dataset=describe_data(context.data),
+        dataset=describe_data(data),
         baseline=methods.baseline(),
         metric=plan.metric,
         planned=plan.num_trials,
         teachers=earlier.teachers if earlier else [],
         objectives=plan.spec.objectives,
-        notes=[*plan.notes],
+        notes=[*plan.notes, *later_notes],
         environment=environment_facts(),
         command=command,
         started=earlier.started if earlier else now(),

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from stillhouse.durable import Damaged, canonical_json, read_checked, write_atomic, write_checked, write_json
+from stillhouse.durable import Damaged, canonical_json, json_bytes, read_checked, write_atomic, write_checked, write_json
 from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError, did_you_mean
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
@@ -218,7 +218,7 @@ class SweepHome:
             raise InfrastructureError(f"cannot remove {error.filename or self.folder}: {error.strerror}") from error
 
     def write_facts(self, facts: SweepFacts) -> None:
-        write_checked(self.folder / "facts", canonical_json(facts.model_dump(mode="json")).encode())
+        write_checked(self.folder / "facts", json_bytes(canonical_json(facts.model_dump(mode="json"))))
 
     def read_facts(self) -> SweepFacts | None:
         """The facts as last written; None when they are missing or damaged."""
@@ -233,7 +233,7 @@ class SweepHome:
 
     def write_suggestions(self, suggestions: Mapping[str, Mapping[str, Any]]) -> None:
         """Stores the suggestions of an adaptive search, so that a later run need not compute them again."""
-        write_checked(self.folder / "suggestions", canonical_json(suggestions).encode())
+        write_checked(self.folder / "suggestions", json_bytes(canonical_json(suggestions)))
 
     def read_suggestions(self) -> dict[str, dict[str, Any]]:
         """What `write_suggestions` stored; empty when it is missing or damaged, which costs time and nothing else."""

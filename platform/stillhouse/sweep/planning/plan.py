@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.data.description import training_notes
 from stillhouse.errors import Problem, SpecError
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
@@ -180,6 +181,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
         confirm_trials=count_confirm_trials(spec, ordered),
         cost=estimate_cost(spec, expected, students, teachers, data),
         notes=(
+            *training_notes(data),
             *found.notes,
             *skip_notes(found.skipped),
             *limit_notes(drawn.too_large, search),

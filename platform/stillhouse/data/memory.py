@@ -1,0 +1,49 @@
+"""The memory of this machine, and whether a data set fits into it."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stillhouse.errors import UsageError
+
+_CGROUP = Path("/sys/fs/cgroup")
+_GIB = 1 << 30
+
+
+def memory_bytes() -> int:
+    """How much memory this process can use: that of the machine, or a lower limit of its control group (containers)."""
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_limits()])
+
+
+def check_memory(shape: Sequence[int], *, what: str, copies: int = 1) -> None:
+    """Checks before an array uint8 of `shape` is made that `copies` of it fit into memory.
+
+    Args:
+        what: the images in messages.
+
+    Raises:
+        UsageError: they do not.
+    """
+    needed, room = copies * math.prod(shape), memory_bytes()
+    if needed > room:
+        num_images, channels, height, width = shape
+        raise UsageError(
+            f"{num_images:,} images of {channels}x{height}x{width} need {_gib(needed)} GiB of memory ({what}), and there are "
+            f"{_gib(room)} GiB; lower dataset.size, set dataset.options.limit, or pack the images: stillhouse data pack"
+        )
+
+
+def _limits() -> Iterator[int]:
+    """The limits of this process's control group, in either version of the kernel's interface."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (_CGROUP / name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            yield int(text)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes // _GIB:,}" if num_bytes >= 100 * _GIB else f"{num_bytes / _GIB:.1f}"
