@@ -138,10 +138,10 @@ def test_a_suggestion_is_the_nearest_word_and_then_all_of_them() -> None:
 
 
 def test_one_item_is_a_sentence_and_many_are_a_list_with_a_limit() -> None:
-    rule: dict[str, str] = {"one": "is broken; mend it", "many": "are broken; mend them"}
-    assert name_all(["a"], **rule) == "a is broken; mend it"
-    assert name_all(["a", "b"], **rule) == "2 are broken; mend them:\n  a\n  b"
-    assert name_all([str(n) for n in range(5)], **rule, limit=2) == "5 are broken; mend them:\n  0\n  1\n  and 3 more"
+    assert name_all(["a"], one="is broken", many="are broken") == "a is broken"
+    assert name_all(["a", "b"], one="is broken", many="are broken") == "2 are broken:\n  a\n  b"
+    some = [str(number) for number in range(5)]
+    assert name_all(some, one="is broken", many="are broken", limit=2) == "5 are broken:\n  0\n  1\n  and 3 more"
 
 
 def test_a_message_about_a_name_that_is_no_utf_8_can_be_printed() -> None:
