@@ -45,6 +45,18 @@ def test_hyperparameters_are_listed_as_they_were(document: dict[str, Any]) -> No
     assert {("temperature", "4.0"), ("layers", '["a", "b"]'), ("schedule", "null")} <= set(rows)
 
 
+def test_the_commands_that_continued_the_sweep_follow_the_one_that_began_it(document: dict[str, Any]) -> None:
+    document["trained"] |= {
+        "command": "stillhouse sweep a.yaml",
+        "later_commands": ["stillhouse extend a", "stillhouse retry a"],
+    }
+    rows = rows_of(render_card(document))
+    place = rows.index(("command", "stillhouse sweep a.yaml"))
+    assert rows[place + 1 : place + 3] == [("continued by", "stillhouse extend a"), ("continued by", "stillhouse retry a")]
+    del document["trained"]["later_commands"]
+    assert "continued by" not in render_card(document)
+
+
 def test_a_name_cannot_break_a_table(document: dict[str, Any]) -> None:
     document["student"] = {"name": "a|b", "model": "mine:net", "options": {"note": "x | y\n<b>"}}
     card = render_card(document)

@@ -134,7 +134,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 0}
     assert set(document["teachers"][0]) == {"name", "accuracy", "way", "samples_forwarded", "samples_reused"}
     assert set(document["pareto"][0]) == {
-        *("trial", "method", "student", "seed", "parameters", "size_bytes", "macs", "latency_ms"),
+        *("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms"),
         *("validation_accuracy", "test_accuracy"),
     }
     assert all(Path(document["report"][name]).is_file() for name in ("page", "table", "figure"))

@@ -46,4 +46,5 @@ def test_a_later_run_begins_with_the_start_and_the_teachers_of_the_first(context
     teacher = TeacherFacts(name="big", model="mlp", key="k", parameters=1, size_bytes=1, macs=1)
     earlier = first.model_copy(update={"started": "2026-01-05T10:00:00+00:00", "teachers": [teacher]})
     second = initial_facts(context, earlier, "second")
-    assert (second.started, second.teachers, second.command) == (earlier.started, [teacher], "second")
+    assert (second.started, second.teachers, second.command) == (earlier.started, [teacher], "first")
+    assert [run.command for run in second.later_runs] == ["second"]

@@ -40,7 +40,8 @@ class Student:
     Attributes:
         model: with the trial's weights, on the CPU, in evaluation mode.
         resized: whether the data set was resized; then users of the student must resize their images too.
-        command: the one that ran the sweep, without secrets.
+        command: the one that began the sweep, without secrets.
+        later_commands: those that continued it and trained something, without secrets.
     """
 
     facts: SweepFacts
@@ -49,6 +50,7 @@ class Student:
     data: ImageData
     resized: bool
     command: str = ""
+    later_commands: tuple[str, ...] = ()
 
     @property
     def teachers(self) -> list[TeacherFacts]:
@@ -168,6 +170,7 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
             "finished": record.finished,
             **{key: record.code.get(key) for key in ("version", "commit")},
             "command": student.command,
+            "later_commands": list(student.later_commands),
         },
         "agreement": dict(agreements),
         "latency_ms": dict(latency),

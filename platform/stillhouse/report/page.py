@@ -51,9 +51,10 @@ def write_report(
     """
     data = ReportData.of(facts, records, budgets, addresses)
     still = tradeoff_png(data.tradeoff)
+    later = [run.command for run in facts.later_runs]
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
     best = [answer.to_json() for answer in data.answers]
-    return write_files(folder, data.table, about, still, render_page(data, still), best)
+    return write_files(folder, data.table, about | {"later_commands": later}, still, render_page(data, still), best)
 
 
 def render_page(data: ReportData, still: bytes) -> str:

@@ -6,15 +6,17 @@ from urllib.parse import urlsplit
 
 from stillhouse.report.formatting import (
     duration,
+    moment,
     value_text,
 )
-from stillhouse.spec.records import SweepFacts
+from stillhouse.spec.records import RunFacts, SweepFacts
 from stillhouse.spec.secret_masking import mask_data, mask_text
 
 
 def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
     """Terms and their values, without secrets."""
     rows = [("Command", facts.command or "n/a"), ("Started", facts.started or "n/a"), ("Duration", duration(facts.seconds))]
+    rows += [(f"Continued {moment(run.started)}", _continued(run)) for run in facts.later_runs]
     rows += [(f"Data: {name}", _flat(value)) for name, value in mask_data(facts.dataset).items()]
     rows += [(name, _flat(value)) for name, value in mask_data(facts.environment).items()]
     rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
@@ -22,6 +24,12 @@ def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
     if any(facts.tracking.values()):
         rows.append(("Open tracking", "stillhouse ui"))
     return [(name, mask_text(text)) for name, text in rows]
+
+
+def _continued(run: RunFacts) -> str:
+    """A later run: its command, its time, and what had changed in its environment."""
+    changed = f"; with {_flat(mask_data(run.environment))}" if run.environment else ""
+    return f"{run.command or 'called from Python'} ({duration(run.seconds)}){changed}"
 
 
 def tracked(facts: SweepFacts, addresses: Mapping[str, str]) -> str:

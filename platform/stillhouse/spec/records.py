@@ -157,6 +157,20 @@ class TeacherFacts(_Record):
         return known.get(column)
 
 
+class RunFacts(_Record):
+    """One run of a sweep that trained something after the first run.
+
+    Attributes:
+        command: how the run was called; empty for a call from Python.
+        environment: the entries of the sweep's environment that were different.
+    """
+
+    command: str = ""
+    started: str = ""
+    seconds: float = 0.0
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
 class SweepFacts(_Record):
     """What is recorded about the sweep as a whole.
 
@@ -167,7 +181,10 @@ class SweepFacts(_Record):
         metric: of the task; accuracy in facts of the first release, which name none.
         notes: sentences for the reader: pairs skipped and why, warnings.
         tracking: `uri`, `experiment`, `run_id`.
-        environment: versions, hardware, commit.
+        environment: versions, hardware, commit of the first run.
+        command: how the first run was called; of sweeps of the first release, the latest run.
+        later_runs: the runs after it that trained something. A run that found nothing to do is not recorded.
+        seconds: of all these runs.
         open_fills: length in bytes of the log of fills when a run began that did not end properly; later lines of the log are
             not yet counted in `teachers`.
     """
@@ -187,6 +204,7 @@ class SweepFacts(_Record):
     seconds: float = 0.0
     open_fills: int | None = None
     metric: Metric = ACCURACY
+    later_runs: list[RunFacts] = Field(default_factory=list)
 
     @property
     def dataset_label(self) -> str:

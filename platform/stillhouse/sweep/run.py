@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
-from stillhouse.sweep.facts import initial_facts
+from stillhouse.sweep.facts import inherited_teachers, initial_facts, with_seconds
 from stillhouse.sweep.failures import interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes
@@ -56,7 +56,10 @@ def run_sweep(
     reused = frozenset(records)
     earlier = sweep_home.read_facts()
     accounts = TeacherAccounts(sweep_home, earlier)
-    facts = initial_facts(context, earlier, command)
+    budget = _budget(context, records, started)
+    missing = any(queue_of().has_next() for queue_of in _queues(phases, records, budget))
+    inherited = inherited_teachers(origin.read_facts(), records.values()) if origin else []
+    facts = initial_facts(context, earlier, command, works=missing, teachers=inherited)
     tracker = Tracker(
         context.spec.tracking.uri, home=sweep_home.home, experiment=context.spec.tracking.experiment or context.spec.name
     )
@@ -64,19 +67,16 @@ def run_sweep(
         facts = _with_tracking(facts, tracker)
         for record in records.values():
             tracker.log_trial(record)
-        budget = _budget(context, records, started)
         publish = partial(_publish_teachers, sweep_home, tracker, accounts, facts, records)
-        ready = _run_missing(context, phases, records, budget, tracker, publish)
+        # Where the facts of an earlier run are lost, the teachers are loaded to know them again.
+        needed = missing or not _knows_teachers(facts, records.values())
+        ready = _run_missing(context, phases, records, budget, tracker, publish) if needed else {}
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
         outcome = _outcome(phases, records, reused, teachers, accounts)
-        facts = facts.model_copy(
-            update={
-                "teachers": [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers],
-                "notes": [*facts.notes, *_closing_notes(context, phases, records, budget, teachers, outcome)],
-                "tracking": {**facts.tracking, "run_id": tracker.run_id},
-                "seconds": facts.seconds + time.perf_counter() - started,
-            }
-        )
+        notes = _closing_notes(context, phases, records, budget, teachers, outcome)
+        facts = _closing_facts(facts, accounts, teachers, outcome, notes, tracker)
+        if missing or earlier is None:
+            facts = with_seconds(facts, time.perf_counter() - started)
         files = _write_outcome(context, facts, outcome.records, tracker)
     finally:
         tracker.close()
@@ -151,27 +151,22 @@ def _run_missing(
     tracker: Tracker,
     on_teachers: Callable[[Sequence[TeacherFacts]], None],
 ) -> Mapping[str, ReadyTeacher]:
-    """Runs the trials that `records` lacks and adds their records. Returns the teachers it started: none if none was missing.
+    """Runs the trials that `records` lacks and adds their records. Returns the teachers that it started.
 
     Args:
         budget: consulted before each trial starts.
         on_teachers: called with the teachers' facts when they are ready, before the first trial.
     """
     plan = context.plan
-    queues: tuple[Callable[[], TrialQueue], ...] = (
-        lambda: phases.search(records, budget),
-        # Its trials depend on what the search found.
-        lambda: phases.confirm(records, budget),
-    )
-    if not any(queue_of().has_next() for queue_of in queues):
-        return {}
+    queues = _queues(phases, records, budget)
     with context.connect() as cluster:
         cluster.share(context.data)
         ready = start_teachers(cluster, context)
         environment = _trial_environment(cluster, context, ready)
         on_teachers([teacher.facts for teacher in ready.values()])
-        # Only now: latency is measured on a quiet machine.
-        start_filling(ready.values(), context)
+        if any(queue_of().has_next() for queue_of in queues):
+            # Only now: latency is measured on a quiet machine.
+            start_filling(ready.values(), context)
         noted = time.monotonic()
 
         def add(record: TrialRecord) -> None:
@@ -189,6 +184,19 @@ def _run_missing(
                 break
         _store_suggestions(plan, context.sweep_home)
     return ready
+
+
+def _queues(
+    phases: Phases, records: Mapping[str, TrialRecord], budget: BudgetTracker
+) -> tuple[Callable[[], TrialQueue], Callable[[], TrialQueue]]:
+    """A new queue of each phase. The trials of the second depend on what the first found."""
+    return lambda: phases.search(records, budget), lambda: phases.confirm(records, budget)
+
+
+def _knows_teachers(facts: SweepFacts, records: Iterable[TrialRecord]) -> bool:
+    """Whether the facts have every teacher that taught a trial."""
+    known = {teacher.name for teacher in facts.teachers}
+    return all(known.issuperset(record.trial.teachers) for record in records)
 
 
 def _trial_environment(cluster: Cluster, context: RunContext, teachers: Mapping[str, ReadyTeacher]) -> TrialEnvironment:
@@ -257,6 +265,20 @@ def _outcome(
     new = [record for record in ledger if record.trial.key not in reused]
     uses = {teacher.name: accounts.use_in_run(teacher, new) for teacher in teachers}
     return _Outcome(records=ledger, planned=len(wanted), reused=len(ledger) - len(new), uses=uses)
+
+
+def _closing_facts(
+    facts: SweepFacts,
+    accounts: TeacherAccounts,
+    teachers: Sequence[TeacherFacts],
+    outcome: _Outcome,
+    notes: Sequence[str],
+    tracker: Tracker,
+) -> SweepFacts:
+    """The facts with what the run did."""
+    totals = [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers]
+    tracking = {**facts.tracking, "run_id": tracker.run_id}
+    return facts.model_copy(update={"teachers": totals, "notes": [*facts.notes, *notes], "tracking": tracking})
 
 
 def _closing_notes(

@@ -161,6 +161,7 @@ def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
             "planned": facts.planned,
             "objectives": ", ".join(f"{name}: {goal}" for name, goal in facts.objectives.items()) or None,
             "command": facts.command or None,
+            "later_commands": "\n".join(run.command for run in facts.later_runs if run.command) or None,
             "mlflow.source.name": "stillhouse",
             "mlflow.source.git.commit": facts.environment.get("commit"),
         }

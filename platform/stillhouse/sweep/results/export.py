@@ -53,6 +53,7 @@ def export_trial(
         data=data,
         resized=spec.dataset.size is not None,
         command=mask_text(results.facts.command),
+        later_commands=tuple(mask_text(run.command) for run in results.facts.later_runs if run.command),
     )
     document = export_student(student, folder, tell=tell)
     if wanted is None:
