@@ -1,6 +1,6 @@
 """Calls of a teacher on generated images: forward pass and vector-Jacobian product, served by the actor against local.
 
-    python benchmarks/bench_served.py [--rows 256] [--rounds 7]
+    python benchmarks/bench_served.py [--rows 256] [--rounds 7] [--gpu] [--teacher-gpu 0.5]
 
 One thread each for the caller and for the shared actor. The two variants alternate; the results are medians. `both` is a
 forward pass that is then differentiated, as a generator needs; `forward` is one that is not. The bare call is the time that
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher
+from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.registry import build_model
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.model_server import ModelServer
@@ -37,7 +38,7 @@ class Server:
     def __init__(self, model: str, shape: tuple[int, int, int], classes: int, merged_rows: int) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        network = build_model(model, num_classes=classes, input_shape=shape)
+        network = build_model(model, num_classes=classes, input_shape=shape).to(own_device())
         self._server = ModelServer(network, lock=FairLock(), merged_rows=merged_rows)
 
     def call(self, *arguments: Any) -> Any:
@@ -73,16 +74,21 @@ def forward(teacher: CallableTeacher, pixels: Tensor) -> None:
 def seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def measure(model: str, shape: tuple[int, int, int], classes: int, *, rows: int, rounds: int) -> dict[str, Any]:
-    handle = ray.remote(Server).options(num_cpus=1, max_concurrency=8).remote(model, shape, classes, 0)
+def measure(
+    model: str, shape: tuple[int, int, int], classes: int, *, rows: int, rounds: int, device: str, teacher_gpu: float
+) -> dict[str, Any]:
+    options = {"num_cpus": 1, "num_gpus": teacher_gpu, "max_concurrency": 8}
+    handle = ray.remote(Server).options(**options).remote(model, shape, classes, 0)
     torch.manual_seed(0)
-    local = InlineTeacher(build_model(model, num_classes=classes, input_shape=shape))
+    local = InlineTeacher(build_model(model, num_classes=classes, input_shape=shape).to(device))
     served = ServedTeacher(ActorModel(Link(handle)))  # type: ignore[arg-type]
-    pixels = torch.randn(rows, *shape).requires_grad_()
-    array = pixels.detach().numpy()
+    pixels = torch.randn(rows, *shape).to(device).requires_grad_()
+    array = pixels.detach().cpu().numpy()
     works: dict[str, Callable[[], Any]] = {
         "local_both": lambda: both(local, pixels),
         "served_both": lambda: both(served, pixels),
@@ -108,13 +114,14 @@ def measure(model: str, shape: tuple[int, int, int], classes: int, *, rows: int,
     }
 
 
-def merging(model: str, shape: tuple[int, int, int], classes: int, *, callers: int, rows: int, rounds: int) -> dict[str, Any]:
+def merging(
+    model: str, shape: tuple[int, int, int], classes: int, *, callers: int, rows: int, rounds: int, teacher_gpu: float
+) -> dict[str, Any]:
     """Calls of several trials at once, merged and each alone: seconds until all have their answers."""
     array = ray.put(torch.randn(rows, *shape).numpy())
-    handles = {
-        limit: ray.remote(Server).options(num_cpus=0, max_concurrency=callers + 1).remote(model, shape, classes, limit)
-        for limit in (0, 1024)
-    }
+    # Both servers share the GPU.
+    options = {"num_cpus": 0, "num_gpus": teacher_gpu / 2, "max_concurrency": callers + 1}
+    handles = {limit: ray.remote(Server).options(**options).remote(model, shape, classes, limit) for limit in (0, 1024)}
 
     def together(limit: int) -> None:
         ray.get([handles[limit].call.remote(f"{number}", array, (), None) for number in range(callers)])
@@ -143,12 +150,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="+", default=[name for name, *_ in MODELS])
+    parser.add_argument("--gpu", action="store_true", help="the caller and its local teacher compute on the first GPU")
+    parser.add_argument("--teacher-gpu", type=float, default=0.0, help="share of one GPU for the shared actor")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    device, teacher_gpu = "cuda" if arguments.gpu else "cpu", arguments.teacher_gpu
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, address="local")
     chosen = [each for each in MODELS if each[0] in arguments.models]
-    results = [measure(*each, rows=arguments.rows, rounds=arguments.rounds) for each in chosen]
-    merged = [merging(*each, callers=8, rows=rows, rounds=arguments.rounds) for each in chosen[:2] for rows in (16, 64)]
+    sizes: dict[str, Any] = {"rounds": arguments.rounds, "teacher_gpu": teacher_gpu}
+    results = [measure(*each, rows=arguments.rows, device=device, **sizes) for each in chosen]
+    merged = [merging(*each, callers=8, rows=rows, **sizes) for each in chosen[:2] for rows in (16, 64)]
     ray.shutdown()
     heads = ("model", "local", "served", "ratio", "forward", "served", "ratio", "bare call")
     print("".join(f"{head:>11}" for head in heads), f"  (ms, batches of {arguments.rows})")
@@ -160,7 +171,8 @@ def main() -> None:
             f"{each['model']:10} {each['callers']} callers of {each['rows']} rows: alone {each['alone_ms']:.1f} ms, "
             f"merged {each['merged_ms']:.1f} ms, gain {each['gain']:.2f}"
         )
-    print(json.dumps({"benchmark": "served", "threads": 1, "results": results, "merging": merged}))
+    facts = {"benchmark": "served", "threads": 1, "device": device, "teacher_gpu": teacher_gpu}
+    print(json.dumps({**facts, "results": results, "merging": merged}))
 
 
 if __name__ == "__main__":

@@ -142,11 +142,25 @@ class Run:
     first_started: float
 
 
+@dataclass(frozen=True)
+class GpuShares:
+    """The GPUs, or share of one, of each trial and of the teacher."""
+
+    trial: float = 0.0
+    teacher: float = 0.0
+
+
+NO_GPU = GpuShares()
+
+
 class Bench:
     """Runs the variants of one pair in fresh homes under `folder`."""
 
-    def __init__(self, pair: Pair, root: str | None, folder: Path, trials: int, concurrent: int) -> None:
+    def __init__(
+        self, pair: Pair, root: str | None, folder: Path, trials: int, concurrent: int, shares: GpuShares = NO_GPU
+    ) -> None:
         self.pair = pair
+        self._shares = shares
         self._folder = folder
         self._concurrent = concurrent
         self._trials = trials
@@ -169,6 +183,7 @@ class Bench:
         teacher = {**pair.teacher, "train": {"epochs": 1, "batch_size": 128}}
         if self._weights:
             teacher = {**pair.teacher, "weights": self._weights}
+        teacher["resources"] = {"gpu": self._shares.teacher}
         return {
             "name": "benchmark",
             "dataset": self._dataset,
@@ -178,6 +193,7 @@ class Bench:
             "methods": {method: settings},
             "search": {"trials_per_method": trials, "max_epochs": pair.epochs},
             "training": {"batch_size": pair.batch_size},
+            "trial_resources": {"gpu": self._shares.trial},
             "max_concurrent_trials": self._concurrent,
             "knowledge": {"way": way},
         }
@@ -258,6 +274,7 @@ def main() -> None:
     parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--torchdistill", help="a Python that can import torchdistill and this environment's packages")
+    add_gpu_options(parser)
     arguments = parser.parse_args()
     pair = PAIRS[arguments.pair]
     if arguments.epochs:
@@ -269,7 +286,8 @@ def main() -> None:
         pair = replace(pair, dataset={**pair.dataset, "options": options})
     start_ray()
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
-        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent)
+        shares = GpuShares(arguments.gpu, arguments.teacher_gpu)
+        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent, shares)
         bench.prepare()
         if arguments.curve:
             answer = curve(bench, arguments.repeats, [int(number) for number in arguments.curve.split(",")], arguments.picture)
@@ -283,8 +301,19 @@ def main() -> None:
         "views": pair.views,
         "samples": bench.train_samples,
     }
-    facts |= {"concurrent": arguments.concurrent, "cpus": os.cpu_count(), "machine": platform.machine()}
+    facts |= {
+        "gpu": arguments.gpu,
+        "teacher_gpu": arguments.teacher_gpu,
+        "concurrent": arguments.concurrent,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+    }
     print(json.dumps({"benchmark": "sweep", **facts, **answer}))
+
+
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", type=float, default=0.0, help="GPUs, or share of one, of each trial")
+    parser.add_argument("--teacher-gpu", type=float, default=0.0, help="GPUs, or share of one, of the teacher")
 
 
 def start_ray() -> None:

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench_sweep import PAIRS, Bench, start_ray
+from bench_sweep import PAIRS, Bench, GpuShares, add_gpu_options, start_ray
 
 TRIALS = 12
 
@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int, default=6000, help="images in the benchmark of the filling")
+    add_gpu_options(parser)
     arguments = parser.parse_args()
+    shares = GpuShares(arguments.gpu, arguments.teacher_gpu)
     start_ray()
     small = {**PAIRS["cifar"].dataset, "options": {"limit": 1000, "limit_test": 100}}
     many = {**PAIRS["cifar"].dataset, "options": {"limit": arguments.limit, "limit_test": 100}}
@@ -36,9 +38,10 @@ def main() -> None:
     between, per_epoch, first, alone, filling, waits = [], [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
         benches = {
-            epochs: Bench(replace(short, epochs=epochs), None, Path(folder) / str(epochs), TRIALS, 1) for epochs in (1, 21)
+            epochs: Bench(replace(short, epochs=epochs), None, Path(folder) / str(epochs), TRIALS, 1, shares)
+            for epochs in (1, 21)
         }
-        pair = Bench(one_view, None, Path(folder) / "pair", 1, 1)
+        pair = Bench(one_view, None, Path(folder) / "pair", 1, 1, shares)
         pair.prepare()
         benches[1].run("student only")
         for repeat in range(arguments.repeats):

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from stillhouse import methods
 from stillhouse.distill.calls import InlineTeacher, ServedTeacher
-from stillhouse.testing import MethodTrial
+from stillhouse.testing import MethodTrial, method_trial
 from stillhouse.testing.method_trial import NUM_TRAINING, TRAINING, RemoteModel, digits, trained_teacher
 
 
@@ -40,3 +42,31 @@ def test_a_remote_teacher_gives_the_outputs_and_gradients_of_a_local_one() -> No
         results.append((logits, gradient))
     for local, remote in zip(*results, strict=True):
         assert torch.equal(local, remote)
+
+
+def test_trainer_and_teacher_are_on_the_device_of_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device `meta` stands for a GPU: tensors have a place there, but no values."""
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(method_trial, "Trainer", lambda **given: made.update(given))
+    trial = MethodTrial(methods.find("data_free_adversarial")(), device="meta")
+    trial.trainer()
+    assert made["device"] == "meta"
+    assert {weight.device.type for weight in trial.teacher_model.parameters()} == {"meta"}
+    (logits,) = made["callable_teacher"](torch.zeros(2, *digits().input_shape, device="meta"))
+    assert logits.device.type == "meta"
+    assert {weight.device.type for weight in trained_teacher("resnet8").parameters()} == {"cpu"}
+
+
+def test_knowledge_is_computed_on_the_device_of_the_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+    devices: list[torch.device] = []
+
+    def compute(_reader: Any, knowledge: Any, images: torch.Tensor, _labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        devices.append(images.device)
+        return {name: torch.zeros(len(images), 10) for name in knowledge}
+
+    monkeypatch.setattr(method_trial, "Trainer", lambda **given: made.update(given))
+    monkeypatch.setattr(method_trial, "compute_in_batches", compute)
+    MethodTrial(methods.find("kd")(), device="meta").trainer(cached_in=tmp_path)
+    made["teacher"].begin_epoch(0)
+    assert devices == [torch.device("meta")]

@@ -6,6 +6,7 @@ Where to find what:
     watched_method    the wrapper that inspects every step of a method while it trains.
     reference_cases   `ReferenceCase`: numbers of a published implementation.
     tasks             `check_task` and `TASK_CHECKS`: what every task must satisfy.
+    tolerance         how far results may differ on a device.
     steps             `make_step`: one batch, as a loss receives it.
 """
 

@@ -1,5 +1,6 @@
 """What methods are checked on: small real images, a teacher that was trained for two epochs, and a student."""
 
+import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
+from stillhouse.testing.tolerance import Tolerance, tolerance_on
 
 TRAINING = Training(batch_size=64, learning_rate=0.01)
 NUM_TRAINING, NUM_VALIDATION = 256, 64
@@ -35,9 +37,15 @@ def digits() -> ImageData:
     return load_dataset("digits", validation=NUM_VALIDATION, options={"limit": NUM_TRAINING + NUM_VALIDATION})
 
 
+def trained_teacher(model: str, device: str = "cpu") -> nn.Module:
+    """A shipped model after two epochs of training on the CPU, frozen; the same weights for all methods and devices."""
+    return _teacher_on(model, device)
+
+
 @functools.cache
-def trained_teacher(model: str) -> nn.Module:
-    """A shipped model after two epochs of training, frozen; the same one for all methods."""
+def _teacher_on(model: str, device: str) -> nn.Module:
+    if device != "cpu":
+        return copy.deepcopy(_teacher_on(model, "cpu")).to(device)
     data = digits()
     trainer = Trainer(
         new_student=functools.partial(build_student, model),
@@ -67,12 +75,24 @@ class MethodTrial:
         teacher: name of a shipped model.
         student: name of a shipped model that suits the method.
         epochs: at least one for each of the method's stages.
+        device: of student, helpers and teacher.
     """
 
     method: Method
     teacher: str = "resnet8"
     student: str = "lenet"
     epochs: int = 4
+    device: str = "cpu"
+
+    @property
+    def teacher_model(self) -> nn.Module:
+        """The trained teacher on the trial's device."""
+        return trained_teacher(self.teacher, self.device)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far results may differ on the trial's device."""
+        return tolerance_on(self.device)
 
     @property
     def teacher_architecture(self) -> Architecture:
@@ -105,13 +125,13 @@ class MethodTrial:
         knowledge = self.knowledge()
         source: KnowledgeSource | None = None
         if knowledge and cached_in is None:
-            source = InlineKnowledge(trained_teacher(self.teacher), knowledge, data.train.labels)
+            source = InlineKnowledge(self.teacher_model, knowledge, data.train.labels)
         elif knowledge and cached_in is not None:
             source = CachedKnowledge(
-                functools.partial(_sealed, KnowledgeStore(cached_in), trained_teacher(self.teacher), knowledge, views)
+                functools.partial(_sealed, KnowledgeStore(cached_in), self.teacher_model, knowledge, views, self.device)
             )
         if self.method.calls_teacher and callable_teacher is None:
-            callable_teacher = InlineTeacher(trained_teacher(self.teacher))
+            callable_teacher = InlineTeacher(self.teacher_model)
         return Trainer(
             new_student=functools.partial(build_student, self.student),
             method=self.method,
@@ -125,6 +145,7 @@ class MethodTrial:
             teacher_architecture=self.teacher_architecture,
             teacher_weights=trained_teacher(self.teacher).state_dict,
             student_name=self.student,
+            device=self.device,
         )
 
 
@@ -158,6 +179,7 @@ def _sealed(
     teacher: nn.Module,
     knowledge: Mapping[str, Knowledge],
     views: Views,
+    device: str,
     view: int,
     names: Collection[str] | None = None,
     _reading: object = None,
@@ -168,14 +190,14 @@ def _sealed(
     identities = {name: {"knowledge": kind.identity(), "view": view} for name, kind in needed.items()}
     missing = {name: knowledge[name] for name, identity in identities.items() if not store.is_sealed(identity)}
     if missing:
-        images = data.normalise(views.augment(data.train.images, torch.arange(NUM_TRAINING), view))
+        images = data.normalise(views.augment(data.train.images.to(device), torch.arange(NUM_TRAINING, device=device), view))
         with FeatureReader(teacher, layers_of(missing)) as reader:
             computed = compute_in_batches(reader, missing, images, data.train.labels)
         for name, rows in computed.items():
             if store.is_sealed(identities[name]):
                 continue  # another name has the same knowledge
             with store.writer(identities[name], rows=len(rows), shape=rows.shape[1:], dtype="float32") as writer:
-                writer.put(np.arange(len(rows)), rows.numpy())
+                writer.put(np.arange(len(rows)), rows.cpu().numpy())
                 writer.commit()
                 writer.seal()
     return {name: store.open(identity) for name, identity in identities.items()}

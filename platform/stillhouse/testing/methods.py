@@ -9,6 +9,7 @@ The test of a method adds what only that method must satisfy: its loss, compared
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -37,25 +38,30 @@ from stillhouse.testing.method_trial import (
     build_student,
     compute_in_batches,
     digits,
-    trained_teacher,
 )
+from stillhouse.testing.tolerance import Tolerance
 from stillhouse.testing.watched_method import UnlabelledMethod, WatchedMethod
 
 
-def check_method(method: Method, *, teacher: str = "resnet8", student: str = "lenet", epochs: int = 4) -> None:
+def check_method(
+    method: Method, *, teacher: str = "resnet8", student: str = "lenet", epochs: int = 4, device: str = "cpu"
+) -> None:
     """Runs every check of `CHECKS`; takes a few seconds.
+
+    What is equal bit for bit on a CPU may differ by the tolerances of `stillhouse.testing.tolerance` on another device.
 
     Args:
         method: an instance with the hyper-parameters to try.
         teacher: name of a shipped model.
         student: name of a shipped model that suits the method.
         epochs: at least one for each of the method's stages.
+        device: of student, helpers and teacher, such as `cuda`.
 
     Raises:
         AssertionError: the method fails a check. The message lists every failed check, what it requires and what was found.
             Any other exception of the method is raised as it is, with a note that names the check.
     """
-    run_checks(CHECKS, MethodTrial(method, teacher, student, epochs), type(method).__name__)
+    run_checks(CHECKS, MethodTrial(method, teacher, student, epochs, device), type(method).__name__)
 
 
 def check_card(trial: MethodTrial) -> None:
@@ -105,18 +111,20 @@ def check_a_method_for_any_task_reads_no_labels(trial: MethodTrial) -> None:
     for name, kind in trial.knowledge().items():
         assert kind.layers, f"knowledge '{name}' is not a layer's output, so not every task has it"
     plain = trial.trainer()
-    unlabelled = MethodTrial(UnlabelledMethod(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer()
+    unlabelled = dataclasses.replace(trial, method=UnlabelledMethod(inner=trial.method)).trainer()
     plain.fit()
     unlabelled.fit()
-    _assert_same(plain.student.state_dict(), unlabelled.student.state_dict(), "without step.labels and step.targets: student")
+    what = "without step.labels and step.targets: student"
+    _assert_same(plain.student.state_dict(), unlabelled.student.state_dict(), what, trial.tolerance)
 
 
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
     """Each sample has one finite row, which does not depend on the other samples of its batch, so that it can be cached."""
     knowledge, data = trial.knowledge(), digits()
-    images, labels = data.normalise(data.train.images[:128]), data.train.labels[:128]
-    shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0))
-    with FeatureReader(trained_teacher(trial.teacher), layers_of(knowledge)) as reader:
+    images = data.normalise(data.train.images[:128].to(trial.device))
+    labels = data.train.labels[:128].to(trial.device)
+    shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0)).to(trial.device)
+    with FeatureReader(trial.teacher_model, layers_of(knowledge)) as reader:
         in_order = compute_in_batches(reader, knowledge, images, labels)
         mixed = compute_in_batches(reader, knowledge, images[shuffled], labels[shuffled])
     for name, rows in in_order.items():
@@ -126,8 +134,8 @@ def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
         torch.testing.assert_close(
             mixed[name],
             rows[shuffled],
-            rtol=1e-4,
-            atol=1e-5 * size,
+            rtol=trial.tolerance.per_sample,
+            atol=0.1 * trial.tolerance.per_sample * size,
             msg=f"a sample's row of knowledge '{name}' depends on the other samples of the batch",
         )
 
@@ -135,7 +143,7 @@ def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
 def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
     """In all stages, with plain and with mixed labels, losses and gradients are finite; the step's tensors are not modified."""
     for policy in ((), ("mixup",)):
-        MethodTrial(WatchedMethod(inner=trial.method), trial.teacher, trial.student, trial.epochs).trainer(policy=policy).fit()
+        dataclasses.replace(trial, method=WatchedMethod(inner=trial.method)).trainer(policy=policy).fit()
 
 
 def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
@@ -144,18 +152,18 @@ def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial
         return
     for stage in range(len(trial.trainer().stages)):
         whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, 32), (0, 12, 32)))
-        _assert_close_gradients(whole, parted)
+        _assert_close_gradients(whole, parted, trial.tolerance.regrouped)
 
 
-def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Tensor]) -> None:
+def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Tensor], tolerance: float) -> None:
     for name, gradient in whole.items():
         assert bool(gradient.isfinite().all()), f"the gradient of '{name}' is not finite"
         size = float(gradient.abs().max())
         torch.testing.assert_close(
             parted[name],
             gradient,
-            rtol=1e-3,
-            atol=1e-4 * size + 1e-7,
+            rtol=tolerance,
+            atol=0.1 * tolerance * size + 1e-7,
             msg=f"the gradient of '{name}' differs when the batch is split into parts: the loss relates samples to each "
             "other, so needs_whole_batch must be True",
         )
@@ -163,7 +171,7 @@ def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Te
 
 def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
     """Training changes neither the teacher's weights, buffers and mode, nor does it leave gradients there."""
-    teacher = trained_teacher(trial.teacher)
+    teacher = trial.teacher_model
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     trial.trainer().fit()
     assert not any(module.training for module in teacher.modules()), (
@@ -207,7 +215,7 @@ def check_a_resumed_training_ends_with_the_same_weights(trial: MethodTrial) -> N
         train_resumed(trial.trainer, resumed)
         states = load_checkpoint(straight), load_checkpoint(resumed)
     for part in ("student", "helpers", "optimisers"):
-        _assert_same(states[0][part], states[1][part], part)
+        _assert_same(states[0][part], states[1][part], part, trial.tolerance)
 
 
 def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial) -> None:
@@ -218,7 +226,7 @@ def check_inline_and_cached_knowledge_train_the_same_student(trial: MethodTrial)
         inline, cached = trial.trainer(), trial.trainer(cached_in=Path(folder))
         inline.fit()
         cached.fit()
-    _assert_same(inline.student.state_dict(), cached.student.state_dict(), "student")
+    _assert_same(inline.student.state_dict(), cached.student.state_dict(), "student", trial.tolerance)
 
 
 def check_inline_and_served_calls_train_the_same_student(trial: MethodTrial) -> None:
@@ -226,10 +234,10 @@ def check_inline_and_served_calls_train_the_same_student(trial: MethodTrial) -> 
     if not trial.method.calls_teacher:
         return
     inline = trial.trainer()
-    served = trial.trainer(callable_teacher=ServedTeacher(RemoteModel(trained_teacher(trial.teacher))))
+    served = trial.trainer(callable_teacher=ServedTeacher(RemoteModel(trial.teacher_model)))
     inline.fit()
     served.fit()
-    _assert_same(inline.student.state_dict(), served.student.state_dict(), "student")
+    _assert_same(inline.student.state_dict(), served.student.state_dict(), "student", trial.tolerance)
 
 
 def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
@@ -242,13 +250,13 @@ def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
     other.split.labels = (other.split.labels + 1) % digits().num_classes
     one.fit()
     other.fit()
-    _assert_same(one.student.state_dict(), other.student.state_dict(), "student")
+    _assert_same(one.student.state_dict(), other.student.state_dict(), "student", trial.tolerance)
 
 
 def check_a_student_without_feature_maps_works_or_does_not_suit(trial: MethodTrial) -> None:
     """A multilayer perceptron can be trained, or the method raises `Unsuitable`."""
     with contextlib.suppress(Unsuitable):
-        MethodTrial(WatchedMethod(inner=trial.method), trial.teacher, "mlp", trial.epochs).trainer(policy=()).fit()
+        dataclasses.replace(trial, method=WatchedMethod(inner=trial.method), student="mlp").trainer(policy=()).fit()
 
 
 Check = Callable[[MethodTrial], None]
@@ -291,18 +299,18 @@ def _values_that_break(rule: HyperParameter) -> list[Any]:
     return [*outside, *(["no such choice"] if rule.choices is not None else [])]
 
 
-def _assert_same(one: Any, other: Any, where: str) -> None:
-    """Compares nested plain data and tensors bit for bit; `where` names them in the message."""
+def _assert_same(one: Any, other: Any, where: str, tolerance: Tolerance) -> None:
+    """Compares nested plain data and tensors, which may differ by `repeated`; `where` names them in the message."""
     if isinstance(one, Tensor):
-        assert torch.equal(one, other), f"{where} differs by up to {float((one - other).abs().max()):.3g}"
+        tolerance.assert_repeated(one, other, where)
     elif isinstance(one, Mapping):
         assert one.keys() == other.keys(), (
             f"{where}: these entries exist once only: {sorted(map(str, one.keys() ^ other.keys()))}"
         )
         for key in one:
-            _assert_same(one[key], other[key], f"{where}.{key}")
+            _assert_same(one[key], other[key], f"{where}.{key}", tolerance)
     elif isinstance(one, list | tuple):
         for number, (left, right) in enumerate(itertools.zip_longest(one, other)):
-            _assert_same(left, right, f"{where}.{number}")
+            _assert_same(left, right, f"{where}.{number}", tolerance)
     else:
         assert one == other, f"{where} is {other!r} instead of {one!r}"
