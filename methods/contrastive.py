@@ -12,8 +12,7 @@ The memory holds 2 M D numbers of 4 bytes (D is the width of the embeddings; 51 
 helper: stored with the trial, not part of the student. A memory larger than `memory_limit_mb` is an error. A batch of B samples
 needs 2 B (M + N) numbers more.
 
-Deviations: labels become known during the first epoch, so until then negatives may be of the sample's own class. The soft
-targets with which the paper has its best results are not included; combine this method with `kd`.
+Deviations: the soft targets with which the paper has its best results are not included; combine this method with `kd`.
 
 Verified against the numbers of RepDistiller, the authors' code, over two batches: loss, gradients, memory and Z.
 """
@@ -52,33 +51,39 @@ def draw_contrast(classes: Tensor, indices: Tensor, uniform: Tensor) -> Tensor:
     """The samples that are compared, [B, 1 + N] int64: the row's own sample, then N of other classes, equally probable.
 
     Args:
-        classes: [M] int64, the class of every sample, -1 if not yet known.
+        classes: [M] int64, the class of every sample.
         indices: [B] int64, the batch's samples. If all M samples have one class, the N are drawn from all.
         uniform: [B, N] in [0, 1).
     """
     known, order = classes.sort(stable=True)
     own = classes[indices].unsqueeze(1)
     first, end = torch.searchsorted(known, own), torch.searchsorted(known, own, right=True)
-    free = (len(classes) - (end - first)).clamp(min=1)
+    others = len(classes) - (end - first)
+    free = torch.where(others > 0, others, len(classes))
     drawn = torch.minimum((uniform * free).long(), free - 1)
     drawn = torch.where(drawn < first, drawn, drawn + end - first) % len(classes)
     return torch.cat([indices.unsqueeze(1), order[drawn]], dim=1)
 
 
 class ContrastMemory(nn.Module):
-    """Both networks' embeddings of every training sample, the classes (-1 until known), and both Z (-1 until set)."""
+    """Both networks' embeddings of every training sample, their classes, and both Z (-1 until set).
+
+    Args:
+        classes: [M] int64, the class of every training sample.
+        width: D.
+    """
 
     student: Tensor
     teacher: Tensor
     classes: Tensor
     normalisers: Tensor
 
-    def __init__(self, num_samples: int, width: int) -> None:
+    def __init__(self, classes: Tensor, width: int) -> None:
         super().__init__()
         for name in ("student", "teacher"):
             bound = 1 / math.sqrt(width / 3)  # vectors of length 1 on average
-            self.register_buffer(name, torch.empty(num_samples, width).uniform_(-bound, bound))
-        self.register_buffer("classes", torch.full((num_samples,), -1, dtype=torch.int64))
+            self.register_buffer(name, torch.empty(len(classes), width).uniform_(-bound, bound))
+        self.register_buffer("classes", classes.clone())
         self.register_buffer("normalisers", torch.full((2,), -1.0))
 
     def similarities(self, student: Tensor, teacher: Tensor, contrast: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -109,12 +114,13 @@ class Contrastive(EmbeddingMethod):
         arxiv="1910.10699",
         family="R",
         equations="equations 10 and 19; memory and negatives as in the authors' code",
-        deviations="negatives with replacement, at most as many as training samples; classes are known after the first epoch",
+        deviations="negatives with replacement, at most as many as training samples",
         suggested="contrast_weight 0.8, 16384 negatives, temperature 0.07 on CIFAR-100",
         interactions="needs many steps: after 320 steps 87.9%, without a teacher 93.1%; with temperature 0.3 92.6%, with "
         "contrast_weight 0.2 93.7% (20 epochs of 1000 cropped digits, resnet8 of width 0.25, 3 seeds); memory grows with the "
         "number of training samples",
     )
+    revision: ClassVar[int] = 2
 
     contrast_weight: float = hyperparameter(0.8, minimum=0, prior=LogUniform(0.1, 3), help="w, weight of both contrast terms")
     temperature: float = hyperparameter(0.07, above=0, prior=LogUniform(0.04, 0.5), help="T, divides the similarities")
@@ -141,12 +147,13 @@ class Contrastive(EmbeddingMethod):
                 f"memory_limit_mb is {self.memory_limit_mb}, but the memory of {setup.num_samples} samples in {self.width} "
                 f"dimensions takes {size_mb:.0f}; lower width or raise memory_limit_mb"
             )
+        classes = torch.zeros(setup.num_samples, dtype=torch.int64) if setup.labels is None else setup.labels
         student = setup.student.shape(self.layer(setup.student, whose="student"))
         teacher = setup.teacher.shape(self.layer(setup.teacher, whose="teacher"))
         return {
             "student_embedding": Helper(module=nn.Linear(math.prod(student), self.width)),
             "teacher_embedding": Helper(module=nn.Linear(math.prod(teacher), self.width)),
-            "memory": Helper(module=ContrastMemory(setup.num_samples, self.width), trainable=False),
+            "memory": Helper(module=ContrastMemory(classes, self.width), trainable=False),
         }
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -156,7 +163,6 @@ class Contrastive(EmbeddingMethod):
         memory = step.modules["memory"]
         assert isinstance(memory, ContrastMemory), "made by modules()"
         student, teacher = self.embeddings(step)
-        memory.classes[step.indices] = step.labels
         num_samples = len(memory.classes)
         uniform = step.uniform(len(step.indices), min(self.num_negatives, num_samples))
         contrast = draw_contrast(memory.classes, step.indices, uniform)

@@ -6,6 +6,10 @@ Interspeech 2017, doi 10.21437/Interspeech.2017-614; no arXiv version. K teacher
     drawn          L = T^2 CE(q_k, p_T(student)),  one k for each batch, drawn with probability w_k
     streams        each sample is trained once with each teacher's labels before the first teacher comes again
 
+The paper's two strategies are `drawn` and `streams`. In `streams`, sample i of epoch e learns from teacher (i + e + c) mod K,
+where c counts the least common multiples of K and the number of views that have passed: so a crop that comes back after all
+views has another teacher, also where K divides their number.
+
 All teachers of the sweep take part, in the order of the spec. With `kd_weight` w < 1 the labels have the weight 1 - w, as in
 `kd`.
 
@@ -49,6 +53,16 @@ def labels_of(labels: Tensor, teachers: Tensor) -> Tensor:
     return labels[teachers, torch.arange(labels.shape[1], device=labels.device)]
 
 
+def stream_teachers(indices: Tensor, epoch: int, num_views: int, num_teachers: int) -> Tensor:
+    """The teacher of each sample in an epoch, [B] int64 in 0 .. num_teachers-1, of the samples' places `indices` [B].
+
+    Any num_teachers epochs from a multiple of num_teachers on use each teacher once for each sample. Over num_teachers times
+    the least common multiple of both numbers, each view of a sample has each teacher equally often.
+    """
+    shift = epoch // math.lcm(num_views, num_teachers)
+    return (indices + epoch + shift) % num_teachers
+
+
 def label_loss(student_logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 CE(labels, softmax(student / T)), the mean over the batch; both are [B, C]."""
     return temperature**2 * F.cross_entropy(student_logits / temperature, labels)
@@ -66,10 +80,11 @@ class Ensemble(Method):
         suggested="teachers that make different errors; temperature 1, kd_weight 1",
         interactions="with one teacher it is kd with soft labels only; needs the knowledge of all K teachers, K times the cost",
     )
+    revision: ClassVar[int] = 2
     every_teacher: ClassVar[bool] = True
 
     variant: Literal["weighted_mean", "drawn", "streams"] = hyperparameter(
-        "weighted_mean", choices=_VARIANTS, prior=Choice(_VARIANTS), help="how the teachers' labels are combined"
+        "drawn", choices=_VARIANTS, prior=Choice(_VARIANTS), help="how the teachers' labels are combined"
     )
     weights: tuple[float, ...] = hyperparameter((), help="w_k, one for each teacher in the order of the spec; by default equal")
     temperature: float = hyperparameter(1.0, above=0, prior=LogUniform(1, 10), help="T, softens all outputs")
@@ -105,7 +120,7 @@ class Ensemble(Method):
     def _labels(self, step: Step, teachers: Sequence[Tensor]) -> Tensor:
         labels = soft_labels(torch.stack(list(teachers)), self.temperature)
         if self.variant == "streams":
-            return labels_of(labels, (step.indices + step.epoch) % len(labels))
+            return labels_of(labels, stream_teachers(step.indices, step.epoch, step.num_views, len(labels)))
         weights = self._weights(len(labels)).to(labels.device)
         if self.variant == "drawn":
             # The teacher whose part of [0, 1) contains the draw; the last one if rounding leaves a gap before 1.

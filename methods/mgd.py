@@ -10,8 +10,9 @@
     L = CE + weight * sum_i 2^(i - n + 1) d_p(BN(s_i), max(t'_i, m'_i)) / N        d_p and margins m as in `overhaul`
 
 The BatchNorm is the only trainable layer. The student's maps are matched before that BatchNorm. The matching is computed at the
-first step of every `refresh_epochs`-th epoch, from the costs of all batches of the previous epoch; the first one from a single
-batch. Margins are reduced like the maps, except for absolute max pooling, which takes their mean, as in the authors' code.
+first step of every `refresh_epochs`-th epoch, from the costs of all batches of the previous epoch. In the first epoch, it is
+computed after 1, 2, 4, 8, ... batches, from all batches so far. Margins are reduced like the maps, except for absolute max
+pooling, which takes their mean, as in the authors' code.
 
 Deviations: costs are collected during training instead of in separate passes, and are not rounded to integers. If the number of
 the teacher's channels is not a multiple of the student's, the authors drop the last ones; here the assignment leaves out the
@@ -88,32 +89,58 @@ def reduce_channels(maps: Tensor, matching: Tensor, reducer: str, draws: Tensor 
 
 
 class Matching(nn.Module):
-    """The BatchNorm of one student map and the matching of its channels, which is stored in checkpoints."""
+    """The BatchNorm of one student map and the matching of its channels, which is stored in checkpoints.
+
+    Attributes:
+        matching: [groups, Ks] int64, as from `match_channels`.
+        cost: [Ks, Kt], the sum of the costs of the batches since the last matching that count for the next.
+        first_cost: [Ks, Kt], the same for the batches of the first epoch.
+        batches: number of batches in the first epoch.
+        first: the first epoch; -1 before it.
+        refreshed: the epoch in which the matching was computed last.
+    """
 
     matching: Tensor
     cost: Tensor
+    first_cost: Tensor
+    batches: Tensor
+    first: Tensor
     refreshed: Tensor
 
     def __init__(self, num_student: int, num_teacher: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(num_student)
         self.register_buffer("matching", torch.zeros(groups, num_student, dtype=torch.int64))
-        self.register_buffer("cost", torch.zeros(num_student, num_teacher))
-        self.register_buffer("refreshed", torch.tensor(-1))
+        for name in ("cost", "first_cost"):
+            self.register_buffer(name, torch.zeros(num_student, num_teacher))
+        self.register_buffer("batches", torch.tensor(0))
+        for name in ("first", "refreshed"):
+            self.register_buffer(name, torch.tensor(-1))
 
     @torch.no_grad()
     def observe(self, student: Tensor, teacher: Tensor, epoch: int, refresh_epochs: int) -> None:
-        """Collects the batch's costs in the last epoch of a period; computes the matching at the first step of the next."""
-        refreshed = int(self.refreshed)
-        if refreshed >= 0 and epoch - refreshed < refresh_epochs - 1:
-            return
-        cost = matching_cost(student, teacher)
-        if refreshed < 0 or epoch - refreshed >= refresh_epochs:
-            self.matching.copy_(match_channels(cost if refreshed < 0 else self.cost, len(self.matching)))
+        """Collects the batch's costs in the last epoch of a period; computes the matching at the first step of the next.
+
+        In the first epoch, the matching is computed whenever the number of batches is a power of two.
+        """
+        if int(self.first) < 0:
+            self.first.fill_(epoch)
+            self.refreshed.fill_(epoch)
+        if epoch - int(self.refreshed) >= refresh_epochs:
+            self.matching.copy_(match_channels(self.cost, len(self.matching)))
             self.cost.zero_()
             self.refreshed.fill_(epoch)
-        if refresh_epochs == 1 or epoch - int(self.refreshed) == refresh_epochs - 1:
+        is_first, counts = epoch == int(self.first), epoch - int(self.refreshed) == refresh_epochs - 1
+        if not (is_first or counts):
+            return
+        cost = matching_cost(student, teacher)
+        if counts:
             self.cost.add_(cost)
+        if is_first:
+            self.first_cost.add_(cost)
+            self.batches.add_(1)
+            if int(self.batches).bit_count() == 1:
+                self.matching.copy_(match_channels(self.first_cost, len(self.matching)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +156,7 @@ class MGD(MapMethod):
         suggested="feature_weight 0.0001 on ImageNet; up to 0.001 on small images",
         interactions="needs a teacher with at least as many channels as the student in every matched layer",
     )
+    revision: ClassVar[int] = 2
     tasks: ClassVar[tuple[str, ...]] = (ANY_TASK,)
     before_relu: ClassVar[bool] = True
 
@@ -143,7 +171,7 @@ class MGD(MapMethod):
         choices=("absolute_max_pooling", "random_drop", "max_pooling", "sparse_matching"),
         help="how the teacher channels of a student channel are reduced to one",
     )
-    refresh_epochs: int = hyperparameter(1, minimum=1, prior=Integers(1, 5), help="number of epochs between two matchings")
+    refresh_epochs: int = hyperparameter(2, minimum=1, prior=Integers(1, 5), help="number of epochs between two matchings")
     margins: Literal["batch_norm", "data"] = hyperparameter(
         "batch_norm",
         choices=("batch_norm", "data"),

@@ -15,7 +15,8 @@ NET = Architecture(name="net", num_classes=3, input_shape=(3, 8, 8), shapes={"po
 
 
 def setup(num_samples: int = 12) -> Setup:
-    return Setup(teacher=NET, student=NET, new_student=nn.Identity, num_samples=num_samples, epochs=1)
+    labels = torch.arange(num_samples) % 3
+    return Setup(teacher=NET, student=NET, new_student=nn.Identity, num_samples=num_samples, labels=labels, epochs=1)
 
 
 def modules(method: Contrastive, num_samples: int = 12) -> dict[str, nn.Module]:
@@ -38,7 +39,7 @@ def test_two_batches_equal_the_authors_implementation(open_case: Open) -> None:
     case = open_case("crd-repdistiller")
     dtype = case["in.s_feat0"].dtype
     num_samples, width = case["w.memory_v1"].shape
-    memory = ContrastMemory(num_samples, width).to(dtype)
+    memory = ContrastMemory(torch.zeros(num_samples, dtype=torch.int64), width).to(dtype)
     memory.student, memory.teacher = case["w.memory_v1"], case["w.memory_v2"]
     losses = []
     for number in range(2):
@@ -93,13 +94,25 @@ def test_the_largest_draw_is_a_valid_sample_and_a_single_class_is_drawn_from_its
     almost_one = torch.full((2, 3), 1 - 2**-24)
     assert int(draw_contrast(torch.tensor([0, 1, 1]), torch.tensor([0, 1]), almost_one).max()) <= 2
     alone = draw_contrast(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 3]), torch.rand(2, 50))
-    assert int(alone.min()) >= 0
-    assert int(alone.max()) <= 3
+    assert set(alone[:, 1:].flatten().tolist()) == {0, 1, 2, 3}
 
 
-def test_samples_whose_class_is_not_known_yet_may_be_drawn() -> None:
-    classes = torch.tensor([-1, 0, -1, 0])
-    assert set(draw_contrast(classes, torch.tensor([1]), torch.rand(1, 200))[0, 1:].tolist()) == {0, 2}
+def test_the_first_step_compares_no_sample_with_others_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def watched(classes: Tensor, indices: Tensor, uniform: Tensor) -> Tensor:
+        contrast: Tensor = draw_contrast(classes, indices, uniform)
+        drawn.append((indices, contrast))
+        return contrast
+
+    monkeypatch.setattr("stillhouse.methods.contrastive.draw_contrast", watched)
+    trainer = MethodTrial(Contrastive(num_negatives=64), epochs=1).trainer()
+    trainer.fit()
+    labels = trainer.split.labels
+    for indices, contrast in drawn:
+        assert not bool((labels[contrast[:, 1:]] == labels[indices].unsqueeze(1)).any())
+        assert torch.equal(contrast[:, 0], indices)
+    assert len(torch.cat([indices for indices, _ in drawn]).unique()) == len(labels)
 
 
 def test_a_step_updates_the_memory_of_its_samples_only_at_length_one() -> None:
@@ -111,7 +124,6 @@ def test_a_step_updates_the_memory_of_its_samples_only_at_length_one() -> None:
     method.loss(step(given))
     torch.testing.assert_close(memory.student[:4].norm(dim=1), torch.ones(4))
     assert torch.equal(memory.student[4:], before[4:])
-    assert memory.classes.tolist() == [0, 1, 2, 0] + 8 * [-1]
     assert bool((memory.normalisers > 0).all())
 
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 
 from stillhouse.distill.method import MethodError
 from stillhouse.knowledge.kinds import logits
-from stillhouse.methods.ensemble import Ensemble, label_loss, labels_of, mean_labels, soft_labels
+from stillhouse.methods.ensemble import Ensemble, label_loss, labels_of, mean_labels, soft_labels, stream_teachers
 from stillhouse.models.architecture import Architecture
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.search.draws import draw_trials
@@ -25,7 +26,7 @@ def test_the_weighted_mean_equals_the_formula(open_case: Open) -> None:
     case = open_case(NAME)
     labels = soft_labels(torch.stack(list(teachers_of(case).values())), case.number("T"))
     case.check(mean_labels(labels, case["hp.weights"]), "aux.avg_target")
-    method = Ensemble(weights=tuple(case["hp.weights"].tolist()))
+    method = Ensemble(variant="weighted_mean", weights=tuple(case["hp.weights"].tolist()))
     loss = method.loss(make_step(student_logits=case["in.s_logits"], teacher=teachers_of(case)))["soft_cross_entropy"]
     case.check(loss)
     case.check_gradients(loss, "s_logits")
@@ -46,6 +47,24 @@ def test_the_streams_equal_the_formula_over_as_many_epochs_as_teachers(open_case
     losses = torch.stack([Ensemble(variant="streams").loss(step)["soft_cross_entropy"] for step in steps])
     case.check(losses.mean(), "out.loss_streams_mean")
     assert len(set(losses.tolist())) == 3
+
+
+@pytest.mark.parametrize(("num_views", "num_teachers"), [(4, 2), (2, 4), (6, 4), (3, 2), (1, 3), (8, 8), (5, 1)])
+def test_in_streams_each_view_of_a_sample_has_each_teacher_equally_often(num_views: int, num_teachers: int) -> None:
+    indices = torch.arange(5)
+    epochs = num_teachers * math.lcm(num_views, num_teachers)
+    teachers = torch.stack([stream_teachers(indices, epoch, num_views, num_teachers) for epoch in range(epochs)])
+    for sample in indices.tolist():
+        # Each teacher once before the first one comes again.
+        for start in range(0, epochs, num_teachers):
+            assert sorted(teachers[start : start + num_teachers, sample].tolist()) == list(range(num_teachers))
+        for view in range(num_views):
+            counts = torch.bincount(teachers[view::num_views, sample], minlength=num_teachers)
+            assert counts.tolist() == num_teachers * [epochs // num_views // num_teachers]
+
+
+def test_the_default_draws_one_teacher_for_each_batch() -> None:
+    assert Ensemble().variant == "drawn"
 
 
 def test_each_sample_has_its_own_teacher() -> None:
@@ -77,7 +96,7 @@ def test_teachers_are_drawn_with_their_weights_as_probabilities() -> None:
 def test_with_equal_weights_the_order_of_the_teachers_does_not_matter() -> None:
     a, b, student = (torch.randn(4, 10, dtype=torch.float64) for _ in range(3))
     first, second = (
-        Ensemble().loss(make_step(student_logits=student, teacher=teachers))["soft_cross_entropy"]
+        Ensemble(variant="weighted_mean").loss(make_step(student_logits=student, teacher=teachers))["soft_cross_entropy"]
         for teachers in ({"a/logits": a, "b/logits": b}, {"b/logits": b, "a/logits": a})
     )
     torch.testing.assert_close(first, second)

@@ -129,9 +129,21 @@ def test_a_matching_is_refreshed_on_schedule_from_the_previous_epoch() -> None:
         for _ in range(2):
             module.observe(first, first if epoch == 0 else second, epoch, 2)
             seen.append(module.matching.flatten().tolist())
-    # Matched at epoch 0 on its first batch; at epoch 2 on all of epoch 1; at epoch 4 on all of epoch 3.
+    # Matched in epoch 0 on its own batches; at epoch 2 on all of epoch 1; at epoch 4 on all of epoch 3.
     assert seen == [[0, 1]] * 4 + [[1, 0]] * 6
     assert int(module.refreshed) == 4
+
+
+def test_in_the_first_epoch_the_matching_follows_the_batches_so_far() -> None:
+    straight, crossed = torch.eye(2).reshape(1, 2, 1, 2), torch.eye(2).flip(0).reshape(1, 2, 1, 2)
+    module = Matching(2, 2, 1)
+    seen = []
+    for teacher in (crossed, straight, straight, straight, crossed):
+        module.observe(straight, teacher, 0, 3)
+        seen.append(module.matching.flatten().tolist())
+    # After 1, 2 and 4 batches: crossed, a tie, and three of four straight ones; the fifth batch is no power of two.
+    assert (seen[0], seen[3], seen[4]) == ([1, 0], [0, 1], [0, 1])
+    assert seen[2] == seen[1]
 
 
 @pytest.mark.parametrize("reducer", list(CASES.values()))

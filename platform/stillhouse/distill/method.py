@@ -154,6 +154,8 @@ class Setup:
         teacher: None for a method that needs no teacher.
         new_student: builds a student with a fresh initialisation; the n-th call is the same in every run of the trial.
         num_samples: size of the training split.
+        labels: the training split's targets on the CPU, [num_samples, ...], int64 [num_samples] for classes; None while the
+            sweep is planned, when only shapes matter.
         teacher_weights: returns the teacher's weights by name, for a method that reuses a part of it; None while the sweep is
             planned, when only shapes matter.
     """
@@ -163,6 +165,7 @@ class Setup:
     new_student: Callable[[], nn.Module]
     num_samples: int
     epochs: int
+    labels: Tensor | None = None
     teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None
 
     def new_model(self, model: str, **options: Any) -> nn.Module:
@@ -219,6 +222,7 @@ class Step:
         targets: what the supervised loss takes: `labels`, or what the task makes of them when the view mixes samples
             (probabilities [B, C] for classes).
         indices: [B] int64, the samples' places in the training split.
+        num_views: number of distinct views of the data; the view of epoch e is that of epoch e + num_views.
         outputs: the student's outputs by the task's names, `logits` [B, C] for classes; empty in a stage with `until` and in
             one that is `data_free`.
         student_features: {layer: output} of the layers that `student_layers` named.
@@ -248,6 +252,7 @@ class Step:
     stage_progress: float = 0.0
     callable_teacher: CallableTeacher | None = None
     part: tuple[int, int] | None = None
+    num_views: int = 1
     task: Task = field(default_factory=find_task)
     _generator: torch.Generator | None = None
 

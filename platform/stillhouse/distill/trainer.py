@@ -107,6 +107,7 @@ class Trainer:
             student=architecture,
             new_student=self._new_student,
             num_samples=len(self.split),
+            labels=data.train.labels,
             epochs=epochs,
             teacher_weights=teacher_weights or _no_weights,
         )
@@ -397,6 +398,7 @@ class Trainer:
             seed=step_seed(self._seed, global_step),
             callable_teacher=self._callable_teacher,
             part=part,
+            num_views=self._views.count,
             task=self.task,
         )
 
