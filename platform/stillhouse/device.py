@@ -5,10 +5,16 @@ Every function does nothing, or answers for a machine without a GPU, where there
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from stillhouse.errors import InfrastructureError
+
+Float32Precision = Literal["ieee", "tf32"]
+"""How a GPU multiplies float32 numbers: with their 23 bits of mantissa, or rounded to 10 bits first."""
 
 CONTEXT_BYTES = 600 << 20
 """What a process takes of a GPU outside PyTorch's allocator: CUDA's context, kernels and the workspaces of its libraries.
@@ -95,3 +101,21 @@ def check_device() -> None:
     """
     if is_lost():
         raise InfrastructureError("the GPU failed in this process, which must end; if it repeats, check the node's GPU")
+
+
+@contextmanager
+def float32_precision(precision: Float32Precision) -> Iterator[None]:
+    """Convolutions and matrix products of float32 numbers have this precision on a GPU; on a CPU nothing changes.
+
+    PyTorch's default is TF32 for convolutions, whose relative error of 1e-3 depends on the kernel, and so on the batch's size
+    and on the GPU.
+    """
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

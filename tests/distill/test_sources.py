@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stillhouse.device import Float32Precision
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, compute_knowledge, layers_of
 from stillhouse.errors import TrialError
 from stillhouse.knowledge import feature, input_gradient, logits, reduced
@@ -188,3 +189,35 @@ def test_what_is_no_number_before_a_reduction_that_hides_it_is_seen() -> None:
         model[3].get_parameter("weight").fill_(float("inf"))
     with pytest.raises(TrialError, match=r"the teacher's outputs are not finite \(logits\); check its weights"):
         InlineKnowledge(model, {"signs": reduced(torch.sign, "0")}).gather(torch.arange(6), IMAGES)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_knowledge_is_computed_in_the_precision_that_is_asked_for_also_its_gradients(precision: Float32Precision) -> None:
+    """A GPU's default rounds the factors of convolutions to 10 bits; a view could not be verified with another batch size."""
+    noted: list[str] = []
+
+    class Noting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            noted.append(torch.backends.cudnn.conv.fp32_precision)
+            if input.requires_grad:
+                input.register_hook(lambda _gradient: noted.append(torch.backends.cudnn.conv.fp32_precision))
+            return super().forward(input)
+
+    before = torch.backends.cudnn.conv.fp32_precision
+    kinds = {"logits": logits(), "gradient": input_gradient()}
+    with FeatureReader(Noting(2, 3), ()) as reader:
+        compute_knowledge(reader, kinds, torch.randn(4, 2), torch.tensor([0, 1, 2, 0]), precision=precision)
+    assert noted == [precision] * 3
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_a_teacher_in_the_trial_computes_a_batch_in_parts_once_memory_ran_out() -> None:
+    class Small(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if len(input) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(input)
+
+    model = Small(2, 3)
+    gathered = InlineKnowledge(model, {"logits": logits()}).gather(torch.arange(8), images := torch.randn(8, 2))
+    torch.testing.assert_close(gathered["logits"], nn.functional.linear(images, model.weight, model.bias))

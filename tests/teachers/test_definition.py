@@ -12,6 +12,7 @@ import pytest
 from stillhouse.data import views as views_module
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
+from stillhouse.device import Float32Precision
 from stillhouse.knowledge import Knowledge, feature, input_gradient, logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.teachers.definition import TeacherDefinition, base_identity, view_identity
@@ -48,6 +49,7 @@ def key_of(digits: ImageData, views: Views, make_definition: Callable[..., Teach
         view_seed: int = 0,
         view_count: int = 3,
         dtype: str = "float32",
+        precision: Float32Precision = "ieee",
         kind: Knowledge | None = None,
         view: int = 0,
     ) -> str:
@@ -58,6 +60,7 @@ def key_of(digits: ImageData, views: Views, make_definition: Callable[..., Teach
             data=dataclasses.replace(digits, **data or {}),
             views=Views(views.policy if policy is None else policy, *shown),
             dtype=dtype,
+            precision=precision,
         )
         return KnowledgeStore.key(view_identity(base, kind or logits(), view))
 
@@ -78,6 +81,7 @@ def key_of(digits: ImageData, views: Views, make_definition: Callable[..., Teach
         {"policy": ({"crop": {"padding": 3}},)},
         {"view_seed": 1},
         {"dtype": "float16"},
+        {"precision": "tf32"},
         {"kind": feature("relu1")},
         {"kind": input_gradient()},
         {"view": 1},

@@ -195,3 +195,69 @@ def test_what_a_pass_keeps_is_counted_by_the_sample() -> None:
     remote.forward("trial", images(6), (), "pass")
     # The backward pass of a frozen linear layer needs its weights alone, that of tanh its output: 8 floats per sample.
     assert next(iter(remote._pass_bytes.values())) == 8 * 4
+
+
+def waiting_together(remote: ModelServer, lock: FairLock, *calls: Callable[[], Any]) -> list[Any]:
+    """The answers of calls that are all in the queue before the first is computed."""
+    answers: list[Any] = []
+    with lock:
+        first = threading.Thread(target=remote.forward, args=("first", images(1), ()))
+        first.start()
+        wait_until(lambda: remote.queue._waiting == 1 and not remote.queue._calls)
+        others = threading.Thread(target=lambda: answers.extend(in_threads(*calls)))
+        others.start()
+        wait_until(lambda: remote.queue._waiting == 1 + len(calls))
+    others.join(30)
+    first.join(30)
+    return answers
+
+
+def test_passes_under_load_are_kept_for_their_gradients() -> None:
+    """Calls that wait together are merged on a GPU; the teacher must not compute a pass again for its gradient."""
+    lock, tokens = FairLock(), [f"pass-{number}" for number in range(4)]
+    remote = ModelServer(network(), lock=lock, merged_rows=64)
+    waiting_together(remote, lock, *(lambda t=token: remote.forward(t, images(3), (), t) for token in tokens))
+    assert all(token in remote._passes for token in tokens)
+    forwarded = remote.samples_forwarded
+    gradient = [np.ones((3, CLASSES), np.float32)]
+    answers = waiting_together(
+        remote, lock, *(lambda t=token: remote.pull_back(t, images(3), (), gradient, t) for token in tokens)
+    )
+    assert remote.samples_forwarded == forwarded + 1  # that of the first call, which only holds the others up
+    pixels = torch.from_numpy(images(3)).requires_grad_()
+    expected = pull_back(run_teacher(network().eval(), pixels), pixels, [torch.from_numpy(gradient[0])])
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected.numpy())
+    assert len(remote._pass_bytes) == 1, "one form of input is measured once"
+
+
+def test_passes_may_be_merged_where_that_is_faster() -> None:
+    lock = FairLock()
+    remote = ModelServer(network(), lock=lock, merged_rows=64, merges_passes=True)
+    waiting_together(remote, lock, *(lambda n=n: remote.forward(n, images(3), (), n) for n in ("one", "two")))
+    assert remote.counters()["calls_merged"] == 2
+
+
+@pytest.mark.parametrize("token", [None, "pass"])
+def test_a_call_that_does_not_fit_into_memory_is_computed_in_smaller_pieces(token: str | None) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            if len(pixels) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            outputs: Tensor = self.inner(pixels)
+            return outputs
+
+    remote = server(Small())
+    pixels = torch.from_numpy(images(16)).requires_grad_()
+    outputs = run_teacher(network().eval(), pixels)
+    (answer,) = remote.forward("trial", images(16), (), token)
+    np.testing.assert_allclose(answer, outputs[0].detach().numpy(), rtol=1e-5, atol=1e-6)
+    gradient = np.ones((16, CLASSES), np.float32)
+    expected = pull_back(outputs, pixels, [torch.from_numpy(gradient)])
+    np.testing.assert_allclose(
+        remote.pull_back("trial", images(16), (), [gradient], token), expected.numpy(), rtol=1e-5, atol=1e-6
+    )

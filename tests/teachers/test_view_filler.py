@@ -404,3 +404,28 @@ def test_knowledge_beyond_float16_is_refused_and_float32_stores_it(
     assert service.measure([kind])["largest"][kind.id] == 1e5
     service.fill(0, [kind])
     assert torch.equal(rows_of(service, kind, 0), torch.full((ROWS, 2), 1e5))
+
+
+def test_a_view_is_filled_although_memory_holds_no_whole_batch(
+    make_service: Callable[..., TeacherService], tmp_path: Path
+) -> None:
+    """Input gradients of a large teacher take tens of gigabytes for a batch; a refusal would end every trial of the sweep."""
+    service = make_service()
+    tried: list[int] = []
+
+    def limited(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = service.teacher.model.register_forward_pre_hook(limited)
+    try:
+        service.fill(0, [logits(), input_gradient()])
+    finally:
+        handle.remove()
+    assert sum(size > 20 for size in tried) == 2, "memory runs out for 64 and for 32 samples, and never again"
+    (tmp_path / "other").mkdir()
+    whole = make_service(KnowledgeStore(tmp_path / "other"))
+    whole.fill(0, [logits(), input_gradient()])
+    for kind in (logits(), input_gradient()):
+        torch.testing.assert_close(rows_of(service, kind, 0), rows_of(whole, kind, 0), rtol=1e-4, atol=1e-5)

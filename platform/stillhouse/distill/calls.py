@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from stillhouse.device import float32_precision
 from stillhouse.models.features import FeatureReader
 
 
@@ -25,10 +26,11 @@ class CallableTeacher(Protocol):
 
 
 def run_teacher(model: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> tuple[Tensor, ...]:
-    """The logits [B, C] of a frozen model in evaluation mode, then the output of each named layer."""
+    """The logits [B, C] of a frozen model in evaluation mode, then the output of each named layer, in IEEE float32."""
     if not layers:
-        return (model(images),)
-    with FeatureReader(model, layers) as reader:
+        with float32_precision("ieee"):
+            return (model(images),)
+    with float32_precision("ieee"), FeatureReader(model, layers) as reader:
         logits, features = reader(images)
     assert logits is not None
     return (logits, *(features[layer] for layer in layers))
@@ -36,7 +38,8 @@ def run_teacher(model: nn.Module, images: Tensor, layers: Sequence[str] = ()) ->
 
 def pull_back(outputs: Sequence[Tensor], images: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """The vector-Jacobian product: gradients with respect to `outputs`, with respect to `images` [B, channels, H, W]."""
-    (gradient,) = torch.autograd.grad(outputs, images, gradients, allow_unused=True)
+    with float32_precision("ieee"):
+        (gradient,) = torch.autograd.grad(outputs, images, gradients, allow_unused=True)
     return torch.zeros_like(images) if gradient is None else gradient
 
 

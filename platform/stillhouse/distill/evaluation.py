@@ -1,11 +1,11 @@
 """Evaluating a model on a split by its task's metric, in whole or by several processes."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.data.images import ImageData, Split, read_ahead
 from stillhouse.distill.ddp import ALONE, Workers
-from stillhouse.models.batch_parts import batch_parts
+from stillhouse.models.batch_parts import BatchParts
 from stillhouse.tasks import Evaluator, Task, of
 
 _BATCH = 512
@@ -48,13 +48,18 @@ def _evaluated(
     evaluator = task.evaluator()
     starts = range(part[0] * _BATCH, len(split.labels), part[1] * _BATCH)
     places = (torch.arange(start, min(start + _BATCH, len(split.labels))) for start in starts)
+    parts = BatchParts()
     with torch.inference_mode(), read_ahead(split.images, places):
         for start in starts:
             images = split.images[start : start + _BATCH].to(device)
             labels = split.labels[start : start + _BATCH].to(device)
-            for piece in batch_parts(images):
-                raw = model(data.normalise(images[piece]).contiguous(memory_format=memory_format))
-                evaluator.update(task.outputs(raw), labels[piece])
+
+            def run(part: slice, images: Tensor = images) -> tuple[slice, dict[str, Tensor]]:
+                raw = model(data.normalise(images[part]).contiguous(memory_format=memory_format))
+                return part, task.outputs(raw)
+
+            for part, outputs in parts.apply(images, run):
+                evaluator.update(outputs, labels[part])
     model.train(was_training)
     return evaluator
 

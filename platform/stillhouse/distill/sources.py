@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_key, uniform
+from stillhouse.device import Float32Precision, float32_precision
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
-from stillhouse.models.batch_parts import batch_parts
+from stillhouse.models.batch_parts import BatchParts
 from stillhouse.models.features import FeatureReader
 from stillhouse.tasks import Task
 from stillhouse.tasks import find as find_task
@@ -62,6 +63,8 @@ def compute_knowledge(
     labels: Tensor | None = None,
     places: Places | None = None,
     task: Task | None = None,
+    parts: BatchParts | None = None,
+    precision: Float32Precision = "ieee",
 ) -> dict[str, Tensor]:
     """One forward pass, and every kind of knowledge computed from it; a large batch is computed in pieces.
 
@@ -71,22 +74,22 @@ def compute_knowledge(
         labels: [B] or [B, K], the samples' own targets; needed for kinds of the input gradient.
         places: of the samples; needed for kinds that draw.
         task: names the outputs; the default task unless given.
+        parts: how a caller of many batches divides them.
+        precision: of the teacher's convolutions on a GPU. By default that with which the knowledge of a sample is the same,
+            except for the last bits, in every batch and on every device.
 
     Raises:
         TrialError: the teacher's outputs are not all finite.
     """
     task = task or find_task()
-    computed = [
-        _compute_piece(
-            reader,
-            knowledge,
-            images[piece],
-            None if labels is None else labels[piece],
-            None if places is None else (places[0], places[1][piece]),
-            task,
-        )
-        for piece in batch_parts(images)
-    ]
+
+    def compute(part: slice) -> dict[str, Tensor]:
+        of_part = None if labels is None else labels[part]
+        placed = None if places is None else (places[0], places[1][part])
+        return _compute_piece(reader, knowledge, images[part], of_part, placed, task)
+
+    with float32_precision(precision):
+        computed = (parts or BatchParts()).apply(images, compute)
     if len(computed) == 1:
         return computed[0]
     return {name: torch.cat([each[name] for each in computed]) for name in knowledge}
@@ -179,6 +182,7 @@ class InlineKnowledge:
         self._labels = labels
         self._task = task
         self._reader = FeatureReader(teacher, layers_of(knowledge))
+        self._parts = BatchParts()
         self._view = 0
         self.samples_forwarded = 0
 
@@ -191,7 +195,7 @@ class InlineKnowledge:
             return {}
         self.samples_forwarded += len(indices)
         labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
-        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices), self._task)
+        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices), self._task, self._parts)
 
 
 class CachedKnowledge:

@@ -10,6 +10,7 @@ from torch import nn
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
+from stillhouse.device import Float32Precision
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.code_version import named_version
 from stillhouse.knowledge.kinds import Knowledge
@@ -78,13 +79,21 @@ def view_identity(base: Mapping[str, Any], kind: Knowledge, view: int) -> dict[s
 
 
 def base_identity(
-    *, weights_hash: str, definition: TeacherDefinition, data: ImageData, views: Views, dtype: str
+    *,
+    weights_hash: str,
+    definition: TeacherDefinition,
+    data: ImageData,
+    views: Views,
+    dtype: str,
+    precision: Float32Precision = "ieee",
 ) -> dict[str, Any]:
-    """Teacher, data, normalisation, view policy and number format: the fixed part of `view_identity`."""
+    """Teacher, data, normalisation, view policy, number format and precision: the fixed part of `view_identity`."""
     return {
         "teacher": {"weights": weights_hash, **definition.architecture()},
         "normalisation": {"mean": list(data.mean), "std": list(data.std)},
         "data": data.fingerprint,
         "views": views.identity(),
         "dtype": dtype,
+        # Left out for the usual one, so that views of earlier versions keep their keys.
+        **({} if precision == "ieee" else {"precision": precision}),
     }

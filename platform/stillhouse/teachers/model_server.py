@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stillhouse.device import free_memory, is_out_of_memory
 from stillhouse.distill.calls import pull_back, run_teacher
 from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.batch_parts import BatchParts
 from stillhouse.models.features import FeatureReader
 from stillhouse.tasks import Task
 from stillhouse.teachers.call_queue import CACHE_TIMEOUT_S, MAX_QUEUED_BYTES, MAX_WAITING, Call, CallQueue, FairLock
@@ -23,7 +25,8 @@ MERGED_ROWS = 1024
 MAX_CACHED_BYTES = 1 << 30
 """Of cached forward passes whose gradients were not requested yet."""
 _PIECE_ROWS = 2048
-"""A larger batch is computed in pieces, so that the teacher's memory does not depend on a caller's batch size."""
+"""A larger batch is computed in pieces, so that the teacher's memory does not depend on a caller's batch size; the pieces are
+smaller once memory ran out."""
 
 
 class ForwardPassCache:
@@ -52,6 +55,10 @@ class ForwardPassCache:
         found = self._passes.pop(token, None) if token is not None else None
         return None if found is None else found[:2]
 
+    def clear(self) -> None:
+        """Drops all passes."""
+        self._passes.clear()
+
     def drop_old(self) -> None:
         """Drops passes whose gradients were not requested in time, such as those of trials that ended."""
         for token in [token for token, each in self._passes.items() if time.monotonic() - each[3] > CACHE_TIMEOUT_S]:
@@ -68,6 +75,8 @@ class ModelServer:
         lock: held while the model computes.
         task: names the model's outputs; the default task unless given.
         merged_rows: the largest merged batch; by default `MERGED_ROWS` on a GPU and none on a CPU.
+        merges_passes: whether forward passes whose gradients will be requested are merged too. Merged ones are computed again
+            for the gradient; no GPU has shown yet which is faster.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class ModelServer:
         task: Task | None = None,
         device: str = "cpu",
         merged_rows: int | None = None,
+        merges_passes: bool = False,
         max_cached_bytes: int = MAX_CACHED_BYTES,
         max_waiting: int = MAX_WAITING,
         max_bytes: int = MAX_QUEUED_BYTES,
@@ -88,6 +98,8 @@ class ModelServer:
         self._device = device
         self._passes = ForwardPassCache(max_cached_bytes)
         self._pass_bytes: dict[Hashable, float] = {}
+        self._merges_passes = merges_passes
+        self._pieces = BatchParts(_PIECE_ROWS)
         self.queue = CallQueue(
             self._compute,
             merged_rows=(0 if device == "cpu" else MERGED_ROWS) if merged_rows is None else merged_rows,
@@ -126,7 +138,9 @@ class ModelServer:
         Raises:
             QueueFullError: too many calls or bytes are waiting.
         """
-        task = ("forward", token is not None, tuple(layers), *_form(images))
+        # A pass that is merged with others' is not stored for its gradient, so it would be computed twice.
+        alone = token if token is not None and not self._merges_passes else token is not None
+        task = ("forward", alone, tuple(layers), *_form(images))
         return list(self.queue.submit(Call(caller, task, [images], token)))
 
     def pull_back(
@@ -155,9 +169,8 @@ class ModelServer:
         task = calls[0].task
         assert isinstance(task, tuple)
         with self._lock:
-            if len(calls) == 1 and calls[0].rows <= _PIECE_ROWS:
-                outputs = self._compute_alone(task, calls[0])
-            else:
+            outputs = self._try_alone(task, calls[0]) if len(calls) == 1 and calls[0].rows <= _PIECE_ROWS else None
+            if outputs is None:
                 # Copied out of shared memory and joined at once.
                 joined = [
                     torch.from_numpy(np.concatenate(parts)) for parts in zip(*(call.arrays for call in calls), strict=True)
@@ -166,6 +179,17 @@ class ModelServer:
             arrays = [output.detach().cpu().numpy() for output in outputs]
         ends = list(itertools.accumulate(call.rows for call in calls))
         return [[array[end - call.rows : end] for array in arrays] for call, end in zip(calls, ends, strict=True)]
+
+    def _try_alone(self, task: tuple[Any, ...], call: Call) -> Sequence[Tensor] | None:
+        """The answer of one call; None if memory ran out, as it may only do when nothing is stored for gradients."""
+        try:
+            return self._compute_alone(task, call)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        self._passes.clear()
+        free_memory()
+        return None
 
     def _compute_alone(self, task: tuple[Any, ...], call: Call) -> Sequence[Tensor]:
         if task[0] == "pull_back" and (stored := self._passes.take(call.token)) is not None:
@@ -183,8 +207,9 @@ class ModelServer:
         return self._run(task, tensors)
 
     def _in_pieces(self, task: tuple[Any, ...], joined: Sequence[Tensor]) -> Sequence[Tensor]:
-        pieces = zip(*(tensor.split(_PIECE_ROWS) for tensor in joined), strict=True)
-        answers = [self._run(task, [part.to(self._device) for part in piece]) for piece in pieces]
+        answers = self._pieces.apply(
+            joined[0], lambda piece: self._run(task, [tensor[piece].to(self._device) for tensor in joined])
+        )
         return [torch.cat(parts) for parts in zip(*answers, strict=True)]
 
     def _run(self, task: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -204,7 +229,8 @@ class ModelServer:
 
     def _bytes_per_sample(self, task: tuple[Any, ...], images: Tensor) -> float:
         """The bytes that a forward pass stores for its gradient, measured once per form of input on one sample."""
-        if task not in self._pass_bytes:
+        form = task[2:]
+        if form not in self._pass_bytes:
             weights = {tensor.untyped_storage().data_ptr() for tensor in self._model.state_dict().values()}
             sizes: dict[int, int] = {}
 
@@ -217,8 +243,8 @@ class ModelServer:
             one = images[:1].detach().clone().requires_grad_()
             with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
                 run_teacher(self._model, one, task[2])
-            self._pass_bytes[task] = sum(sizes.values())
-        return self._pass_bytes[task]
+            self._pass_bytes[form] = sum(sizes.values())
+        return self._pass_bytes[form]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         """A writable copy on the device: arrays from the object store are read-only shared memory."""

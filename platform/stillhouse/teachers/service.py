@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
+from stillhouse.device import Float32Precision
 from stillhouse.distill.sources import Reading, layers_of
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full
 from stillhouse.knowledge.kinds import Knowledge
@@ -38,6 +39,7 @@ class TeacherService:
         dtype: number format of sealed views, float32 or float16.
         merged_rows: the largest batch that calls of trials are merged into; by default `ModelServer` decides.
         note_fill: adds a line to the log of fills; by default to the file in the store's folder.
+        precision: of the teacher's convolutions while it fills views on a GPU; part of the views' identities.
         on_error: called in the filling thread when filling failed, before trials learn of it.
     """
 
@@ -53,6 +55,7 @@ class TeacherService:
         merged_rows: int | None = None,
         note_fill: Callable[[str], None] | None = None,
         on_error: Callable[[], None] = lambda: None,
+        precision: Float32Precision = "ieee",
     ) -> None:
         self.teacher = teacher
         self._data = data
@@ -61,7 +64,12 @@ class TeacherService:
         self._device = device
         self._on_error = on_error
         self.base = base_identity(
-            weights_hash=teacher.weights_hash, definition=teacher.definition, data=data, views=views, dtype=dtype
+            weights_hash=teacher.weights_hash,
+            definition=teacher.definition,
+            data=data,
+            views=views,
+            dtype=dtype,
+            precision=precision,
         )
         self._kinds: dict[int, dict[str, Knowledge]] = {}
         self._sweeps: dict[int, set[str]] = {}
@@ -83,6 +91,7 @@ class TeacherService:
             lock=self._model_lock,
             sweeps_of=self._sweeps_of,
             note_fill=note_fill,
+            precision=precision,
         )
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -17,6 +17,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import read_ahead
 from stillhouse.data.views import Views
+from stillhouse.device import Float32Precision
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
@@ -25,6 +26,7 @@ from stillhouse.knowledge.number_format import in_format
 from stillhouse.knowledge.read_speed import seconds_per_row
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
+from stillhouse.models.batch_parts import BatchParts
 from stillhouse.models.features import FeatureReader
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.definition import view_identity
@@ -54,6 +56,7 @@ class ViewFiller:
         lock: held while the model computes.
         sweeps_of: the names of the sweeps that requested a view, for the log of fills.
         note_fill: adds a line to the log of fills; by default to the file in the store's folder.
+        precision: of the teacher's convolutions on a GPU.
 
     Attributes:
         resting: while it is true, `fill` stops at the next stretch.
@@ -73,6 +76,7 @@ class ViewFiller:
         lock: FairLock,
         sweeps_of: Callable[[int], Iterable[str]],
         note_fill: Callable[[str], None] | None = None,
+        precision: Float32Precision = "ieee",
     ) -> None:
         self._teacher = teacher
         self._data = data
@@ -87,7 +91,7 @@ class ViewFiller:
         self._images = data.train.images.to(device)
         self._labels = data.train.labels.to(device)
         self._task = tasks.of(data)
-        self._compute = partial(compute_knowledge, task=self._task)
+        self._compute = partial(compute_knowledge, task=self._task, parts=BatchParts(), precision=precision)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._counted: set[str] = set()
         self.resting = False

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from stillhouse.tracking import Location
 _PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow")
 _SOCKET_TIMEOUT_S = 10.0
 _GPU_TIMEOUT_S = 60.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_MIG_UUID = re.compile(r"MIG-[0-9A-Za-z/-]+")
 
 
 def versions() -> dict[str, str]:
@@ -104,18 +109,39 @@ def _connection_problem(tracking: str) -> str:
 
 
 def _visible_gpus() -> int | str:
-    """How many GPUs PyTorch can use on this node, or why none. Runs another process, since this worker was assigned none."""
+    """How many GPUs PyTorch can use on this node, or why none. Runs other processes, since this worker was assigned none.
+
+    A process can use one MIG instance (a part of a divided GPU) and sees no other, so each is tried in its own process.
+    """
+    free = {name: value for name, value in os.environ.items() if name != _VISIBLE}
+    instances = _mig_instances()
+    environments = [{**free, _VISIBLE: instance} for instance in instances] or [free]
+    with ThreadPoolExecutor(len(environments)) as pool:
+        counts = list(pool.map(_count_gpus, environments))
+    return next((count for count in counts if isinstance(count, str)), None) or sum(map(int, counts))
+
+
+def _count_gpus(environment: Mapping[str, str]) -> int | str:
+    """How many GPUs PyTorch can use in a process with this environment, or why none."""
     program = "import torch; torch.zeros(1, device='cuda'); print(torch.cuda.device_count())"
-    free = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         found = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=free
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=environment
         )
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     if found.returncode:
         return last_line(found.stderr, "its process died")
     return int(found.stdout)
+
+
+def _mig_instances() -> list[str]:
+    """The UUIDs of this node's MIG instances; none without a GPU that is divided into them."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S)  # noqa: S607
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return _MIG_UUID.findall(listed.stdout)
 
 
 def _has_token() -> bool:
