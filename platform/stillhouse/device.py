@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ Float32Precision = Literal["ieee", "tf32"]
 CONTEXT_BYTES = 600 << 20
 """What a process takes of a GPU outside PyTorch's allocator: CUDA's context, kernels and the workspaces of its libraries.
 PyTorch with cuBLAS and cuDNN takes about 0.5 GB; no limit of the allocator covers it."""
+_CUDNN: Any = torch.backends.cudnn  # a module that torch replaces by an object
 _CUDA_MEMORY_ALLOCATION = 2
 """`cudaErrorMemoryAllocation` (CUDA runtime API, `cudaError_t`)."""
 _NO_MEMORY_STATUSES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
@@ -110,7 +111,7 @@ def float32_precision(precision: Float32Precision) -> Iterator[None]:
     PyTorch's default is TF32 for convolutions, whose relative error of 1e-3 depends on the kernel, and so on the batch's size
     and on the GPU.
     """
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    settings: tuple[Any, ...] = (_CUDNN.conv, torch.backends.cuda.matmul)
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = precision

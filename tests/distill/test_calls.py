@@ -99,6 +99,11 @@ def test_an_output_that_the_loss_does_not_read_has_no_part_in_the_gradient() -> 
         torch.testing.assert_close(pixels.grad[:, 0, 1, 1], weight.sum().expand(3))  # type: ignore[index]
 
 
+def convolutions() -> Any:
+    """PyTorch's settings for the convolutions of a GPU."""
+    return getattr(torch.backends.cudnn, "conv")  # noqa: B009
+
+
 class Precisions(nn.Module):
     """Notes how a GPU would compute the convolutions of its forward and its backward pass."""
 
@@ -109,9 +114,9 @@ class Precisions(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         outputs: Tensor = self.inner(images)
-        self.noted.append(torch.backends.cudnn.conv.fp32_precision)
+        self.noted.append(convolutions().fp32_precision)
         if outputs.requires_grad:
-            outputs.register_hook(lambda _gradient: self.noted.append(torch.backends.cudnn.conv.fp32_precision))
+            outputs.register_hook(lambda _gradient: self.noted.append(convolutions().fp32_precision))
         return outputs
 
 
@@ -119,9 +124,9 @@ class Precisions(nn.Module):
 def test_a_called_teacher_computes_in_ieee_float32_in_both_directions_and_the_student_as_before(
     layers: tuple[str, ...],
 ) -> None:
-    before = torch.backends.cudnn.conv.fp32_precision
+    before = convolutions().fp32_precision
     model, images = Precisions(), torch.randn(2, 1, 2, 2).requires_grad_()
     outputs = run_teacher(model, images, layers)
     pull_back(outputs[:1], images, [torch.ones(2, 4)])
     assert model.noted == ["ieee", "ieee"]
-    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
+    assert convolutions().fp32_precision == before != "ieee"

@@ -1,6 +1,7 @@
 """Ways to the same knowledge that need no cluster."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,11 @@ def test_what_is_no_number_before_a_reduction_that_hides_it_is_seen() -> None:
         InlineKnowledge(model, {"signs": reduced(torch.sign, "0")}).gather(torch.arange(6), IMAGES)
 
 
+def convolutions() -> Any:
+    """PyTorch's settings for the convolutions of a GPU."""
+    return getattr(torch.backends.cudnn, "conv")  # noqa: B009
+
+
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_knowledge_is_computed_in_the_precision_that_is_asked_for_also_its_gradients(precision: Float32Precision) -> None:
     """A GPU's default rounds the factors of convolutions to 10 bits; a view could not be verified with another batch size."""
@@ -198,17 +204,17 @@ def test_knowledge_is_computed_in_the_precision_that_is_asked_for_also_its_gradi
 
     class Noting(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
-            noted.append(torch.backends.cudnn.conv.fp32_precision)
+            noted.append(convolutions().fp32_precision)
             if input.requires_grad:
-                input.register_hook(lambda _gradient: noted.append(torch.backends.cudnn.conv.fp32_precision))
+                input.register_hook(lambda _gradient: noted.append(convolutions().fp32_precision))
             return super().forward(input)
 
-    before = torch.backends.cudnn.conv.fp32_precision
+    before = convolutions().fp32_precision
     kinds = {"logits": logits(), "gradient": input_gradient()}
     with FeatureReader(Noting(2, 3), ()) as reader:
         compute_knowledge(reader, kinds, torch.randn(4, 2), torch.tensor([0, 1, 2, 0]), precision=precision)
     assert noted == [precision] * 3
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert convolutions().fp32_precision == before
 
 
 def test_a_teacher_in_the_trial_computes_a_batch_in_parts_once_memory_ran_out() -> None:

@@ -54,12 +54,12 @@ def _evaluated(
             images = split.images[start : start + _BATCH].to(device)
             labels = split.labels[start : start + _BATCH].to(device)
 
-            def run(part: slice, images: Tensor = images) -> tuple[slice, dict[str, Tensor]]:
-                raw = model(data.normalise(images[part]).contiguous(memory_format=memory_format))
-                return part, task.outputs(raw)
+            def run(rows: slice, images: Tensor = images) -> tuple[slice, dict[str, Tensor]]:
+                raw = model(data.normalise(images[rows]).contiguous(memory_format=memory_format))
+                return rows, task.outputs(raw)
 
-            for part, outputs in parts.apply(images, run):
-                evaluator.update(outputs, labels[part])
+            for rows, outputs in parts.apply(images, run):
+                evaluator.update(outputs, labels[rows])
     model.train(was_training)
     return evaluator
 

@@ -2,6 +2,7 @@
 
 import http.server
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def test_a_process_sees_one_part_of_a_divided_gpu_so_each_is_tried_in_its_own(
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as Ray hides them from a worker that was assigned none
-    monkeypatch.setattr(node_probe.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert _visible_gpus() == found
 
 
