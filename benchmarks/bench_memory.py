@@ -25,7 +25,7 @@ MEGABYTE = 1 << 20
 def memory() -> dict[str, float]:
     """USS, PSS and RSS of this process in MB."""
     kilobytes: dict[str, int] = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]:
         name, _, rest = line.partition(":")
         kilobytes[name] = int(rest.split()[0])
     own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
@@ -101,7 +101,7 @@ def main() -> None:
     line = json.dumps(result)
     print(line)
     if arguments.json:
-        arguments.json.write_text(line + "\n")
+        arguments.json.write_text(line + "\n", encoding="utf-8")
     ray.shutdown()
 
 

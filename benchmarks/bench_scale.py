@@ -285,7 +285,7 @@ def run_through_tune(trials: int, fed: bool) -> float:
 
 
 def in_a_process(*arguments: str) -> Any:
-    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, encoding="utf-8")
     return json.loads(done.stdout.splitlines()[-1])
 
 

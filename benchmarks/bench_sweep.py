@@ -457,7 +457,9 @@ def run_torchdistill(python: str, bench: Bench, trials: int, folder: Path) -> fl
     slots = max(1, bench._concurrent)
     shares = [trials // slots + (place < trials % slots) for place in range(slots)]
     running = [
-        subprocess.Popen([*script, str(share)], env=environment, stdout=subprocess.PIPE, text=True) for share in shares if share
+        subprocess.Popen([*script, str(share)], env=environment, stdout=subprocess.PIPE, encoding="utf-8")
+        for share in shares
+        if share
     ]
     # Each process prints the seconds of its trials, without imports.
     return max(float(process.communicate()[0].splitlines()[-1]) for process in running)

@@ -27,7 +27,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="three-nodes-"))
-    (folder / "three-nodes.yaml").write_text(SPEC)
+    (folder / "three-nodes.yaml").write_text(SPEC, encoding="utf-8")
     nodes = Cluster(shutdown_at_exit=False)
     try:
         nodes.add_node(num_cpus=1, include_dashboard=False)

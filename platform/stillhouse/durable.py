@@ -4,7 +4,9 @@ A *checked* file begins with one line, `stillhouse1 <blake2b-128> <bytes>`, foll
 Reading it returns exactly the payload that was written, or raises `Damaged`.
 """
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -12,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 _MAGIC = "stillhouse1"
+
+
+_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+"""Errors of a path that leads to something else than a file."""
 
 
 class Damaged(ValueError):
@@ -53,6 +59,8 @@ def fsync_folder(folder: Path) -> None:
 def write_atomic(path: Path, payload: bytes) -> None:
     """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
 
+    A folder in its place is set aside.
+
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is unchanged.
     """
@@ -63,6 +71,8 @@ def write_atomic(path: Path, payload: bytes) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path)
         temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
@@ -71,6 +81,38 @@ def write_atomic(path: Path, payload: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        Damaged: in its place is a folder, a link that leads to itself, or something else that is no file.
+        FileNotFoundError: the file does not exist.
+        OSError: it cannot be read, such as for its rights.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise Damaged(f"{path} is no regular file")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise Damaged(f"{path} is no file: {error.strerror}") from error
+        raise
+
+
+def set_aside(path: Path) -> Path | None:
+    """Renames what is damaged, so that its place is free and nothing is lost. Returns its new path; None if there is none."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        if os.path.lexists(aside):
+            continue
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return None
+        return aside
+    raise AssertionError("the numbers do not end")
 
 
 def write_checked(path: Path, payload: bytes) -> None:
@@ -86,7 +128,7 @@ def read_checked(path: Path) -> bytes:
         Damaged: the file is not exactly what was written.
         FileNotFoundError: the file does not exist.
     """
-    header, separator, payload = path.read_bytes().partition(b"\n")
+    header, separator, payload = read_file(path).partition(b"\n")
     words = header.decode("ascii", "replace").split(" ")
     if not separator or len(words) != 3 or words[0] != _MAGIC:
         raise Damaged(f"{path} does not begin with a stillhouse header")
@@ -100,3 +142,17 @@ def read_checked(path: Path) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Atomic, indented JSON for people and scripts to read."""
     write_atomic(path, json_bytes(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file.
+
+    Raises:
+        Damaged: the file is cut, or it is no JSON in UTF-8.
+        FileNotFoundError: the file does not exist.
+        OSError: it cannot be read, such as for its rights.
+    """
+    try:
+        return json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, Damaged) else Damaged(f"{path} is no JSON ({error})") from error

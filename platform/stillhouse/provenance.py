@@ -29,7 +29,7 @@ def code_facts() -> dict[str, str | None]:
             commit = subprocess.run(  # noqa: S603
                 ["git", "-C", str(root), "rev-parse", "HEAD"],  # noqa: S607
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 timeout=10,
                 check=True,
             ).stdout.strip()
@@ -56,7 +56,7 @@ def environment_facts() -> dict[str, str | int | None]:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

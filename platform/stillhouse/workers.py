@@ -87,7 +87,7 @@ def stage_code(folder: Path, *, modules: Iterable[str], method_folders: Iterable
     for number, folder_of_methods in enumerate(method_folders):
         copies[str(folder_of_methods)] = f"methods-{number}"
         shutil.copytree(folder_of_methods, users / copies[str(folder_of_methods)], ignore=_NO_CODE)
-    (users / _LIST).write_text(json.dumps(copies))
+    (users / _LIST).write_text(json.dumps(copies), encoding="utf-8")
     return os.pathsep.join(paths)
 
 
@@ -100,7 +100,7 @@ def _shipped_folders() -> dict[str, str]:
     for entry in sys.path:
         users = Path(entry).absolute()
         if (users / _LIST).is_file():
-            return {there: str(users / here) for there, here in json.loads((users / _LIST).read_text()).items()}
+            return {there: str(users / here) for there, here in json.loads((users / _LIST).read_text(encoding="utf-8")).items()}
     return {}
 
 

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,20 @@ def test_a_page_loses_the_stores_own_credentials_and_nothing_else(tmp_path: Path
 def test_an_address_is_shown_without_its_credentials(tmp_path: Path) -> None:
     assert locate("postgresql://me:hush@db/mlflow", tmp_path).shown == "postgresql://***@db/mlflow"
     assert locate("https://hush@tracking.example", tmp_path).shown == "https://***@tracking.example"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\n", b"\xff\xfe", b"0123"])
+def test_a_home_whose_identity_is_empty_or_damaged_gets_a_new_one(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "mlflow-home-id"
+    path.write_bytes(damage)
+    identity = home_identity(tmp_path)
+    assert len(bytes.fromhex(identity)) == 8
+    assert home_identity(tmp_path) == identity
+    assert [each.read_bytes() for each in tmp_path.glob("mlflow-home-id.damaged-*")] == [damage]
+
+
+def test_processes_that_open_a_new_home_at_once_agree_on_its_identity(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        found = {*pool.map(lambda _number: home_identity(tmp_path), range(64))}
+    assert len(found) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow-home-id"]

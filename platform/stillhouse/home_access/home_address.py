@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.durable import write_atomic
+from stillhouse.durable import Damaged, read_file, write_atomic
 from stillhouse.errors import InfrastructureError
 
 SCRATCH_VARIABLE = "STILLHOUSE_SCRATCH"
@@ -41,7 +41,7 @@ class HomeAddress:
         if common_home_is_off():
             return False
         with suppress(OSError):
-            return (Path(self.path) / _MARK).read_text() == self.mark and os.access(self.path, os.W_OK)
+            return (Path(self.path) / _MARK).read_bytes() == self.mark.encode() and os.access(self.path, os.W_OK)
         return False
 
 
@@ -55,8 +55,8 @@ def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
         InfrastructureError: the home cannot be written.
     """
     try:
-        with suppress(FileNotFoundError):
-            if re.fullmatch("[0-9a-f]{16}", mark := (home / _MARK).read_text()):
+        with suppress(FileNotFoundError, Damaged):
+            if re.fullmatch("[0-9a-f]{16}", mark := read_file(home / _MARK).decode("ascii", "replace")):
                 return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
         mark = secrets.token_hex(8)
         write_atomic(home / _MARK, mark.encode())

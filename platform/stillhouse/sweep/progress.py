@@ -41,7 +41,7 @@ def native_stderr_in(log: Path) -> Iterator[None]:
         target = os.open(os.devnull, os.O_WRONLY)
     os.dup2(target, 2)
     os.close(target)
-    sys.stderr = os.fdopen(terminal, "w", buffering=1)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, encoding=before.encoding, errors="backslashreplace")
     try:
         yield
     finally:

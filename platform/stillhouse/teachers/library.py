@@ -271,6 +271,6 @@ def _read_card(folder: Path) -> dict[str, Any] | None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the lock of one teacher, so that two sweeps do not train it twice."""
-    with path.open("w") as file:
+    with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

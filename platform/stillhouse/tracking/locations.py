@@ -1,11 +1,14 @@
 """Where tracking data is stored."""
 
+import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from stillhouse.durable import Damaged, read_file, set_aside, write_atomic
 from stillhouse.spec.secret_masking import HIDDEN, mask_text, user_part
 
 UI_PORT = 5000
@@ -92,12 +95,36 @@ def _with_driver(uri: str) -> str:
 
 
 def home_identity(home: Path) -> str:
-    """A random name of this home, made once: it keeps sweeps of the same name apart on a shared server."""
+    """A random name of this home, made once: it keeps sweeps of the same name apart on a shared server.
+
+    A name that is empty or damaged is replaced: two homes without a name would write into each other's runs.
+    """
     path = home / "mlflow-home-id"
+    home.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError, Damaged):
+        return _read_identity(path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    write_atomic(beside, f"{secrets.token_hex(8)}\n".encode())
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(secrets.token_hex(8) + "\n")
-    except FileExistsError:
-        pass
-    return path.read_text().strip()
+        # Another process may make one at the same time: the first one counts, and each is whole when it appears.
+        path.hardlink_to(beside)
+    except OSError:
+        with suppress(FileNotFoundError, Damaged):
+            return _read_identity(path)
+        set_aside(path)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return _read_identity(path)
+
+
+def _read_identity(path: Path) -> str:
+    """The name in the file.
+
+    Raises:
+        FileNotFoundError, Damaged: it has none.
+    """
+    text = read_file(path).decode("ascii", "replace").strip()
+    if not re.fullmatch("[0-9a-f]{16}", text):
+        raise Damaged(f"{path} holds no identity")
+    return text

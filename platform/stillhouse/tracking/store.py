@@ -174,7 +174,7 @@ def _gather(database: Path) -> None:
 def _file_system(path: Path) -> str | None:
     """The type of the file system that holds `path`; None where the system does not report it."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     # proc(5): the fifth field is the mount point, with spaces as \040; the type follows a single hyphen.
@@ -187,7 +187,7 @@ def _file_system(path: Path) -> str | None:
 def _schema_lock(location: Location) -> Iterator[None]:
     """One process of this home at a time: several that open a new database at once would leave a broken schema."""
     location.home.mkdir(parents=True, exist_ok=True)
-    with (location.home / ".mlflow-schema.lock").open("w") as file:
+    with (location.home / ".mlflow-schema.lock").open("wb") as file:
         for _ in range(10 * _LOCK_TIMEOUT_S):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

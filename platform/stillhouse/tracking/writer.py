@@ -306,7 +306,7 @@ class SweepWriter:
         missing = []
         with tempfile.TemporaryDirectory(prefix="stillhouse-tracking-") as folder:
             staging = Path(folder)
-            (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_data(facts.spec)), sort_keys=False))
+            (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_data(facts.spec)), sort_keys=False), encoding="utf-8")
             for name, path in artifacts.items():
                 if not path.exists():
                     missing.append(f"no artifact {name!r} at {path}")

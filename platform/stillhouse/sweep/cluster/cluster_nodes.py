@@ -75,7 +75,7 @@ def _autoscaler_config() -> dict[str, Any] | None:
     if "KUBERNETES_SERVICE_HOST" in os.environ and "RAY_NODE_TYPE_NAME" in os.environ:
         return None
     try:
-        config = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text())
+        config = yaml.safe_load(Path("~/ray_bootstrap_config.yaml").expanduser().read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     return {name: config.get(name) for name in ("available_node_types", "head_node_type", "max_workers")}

@@ -126,7 +126,12 @@ def _count_gpus(environment: Mapping[str, str]) -> int | str:
     program = "import torch; torch.zeros(1, device='cuda'); print(torch.cuda.device_count())"
     try:
         found = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S, env=environment
+            [sys.executable, "-c", program],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_GPU_TIMEOUT_S,
+            env=environment,
         )
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)

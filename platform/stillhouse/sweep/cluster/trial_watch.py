@@ -139,7 +139,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         key = key_of(trial.config[TRIAL_CONFIG])
         text = ""
         with suppress(OSError):
-            text = Path(trial.error_file).read_text().rpartition(TUNE_ATTEMPT)[2]
+            text = Path(trial.error_file).read_text(encoding="utf-8").rpartition(TUNE_ATTEMPT)[2]
         died = any(sign in text for sign in WORKER_DEATHS)
         deaths, epoch = self._deaths.get(key, (0, self._epochs[key]))
         # A death in another epoch than the last one has another cause than the trial, which repeats itself exactly.

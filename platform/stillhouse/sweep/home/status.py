@@ -100,13 +100,13 @@ def _write(sweep_home: SweepHome, state: dict[str, Any]) -> None:
     path = _path(sweep_home)
     beside = path.with_name(f".{path.name}.part")
     with contextlib.suppress(OSError):
-        beside.write_text(json.dumps(state))
+        beside.write_text(json.dumps(state), encoding="utf-8")
         beside.replace(path)
 
 
 def _read(sweep_home: SweepHome) -> dict[str, Any]:
     try:
-        state = json.loads(_path(sweep_home).read_text())
+        state = json.loads(_path(sweep_home).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}

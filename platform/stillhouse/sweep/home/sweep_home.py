@@ -72,7 +72,7 @@ class SweepHome:
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                file = path.open("w")
+                file = path.open("wb")
             except OSError as error:
                 raise InfrastructureError(
                     f"cannot write the sweep's folder {self.folder}: {error.strerror}; choose another with --home"
@@ -89,7 +89,7 @@ class SweepHome:
                 )
             time.sleep(_LOCK_PAUSE_S)
 
-    def _take(self, lock: IO[str]) -> bool:
+    def _take(self, lock: IO[bytes]) -> bool:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The process that held it may have removed the folder.
@@ -100,7 +100,7 @@ class SweepHome:
     def is_running(self) -> bool:
         """Whether a driver runs the sweep."""
         try:
-            with (self.folder / "lock").open() as file:
+            with (self.folder / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -162,7 +162,7 @@ class SweepHome:
         """
         path = self.folder / "spec.json"
         try:
-            spec: dict[str, Any] = json.loads(path.read_text())
+            spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -250,7 +250,7 @@ class SweepHome:
     def read_latencies(self) -> dict[str, dict[str, float]]:
         """What `write_latencies` stored; empty when nothing was measured."""
         try:
-            latencies = json.loads((self.folder / "latencies.json").read_text())
+            latencies = json.loads((self.folder / "latencies.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return dict(latencies) if isinstance(latencies, dict) else {}
@@ -258,7 +258,7 @@ class SweepHome:
     def read_addresses(self) -> dict[str, str]:
         """What `write_addresses` stored; empty when nothing was tracked."""
         try:
-            addresses = json.loads((self.folder / "runs.json").read_text())
+            addresses = json.loads((self.folder / "runs.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return {str(key): str(address) for key, address in addresses.items()} if isinstance(addresses, dict) else {}
