@@ -143,7 +143,7 @@ def _count_gpus(environment: Mapping[str, str]) -> int | str:
 def _mig_instances() -> list[str]:
     """The UUIDs of this node's MIG instances; none without a GPU that is divided into them."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_GPU_TIMEOUT_S)  # noqa: S607
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=_GPU_TIMEOUT_S)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
         return []
     return _MIG_UUID.findall(listed.stdout)
