@@ -5,7 +5,9 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from stillhouse.distill.maps import meeting_size
 from stillhouse.distill.method import MethodError, Unsuitable
 from stillhouse.methods.attention_transfer import (
     AttentionTransfer,
@@ -25,24 +27,29 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
     return Architecture(name="net", num_classes=10, input_shape=(3, 32, 32), shapes=layers, stages=tuple(layers))
 
 
+def maps_of(case: ReferenceCase, layer: int | str = "") -> list[Tensor]:
+    """The attention maps of the student and of the teacher in a case, at the smaller of their sizes."""
+    features = [case[f"in.{who}_feat{layer}"] for who in "st"]
+    height, width = meeting_size(*(maps.shape[1:] for maps in features))
+    power = case.number("p")
+    return [pooled_attention_map(maps, power=power, pooling="sum", height=height, width=width) for maps in features]
+
+
 @pytest.mark.parametrize("name", ["at-zagoruyko", "at-repdistiller-p4"])
 def test_the_code_form_equals_published_implementations(open_case: Open, name: str) -> None:
     case = open_case(name)
-    power = case.number("p")
-    student, teacher = (attention_map(case[f"in.{who}_feat"], power=power, pooling="sum") for who in "st")
-    loss = squared_attention_distance(student, teacher)
+    loss = squared_attention_distance(*maps_of(case))
     case.check(loss)
     case.check_gradients(loss, "s_feat")
 
 
 def test_the_code_form_of_several_layers_equals_a_published_implementation(open_case: Open) -> None:
     case = open_case("at-repdistiller")
-    losses = []
-    for layer in range(2):
-        student, teacher = (attention_map(case[f"in.{who}_feat{layer}"], power=2, pooling="sum") for who in "st")
-        losses.append(squared_attention_distance(student, teacher))
+    losses, layers = [], case.numbers("in.s_feat")
+    for layer in layers:
+        losses.append(squared_attention_distance(*maps_of(case, layer)))
         case.check(losses[-1], f"out.layer{layer}")
-    case.check_gradients(torch.stack(losses).sum(), "s_feat0", "s_feat1")
+    case.check_gradients(torch.stack(losses).sum(), *(f"s_feat{layer}" for layer in layers))
 
 
 @pytest.mark.parametrize("form", ["paper", "code"])
@@ -63,8 +70,7 @@ def test_the_weight_is_shared_by_the_elements_of_a_map_and_layers_add_up(form: L
 
 def test_the_papers_form_equals_a_published_implementation(open_case: Open) -> None:
     case = open_case("at-torchdistill-paper")
-    student, teacher = (attention_map(case[f"in.{who}_feat"], power=2, pooling="sum") for who in "st")
-    loss = attention_distance(student, teacher)
+    loss = attention_distance(*maps_of(case))
     case.check(loss)
     case.check_gradients(loss, "s_feat")
 

@@ -36,7 +36,7 @@ def test_the_confidence_weighted_loss_equals_the_papers_formula(open_case: Open)
 
 def test_the_loss_on_permuted_predictions_equals_the_papers_formula(open_case: Open) -> None:
     case = open_case("ban-DKPP-formula")
-    permutations = torch.stack([case[f"rnd.perm{number}"] for number in range(5)])
+    permutations = torch.stack([case[f"rnd.perm{number}"] for number in case.numbers("rnd.perm")])
     case.check(permute_non_argmax(case["in.t_logits"].softmax(1), permutations), "aux.q")
     loss = soft_cross_entropy(case["in.s_logits"], case["in.t_logits"], permutations)
     case.check(loss)

@@ -43,10 +43,11 @@ def official_scores(case: ReferenceCase, *, through_the_query: bool = True) -> t
 def test_the_soft_form_equals_the_authors_implementation_up_to_the_teachers_entropy(open_case: Open) -> None:
     case = open_case("darkrank-official-listnet-soft")
     student, teacher = official_scores(case, through_the_query=False)
-    orders = torch.tensor([*itertools.permutations(range(4))])
-    log_teacher = order_log_probabilities(teacher.gather(1, nearest(teacher, 4))[:, orders])
+    length = int(case.number("list_length"))
+    orders = torch.tensor([*itertools.permutations(range(length))])
+    log_teacher = order_log_probabilities(teacher.gather(1, nearest(teacher, length))[:, orders])
     entropy = -(log_teacher.exp() * log_teacher).sum(1).mean()
-    loss = soft_loss(student, teacher, int(case.number("list_length")))
+    loss = soft_loss(student, teacher, length)
     case.check(loss + entropy)
     case.check_gradients(loss, "s_feat")
 

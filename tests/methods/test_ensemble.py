@@ -19,7 +19,7 @@ NET = Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes={})
 
 
 def teachers_of(case: ReferenceCase) -> dict[str, torch.Tensor]:
-    return {f"{number}/logits": case[f"in.t_logits{number}"] for number in range(3)}
+    return {f"{number}/logits": case[f"in.t_logits{number}"] for number in case.numbers("in.t_logits")}
 
 
 def test_the_weighted_mean_equals_the_formula(open_case: Open) -> None:
@@ -35,7 +35,7 @@ def test_the_weighted_mean_equals_the_formula(open_case: Open) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_one_teacher_for_a_batch_equals_the_formula(open_case: Open, number: int) -> None:
     case = open_case(NAME)
-    weights = tuple(float(number == other) for other in range(3))
+    weights = tuple(float(number == other) for other in case.numbers("in.t_logits"))
     method = Ensemble(variant="drawn", weights=weights)
     loss = method.loss(make_step(student_logits=case["in.s_logits"], teacher=teachers_of(case)))["soft_cross_entropy"]
     case.check(loss, f"out.loss_switch{number}")
@@ -43,10 +43,11 @@ def test_one_teacher_for_a_batch_equals_the_formula(open_case: Open, number: int
 
 def test_the_streams_equal_the_formula_over_as_many_epochs_as_teachers(open_case: Open) -> None:
     case = open_case(NAME)
-    steps = [make_step(student_logits=case["in.s_logits"], teacher=teachers_of(case), epoch=epoch) for epoch in range(3)]
+    teachers = teachers_of(case)
+    steps = [make_step(student_logits=case["in.s_logits"], teacher=teachers, epoch=epoch) for epoch in range(len(teachers))]
     losses = torch.stack([Ensemble(variant="streams").loss(step)["soft_cross_entropy"] for step in steps])
     case.check(losses.mean(), "out.loss_streams_mean")
-    assert len(set(losses.tolist())) == 3
+    assert len(set(losses.tolist())) == len(teachers)
 
 
 @pytest.mark.parametrize(("num_views", "num_teachers"), [(4, 2), (2, 4), (6, 4), (3, 2), (1, 3), (8, 8), (5, 1)])

@@ -35,7 +35,7 @@ def per_sample(students: list[Tensor], teachers: list[Tensor]) -> list[Tensor]:
 def test_with_the_references_signs_loss_and_gradients_equal_a_published_implementation(open_case: Open) -> None:
     case = open_case("kdsvd-repdistiller")
     suffix = "f64" if case["in.s_feat0"].dtype == torch.float64 else "f32"
-    teachers = [case[f"aux.v_t{stage}.{suffix}"].to(case["in.s_feat0"].dtype) for stage in range(3)]
+    teachers = [case[f"aux.v_t{stage}.{suffix}"].to(case["in.s_feat0"].dtype) for stage in case.numbers("in.s_feat")]
     students = [aligned_vectors(case[f"in.s_feat{stage}"], theirs) for stage, theirs in enumerate(teachers)]
     for stage, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
         case.check(ours, f"aux.v_s_aligned{stage}")
@@ -46,7 +46,7 @@ def test_with_the_references_signs_loss_and_gradients_equal_a_published_implemen
         case.check(loss.mean(), f"out.pair{pair}")
     total = torch.stack(losses).sum(0).mean()
     case.check(total)
-    for stage in range(3):
+    for stage in case.numbers("in.s_feat"):
         (gradient,) = torch.autograd.grad(total, case[f"in.s_feat{stage}"], retain_graph=True)
         close(gradient, case[f"grad.s_feat{stage}.f64"])
 
@@ -61,7 +61,7 @@ def test_with_our_signs_every_sample_has_one_of_the_two_possible_values(
         features = case[f"in.{who}_feat{stage}"].detach()
         return features.permute(0, 3, 1, 2) if channels_last else features
 
-    teachers = [singular_vectors(maps("t", stage), number=1) for stage in range(3)]
+    teachers = [singular_vectors(maps("t", stage), number=1) for stage in case.numbers("in.s_feat")]
     students = [aligned_vectors(maps("s", stage), theirs) for stage, theirs in enumerate(teachers)]
     for pair, loss in enumerate(per_sample(students, teachers)):
         choices = case[f"aux.pair{pair}_per_sample_sign_choices.f64"].to(loss.dtype)
@@ -71,7 +71,7 @@ def test_with_our_signs_every_sample_has_one_of_the_two_possible_values(
 
 def test_the_authors_loss_has_the_recorded_exact_gradient(open_case: Open) -> None:
     case = open_case("kdsvd-sseung-tf")
-    maps = {who: [case[f"in.{who}_feat{stage}"].permute(0, 3, 1, 2) for stage in range(3)] for who in "st"}
+    maps = {who: [case[f"in.{who}_feat{stage}"].permute(0, 3, 1, 2) for stage in case.numbers("in.s_feat")] for who in "st"}
     suffix = "f64" if maps["s"][0].dtype == torch.float64 else "f32"
     wanted = case[f"out.loss.{suffix}"]
     vectors = [singular_vectors(features, number=1) for features in maps["t"]]
@@ -87,7 +87,7 @@ def test_the_authors_loss_has_the_recorded_exact_gradient(open_case: Open) -> No
     best = int((options.detach()[picks, samples].sum(1) - wanted).abs().argmin())
     loss = options[picks[best], samples].sum()
     case.check(loss)
-    for stage in range(3):
+    for stage in case.numbers("in.s_feat"):
         (gradient,) = torch.autograd.grad(loss, case[f"in.s_feat{stage}"], retain_graph=True)
         close(gradient, case[f"aux.true_grad.s_feat{stage}.f64"])
 

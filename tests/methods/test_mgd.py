@@ -42,7 +42,8 @@ def close(case: ReferenceCase, result: Tensor, name: str) -> None:
 def test_costs_matchings_and_loss_equal_the_authors_code(open_case: Open, name: str) -> None:
     case = open_case(name)
     losses = []
-    for layer in range(2):
+    layers = case.numbers("in.s_feat")
+    for layer in layers:
         student, teacher = case[f"in.s_feat{layer}"], case[f"in.t_feat{layer}"]
         tracked = [torch.cat([case[f"in.track_{who}{batch}_{layer}"] for batch in range(2)]) for who in "st"]
         cost = matching_cost(*tracked)
@@ -74,7 +75,7 @@ def test_costs_matchings_and_loss_equal_the_authors_code(open_case: Open, name: 
             reduced_margins = reduce_channels(margins, matching, CASES[name], margin_draws)
         close(case, reduced_margins, f"aux.m_reduced{layer}")
         losses.append(partial_l2(normalised, torch.maximum(target, reduced_margins)))
-    loss = losses[0] / 2 + losses[1]
+    loss = torch.stack([loss / 2 ** (len(layers) - 1 - layer) for layer, loss in enumerate(losses)]).sum()
     close(case, loss / case.number("loss_factor"), "out.scaled")
     raw = len(case["in.s_feat0"]) * loss
     close(case, raw, "out.loss")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillhouse.distill.maps import meeting_size
 from stillhouse.distill.method import MethodError, Unsuitable
 from stillhouse.methods.nst import NST, gaussian_mmd, linear_mmd, polynomial_mmd, selectivity
 from stillhouse.models.architecture import Architecture
@@ -22,7 +23,9 @@ def architecture(*shapes: tuple[int, ...]) -> Architecture:
 
 
 def normalised(case: ReferenceCase) -> tuple[Tensor, Tensor]:
-    student, teacher = (selectivity(case[f"in.{who}_feat"], height=5, width=5) for who in "st")
+    features = [case[f"in.{who}_feat"] for who in "st"]
+    height, width = meeting_size(*(maps.shape[1:] for maps in features))
+    student, teacher = (selectivity(maps, height=height, width=width) for maps in features)
     return student, teacher
 
 

@@ -31,9 +31,9 @@ def connected(case: ReferenceCase, features: Tensor, names: tuple[str, str, str]
     return output
 
 
-def layerwise(case: ReferenceCase, number: int) -> list[Tensor]:
+def layerwise(case: ReferenceCase) -> list[Tensor]:
     losses = []
-    for layer in range(number):
+    for layer in case.numbers("in.s_feat"):
         ours = connected(case, case[f"in.s_feat{layer}"], (f"c{layer}.weight", f"cbn{layer}.weight", f"cbn{layer}.bias"))
         losses.append(partial_l2(ours, torch.maximum(case[f"in.t_feat{layer}"], case[f"w.margin{layer}"])))
     return losses
@@ -49,14 +49,14 @@ def test_margins_are_those_of_the_authors_code_with_every_branch(open_case: Open
 
 def test_loss_and_connectors_equal_the_authors_code(open_case: Open) -> None:
     case = open_case("ofd-official")
-    losses = layerwise(case, 3)
+    losses = layerwise(case)
     for layer, loss in enumerate(losses):
         case.check(len(case["in.t_feat0"]) * loss, f"out.layer{layer}_raw_sum")
-    total = torch.stack([loss / 2 ** (2 - layer) for layer, loss in enumerate(losses)]).sum()
+    total = torch.stack([loss / 2 ** (len(losses) - 1 - layer) for layer, loss in enumerate(losses)]).sum()
     case.check(0.001 * total, "out.cifar_scaled")
     raw = len(case["in.t_feat0"]) * total
     case.check(raw)
-    case.check_gradients(raw, "s_feat0", "s_feat1", "s_feat2")
+    case.check_gradients(raw, *(f"s_feat{layer}" for layer in range(len(losses))))
     names = ("c0.weight", "cbn1.weight", "cbn2.bias")
     gradients = torch.autograd.grad(raw, [case[f"w.{name}"] for name in names])
     for name, gradient in zip(names, gradients, strict=True):
@@ -65,9 +65,10 @@ def test_loss_and_connectors_equal_the_authors_code(open_case: Open) -> None:
 
 def test_loss_and_connectors_equal_another_published_implementation(open_case: Open) -> None:
     case = open_case("ofd-mdistiller")
-    first, second = layerwise(case, 2)
-    case.check(first / 2 + second)
-    case.check_gradients(first / 2 + second, "s_feat0", "s_feat1")
+    losses = layerwise(case)
+    total = torch.stack([loss / 2 ** (len(losses) - 1 - layer) for layer, loss in enumerate(losses)]).sum()
+    case.check(total)
+    case.check_gradients(total, *(f"s_feat{layer}" for layer in range(len(losses))))
 
 
 def test_margins_from_data_equal_an_implementation_that_takes_the_mean(open_case: Open) -> None:

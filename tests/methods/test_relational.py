@@ -26,7 +26,7 @@ def test_each_term_equals_the_authors_implementation(
 def test_the_default_weights_give_the_numbers_of_a_published_implementation(open_case: Open) -> None:
     case = open_case("rkd-repdistiller")
     step = make_step(
-        student_logits=torch.zeros(6, 10),
+        student_logits=torch.zeros(len(case["in.s_feat"]), 10),
         student_features={"a": case["in.s_feat"]},
         teacher={"embedding": case["in.t_feat"].detach()},
     )

@@ -25,21 +25,25 @@ def architecture(*shapes: tuple[int, ...], pooled: int | None = None) -> Archite
 def test_the_hierarchical_context_loss_equals_the_authors_code(open_case: Open) -> None:
     case = open_case("reviewkd-hcl")
     levels = []
-    for level in range(3):
+    levels_of_case = case.numbers("in.s_feat")
+    for level in levels_of_case:
         levels.append(hierarchical_context_loss(case[f"in.s_feat{level}"], case[f"in.t_feat{level}"]))
         case.check(levels[-1], f"out.level{level}")
     loss = torch.stack(levels).sum()
     case.check(loss)
-    case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2")
+    case.check_gradients(loss, *(f"s_feat{level}" for level in levels_of_case))
 
 
 def test_the_whole_review_equals_the_authors_code(open_case: Open) -> None:
     case = open_case("reviewkd-full")
-    students, teachers = ([case[f"in.{who}_feat{stage}"] for stage in range(4)] for who in "st")
+    students, teachers = ([case[f"in.{who}_feat{stage}"] for stage in case.numbers("in.s_feat")] for who in "st")
     reviewer = Reviewer([(ours.shape[1:], theirs.shape[1:]) for ours, theirs in zip(students, teachers, strict=True)])
     reviewer.to(students[0].dtype)
     # The reference counts its fusions from the deepest.
-    sources = {name: f"w.abf{3 - int(name.split('.')[1])}.{name.split('.', 2)[2]}" for name, _ in reviewer.named_parameters()}
+    sources = {
+        name: f"w.abf{len(students) - 1 - int(name.split('.')[1])}.{name.split('.', 2)[2]}"
+        for name, _ in reviewer.named_parameters()
+    }
     weights = {name: case[source] for name, source in sources.items()}
     sizes = [tuple(maps.shape[2:]) for maps in teachers]
     reviews: list[Tensor] = torch.func.functional_call(reviewer, weights, (students, sizes))
@@ -48,7 +52,7 @@ def test_the_whole_review_equals_the_authors_code(open_case: Open) -> None:
     losses = [hierarchical_context_loss(review, maps) for review, maps in zip(reviews, teachers, strict=True)]
     loss = torch.stack(losses).sum()
     case.check(loss)
-    case.check_gradients(loss, "s_feat0", "s_feat1", "s_feat2", "s_feat3")
+    case.check_gradients(loss, *(f"s_feat{stage}" for stage in case.numbers("in.s_feat")))
     gradients = torch.autograd.grad(loss, list(weights.values()))
     for source, gradient in zip(sources.values(), gradients, strict=True):
         case.check(gradient, f"grad.{source}")

@@ -35,9 +35,10 @@ class ReferenceCase:
             self._inputs[name] = array.requires_grad_(f"grad.{name.removeprefix('in.')}.{self._suffix}" in self._arrays)
         return self._inputs[name]
 
-    def count(self, name: str) -> int:
-        """How many arrays are named `name` and a number: 3 for `in.s_feat` if there are `in.s_feat0` to `in.s_feat2`."""
-        return sum(array.removeprefix(name).isdigit() for array in self._arrays if array.startswith(name))
+    def numbers(self, name: str) -> list[int]:
+        """The numbers behind `name`, in order: 0, 1, 2 for `in.s_feat` if there are `in.s_feat0` to `in.s_feat2`."""
+        ends = (array.removeprefix(name) for array in self._arrays if array.startswith(name))
+        return sorted(int(end) for end in ends if end.isdigit())
 
     def number(self, name: str) -> float:
         """The hyper-parameter `hp.<name>`."""
