@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.models.weights import read_checkpoint, state_hash
+from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.weights import state_hash
 from stillhouse.sweep.results.mlflow_sync import front_records, store_front, sync_sweep
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.results.trained_students import read_spec

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from stillhouse.errors import InfrastructureError, UsageError
-from stillhouse.models.weights import read_checkpoint, state_hash
+from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.weights import state_hash
 from stillhouse.sweep.results.results import Results
 from stillhouse.tracking import ModelAlias, fetch_weights, locate, parse_registration, sync
 from stillhouse.tracking.server import log_file, start_server, stop_server, wait_until_healthy

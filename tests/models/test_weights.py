@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import UsageError
+from stillhouse.models.checkpoint_files import read_checkpoint
 from stillhouse.models.registry import build_model
-from stillhouse.models.weights import load_weights, read_checkpoint, read_metadata, save_weights, weights_hash
+from stillhouse.models.weights import load_weights, read_metadata, save_weights, weights_hash
 
 
 def make_net(seed: int = 0, *, num_classes: int = 3) -> nn.Module:

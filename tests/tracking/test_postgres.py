@@ -20,7 +20,8 @@ import safetensors.torch
 from torch import nn
 
 from stillhouse.errors import InfrastructureError
-from stillhouse.models.weights import read_checkpoint, state_hash
+from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.weights import state_hash
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome

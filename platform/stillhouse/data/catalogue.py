@@ -8,6 +8,7 @@ from typing import Any
 from stillhouse.data.decode import parse_ground
 from stillhouse.data.published import declared_task
 from stillhouse.errors import Problem, UnknownNameError, did_you_mean, suggestion
+from stillhouse.user_paths import is_folder, show_path
 
 MAX_SIZE = 65_500
 """The longest side of a JPEG that common encoders write; nothing is trained on larger images."""
@@ -84,9 +85,9 @@ def dataset_problems(
     if known and name != "digits":
         if root is None:
             problems.append(Problem("dataset.root", f"must name the folder that holds {name}", "none"))
-        elif not download and not Path(root).expanduser().is_dir():
+        elif not download and not is_folder(root):
             remedy = f"name the folder that holds {name}"
-            problems.append(Problem("dataset.root", "must be a folder that exists", str(root), remedy))
+            problems.append(Problem("dataset.root", "must be a folder that exists", show_path(root), remedy))
     fraction = isinstance(validation, float)
     if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 1):
         problems.append(Problem("dataset.validation", "must be a count >= 1 or a share in (0, 1)", repr(validation)))

@@ -21,6 +21,7 @@ from stillhouse.data.splitting import Splitting, own_validation_note
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.durable import content_hash
 from stillhouse.errors import UsageError
+from stillhouse.user_paths import resolve_path
 
 __all__ = ["DatasetFacts", "ImageData", "Split", "dataset_facts", "dataset_names", "dataset_problems", "load_dataset"]
 
@@ -64,7 +65,7 @@ def load_dataset(
     cache = None if cache is None else Path(cache)
     limits = options.pop("limit", None), options.pop("limit_test", None)
     options = _with_ground(name, options)
-    folder = None if root is None else Path(root).expanduser().resolve()
+    folder = None if root is None else resolve_path(root, "dataset.root")
     where = name if folder is None else f"{name} in {folder}"
     splitting = Splitting(where, targets, validation, seed, limited=limits[0] is not None)
     if name == "pack":

@@ -18,6 +18,7 @@ from stillhouse.data.listing import SPLITS, Listing, list_folder
 from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, PackTraits, read_manifest
 from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked
 from stillhouse.errors import DiskFullError, UsageError, is_disk_full, printable
+from stillhouse.user_paths import resolve_path
 
 SHARD_BYTES = 128 << 20
 
@@ -58,7 +59,7 @@ def pack_folder(
         UsageError: the folder or an image in it cannot be used, or `to` has another pack.
         DiskFullError: the disk is full; complete shards remain.
     """
-    folder, to = folder.expanduser().resolve(), to.expanduser().resolve()
+    folder, to = resolve_path(folder, "the folder"), resolve_path(to, "the folder")
     if to == folder or folder in to.parents:
         raise UsageError(f"--to must be outside of the images' folder {folder}, got {to}; name another folder")
     found = list_folder(folder, test_share)

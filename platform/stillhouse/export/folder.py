@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stillhouse.durable import fsync_folder
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.user_paths import resolve_path
 
 MARK = "export.json"
 
@@ -20,7 +21,7 @@ def check_target(folder: str | Path, files: Collection[str]) -> Path:
     Raises:
         UsageError: it is another folder, or a file.
     """
-    target = Path(folder).expanduser().resolve()
+    target = resolve_path(folder, "the folder")
     if not target.exists():
         return target
     if not target.is_dir():

@@ -16,6 +16,7 @@ from pathlib import Path
 from stillhouse.distill.method import Method
 from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
 from stillhouse.knowledge.code_version import code_version
+from stillhouse.user_paths import resolve_path
 
 _CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
 if _CHECKOUT.is_dir() and (_CHECKOUT.parent / "platform" / "stillhouse").is_dir():
@@ -32,7 +33,7 @@ def add_folder(folder: str | Path) -> None:
     Raises:
         UsageError: there is no such folder, or a file in it has the name of a known method.
     """
-    path = Path(folder).expanduser().resolve()
+    path = resolve_path(folder, "method folder")
     if not path.is_dir():
         raise UsageError(f"method folder {path} does not exist; name a folder that holds method files")
     if str(path) in __path__:

@@ -1,19 +1,10 @@
-"""Weights on disk: safetensors files, checkpoints of other programs, content hashes.
+"""A model's weights on disk and in memory: safetensors files, copies into a model, content hashes."""
 
-No code from a file is ever run: safetensors contains none, and pickles are read with torch's `weights_only`.
-"""
-
-import argparse
 import hashlib
 import json
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -21,24 +12,10 @@ from torch import Tensor, nn
 
 from stillhouse.durable import write_atomic
 from stillhouse.errors import UsageError
+from stillhouse.models.checkpoint_files import PREFIXES, read_checkpoint, shared_prefixes, without_prefixes
 
-# Keys under which training scripts store the model's weights, next to epoch, optimiser and more.
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-# Prefixes that DistributedDataParallel / DataParallel and torch.compile add to every name.
-_PREFIXES = ("module.", "_orig_mod.")
 # Counters of batch normalisation that checkpoints from before torch 0.4.1 lack.
 _OPTIONAL = "num_batches_tracked"
-
-# Many published checkpoints also contain a Namespace of command line arguments and NumPy scalars (a best accuracy); both are
-# plain data. NumPy before 2.0 wrote the function that makes scalars under another path.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_PLAIN: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    _NUMPY_SCALAR,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)),
-]
 
 # Name in the file and order among the tensors of a safetensors file, which sorts by descending alignment.
 _DTYPES: Mapping[torch.dtype, tuple[str, int]] = {
@@ -91,14 +68,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
 
     Args:
         model: receives the weights.
-        state: weights by name; prefixes of parallel and compiled models are ignored.
+        state: weights by name; a prefix that all names share, such as Lightning's `model.`, is ignored.
         source: the origin of the weights, for the error.
 
     Raises:
         UsageError: names or shapes are not the model's.
     """
-    own = _without_prefixes(_tensors(model))
-    state = _without_prefixes(dict(state))
+    own = without_prefixes(_tensors(model), PREFIXES)
+    state = without_prefixes(state, PREFIXES)
+    if own.keys() != state.keys():
+        own, state = _common_prefix_removed(own, state)
     missing = [name for name in own if name not in state and not name.endswith(_OPTIONAL)]
     if missing:
         raise UsageError(
@@ -156,30 +135,6 @@ def stored_bytes(model: nn.Module) -> int:
     return 8 + -(-len(text) // 8) * 8 + offset
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a safetensors file or in a file of `torch.save`, on the CPU.
-
-    Wrappers (`{"state_dict": ..., "epoch": ...}`) are opened, values that are no tensors are left out, and the prefixes of
-    parallel and compiled models are removed.
-
-    Raises:
-        UsageError: there is no such file, it is damaged, it would run code, or it has no weights.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UsageError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
-    content = _read_safetensors(path) if start[8:] == b"{" else _read_pickle(path)
-    weights = _unwrap(content)
-    if not weights:
-        raise UsageError(
-            f"the checkpoint {path} has no weights: no mapping from names to tensors, at the top or under {_wrappers()}"
-        )
-    return _without_prefixes(weights)
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata that `save_weights` wrote.
 
@@ -196,57 +151,27 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dictionary without extra state; names of a compiled model are those of the model inside."""
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return _without_prefixes(state, prefixes=("_orig_mod.",))
+    return without_prefixes(state, ("_orig_mod.",))
+
+
+def _common_prefix_removed(own: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both without the prefix that all their names share, if that brings the names together; else both as they are.
+
+    Training frameworks put the model below an attribute: Lightning's is often `model.` or `net.`.
+    """
+    *_, longest = shared_prefixes(own)
+    bare = {name.removeprefix(longest): value for name, value in own.items()}
+    for names in (own, bare):
+        for prefix in shared_prefixes(state):
+            cut = {name.removeprefix(prefix): value for name, value in state.items()}
+            if {name for name in names if not name.endswith(_OPTIONAL)} <= cut.keys() <= names.keys():
+                return names, cut
+    return own, state
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:
     """The weights as safetensors requires them: contiguous, on the CPU, without shared memory."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in _tensors(model).items()}
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"the checkpoint {path} is damaged: {error}") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):
-            warnings.simplefilter("ignore")  # torch's advice on old formats concerns the author of the file
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UsageError(
-                f"the checkpoint {path} contains more than tensors and would run code when it is read; "
-                "save only model.state_dict(), preferably as safetensors"
-            ) from error
-        raise UsageError(f"the checkpoint {path} is damaged or neither safetensors nor a file of torch.save") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"the checkpoint {path} is damaged or neither safetensors nor a file of torch.save") from error
-
-
-def _unwrap(content: Any) -> dict[str, Tensor]:
-    """The first mapping from names to tensors: `content` itself, or the value under a known wrapper's key."""
-    if not isinstance(content, Mapping):
-        return {}
-    for wrapper in _WRAPPERS:
-        if inner := _unwrap(content.get(wrapper)):
-            return inner
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-
-
-def _without_prefixes(weights: dict[str, Tensor], prefixes: tuple[str, ...] = 2 * _PREFIXES) -> dict[str, Tensor]:
-    """Names without the prefixes that all of them share; prefixes may be nested in any order."""
-    for prefix in prefixes:
-        if weights and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
-
-
-def _wrappers() -> str:
-    return ", ".join(f"'{wrapper}'" for wrapper in _WRAPPERS)
 
 
 def _and_more(names: list[str]) -> str:

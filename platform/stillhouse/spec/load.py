@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import Problem, SpecError
+from stillhouse.errors import Problem, SpecError, UsageError
 from stillhouse.spec.combinations import combination_problems
 from stillhouse.spec.error_messages import key_of, to_problems
 from stillhouse.spec.overrides import apply_overrides, copy_data, parse_key
@@ -22,7 +22,9 @@ from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
 from stillhouse.spec.secret_masking import mask_data
 from stillhouse.spec.yaml_text import Place, count_value, parse_yaml, to_yaml
+from stillhouse.user_paths import expand_user, read_regular, show_path
 
+MAX_SPEC_BYTES = 500_000
 _LARGEST_INTEGER = 2**53  # JSON readers that use float64 change larger numbers
 
 
@@ -74,14 +76,13 @@ def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
     Raises:
         SpecError: the file cannot be read, or an override names a key that cannot exist.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path, "the spec")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path, "the spec", MAX_SPEC_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([Problem("", f"{path} is not UTF-8 text: byte {error.start} cannot be decoded")]) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SpecError([Problem("", f"the spec {path} cannot be read: {reason}; name a YAML file")]) from error
+        raise SpecError([Problem("", f"{show_path(path)} is not UTF-8 text: byte {error.start} cannot be decoded")]) from error
+    except UsageError as error:
+        raise SpecError([Problem("", f"{error}; name a YAML file")]) from error
     raw, problems = parse_yaml(text, str(path))
     try:
         raw = apply_overrides(raw, overrides)

@@ -23,7 +23,8 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
-from stillhouse.models.weights import load_state, load_weights, read_checkpoint, save_weights, weights_hash
+from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.definition import TeacherDefinition
 
@@ -240,7 +241,7 @@ def _load_given(model: nn.Module, definition: TeacherDefinition) -> None:
         if weights.startswith(_TORCHVISION):
             state = _torchvision_state(weights.removeprefix(_TORCHVISION))
         else:
-            state = read_checkpoint(Path(weights))
+            state = read_checkpoint(weights)
         load_state(model, state, source=weights)
     except UsageError as error:
         raise UsageError(f"teachers.{definition.name}.weights cannot be used: {error}") from error

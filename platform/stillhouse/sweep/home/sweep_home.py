@@ -19,6 +19,7 @@ from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError,
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.home.ledger import Ledger
+from stillhouse.user_paths import is_utf8, resolve_path, show_path
 
 HOME_VARIABLE = "STILLHOUSE_HOME"
 
@@ -39,8 +40,15 @@ _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 
 
 def resolve_home(flag: str | Path | None = None) -> Path:
-    """The absolute home: the flag, else STILLHOUSE_HOME, else ~/.stillhouse."""
-    return Path(flag or os.environ.get(HOME_VARIABLE) or "~/.stillhouse").expanduser().resolve()
+    """The absolute home: the flag, else STILLHOUSE_HOME, else ~/.stillhouse.
+
+    Raises:
+        UsageError: there is no such path, or its name is not UTF-8.
+    """
+    home = resolve_path(flag or os.environ.get(HOME_VARIABLE) or "~/.stillhouse", "the home")
+    if not is_utf8(home):
+        raise UsageError(f"the home {show_path(home)} has a name that is not UTF-8, so it cannot be recorded; choose another")
+    return home
 
 
 class SweepHome:

@@ -15,8 +15,9 @@ from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, da
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
+from stillhouse.models.checkpoint_files import open_checkpoint
 from stillhouse.models.registry import unknown_options
-from stillhouse.models.weights import load_state, read_checkpoint
+from stillhouse.models.weights import load_state
 from stillhouse.spec.combinations import (
     Soundness,
     combination_problems,
@@ -239,7 +240,8 @@ class _Surveyor:
         if sound and teacher.weights is not None:
             facts = None if classes is None or self._input_shape is None else (classes, self._input_shape)
             try:
-                _check_weights(teacher, teacher.weights, facts)
+                note = _check_weights(teacher, teacher.weights, facts)
+                self._note(*([f"{key}: {note}"] if note else []))
             except UsageError as error:
                 self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
         return sound
@@ -374,20 +376,24 @@ class _Surveyor:
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
 
 
-def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] | None) -> None:
+def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] | None) -> str | None:
     """Checks that given weights can be read and, if classes and images are known, that they fit the teacher's model.
+
+    Returns:
+        which of several weights in the file are taken, if there is a choice.
 
     Raises:
         UsageError: they cannot be read or do not fit.
     """
     if weights.startswith(MLFLOW):
-        return
+        return None
     if weights.startswith(TORCHVISION):
         _check_torchvision(weights.removeprefix(TORCHVISION), facts[0] if facts else None)
-        return
-    state = read_checkpoint(weights)
+        return None
+    checkpoint = open_checkpoint(weights)
     if facts is not None:
-        load_state(sketch(teacher.model, teacher.options, *facts).to("meta"), state, source=weights)
+        load_state(sketch(teacher.model, teacher.options, *facts).to("meta"), checkpoint.weights, source=weights)
+    return checkpoint.note(weights)
 
 
 def _check_torchvision(name: str, num_classes: int | None) -> None:

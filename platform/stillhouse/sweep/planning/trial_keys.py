@@ -9,6 +9,7 @@ from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import plain
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.code_version import named_version
+from stillhouse.models.checkpoint_files import checkpoint_file
 from stillhouse.models.registry import model_options
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
@@ -115,8 +116,8 @@ def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
         return {**identity, "train": teacher.train.identity()}
     if teacher.weights.startswith((TORCHVISION, MLFLOW)):
         return {**identity, "weights": teacher.weights}
-    with open(teacher.weights, "rb") as file:  # noqa: PTH123
-        return {**identity, "weights": bytes_hash(file.read())}
+    file, key = checkpoint_file(teacher.weights)
+    return {**identity, "weights": bytes_hash(file.read_bytes()), **({"weights_key": key} if key else {})}
 
 
 def _model_identity(model: str, options: Mapping[str, Any]) -> dict[str, Any]:

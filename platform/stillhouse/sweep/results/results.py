@@ -24,6 +24,7 @@ from stillhouse.report import (
 )
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
+from stillhouse.user_paths import resolve_path
 
 _FRONT_KEYS = ("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms")
 
@@ -129,7 +130,7 @@ class Results:
         Raises:
             InfrastructureError: `folder` cannot be written.
         """
-        folder = Path(folder).expanduser().resolve()
+        folder = resolve_path(folder, "the folder")
         budgets = self.budgets() if budgets is None else budgets
         with _writing(folder):
             return write_report(self.facts, self.records, folder, budgets, self.sweep_home.read_addresses())
@@ -186,7 +187,7 @@ def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Bud
         raise UsageError("a report needs at least one sweep")
     if len(sweeps) == 1:
         return sweeps[0].report(folder, budgets)
-    folder = Path(folder).expanduser().resolve()
+    folder = resolve_path(folder, "the folder")
     if budgets is None:
         budgets = list(dict.fromkeys(budget for each in sweeps for budget in each.budgets()))
     sources = [Source(facts=each.facts, records=each.records, addresses=each.sweep_home.read_addresses()) for each in sweeps]
