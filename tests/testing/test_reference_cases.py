@@ -19,3 +19,13 @@ def test_results_and_gradients_are_compared_with_the_recorded_ones(tmp_path: Pat
         case.check(loss * (1 + 1e-8))
     with pytest.raises(AssertionError):
         case.check_gradients(1.001 * loss, "x")
+
+
+def test_the_numbers_of_arrays_are_read_from_the_case(tmp_path: Path) -> None:
+    names = ["in.s_feat0", "in.s_feat2", "in.s_feat10", "in.s_features", "grad.s_feat1.f64"]
+    np.savez(tmp_path / "case.npz", allow_pickle=False, **dict.fromkeys(names, np.zeros(1)))
+    case = ReferenceCase(tmp_path / "case.npz", torch.float64)
+    assert case.numbers("in.s_feat") == [0, 2, 10]
+    assert case.numbers("in.t_feat") == []
+    assert case.has("in.s_feat2")
+    assert not case.has("in.s_feat1")

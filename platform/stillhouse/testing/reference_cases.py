@@ -35,8 +35,12 @@ class ReferenceCase:
             self._inputs[name] = array.requires_grad_(f"grad.{name.removeprefix('in.')}.{self._suffix}" in self._arrays)
         return self._inputs[name]
 
+    def has(self, name: str) -> bool:
+        """Whether the case has an array called `name`."""
+        return name in self._arrays
+
     def numbers(self, name: str) -> list[int]:
-        """The numbers behind `name`, in order: 0, 1, 2 for `in.s_feat` if there are `in.s_feat0` to `in.s_feat2`."""
+        """The numbers after `name`, in order: 0, 1, 2 for `in.s_feat` if there are `in.s_feat0` to `in.s_feat2`."""
         ends = (array.removeprefix(name) for array in self._arrays if array.startswith(name))
         return sorted(int(end) for end in ends if end.isdigit())
 
