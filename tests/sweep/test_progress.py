@@ -155,3 +155,17 @@ def test_another_metric_is_shown_under_its_own_name(make_trial: Callable[..., Tr
 
 def test_a_state_of_the_first_release_means_accuracy() -> None:
     assert metric_of_state({"sweep": "old"}) == ACCURACY
+
+
+def test_a_collapsed_trial_is_named_with_the_value_that_it_did_not_exceed(make_record: MakeRecord) -> None:
+    progress, stream = shown()
+    progress.use_metric(ACCURACY, trivial=0.125)
+    progress.plan(2)
+    progress.trial_done(make_record("a", (0.5, 0.125)))
+    progress.trial_done(make_record("b", (0.5, 0.25)))
+    assert stream.getvalue().splitlines() == [
+        "[1/2] a scratch mlp seed 0 finished after 2 epochs, validation accuracy 0.1250; "
+        "COLLAPSED: no better than a model that ignores the image (accuracy 0.1250)",
+        "[2/2] b scratch mlp seed 0 finished after 2 epochs, validation accuracy 0.2500",
+    ]
+    assert progress.snapshot()["collapsed"] == 1

@@ -275,6 +275,8 @@ def _print_results(results: "Results") -> None:
         print(f"note: {note}")
     for record in results.failed:
         print(f"failed: {record.trial.key} {record.trial.method} {record.trial.student.name}: {record.reason}")
+    if results.collapsed:
+        _print_collapsed(results)
     trials = document["trials"]
     print(
         f"{trials['planned']} trials: {trials['finished']} finished, {trials['failed']} failed, "
@@ -287,6 +289,23 @@ def _print_results(results: "Results") -> None:
     print(f"mlflow  stillhouse ui {results.facts.name} --home {shlex.quote(str(results.home))}")
 
 
+def _print_collapsed(results: "Results") -> None:
+    """Prints the trials that learned nothing, and the settings to change."""
+    from stillhouse.spec.collapse import collapse_remedy, collapse_words, trivial_value
+
+    metric = results.facts.metric
+    for record in results.collapsed:
+        value = record.metrics[metric.column("validation")]
+        who = f"{record.trial.key} {record.trial.method} {record.trial.student.name}"
+        print(f"collapsed: {who}: validation {metric.label} {value:.4f}")
+    words = collapse_words(metric, trivial_value(results.facts, "validation"))
+    count = len(results.collapsed)
+    print(
+        f"{count} student{'s are' if count > 1 else ' is'} {words}, and no base for a gain: "
+        f"{collapse_remedy(results.facts.spec.get('training', {}))}"
+    )
+
+
 def _print_trials(results: "Results") -> None:
     """Prints one line per finished trial, small students first and the best of a size first."""
     metric = results.facts.metric
@@ -295,6 +314,7 @@ def _print_trials(results: "Results") -> None:
     finished = trials[trials["status"] == "finished"]
     finished = finished.sort_values(["parameters", validation], ascending=[True, metric.direction == "min"])
     front = {record.trial.key for each in results.front() for record in each.reported}
+    collapsed = {record.trial.key for record in results.collapsed}
     numbers = ("parameters", "latency ms", "validation", "test")
     table = make_table("trial", "method", "student", *numbers, "", right=numbers)
     for row in finished.to_dict(orient="records"):
@@ -307,7 +327,7 @@ def _print_trials(results: "Results") -> None:
             f"{latency:.3f}" if latency == latency else "",
             f"{row[validation]:.4f}",
             f"{row[test]:.4f}",
-            "pareto" if row["trial"] in front else "",
+            "collapsed" if row["trial"] in collapsed else "pareto" if row["trial"] in front else "",
         )
     make_console().print(table)
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_text
@@ -70,6 +71,12 @@ _TRAILING: tuple[Column, ...] = (
     Column("started", "str", "", "when the trial began"),
     Column("finished", "str", "", "when the trial ended"),
 )
+_COLLAPSED = Column(
+    "collapsed",
+    "boolean",
+    "",
+    "whether a finished student is no better than a model that ignores the image",
+)
 _MEASURED = (
     "parameters",
     "size_bytes",
@@ -120,7 +127,7 @@ def _described(column: Column) -> dict[str, str]:
 def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> TrialsTable:
     """The table of `trials_table` with the description of its columns."""
     leading, trailing = _leading(facts.metric), _trailing(facts.metric)
-    taken = {column.name for column in (*leading, *trailing)}
+    taken = {column.name for column in (*leading, *trailing, _COLLAPSED)}
     hyperparameters = _varying(
         records, lambda record: record.trial.hyperparameters, "hyperparameter_", taken, "hyper-parameter {}"
     )
@@ -144,6 +151,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         [(column, rows[column.name]) for column in trailing],
         options,
         extras,
+        [(_COLLAPSED, rows[_COLLAPSED.name])],
     ):
         for column, values in group:
             columns.append(column)
@@ -185,7 +193,8 @@ def _trailing(metric: Metric) -> tuple[Column, ...]:
 def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str, list[Any]]:
     """The values of the columns that every table has, by column."""
     metric = facts.metric
-    rows: dict[str, list[Any]] = {column.name: [] for column in (*_leading(metric), *_trailing(metric))}
+    rows: dict[str, list[Any]] = {column.name: [] for column in (*_leading(metric), *_trailing(metric), _COLLAPSED)}
+    trivial = trivial_value(facts, "validation")
     teachers = {record.trial.teacher: reference_teacher(facts.teachers, record.trial.teachers, metric) for record in records}
     for record in records:
         trial = record.trial
@@ -206,6 +215,7 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             "weights_hash": record.weights_hash,
             "started": record.started or None,
             "finished": record.finished or None,
+            _COLLAPSED.name: is_collapsed(record, metric, trivial),
             **{name: record.metrics.get(name) for name in (*_MEASURED, *_score_columns(metric))},
             **{name: record.teaching.get(name) for name in _TEACHING},
             **_against(teachers[trial.teacher], record, metric),

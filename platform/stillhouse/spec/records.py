@@ -75,6 +75,8 @@ class TrialRecord(_Record):
             not describe the final student.
         teaching: how the teacher's knowledge was delivered: `way`, `samples_gathered`, `bytes_gathered`, `wait_seconds`.
         weights: the student's safetensors file, relative to the sweep's folder.
+        collapsed: whether a finished student is no better than a model that ignores the image; None if the task does not know
+            that model's value, and in records of the first release. `spec.collapse.is_collapsed` reads both.
     """
 
     trial: Trial
@@ -86,6 +88,7 @@ class TrialRecord(_Record):
     teaching: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
     weights_hash: str | None = None
+    collapsed: bool | None = None
     device: str = "cpu"
     code: dict[str, str | None] = Field(default_factory=dict)
     started: str = ""
@@ -175,7 +178,8 @@ class SweepFacts(_Record):
     """What is recorded about the sweep as a whole.
 
     Attributes:
-        dataset: what `data.description.describe_data` returns; in facts of earlier releases without `folder`, `test_samples`,
+        dataset: what `data.description.describe_data` returns, and `trivial`: by split, the metric's value of a model that
+            ignores the image (`Task.trivial_value`); in facts of earlier releases without `folder`, `test_samples`,
             `class_names` and `majority`.
         baseline: the control method that gains are measured against (`scratch`).
         metric: of the task; accuracy in facts of the first release, which name none.

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.description import describe_data, notes_on_test
+from stillhouse.data.images import ImageData
 from stillhouse.provenance import environment_facts
 from stillhouse.spec.load import spec_to_dict
 from stillhouse.spec.records import RunFacts, SweepFacts, TeacherFacts, TrialRecord
@@ -32,7 +33,7 @@ def initial_facts(
     return SweepFacts(
         name=plan.spec.name,
         spec=spec_to_dict(plan.spec),
-        dataset=describe_data(data),
+        dataset={**describe_data(data), "trivial": _trivial_values(data)},
         baseline=methods.baseline(),
         metric=plan.metric,
         planned=plan.num_trials,
@@ -63,6 +64,11 @@ def inherited_teachers(origin: SweepFacts | None, records: Iterable[TrialRecord]
     taught = {name for record in records for name in record.trial.teachers}
     free = {"samples_filled": 0, "bytes_written": 0, "fill_seconds": 0.0, "train_seconds": 0.0, "trained_now": False}
     return [teacher.model_copy(update=free) for teacher in (origin.teachers if origin else ()) if teacher.name in taught]
+
+
+def _trivial_values(data: ImageData) -> dict[str, float | None]:
+    task = tasks.of(data)
+    return {name: task.trivial_value(split.labels) for name, split in (("validation", data.validation), ("test", data.test))}
 
 
 def _run(command: str, first: SweepFacts, here: Mapping[str, Any]) -> RunFacts:

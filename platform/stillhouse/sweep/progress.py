@@ -18,6 +18,7 @@ from rich.text import Text
 
 from stillhouse import methods
 from stillhouse.models.size_brackets import bracket_name, size_bracket
+from stillhouse.spec.collapse import collapse_words, is_collapsed
 from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.preference import comparable, record_preference
@@ -56,10 +57,13 @@ class Tally:
 
     Args:
         metric: decides which student is the best, by its value on the validation split.
+        trivial: the metric's value on the validation split of a model that ignores the image, if it is known.
     """
 
-    def __init__(self, metric: Metric = ACCURACY) -> None:
+    def __init__(self, metric: Metric = ACCURACY, trivial: float | None = None) -> None:
         self.metric = metric
+        self.trivial = trivial
+        self.collapsed = 0
         self.counts = {"finished": 0, "stopped": 0, "failed": 0}
         self.train_seconds = 0.0
         self._best: dict[int, TrialRecord] = {}
@@ -77,6 +81,7 @@ class Tally:
             return
         self._keys.add(record.trial.key)
         self.counts[record.status] += 1
+        self.collapsed += bool(is_collapsed(record, self.metric, self.trivial))
         self.train_seconds += record.metrics.get("train_seconds", sum(entry.get("seconds", 0.0) for entry in record.curve))
         column = self.metric.column("validation")
         if record.status != "finished" or column not in record.metrics:
@@ -160,10 +165,14 @@ class Progress:
         if self._live is None:
             self._line(text)
 
-    def use_metric(self, metric: Metric) -> None:
-        """What the sweep's task judges students by; accuracy before this is called."""
+    def use_metric(self, metric: Metric, trivial: float | None = None) -> None:
+        """What the sweep's task judges students by; accuracy before this is called.
+
+        Args:
+            trivial: the metric's value on the validation split of a model that ignores the image, if it is known.
+        """
         with self._lock:
-            self._tally.metric = metric
+            self._tally.metric, self._tally.trivial = metric, trivial
 
     def claims(self, *, cpu: float, gpu: float) -> None:
         """What one trial occupies of the cluster; the hours of trials are computed from it."""
@@ -194,7 +203,7 @@ class Progress:
             self._running.pop(record.trial.key, None)
             self._tally.add(record)
             done = len(self._tally)
-        self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record, self._tally.metric)}")
+        self._line(f"[{done}/{max(self._planned, done)}] {describe_record(record, self._tally.metric, self._tally.trivial)}")
 
     def snapshot(self) -> dict[str, Any]:
         """The present state of the sweep as plain data: what `render_status` shows."""
@@ -206,6 +215,7 @@ class Progress:
                 "planned": self._planned,
                 "done": len(self._tally),
                 **self._tally.counts,
+                "collapsed": self._tally.collapsed,
                 "running": [
                     {
                         "trial": key,
@@ -255,6 +265,7 @@ def render_status(state: Mapping[str, Any]) -> RenderableType:
         f"  {len(state['running'])} running",
         f"  {state['stopped']} stopped early",
         (f"  {state['failed']} failed", "red" if state["failed"] else ""),
+        (f"  {state['collapsed']} collapsed" if state.get("collapsed") else "", "red"),
     )
     times = [] if state["elapsed_seconds"] is None else [show_seconds(max(0, round(state["elapsed_seconds"])))]
     if state["eta_seconds"] is not None and state["done"] < planned:
@@ -309,8 +320,12 @@ def _best_table(best: Sequence[Mapping[str, Any]], metric: Metric) -> Table | No
     return table
 
 
-def describe_record(record: TrialRecord, metric: Metric = ACCURACY) -> str:
-    """One line: which trial it is and how it ended."""
+def describe_record(record: TrialRecord, metric: Metric = ACCURACY, trivial: float | None = None) -> str:
+    """One line: which trial it is and how it ended.
+
+    Args:
+        trivial: the metric's value on the validation split of a model that ignores the image, if it is known.
+    """
     trial = record.trial
     settings = " ".join(f"{name}={_short(value)}" for name, value in trial.hyperparameters.items() if value is not None)
     who = f"{trial.key} {trial.method} {trial.student.name} seed {trial.seed}" + (f" ({settings})" if settings else "")
@@ -318,7 +333,8 @@ def describe_record(record: TrialRecord, metric: Metric = ACCURACY) -> str:
         return f"{who} FAILED: {record.reason}"
     value = record.metrics.get(metric.column("validation"))
     reached = "" if value is None else f", validation {metric.label} {value:.4f}"
-    return f"{who} {record.status} after {record.epochs_run} epochs{reached}"
+    collapsed = f"; COLLAPSED: {collapse_words(metric, trivial)}" if is_collapsed(record, metric, trivial) else ""
+    return f"{who} {record.status} after {record.epochs_run} epochs{reached}{collapsed}"
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from stillhouse import tasks
 from stillhouse.errors import Interrupted
 from stillhouse.report import ReportFiles, parse_budget, write_report
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
@@ -107,7 +108,8 @@ def _known_records(
         take_over_trials(origin, context, phases, records)
     searched = phases.searched(records)
     claim = context.spec.trial_resources
-    context.progress.use_metric(context.plan.metric)
+    task = tasks.of(context.data)
+    context.progress.use_metric(task.metric, task.trivial_value(context.data.validation.labels))
     context.progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
     context.progress.claims(cpu=claim.cpu, gpu=claim.gpu)
     return records

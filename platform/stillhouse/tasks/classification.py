@@ -62,3 +62,7 @@ class Classification(Task):
 
     def evaluator(self) -> Accuracy:
         return Accuracy()
+
+    def trivial_value(self, targets: Tensor) -> float:
+        """The share of the most common class."""
+        return int(torch.bincount(targets).max()) / len(targets)

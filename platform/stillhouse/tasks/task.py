@@ -123,3 +123,13 @@ class Task(ABC):
     @abstractmethod
     def evaluator(self) -> Evaluator:
         """A new evaluator that has seen nothing."""
+
+    def trivial_value(self, targets: Tensor) -> float | None:
+        """The metric's value on these targets of the best model that ignores its input; None if that is unknown.
+
+        A finished student that is no better has learned nothing, and is marked as collapsed.
+
+        Args:
+            targets: [N] or [N, K], of a whole split.
+        """
+        return None

@@ -79,6 +79,7 @@ def trial_entry(
         "phase": trial.phase,
         "status": record.status,
         "reason": record.reason,
+        "collapsed": "true" if record.collapsed else None,
         "device": record.device,
         "way": record.teaching.get("way"),
         "weights": record.weights,

@@ -22,6 +22,7 @@ from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size import measure_size
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
+from stillhouse.spec.collapse import no_better
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
@@ -190,7 +191,9 @@ class TrialRunner:
             {"trial": self.trial.key, "model": self.trial.student.model},
         )
         self._home.push(self._sweep / weights)
-        return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest)
+        trivial = self._trainer.task.trivial_value(self._data.validation.labels)
+        collapsed = no_better(metrics[metric.column("validation")], trivial, metric)
+        return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest, collapsed=collapsed)
 
     def fail(self, reason: str) -> TrialRecord:
         """Writes the record of a trial that failed."""

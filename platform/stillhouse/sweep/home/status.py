@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stillhouse.spec.collapse import trivial_value
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress, Tally, metric_of_state
@@ -59,9 +60,10 @@ class StatusReader:
             if (record := self.sweep_home.ledger.read(key)) is not None:
                 self._records[key] = record
         written = _read(self.sweep_home)
-        facts = self.sweep_home.read_facts() if "planned" not in written else None
+        known = self.sweep_home.read_facts()
+        facts = known if "planned" not in written else None
         metric = metric_of_state(written) if facts is None else facts.metric
-        tally = Tally(metric)
+        tally = Tally(metric, None if known is None else trivial_value(known, "validation"))
         for key in sorted(self._records):
             tally.add(self._records[key])
         planned = facts.planned if facts is not None else written.get("planned")
@@ -78,6 +80,7 @@ class StatusReader:
             "planned": planned,
             "done": len(tally),
             **tally.counts,
+            "collapsed": tally.collapsed,
             "running": written.get("running", []) if running else [],
             "best": tally.best(),
             "metric": metric.model_dump(mode="json"),

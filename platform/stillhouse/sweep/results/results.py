@@ -22,6 +22,7 @@ from stillhouse.report import (
     write_comparison,
     write_report,
 )
+from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
 from stillhouse.user_paths import resolve_path
@@ -81,6 +82,12 @@ class Results:
     @property
     def failed(self) -> list[TrialRecord]:
         return [record for record in self.records if record.status == "failed"]
+
+    @property
+    def collapsed(self) -> list[TrialRecord]:
+        """The finished trials whose students are no better than a model that ignores the image."""
+        trivial = trivial_value(self.facts, "validation")
+        return [record for record in self.records if is_collapsed(record, self.facts.metric, trivial)]
 
     def table(self) -> pd.DataFrame:
         """One row per trial."""
@@ -164,6 +171,7 @@ class Results:
                 }
                 for teacher in self.facts.teachers
             ],
+            "collapsed": [record.trial.key for record in self.collapsed],
             "pareto": [
                 {key: _plain(row[key]) for key in front_keys if key in row} for row in self.pareto().to_dict(orient="records")
             ],
