@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from scipy import stats
 
 from stillhouse.spec.metric import ACCURACY, Metric
 
@@ -45,3 +46,22 @@ def test_a_heading_begins_with_a_capital_unless_the_label_is_an_abbreviation() -
 
 def test_how_much_worse_a_student_is_has_a_column_of_the_metric() -> None:
     assert (ACCURACY.drop_column, ERROR.drop_column) == ("accuracy_drop", "mae_drop")
+
+
+@pytest.mark.parametrize(("right", "samples"), [(8, 10), (0, 10), (10, 10), (318, 360), (1, 1)])
+def test_the_interval_of_a_share_is_wilsons(right: int, samples: int) -> None:
+    expected = stats.binomtest(right, samples).proportion_ci(method="wilson")
+    assert ACCURACY.sampling_interval(right / samples, samples) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_eight_in_ten_is_the_textbooks() -> None:
+    # Centre (0.8 + 3.8415 / 20) / 1.38415 = 0.71674; half 0.22658.
+    assert ACCURACY.sampling_interval(0.8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)
+
+
+def test_only_a_share_of_known_samples_has_an_interval() -> None:
+    assert ERROR.sampling_interval(0.5, 100) is None
+    assert Metric(name="map", direction="max", label="mAP", percent=True).sampling_interval(0.5, 100) is None
+    assert ACCURACY.sampling_interval(0.5, None) is None
+    assert ACCURACY.sampling_interval(None, 100) is None
+    assert ACCURACY.sampling_interval(math.nan, 100) is None

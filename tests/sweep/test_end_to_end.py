@@ -132,10 +132,12 @@ def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed
         *("sweep", "home", "status", "trials", "teachers", "pareto", "report", "tracking", "seconds"),
     }
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 0}
-    assert set(document["teachers"][0]) == {"name", "accuracy", "way", "samples_forwarded", "samples_reused"}
+    assert set(document["teachers"][0]) == {
+        *("name", "accuracy", "test_split_interval", "way", "samples_forwarded", "samples_reused"),
+    }
     assert set(document["pareto"][0]) == {
         *("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms"),
-        *("validation_accuracy", "test_accuracy"),
+        *("validation_accuracy", "test_accuracy", "test_split_interval"),
     }
     assert all(Path(document["report"][name]).is_file() for name in ("page", "table", "figure"))
     assert set(document["tracking"]) == {"uri", "experiment", "run_id"}

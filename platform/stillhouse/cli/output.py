@@ -74,6 +74,8 @@ def answer_line(answer: Mapping[str, Any], metric: "Metric") -> str:
     seeds = answer["seeds"]
     alone = "one seed" if seeds == 1 else f"{seeds} equal seeds"
     spread = alone if interval is None else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {seeds}"
+    if of_split := answer["test_split_interval"]:
+        spread += f"; by the size of the test split {of_split[0]:.4f} to {of_split[1]:.4f}"
     sweep = f" of {answer['sweep']}" if "sweep" in answer else ""
     ties = len(answer["tied_with"])
     tied = f"; not significantly better than {ties} other{'s' * (ties > 1)}" if ties else ""

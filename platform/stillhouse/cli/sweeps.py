@@ -266,7 +266,8 @@ def _print_results(results: "Results") -> None:
     document = results.to_json()
     for teacher in document["teachers"]:
         value = teacher[results.facts.metric.name]
-        quality = "" if value is None else f"test {results.facts.metric.label} {value:.4f}, "
+        of_split = _ends(results.facts.metric.sampling_interval(value, results.facts.test_samples))
+        quality = "" if value is None else f"test {results.facts.metric.label} {value:.4f}{of_split and f' ({of_split})'}, "
         print(
             f"teacher {teacher['name']}: {quality}{teacher['way']}, "
             f"{teacher['samples_forwarded']:,} samples forwarded, {teacher['samples_reused']:,} read back"
@@ -315,7 +316,8 @@ def _print_trials(results: "Results") -> None:
     finished = finished.sort_values(["parameters", validation], ascending=[True, metric.direction == "min"])
     front = {record.trial.key for each in results.front() for record in each.reported}
     collapsed = {record.trial.key for record in results.collapsed}
-    numbers = ("parameters", "latency ms", "validation", "test")
+    of_split = metric.proportion and results.facts.test_samples is not None
+    numbers = ("parameters", "latency ms", "validation", "test", *(["95% by test split"] if of_split else []))
     table = make_table("trial", "method", "student", *numbers, "", right=numbers)
     for row in finished.to_dict(orient="records"):
         latency = row["latency_ms"]
@@ -327,9 +329,14 @@ def _print_trials(results: "Results") -> None:
             f"{latency:.3f}" if latency == latency else "",
             f"{row[validation]:.4f}",
             f"{row[test]:.4f}",
+            *([_ends(metric.sampling_interval(row[test], results.facts.test_samples))] if of_split else []),
             "collapsed" if row["trial"] in collapsed else "pareto" if row["trial"] in front else "",
         )
     make_console().print(table)
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _print_spec(spec: "SweepSpec", as_json: bool) -> int:

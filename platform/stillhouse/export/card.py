@@ -27,7 +27,10 @@ def render_card(document: dict[str, Any]) -> str:
         autoescape=False,  # noqa: S701 - Markdown; `cell` escapes what would break a table
     )
     environment.filters |= {"cell": _cell, "count": _count, "number": _number, "score": _score}
-    return environment.get_template("card.md.j2").render({"output": "logits", **document, "metric": metric})
+    of_split = metric.sampling_interval(document["metrics"].get(metric.column("test")), document["dataset"].get("test_samples"))
+    return environment.get_template("card.md.j2").render(
+        {"output": "logits", **document, "metric": metric, "test_split_interval": of_split}
+    )
 
 
 def _cell(value: Any) -> str:

@@ -160,6 +160,7 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
             "num_classes": student.data.num_classes,
             "train_samples": len(student.data.train),
             "validation_samples": len(student.data.validation),
+            "test_samples": facts.test_samples,
         },
         "views": facts.spec.get("views"),
         "training": facts.spec.get("training"),

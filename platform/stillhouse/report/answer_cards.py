@@ -12,6 +12,7 @@ from stillhouse.report.formatting import (
     milliseconds,
     sample,
     score,
+    score_range,
     short,
     size,
     unit,
@@ -141,6 +142,13 @@ def against_teacher(answer: Answer) -> list[str]:
     if answer.compression is not None:
         words.append(against_parameters(answer.compression))
     return words
+
+
+def of_test_split(best: Configuration) -> str:
+    """The interval of its test value from the size of the test split; nothing where it is not known."""
+    if best.test_samples is None or (interval := score_range(best.test_split_interval, best.metric)) == "":
+        return ""
+    return f"{interval} by the size of the test split ({best.test_samples:,})"
 
 
 def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:

@@ -104,6 +104,8 @@ class Answer:
             "validation_interval": _interval(self.best.validation),
             self.metric.column("test"): self.best.test.mean,
             "test_interval": _interval(self.best.test),
+            "test_split_interval": list(of_split) if (of_split := self.best.test_split_interval) else None,
+            "test_samples": self.best.test_samples,
             "seeds": self.best.test.n,
             "teacher": self.teacher.name if self.teacher else None,
             RATIO_COLUMN: self.compression,

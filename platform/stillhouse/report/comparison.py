@@ -27,6 +27,9 @@ from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.size_bound import Budget
 
+# Enough to tell a few data sets apart.
+_FINGERPRINT = 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -108,13 +111,31 @@ def differences(sources: Sequence[Source]) -> list[str]:
     sentences = []
     data = {source.name: source.facts.dataset for source in sources}
     if len({(each.get("fingerprint") or each.get("name")) for each in data.values()}) > 1:
-        ran = wording.listed([f"{source.name} on {source.facts.dataset_label}" for source in sources])
+        ran = wording.listed([f"{name} on {label}" for name, label in zip(data, _data_labels(sources), strict=True)])
         sentences.append(f"These sweeps ran on different data ({ran}), so their results cannot be compared.")
     if len({source.facts.metric for source in sources}) > 1:
         judged = wording.listed([f"{source.name} by {source.facts.metric.label}" for source in sources])
         first = f"the figure shows those of {sources[0].name} and of sweeps with the same metric"
         sentences.append(f"These sweeps judge their students by different metrics ({judged}); {first}.")
     return sentences
+
+
+def _data_labels(sources: Sequence[Source]) -> list[str]:
+    """The data set of each sweep. Different ones of the same name have the number of images and the fingerprint in addition."""
+    labels = [source.facts.dataset_label for source in sources]
+    known: dict[str, set[str]] = {}
+    for source, label in zip(sources, labels, strict=True):
+        known.setdefault(label, set()).add(str(source.facts.dataset.get("fingerprint")))
+    return [
+        label if len(known[label]) == 1 else f"{label}, {_content(source.facts.dataset)}"
+        for source, label in zip(sources, labels, strict=True)
+    ]
+
+
+def _content(dataset: Mapping[str, Any]) -> str:
+    images = dataset.get("train_samples")
+    counted = f"{wording.counted(images, 'training image')}, " if isinstance(images, int) else ""
+    return f"{counted}fingerprint {str(dataset.get('fingerprint'))[:_FINGERPRINT]}"
 
 
 def compared_table(sweeps: Sequence[ReportData]) -> TrialsTable:
@@ -167,6 +188,7 @@ def _render(data: ComparisonData, still: bytes) -> str:
         .render(
             title=" / ".join(data.names),
             subtitle=f"{wording.counted(len(data.sweeps), 'sweep')} compared, {trials}",
+            about_data="" if data.apart else mask_text(narrative.about_data(data.sweeps[0].facts)),
             lead=[mask_text(sentence) for sentence in lead],
             cards=[card(answer, _baseline_of(data, answer), data.tradeoff.addresses) for answer in data.over_all],
             rows=_rows(data),

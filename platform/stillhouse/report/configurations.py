@@ -37,6 +37,7 @@ class Configuration:
         sweep: its sweep's name where several are compared.
         devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
         control: whether its method is the baseline that gains are measured against.
+        test_samples: size of the test split; None where it is not known.
     """
 
     metric: Metric
@@ -50,6 +51,7 @@ class Configuration:
     sweep: str = ""
     devices: float = 1.0
     control: bool = False
+    test_samples: int | None = None
 
     @cached_property
     def reported(self) -> tuple[TrialRecord, ...]:
@@ -73,6 +75,11 @@ class Configuration:
     @cached_property
     def test(self) -> Estimate:
         return mean_with_interval(record.metrics[self.metric.column("test")] for record in self.reported)
+
+    @property
+    def test_split_interval(self) -> tuple[float, float] | None:
+        """The 95% interval of `test` that comes from the size of the test split, however many seeds there are."""
+        return self.metric.sampling_interval(self.test.mean, self.test_samples)
 
     @cached_property
     def validation(self) -> Estimate:
@@ -127,6 +134,7 @@ def configurations(
     labels: Mapping[str, str] | None = None,
     devices: float = 1.0,
     baseline: str | None = None,
+    test_samples: int | None = None,
 ) -> list[Configuration]:
     """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
 
@@ -135,6 +143,7 @@ def configurations(
         labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         devices: that each trial held.
         baseline: the method that gains are measured against; of equal results its own is chosen.
+        test_samples: size of the test split, if it is known.
     """
     labels = choice_labels(records) if labels is None else labels
     considered: dict[tuple[str, str], int] = defaultdict(int)
@@ -155,6 +164,7 @@ def configurations(
             sweep=sweep,
             devices=devices,
             control=first.trial.method == baseline,
+            test_samples=test_samples,
         )
         for group in groups.values()
         for first in group[:1]

@@ -131,8 +131,14 @@ def value_text(value: Any) -> str:
 
 def counted(number: int, noun: str) -> str:
     """1 as "1 trial", 2 as "2 trials"."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "es" * noun.endswith("s")
+    plural += "s" * (plural == noun)
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def score_range(interval: tuple[float, float] | None, metric: Metric) -> str:
+    """Both ends of an interval of the metric: "95.7% to 98.9%"; nothing without an interval."""
+    return "" if interval is None else f"{score(interval[0], metric)} to {score(interval[1], metric)}"
 
 
 def sample(n: int) -> str:

@@ -81,4 +81,19 @@ def sweep_front(facts: SweepFacts, records: Sequence[TrialRecord], objectives: O
 
 def sweep_winners(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[Configuration]:
     """The winners of every method and concrete student of a sweep."""
-    return winners(configurations(records, facts.metric, devices=devices_held(facts), baseline=facts.baseline))
+    return winners(sweep_configurations(facts, records))
+
+
+def sweep_configurations(
+    facts: SweepFacts, records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None
+) -> list[Configuration]:
+    """The configurations of a sweep; `sweep` and `labels` as for `configurations`."""
+    return configurations(
+        records,
+        facts.metric,
+        sweep=sweep,
+        labels=labels,
+        devices=devices_held(facts),
+        baseline=facts.baseline,
+        test_samples=facts.test_samples,
+    )

@@ -4,15 +4,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stillhouse.report.answer_cards import against_teacher, budget_words, level_words, of_sweep, verdict, verdict_state
-from stillhouse.report.answers import Answer
+from stillhouse.report.answer_cards import (
+    against_teacher,
+    budget_words,
+    level_words,
+    of_sweep,
+    of_test_split,
+    verdict,
+    verdict_state,
+)
+from stillhouse.report.answers import Answer, best_student
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.estimates import mean_with_interval
-from stillhouse.report.formatting import counted, difference, duration, listed, score, unit, without_interval
+from stillhouse.report.formatting import counted, difference, duration, listed, percent, score, unit, without_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.report_data import ReportData
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.preference import TIE_WORDS
+from stillhouse.spec.records import SweepFacts
+from stillhouse.spec.teacher_comparison import outdone_teachers
+
+_SHOWN_CLASSES = 12
+_SAMPLING_WORDS = (
+    "The interval by the size of the test split is Wilson's 95% interval: what drawing other test samples would change. It "
+    "does not shrink with more seeds. Two students are judged on the same samples, so their difference may be clearer than "
+    "these intervals suggest."
+)
 
 
 def lead(data: ReportData) -> list[str]:
@@ -30,7 +47,20 @@ def lead(data: ReportData) -> list[str]:
             return [f"No finished student fits {listed([budget_words(each.budget) for each in found if each.budget])}."]
         ended = counted(len(records), "trial")
         return [f"Of {ended}, none finished with a test {data.metric.label}, so there is no answer yet."]
-    return [_best_sentence(answered[0]), _certainty(answered[0]), _gained(data)]
+    return [_best_sentence(answered[0]), _certainty(answered[0]), *_outdone(data), _gained(data)]
+
+
+def _outdone(data: ReportData) -> list[str]:
+    """The teachers that are worse than the best student: what such a teacher adds is less than it could be."""
+    best = best_student(data.tradeoff.winners)
+    if best is None:
+        return []
+    metric, column = data.metric, data.metric.column("validation")
+    return [
+        f"The teacher {teacher.name} is worse than the best student: on validation data {score(teacher.value(column), metric)} "
+        f"against {score(best.validation.mean, metric)}. Train it longer, or choose a larger one."
+        for teacher in outdone_teachers(data.facts.teachers, best.validation.mean, metric)
+    ]
 
 
 def compared_lead(
@@ -79,14 +109,31 @@ def _against(answer: Answer) -> str:
     return f". Compared with {whose} {teacher.name} ({reached}), that is {', with '.join(compared)}"
 
 
+def about_data(facts: SweepFacts) -> str:
+    """How large the test split is, and what guessing would reach on it; nothing where this is not recorded."""
+    if (count := facts.test_samples) is None:
+        return ""
+    dataset = facts.dataset
+    text = f"The test split has {counted(count, 'sample')}"
+    if names := dataset.get("class_names"):
+        text += f" of {counted(len(names), 'class')} ({listed([str(name) for name in names], _SHOWN_CLASSES)})"
+    train, validation = (f"{dataset.get(f'{split}_samples', 0):,}" for split in ("train", "validation"))
+    text += f", next to {train} for training and {validation} for validation."
+    if common := dataset.get("majority", {}).get("test"):
+        text += f" Its most common class, {common['class']}, is {percent(common['share'])} of it."
+    return text
+
+
 def _on_test_data(best: Configuration) -> str:
     """The metric on test data with its interval, and its name where the number alone does not tell it."""
     metric, estimate = best.metric, best.test
+    split = of_test_split(best)
     shown = score(estimate.mean, metric) if metric.percent else f"{metric.label} {score(estimate.mean, metric)}"
     if estimate.half_width is None:
-        return f"{shown} on test data ({without_interval(estimate.n)}, so no interval)"
+        alone = f"{without_interval(estimate.n)}, so no interval"
+        return f"{shown} on test data ({f'{alone} over seeds; {split}' if split else alone})"
     interval = f"95% interval {score(estimate.low, metric)} to {score(estimate.high, metric)}, n = {estimate.n}"
-    return f"{shown} on test data ({interval})"
+    return f"{shown} on test data ({f'{interval}; {split}' if split else interval})"
 
 
 def _certainty(answer: Answer) -> str:
@@ -132,9 +179,10 @@ def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained:
         f"The {best} of many validation values is partly luck: the same student, trained again, will usually be worse. "
         "Where a winner was run again on fresh seeds (the confirm phase), only those seeds are reported.",
         _selection_effect(metric, found),
-        "An interval is Student's 95% interval over seeds. It covers the randomness of training, but not that of drawing the "
-        "test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts as fixed. "
-        "With one seed, or with seeds that give equal values, there is no such interval.",
+        "The interval after ± is Student's 95% interval over seeds. It covers the randomness of training, but not that of "
+        "drawing the test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts "
+        "as fixed. With one seed, or with seeds that give equal values, there is no such interval.",
+        *([_SAMPLING_WORDS] if metric.proportion else []),
         "A student is on the Pareto front if no other student is both smaller and better on validation data. At a knee of the "
         "front, a larger student begins to gain less.",
         f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"

@@ -78,6 +78,7 @@ def render_page(data: ReportData, still: bytes) -> str:
         .render(
             title=facts.name,
             subtitle=_subtitle(data),
+            about_data=mask_text(narrative.about_data(facts)),
             lead=[mask_text(sentence) for sentence in narrative.lead(data)],
             cards=[card(answer, facts.baseline, data.addresses) for answer in data.answers],
             strip=narrative.strip(data),
@@ -131,7 +132,7 @@ def section_context(data: ReportData) -> dict[str, Any]:
             {
                 "teacher": cost.teacher,
                 "sentences": teacher_words.teacher_sentences(cost),
-                "facts": teacher_words.teacher_facts(cost, data.metric),
+                "facts": teacher_words.teacher_facts(cost, data.metric, facts.test_samples),
                 "reasons": teacher_words.delivery_reasons(cost),
             }
             for cost in data.teacher_costs
@@ -162,6 +163,7 @@ def card(answer: Answer, baseline: str, addresses: Mapping[str, str]) -> dict[st
     return {
         "question": answer_cards.card_title(answer),
         "best": answer.best,
+        "split": answer_cards.of_test_split(answer.best) if answer.best else "",
         "link": addresses.get(answer.best.key) if answer.best else None,
         "nothing": answer_cards.nothing_fits(answer) if answer.best is None else "",
         "facts": answer_cards.card_facts(answer, baseline),

@@ -54,6 +54,7 @@ def environment() -> jinja2.Environment:
         "short": wording.short,
         "size": wording.size,
         "milliseconds": wording.milliseconds,
+        "score_range": wording.score_range,
         "setting": wording.value_text,
         "without_interval": wording.without_interval,
     }

@@ -137,7 +137,8 @@ _TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
 )
 COLUMN_WORDS = (
     "Drop is by how much the student is worse than its teacher on test data, compression is the teacher's parameters over the "
-    "student's; a student without a teacher is compared with the best one of the sweep."
+    "student's; a student without a teacher is compared with the best one of the sweep. The range after a test value is its "
+    "95% interval from the size of the test split."
 )
 
 
@@ -183,7 +184,7 @@ def _trial_cells(record: TrialRecord, data: ReportData, drop: float, ratio: floa
         word(record.status),
         word(trial.phase),
         number(trial.seed, str(trial.seed)),
-        number(test, wording.score(test, metric, exact=True)),
+        number(test, _with_range(test, data)),
         number(validation, wording.score(validation, metric, exact=True)),
         number(metrics.get("parameters"), wording.whole(metrics.get("parameters"))),
         number(metrics.get("size_bytes"), wording.size(metrics.get("size_bytes"))),
@@ -195,6 +196,13 @@ def _trial_cells(record: TrialRecord, data: ReportData, drop: float, ratio: floa
         number(metrics.get("train_seconds"), wording.duration(metrics.get("train_seconds"))),
         word(settings[:400], "w"),
     ]
+
+
+def _with_range(test: float | None, data: ReportData) -> str:
+    """A value on the test split with the interval from the size of the split."""
+    text = wording.score(test, data.metric, exact=True)
+    interval = data.metric.sampling_interval(test, data.facts.test_samples)
+    return f"{text} ({wording.score_range(interval, data.metric)})" if interval else text
 
 
 def reasons(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from stillhouse.report.answers import Answer, answers
-from stillhouse.report.axes import AXES, devices_held
-from stillhouse.report.configurations import Configuration, choice_labels, configurations, winners
-from stillhouse.report.fronts import configuration_front, objective_front
+from stillhouse.report.axes import AXES
+from stillhouse.report.configurations import Configuration, choice_labels, winners
+from stillhouse.report.fronts import configuration_front, objective_front, sweep_configurations
 from stillhouse.report.gains import Gain, gains
 from stillhouse.report.pareto import default_objectives
 from stillhouse.report.plot_style import PlotStyle
@@ -113,9 +113,7 @@ class ReportData:
         """
         metric, addresses = facts.metric, addresses or {}
         labels = choice_labels(records) if labels is None else labels
-        found = configurations(
-            records, metric, sweep=sweep, labels=labels, devices=devices_held(facts), baseline=facts.baseline
-        )
+        found = sweep_configurations(facts, records, sweep=sweep, labels=labels)
         style = PlotStyle.of(facts, records)
         tradeoff = TradeoffData.of(facts.name, metric, found, facts.teachers, style, addresses)
         table = described_table(facts, records)

@@ -6,6 +6,7 @@ from stillhouse.report.formatting import (
     milliseconds,
     ratio,
     score,
+    score_range,
     short,
     size,
     whole,
@@ -41,10 +42,13 @@ def teacher_sentences(cost: TeacherCost) -> list[str]:
     return [spent, inside]
 
 
-def teacher_facts(cost: TeacherCost, metric: Metric) -> list[tuple[str, str]]:
-    """Terms and their values."""
+def teacher_facts(cost: TeacherCost, metric: Metric, test_samples: int | None = None) -> list[tuple[str, str]]:
+    """Terms and their values; `test_samples` is the size of the test split, if it is known."""
     teacher = cost.teacher
     test, validation = (score(teacher.value(metric.column(split)), metric, exact=True) for split in ("test", "validation"))
+    of_split = metric.sampling_interval(teacher.value(metric.column("test")), test_samples)
+    if of_split is not None:
+        test += f" ({score_range(of_split, metric)} by the size of the test split)"
     return [
         (metric.heading, f"test {test}, validation {validation}"),
         (

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.report.answer_cards import of_test_split
 from stillhouse.report.axes import AXES, Spread, axis_value, without_outliers
 from stillhouse.report.configurations import Configuration, grouped
 from stillhouse.report.estimates import Estimate
@@ -252,6 +253,7 @@ def _tooltip(each: Configuration) -> str:
     lines = [
         f"<b>{escaped(each.method)}</b> on {escaped(each.choice)}" + (f", sweep {escaped(each.sweep)}" if each.sweep else ""),
         f"{escaped(each.metric.label)}: {scores}, {seeds}",
+        *([f"test {split}"] if (split := of_test_split(each)) else []),
         f"{whole(each.median('parameters'))} parameters, {size(each.median('size_bytes'))}, {short(each.median('macs'))} MACs, "
         f"{milliseconds(each.median('latency_ms'))}",
         *(f"{escaped(name)}: {escaped(shortened(value_text(value)))}" for name, value in sorted(each.hyperparameters.items())),

@@ -163,6 +163,10 @@ def _score_columns(metric: Metric) -> tuple[str, str]:
     return metric.column("validation"), metric.column("test")
 
 
+def _range_columns(metric: Metric) -> tuple[str, ...]:
+    return tuple(f"{metric.column('test')}_{end}" for end in ("low", "high")) if metric.proportion else ()
+
+
 def _comparison_columns(metric: Metric) -> tuple[str, str]:
     return RATIO_COLUMN, metric.drop_column
 
@@ -182,11 +186,14 @@ def _trailing(metric: Metric) -> tuple[Column, ...]:
     place = next(index for index, column in enumerate(_TRAILING) if column.name == "model")
     ratio, drop = _comparison_columns(metric)
     kind = "fraction" if metric.percent else ""
+    ends = "of the 95% interval of the value on the test split that comes from the size of the split (Wilson)"
+    of_split = [Column(name, "float64", kind, f"{name.rpartition('_')[2]} end {ends}") for name in _range_columns(metric)]
     return (
         *_TRAILING[:place],
         Column(ratio, "float64", "ratio", "parameters of the teacher over parameters of the student"),
         Column(drop, "float64", kind, f"by how much the student's test {metric.label} is worse than the teacher's"),
         *_TRAILING[place:],
+        *of_split,
     )
 
 
@@ -219,10 +226,17 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             **{name: record.metrics.get(name) for name in (*_MEASURED, *_score_columns(metric))},
             **{name: record.teaching.get(name) for name in _TEACHING},
             **_against(teachers[trial.teacher], record, metric),
+            **_test_range(record, facts),
         }
         for name, column in rows.items():
             column.append(values[name])
     return rows
+
+
+def _test_range(record: TrialRecord, facts: SweepFacts) -> dict[str, float | None]:
+    """The interval of the value on the test split, from the size of the split."""
+    interval = facts.metric.sampling_interval(record.metrics.get(facts.metric.column("test")), facts.test_samples)
+    return dict(zip(_range_columns(facts.metric), interval or (None, None), strict=False))
 
 
 def _against(teacher: TeacherFacts | None, record: TrialRecord, metric: Metric) -> dict[str, float | None]:

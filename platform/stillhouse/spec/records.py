@@ -211,6 +211,11 @@ class SweepFacts(_Record):
     later_runs: list[RunFacts] = Field(default_factory=list)
 
     @property
+    def test_samples(self) -> int | None:
+        """How many samples the test split has; None in facts of earlier releases."""
+        return self.dataset.get("test_samples")
+
+    @property
     def dataset_label(self) -> str:
         """The data set for readers: its name, after its folder's if that is recorded: `signs (image_folder)`."""
         name, folder = self.dataset.get("name", "unnamed data"), self.dataset.get("folder")

@@ -26,6 +26,12 @@ def reference_teacher(teachers: Sequence[TeacherFacts], taught_by: Sequence[str]
     return max(own, key=lambda teacher: metric.sign * score(teacher), default=None)
 
 
+def outdone_teachers(teachers: Sequence[TeacherFacts], best: float, metric: Metric) -> list[TeacherFacts]:
+    """The teachers that are worse on the validation split than `best`, the value of the best student."""
+    values = ((teacher, teacher.value(metric.column("validation"))) for teacher in teachers)
+    return [teacher for teacher, value in values if value is not None and metric.better(best, value)]
+
+
 def against_teacher(
     student: Mapping[str, float], metric: Metric, *, parameters: int | None, score: float | None
 ) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from stillhouse.knowledge.fill_log import count_fills
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.teacher_comparison import outdone_teachers
 from stillhouse.sweep.home.sweep_home import SweepHome
 
 Fills = Mapping[str, float]
@@ -93,9 +94,8 @@ def teacher_warnings(teachers: Sequence[TeacherFacts], records: Iterable[TrialRe
     best = metric.best(values)
     return [
         f"teacher {teacher.name} is worse than the best student on the validation split "
-        f"({value:.4f} against {best:.4f}): train it longer, or choose a larger one"
-        for teacher in teachers
-        if (value := teacher.value(column)) is not None and metric.better(best, value)
+        f"({teacher.value(column):.4f} against {best:.4f}): train it longer, or choose a larger one"
+        for teacher in outdone_teachers(teachers, best, metric)
     ]
 
 

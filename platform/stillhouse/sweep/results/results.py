@@ -165,6 +165,7 @@ class Results:
                 {
                     "name": teacher.name,
                     metric.name: teacher.value(metric.column("test")),
+                    "test_split_interval": self._of_split(teacher.value(metric.column("test"))),
                     "way": teacher.way,
                     "samples_forwarded": self.forwarded.get(teacher.name, 0),
                     "samples_reused": self.gathered.get(teacher.name, 0),
@@ -173,12 +174,19 @@ class Results:
             ],
             "collapsed": [record.trial.key for record in self.collapsed],
             "pareto": [
-                {key: _plain(row[key]) for key in front_keys if key in row} for row in self.pareto().to_dict(orient="records")
+                {key: _plain(row[key]) for key in front_keys if key in row}
+                | {"test_split_interval": self._of_split(row[metric.column("test")])}
+                for row in self.pareto().to_dict(orient="records")
             ],
             "report": {name: str(getattr(self.files, name)) for name in ("page", "table", "figure")} if self.files else None,
             "tracking": dict(self.tracking),
             "seconds": round(self.seconds, 3),
         }
+
+    def _of_split(self, value: float | None) -> list[float] | None:
+        """The 95 % interval of a value on the test split that comes from the size of the split."""
+        interval = self.facts.metric.sampling_interval(value, self.facts.test_samples)
+        return None if interval is None else list(interval)
 
 
 def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
