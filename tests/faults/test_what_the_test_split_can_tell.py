@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {
     "folder": "signs",
     "num_classes": 3,
     "class_names": ["fist", "palm", "thumb"],
-    "majority": {"test": {"class": "palm", "share": 0.5}},
+    "majority": {split: {"class": "palm", "share": 0.5} for split in ("train", "validation", "test")},
     "train_samples": 30,
     "validation_samples": 10,
     "test_samples": 10,

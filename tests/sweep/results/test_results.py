@@ -60,8 +60,12 @@ def test_the_document_counts_every_end_and_is_plain_json(tmp_path: Path, facts: 
     assert document["report"] is None
     assert document["teachers"] == [
         {
-            "name": "big", "accuracy": 0.875, "test_split_interval": None,
-            "way": "cached", "samples_forwarded": 0, "samples_reused": 0,
+            "name": "big",
+            "accuracy": 0.875,
+            "test_split_interval": None,
+            "way": "cached",
+            "samples_forwarded": 0,
+            "samples_reused": 0,
         }
     ]
 
