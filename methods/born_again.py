@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.distill.counters import Counters
 from stillhouse.distill.method import (
     Card,
     Helper,
@@ -36,6 +37,7 @@ from stillhouse.distill.method import (
 )
 from stillhouse.distill.stages import generations
 from stillhouse.knowledge.kinds import Knowledge, logits
+from stillhouse.methods.decoupled import other_places
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import Choice, Integers
 
@@ -76,14 +78,12 @@ def permute_non_argmax(probabilities: Tensor, permutations: Tensor) -> Tensor:
         probabilities: [B, C].
         permutations: [B, C - 1] int64; each row is a permutation of 0 .. C-2, which number the other classes in order.
     """
-    is_top = F.one_hot(probabilities.argmax(dim=1), probabilities.shape[1]).bool()
-    rest = probabilities[~is_top].view_as(permutations)
-    permuted = probabilities.clone()
-    permuted[~is_top] = rest.gather(1, permutations).flatten()
-    return permuted
+    others = other_places(probabilities.argmax(dim=1), probabilities.shape[1])
+    rest = probabilities.gather(1, others)
+    return probabilities.scatter(1, others, rest.gather(1, permutations))
 
 
-class Generations(nn.Module):
+class Generations(Counters):
     """The trained generations in order, and untrained networks in which later ones are stored.
 
     Args:
@@ -93,17 +93,17 @@ class Generations(nn.Module):
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.register_buffer("num_complete", torch.zeros((), dtype=torch.int64))
+        self.register_count("num_complete", 0)
 
     @property
     def complete(self) -> list[nn.Module]:
-        return list(self.members)[: int(self.get_buffer("num_complete"))]
+        return list(self.members)[: self.count("num_complete")]
 
     def add(self, student: nn.Module) -> None:
         """Stores a copy of the student as the next generation."""
         number = len(self.complete)
         self.members[number].load_state_dict(student.state_dict())
-        self.get_buffer("num_complete").fill_(number + 1)
+        self.set_count("num_complete", number + 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits [B, C] of the last complete generation."""

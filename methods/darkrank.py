@@ -16,6 +16,7 @@ Verified against the numbers of the authors' code (soft: value and gradient; har
 of the authors of RKD (hard, list of 4).
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,10 +72,16 @@ def hard_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
     return -likelihoods.mean() + 0 * teacher.sum()
 
 
+@functools.cache
+def all_orders(length: int, device: torch.device) -> Tensor:
+    """The permutations of 0 .. length-1, int64 [length!, length]."""
+    return torch.tensor([*itertools.permutations(range(length))], dtype=torch.int64, device=device)
+
+
 def soft_loss(student: Tensor, teacher: Tensor, length: int) -> Tensor:
     """KL(P_teacher || P_student) over all orders of the teacher's nearest, the mean over queries; scores [Q, N]."""
     listed = nearest(teacher, length)
-    orders = torch.tensor([*itertools.permutations(range(listed.shape[1]))], dtype=torch.int64, device=student.device)
+    orders = all_orders(listed.shape[1], student.device)
     ours, theirs = (order_log_probabilities(scores.gather(1, listed)[:, orders]) for scores in (student, teacher))
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 

@@ -51,6 +51,12 @@ def other_classes_loss(student_logits: Tensor, teacher_logits: Tensor, labels: T
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+def other_places(places: Tensor, count: int) -> Tensor:
+    """The numbers 0 .. count-1 without a sample's own, in order: [B, count - 1] int64 for `places` [B]."""
+    others = torch.arange(count - 1, device=places.device)
+    return others + (others >= places.unsqueeze(1))
+
+
 def _target_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """(log p_target, log (1 - p_target)), [B, 2]; both are finite, even if one probability rounds to 0."""
     target = logits.gather(1, labels.unsqueeze(1))
@@ -60,8 +66,7 @@ def _target_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _without_target(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits of the other classes, [B, C - 1]."""
-    is_target = F.one_hot(labels, logits.shape[1]).bool()
-    return logits[~is_target].view(len(logits), -1)
+    return logits.gather(1, other_places(labels, logits.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)

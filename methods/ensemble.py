@@ -21,6 +21,7 @@ teacher, so that every method has the same budget; the paper's augmented data se
 Verified against the formulas in float64; the authors published no code.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,15 +122,21 @@ class Ensemble(Method):
         labels = soft_labels(torch.stack(list(teachers)), self.temperature)
         if self.variant == "streams":
             return labels_of(labels, stream_teachers(step.indices, step.epoch, step.num_views, len(labels)))
-        weights = self._weights(len(labels)).to(labels.device)
+        weights = self._weights(len(labels), labels.device)
         if self.variant == "drawn":
             # The teacher whose part of [0, 1) contains the draw; the last one if rounding leaves a gap before 1.
-            drawn = int((step.uniform(1) >= weights.cumsum(0)).sum().clamp(max=len(labels) - 1))
-            return labels[drawn]
+            drawn = (step.uniform(1) >= weights.cumsum(0)).sum().clamp(max=len(labels) - 1)
+            return labels.index_select(0, drawn.view(1)).squeeze(0)
         return mean_labels(labels, weights)
 
-    def _weights(self, num_teachers: int) -> Tensor:
+    def _weights(self, num_teachers: int, device: torch.device) -> Tensor:
         weights = self.weights or (1.0,) * num_teachers
         if len(weights) != num_teachers:
             raise MethodError(f"weights must have one entry for each of the {num_teachers} teachers, got {len(weights)}")
-        return torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        return _shares(weights, device)
+
+
+@functools.cache
+def _shares(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """The weights [K] float64, divided by their sum; made once, since sending them to a GPU waits for it."""
+    return torch.tensor(weights, dtype=torch.float64, device=device) / sum(weights)

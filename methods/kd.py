@@ -19,6 +19,7 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def teachers_shares(teacher_logits: Tensor, targets: Tensor, samples: str) -> Te
         samples: "teacher_right" for 1 where the teacher's argmax is the class of the sample (of a mixed one, the class with the
             larger share), else 0; "teacher_confidence" for the teacher's probability of the class at temperature 1.
     """
-    classes = F.one_hot(targets, teacher_logits.shape[1]).to(teacher_logits.dtype) if targets.ndim == 1 else targets
+    classes = torch.zeros_like(teacher_logits).scatter_(1, targets.unsqueeze(1), 1) if targets.ndim == 1 else targets
     if samples == "teacher_right":
         return (teacher_logits.argmax(dim=1) == classes.argmax(dim=1)).to(teacher_logits.dtype)
     return (F.softmax(teacher_logits, dim=1) * classes).sum(dim=1)

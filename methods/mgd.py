@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from stillhouse.distill.counters import Counters
 from stillhouse.distill.maps import MapMethod, meeting_size, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, Unsuitable, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
@@ -88,7 +89,7 @@ def reduce_channels(maps: Tensor, matching: Tensor, reducer: str, draws: Tensor 
     return grouped.gather(1, chosen).squeeze(1)
 
 
-class Matching(nn.Module):
+class Matching(Counters):
     """The BatchNorm of one student map and the matching of its channels, which is stored in checkpoints.
 
     Attributes:
@@ -103,9 +104,6 @@ class Matching(nn.Module):
     matching: Tensor
     cost: Tensor
     first_cost: Tensor
-    batches: Tensor
-    first: Tensor
-    refreshed: Tensor
 
     def __init__(self, num_student: int, num_teacher: int, groups: int) -> None:
         super().__init__()
@@ -113,9 +111,8 @@ class Matching(nn.Module):
         self.register_buffer("matching", torch.zeros(groups, num_student, dtype=torch.int64))
         for name in ("cost", "first_cost"):
             self.register_buffer(name, torch.zeros(num_student, num_teacher))
-        self.register_buffer("batches", torch.tensor(0))
-        for name in ("first", "refreshed"):
-            self.register_buffer(name, torch.tensor(-1))
+        for name, value in (("batches", 0), ("first", -1), ("refreshed", -1)):
+            self.register_count(name, value)
 
     @torch.no_grad()
     def observe(self, student: Tensor, teacher: Tensor, epoch: int, refresh_epochs: int) -> None:
@@ -123,14 +120,14 @@ class Matching(nn.Module):
 
         In the first epoch, the matching is computed whenever the number of batches is a power of two.
         """
-        if int(self.first) < 0:
-            self.first.fill_(epoch)
-            self.refreshed.fill_(epoch)
-        if epoch - int(self.refreshed) >= refresh_epochs:
+        if self.count("first") < 0:
+            self.set_count("first", epoch)
+            self.set_count("refreshed", epoch)
+        if epoch - self.count("refreshed") >= refresh_epochs:
             self.matching.copy_(match_channels(self.cost, len(self.matching)))
             self.cost.zero_()
-            self.refreshed.fill_(epoch)
-        is_first, counts = epoch == int(self.first), epoch - int(self.refreshed) == refresh_epochs - 1
+            self.set_count("refreshed", epoch)
+        is_first, counts = epoch == self.count("first"), epoch - self.count("refreshed") == refresh_epochs - 1
         if not (is_first or counts):
             return
         cost = matching_cost(student, teacher)
@@ -138,8 +135,8 @@ class Matching(nn.Module):
             self.cost.add_(cost)
         if is_first:
             self.first_cost.add_(cost)
-            self.batches.add_(1)
-            if int(self.batches).bit_count() == 1:
+            self.set_count("batches", self.count("batches") + 1)
+            if self.count("batches").bit_count() == 1:
                 self.matching.copy_(match_channels(self.first_cost, len(self.matching)))
 
 
