@@ -252,7 +252,7 @@ class MGD(MapMethod):
         def draws(*shape: int) -> Tensor | None:
             if self.reducer != "random_drop":
                 return None
-            return torch.randint(groups, shape, generator=step.generator).to(teacher.device)
+            return step.integers(groups, *shape)
 
         maps = reduce_channels(teacher, matching, self.reducer, draws(len(teacher), channels, *teacher.shape[2:]))
         return torch.maximum(maps, reduce_channels(margins, matching, self.reducer, draws(1, channels, 1, 1)))

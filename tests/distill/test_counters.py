@@ -22,7 +22,7 @@ class NoReading(TorchDispatchMode):
 
 def test_a_number_is_known_without_reading_its_buffer() -> None:
     counted = Counted()
-    with NoReading():
+    with NoReading():  # type: ignore[no-untyped-call]
         assert counted.count("first") == -1
         counted.set_count("first", 3)
         assert counted.count("first") == 3

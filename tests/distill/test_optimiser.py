@@ -1,12 +1,14 @@
 """Optimisers: one step against the closed form, groups that are stepped apart, clipping."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from stillhouse.distill import optimiser
 from stillhouse.distill.optimiser import Optimisers, make_optimizer
 from stillhouse.spec.training import Training
 
@@ -122,3 +124,40 @@ def test_a_group_that_the_loss_does_not_depend_on_stays_as_it_is(precision: str)
     optimisers({"student": recipe, "helper": recipe}, {"student": student, "helper": helper}).minimise(student.weight.sum())
     assert float(student.weight.detach()) != before[0]
     assert float(helper.weight.detach()) == before[1]
+
+
+# Fused steps, which exist on a CPU too
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_weights_on_a_gpu_are_stepped_by_one_kernel(on_gpu: bool) -> None:
+    weights = [SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=on_gpu)]
+    assert optimiser.fuses(weights) is (True if on_gpu else None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", [{}, {"momentum": 0.9}, {"optimizer": "adam"}, {"optimizer": "adamw"}], ids=str)
+@pytest.mark.parametrize(("saved_fused", "loaded_fused"), [(None, True), (True, None), (True, True)])
+def test_a_training_continues_on_a_device_that_steps_otherwise(
+    monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], saved_fused: bool | None, loaded_fused: bool | None
+) -> None:
+    """A checkpoint of the first release is continued on a GPU with fused steps, and one from a GPU on a CPU without them."""
+
+    def make(fused: bool | None) -> tuple[Weight, Optimisers]:
+        monkeypatch.setattr(optimiser, "fuses", lambda _parameters: fused)
+        weight = Weight()
+        return weight, optimisers({"student": recipe}, {"student": weight})
+
+    straight, update = make(None)
+    for number in range(4):
+        update.minimise((number + 1) * straight.value)
+    first, update = make(saved_fused)
+    for number in range(2):
+        update.minimise((number + 1) * first.value)
+    second, resumed = make(loaded_fused)
+    with torch.no_grad():
+        second.value.copy_(first.value)
+    resumed.load_state_dict(update.state_dict())
+    assert [group["fused"] for group in resumed._groups["student"].param_groups] == [loaded_fused]
+    for number in range(2, 4):
+        resumed.minimise((number + 1) * second.value)
+    assert second.value.item() == pytest.approx(straight.value.item(), rel=1e-6)

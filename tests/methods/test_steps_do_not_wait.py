@@ -52,7 +52,7 @@ class _Operators(TorchDispatchMode):
     """Notes operators whose result depends on values that only the device knows."""
 
     def __init__(self, noted: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._noted = noted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,7 +16,7 @@ class Counters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[str, int] = {}
-        self.register_load_state_dict_post_hook(_forget)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def register_count(self, name: str, value: int) -> None:
         """Adds a number to the module's state, as a buffer of this name."""

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.calls import CallableTeacher
+from stillhouse.distill.draws import DeviceDraws
 from stillhouse.knowledge.kinds import LOGITS, Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
@@ -255,6 +257,7 @@ class Step:
     num_views: int = 1
     task: Task = field(default_factory=find_task)
     _generator: torch.Generator | None = None
+    _draws: DeviceDraws | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -313,25 +316,49 @@ class Step:
 
     @property
     def generator(self) -> torch.Generator:
-        """A CPU generator for this step alone: the same numbers in every run, on every device, after every resume."""
+        """A CPU generator for this step alone: the same numbers in every run, on every device, after every resume.
+
+        On a GPU, `normal`, `uniform` and `integers` draw on the device instead, which does not wait for a copy.
+        """
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         return self._generator
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws on the student's device; one per sample along the first dimension where it is B long."""
-        return self._drawn(torch.randn, shape)
+        if self._on_device:
+            return self._drawn(self._device_draws().normal, shape)
+        return self._drawn(partial(torch.randn, generator=self.generator), shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform draws on [0, 1) on the student's device, as for `normal`."""
-        return self._drawn(torch.rand, shape)
+        if self._on_device:
+            return self._drawn(self._device_draws().uniform, shape)
+        return self._drawn(partial(torch.rand, generator=self.generator), shape)
+
+    def integers(self, bound: int, *shape: int) -> Tensor:
+        """Uniform draws of whole numbers in 0..bound-1, int64 on the student's device, as for `normal`."""
+        if self._on_device:
+            return self._drawn(partial(self._device_draws().integers, bound), shape)
+        return self._drawn(lambda *whole: torch.randint(bound, whole, generator=self.generator), shape)
+
+    @property
+    def _on_device(self) -> bool:
+        return self.images.device.type != "cpu"
+
+    def _device_draws(self) -> DeviceDraws:
+        if self._draws is None:
+            self._draws = DeviceDraws(self.seed, self.images.device)
+        return self._draws
 
     def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         if self.part is None or not shape or shape[0] != len(self.indices):
-            return draw(*shape, generator=self.generator).to(self.images.device)
+            return draw(*shape)
         # A sample's draws are those that it has in the whole batch.
         first, whole = self.part
-        return draw(whole, *shape[1:], generator=self.generator)[first : first + shape[0]].to(self.images.device)
+        if self._on_device:
+            return draw(*shape, first=first)
+        return draw(whole, *shape[1:])[first : first + shape[0]]
 
 
 def sum_of_terms(terms: Mapping[str, Tensor]) -> Tensor:

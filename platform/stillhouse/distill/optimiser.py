@@ -1,6 +1,6 @@
 """Optimisers of the student and of a method's helpers, one for each, so that a method may step them separately."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from stillhouse.spec.training import Training
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser that `training` names over all parameters of `module` that require gradients."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fused = fuses(parameters)
     rate, decay = training.peak_learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(
@@ -21,10 +22,19 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
             momentum=training.momentum,
             weight_decay=decay,
             nesterov=training.nesterov and training.momentum > 0,
+            fused=fused,
         )
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+
+
+def fuses(parameters: Iterable[Tensor]) -> bool | None:
+    """Whether one kernel steps all weights: on a GPU. None leaves PyTorch's default, as before, on a CPU.
+
+    It takes fewer launches, and in float16 the scaler need not wait for the GPU to learn whether a gradient is infinite.
+    """
+    return True if all(parameter.is_cuda for parameter in parameters) else None
 
 
 class Optimisers:
@@ -105,6 +115,10 @@ class Optimisers:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, group in self._groups.items():
-            group.load_state_dict(state["groups"][name])
+            saved = state["groups"][name]
+            # How the weights are stepped is this process's choice, and decides where Adam's counters are.
+            ways = [{"fused": ours.get("fused"), "foreach": ours.get("foreach")} for ours in group.param_groups]
+            groups = [{**theirs, **way} for theirs, way in zip(saved["param_groups"], ways, strict=True)]
+            group.load_state_dict({**saved, "param_groups": groups})
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
