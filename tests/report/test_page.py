@@ -1,8 +1,10 @@
 import base64
+import errno
 import gzip
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -276,11 +278,16 @@ def test_text_that_matplotlib_would_read_as_mathematics_is_drawn_as_it_is(facts:
     assert write_report(facts(name="$x"), records, tmp_path).figure.exists()
 
 
-def test_a_write_that_fails_leaves_the_old_page(facts: Facts, record: Make, tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_page(
+    facts: Facts, record: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = write_report(facts(), [record()], tmp_path)
     before = files.page.read_bytes()
-    (tmp_path / "tradeoff.parquet").unlink()
-    (tmp_path / "tradeoff.parquet").mkdir()
+
+    def full_disk(_: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError, match="tradeoff"):
         write_report(facts(), [record(), record("control")], tmp_path)
     assert files.page.read_bytes() == before

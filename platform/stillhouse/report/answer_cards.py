@@ -158,6 +158,10 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
         rows.append(("Against teacher", f"{', '.join(compared)} than {answer.teacher.name}"))
     if answer.gain is not None:
         rows.append((f"Gain over {baseline}", _gain_words(answer)))
+    elif answer.control is not None and answer.control.num_collapsed:
+        rows.append((f"Gain over {baseline}", f"not known: {baseline} collapsed"))
+    if answer.best is not None and answer.best.num_collapsed:
+        rows.append(("Collapsed", f"{answer.best.num_collapsed} of its {counted(len(answer.best.reported), 'seed')}"))
     if answer.best is not None:
         rivals = len(answer.tied) + len(answer.better) + len(answer.unsure) + answer.worse
         tried = f"{counted(answer.best.considered, 'trial')} of this method and student"

@@ -38,7 +38,9 @@ class Answer:
         level: other students and methods that are as good on the validation split: of those within the budget, or, for the best
             of all sizes, of all. `spec.preference` decided between them.
         least: the smallest size that any finished student has, in the budget's own measure.
-        gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds.
+        gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds. None where
+            seeds of either collapsed.
+        control: the baseline on the same student; None if it has no result, or is `best` itself.
     """
 
     question: Question
@@ -52,6 +54,7 @@ class Answer:
     worse: int = 0
     level: tuple[Configuration, ...] = ()
     least: float | None = None
+    control: Configuration | None = None
     gain: Estimate | None = None
     gain_kind: Literal["paired", "unpaired"] = "paired"
 
@@ -133,8 +136,8 @@ def answers(facts: SweepFacts, best: Sequence[Configuration], budgets: Iterable[
 
 
 def best_student(best: Iterable[Configuration]) -> Configuration | None:
-    """Of the winners the one that validation data choose, of all sizes."""
-    return min(best, key=preferred, default=None)
+    """Of the winners the one that validation data choose, of all sizes; None if there is none, or all collapsed."""
+    return min((each for each in best if not each.collapsed), key=preferred, default=None)
 
 
 def pooled_answers(
@@ -172,7 +175,7 @@ def _answer(
     metric = next(iter(sweeps.values())).metric
     budget = within if question == "budget" else None
     if chosen is None:
-        sizes = [size for each in best if (size := each.median(within.metric)) is not None]
+        sizes = [size for each in best if not each.collapsed and (size := each.median(within.metric)) is not None]
         return Answer(question=question, metric=metric, budget=budget, least=min(sizes, default=None))
     sides: dict[int | None, list[Configuration]] = {1: [], 0: [], -1: [], None: []}
     for rival in sorted(_within(best, within), key=preferred):
@@ -183,7 +186,8 @@ def _answer(
     facts = sweeps[chosen.sweep]
     place = (facts.baseline, chosen.choice, chosen.sweep)
     control = next((each for each in best if (each.method, each.choice, each.sweep) == place), None)
-    against = compare(chosen, control) if control and control is not chosen else None
+    comparable = control is not None and control is not chosen and not (control.num_collapsed or chosen.num_collapsed)
+    against = compare(chosen, control) if control is not None and comparable else None
     return Answer(
         question=question,
         metric=metric,
@@ -195,6 +199,7 @@ def _answer(
         unsure=tuple(sides[None]),
         worse=len(sides[1]),
         level=tuple(each for each in compared if each.key != chosen.key and each.preference[0] == chosen.preference[0]),
+        control=None if control is chosen else control,
         gain=against[0] if against else None,
         gain_kind=against[1] if against else "paired",
     )
@@ -205,7 +210,7 @@ def _within(best: Iterable[Configuration], budget: Budget) -> list[Configuration
 
 
 def _chosen(best: Iterable[Configuration], budget: Budget) -> Configuration | None:
-    return min(_within(best, budget), key=preferred, default=None)
+    return best_student(_within(best, budget))
 
 
 def _knees(front: Sequence[Configuration], size: str) -> list[int]:

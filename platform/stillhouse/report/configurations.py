@@ -15,6 +15,7 @@ from statistics import fmean, median
 from typing import Any, Literal, TypeVar
 
 from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
+from stillhouse.spec.collapse import is_collapsed
 from stillhouse.spec.metric import ACCURACY, Metric, Split
 from stillhouse.spec.preference import Preference, comparable, preference
 from stillhouse.spec.records import StudentChoice, TrialRecord
@@ -38,6 +39,7 @@ class Configuration:
         devices: GPUs, or the share of one, that a trial held; 1 for a trial on the CPU.
         control: whether its method is the baseline that gains are measured against.
         test_samples: size of the test split; None where it is not known.
+        trivial: the value of a model that ignores the image, on the validation split; None where it is not known.
     """
 
     metric: Metric
@@ -52,6 +54,7 @@ class Configuration:
     devices: float = 1.0
     control: bool = False
     test_samples: int | None = None
+    trivial: float | None = None
 
     @cached_property
     def reported(self) -> tuple[TrialRecord, ...]:
@@ -110,6 +113,16 @@ class Configuration:
         seen = [record for record in self.records if record.trial.phase == "search"] or self.records
         return fmean(record.metrics[self.metric.column("validation")] for record in seen)
 
+    @cached_property
+    def num_collapsed(self) -> int:
+        """How many of the reported seeds collapsed: their students are no better than a model that ignores the image."""
+        return sum(bool(is_collapsed(record, self.metric, self.trivial)) for record in self.reported)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all its reported seeds collapsed: then it is no result, and no choice."""
+        return self.num_collapsed == len(self.reported)
+
     @property
     def key(self) -> str:
         """The key of its first trial: names the configuration on pages and in documents."""
@@ -135,6 +148,7 @@ def configurations(
     devices: float = 1.0,
     baseline: str | None = None,
     test_samples: int | None = None,
+    trivial: float | None = None,
 ) -> list[Configuration]:
     """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
 
@@ -144,6 +158,7 @@ def configurations(
         devices: that each trial held.
         baseline: the method that gains are measured against; of equal results its own is chosen.
         test_samples: size of the test split, if it is known.
+        trivial: the value of a model that ignores the image, on the validation split, if it is known.
     """
     labels = choice_labels(records) if labels is None else labels
     considered: dict[tuple[str, str], int] = defaultdict(int)
@@ -165,6 +180,7 @@ def configurations(
             devices=devices,
             control=first.trial.method == baseline,
             test_samples=test_samples,
+            trivial=trivial,
         )
         for group in groups.values()
         for first in group[:1]

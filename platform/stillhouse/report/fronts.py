@@ -11,6 +11,7 @@ from stillhouse.report.axes import axis_value, devices_held
 from stillhouse.report.configurations import Configuration, configurations, preferred, winners
 from stillhouse.report.pareto import check_objectives, default_objectives, pareto_front
 from stillhouse.report.trials_table import trials_table
+from stillhouse.spec.collapse import trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.preference import comparable
 from stillhouse.spec.records import SweepFacts, TrialRecord
@@ -21,11 +22,11 @@ Objectives = Mapping[str, Literal["max", "min"]]
 def configuration_front(best: Sequence[Configuration], axis: str) -> list[Configuration]:
     """The configurations that no other one beats both by the mean on validation data and by one of `AXES`; smallest first.
 
-    On every axis less is better. Of configurations that are equal in both the preferred one is on the front.
+    On every axis less is better. Of configurations that are equal in both the preferred one is on the front. A collapsed one is
+    on no front: a model of no size is as good.
     """
-    sized = [
-        (each, value) for each in sorted(best, key=preferred) if (value := axis_value(each, axis)) is not None and value > 0
-    ]
+    candidates = sorted((each for each in best if not each.collapsed), key=preferred)
+    sized = [(each, value) for each in candidates if (value := axis_value(each, axis)) is not None and value > 0]
     table = pd.DataFrame(
         {
             "quality": np.array([each.quality for each, _ in sized], dtype=np.float64),
@@ -41,6 +42,8 @@ def objective_front(
 ) -> list[Configuration]:
     """The configurations that no other one beats in every objective; the best in the first objective first.
 
+    Collapsed ones are left out.
+
     Args:
         best: the winners of every method and concrete student.
         table: the trials, one row each. A configuration has the mean of the metric over its reported seeds, and the median of
@@ -51,7 +54,7 @@ def objective_front(
         UsageError: no objective, or one that the table cannot be compared by.
     """
     check_objectives(table, objectives)
-    ordered = sorted(best, key=preferred)
+    ordered = sorted((each for each in best if not each.collapsed), key=preferred)
     row_of = {key: row for row, key in enumerate(table["trial"].tolist())}
     rows = [[row_of[record.trial.key] for record in each.reported] for each in ordered]
     means = {metric.column("validation"), metric.column("test")}
@@ -96,4 +99,5 @@ def sweep_configurations(
         devices=devices_held(facts),
         baseline=facts.baseline,
         test_samples=facts.test_samples,
+        trivial=trivial_value(facts, "validation"),
     )

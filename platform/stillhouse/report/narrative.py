@@ -19,6 +19,7 @@ from stillhouse.report.estimates import mean_with_interval
 from stillhouse.report.formatting import counted, difference, duration, listed, percent, score, unit, without_interval
 from stillhouse.report.gains import Gain
 from stillhouse.report.report_data import ReportData
+from stillhouse.spec.collapse import collapse_remedy, collapse_words, trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.preference import TIE_WORDS
 from stillhouse.spec.records import SweepFacts
@@ -43,11 +44,31 @@ def lead(data: ReportData) -> list[str]:
         if failed == len(records):
             every = "The only trial" if failed == 1 else f"All {counted(failed, 'trial')}"
             return [f"{every} failed, so there is no answer; the reasons are below."]
-        if found:
+        if found and not data.collapsed_trials:
             return [f"No finished student fits {listed([budget_words(each.budget) for each in found if each.budget])}."]
         ended = counted(len(records), "trial")
+        if data.collapsed_trials:
+            return [*_collapsed(data), "So there is no answer."]
         return [f"Of {ended}, none finished with a test {data.metric.label}, so there is no answer yet."]
-    return [_best_sentence(answered[0]), _certainty(answered[0]), *_outdone(data), _gained(data)]
+    answer = [_best_sentence(answered[0]), _certainty(answered[0])]
+    return [*answer, *_outdone(data), *_collapsed(data), _gained(data)]
+
+
+def _collapsed(data: ReportData) -> list[str]:
+    """How many students learned nothing, and what to change."""
+    count, metric = len(data.collapsed_trials), data.metric
+    if not count:
+        return []
+    finished = counted(sum(record.status == "finished" for record in data.records), "finished trial")
+    whose = "its student is" if count == 1 else "their students are"
+    words = collapse_words(metric, trivial_value(data.facts, "validation"))
+    return [f"{count} of {finished} collapsed: {whose} {words}. {remedy_of_collapse(data.facts)}"]
+
+
+def remedy_of_collapse(facts: SweepFacts) -> str:
+    """What collapsed trials count for, and which settings to change."""
+    remedy = collapse_remedy(facts.spec.get("training", {}))
+    return f"Collapsed students are no gain, no base for one, and on no Pareto front. To avoid it: {remedy}."
 
 
 def _outdone(data: ReportData) -> list[str]:
@@ -146,7 +167,10 @@ def _gained(data: ReportData) -> str:
     metric, baseline = data.metric, data.facts.baseline
     differences = [gain.difference.mean for gain in data.gains if gain.difference is not None]
     if not differences:
-        return f"The gain over {baseline} is not known: no student finished both with {baseline} and with another method."
+        without = " and without a collapse" if data.collapsed_trials else ""
+        return (
+            f"The gain over {baseline} is not known: no student finished both with {baseline} and with another method{without}."
+        )
     sure = [gain for gain in data.gains if gain.difference is not None and gain.difference.sign()]
     better = sum(gain.difference is not None and gain.difference.mean > 0 for gain in sure)
     unknown = sum(gain.difference is not None and gain.difference.half_width is None for gain in data.gains)
@@ -218,6 +242,8 @@ def strip(data: ReportData) -> list[tuple[str, str]]:
     if again := sum(record.trial.phase == "confirm" for record in records):
         numbers.append((f"{again:,}", "on fresh seeds"))
     numbers.append((f"{by_status['finished']:,}", "finished"))
+    if data.collapsed_trials:
+        numbers.append((f"{len(data.collapsed_trials):,}", "of them collapsed"))
     if by_status["stopped"]:
         numbers.append((f"{by_status['stopped']:,}", "stopped early"))
     if by_status["failed"]:

@@ -24,6 +24,7 @@ from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.sensitivity_figures import sensitivity_figures
 from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
+from stillhouse.spec.collapse import collapse_words, trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_data, mask_text
@@ -127,6 +128,11 @@ def section_context(data: ReportData) -> dict[str, Any]:
             "The scheduler stopped these trials early, by their results on validation data. They have no result on test data, "
             "so no comparison includes them."
         ),
+        "collapsed": reasons(
+            [record for record in data.records if record.trial.key in data.collapsed_trials],
+            collapse_words(data.metric, trivial_value(facts, "validation")),
+        ),
+        "collapsed_words": narrative.remedy_of_collapse(facts),
         "notes": notes,
         "costs": [
             {

@@ -38,7 +38,12 @@ def heat(data: ReportData) -> dict[str, Any]:
         known = [gain.difference for gain in group if gain.difference is not None]
         if len(columns) > 1:
             overall = Gain(
-                method=method, column="", difference=mean_of_estimates(known) if known else None, over="students", considered=1
+                method=method,
+                column="",
+                difference=mean_of_estimates(known) if known else None,
+                over="students",
+                collapsed=sum(gain.collapsed for gain in group),
+                base_collapsed=sum(gain.base_collapsed for gain in group),
             )
             cell = _heat_cell(overall, largest, metric)
             cells.append({**cell, "look": f"{cell['look']} all"})
@@ -92,8 +97,10 @@ def _span(sizes: Sequence[float]) -> str:
 def _heat_cell(gain: Gain | None, largest: float, metric: Metric) -> dict[str, Any]:
     if gain is None:
         return {"number": "", "value": None, "words": "not run", "look": "none", "strength": "0"}
+    left_out = _left_out(gain)
     if gain.difference is None:
-        return {"number": "", "value": None, "words": "no baseline of this size", "look": "none", "strength": "0"}
+        words = left_out or "no baseline of this size"
+        return {"number": "", "value": None, "words": words, "look": "none", "strength": "0"}
     difference = gain.difference
     look = ("gain" if difference.mean >= 0 else "loss") + (" sure" if difference.sign() else "")
     counted = wording.sample(difference.n) if gain.over == "seeds" else wording.counted(difference.n, "student")
@@ -107,6 +114,8 @@ def _heat_cell(gain: Gain | None, largest: float, metric: Metric) -> dict[str, A
         words = f"± {spread}, {counted}"
     if gain.kind == "unpaired":
         words += ", unpaired"
+    if left_out and gain.over == "students":
+        words += f", without {gain.collapsed + gain.base_collapsed} that collapsed"
     return {
         "number": wording.difference(difference.mean, metric, signed=True),
         "value": f"{difference.mean:.8g}",
@@ -114,6 +123,12 @@ def _heat_cell(gain: Gain | None, largest: float, metric: Metric) -> dict[str, A
         "look": look,
         "strength": f"{min(1.0, abs(difference.mean) / largest):.3f}",
     }
+
+
+def _left_out(gain: Gain) -> str:
+    """Which side collapsed, where a gain leaves students out."""
+    sides = ["collapsed"] * bool(gain.collapsed) + ["baseline collapsed"] * bool(gain.base_collapsed)
+    return ", ".join(sides)
 
 
 _TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -154,7 +169,14 @@ def trial_rows(data: ReportData, *, most: int = MAX_ROWS) -> dict[str, Any]:
 
     order = sorted(range(len(records)), key=place)[:most]
     drops, ratios = table[metric.drop_column].tolist(), table[RATIO_COLUMN].tolist()
-    rows = [{"front": row in front, "cells": _trial_cells(records[row], data, drops[row], ratios[row])} for row in order]
+    rows = [
+        {
+            "front": row in front,
+            "collapsed": records[row].trial.key in data.collapsed_trials,
+            "cells": _trial_cells(records[row], data, drops[row], ratios[row]),
+        }
+        for row in order
+    ]
     words = (
         f"{wording.counted(len(records), 'trial')}: first the students on the Pareto front (marked; each with all its reported "
         f"seeds), then the best by validation {metric.label}. {COLUMN_WORDS} Click a heading to sort. All columns are in "
@@ -181,7 +203,7 @@ def _trial_cells(record: TrialRecord, data: ReportData, drop: float, ratio: floa
         {**word(trial.key[:16], "k"), "link": data.addresses.get(trial.key)},
         word(trial.method),
         word(data.labels[trial.student.variant]),
-        word(record.status),
+        word("collapsed" if record.trial.key in data.collapsed_trials else record.status),
         word(trial.phase),
         number(trial.seed, str(trial.seed)),
         number(test, _with_range(test, data)),
@@ -205,9 +227,13 @@ def _with_range(test: float | None, data: ReportData) -> str:
     return f"{text} ({wording.score_range(interval, data.metric)})" if interval else text
 
 
-def reasons(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """The reasons, most frequent first, each with the methods and students of its trials."""
-    groups = grouped(records, lambda record: record.reason or "no reason was recorded")
+def reasons(records: Sequence[TrialRecord], reason: str | None = None) -> list[dict[str, Any]]:
+    """The reasons, most frequent first, each with the methods and students of its trials.
+
+    Args:
+        reason: of all of them, instead of what each recorded.
+    """
+    groups = grouped(records, lambda record: reason or record.reason or "no reason was recorded")
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     rows = [
         {

@@ -1,6 +1,6 @@
 """Everything that a report is made of, computed once: page, figures, tables and answers only read it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -14,6 +14,7 @@ from stillhouse.report.plot_style import PlotStyle
 from stillhouse.report.sensitivities import Sensitivity, sensitivities
 from stillhouse.report.teacher_costs import TeacherCost, teacher_costs
 from stillhouse.report.trials_table import TrialsTable, described_table
+from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.size_bound import Budget
@@ -73,6 +74,7 @@ class ReportData:
         answers: to the budgets, or to the questions that every sweep answers.
         gains: of every method over the baseline.
         front_trials: the reported trials of the students on the Pareto front by the sweep's objectives, by key.
+        collapsed_trials: the finished trials whose students are no better than a model that ignores the image, by key.
         addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
     """
 
@@ -84,6 +86,7 @@ class ReportData:
     answers: tuple[Answer, ...]
     gains: tuple[Gain, ...]
     front_trials: frozenset[str]
+    collapsed_trials: frozenset[str]
     teacher_costs: tuple[TeacherCost, ...]
     sensitivities: tuple[Sensitivity, ...]
     addresses: Mapping[str, str]
@@ -128,7 +131,13 @@ class ReportData:
             answers=tuple(answers(facts, tradeoff.winners, budgets)),
             gains=tuple(gains(tradeoff.winners, facts.baseline)),
             front_trials=frozenset(record.trial.key for each in front for record in each.reported),
+            collapsed_trials=frozenset(_collapsed(facts, records)),
             teacher_costs=tuple(teacher_costs(facts, records)),
             sensitivities=tuple(sensitivities(records, metric)),
             addresses=addresses,
         )
+
+
+def _collapsed(facts: SweepFacts, records: Sequence[TrialRecord]) -> Iterator[str]:
+    trivial = trivial_value(facts, "validation")
+    return (record.trial.key for record in records if is_collapsed(record, facts.metric, trivial))

@@ -253,6 +253,7 @@ def _tooltip(each: Configuration) -> str:
     lines = [
         f"<b>{escaped(each.method)}</b> on {escaped(each.choice)}" + (f", sweep {escaped(each.sweep)}" if each.sweep else ""),
         f"{escaped(each.metric.label)}: {scores}, {seeds}",
+        *([f"<b>collapsed</b> with {each.num_collapsed} of {each.test.n} seeds"] if each.num_collapsed else []),
         *([f"test {split}"] if (split := of_test_split(each)) else []),
         f"{whole(each.median('parameters'))} parameters, {size(each.median('size_bytes'))}, {short(each.median('macs'))} MACs, "
         f"{milliseconds(each.median('latency_ms'))}",

@@ -112,7 +112,8 @@ def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, da
 def _best(results: Results) -> TrialRecord:
     best = results.best()
     if best is None:
-        raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export")
+        why = " that did not collapse" if results.collapsed else ""
+        raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export{why}")
     return find_trial(results, best.key)
 
 
