@@ -61,7 +61,7 @@ def is_utf8(path: str | Path) -> bool:
     """Whether the bytes of a path are UTF-8, so that it can be written into files and databases."""
     try:
         os.fsencode(path).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         return False
     return True
 

@@ -1,5 +1,7 @@
 """The commands about data sets."""
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -58,8 +60,13 @@ def data_pack(
     else:
         counts = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
         print(f"{counts} images of {packed.num_classes} classes in {packed.shards} shards, {packed.num_bytes:,} bytes")
-        print(f"use it as: dataset: {{name: pack, root: {packed.root}, size: 224}}")
+        print(f"use it as: dataset: {{name: pack, root: {_yaml_text(str(packed.root))}, size: 224}}")
     return OK
+
+
+def _yaml_text(text: str) -> str:
+    """`text` as a value in a YAML mapping: in quotes if it has characters that YAML reads differently."""
+    return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _print_progress(done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from stillhouse.data.listing import SPLITS, Listing, list_folder
 from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, PackTraits, read_manifest
 from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked
 from stillhouse.errors import DiskFullError, UsageError, is_disk_full, printable
-from stillhouse.user_paths import resolve_path
+from stillhouse.user_paths import is_utf8, resolve_path, show_path
 
 SHARD_BYTES = 128 << 20
 
@@ -60,6 +60,8 @@ def pack_folder(
         DiskFullError: the disk is full; complete shards remain.
     """
     folder, to = resolve_path(folder, "the folder"), resolve_path(to, "the folder")
+    if not is_utf8(to):
+        raise UsageError(f"--to must be a path in UTF-8, got {show_path(to)}; name another folder")
     if to == folder or folder in to.parents:
         raise UsageError(f"--to must be outside of the images' folder {folder}, got {to}; name another folder")
     found = list_folder(folder, test_share)

@@ -22,7 +22,7 @@ from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
 from stillhouse.spec.secret_masking import mask_data
 from stillhouse.spec.yaml_text import Place, count_value, parse_yaml, to_yaml
-from stillhouse.user_paths import expand_user, read_regular, show_path
+from stillhouse.user_paths import expand_user, is_utf8, read_regular, show_path
 
 MAX_SPEC_BYTES = 500_000
 _LARGEST_INTEGER = 2**53  # JSON readers that use float64 change larger numbers
@@ -119,7 +119,8 @@ def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
     assert isinstance(plain, dict)
     # A section whose keys are all commented out is null.
     plain = {key: value for key, value in plain.items() if value is not None}
-    broken = {_entry(parse_key(problem.key) or ()) for problem in found}
+    reported = {problem.key for problem in found}
+    broken = {_entry(parse_key(key) or ()) for key in reported}
     indices: Sequence[int] = ()
     if isinstance(plain.get("students"), list):
         indices = range(len(plain["students"]))
@@ -128,7 +129,8 @@ def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
         spec = _model(plain)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        found += to_problems(details)
+        # A value that was reported is null now, which is no second problem.
+        found += [problem for problem in to_problems(details) if problem.key not in reported]
         places = [tuple(detail["loc"]) for detail in details]
         broken |= {_entry(place) for place in places}
         spec, indices = _valid_part(plain, places, indices)
@@ -227,7 +229,9 @@ def _plain(value: Any, place: Place, problems: list[Problem], seen: list[int], a
 def _complaint(value: Any) -> str | None:
     """Why a scalar is not allowed in a spec."""
     if isinstance(value, str):
-        if any((ord(letter) < 32 and letter not in "\t\n") or 0xD800 <= ord(letter) < 0xE000 for letter in value):
+        if not is_utf8(value):
+            return f"must be UTF-8 text, got {ascii(value)[:80]}; rename the file or folder, or name a link to it"
+        if any(ord(letter) < 32 and letter not in "\t\n" for letter in value):
             return f"must be text without control characters, got {ascii(value)[:80]}"
         return None
     if isinstance(value, bool) or value is None:

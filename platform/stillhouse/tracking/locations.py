@@ -12,6 +12,7 @@ from stillhouse.durable import Damaged, read_file, set_aside, write_atomic
 from stillhouse.spec.secret_masking import HIDDEN, mask_text, user_part
 
 UI_PORT = 5000
+_NEEDS_ESCAPES = re.compile(r"[%?\x00-\x1f\x7f]")
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 443}
 
 
@@ -43,7 +44,7 @@ class Location:
     def own_database(self) -> Path | None:
         """The SQLite file of this home; None for a store elsewhere."""
         path = self.home / "mlflow.db"
-        return path if self.uri == f"sqlite:///{path}" else None
+        return path if self.uri == sqlite_uri(path) else None
 
     @property
     def pages(self) -> str | None:
@@ -79,11 +80,25 @@ def locate(uri: str | None, home: Path) -> Location:
     A relative SQLite path is made absolute here, since the next process to open it may have another working directory.
     """
     home = home.expanduser().absolute()
-    uri = uri.strip() if uri else f"sqlite:///{home / 'mlflow.db'}"
+    uri = uri.strip() if uri else sqlite_uri(home / "mlflow.db")
     if uri.startswith("sqlite:///") and not uri.startswith(("sqlite:////", "sqlite:///:memory:")):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+        # The part that the user wrote is part of an address already.
+        uri = f"{sqlite_uri(Path.cwd()).rstrip('/')}/{uri.removeprefix('sqlite:///')}"
     location = Location(uri=_with_driver(uri), shown=mask_text(uri), artifacts=None, home=home)
     return replace(location, artifacts=(home / "mlartifacts").as_uri()) if location.is_database else location
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of the SQLite file at the absolute `path`.
+
+    SQLAlchemy reads `%41` as a letter and what follows `?` as options. MLflow makes the folder of an address that begins with
+    `sqlite:///` without decoding it, so an address with escapes names the driver too. Other addresses have no escapes, as in
+    earlier releases, whose sweeps recorded them.
+    """
+    text = str(path)
+    if not _NEEDS_ESCAPES.search(text):
+        return f"sqlite:///{text}"
+    return f"sqlite+pysqlite:///{_NEEDS_ESCAPES.sub(lambda found: f'%{ord(found[0]):02X}', text)}"
 
 
 def _with_driver(uri: str) -> str:

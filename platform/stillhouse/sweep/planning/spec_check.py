@@ -120,6 +120,7 @@ class _Surveyor:
         self._sound = Soundness(draft.broken)
         self._places = dict(zip((student.name for student in spec.students), draft.student_places, strict=True))
         self._student_places = draft.student_places
+        self._read_problems = draft.problems
         self._survey = Survey(spec, list(draft.problems), notes=idle_settings(spec))
         self._names_methods = spec.methods is not None
         self._num_classes: int | None = None
@@ -155,8 +156,13 @@ class _Surveyor:
         self._note_coverage(resolved)
         found = self._survey
         found.spec = resolved
-        found.problems = list(dict.fromkeys(found.problems))
+        found.problems = list(dict.fromkeys([*self._read_problems, *self._new_problems()]))
         return found
+
+    def _new_problems(self) -> list[Problem]:
+        """What was found after reading the spec. A value that could not be read is null here, which is no second problem."""
+        reported = {problem.key for problem in self._read_problems}
+        return [problem for problem in self._survey.problems if problem.key not in reported]
 
     def _problem(self, key: str, message: str) -> None:
         self._survey.problems.append(Problem(key, message))
