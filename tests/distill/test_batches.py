@@ -58,3 +58,33 @@ def test_a_batch_that_is_not_read_says_only_how_large_it_is(digits: ImageData) -
 )
 def test_parts_are_of_nearly_equal_length(first: int, last: int, largest: int | None, parts: list[tuple[int, int]]) -> None:
     assert even_parts(first, last, largest) == parts
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 100, 4096])
+@pytest.mark.parametrize("policy", [(), ("crop", "flip"), ("crop", "mixup"), ("cutmix",)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_samples_that_are_augmented_at_once_have_the_bits_of_each_batch_alone(
+    digits: ImageData, policy: tuple[str, ...], at_once: int, channels_last: bool
+) -> None:
+    """On a GPU a few large kernels replace thirty small ones per batch."""
+    alone, together = split_of(digits, *policy, batch_size=30), split_of(digits, *policy, batch_size=30)
+    for split in (alone, together):
+        split._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    together.samples_at_once = at_once
+    parts = [part for batch in alone.batches(2) for part in (batch[:20], batch[20:]) if len(part)]
+    made = []
+    with together.read_ahead(parts, 1):
+        for place, part in enumerate(parts):
+            one, other = alone.read(part, 1), together.read(part, 1)
+            for field in ("images", "labels", "targets", "indices"):
+                assert torch.equal(getattr(one, field), getattr(other, field)), field
+            assert one.images.stride() == other.images.stride()
+            made.append(len(together._made) > 0)
+            if place == 3:
+                assert torch.equal(together.read(parts[0], 1).images, alone.read(parts[0], 1).images), "out of turn"
+    assert any(made) == (at_once >= 64)
+    assert not together._made
+
+
+def test_a_cpu_augments_each_batch_alone(digits: ImageData) -> None:
+    assert split_of(digits).samples_at_once == 0

@@ -339,7 +339,9 @@ class Cutmix(Mixing):
 
     def share(self, parameters: Parameters, shape: Shape) -> Tensor:
         pasted = (parameters["bottom"] - parameters["top"]) * (parameters["right"] - parameters["left"])
-        return 1 - pasted.to(torch.float32) / (shape[1] * shape[2])
+        # A tensor, since a GPU multiplies by the reciprocal of a number, which rounds differently from the division.
+        area = torch.full((), shape[1] * shape[2], dtype=torch.float32, device=pasted.device)
+        return 1 - pasted.to(torch.float32) / area
 
 
 @cache

@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.data.host_images import RESIDENT_SHARE, HostImages
 from stillhouse.data.packs import Pack, PackedImages, PackFacts, open_pack
+from stillhouse.device import memory_limit
 from stillhouse.errors import UsageError
 
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
-Images = Tensor | PackedImages
-"""uint8 [N, C, H, W]: a tensor, or packed images, which are decoded when they are read."""
+Images = Tensor | PackedImages | HostImages
+"""uint8 [N, C, H, W]: a tensor, packed images, which are decoded when they are read, or images outside of a GPU's memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +194,24 @@ def split_of(arrays: Arrays) -> Split:
 
 
 def read_ahead(images: Images, batches: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """A context in which the coming `batches` of indices are decoded in the background, if their images must be decoded."""
-    return images.ahead(batches) if isinstance(images, PackedImages) else nullcontext()
+    """A context in which coming `batches` of indices are decoded or copied in the background, if the images are no tensor."""
+    return nullcontext() if isinstance(images, Tensor) else images.ahead(batches)
+
+
+def images_for(images: Images, device: str) -> Images:
+    """The images for computation on `device`: a copy there, or in the machine's memory if they would take too much of it.
+
+    A process may have a small share of a GPU, and each process has its own copy.
+    """
+    limit = memory_limit(device)
+    if isinstance(images, Tensor) and limit is not None and images.nbytes > RESIDENT_SHARE * limit:
+        return HostImages(images, device)
+    return images.to(device)
+
+
+def split_for(split: Split, device: str) -> Split:
+    """The split for computation on `device`, as `images_for`."""
+    return Split(cast("Tensor", images_for(split.images, device)), split.labels.to(device))
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -72,21 +72,24 @@ class Views:
 
         Args:
             images: the whole split, uint8 [N, C, H, W], in memory or decoded when it is read.
-            indices: int64 [B], on any device.
+            indices: int64 [B], on any device; on the CPU for images that are no tensor, which wait for a GPU's otherwise.
             view: in 0..count-1.
         """
         if images.dtype != torch.uint8 or tuple(images.shape) != (self.num_samples, *self.input_shape):
             expected = f"uint8 {[self.num_samples, *self.input_shape]}"
             raise ValueError(f"images must be the whole split, {expected}, got {images.dtype} {list(images.shape)}")
-        indices = indices.to(images.device)
+        places = indices.to(images.device, non_blocking=True)
+        if isinstance(images, Tensor):
+            indices = places
         if not self._operations:
             return images.index_select(0, indices)
-        parameters = self._parameters(indices, view)
+        parameters = self._parameters(places, view)
         last = self._operations[-1]
         if isinstance(last, Mixing):
-            pair = self._changed(images, self.reads(indices, view), view)
-            return last.mix(pair[: len(indices)], pair[len(indices) :], parameters[-1])
-        return self._changed(images, indices, view, parameters)
+            both = self._parameters(self.reads(places, view), view)
+            pair = self._changed(images, self.reads(indices, view), both)
+            return last.mix(pair[: len(places)], pair[len(places) :], parameters[-1])
+        return self._changed(images, indices, parameters)
 
     def mixing(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor] | None:
         """With which samples the samples are mixed: (partner int64 [B], own share float32 [B]); None without mixing.
@@ -122,9 +125,8 @@ class Views:
             **({"num_samples": self.num_samples} if self.changes_labels else {}),
         }
 
-    def _changed(self, images: Images, indices: Tensor, view: int, parameters: Sequence[Parameters] | None = None) -> Tensor:
+    def _changed(self, images: Images, indices: Tensor, parameters: Sequence[Parameters]) -> Tensor:
         """The samples after all operations except mixing."""
-        parameters = self._parameters(indices, view) if parameters is None else parameters
         batch = images.index_select(0, indices)
         for operation, values in zip(self._operations, parameters, strict=True):
             if not operation.mixes:

@@ -1,7 +1,9 @@
 """The training split as a trainer reads it: which samples a batch holds, their augmented inputs and their targets."""
 
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,11 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.data.hashing import reading_order
-from stillhouse.data.images import ImageData, read_ahead
+from stillhouse.data.images import ImageData, images_for, read_ahead
 from stillhouse.data.views import Views
 from stillhouse.tasks import of
 
 Indices = NDArray[np.int64]
+
+_AT_ONCE = 4096
+_BYTES_AT_ONCE = 64 << 20
+"""Of the inputs that are made at once on a GPU, float32; a few of these are held."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,17 @@ class Batch:
     targets: Tensor
     indices: Tensor
 
+    def rows(self, first: int, end: int) -> "Batch":
+        """The samples first..end-1 of the batch."""
+        rows = slice(first, end)
+        return Batch(self.images[rows], self.labels[rows], self.targets[rows], self.indices[rows])
+
 
 class TrainingSplit:
-    """The training split on the trainer's device.
+    """The training split on the trainer's device, or in the machine's memory where it would take too much of a GPU's.
+
+    Attributes:
+        samples_at_once: how many announced samples are augmented at once; 0 makes each part of a batch alone.
 
     Args:
         seed: decides the order of the samples in every epoch.
@@ -54,7 +68,7 @@ class TrainingSplit:
         device: str,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.images = data.train.images.to(device)
+        self.images = images_for(data.train.images, device)
         self.labels = data.train.labels.to(device)
         self._data = data
         self._views = views
@@ -63,6 +77,10 @@ class TrainingSplit:
         self._device = device
         self._memory_format = memory_format
         self._task = of(data)
+        bytes_per_sample = 4 * math.prod(data.input_shape)
+        self.samples_at_once = 0 if device == "cpu" else min(_AT_ONCE, _BYTES_AT_ONCE // bytes_per_sample)
+        self._groups: deque[list[Indices]] = deque()
+        self._made: deque[tuple[Indices, Batch]] = deque()
         self.batches_per_epoch = sum(1 for _ in self.batches(0))
 
     def __len__(self) -> int:
@@ -78,15 +96,26 @@ class TrainingSplit:
 
     def read(self, indices: Indices, view: int) -> Batch:
         """The samples in the view."""
+        if self._made and np.array_equal(self._made[0][0], indices):
+            return self._made.popleft()[1]
+        if self._groups and np.array_equal(self._groups[0][0], indices):
+            parts = self._groups.popleft()
+            whole = self._read(np.concatenate(parts), view)
+            ends = np.cumsum([len(part) for part in parts]).tolist()
+            self._made = deque((part, whole.rows(end - len(part), end)) for part, end in zip(parts, ends, strict=True))
+            return self._made.popleft()[1]
+        return self._read(indices, view)
+
+    def _read(self, indices: Indices, view: int) -> Batch:
         on_cpu = torch.from_numpy(indices)
         places = on_cpu.to(self._device, non_blocking=True)
-        inputs = self._task.inputs(self._data, self._views, self.images, places, view)
+        read = places if isinstance(self.images, Tensor) else on_cpu
+        inputs = self._task.inputs(self._data, self._views, self.images, read, view)
         labels = self.labels[places]
         targets = labels
-        if (mixing := self._views.mixing(on_cpu, view)) is not None:
+        if (mixing := self._views.mixing(places, view)) is not None:
             partners, shares = mixing
-            others = self.labels[partners.to(self.labels.device)]
-            targets = self._task.mix(labels, others, shares, self._data.num_classes)
+            targets = self._task.mix(labels, self.labels[partners], shares, self._data.num_classes)
         return Batch(inputs.contiguous(memory_format=self._memory_format), labels, targets, places)
 
     def unread(self, indices: Indices) -> Batch:
@@ -95,9 +124,35 @@ class TrainingSplit:
         places = torch.from_numpy(indices).to(self._device, non_blocking=True)
         return Batch(self._data.normalise(self.images[:0]), none, none, places)
 
-    def read_ahead(self, parts: Iterable[Indices], view: int) -> AbstractContextManager[None]:
-        """While it lasts, images of the coming `parts` of batches that must be decoded are decoded in the background."""
-        return read_ahead(self.images, (self._views.reads(torch.from_numpy(part), view) for part in parts))
+    @contextmanager
+    def read_ahead(self, parts: Iterable[Indices], view: int) -> Iterator[None]:
+        """While it lasts, images of the coming `parts` of batches are decoded or copied in the background.
+
+        On a GPU several parts are augmented at once: what a sample looks like depends on no other one of its batch, and a few
+        large kernels take less time to start than many small ones.
+        """
+        groups = _grouped(parts, self.samples_at_once)
+        self._groups = deque(groups if self.samples_at_once else ())
+        coming = (self._views.reads(torch.from_numpy(np.concatenate(group)), view) for group in groups)
+        try:
+            with read_ahead(self.images, coming):
+                yield
+        finally:
+            self._groups.clear()
+            self._made.clear()
+
+
+def _grouped(parts: Iterable[Indices], at_once: int) -> list[list[Indices]]:
+    """Consecutive parts, together at most `at_once` samples; each part alone if it has more."""
+    groups: list[list[Indices]] = []
+    room = 0
+    for part in parts:
+        if len(part) > room:
+            groups.append([])
+            room = at_once
+        groups[-1].append(part)
+        room -= len(part)
+    return groups
 
 
 def even_parts(first: int, last: int, largest: int | None) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import derive_seed
+from stillhouse.data.images import split_for
 from stillhouse.data.views import Views
 from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
@@ -98,6 +99,7 @@ class Trainer:
         self.split = TrainingSplit(
             data, views, seed=seed, batch_size=training.batch_size, device=device, memory_format=self._memory_format
         )
+        self._validation = data.validation if device == "cpu" else split_for(data.validation, device)
         self._new_student = StudentFactory(new_student, seed=seed, device=device, memory_format=self._memory_format)
         self.student = self._new_student()
         architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
@@ -236,8 +238,7 @@ class Trainer:
 
     def _validate(self, model: nn.Module) -> float:
         """As `evaluate` on the validation split; each worker evaluates its share."""
-        split = self._data.validation
-        return evaluate(model, self._data, split, self.device, self._memory_format, workers=self._workers)
+        return evaluate(model, self._data, self._validation, self.device, self._memory_format, workers=self._workers)
 
     def workers_agree(self) -> bool:
         """Whether all workers are at the same epoch; all of them must call this."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import reading_order
-from stillhouse.data.images import read_ahead
+from stillhouse.data.images import images_for, read_ahead
 from stillhouse.data.views import Views
 from stillhouse.device import Float32Precision
 from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
@@ -88,7 +88,7 @@ class ViewFiller:
         self._lock = lock
         self._sweeps_of = sweeps_of
         self._note_fill = note_fill or self._append_to_log
-        self._images = data.train.images.to(device)
+        self._images = images_for(data.train.images, device)
         self._labels = data.train.labels.to(device)
         self._task = tasks.of(data)
         self._compute = partial(compute_knowledge, task=self._task, parts=BatchParts(), precision=precision)
@@ -246,7 +246,9 @@ class ViewFiller:
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:
-        places = torch.from_numpy(indices).to(self._device)
+        places = torch.from_numpy(indices)
+        if isinstance(self._images, torch.Tensor):
+            places = places.to(self._device)
         return self._task.inputs(self._data, self._views, self._images, places, view)
 
     def _note(self, view: int, rows: int, written: Mapping[str, int], seconds: float, token: str) -> None:
