@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.data.hashing import reading_order
-from stillhouse.data.images import ImageData, images_for, read_ahead
+from stillhouse.data.images import ImageData, read_ahead, split_for
 from stillhouse.data.views import Views
 from stillhouse.tasks import of
 
@@ -68,8 +68,8 @@ class TrainingSplit:
         device: str,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.images = images_for(data.train.images, device)
-        self.labels = data.train.labels.to(device)
+        held = split_for(data.train, device)
+        self.images, self.labels = held.images, held.labels
         self._data = data
         self._views = views
         self._seed = seed
