@@ -78,7 +78,7 @@ class ComparisonData:
         )
         facts = {source.name: source.facts for source in sources}
         apart = tuple(differences(sources))
-        addresses = {key: address for source in sources for key, address in source.addresses.items()}
+        addresses = {key: address for sweep in sweeps for key, address in sweep.addresses.items()}
         metric = sources[0].facts.metric
         found = [each for sweep in sweeps for each in sweep.tradeoff.configurations if each.metric == metric]
         tradeoff = TradeoffData.of(

@@ -9,6 +9,7 @@ from stillhouse.report.axes import AXES
 from stillhouse.report.configurations import Configuration, choice_labels, winners
 from stillhouse.report.fronts import configuration_front, objective_front, sweep_configurations
 from stillhouse.report.gains import Gain, gains
+from stillhouse.report.links import web_addresses
 from stillhouse.report.pareto import default_objectives
 from stillhouse.report.plot_style import PlotStyle
 from stillhouse.report.sensitivities import Sensitivity, sensitivities
@@ -114,7 +115,7 @@ class ReportData:
             sweep: the sweep's name where several are compared, noted with its configurations.
             labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         """
-        metric, addresses = facts.metric, addresses or {}
+        metric, addresses = facts.metric, web_addresses(addresses or {})
         labels = choice_labels(records) if labels is None else labels
         found = sweep_configurations(facts, records, sweep=sweep, labels=labels)
         style = PlotStyle.of(facts, records)
