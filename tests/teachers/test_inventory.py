@@ -1,5 +1,6 @@
 """What `teachers ls` lists as stored."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +79,19 @@ def test_a_size_that_is_none_is_one_sentence(home: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "prune", "--keep", "much", "--home", str(home)])
     assert result.exit_code == 2
     assert "--keep must be a size such as 500MB or 20GB, got 'much'" in result.stderr
+
+
+def test_teachers_of_three_image_folders_are_told_apart_and_have_the_key_of_the_report(
+    tmp_path: Path, make_definition: Callable[..., TeacherDefinition], digits: ImageData, views: Views
+) -> None:
+    library = TeacherLibrary(tmp_path / "teachers")
+    hashes = []
+    for folder, fingerprint in (("signs", "0123456789"), ("flowers", "abcdef0123"), ("signs", "fedcba9876")):
+        data = copy.copy(digits)
+        data.name, data.folder, data.fingerprint = "image_folder", folder, fingerprint
+        hashes.append(library.obtain(make_definition(epochs=1), data, views).weights_hash)
+    shown = CliRunner().invoke(app, ["teachers", "ls", "--home", str(tmp_path)]).stdout
+    for label in ("signs (image_folder) 01234567", "flowers (image_folder)", "signs (image_folder) fedcba98"):
+        assert label in shown
+    assert "flowers (image_folder) abcdef" not in shown
+    assert all(key[:12] in shown for key in hashes)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -41,12 +41,15 @@ def teachers_ls(
 
 
 def _print_stored(teachers: list[dict[str, Any]]) -> None:
-    """Prints one line per teacher, followed by one line per kind of its sealed views."""
+    """Prints one line per teacher, followed by one line per kind of its sealed views.
+
+    The key is that of its weights, which reports and MLflow also have.
+    """
     columns = ("key", "model", "validation", "stored", "data set", "views", "bytes", "last used")
     table = make_table(*columns, right=("validation", "views", "bytes"))
     for teacher in teachers:
         reached = metric_on("validation", teacher)
-        key, data = teacher["key"][:12] or "(removed)", str(teacher.get("dataset", ""))
+        key, data = teacher["weights_hash"][:12] if teacher["key"] else "(removed)", _data_label(teacher, teachers)
         table.add_row(
             key, teacher["model"], f"{reached[1]:.4f}" if reached else "", "weights", data, "", f"{teacher['bytes']:,}", ""
         )
@@ -55,6 +58,15 @@ def _print_stored(teachers: list[dict[str, Any]]) -> None:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
             table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
     make_console().print(table)
+
+
+def _data_label(teacher: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The data set that a teacher was trained on, told apart from others of the same name."""
+    name, folder = str(teacher.get("dataset", "")), teacher.get("folder")
+    label = f"{folder} ({name})" if folder else name
+    alike = [each for each in others if (each.get("dataset", ""), each.get("folder")) == (name, folder)]
+    contents = {each.get("fingerprint") for each in alike}
+    return f"{label} {str(teacher['fingerprint'])[:8]}" if len(contents) > 1 and "fingerprint" in teacher else label
 
 
 @teachers_app.command(name="train")

@@ -60,7 +60,7 @@ def teacher_facts(cost: TeacherCost, metric: Metric, test_samples: int | None = 
         ("Samples forwarded", whole(teacher.samples_forwarded)),
         ("Samples reused", whole(teacher.samples_reused)),
         ("Knowledge written", size(teacher.bytes_written)),
-        ("Key", teacher.key),
+        ("Key of its weights", teacher.key),
     ]
 
 

@@ -211,6 +211,8 @@ def _make_card(
         "model": definition.model,
         "options": dict(definition.options),
         "dataset": data.name,
+        **({"folder": data.folder} if data.folder else {}),
+        "fingerprint": data.fingerprint,
         "weights_hash": weights_hash(model),
         metric.column("validation"): score(model, data, "validation", device),
         **({} if metric == ACCURACY else {"metric": metric.model_dump()}),
