@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.data.catalogue import DatasetFacts, dataset_facts, dataset_names, dataset_problems
-from stillhouse.data.decode import parse_ground
+from stillhouse.data.decode import WHITE, parse_ground
 from stillhouse.data.folders import ImageFolder
 from stillhouse.data.hashing import array_hash
 from stillhouse.data.images import Arrays, ImageData, Split, channel_statistics, split_of
@@ -77,6 +77,8 @@ def load_dataset(
         with _readable(where):
             published = _find(name, folder, download=download, size=size, options=options, cache=cache, targets=targets)
         data = _in_memory(name, published, limits, splitting, size, task)
+    if ":" not in name:
+        data.ground = options.get("ground", WHITE)
     if folder is not None and name not in TORCHVISION:
         data.folder = folder.name
     return data

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.data.decode import WHITE, Ground
 from stillhouse.data.host_images import RESIDENT_SHARE, HostImages
 from stillhouse.data.packs import Pack, PackedImages, PackFacts, open_pack
 from stillhouse.device import memory_limit
@@ -66,6 +67,7 @@ class ImageData:
         fingerprint: hash of the training and validation splits' content; needs no test data.
         mean: of each channel over the training split, with pixels in [0, 1].
         std: likewise, the standard deviation.
+        ground: the colour on which transparent images are laid.
         notes: what a user should know of the data, as sentences; reading the test split may add some.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
     """
@@ -82,6 +84,7 @@ class ImageData:
     read_test: Callable[[], Arrays | Split] = field(repr=False)
     task: str | None = None
     folder: str | None = None
+    ground: Ground = WHITE
     notes: list[str] = field(default_factory=list)
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)

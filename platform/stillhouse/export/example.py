@@ -13,16 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parent
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def prepare(path: str, facts: dict[str, Any]) -> NDArray[np.float32]:
-    """The image [C, H, W] as the student takes it."""
+    """The image [C, H, W] as the student takes it: upright, on the ground if it is transparent, of the student's size."""
     channels, height, width = facts["input_shape"]
-    image = Image.open(path).convert(MODES[channels])
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data and facts["ground"] is not None:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (*facts["ground"], 255)), layer)
+    planes = image.convert(MODES[channels]).split()
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels).transpose(2, 0, 1)
+        # Plane by plane, since Pillow weights colours by the alpha channel when it resizes all of them at once.
+        planes = tuple(ImageOps.fit(plane, (width, height), Image.Resampling.BILINEAR) for plane in planes)
+    pixels = np.stack([np.asarray(plane, np.float32) for plane in planes])
     mean, std = (np.array([255.0 * value for value in facts[key]], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     prepared: NDArray[np.float32] = (pixels - mean) / std
     return prepared

@@ -116,6 +116,9 @@ def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
         "input_shape": list(data.input_shape),
         "resize": "cut to a square in the middle, then bilinear with antialiasing (PIL.ImageOps.fit)" if resized else None,
         "normalisation": "(pixel - 255 mean) / (255 std) for each channel, pixels from 0 to 255",
+        "orientation": "turned upright by the EXIF orientation",
+        # With two or four channels, transparency is one of them.
+        "ground": list(data.ground) if channels in (1, 3) else None,
         "mean": list(data.mean),
         "std": list(data.std),
         "class_names": list(data.class_names),
