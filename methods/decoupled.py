@@ -36,7 +36,7 @@ def target_class_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Te
         labels: [B] int64.
         temperature: T > 0.
     """
-    student, teacher = (_target_log_odds(logits / temperature, labels) for logits in (student_logits, teacher_logits))
+    student, teacher = (target_log_odds(logits / temperature, labels) for logits in (student_logits, teacher_logits))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -46,7 +46,7 @@ def other_classes_loss(student_logits: Tensor, teacher_logits: Tensor, labels: T
     Arguments as in `target_class_loss`.
     """
     student, teacher = (
-        F.log_softmax(_without_target(logits / temperature, labels), dim=1) for logits in (student_logits, teacher_logits)
+        F.log_softmax(without_target(logits / temperature, labels), dim=1) for logits in (student_logits, teacher_logits)
     )
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
@@ -57,15 +57,15 @@ def other_places(places: Tensor, count: int) -> Tensor:
     return others + (others >= places.unsqueeze(1))
 
 
-def _target_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """(log p_target, log (1 - p_target)), [B, 2]; both are finite, even if one probability rounds to 0."""
+def target_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """(log p_target, log (1 - p_target)), [B, 2], of logits [B, C]; both are finite, even if one probability rounds to 0."""
     target = logits.gather(1, labels.unsqueeze(1))
-    others = _without_target(logits, labels).logsumexp(dim=1, keepdim=True)
+    others = without_target(logits, labels).logsumexp(dim=1, keepdim=True)
     return F.log_softmax(torch.cat([target, others], dim=1), dim=1)
 
 
-def _without_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits of the other classes, [B, C - 1]."""
+def without_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits [B, C - 1] of the other classes, in their order, of logits [B, C] and labels [B] int64."""
     return logits.gather(1, other_places(labels, logits.shape[1]))
 
 
