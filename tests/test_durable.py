@@ -141,3 +141,16 @@ def test_a_file_name_that_is_no_utf_8_survives_json(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"root": name})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"root": name}
     assert content_hash(name) != content_hash(os.fsdecode(b"/data/caf\xe8"))
+
+
+def test_a_private_file_is_private_from_its_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+
+    def record(descriptor: int) -> None:
+        modes.append(os.fstat(descriptor).st_mode & 0o777)
+
+    (tmp_path / "spec.json").write_text("{}")
+    monkeypatch.setattr(os, "fsync", record)
+    write_json(tmp_path / "spec.json", {"uri": "secret"}, private=True)
+    assert modes[0] == 0o600
+    assert (tmp_path / "spec.json").stat().st_mode & 0o777 == 0o600

@@ -56,10 +56,13 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, payload: bytes) -> None:
+def write_atomic(path: Path, payload: bytes, *, private: bool = False) -> None:
     """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
 
     A folder in its place is set aside.
+
+    Args:
+        private: only the user may read the file, from its first byte on.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is unchanged.
@@ -67,7 +70,7 @@ def write_atomic(path: Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "xb", opener=_open_private if private else None) as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -81,6 +84,10 @@ def write_atomic(path: Path, payload: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def read_file(path: Path) -> bytes:
@@ -139,9 +146,9 @@ def read_checked(path: Path) -> bytes:
     return payload
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented JSON for people and scripts to read."""
-    write_atomic(path, json_bytes(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"))
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
+    """Atomic, indented JSON for people and scripts to read; `private` as for `write_atomic`."""
+    write_atomic(path, json_bytes(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"), private=private)
 
 
 def read_json(path: Path) -> Any:

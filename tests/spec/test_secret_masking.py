@@ -31,6 +31,10 @@ TEXTS = [
     ("https://host/?x=1&api_key=hush", "https://host/?x=1&api_key=***"),
     ("https://host/b?X-Amz-Signature=hush&X-Amz-Date=1", "https://host/b?X-Amz-Signature=***&X-Amz-Date=1"),
     ("https://host/b?sv=2024&sig=hush", "https://host/b?sv=2024&sig=***"),
+    ("postgresql://me:hu@sh@host/db", "postgresql://***@host/db"),
+    ("postgresql://me:hu@s/h?#hush@host:5432/db", "postgresql://***@host:5432/db"),
+    ("postgresql://me:h%40u%2Fsh%25@host/db", "postgresql://***@host/db"),
+    ("https://host/?token=hu#sh&x=1", "https://host/?token=***&x=1"),
     ("--set tracking.uri=https://hush@host --json", "--set tracking.uri=https://***@host --json"),
     ("--set dataset.options.password=hush --json", "--set dataset.options.password=*** --json"),
     ("--set 'dataset={name: x, token: hush}'", "--set 'dataset={name: x, token: ***}'"),
@@ -47,10 +51,18 @@ TEXTS = [
     ('{"uri": "x", "password": "hush", "n": 3}', '{"uri": "x", "password": "***", "n": 3}'),
     ("tracking:\n  token: hush\n  name: x", "tracking:\n  token: ***\n  name: x"),
 ]
+ADDRESSES = [
+    'postgresql://me:hu sh\'s "hush"@host/db',
+    "postgresql://me:hush hush?x#y/z@host:5432/db",
+    "  mysql://me: hush@host",
+]
+"""Addresses whose passwords contain what ends an address in other texts."""
 HARMLESS = [
     "sqlite:////home/me@work/mlflow.db",
     "http://127.0.0.1:5000/a/me@work",
     "mail me@example.org",
+    "http://127.0.0.1:5000 answers, mail me@example.org",
+    "http://127.0.0.1:5000",
     "tokenizer=bert num_tokens=512 design=3",
     "use_token=true has_token=False token=None",
     '{"token": 5, "keyed": "x"}',
@@ -64,6 +76,14 @@ KEYS = ["password", "tracking.password", "api_key", "apiKey", "token", "AWS_SECR
 def test_secrets_of_many_forms_are_masked_and_the_rest_stays(text: str, masked: str) -> None:
     assert mask_text(text) == masked
     assert mask_text(masked) == masked
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_password_with_spaces_and_quotes_is_masked_where_the_address_stands_alone(address: str) -> None:
+    masked = (mask_text(address), mask_data({"uri": [address]}), mask_command(["--set", f"tracking.uri={address}", "--json"]))
+    assert "hu" not in str(masked)
+    assert masked[2].startswith("--set")
+    assert masked[2].endswith("--json")
 
 
 @pytest.mark.parametrize("text", HARMLESS)

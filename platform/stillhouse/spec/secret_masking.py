@@ -16,11 +16,15 @@ _SECRET_KEY = re.compile(_WORD)
 # Every repetition is bounded, since these run over whole reports: an unbounded one takes quadratic time on long words.
 _USER = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"<>]{0,1000}@")
 # In SQLAlchemy's addresses (`make_url`), a password may contain any character. Digits and a slash after a host are a port.
-_PASSWORD = re.compile(
-    r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}[/?#])[^\s@'\"<>]{1,1000}@"
+_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}[/?#])[^\s'\"<>]{1,1000}@")
+# A text that is an address and nothing else, such as a value of the spec: its password may contain spaces and quotes too.
+_ONE_ADDRESS = re.compile(
+    r"(?P<scheme>\s{0,40}(?:[\w.\[\]-]{1,200}=)?\s{0,40}[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)"
+    r"[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}(?:[/?#\s]|$))"
+    r"[^\n]{1,1000}@(?=[^\s@/]{1,300}(?:[/?#][^\s]{0,4000})?$)"
 )
 _QUERY = re.compile(
-    rf"(?P<key>[?&;][\w.-]{{0,40}}(?i:{_ANYWHERE}|{_WHOLE})[\w.-]{{0,40}}=)[^&;\s'\"<>#]{{1,4000}}",
+    rf"(?P<key>[?&;][\w.-]{{0,40}}(?i:{_ANYWHERE}|{_WHOLE})[\w.-]{{0,40}}=)[^&;\s'\"<>]{{1,4000}}",
 )
 _BARE = r"(?!(?i:true|false|none|null)\b)[^\s&;,'\"\\<>(){}\[\]*]{1,4000}"
 _QUOTED = r"(?P<quote>\\{0,4}['\"])[^'\"\n]{1,4000}?(?P=quote)"
@@ -37,8 +41,10 @@ _AUTHORIZATION = re.compile(r"(?P<key>\b(?i:bearer|basic)\s)[A-Za-z0-9._~+/-]{8,
 
 def mask_text(text: str) -> str:
     """`text` without secrets: in addresses (user part, query), `key=value`, `--option value`, JSON, YAML and HTTP headers."""
-    text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
-    text = _PASSWORD.sub(rf"\g<scheme>{HIDDEN}@", text)
+    if found := _ONE_ADDRESS.match(text):
+        text = f"{found.group('scheme')}{HIDDEN}@{text[found.end() :]}"
+    for pattern in (_PASSWORD, _USER):
+        text = pattern.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _QUERY.sub(rf"\g<key>{HIDDEN}", text)
     for pattern in (_SETTING, _OPTION, _ENTRY):
         text = pattern.sub(_hide_value, text)
@@ -82,7 +88,7 @@ def names_secret(key: str) -> bool:
 
 def user_part(uri: str) -> str | None:
     """The user part of an address with its `@`, which must not be shown; None if there is none."""
-    found = _USER.search(uri) or _PASSWORD.search(uri)
+    found = _ONE_ADDRESS.match(uri) or _PASSWORD.search(uri) or _USER.search(uri)
     return found.group().removeprefix(found.group("scheme")) if found else None
 
 

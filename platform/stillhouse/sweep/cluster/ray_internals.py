@@ -10,6 +10,8 @@ from typing import Any
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stillhouse.spec.secret_masking import names_secret
+
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable in which `ray job submit` passes a job's runtime environment to its entry point.
 
@@ -65,6 +67,22 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def keep_secrets_out_of_trials() -> None:
+    """Removes secrets from the variables that Tune copies into the runtime environment of each trial.
+
+    Ray writes runtime environments into its logs, which every user of the machine can read. A trial on this machine has the
+    variables of the driver anyway; one on a node of a cluster has those of its node. Where Tune has no such list, it copies
+    nothing.
+    """
+    try:
+        from ray.tune.execution import class_cache
+    except ImportError:
+        return
+    names = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", None)
+    if names is not None:
+        class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not names_secret(name)}
 
 
 def prefer_node(node_id: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from stillhouse.spec.schema import TrialResources
 from stillhouse.sweep.cluster.placement import worker_bundles
+from stillhouse.sweep.cluster.ray_internals import keep_secrets_out_of_trials
 from stillhouse.sweep.cluster.trial_watch import TrialWatch
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, DistillTrial, key_of
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
@@ -40,6 +41,7 @@ def make_tuner(
         should_stop: called often; once it is true, running trials stop after their epoch and no other one starts.
         scratch: a folder for what Tune writes. A sweep resumes from its ledger, so other nodes need not see it.
     """
+    keep_secrets_out_of_trials()
     bundles = worker_bundles(resources)
     labels = {"bundle_label_selector": [resources.labels] * len(bundles)} if resources.labels else {}
     trainable = tune.with_resources(

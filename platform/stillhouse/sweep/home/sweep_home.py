@@ -152,9 +152,8 @@ class SweepHome:
             if changed:
                 for outdated in ("facts", "latencies.json", "suggestions"):
                     (self.folder / outdated).unlink(missing_ok=True)
-        write_json(path, spec)
         # A tracking URI may contain a password.
-        path.chmod(0o600)
+        write_json(path, spec, private=True)
         self._started = True
 
     @property
