@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.device import Float32Precision
+from stillhouse.distill import sources
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, compute_knowledge, layers_of
 from stillhouse.errors import TrialError
 from stillhouse.knowledge import feature, input_gradient, logits, reduced
@@ -227,3 +228,84 @@ def test_a_teacher_in_the_trial_computes_a_batch_in_parts_once_memory_ran_out() 
     model = Small(2, 3)
     gathered = InlineKnowledge(model, {"logits": logits()}).gather(torch.arange(8), images := torch.randn(8, 2))
     torch.testing.assert_close(gathered["logits"], nn.functional.linear(images, model.weight, model.bias))
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where reading a value waits for all that was queued."""
+    monkeypatch.setattr(sources, "queues_work", lambda _device: True)
+
+
+@pytest.mark.usefixtures("queued")
+@pytest.mark.parametrize("room", [0, 6 * 2 * 4, 1 << 20], ids=["none uploaded", "one uploaded", "both uploaded"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_knowledge_that_is_read_ahead_or_uploaded_has_the_bits_of_each_batch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, room: int
+) -> None:
+    """Small views are uploaded to a GPU once an epoch; batches of large ones are gathered in the background."""
+    monkeypatch.setattr(sources, "_UPLOADED_BYTES", room)
+    store = KnowledgeStore(tmp_path)
+    wide = 100 * torch.randn(6, 7, generator=torch.Generator().manual_seed(2))
+    with store.writer({"wide": 1}, rows=6, shape=(7,), dtype=dtype) as writer:
+        writer.put(np.arange(6), wide.numpy())
+        writer.commit()
+        writer.seal()
+    made = [
+        CachedKnowledge(lambda view, _names, _reading: {"wide": store.open({"wide": 1}), "logits": sealed(store, view, dtype)})
+        for _ in range(2)
+    ]
+    parts = [torch.tensor(rows) for rows in ([4, 0], [1, 5, 2], [3])]
+    for source in made:
+        source.begin_epoch(1)
+    with made[1].reading(iter(parts), "cpu"):
+        for part in [*parts, parts[0]]:
+            one, other = (source.gather(part, IMAGES) for source in made)
+            assert list(one) == list(other) == ["wide", "logits"]
+            assert all(torch.equal(one[name], other[name]) and other[name].dtype == torch.float32 for name in one)
+    assert (made[0].samples_gathered, made[0].bytes_gathered) == (made[1].samples_gathered, made[1].bytes_gathered)
+    assert not made[1]._uploaded, "the memory is free between epochs"
+
+
+@pytest.mark.usefixtures("queued")
+def test_a_view_that_is_being_filled_is_read_ahead_and_not_uploaded(tmp_path: Path) -> None:
+    store = KnowledgeStore(tmp_path)
+    rows = torch.arange(12.0).view(6, 2)
+    with store.writer({}, rows=6, shape=(2,), dtype="float32") as writer:
+
+        def await_rows(indices: Tensor) -> dict[str, View]:
+            writer.put(indices.numpy(), rows[indices].numpy())
+            writer.commit()
+            followed = store.follow({})
+            assert followed.ready(indices)
+            return {"logits": followed}
+
+        knowledge = CachedKnowledge(lambda *_arguments: {"logits": store.follow({})}, await_rows)
+        knowledge.begin_epoch(0)
+        parts = [torch.tensor(part) for part in ([5, 1], [0, 2], [3, 4])]
+        with knowledge.reading(parts, "cpu"):
+            assert not knowledge._uploaded
+            for part in parts:
+                assert torch.equal(knowledge.gather(part, IMAGES)["logits"], rows[part])
+
+
+@pytest.mark.usefixtures("queued")
+def test_a_teacher_that_is_not_finite_is_reported_at_the_end_of_the_epoch_on_a_gpu() -> None:
+    """One look at the end instead of one per batch, each of which would wait for the GPU."""
+    knowledge = InlineKnowledge(nn.Linear(3, 2), {"logits": logits()})
+    bad = IMAGES.clone()
+    bad[2, 0] = torch.inf
+
+    def epoch(*batches: Tensor) -> None:
+        with knowledge.reading([], "cpu"):
+            for images in batches:
+                knowledge.gather(torch.arange(6), images)
+
+    with pytest.raises(TrialError, match=r"the teacher's outputs are not finite \(logits\); check its weights"):
+        epoch(IMAGES, bad, IMAGES)
+    epoch(IMAGES)
+
+
+def test_a_teacher_that_is_not_finite_is_reported_at_once_on_a_cpu() -> None:
+    knowledge = InlineKnowledge(nn.Linear(3, 2), {"logits": logits()})
+    with knowledge.reading([], "cpu"), pytest.raises(TrialError, match="not finite"):
+        knowledge.gather(torch.arange(1), torch.full((1, 3), torch.inf))

@@ -1,7 +1,8 @@
 """Where a trial's knowledge comes from: one interface for every delivery mode."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_key, uniform
-from stillhouse.device import Float32Precision, float32_precision
+from stillhouse.data.read_ahead import ReadAhead
+from stillhouse.device import Float32Precision, float32_precision, memory_limit
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.view import View
@@ -17,6 +19,10 @@ from stillhouse.models.batch_parts import BatchParts
 from stillhouse.models.features import FeatureReader
 from stillhouse.tasks import Task
 from stillhouse.tasks import find as find_task
+
+_UPLOADED_BYTES = 256 << 20
+_UPLOADED_SHARE = 0.05
+"""The most that views on a GPU may take, and the largest part of the process's share of its memory."""
 
 Reading = tuple[int, int]
 """(seed, epoch) of a training: it decides the order in which samples are read, see `data.hashing.reading_order`."""
@@ -55,6 +61,52 @@ class KnowledgeSource(Protocol):
             images: [B, channels, H, W], the view's normalised pixels of those samples.
         """
 
+    def reading(self, parts: Iterable[Tensor], device: str) -> AbstractContextManager[None]:
+        """A context around the batches of the epoch that was begun, in which they may be read ahead.
+
+        Args:
+            parts: the indices [B] of the coming calls of `gather`, in order.
+            device: where the knowledge will be needed.
+
+        Raises:
+            TrialError: on leaving, if the teacher's outputs were not all finite and that was not known before.
+        """
+
+
+def queues_work(device: str) -> bool:
+    """Whether computations are queued for the device, so that reading a value waits for all of them."""
+    return torch.device(device).type != "cpu"
+
+
+class Finiteness:
+    """Whether outputs were finite, on their device, so that the question is asked of a GPU once an epoch."""
+
+    def __init__(self) -> None:
+        self._kinds: Sequence[str] = ()
+        self._outputs: Sequence[str] = ()
+        self._finite: Tensor | None = None
+
+    def note(self, kinds: Sequence[str], outputs: Sequence[str], values: Iterable[Tensor]) -> None:
+        """Adds the values of these kinds of knowledge, then of these outputs, which are the same in every call."""
+        self._kinds, self._outputs = kinds, outputs
+        finite = torch.stack([value.isfinite().all() for value in values])
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    def check(self) -> None:
+        """Forgets what was noted.
+
+        Raises:
+            TrialError: something was not finite.
+        """
+        finite, self._finite = self._finite, None
+        if finite is None or bool(finite.all()):
+            return
+        wrong = [name for name, good in zip(self._kinds, finite.tolist(), strict=False) if not good]
+        raise TrialError(
+            f"the teacher's outputs are not finite ({', '.join(wrong or self._outputs)}); check its weights, or train it again "
+            "with a lower learning rate"
+        )
+
 
 def compute_knowledge(
     reader: FeatureReader,
@@ -65,6 +117,7 @@ def compute_knowledge(
     task: Task | None = None,
     parts: BatchParts | None = None,
     precision: Float32Precision = "ieee",
+    finiteness: Finiteness | None = None,
 ) -> dict[str, Tensor]:
     """One forward pass, and every kind of knowledge computed from it; a large batch is computed in pieces.
 
@@ -77,6 +130,7 @@ def compute_knowledge(
         parts: how a caller of many batches divides them.
         precision: of the teacher's convolutions on a GPU. By default that with which the knowledge of a sample is the same,
             except for the last bits, in every batch and on every device.
+        finiteness: notes whether the outputs are finite; by default that is checked at once.
 
     Raises:
         TrialError: the teacher's outputs are not all finite.
@@ -86,10 +140,13 @@ def compute_knowledge(
     def compute(part: slice) -> dict[str, Tensor]:
         of_part = None if labels is None else labels[part]
         placed = None if places is None else (places[0], places[1][part])
-        return _compute_piece(reader, knowledge, images[part], of_part, placed, task)
+        return _compute_piece(reader, knowledge, images[part], of_part, placed, task, noted)
 
+    noted = finiteness or Finiteness()
     with float32_precision(precision):
         computed = (parts or BatchParts()).apply(images, compute)
+    if finiteness is None:
+        noted.check()
     if len(computed) == 1:
         return computed[0]
     return {name: torch.cat([each[name] for each in computed]) for name in knowledge}
@@ -102,6 +159,7 @@ def _compute_piece(
     labels: Tensor | None,
     places: Places | None,
     task: Task,
+    finiteness: Finiteness,
 ) -> dict[str, Tensor]:
     with torch.no_grad():
         raw, features = reader(images)
@@ -121,12 +179,7 @@ def _compute_piece(
             for name, kind in knowledge.items()
         }
         # The outputs too: a reduction to signs, for example, turns NaN into a number.
-        if not bool(torch.stack([output.isfinite().all() for output in (*outputs.values(), *computed.values())]).all()):
-            wrong = [str(knowledge[name]) for name, output in computed.items() if not bool(output.isfinite().all())]
-            raise TrialError(
-                f"the teacher's outputs are not finite ({', '.join(wrong or outputs)}); check its weights, or train it again "
-                "with a lower learning rate"
-            )
+        finiteness.note([str(kind) for kind in knowledge.values()], list(outputs), [*computed.values(), *outputs.values()])
         return computed
 
 
@@ -183,6 +236,7 @@ class InlineKnowledge:
         self._task = task
         self._reader = FeatureReader(teacher, layers_of(knowledge))
         self._parts = BatchParts()
+        self._finiteness: Finiteness | None = None
         self._view = 0
         self.samples_forwarded = 0
 
@@ -195,7 +249,26 @@ class InlineKnowledge:
             return {}
         self.samples_forwarded += len(indices)
         labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
-        return compute_knowledge(self._reader, self._needed, images, labels, (self._view, indices), self._task, self._parts)
+        return compute_knowledge(
+            self._reader,
+            self._needed,
+            images,
+            labels,
+            (self._view, indices),
+            self._task,
+            self._parts,
+            finiteness=self._finiteness,
+        )
+
+    @contextmanager
+    def reading(self, parts: Iterable[Tensor], device: str) -> Iterator[None]:
+        self._finiteness = Finiteness() if queues_work(device) else None
+        try:
+            yield
+            if self._finiteness is not None:
+                self._finiteness.check()
+        finally:
+            self._finiteness = None
 
 
 class CachedKnowledge:
@@ -218,6 +291,9 @@ class CachedKnowledge:
         self._open_views = open_views
         self._await_rows = await_rows
         self._views: Mapping[str, View] = {}
+        self._uploaded: dict[str, Tensor] = {}
+        self._pins = False
+        self._ahead = ReadAhead(self._rows)
         self.samples_gathered = 0
         self.bytes_gathered = 0
         self.wait_seconds = 0.0
@@ -228,14 +304,46 @@ class CachedKnowledge:
         self.wait_seconds += time.perf_counter() - started
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
+        gathered = self._ahead.take(indices)
+        if self._uploaded:
+            places = indices.to(images.device, non_blocking=True)
+            gathered = {**gathered, **{name: rows.index_select(0, places) for name, rows in self._uploaded.items()}}
+        self.samples_gathered += len(indices)
+        self.bytes_gathered += sum(rows.nbytes for rows in gathered.values())
+        return {name: gathered[name].to(images.device, torch.float32, non_blocking=True) for name in self._views}
+
+    @contextmanager
+    def reading(self, parts: Iterable[Tensor], device: str) -> Iterator[None]:
+        """Small views are uploaded to a GPU as a whole; the batches of the others are gathered in the background."""
+        if not queues_work(device):
+            yield
+            return
+        self._upload(device)
+        self._pins = torch.device(device).type == "cuda"
+        try:
+            with self._ahead.over(parts) if len(self._uploaded) < len(self._views) else nullcontext():
+                yield
+        finally:
+            self._uploaded = {}
+            self._pins = False
+
+    def _upload(self, device: str) -> None:
+        limit = memory_limit(device)
+        room = _UPLOADED_BYTES if limit is None else min(_UPLOADED_BYTES, int(_UPLOADED_SHARE * limit))
+        for name, view in sorted(self._views.items(), key=lambda item: item[1].bytes_per_sample):
+            num_bytes = view.rows * view.bytes_per_sample
+            if view.complete and num_bytes <= room:
+                self._uploaded[name] = view.gather(torch.arange(view.rows)).to(device)
+                room -= num_bytes
+
+    def _rows(self, indices: Tensor) -> dict[str, Tensor]:
+        """The rows [B, ...] of the views that were not uploaded."""
         if self._await_rows is not None and not all(view.ready(indices) for view in self._views.values()):
             started = time.perf_counter()
             self._views = self._await_rows(indices)
             self.wait_seconds += time.perf_counter() - started
-        gathered = {name: view.gather(indices) for name, view in self._views.items()}
-        self.samples_gathered += len(indices)
-        self.bytes_gathered += sum(rows.nbytes for rows in gathered.values())
-        return {name: rows.to(images.device, torch.float32, non_blocking=True) for name, rows in gathered.items()}
+        rows = {name: view.gather(indices) for name, view in self._views.items() if name not in self._uploaded}
+        return {name: values.pin_memory() for name, values in rows.items()} if self._pins else rows
 
 
 class RestoredKnowledge:
@@ -256,3 +364,6 @@ class RestoredKnowledge:
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         gathered = self._source.gather(indices, images)
         return {name: self._knowledge[name].restore(stored) for name, stored in gathered.items()}
+
+    def reading(self, parts: Iterable[Tensor], device: str) -> AbstractContextManager[None]:
+        return self._source.reading(parts, device)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -321,12 +321,18 @@ class Trainer:
         """(first, last + 1) places of this worker's micro-batches."""
         return even_parts(*self._workers.slice_of(batch), self.micro_batch)
 
-    def _read_ahead(self, view: int, stage: Stage) -> AbstractContextManager[None]:
-        """While the context is open, images are decoded in the background in the order of the epoch."""
+    @contextmanager
+    def _read_ahead(self, view: int, stage: Stage) -> Iterator[None]:
+        """While the context is open, images and knowledge are read in the background in the order of the epoch."""
         if stage.data_free:
-            return nullcontext()
+            yield
+            return
         batches = self.split.batches(self.epoch)
-        return self.split.read_ahead((batch[start:end] for batch in batches for start, end in self._parts(batch)), view)
+        parts = [batch[start:end] for batch in batches for start, end in self._parts(batch)]
+        teacher = self._teacher_of(stage)
+        indices = (torch.from_numpy(part) for part in parts)
+        with self.split.read_ahead(parts, view), nullcontext() if teacher is None else teacher.reading(indices, self.device):
+            yield
 
     def _train_on(self, indices: Indices, view: int, stage: Stage, number: int, optimisers: Optimisers) -> dict[str, Tensor]:
         """One training step on a batch; returns the terms to log, or this worker's share of them."""

@@ -2,7 +2,8 @@
 
 import itertools
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ class ServedKnowledge:
 
     def begin_epoch(self, view: int, names: Collection[str] | None = None, reading: Reading | None = None) -> None:
         self._needed = {name: kind for name, kind in self._knowledge.items() if is_named(name, names)}
+
+    def reading(self, parts: Iterable[Tensor], device: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         if not self._needed:

@@ -1,6 +1,7 @@
 """How a trial uses its teacher: one source of knowledge, whichever delivery mode each kind has."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class MixedKnowledge:
         for source in self._sources:
             gathered |= source.gather(indices, images)
         return gathered
+
+    @contextmanager
+    def reading(self, parts: Iterable[Tensor], device: str) -> Iterator[None]:
+        announced = list(parts)
+        with ExitStack() as stack:
+            for source in self._sources:
+                stack.enter_context(source.reading(announced, device))
+            yield
 
 
 class TrialTeacher:
