@@ -19,6 +19,7 @@ from stillhouse.spec.combinations import combination_problems
 from stillhouse.spec.error_messages import key_of, to_problems
 from stillhouse.spec.overrides import apply_overrides, copy_data, parse_key
 from stillhouse.spec.priors import Prior
+from stillhouse.spec.recipes import NEWEST, RECIPE, with_recipe, without
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec
 from stillhouse.spec.secret_masking import mask_data
 from stillhouse.spec.yaml_text import Place, count_value, parse_yaml, to_yaml
@@ -88,7 +89,21 @@ def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
         raw = apply_overrides(raw, overrides)
     except SpecError as error:
         problems += error.problems
-    return draft_of(resolve_paths(raw, path.absolute().parent), problems)
+    complete, added = with_recipe(resolve_paths(raw, path.absolute().parent), NEWEST)
+    draft = draft_of(complete, problems)
+    if draft.spec is not None:
+        draft.spec._from_recipe = added
+    return draft
+
+
+def in_recipe(spec: SweepSpec, recipe: int) -> SweepSpec:
+    """The spec with the training defaults of another recipe, unless the user named the recipe: `recipe: 2`."""
+    if spec.recipe == recipe or RECIPE not in spec._from_recipe:
+        return spec
+    complete, added = with_recipe(without(spec_to_dict(spec, secrets=True), spec._from_recipe), recipe)
+    changed = validate(complete)
+    changed._from_recipe = added
+    return changed
 
 
 def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:

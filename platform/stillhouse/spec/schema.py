@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, TypeAdapter
+from pydantic import Field, PlainValidator, PrivateAttr, TypeAdapter
 
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
@@ -371,6 +371,7 @@ class SweepSpec(Section):
             declares.
         methods: hyper-parameters by method; null means every known method that can run with the teachers.
         method_paths: folders with user-defined method files; relative to the spec file's folder.
+        recipe: the training defaults that complete the spec (`spec.recipes`); 1 in specs that the first release stored.
     """
 
     name: SweepName
@@ -389,3 +390,14 @@ class SweepSpec(Section):
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
     method_paths: tuple[str, ...] = ()
+    recipe: Literal[1, 2] = 1
+    # The dotted keys that `spec.recipes.with_recipe` added: the user did not write them.
+    _from_recipe: frozenset[str] = PrivateAttr(frozenset())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have equal keys, wherever these come from."""
+        if not isinstance(other, SweepSpec):
+            return NotImplemented
+        return all(getattr(self, key) == getattr(other, key) for key in type(self).model_fields)
+
+    __hash__ = None  # type: ignore[assignment]

@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import Interrupted, SpecError, UsageError
-from stillhouse.spec.load import spec_to_dict
+from stillhouse.spec.load import in_recipe, spec_to_dict
 from stillhouse.spec.metric import Metric
+from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
@@ -50,8 +51,8 @@ class Sweep:
         command: str = "",
         progress: Progress | None = None,
     ) -> None:
-        self.spec = spec
         self.sweep_home = SweepHome(resolve_home(home), spec.name)
+        self.spec = _in_recipe_of(self.sweep_home, spec)
         self._address = address
         self._command = command
         self._progress = Progress(spec.name, quiet=True) if progress is None else progress
@@ -105,6 +106,7 @@ class Sweep:
         origin = find_sweep(resolve_home(home), spec.name)
         if name == spec.name:
             raise UsageError(f"--fork must be another name than that of the sweep, got '{name}'")
+        spec = _in_recipe_of(origin, spec)
         sweep = cls(check({**spec_to_dict(spec, secrets=True), "name": name}), home=origin.home, **options)
         sweep._origin = origin
         return sweep
@@ -222,6 +224,15 @@ class Sweep:
             shutdown=self._shutdown,
             address=self._address,
         )
+
+
+def _in_recipe_of(sweep_home: SweepHome, spec: SweepSpec) -> SweepSpec:
+    """The spec with the training defaults with which the sweep of this folder began, if it did."""
+    try:
+        stored = sweep_home.read_spec()
+    except UsageError:
+        return spec  # said when the sweep runs
+    return spec if stored is None else in_recipe(spec, recipe_of(stored))
 
 
 def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""Training defaults by release: new specs get the newest ones, stored specs keep theirs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import SpecError
+from stillhouse.spec.load import in_recipe, load_spec, spec_to_dict, spec_to_yaml, validate
+from stillhouse.spec.recipes import FIRST, NEWEST, recipe_defaults, recipe_of, with_recipe, without
+
+RAW: dict[str, Any] = {
+    "name": "s",
+    "dataset": {"name": "digits"},
+    "students": ["lenet"],
+    "teachers": {"big": {"model": "resnet8"}},
+}
+
+
+def written(folder: Path, **sections: Any) -> Path:
+    path = folder / "s.yaml"
+    path.write_text(json.dumps(RAW | sections))  # JSON is YAML
+    return path
+
+
+def test_a_spec_file_without_training_keys_gets_a_bound_on_gradients_for_students_and_trained_teachers(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path))
+    assert spec.recipe == NEWEST
+    assert (spec.training.gradient_clip, spec.teachers["big"].train.gradient_clip) == (5.0, 5.0)
+
+
+def test_plain_data_without_a_recipe_means_the_first_release_which_did_not_bound_gradients() -> None:
+    spec = validate(RAW)
+    assert (spec.recipe, spec.training.gradient_clip, spec.teachers["big"].train.gradient_clip) == (FIRST, None, None)
+
+
+@pytest.mark.parametrize("value", [None, 1.5])
+def test_what_the_user_sets_stays_also_if_it_is_null(tmp_path: Path, value: float | None) -> None:
+    spec = load_spec(written(tmp_path, training={"gradient_clip": value}))
+    assert spec.training.gradient_clip == value
+    assert in_recipe(spec, FIRST).training.gradient_clip == value
+    assert in_recipe(spec, FIRST).teachers["big"].train.gradient_clip is None
+
+
+def test_a_recipe_that_the_file_names_stays(tmp_path: Path) -> None:
+    first, newest = (load_spec(written(tmp_path, recipe=recipe)) for recipe in (FIRST, NEWEST))
+    assert (first.training.gradient_clip, newest.training.gradient_clip) == (None, 5.0)
+    assert in_recipe(newest, FIRST) is newest
+
+
+def test_changing_the_recipe_and_back_gives_the_same_spec(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path))
+    assert in_recipe(spec, FIRST) == validate(RAW)
+    assert in_recipe(in_recipe(spec, FIRST), NEWEST) == spec
+
+
+def test_the_printed_spec_is_complete_and_reads_as_the_same_spec(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path))
+    (tmp_path / "again.yaml").write_text(spec_to_yaml(spec))
+    assert load_spec(tmp_path / "again.yaml") == spec
+    assert validate(spec_to_dict(spec)) == spec
+
+
+def test_a_teacher_with_given_weights_is_not_trained_and_gets_no_training_keys(tmp_path: Path) -> None:
+    raw = RAW | {"teachers": {"given": {"model": "resnet8", "weights": "w.safetensors"}}}
+    assert with_recipe(raw, NEWEST)[0]["teachers"] == raw["teachers"]
+
+
+@pytest.mark.parametrize("broken", [5, [1], "x"])
+def test_sections_of_a_wrong_type_are_left_to_the_schema(broken: Any) -> None:
+    raw = RAW | {"training": broken, "teachers": {"big": broken}}
+    filled, added = with_recipe(raw, NEWEST)
+    assert (filled["training"], filled["teachers"]) == (broken, {"big": broken})
+    assert added == {"recipe"}
+
+
+def test_what_was_added_can_be_taken_away_again() -> None:
+    filled, added = with_recipe(RAW, NEWEST)
+    assert added == {"recipe", "training.gradient_clip", "teachers.big.train.gradient_clip"}
+    left = without(filled, added)
+    assert left == RAW | {"training": {}, "teachers": {"big": {"model": "resnet8", "train": {}}}}
+
+
+def test_an_unknown_recipe_is_reported_by_the_schema(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="recipe"):
+        load_spec(written(tmp_path, recipe=9))
+
+
+def test_a_stored_spec_without_a_recipe_is_of_the_first_release() -> None:
+    assert (recipe_of({}), recipe_of({"recipe": 2})) == (FIRST, NEWEST)
+    assert recipe_defaults(FIRST) == {"gradient_clip": None}
