@@ -57,9 +57,12 @@ def test_folders_and_packs_are_refused_likewise(root: Path, tmp_path: Path, monk
     pack_folder(root, tmp_path / "pack")
     with pytest.raises(UsageError, match=r"256 images of 3x6000x6000 need .* lower dataset\.size"):
         load_dataset("pack", root=tmp_path / "pack", size=6000, validation=2)
-    monkeypatch.setattr(memory, "memory_bytes", lambda: 1000)
-    with pytest.raises(UsageError, match=r"10 images of 3x8x8 need .* stillhouse data pack"):
-        load_dataset("image_folder", root=root, validation=2)
+    load_dataset("image_folder", root=root, validation=2, cache=tmp_path / "cache")
+    # 10 images of 192 bytes and their copies are 3,840 bytes.
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 3_839)
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(UsageError, match=r"10 images of 3x8x8 need .*stillhouse data pack"):
+            load_dataset("image_folder", root=root, validation=2, cache=cache)
 
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, 65_501, 10**400])

@@ -74,9 +74,9 @@ def test_files_with_other_suffixes_are_counted_by_suffix(root: Path) -> None:
     save(root / "train" / "loose.png", 1, 2, 3)
     save(root / "extra" / "cat" / "0.png", 1, 2, 3)
     notes = "\n".join(training_notes(load_dataset("image_folder", root=root)))
-    assert "4 files were left out, since their suffix is not that of an image: .heic (3), none (1)" in notes
-    assert "1 images that are in no class folder were left out" in notes
-    assert "extra beside train is not a split and was left out" in notes
+    assert "files whose suffix is not that of an image (4): .heic (3), none (1);" in notes
+    assert "images in no class folder (1);" in notes
+    assert "folders beside train that are no split (extra)." in notes
     assert ".DS_Store" not in notes
 
 

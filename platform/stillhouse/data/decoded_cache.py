@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.data.hashing import array_hash
+from stillhouse.data.memory import check_memory
 from stillhouse.durable import Damaged, bytes_hash, fsync_folder, read_checked, write_checked
 from stillhouse.errors import UsageError, name_all
 
@@ -49,14 +50,25 @@ def file_hashes(files: Sequence[str]) -> list[str]:
     return [each for each in found if isinstance(each, str)]
 
 
+def check_decoded(shape: Sequence[int]) -> None:
+    """Checks that images of `shape` fit into memory: the splits for training and validation are copies of their rows.
+
+    Raises:
+        UsageError: they do not.
+    """
+    check_memory(shape, what="a decoded image folder", copies=2)
+
+
 def read_decoded(folder: Path) -> DecodedImages:
     """The images that `write_decoded` wrote.
 
     Raises:
+        UsageError: they do not fit into memory.
         OSError: there is no such entry.
         ValueError: it is damaged.
     """
     facts = json.loads(read_checked(folder / "meta.json"))
+    check_decoded(facts["shape"])
     images: NDArray[np.uint8] = np.load(folder / "images.npy", allow_pickle=False)
     if list(images.shape) != facts["shape"] or images.dtype != np.uint8 or array_hash(images) != facts["hash"]:
         raise Damaged(f"{folder / 'images.npy'} does not match its checksum")

@@ -42,9 +42,9 @@ def training_notes(data: ImageData) -> Iterator[str]:
     if data.class_names:
         yield from _rare_classes(data)
         if count := in_two_classes(data.train):
-            yield f"{count} training images have the same pixels as a training image of another class."
+            yield f"{_counted(count, len(data.train), 'training')} the same as one of another class."
     if count := shared_with_training(data, data.validation):
-        yield f"{count} of the {len(data.validation)} validation images are training images too, so validation is too good."
+        yield f"{_counted(count, len(data.validation), 'validation')} among the training images too, so validation is too good."
 
 
 def notes_on_test(data: ImageData) -> Iterator[str]:
@@ -57,7 +57,7 @@ def notes_on_test(data: ImageData) -> Iterator[str]:
         if missing := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
             yield f"The test split has no image of {_named(missing)}."
     if count := shared_with_training(data, split):
-        yield f"{count} of the {len(split)} test images are training images too, so test results are too good."
+        yield f"{_counted(count, len(split), 'test')} among the training images too, so test results are too good."
 
 
 def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -74,6 +74,10 @@ def _rare_classes(data: ImageData) -> Iterator[str]:
         yield f"Only one training image has {_named(single)}."
     if missing := [name for name, count in zip(names, judged, strict=True) if not count]:
         yield f"The validation split has no image of {_named(missing)}; dataset.validation may be larger."
+
+
+def _counted(count: int, total: int, split: str) -> str:
+    return f"{count} of the {total} {split} images {'is' if count == 1 else 'are'}"
 
 
 def _named(names: list[str]) -> str:

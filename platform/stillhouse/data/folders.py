@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.data.decode import WHITE, Ground, decode_image
-from stillhouse.data.decoded_cache import DecodedImages, file_hashes, read_decoded, write_decoded
+from stillhouse.data.decoded_cache import DecodedImages, check_decoded, file_hashes, read_decoded, write_decoded
 from stillhouse.data.images import Arrays
 from stillhouse.data.listing import TEST, TRAIN, VALIDATION, Listing, list_folder
-from stillhouse.data.memory import check_memory
 from stillhouse.data.published import Published, Reader, limited
 from stillhouse.durable import content_hash
 from stillhouse.errors import UsageError, name_all
@@ -104,7 +103,7 @@ class ImageFolder:
         problems: list[UsageError] = []
         for place, (pixels, shows_ground) in self._each(files, problems):
             if images is None:
-                check_memory((len(files), *pixels.shape), what=f"the images in {self.root}")
+                check_decoded((len(files), *pixels.shape))
                 images, first = np.empty((len(files), *pixels.shape), np.uint8), files[place]
             if pixels.shape != images.shape[1:]:
                 raise UsageError(

@@ -156,22 +156,23 @@ class _Search:
             raise UsageError(name_all(self._in_two_classes, one=rule, many=f"pairs of images {rule}"))
 
     def notes(self) -> Iterator[str]:
-        """What was left out of the data set."""
+        """What was left out of the data set, as one sentence; nothing if everything was used."""
+        if left_out := list(self._left_out()):
+            yield f"{self.root}: left out: {'; '.join(left_out)}."
+
+    def _left_out(self) -> Iterator[str]:
         if self._suffixes:
             kinds = ", ".join(f"{printable(suffix) or 'none'} ({count})" for suffix, count in self._suffixes.most_common(5))
             more = ", …" if len(self._suffixes) > 5 else ""
-            yield (
-                f"{self.root}: {self._suffixes.total()} files were left out, since their suffix is not that of an image: "
-                f"{kinds}{more}. Images end in {', '.join(SUFFIXES)}."
-            )
+            yield f"files whose suffix is not that of an image ({self._suffixes.total()}): {kinds}{more}"
         if self._outside:
-            yield f"{self.root}: {self._outside} images that are in no class folder were left out."
+            yield f"images in no class folder ({self._outside})"
         if self._repeated:
-            yield f"{self.root}: {self._repeated} links to images that are already in the same split were left out."
+            yield f"links to images that are already in the same split ({self._repeated})"
         if self._circles:
-            yield f"{self.root}: {self._circles} links to a folder that contains them were not followed."
+            yield f"links to a folder around them ({self._circles})"
         if self._unused:
-            yield f"{self.root}: {printable(', '.join(self._unused))} beside train is not a split and was left out."
+            yield f"folders beside train that are no split ({printable(', '.join(self._unused))})"
 
     def _images(self, folder: Path, name: str, seen: set[_File]) -> Iterator[str]:
         """The image files of one class; `seen` has the real files of the split that were found before."""

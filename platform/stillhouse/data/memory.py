@@ -30,7 +30,7 @@ def check_memory(shape: Sequence[int], *, what: str, copies: int = 1) -> None:
         num_images, channels, height, width = shape
         raise UsageError(
             f"{num_images:,} images of {channels}x{height}x{width} need {_gib(needed)} GiB of memory ({what}), and there are "
-            f"{_gib(room)} GiB; lower dataset.size, set dataset.options.limit, or pack the images: stillhouse data pack"
+            f"{_gib(room)} GiB; lower dataset.size, set dataset.options.limit, or pack an image folder (stillhouse data pack)"
         )
 
 
