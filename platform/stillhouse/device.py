@@ -70,6 +70,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def synchronise(device: str) -> None:
+    """Waits until the device has done all that was queued for it, so that a clock measures the work and not its start."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error is that the device has no memory left, wherever it was allocated: in PyTorch, CUDA or a library."""
     if isinstance(error, torch.OutOfMemoryError):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.distill import ddp
 from stillhouse.distill.ddp import Workers, split_problem
 from stillhouse.distill.method import Method, MethodError, Step
 from stillhouse.distill.trainer import Trainer
@@ -27,6 +28,7 @@ from torch import nn
 from stillhouse.data.datasets import load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
+from stillhouse.distill import ddp
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.distill.sources import InlineKnowledge
 from stillhouse.distill.trainer import Trainer
@@ -139,6 +141,22 @@ def test_slices_part_a_batch_without_loss(size: int) -> None:
         slices = [Workers(rank, size).slice_of(np.arange(length)) for rank in range(size)]
         assert [place for first, last in slices for place in range(first, last)] == list(range(length))
         assert max(last - first for first, last in slices) - min(last - first for first, last in slices) <= 1
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A normalisation that the platform does not know."""
+
+
+@pytest.mark.parametrize(("norm", "sent"), [(nn.BatchNorm2d, False), (OwnNorm, True)])
+def test_buffers_that_are_equal_on_all_workers_are_not_sent_before_every_pass(
+    monkeypatch: pytest.MonkeyPatch, norm: type[nn.Module], sent: bool
+) -> None:
+    options: list[Any] = []
+    monkeypatch.setattr(ddp, "DistributedDataParallel", lambda _module, **given: options.append(given["broadcast_buffers"]))
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), norm(2))
+    ddp.share_statistics(student, Workers(0, 2))
+    ddp.JointLoss([student], Workers(0, 2))
+    assert options == [sent]
 
 
 # Micro-batches

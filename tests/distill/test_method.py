@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillhouse import methods, tasks
 from stillhouse.data.targets import TargetRule
-from stillhouse.distill.method import ANY_TASK, Card, Method, Step
+from stillhouse.distill.method import ANY_TASK, Card, Method, Stage, Step
 from stillhouse.spec.metric import Metric
 from stillhouse.tasks import Evaluator, Reduction, Task
+from stillhouse.tasks.classification import Classification
 from stillhouse.testing import make_step
 
 
@@ -100,3 +101,30 @@ def test_hyper_parameters_decide_where_a_part_of_a_method_needs_classes(
     method = methods.find(name)(**settings)
     assert method.serves("detection") is expected
     assert method.serves(tasks.default())
+
+
+# Gradients in float16
+
+
+class Underflow(nn.Module):
+    """Logits whose gradient is 1e-8 in float16: below its smallest number, 6e-8."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.half().float().flatten(1) * 1e-8
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 0.0), (1024.0, 1e-8)])
+def test_input_gradients_of_a_float16_student_are_scaled_above_the_smallest_number(scale: float, expected: float) -> None:
+    class Sum(Classification):
+        def losses(self, outputs: Any, targets: Tensor, reduction: Any = "mean") -> dict[str, Tensor]:
+            return {"sum": outputs["logits"].sum()}
+
+    images = torch.ones(2, 1, 2, 2, requires_grad=True)
+    none: dict[str, Tensor] = {}
+    labels = torch.zeros(2, dtype=torch.int64)
+    step = Step(
+        images=images, labels=labels, targets=labels, indices=labels, student=Underflow(), stage=Stage(epochs=1),
+        outputs={"logits": Underflow()(images)}, student_features=none, teacher=none, modules={}, epoch=0, progress=0.0,
+        seed=0, task=Sum(), gradient_scale=scale,
+    )  # fmt: skip
+    assert step.input_gradient().flatten().tolist() == pytest.approx([expected] * 8, rel=1e-2)

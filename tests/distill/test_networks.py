@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,20 @@ def test_helpers_depend_on_the_seed_and_only_trainable_ones_require_gradients() 
     assert not torch.equal(weight(one["free"].module), weight(other["free"].module))
     assert weight(one["free"].module).requires_grad
     assert not weight(one["frozen"].module).requires_grad
+
+
+class WithMaps(Method):
+    def modules(self, setup: Setup) -> Mapping[str, Helper]:
+        return {"connector": Helper(module=nn.Conv2d(3, 4, 3))}
+
+
+@pytest.mark.parametrize(("device", "converted"), [("meta", True), ("cpu", False)])
+def test_helpers_on_a_gpu_have_the_students_memory_format(device: str, converted: bool) -> None:
+    """On a CPU the bits of earlier versions matter more."""
+    setup = Setup(teacher=None, student=STUDENT, new_student=nn.Identity, num_samples=4, epochs=1)
+    helpers = make_helpers(WithMaps(), setup, seed=1, device=device, workers=ALONE, memory_format=torch.channels_last)
+    made = weight(helpers["connector"].module).is_contiguous(memory_format=torch.channels_last)
+    assert made is converted
 
 
 def test_only_a_gpu_has_a_generator_besides_that_of_the_cpu() -> None:

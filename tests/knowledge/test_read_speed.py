@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from stillhouse.knowledge import read_speed
 from stillhouse.knowledge.read_speed import seconds_per_row
 
 
@@ -38,3 +40,23 @@ def test_the_measurement_uses_a_part_of_the_free_space(tmp_path: Path, monkeypat
 
 def test_a_store_that_cannot_be_written_is_read_infinitely_slowly(tmp_path: Path) -> None:
     assert seconds_per_row(tmp_path / "nowhere", 40) == float("inf")
+
+
+def test_on_a_device_a_row_costs_the_copy_to_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large maps that are read quickly may still travel slowly, which decides between reading and computing them."""
+    waited: list[str] = []
+    copied: list[int] = []
+    to = torch.Tensor.to
+
+    def copy(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        copied.append(len(self))
+        return to(self, *arguments, **options)
+
+    monkeypatch.setattr(read_speed, "synchronise", waited.append)
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    assert seconds_per_row(tmp_path, 40, "meta") > 0
+    assert waited == ["meta"] * 3
+    assert copied == [256] * 24
+    copied.clear()
+    seconds_per_row(tmp_path, 40)
+    assert copied == []

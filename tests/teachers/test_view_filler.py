@@ -429,3 +429,21 @@ def test_a_view_is_filled_although_memory_holds_no_whole_batch(
     whole.fill(0, [logits(), input_gradient()])
     for kind in (logits(), input_gradient()):
         torch.testing.assert_close(rows_of(service, kind, 0), rows_of(whole, kind, 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "rows"), [("cpu", {160, 64, 2}), ("cpu:0", {160, 2})])
+def test_costs_on_a_gpu_are_measured_on_batches_that_fill_it(
+    make_service: Callable[..., TeacherService], device: str, rows: set[int]
+) -> None:
+    """A GPU takes as long for 64 samples as for 512: kinds would seem eight times as expensive as they are in a trial."""
+    filler = make_service(device=device).filler
+    measured: set[int] = set()
+    compute = filler._compute
+
+    def watch(reader: Any, kinds: Any, images: Tensor, *arguments: Any) -> dict[str, Tensor]:
+        measured.add(len(images))
+        return compute(reader, kinds, images, *arguments)
+
+    filler._compute = watch  # type: ignore[assignment]
+    assert filler.measure([logits()])["compute_seconds"][logits().id] > 0
+    assert measured == rows

@@ -87,7 +87,9 @@ class JointLoss:
         trained = any(parameter.requires_grad for parameter in self._module.parameters())
         if workers.size > 1 and trained:
             # A stage may train only the lower layers, and a loss need not read every helper.
-            self._parallel = DistributedDataParallel(self._module, find_unused_parameters=True)
+            self._parallel = DistributedDataParallel(
+                self._module, find_unused_parameters=True, broadcast_buffers=_has_own_buffers(self._module)
+            )
 
     def __call__(self, compute: Callable[[], Terms]) -> Terms:
         """The terms that `compute` returns; it calls the modules."""
@@ -155,6 +157,11 @@ class _SharedStatistics(nn.Module):
         if norm.affine:
             output = output * norm.weight.view(shape) + norm.bias.view(shape)
         return output.to(input.dtype)
+
+
+def _has_own_buffers(module: nn.Module) -> bool:
+    """Whether workers may have different buffers: those of shared statistics are equal, so that nobody need send them."""
+    return any(part._buffers for part in module.modules() if not isinstance(part, _SharedStatistics))
 
 
 def _reduced(values: Tensor) -> Tensor:

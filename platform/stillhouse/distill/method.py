@@ -236,6 +236,7 @@ class Step:
         callable_teacher: see `call_teacher`.
         part: (first row, rows of the whole batch) when this is a part of a batch: one worker's slice, or a micro-batch.
         task: what the student is trained to do.
+        gradient_scale: the factor that keeps gradients in a float16 student above the smallest number; see `input_gradient`.
     """
 
     images: Tensor
@@ -256,6 +257,7 @@ class Step:
     part: tuple[int, int] | None = None
     num_views: int = 1
     task: Task = field(default_factory=find_task)
+    gradient_scale: float = 1.0
     _generator: torch.Generator | None = None
     _draws: DeviceDraws | None = None
 
@@ -311,8 +313,11 @@ class Step:
         statistics.
         """
         loss = sum_of_terms(self.task.losses(self.outputs, self.labels, "sum"))
-        (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
-        return gradient
+        if self.gradient_scale == 1:
+            (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
+            return gradient
+        (scaled,) = torch.autograd.grad(loss * self.gradient_scale, self.images, create_graph=True)
+        return scaled / self.gradient_scale
 
     @property
     def generator(self) -> torch.Generator:

@@ -33,13 +33,28 @@ class StudentFactory:
         return student.to(self._device, memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def make_helpers(method: Method, setup: Setup, *, seed: int, device: str, workers: Workers) -> dict[str, Helper]:
-    """The method's helpers on the device, by name; only trainable ones require gradients."""
+def make_helpers(
+    method: Method,
+    setup: Setup,
+    *,
+    seed: int,
+    device: str,
+    workers: Workers,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> dict[str, Helper]:
+    """The method's helpers on the device, by name; only trainable ones require gradients.
+
+    Args:
+        memory_format: of the student's images and maps; helpers on a GPU have it too, so that maps need not be converted. On a
+            CPU they keep PyTorch's format, in which earlier versions trained them.
+    """
     with torch.random.fork_rng(devices=rng_devices(device)):
         torch.manual_seed(derive_seed(seed, "helpers"))
         helpers = dict(method.modules(setup))
     for helper in helpers.values():
         helper.module.to(device)
+        if torch.device(device).type != "cpu":
+            helper.module.to(memory_format=memory_format)  # type: ignore[call-overload]
         helper.module.requires_grad_(helper.trainable)
         share_statistics(helper.module, workers)
     return helpers
