@@ -54,7 +54,7 @@ def make_helpers(
     for helper in helpers.values():
         helper.module.to(device)
         if torch.device(device).type != "cpu":
-            helper.module.to(memory_format=memory_format)  # type: ignore[call-overload]
+            helper.module.to(memory_format=memory_format)
         helper.module.requires_grad_(helper.trainable)
         share_statistics(helper.module, workers)
     return helpers
