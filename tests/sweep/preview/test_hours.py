@@ -90,3 +90,23 @@ def test_students_that_are_not_measured_are_scaled_by_their_macs(
     found = estimate(plan, sweep.data())
     assert found.trial_hours == pytest.approx(sum(trials[name] * 3 * 400 * seconds[name] for name in seconds) / 3600)
     assert (found.students, found.measured, found.gpu_hours, found.teacher_hours) == (3, 2, 0, 0)
+
+
+@pytest.mark.parametrize(("gpu", "scaled"), [(0, True), (0.25, False)])
+def test_a_smaller_student_is_not_expected_to_be_faster_on_a_gpu(
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, gpu: float, scaled: bool
+) -> None:
+    """There, a step of a small student is the start of its kernels, however little each computes."""
+    monkeypatch.setattr(hours, "_MAX_STUDENTS", 2)
+    pretend(monkeypatch, {"mlp 8": Speed(train=1, forward=0), "mlp 64": Speed(train=8, forward=0)})
+    students = [{"model": "mlp", "hidden": [width], "name": f"mlp{width}"} for width in (8, 56, 64)]
+    sweep = make_sweep(students=students, teachers={}, methods=["scratch"], trial_resources={"cpu": 1, "gpu": gpu})
+    plan = sweep.plan()
+    macs = {planned.student.name: planned.size.macs for planned in plan.students}
+    trials = {planned.student.name: planned.trials for planned in plan.students}
+    # The nearest measured one in MACs is that of width 64.
+    seconds = {"mlp8": 1.0, "mlp56": 8.0 * (macs["mlp56"] / macs["mlp64"] if scaled else 1), "mlp64": 8.0}
+    found = estimate(plan, sweep.data())
+    assert found.trial_hours == pytest.approx(sum(trials[name] * 3 * 400 * seconds[name] for name in seconds) / 3600)
+    shared = "each trial was measured alone on its GPU; 4 that share one may each take up to 4 times as long"
+    assert (shared in found.lines(None)) == (gpu == 0.25)

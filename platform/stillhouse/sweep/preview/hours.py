@@ -32,6 +32,7 @@ class Estimate:
         teacher_training_hours: training the teachers without given weights, if they are not trained yet.
         inside_hours: the teachers' passes if a teacher ran inside every trial.
         confirm_hours: of the confirm phase, at most.
+        sharing: how many trials share a GPU, each of which was measured alone; 1 without sharing.
     """
 
     where: str
@@ -43,6 +44,7 @@ class Estimate:
     teacher_training_hours: float
     inside_hours: float
     confirm_hours: float
+    sharing: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +63,11 @@ class Estimate:
         ]
         if self.gpu_hours:
             lines.append(f"GPU-hours: {self.gpu_hours:.3g}")
+        if self.sharing > 1:
+            lines.append(
+                f"each trial was measured alone on its GPU; {self.sharing} that share one may each take up to {self.sharing} "
+                "times as long"
+            )
         share = (self.teacher_hours / alone) if alone else 0.0
         return [*lines, f"the shared teachers add {100 * share:.1f}% to trials and training"] if self.teacher_hours else lines
 
@@ -79,7 +86,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     where, speeds = measure(jobs, spec.training, one_worker(spec.trial_resources))
     of_student = dict(zip((_key(job.model, job.options) for job in jobs), speeds, strict=True))
     for key, planned in students.items():
-        of_student.setdefault(key, _scaled(planned, chosen, of_student))
+        of_student.setdefault(key, _scaled(planned, chosen, of_student, on_gpu=spec.trial_resources.gpu > 0))
 
     samples, validation, epochs = len(data.train.labels), len(data.validation.labels), spec.search.max_epochs
     per_epoch = {key: samples * speed.train + validation * speed.forward for key, speed in of_student.items()}
@@ -121,6 +128,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         teacher_training_hours=training_s / _HOUR_S,
         inside_hours=inside_s / _HOUR_S,
         confirm_hours=plan.confirm_trials * mean_s / _HOUR_S,
+        sharing=int(1 / spec.trial_resources.gpu) if 0 < spec.trial_resources.gpu < 1 else 1,
     )
 
 
@@ -133,12 +141,16 @@ def _spread(students: Sequence[PlannedStudent]) -> list[PlannedStudent]:
     return [ordered[round(number * step)] for number in range(_MAX_STUDENTS)]
 
 
-def _scaled(planned: PlannedStudent, measured: Sequence[PlannedStudent], speeds: Mapping[str, Speed]) -> Speed:
-    """The speed of the measured student with the nearest MACs, if possible of the same model, scaled by MACs."""
+def _scaled(planned: PlannedStudent, measured: Sequence[PlannedStudent], speeds: Mapping[str, Speed], *, on_gpu: bool) -> Speed:
+    """The speed of the measured student with the nearest MACs, if possible of the same model, scaled by MACs.
+
+    On a GPU, a smaller student is expected to take as long: a step of a small student is the start of its kernels.
+    """
     same = [each for each in measured if each.student.model == planned.student.model] or measured
     nearest = min(same, key=lambda each: abs(each.size.macs - planned.size.macs))
     speed = speeds[_key(nearest.student.model, nearest.student.options)]
     ratio = planned.size.macs / nearest.size.macs if nearest.size.macs else 1.0
+    ratio = max(1.0, ratio) if on_gpu else ratio
     return Speed(train=ratio * speed.train, forward=ratio * speed.forward)
 
 
