@@ -41,7 +41,7 @@ def training_notes(data: ImageData) -> Iterator[str]:
     yield from data.notes
     if data.class_names:
         yield from _rare_classes(data)
-        if count := in_two_classes(data.train):
+        if count := in_two_classes(data):
             yield f"{_counted(count, len(data.train), 'training')} the same as one of another class."
     if count := shared_with_training(data, data.validation):
         yield f"{_counted(count, len(data.validation), 'validation')} among the training images too, so validation is too good."

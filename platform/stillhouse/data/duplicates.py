@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -9,24 +10,33 @@ from stillhouse.data.images import ImageData, Split
 from stillhouse.data.packs import PackedImages
 from stillhouse.durable import bytes_hash
 
+_hashes: WeakKeyDictionary[Split, list[str]] = WeakKeyDictionary()
+
 
 def shared_with_training(data: ImageData, split: Split) -> int:
     """How many images of `split` are among the training images too: by their pixels, or by the bytes of a pack's files."""
     if isinstance(data.train.images, PackedImages) and isinstance(split.images, PackedImages):
         return _shared_in_pack(data.train.images, split.images)
-    trained = set(_pixel_hashes(data.train))
+    trained = set(_train_hashes(data))
     return sum(content in trained for content in _pixel_hashes(split))
 
 
-def in_two_classes(split: Split) -> int:
-    """How many images of a split in memory have the same pixels as an image of another class."""
-    if isinstance(split.images, PackedImages):
+def in_two_classes(data: ImageData) -> int:
+    """How many training images in memory have the same pixels as one of another class; 0 for a pack, which is not decoded."""
+    if isinstance(data.train.images, PackedImages):
         return 0
     labels: dict[str, set[int]] = defaultdict(set)
-    contents = list(_pixel_hashes(split))
-    for content, label in zip(contents, split.labels.tolist(), strict=True):
+    contents = _train_hashes(data)
+    for content, label in zip(contents, data.train.labels.tolist(), strict=True):
         labels[content].add(label)
     return sum(len(labels[content]) > 1 for content in contents)
+
+
+def _train_hashes(data: ImageData) -> list[str]:
+    """The hash of each training image, computed once for a data set: both the plan and the run need them."""
+    if data.train not in _hashes:
+        _hashes[data.train] = list(_pixel_hashes(data.train))
+    return _hashes[data.train]
 
 
 def _pixel_hashes(split: Split) -> Iterator[str]:
