@@ -64,7 +64,7 @@ RANGE = "49.0% to 94.3%"
 def test_page_files_and_answer_have_the_interval_with_one_seed(facts: Callable[..., SweepFacts], tmp_path: Path) -> None:
     files = write_report(facts(), [trial()], tmp_path)
     page = files.page.read_text(encoding="utf-8")
-    assert f"80.0% on test data (one seed, so no interval over seeds; {RANGE} by the size of the test split (10))" in page
+    assert f"80.0% on test data (one seed, so no interval over seeds; {RANGE} by the size of the test split, 10)" in page
     assert f"80.00% ({RANGE})" in page
     assert "test 90.00% (59.6% to 98.2% by the size of the test split)" in page
     assert files.best[0]["test_split_interval"] == pytest.approx([0.49016, 0.94332], abs=1e-5)
@@ -112,7 +112,7 @@ def test_facts_of_earlier_releases_have_no_such_words_and_no_empty_columns_elsew
     earlier = facts().model_copy(update={"dataset": {"name": "digits", "fingerprint": "f"}})
     assert about_data(earlier) == ""
     files = write_report(earlier, [trial()], tmp_path)
-    assert "size of the test split (" not in files.page.read_text(encoding="utf-8")
+    assert "by the size of the test split, " not in files.page.read_text(encoding="utf-8")
     assert files.best[0]["test_split_interval"] is None
 
 

@@ -124,6 +124,21 @@ def test_the_page_fits_its_window(page: Any, address: str, name: str, width: int
     assert page.console == []
 
 
+def test_the_page_prints_without_a_word_of_the_figures(page: Any) -> None:
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.call("Page.printToPDF", printBackground=True)["data"]
+    page.size(600, 900)
+    page.wait("document.querySelector('#tradeoff .xtitle')")
+    drawn = "[...document.querySelectorAll('svg *')].flatMap((each) => [...each.attributes]).map((each) => each.value)"
+    assert page.run(f"{drawn}.filter((text) => /Infinity|NaN/.test(text))") == []
+    assert page.console == []
+
+
+def test_the_learning_curves_open_on_the_student_of_the_answer(page: Any) -> None:
+    answer = page.run("document.querySelector('.card.first h3').textContent")
+    assert answer.partition(",")[0] == page.run("document.querySelector('select[data-figures=curves]').value")
+
+
 def test_several_sweeps_are_drawn_in_one_scatter(browser: Any, facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
     sources = [
         Source(facts=facts(name=name), records=sweep(trials_per_pair=1, seed=number)) for number, name in enumerate("ab")

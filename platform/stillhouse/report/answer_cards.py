@@ -148,7 +148,7 @@ def of_test_split(best: Configuration) -> str:
     """The interval of its test value from the size of the test split; nothing where it is not known."""
     if best.test_samples is None or (interval := score_range(best.test_split_interval, best.metric)) == "":
         return ""
-    return f"{interval} by the size of the test split ({best.test_samples:,})"
+    return f"{interval} by the size of the test split, {best.test_samples:,}"
 
 
 def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
