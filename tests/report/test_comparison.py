@@ -54,6 +54,16 @@ def test_two_image_folders_are_told_apart_by_their_names(facts: Facts) -> None:
     assert "a on signs (image_folder) and b on flowers (image_folder)" in sentence
 
 
+def test_two_test_splits_of_the_same_training_data_are_named(facts: Facts) -> None:
+    split = [{"name": "digits", "fingerprint": "f", "evaluation": {"test": test}} for test in ("a" * 32, "b" * 32)]
+    sources = [Source(facts=facts(name=name, dataset=data), records=()) for name, data in zip("pq", split, strict=True)]
+    (sentence,) = differences(sources)
+    assert "different test splits (p on aaaaaaaa and q on bbbbbbbb)" in sentence
+    assert not differences(
+        [sources[0], Source(facts=facts(name="r", dataset={"name": "digits", "fingerprint": "f"}), records=())]
+    )
+
+
 def test_a_trial_that_two_sweeps_share_is_no_rival_of_itself(facts: Facts, record: Make, tmp_path: Path) -> None:
     shared = [record("a", seed=seed, test=0.9 + seed / 1000) for seed in range(3)]
     sources = [Source(facts=facts(name=name), records=shared) for name in ("first", "second")]

@@ -133,6 +133,12 @@ def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
     return [_unknown_option(model, builder, option) for option in options if not _takes(builder, option)]
 
 
+def is_user_defined(model: str) -> bool:
+    """Whether the model is a user's `package.module:function`."""
+    prefix, colon, _ = model.partition(":")
+    return bool(colon) and prefix != _TORCHVISION
+
+
 def _builder(model: str) -> Builder:
     if model in _SHIPPED:
         return _SHIPPED[model]

@@ -113,6 +113,10 @@ def differences(sources: Sequence[Source]) -> list[str]:
     if len({(each.get("fingerprint") or each.get("name")) for each in data.values()}) > 1:
         ran = wording.listed([f"{name} on {label}" for name, label in zip(data, _data_labels(sources), strict=True)])
         sentences.append(f"These sweeps ran on different data ({ran}), so their results cannot be compared.")
+    tests = {source.name: (source.facts.dataset.get("evaluation") or {}).get("test", "") for source in sources}
+    if not sentences and len({test for test in tests.values() if test}) > 1:
+        judged = wording.listed([f"{name} on {test[:8] or 'an unrecorded one'}" for name, test in tests.items()])
+        sentences.append(f"These sweeps were judged on different test splits ({judged}), so their results cannot be compared.")
     if len({source.facts.metric for source in sources}) > 1:
         judged = wording.listed([f"{source.name} by {source.facts.metric.label}" for source in sources])
         first = f"the figure shows those of {sources[0].name} and of sweeps with the same metric"

@@ -60,6 +60,33 @@ class Trial(_Record):
         return tuple(self.teacher.split(TEACHER_JOINT)) if self.teacher else ()
 
 
+class Basis(_Record):
+    """What the numbers of a record depend on besides its key: it can change while the spec does not.
+
+    Empty text means unknown: records of the first release have no basis. The next run takes theirs to be what the facts of
+    the sweep name, or else the present one, and stores it.
+
+    Attributes:
+        test: hash of the test split.
+        classes: hash of the classes' names, in their order.
+        normalisation: hash of the pixels' normalisation.
+        teachers: identities of the networks that taught the trial, as they were loaded, in the order of `Trial.teachers`.
+        given: hash of the weights that a user-defined student brings with it, such as those that its function reads.
+    """
+
+    test: str = ""
+    classes: str = ""
+    normalisation: str = ""
+    teachers: list[str] = Field(default_factory=list)
+    given: str = ""
+
+    @property
+    def evaluation(self) -> dict[str, str]:
+        """The part that decides the value of a trained student, by name, as far as it is known."""
+        known = {"test": self.test, "classes": self.classes, "normalisation": self.normalisation}
+        return {name: value for name, value in known.items() if value}
+
+
 class TrialRecord(_Record):
     """The durable record of one trial that will not run again.
 
@@ -77,6 +104,7 @@ class TrialRecord(_Record):
         weights: the student's safetensors file, relative to the sweep's folder.
         collapsed: whether a finished student is no better than a model that ignores the image; None if the task does not know
             that model's value, and in records of the first release. `spec.collapse.is_collapsed` reads both.
+        basis: what the numbers depend on besides the key.
     """
 
     trial: Trial
@@ -93,6 +121,7 @@ class TrialRecord(_Record):
     code: dict[str, str | None] = Field(default_factory=dict)
     started: str = ""
     finished: str = ""
+    basis: Basis = Field(default_factory=Basis)
 
 
 class KnowledgeFacts(_Record):
@@ -125,6 +154,7 @@ class TeacherFacts(_Record):
         samples_called: inputs that methods generated; not included in `samples_forwarded`.
         seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
         metrics: its values by column if the task's metric is not accuracy; `value` reads both.
+        normalization: how its pixels are normalised where that is not the data set's own way.
     """
 
     name: str
@@ -149,6 +179,12 @@ class TeacherFacts(_Record):
     train_seconds: float = 0.0
     trained_now: bool = False
     metrics: dict[str, float] = Field(default_factory=dict)
+    normalization: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal outputs on equal pixels: the hash of the weights, with a normalisation of its own."""
+        return f"{self.key} {self.normalization}".rstrip()
 
     def value(self, column: str) -> float | None:
         """The teacher's value in a column of the task's metric (`metric.column("test")`); None if it is unknown."""
@@ -178,9 +214,9 @@ class SweepFacts(_Record):
     """What is recorded about the sweep as a whole.
 
     Attributes:
-        dataset: what `data.description.describe_data` returns, and `trivial`: by split, the metric's value of a model that
-            ignores the image (`Task.trivial_value`); in facts of earlier releases without `folder`, `test_samples`,
-            `class_names` and `majority`.
+        dataset: what `data.description.describe_data` returns, `trivial`: by split, the metric's value of a model that
+            ignores the image (`Task.trivial_value`), and `evaluation`: what `evaluation_identity` returns; in facts of earlier
+            releases without `folder`, `test_samples`, `class_names`, `majority`, `trivial` and `evaluation`.
         baseline: the control method that gains are measured against (`scratch`).
         metric: of the task; accuracy in facts of the first release, which name none.
         notes: sentences for the reader: pairs skipped and why, warnings.

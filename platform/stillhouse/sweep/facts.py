@@ -5,6 +5,7 @@ from typing import Any
 
 from stillhouse import methods, tasks
 from stillhouse.data.description import describe_data, notes_on_test
+from stillhouse.data.evaluation_identity import evaluation_identity
 from stillhouse.data.images import ImageData
 from stillhouse.provenance import environment_facts
 from stillhouse.spec.load import spec_to_dict
@@ -33,7 +34,7 @@ def initial_facts(
     return SweepFacts(
         name=plan.spec.name,
         spec=spec_to_dict(plan.spec),
-        dataset={**describe_data(data), "trivial": _trivial_values(data)},
+        dataset={**describe_data(data), "trivial": _trivial_values(data), "evaluation": evaluation_identity(data)},
         baseline=methods.baseline(),
         metric=plan.metric,
         planned=plan.num_trials,

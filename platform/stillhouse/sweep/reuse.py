@@ -4,9 +4,11 @@ from collections.abc import Collection
 
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.outdated import RecordCheck, set_aside
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.run_context import RunContext
+from stillhouse.sweep.teacher_setup import known_teachers
 
 
 def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dict[str, TrialRecord]:
@@ -15,7 +17,7 @@ def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dic
     Args:
         again: statuses (`failed`, `stopped`) whose trials run again.
     """
-    ledger, progress = context.sweep_home.ledger, context.progress
+    sweep_home, ledger, progress = context.sweep_home, context.sweep_home.ledger, context.progress
     records, damaged = ledger.read_all()
     for key in damaged:
         progress.note(f"the record of trial {key} is damaged; the trial runs again")
@@ -24,32 +26,45 @@ def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dic
         progress.note(f"no trial is {' or '.join(again)}: only what is missing runs")
     # That a scheduler stopped a trial means nothing to a sweep whose scheduler may not stop any.
     again = {*again, "stopped"} if context.spec.search.scheduler == "none" else set(again)
-    outdated = [key for key, record in records.items() if context.plan.keys.is_of_other_code(record.trial)]
-    if outdated:
-        changed = ", ".join(sorted({f"{records[key].trial.method} on {records[key].trial.student.name}" for key in outdated}))
-        progress.note(
-            f"the code of {len(outdated)} trials has changed since they ran ({changed}); they run again, and their "
-            f"earlier records are moved to {ledger.folder / 'aside'}"
-        )
-    for key in {*outdated, *(key for key, record in records.items() if record.status in again)}:
+    check = _check(context, sweep_home, records.values())
+    set_aside(context, records, check.reason)
+    for key in [key for key, record in records.items() if record.status in again]:
         ledger.set_aside(key)
         del records[key]
+    for key, record in records.items():
+        if (completed := check.complete(record)) != record:
+            ledger.write(completed)
+            records[key] = completed
     return records
 
 
 def take_over_trials(origin: SweepHome, context: RunContext, phases: Phases, records: dict[str, TrialRecord]) -> None:
     """Copies the records that the plan wants from the sweep that this one is a fork of; adds them to `records`."""
     plan = context.plan
+    check = _check(context, origin, origin.read_records())
     # Winners and controls are known only once the (possibly inherited) search phase is complete.
     for queue_of in (phases.search, phases.confirm):
         queue = queue_of(records)
         while (trial := queue.next()) is not None:
             record = origin.ledger.read(trial.key)
-            if record is None or not _is_usable(record, plan):
+            if record is None or not _is_usable(record, plan) or check.reason(record, trial) is not None:
                 queue.lose(trial.key)
                 continue
-            records[trial.key] = context.sweep_home.take_over(origin, record.model_copy(update={"trial": trial}))
+            stored = check.complete(record).model_copy(update={"trial": trial})
+            records[trial.key] = context.sweep_home.take_over(origin, stored)
             queue.add(records[trial.key])
+
+
+def _check(context: RunContext, sweep_home: SweepHome, records: Collection[TrialRecord]) -> RecordCheck:
+    """The check of the records of one sweep; the teachers are looked up only if some trial was taught."""
+    taught = any(record.trial.teachers for record in records)
+    return RecordCheck(
+        context.plan.keys,
+        context.data,
+        folder=sweep_home.folder,
+        facts=sweep_home.read_facts(),
+        teachers=known_teachers(context) if taught else {},
+    )
 
 
 def _is_usable(record: TrialRecord, plan: Plan) -> bool:

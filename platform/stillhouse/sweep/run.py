@@ -18,8 +18,10 @@ from stillhouse.sweep.facts import inherited_teachers, initial_facts, with_secon
 from stillhouse.sweep.failures import interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes
+from stillhouse.sweep.outdated import Reason, of_other_evaluation, set_aside
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.re_evaluation import evaluate_again
 from stillhouse.sweep.results.mlflow_sync import store_front
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.reuse import reusable_records, take_over_trials
@@ -53,9 +55,9 @@ def run_sweep(
     """
     plan, sweep_home = context.plan, context.sweep_home
     phases = Phases(plan=plan, read_latencies=sweep_home.read_latencies)
-    records = _known_records(context, phases, again, origin)
-    reused = frozenset(records)
     earlier = sweep_home.read_facts()
+    records = _known_records(context, phases, again, origin)
+    known = dict(records)
     accounts = TeacherAccounts(sweep_home, earlier)
     budget = _budget(context, records, started)
     missing = any(queue_of().has_next() for queue_of in _queues(phases, records, budget))
@@ -66,14 +68,17 @@ def run_sweep(
     )
     try:
         facts = _with_tracking(facts, tracker)
-        for record in records.values():
-            tracker.log_trial(record)
+        evaluation = facts.dataset["evaluation"]
+        outdated = {record.trial.key for record in of_other_evaluation(records.values(), evaluation)}
+        for key, record in records.items():
+            if key not in outdated:
+                tracker.log_trial(record)
         publish = partial(_publish_teachers, sweep_home, tracker, accounts, facts, records)
         # Where the facts of an earlier run are lost, the teachers are loaded to know them again.
-        needed = missing or not _knows_teachers(facts, records.values())
-        ready = _run_missing(context, phases, records, budget, tracker, publish) if needed else {}
+        needed = missing or bool(outdated) or not _knows_teachers(facts, records.values())
+        ready = _run_missing(context, phases, records, budget, tracker, evaluation, publish) if needed else {}
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
-        outcome = _outcome(phases, records, reused, teachers, accounts)
+        outcome = _outcome(phases, records, known, teachers, accounts)
         notes = _closing_notes(context, phases, records, budget, teachers, outcome)
         facts = _closing_facts(facts, accounts, teachers, outcome, notes, tracker)
         if missing or earlier is None:
@@ -151,12 +156,14 @@ def _run_missing(
     records: dict[str, TrialRecord],
     budget: BudgetTracker,
     tracker: Tracker,
+    evaluation: Mapping[str, str],
     on_teachers: Callable[[Sequence[TeacherFacts]], None],
 ) -> Mapping[str, ReadyTeacher]:
     """Runs the trials that `records` lacks and adds their records. Returns the teachers that it started.
 
     Args:
         budget: consulted before each trial starts.
+        evaluation: the `evaluation_identity` of the data; students that were evaluated otherwise are evaluated again.
         on_teachers: called with the teachers' facts when they are ready, before the first trial.
     """
     plan = context.plan
@@ -164,8 +171,11 @@ def _run_missing(
     with context.connect() as cluster:
         cluster.share(context.data)
         ready = start_teachers(cluster, context)
-        environment = _trial_environment(cluster, context, ready)
+        _set_aside_taught_by_others(context, records, ready)
+        environment = _trial_environment(cluster, context, ready, evaluation)
         on_teachers([teacher.facts for teacher in ready.values()])
+        for record in evaluate_again(context, records, environment).values():
+            tracker.log_trial(record)
         if any(queue_of().has_next() for queue_of in queues):
             # Only now: latency is measured on a quiet machine.
             start_filling(ready.values(), context)
@@ -201,7 +211,22 @@ def _knows_teachers(facts: SweepFacts, records: Iterable[TrialRecord]) -> bool:
     return all(known.issuperset(record.trial.teachers) for record in records)
 
 
-def _trial_environment(cluster: Cluster, context: RunContext, teachers: Mapping[str, ReadyTeacher]) -> TrialEnvironment:
+def _set_aside_taught_by_others(
+    context: RunContext, records: dict[str, TrialRecord], teachers: Mapping[str, ReadyTeacher]
+) -> None:
+    """Sets the records aside that other networks taught than those that are loaded now under their names."""
+    loaded = {name: teacher.facts.identity for name, teacher in teachers.items()}
+
+    def reason(record: TrialRecord) -> Reason | None:
+        pairs = zip(record.trial.teachers, record.basis.teachers, strict=False)
+        return Reason.TEACHER if any(identity and loaded.get(name, identity) != identity for name, identity in pairs) else None
+
+    set_aside(context, records, reason)
+
+
+def _trial_environment(
+    cluster: Cluster, context: RunContext, teachers: Mapping[str, ReadyTeacher], evaluation: Mapping[str, str]
+) -> TrialEnvironment:
     """What trials need; measures the latencies, which it also adds to the teachers' facts."""
     spec, metric = context.spec, context.plan.metric
     networks = {name: teacher.network for name, teacher in teachers.items()}
@@ -217,11 +242,14 @@ def _trial_environment(cluster: Cluster, context: RunContext, teachers: Mapping[
         tickets={name: teacher.ticket for name, teacher in teachers.items()},
         teachers={
             name: TeacherScore(
-                parameters=teacher.facts.parameters, test_value=teacher.facts.value(metric.column("test")) or 0.0
+                parameters=teacher.facts.parameters,
+                test_value=teacher.facts.value(metric.column("test")) or 0.0,
+                identity=teacher.facts.identity,
             )
             for name, teacher in teachers.items()
         },
         latencies=latencies,
+        evaluation=evaluation,
         threads=cluster.threads,
         workers=claim.num_workers,
         gpu_share=claim.gpu / claim.num_workers,
@@ -258,13 +286,13 @@ class _Outcome:
 def _outcome(
     phases: Phases,
     records: Mapping[str, TrialRecord],
-    reused: Collection[str],
+    known: Mapping[str, TrialRecord],
     teachers: Sequence[TeacherFacts],
     accounts: TeacherAccounts,
 ) -> _Outcome:
     wanted = phases.wanted(records)
     ledger = [records[key] for key in sorted(records) if key in wanted]
-    new = [record for record in ledger if record.trial.key not in reused]
+    new = [record for record in ledger if _is_new(record, known)]
     uses = {teacher.name: accounts.use_in_run(teacher, new) for teacher in teachers}
     return _Outcome(records=ledger, planned=len(wanted), reused=len(ledger) - len(new), uses=uses)
 
@@ -281,6 +309,12 @@ def _closing_facts(
     totals = [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers]
     tracking = {**facts.tracking, "run_id": tracker.run_id}
     return facts.model_copy(update={"teachers": totals, "notes": [*facts.notes, *notes], "tracking": tracking})
+
+
+def _is_new(record: TrialRecord, known: Mapping[str, TrialRecord]) -> bool:
+    """Whether this run trained the student; the trial may have an earlier record that was set aside meanwhile."""
+    before = known.get(record.trial.key)
+    return before is None or (before.started, before.finished) != (record.started, record.finished)
 
 
 def _closing_notes(

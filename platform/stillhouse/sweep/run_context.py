@@ -1,7 +1,7 @@
 """What every step of one run of a sweep works with."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
@@ -12,6 +12,7 @@ from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.shutdown import ShutdownRequest
+from stillhouse.teachers.definition import TeacherDefinition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class RunContext:
     Attributes:
         address: of a Ray cluster; None starts Ray on this machine.
         shutdown: whether the user requested the sweep to end.
+        definitions: the teachers that were resolved, by name: a name that can move is resolved once in a run.
     """
 
     plan: Plan
@@ -29,6 +31,7 @@ class RunContext:
     progress: Progress
     shutdown: ShutdownRequest
     address: str | None = None
+    definitions: dict[str, TeacherDefinition] = field(default_factory=dict)
 
     @property
     def spec(self) -> SweepSpec:

@@ -8,6 +8,7 @@ from typing import Any
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.sources import Reading
+from stillhouse.errors import StillhouseError
 from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
 from stillhouse.spec.metric import ACCURACY, Metric
@@ -21,6 +22,7 @@ from stillhouse.sweep.planning.store_quota import StoreQuota
 from stillhouse.sweep.run_context import RunContext
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.delivery_choice import DeliveryChoice, choose_calling_mode
+from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 
@@ -67,6 +69,31 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     )
 
 
+def definition_in(context: RunContext, name: str) -> TeacherDefinition:
+    """`teacher_definition`, resolved once in a run."""
+    if name not in context.definitions:
+        context.definitions[name] = teacher_definition(name, context.spec, context.data, context.sweep_home.home)
+    return context.definitions[name]
+
+
+def known_teachers(context: RunContext) -> dict[str, str]:
+    """The identities, as `TeacherFacts.identity`, of the teachers that are known without training, by name.
+
+    A teacher whose weights cannot be read now is missing, with a note: a sweep that has everything does not need it.
+    """
+    library, known = TeacherLibrary(context.sweep_home.home / "teachers"), {}
+    for name in context.spec.teachers:
+        try:
+            definition = definition_in(context, name)
+            content = library.content(definition, context.data, context.views)
+        except StillhouseError as error:
+            context.progress.note(f"teacher {name} cannot be compared with the one that taught earlier trials: {error}")
+            continue
+        if content is not None:
+            known[name] = content
+    return known
+
+
 def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeacher]:
     """Starts every teacher that a trial needs, and decides the delivery mode of each kind of its knowledge.
 
@@ -74,9 +101,9 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         UsageError: weights that cannot be read or do not fit; knowledge that cannot be delivered as the spec wants.
         InfrastructureError: a teacher's actor cannot be placed or keeps dying, or a disk is full.
     """
-    spec, data, views, home = context.spec, context.data, context.views, context.sweep_home.home
+    spec, data, views = context.spec, context.data, context.views
     demand = plan_demand(context.plan, data)
-    definitions = [teacher_definition(name, spec, data, home) for name in spec.teachers if name in demand]
+    definitions = [definition_in(context, name) for name in spec.teachers if name in demand]
     calling = {
         name
         for trial in context.plan.representative_trials
@@ -84,7 +111,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         for name in trial.teachers
     }
     ready = {}
-    quota = StoreQuota(spec.knowledge, home)
+    quota = StoreQuota(spec.knowledge, context.sweep_home.home)
     for running in cluster.start_teachers(definitions, data, views):
         name = running.definition.name
         kinds = demand[name]

@@ -268,7 +268,7 @@ def actor_name(
     facts = code_facts()
     own = [path for folder in method_folders for path in sorted(Path(folder).glob("*.py"))]
     parts = {
-        "teacher": definition.key(data, views),
+        "teacher": [definition.key(data, views), definition.given()],
         "views": views.identity(),
         "home": home.path,
         "dtype": dtype,

@@ -14,6 +14,7 @@ from stillhouse.device import Float32Precision
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.code_version import named_version
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.given_content import given_content
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
 
@@ -43,6 +44,12 @@ class TeacherDefinition:
     def build(self) -> nn.Module:
         """The untrained model; the caller seeds."""
         return build_model(self.model, num_classes=self.num_classes, input_shape=self.input_shape, **self.options)
+
+    def given(self) -> str:
+        """The `given_content` from which its training begins; empty where all weights are given or random."""
+        if self.weights is not None:
+            return ""
+        return given_content(self.model, self.options, self.num_classes, self.input_shape)
 
     def architecture(self) -> dict[str, Any]:
         """Plain data that is equal for equal networks; the text of a user-defined model or task counts, within its package."""

@@ -87,6 +87,7 @@ class TeacherLibrary:
         """
         metric = tasks.of(data).metric
         key, column = definition.key(data, views), metric.column("validation")
+        given = definition.given()
         folder = self.root / key
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
@@ -95,19 +96,24 @@ class TeacherLibrary:
             if card is not None and not _restore(model, folder / "weights.safetensors", card["weights_hash"]):
                 # Damaged since: knowledge sealed under the card's hash must not come from other weights.
                 card = None
+            if card is not None and not _starts_from(card, given):
+                model, card = _build(definition), None
             is_new, seconds = card is None, 0.0
             if is_new and definition.weights is not None:
                 _load_given(model, definition)
             elif is_new:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
-                model, seconds = self._train(definition, data, views, folder, device, progress, ending)
+                model, seconds = self._train(definition, data, views, folder, given, device, progress, ending)
                 # What the training held beside the model: the data set's copy, the optimiser, gradients, activations.
                 model.zero_grad(set_to_none=True)
                 free_memory()
             model = model.to(device).eval().requires_grad_(False)
             if card is None:
-                card = _make_card(definition, data, model, seconds, device)
+                card = _make_card(definition, data, model, seconds, device) | {"given": given}
                 self._store(folder, definition, model, card)
+            elif "given" not in card:
+                card = card | {"given": given}
+                self._store_card(folder, card)
         progress(f"teacher {definition.name}: validation {metric.label} {card[column]:.4f}")
         return LoadedTeacher(
             definition=definition,
@@ -120,14 +126,36 @@ class TeacherLibrary:
             trained_now=is_new and definition.weights is None,
         )
 
+    def content(self, definition: TeacherDefinition, data: ImageData, views: Views) -> str | None:
+        """The hash of the weights that `obtain` would load, without training; None if only training can tell.
+
+        Of a user-defined model that begins from other weights than the stored teacher did, a text that is no such hash.
+
+        Raises:
+            UsageError: weights that cannot be read or do not fit the model.
+        """
+        card = _read_card(self.root / definition.key(data, views))
+        if card is not None:
+            given = definition.given()
+            return str(card["weights_hash"]) if _starts_from(card, given) else f"trained from {given}"
+        if definition.weights is None or not Path(definition.weights).is_file():
+            return None
+        model = _build(definition)
+        _load_given(model, definition)
+        return weights_hash(model)
+
     def _store(self, folder: Path, definition: TeacherDefinition, model: nn.Module, card: Mapping[str, Any]) -> None:
         """Writes the weights, then the card, so that no card exists without its weights; removes the checkpoint."""
         save_weights(model, folder / "weights.safetensors", {"model": definition.model})
-        write_checked(folder / "card", canonical_json(card).encode())
-        self._push(folder / "weights.safetensors", folder / "card")
+        self._push(folder / "weights.safetensors")
+        self._store_card(folder, card)
         (folder / "checkpoint").unlink(missing_ok=True)
         if self._home is not None:
             self._home.drop(folder / "checkpoint")
+
+    def _store_card(self, folder: Path, card: Mapping[str, Any]) -> None:
+        write_checked(folder / "card", canonical_json(card).encode())
+        self._push(folder / "card")
 
     def _pull(self, *files: Path) -> None:
         for file in files:
@@ -152,6 +180,7 @@ class TeacherLibrary:
         data: ImageData,
         views: Views,
         folder: Path,
+        given: str,
         device: str,
         progress: Callable[[str], None],
         ending: Callable[[], bool],
@@ -173,10 +202,12 @@ class TeacherLibrary:
         checkpoint = folder / "checkpoint"
         self._pull(checkpoint)
         try:
-            trainer.load(checkpoint)
+            begun = trainer.load(checkpoint)
         except FileNotFoundError:
-            pass
+            begun = {}
         except Damaged:
+            begun, trainer = {}, make()
+        if not _starts_from(begun, given):
             trainer = make()
         saved = time.monotonic()
         while not trainer.finished:
@@ -189,7 +220,7 @@ class TeacherLibrary:
                 break
             interrupted = ending()
             if interrupted or time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
-                trainer.save(checkpoint)
+                trainer.save(checkpoint, {"given": given})
                 self._push(checkpoint)
                 saved = time.monotonic()
             if interrupted:
@@ -219,6 +250,11 @@ def _make_card(
         "train_seconds": train_seconds,
         "made": time.time(),
     }
+
+
+def _starts_from(stored: Mapping[str, Any], given: str) -> bool:
+    """Whether a stored card or checkpoint began from these weights; those of the first release do not tell."""
+    return bool(stored.get("given", given) == given)
 
 
 def _build(definition: TeacherDefinition) -> nn.Module:

@@ -53,8 +53,15 @@ class RunEntry:
 
 
 def record_digest(record: TrialRecord) -> str:
-    """Content hash of a record: the same for a new record and for one read back from a file."""
-    return content_hash(json.loads(record.model_dump_json()))
+    """Content hash of a record: the same for a new record and for one read back from a file.
+
+    Fields that the first release did not have do not count where they say nothing, so that its runs remain; the basis never
+    counts: it is added to stored records.
+    """
+    content = json.loads(record.model_dump_json(exclude={"basis"}))
+    if content["collapsed"] is None:
+        del content["collapsed"]
+    return content_hash(content)
 
 
 def trial_entry(

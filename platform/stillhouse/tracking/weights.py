@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from stillhouse.durable import bytes_hash
 from stillhouse.errors import InfrastructureError, UsageError, first_line
 from stillhouse.spec.secret_masking import mask_text
 from stillhouse.tracking.locations import locate
@@ -26,14 +27,15 @@ def fetch_weights(reference: str, uri: str | None, *, home: Path) -> Path:
         InfrastructureError: the store cannot be reached.
     """
     location = locate(uri, home)
-    folder = home / "downloads" / reference.replace(":", "").replace("/", "-")
-    folder.mkdir(parents=True, exist_ok=True)
     with settings():
         import mlflow
         from mlflow.exceptions import MlflowException
 
         try:
             place = _place(mlflow.MlflowClient(location.uri, registry_uri=location.uri), reference)
+            # One folder for each version: the files of an alias's earlier one must not lie beside those of the present one.
+            folder = home / "downloads" / reference.replace(":", "").replace("/", "-") / bytes_hash(place.encode(), digits=12)
+            folder.mkdir(parents=True, exist_ok=True)
             fetched = mlflow.artifacts.download_artifacts(
                 artifact_uri=place, dst_path=str(folder), tracking_uri=location.uri, registry_uri=location.uri
             )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from stillhouse.data.views import Views
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.node_home import NodeHome, node_home
+from stillhouse.spec.metric import Metric
+from stillhouse.spec.records import Basis, Trial
+from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.spec.training import Training
 from stillhouse.teachers.ticket import TeacherTicket
 
@@ -18,10 +21,12 @@ class TeacherScore:
 
     Attributes:
         test_value: of the task's metric on the test split.
+        identity: of the network, as `TeacherFacts.identity`.
     """
 
     parameters: int
     test_value: float
+    identity: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class TrialEnvironment:
         folder: the sweep's absolute folder.
         home: which contains the folder; None where every process can access it.
         latencies: the measured latency metrics, by `student_key`.
+        evaluation: what the values on the test split depend on besides the student, as `evaluation_identity`.
         checkpoint_interval_s: the shortest time between two checkpoints of a trial.
         threads: for each worker of a trial.
         workers: how many processes train each student.
@@ -44,6 +50,7 @@ class TrialEnvironment:
     tickets: Mapping[str, TeacherTicket] = field(default_factory=dict)
     teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
     latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluation: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
     workers: int = 1
     gpu_share: float = 0.0
@@ -51,6 +58,23 @@ class TrialEnvironment:
     method_folders: tuple[str, ...] = ()
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
     home: HomeAddress | None = None
+
+    def basis(self, trial: Trial, given: str = "") -> Basis:
+        """What the record of a trial depends on besides its key.
+
+        Args:
+            given: the `given_content` of its student.
+        """
+        known = {name: score.identity for name, score in self.teachers.items()}
+        return Basis(**self.evaluation, teachers=[known.get(name, "") for name in trial.teachers], given=given)
+
+    def against_teachers(self, metrics: Mapping[str, float], trial: Trial, metric: Metric) -> dict[str, float]:
+        """`against_teacher` for the metrics of a finished trial and the best of its teachers; empty without a teacher."""
+        scores = [self.teachers[name] for name in trial.teachers]
+        if not scores:
+            return {}
+        best = max(scores, key=lambda each: metric.sign * each.test_value)
+        return against_teacher(metrics, metric, parameters=best.parameters, score=best.test_value)
 
     @property
     def own_home(self) -> NodeHome:

@@ -21,6 +21,7 @@ def failed_record(trial: Trial, environment: TrialEnvironment, error: BaseExcept
         code=code_facts(),
         started=now(),
         finished=now(),
+        basis=environment.basis(trial),
     )
     store_record(record, environment)
     return record

@@ -19,12 +19,12 @@ from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
+from stillhouse.models.given_content import given_content
 from stillhouse.models.size import measure_size
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
 from stillhouse.spec.collapse import no_better
 from stillhouse.spec.records import Trial, TrialRecord
-from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
@@ -58,6 +58,9 @@ class TrialRunner:
         self._folder = self._sweep / "trials" / trial.key
         self._saved = time.monotonic()
         self._teachers: list[TrialTeacher] = []
+        # Now, not at the end: a file that the model's function reads may be replaced meanwhile.
+        student = trial.student
+        self._given = given_content(student.model, student.options, data.num_classes, data.input_shape)
         self._trainer = self._make_trainer()
         self._home.pull(self._checkpoint)
         try:
@@ -180,10 +183,7 @@ class TrialRunner:
             metrics["helper_bytes"] = self._trainer.helper_bytes
         for name, peer in self._trainer.peers().items():
             metrics[f"{metric.column('test')}_{name}"] = self._trainer.evaluate(self._data.test, peer)
-        scores = [self._environment.teachers[name] for name in self.trial.teachers]
-        if scores:
-            best = max(scores, key=lambda each: metric.sign * each.test_value)
-            metrics |= against_teacher(metrics, metric, parameters=best.parameters, score=best.test_value)
+        metrics |= self._environment.against_teachers(metrics, self.trial, metric)
         weights = Path("students") / f"{self.trial.key}.safetensors"
         digest = save_weights(
             student,
@@ -212,6 +212,7 @@ class TrialRunner:
                 "teaching": teaching,
                 "device": self._device,
                 "code": code_facts(),
+                "basis": self._environment.basis(self.trial, self._given),
                 "started": self._started,
                 "finished": now(),
                 **fields,

@@ -68,6 +68,16 @@ class TrialKeys:
             return False
         return trial.own_code != self.own_code(trial.method, trial.hyperparameters, trial.student, trial.teacher)
 
+    def stands_for(self, trial: Trial) -> bool:
+        """Whether the trial has the key that its settings give now: not if data, code or a teacher's file have changed since.
+
+        True for a trial of a method or a teacher that the spec no longer names.
+        """
+        if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
+            return True
+        draw = Draw(trial.method, trial.student, trial.teacher, trial.hyperparameters)
+        return self.make_trial(draw, seed=trial.seed, epochs=trial.epochs, phase=trial.phase).key == trial.key
+
     def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
         """The trial with its key."""
         identity: dict[str, Any] = {

@@ -65,7 +65,14 @@ class Results:
         facts = sweep_home.read_facts()
         if facts is None:
             raise UsageError(f"sweep '{name}' has no results yet; continue with: stillhouse resume {name} --home {home}")
-        records = sweep_home.read_records()
+        stored = sweep_home.read_records()
+        records = [record for record in stored if record.basis.test in ("", _test_of(facts) or record.basis.test)]
+        if other := len(stored) - len(records):
+            note = (
+                f"{other} trials are left out: another test split was read than the one of this sweep; "
+                f"continue with: stillhouse resume {name} --home {home}"
+            )
+            facts = facts.model_copy(update={"notes": [*facts.notes, note]})
         return cls(
             facts=facts,
             records=records,
@@ -209,6 +216,11 @@ def compare(sweeps: Sequence[Results], folder: str | Path, budgets: Sequence[Bud
     sources = [Source(facts=each.facts, records=each.records, addresses=each.sweep_home.read_addresses()) for each in sweeps]
     with _writing(folder):
         return write_comparison(sources, folder, budgets)
+
+
+def _test_of(facts: SweepFacts) -> str:
+    """The hash of the sweep's test split; empty in facts of the first release."""
+    return str((facts.dataset.get("evaluation") or {}).get("test", ""))
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, da
     """
     assert record.weights is not None
     path = sweep_home.folder / record.weights
-    redo = f"to train it again, remove {sweep_home.ledger.folder / f'{record.trial.key}.record'} and run: {_resume(sweep_home)}"
+    redo = f"to train it again, run: {_resume(sweep_home)}"
     if not path.exists():
         raise UsageError(f"the weights of trial {record.trial.key} are missing from {path}; {redo}")
     try:
