@@ -155,6 +155,7 @@ class TeacherFacts(_Record):
         seconds_per_sample: measured forward time, for the cost of a teacher inside every trial.
         metrics: its values by column if the task's metric is not accuracy; `value` reads both.
         normalization: how its pixels are normalised where that is not the data set's own way.
+        doubts: what looks wrong about its outputs, as sentences with a remedy.
     """
 
     name: str
@@ -180,6 +181,7 @@ class TeacherFacts(_Record):
     trained_now: bool = False
     metrics: dict[str, float] = Field(default_factory=dict)
     normalization: str = ""
+    doubts: list[str] = Field(default_factory=list)
 
     @property
     def identity(self) -> str:

@@ -158,12 +158,29 @@ class TeacherTraining(Training):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+NORMALIZATIONS = ("dataset", "imagenet", "0..1", "-1..1", "0..255")
+
+
+def _parse_normalization(value: Any) -> str | dict[str, list[float]] | None:
+    if value is None or (isinstance(value, str) and value in NORMALIZATIONS):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"mean", "std"}:
+        lists = {name: each if isinstance(each, list | tuple) else [each] for name, each in value.items()}
+        numbers = [each for values in lists.values() for each in values]
+        if all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers):
+            return {name: [float(each) for each in values] for name, values in lists.items()}
+    raise invalid(f"must be one of {', '.join(NORMALIZATIONS)} or {{mean: [...], std: [...]}}, got {show(value)}")
+
+
 class TeacherSpec(Section):
     """One teacher; keys that are not listed here are options of its model.
 
     Attributes:
         weights: a checkpoint file (relative to the spec file's folder), `torchvision:<weights enum>` or
             `mlflow:models:/name/1`; null trains the teacher by the recipe `train`.
+        normalization: of the pixels, as given weights expect it: `dataset`, `imagenet`, `0..1`, `-1..1`, `0..255`, or
+            `{mean: [...], std: [...]}` for pixels in [0, 1]. Null takes what torchvision, or a file beside the weights, states,
+            or else that of the data set.
         num_classes: the expected number of classes; checked against the data set.
         replicas: how many actors share its work, each with these `resources`: they fill views together; a trial calls
             the one on its node, or else the one with the fewest waiting calls.
@@ -172,6 +189,7 @@ class TeacherSpec(Section):
     model: str
     options: dict[str, Annotated[Any, PlainValidator(parse_plain)]] = Field(default_factory=dict)
     weights: str | None = None
+    normalization: Annotated[str | dict[str, list[float]] | None, PlainValidator(_parse_normalization)] = None
     num_classes: Annotated[int, Field(ge=2)] | None = None
     train: TeacherTraining = Field(default_factory=TeacherTraining)
     resources: Resources = Field(default_factory=Resources)

@@ -16,6 +16,7 @@ from stillhouse.sweep.cluster.teacher_actors import call_actor
 from stillhouse.sweep.failures import interrupted_message, unless_removed, user_errors
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
+from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file, metric_of
@@ -133,7 +134,7 @@ class Sweep:
             SpecError: with every problem of the spec.
         """
         if self._plan is None:
-            self._plan = make_plan(self.spec, self.data())
+            self._plan = make_plan(with_teachers_as_begun(self.spec, self._as_begun()), self.data())
         return self._plan
 
     def run(self, *, again: Collection[str] = ()) -> Results:
@@ -154,8 +155,11 @@ class Sweep:
             context = self._context()
             # Another process that sees the lock may request the sweep to end.
             with self.sweep_home.locked(), self._shutdown:
-                spec = spec_to_dict(context.spec, secrets=True)
-                self.sweep_home.write_spec(spec, may_change=self._may_change, complete=_with_defaults)
+                kept = self._as_begun()
+                spec = without_key(spec_to_dict(context.spec, secrets=True), kept)
+                self.sweep_home.write_spec(
+                    spec, may_change=self._may_change, complete=lambda stored: without_key(_with_defaults(stored), kept)
+                )
                 with unless_removed(self.sweep_home), publish_status(self._progress, self.sweep_home):
                     return run_sweep(context, started=started, again=again, origin=self._origin, command=self._command)
 
@@ -214,6 +218,10 @@ class Sweep:
                 return [trained_teacher(running, self.metric) for running in teachers]
         except (KeyboardInterrupt, Interrupted) as interrupt:
             raise Interrupted("interrupted; the same command continues the training") from interrupt
+
+    def _as_begun(self) -> frozenset[str]:
+        """The teachers that keep the normalisation with which an earlier release began the sweep."""
+        return teachers_as_begun(self.spec, self.sweep_home.read_spec())
 
     def _context(self) -> RunContext:
         return RunContext(

@@ -86,13 +86,14 @@ class TeacherAccounts:
 
 
 def teacher_warnings(teachers: Sequence[TeacherFacts], records: Iterable[TrialRecord], metric: Metric) -> list[str]:
-    """Warns of teachers that are worse than the best student."""
+    """Warns of teachers whose outputs look wrong, or that are worse than the best student."""
+    known = [doubt for teacher in teachers for doubt in teacher.doubts]
     column = metric.column("validation")
     values = [record.metrics[column] for record in records if record.status == "finished" and column in record.metrics]
     if not values:
-        return []
+        return known
     best = metric.best(values)
-    return [
+    return known + [
         f"teacher {teacher.name} is worse than the best student on the validation split "
         f"({teacher.value(column):.4f} against {best:.4f}): train it longer, or choose a larger one"
         for teacher in outdone_teachers(teachers, best, metric)

@@ -23,6 +23,7 @@ from stillhouse.sweep.run_context import RunContext
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.delivery_choice import DeliveryChoice, choose_calling_mode
 from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.teachers.own_normalisation import is_stated, own_normalisation
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 
@@ -54,6 +55,7 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     weights = teacher.weights
     if weights is not None and weights.startswith(_MLFLOW):
         weights = str(fetch_weights(weights.removeprefix(_MLFLOW), spec.tracking.uri, home=home))
+    own = own_normalisation(teacher.normalization, weights, data)
     recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
     return TeacherDefinition(
         name=name,
@@ -66,6 +68,8 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
         num_classes=data.num_classes,
         input_shape=data.input_shape,
         task=data.task,
+        normalisation=own,
+        normalisation_is_stated=is_stated(teacher.normalization, weights, data),
     )
 
 
@@ -90,7 +94,7 @@ def known_teachers(context: RunContext) -> dict[str, str]:
             context.progress.note(f"teacher {name} cannot be compared with the one that taught earlier trials: {error}")
             continue
         if content is not None:
-            known[name] = content
+            known[name] = f"{content} {definition.normalization}".rstrip()
     return known
 
 
@@ -124,6 +128,10 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
         explained = {str(kinds[key].kind): choice for key, choice in choices.items()}
         if name in calling:
             explained["calls"] = calls
+        if definition_in(context, name).normalisation is not None:
+            context.progress.note(f"teacher {name}: its own normalisation, {definition_in(context, name).normalization}")
+        for doubt in running.facts["doubts"]:
+            context.progress.note(doubt)
         for what, choice in explained.items():
             context.progress.note(f"teacher {name}: {what} {choice.mode}: {choice.reason}")
         ready[name] = ReadyTeacher(
@@ -214,6 +222,8 @@ def _facts(running: RunningTeacher, choices: Mapping[str, DeliveryChoice], metri
         seconds_per_sample=known["seconds_per_sample"],
         train_seconds=known["train_seconds"],
         trained_now=known["trained_now"],
+        normalization=definition.normalization,
+        doubts=known["doubts"],
     )
     # The test split too: a teacher is a fixed network, nothing is chosen by its value.
     values = {

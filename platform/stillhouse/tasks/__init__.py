@@ -14,9 +14,9 @@ from types import ModuleType
 from stillhouse.data.images import ImageData
 from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
 from stillhouse.knowledge.code_version import named_version
-from stillhouse.tasks.task import SHIPPED, Evaluator, Reduction, Task
+from stillhouse.tasks.task import SHIPPED, Evaluator, OutputProblem, Reduction, Task
 
-__all__ = ["Evaluator", "Reduction", "Task", "default", "find", "name_of", "names", "of", "own_version"]
+__all__ = ["Evaluator", "OutputProblem", "Reduction", "Task", "default", "find", "name_of", "names", "of", "own_version"]
 
 _PROTOCOL = "task"
 

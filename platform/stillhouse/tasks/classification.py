@@ -15,7 +15,10 @@ from torch import Tensor
 
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.tasks.task import Reduction, Task
+from stillhouse.tasks.task import OutputProblem, Reduction, Task
+
+_ROUNDING = 1e-3
+"""Of sums of probabilities that were computed in half precision."""
 
 
 class Accuracy:
@@ -56,6 +59,22 @@ class Classification(Task):
         classes = [F.one_hot(labels, num_outputs).float() for labels in (own, others)]
         return weights * classes[0] + (1 - weights) * classes[1]
 
+    def output_problem(self, outputs: Mapping[str, Tensor]) -> OutputProblem | None:
+        """Probabilities sum to 1 for every sample, log-probabilities have such exponentials; logits do so by no accident.
+
+        log softmax(log p) = log p, so that log-probabilities give the same losses and soft targets as the logits; other
+        comparisons of logits see them shifted.
+        """
+        values = outputs["logits"].float()
+        remedy = "return the values before the last softmax"
+        if values.ndim != 2 or values.shape[1] < 2 or not bool(values.isfinite().all()):
+            return None
+        if bool((values >= 0).all()) and _is_one(values.sum(1)):
+            return OutputProblem(description="its outputs are probabilities, not logits", remedy=remedy, certain=True)
+        if bool((values <= 0).all()) and _is_one(values.exp().sum(1)):
+            return OutputProblem(description="its outputs are log-probabilities, not logits", remedy=remedy, certain=False)
+        return None
+
     def losses(self, outputs: Mapping[str, Tensor], targets: Tensor, reduction: Reduction = "mean") -> dict[str, Tensor]:
         """`cross_entropy` of logits [B, C] with classes [B], or with probabilities [B, C] of mixed samples."""
         return {"cross_entropy": F.cross_entropy(outputs["logits"], targets, reduction=reduction)}
@@ -66,3 +85,7 @@ class Classification(Task):
     def trivial_value(self, targets: Tensor) -> float:
         """The share of the most common class."""
         return int(torch.bincount(targets).max()) / len(targets)
+
+
+def _is_one(sums: Tensor) -> bool:
+    return bool(((sums - 1).abs() < _ROUNDING).all())

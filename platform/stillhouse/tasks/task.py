@@ -6,6 +6,7 @@ samples of a split, K numbers that a model returns for each sample.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -19,6 +20,21 @@ from stillhouse.spec.metric import Metric
 Reduction = Literal["mean", "sum"]
 
 SHIPPED = "stillhouse.tasks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputProblem:
+    """Outputs that losses and methods would misunderstand.
+
+    Attributes:
+        description: what they are, as a sentence.
+        remedy: what to do.
+        certain: whether results with such outputs are wrong; otherwise they are only unusual.
+    """
+
+    description: str
+    remedy: str
+    certain: bool
 
 
 class Evaluator(Protocol):
@@ -109,6 +125,10 @@ class Task(ABC):
             num_outputs: how many numbers a model returns for each sample, `ImageData.num_classes`.
         """
         return {self.output: (num_outputs,)}
+
+    def output_problem(self, outputs: Mapping[str, Tensor]) -> OutputProblem | None:
+        """What is wrong with the outputs {name: [B, ...]} of a model in evaluation mode; None if nothing is known to be."""
+        return None
 
     @abstractmethod
     def losses(self, outputs: Mapping[str, Tensor], targets: Tensor, reduction: Reduction = "mean") -> dict[str, Tensor]:

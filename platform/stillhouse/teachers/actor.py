@@ -215,6 +215,7 @@ class TeacherActor(Leased):
             "validation_value": teacher.validation_value,
             "train_seconds": teacher.train_seconds,
             "trained_now": teacher.trained_now,
+            "doubts": list(teacher.doubts),
             "device": self._device,
             "seconds_per_sample": service.measure(())["seconds_per_sample"],
             "base": service.base,

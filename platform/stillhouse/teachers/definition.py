@@ -9,6 +9,7 @@ from torch import nn
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
+from stillhouse.data.normalisation import Normalisation
 from stillhouse.data.views import Views
 from stillhouse.device import Float32Precision
 from stillhouse.durable import bytes_hash, content_hash
@@ -17,6 +18,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.given_content import given_content
 from stillhouse.models.registry import build_model
 from stillhouse.spec.training import Training
+from stillhouse.teachers.own_normalisation import OwnNormalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class TeacherDefinition:
         training: the recipe of a teacher that is trained.
         num_classes: how many numbers it returns for each sample.
         task: what it is trained to do; None for the default task.
+        normalisation: of given weights, where it is not that of the data set.
+        normalisation_is_stated: whether the spec or the weights state one.
     """
 
     name: str
@@ -40,10 +44,23 @@ class TeacherDefinition:
     num_classes: int
     input_shape: tuple[int, int, int]
     task: str | None = None
+    normalisation: OwnNormalisation | None = None
+    normalisation_is_stated: bool = False
 
     def build(self) -> nn.Module:
         """The untrained model; the caller seeds."""
         return build_model(self.model, num_classes=self.num_classes, input_shape=self.input_shape, **self.options)
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """The loaded model, which from now on is called with the data's normalised pixels."""
+        if self.normalisation is not None:
+            self.normalisation.attach(model)
+        return model
+
+    @property
+    def normalization(self) -> str:
+        """Its own normalisation as text; empty where it is that of the data set."""
+        return "" if self.normalisation is None else str(self.normalisation.own)
 
     def given(self) -> str:
         """The `given_content` from which its training begins; empty where all weights are given or random."""
@@ -70,6 +87,8 @@ class TeacherDefinition:
         if self.weights is not None:
             path = Path(self.weights)
             identity["weights"] = bytes_hash(path.read_bytes()) if path.is_file() else self.weights
+            if self.normalisation is not None:
+                identity["normalization"] = self.normalisation.own.to_json()
         else:
             identity |= {
                 "training": self.training.identity(),
@@ -95,9 +114,10 @@ def base_identity(
     precision: Float32Precision = "ieee",
 ) -> dict[str, Any]:
     """Teacher, data, normalisation, view policy, number format and precision: the fixed part of `view_identity`."""
+    own = definition.normalisation.own if definition.normalisation else Normalisation.of(data)
     return {
         "teacher": {"weights": weights_hash, **definition.architecture()},
-        "normalisation": {"mean": list(data.mean), "std": list(data.std)},
+        "normalisation": own.to_json(),
         "data": data.fingerprint,
         "views": views.identity(),
         "dtype": dtype,

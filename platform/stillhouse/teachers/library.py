@@ -27,6 +27,7 @@ from stillhouse.models.checkpoint_files import read_checkpoint
 from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.given_checks import doubts
 
 CHECKPOINT_INTERVAL_S = 10.0
 _TORCHVISION = "torchvision:"
@@ -41,6 +42,7 @@ class LoadedTeacher:
         validation_value: of the task's metric, on this data set's validation split.
         train_seconds: how long its training took, in this or an earlier call; 0 for given weights.
         trained_now: whether this call trained it.
+        doubts: what looks wrong about it, with the remedy, as sentences.
     """
 
     definition: TeacherDefinition
@@ -51,6 +53,7 @@ class LoadedTeacher:
     validation_value: float
     train_seconds: float
     trained_now: bool
+    doubts: tuple[str, ...] = ()
 
 
 class TeacherLibrary:
@@ -107,7 +110,7 @@ class TeacherLibrary:
                 # What the training held beside the model: the data set's copy, the optimiser, gradients, activations.
                 model.zero_grad(set_to_none=True)
                 free_memory()
-            model = model.to(device).eval().requires_grad_(False)
+            model = definition.adapt(model).to(device).eval().requires_grad_(False)
             if card is None:
                 card = _make_card(definition, data, model, seconds, device) | {"given": given}
                 self._store(folder, definition, model, card)
@@ -124,6 +127,7 @@ class TeacherLibrary:
             validation_value=card[column],
             train_seconds=card["train_seconds"],
             trained_now=is_new and definition.weights is None,
+            doubts=tuple(doubts(definition, model, data, device)),
         )
 
     def content(self, definition: TeacherDefinition, data: ImageData, views: Views) -> str | None:

@@ -80,7 +80,7 @@ class TrialTeacher:
         if (calls and ticket.calling_mode == "inline") or "inline" in {_mode_of(kind, ticket) for kind in knowledge.values()}:
             model = ticket.definition.build()
             load_weights(model, weights_here(ticket))
-            model.to(device)
+            ticket.definition.adapt(model).to(device)
         by_mode: dict[str, dict[str, Knowledge]] = {}
         for name, kind in knowledge.items():
             by_mode.setdefault(_mode_of(kind, ticket), {})[name] = kind

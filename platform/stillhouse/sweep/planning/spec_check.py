@@ -12,6 +12,7 @@ from typing import Any
 
 from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
+from stillhouse.data.normalisation import chosen
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
@@ -32,6 +33,7 @@ from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec, TeacherSpec, default_objectives
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
+from stillhouse.sweep.planning.student_outputs import student_output_problem
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
 
 TORCHVISION = "torchvision:"
@@ -138,6 +140,7 @@ class _Surveyor:
             student
             for place, student in zip(self._student_places, self._spec.students, strict=True)
             if self._check_model(f"students[{place}]", student.model, student.options)
+            and self._check_outputs(f"students[{place}]", student.model, student.options)
         ]
         resolved_methods = resolve_methods(self._spec, self._sound, self._task)
         self._survey.problems += resolved_methods.problems
@@ -240,6 +243,7 @@ class _Surveyor:
         """Whether the teacher's model can be built; also checks its weights."""
         key = f"teachers.{name}"
         sound = self._check_model(key, teacher.model, teacher.options)
+        self._check_normalization(name, teacher)
         stated, classes = teacher.num_classes, self._num_classes
         if stated is not None and classes is not None and stated != classes:
             self._problem(f"{key}.num_classes", f"must be {classes}, the classes of {self._spec.dataset.name}, got {stated}")
@@ -269,6 +273,31 @@ class _Surveyor:
                 elif facts is not None:
                     self._problem(key, f"cannot be used: {problem}")
         return len(self._survey.problems) == before
+
+    def _check_outputs(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
+        """Whether the student returns what the task's losses expect, as far as untrained outputs tell."""
+        if self._num_classes is None or self._input_shape is None:
+            return True
+        for candidate in prior_corners(options):
+            problem = student_output_problem(model, candidate, self._num_classes, self._input_shape, self._task.name)
+            if problem is not None and problem.certain:
+                self._problem(key, f"must not be {model} as it is: {problem.description}; {problem.remedy}")
+                return False
+            if problem is not None:
+                self._note(f"{key} ({model}): {problem.description}; {problem.remedy}")
+        return True
+
+    def _check_normalization(self, name: str, teacher: TeacherSpec) -> None:
+        key = f"teachers.{name}.normalization"
+        if teacher.normalization is None:
+            return
+        if teacher.weights is None:
+            self._problem(key, "needs weights: a teacher that the sweep trains has that of the data set; remove it")
+        elif self._data is not None:
+            try:
+                chosen(teacher.normalization, self._data)
+            except UsageError as error:
+                self._survey.problems.append(Problem.caused_by(error, key))
 
     def _check_grid(self, spec: SweepSpec) -> bool:
         """Whether the combinations of a grid can be listed."""

@@ -15,6 +15,7 @@ from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
 from stillhouse.sweep.planning.spec_check import MLFLOW, TORCHVISION
 from stillhouse.sweep.search.draws import Draw
+from stillhouse.teachers.own_normalisation import own_normalisation
 
 KEY_DIGITS = 16
 KEY_VERSION = 1
@@ -42,7 +43,7 @@ class TrialKeys:
             self._common["task"] = self._task
         self._dtype = spec.knowledge.dtype
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
-        self._teachers = {name: teacher_identity(teacher) for name, teacher in spec.teachers.items()}
+        self._teachers = {name: teacher_identity(teacher, data) for name, teacher in spec.teachers.items()}
         self._methods = frozenset(spec.methods or ())
         self._own_code: dict[tuple[tuple[str, ...], str, str | None], str] = {}
         self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
@@ -119,9 +120,14 @@ def make_views(spec: SweepSpec, data: ImageData) -> Views:
     )
 
 
-def teacher_identity(teacher: TeacherSpec) -> dict[str, Any]:
-    """Plain data that is equal if and only if two teachers of one data set and view policy are equal."""
+def teacher_identity(teacher: TeacherSpec, data: ImageData) -> dict[str, Any]:
+    """Plain data that is equal if and only if two teachers of one data set and view policy are equal.
+
+    A normalisation counts where it is stated and not that of the data set.
+    """
     identity = _model_identity(teacher.model, teacher.options)
+    if (stated := own_normalisation(teacher.normalization, teacher.weights, data)) is not None:
+        identity["normalization"] = stated.own.to_json()
     if teacher.weights is None:
         return {**identity, "train": teacher.train.identity()}
     if teacher.weights.startswith((TORCHVISION, MLFLOW)):

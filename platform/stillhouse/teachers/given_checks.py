@@ -1,0 +1,53 @@
+"""What is measured of a loaded teacher: whether its outputs are logits, and whether another normalisation suits it better."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from stillhouse import tasks
+from stillhouse.data.images import ImageData, Split
+from stillhouse.data.normalisation import DATASET, Normalisation, alternatives
+from stillhouse.distill.evaluation import evaluate
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.own_normalisation import OwnNormalisation
+
+_IMAGES, _OUTPUTS = 1000, 64
+_LEAST = 0.02
+"""A share of the images, or of the value of a metric that is no share, below which a difference is not clear."""
+
+
+def doubts(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> list[str]:
+    """Sentences on what looks wrong about a loaded teacher, each with its remedy; empty if nothing does."""
+    found = [*_other_outputs(definition, model, data, device)]
+    if definition.weights is not None and not definition.normalisation_is_stated:
+        found += _better_normalisation(definition, model, data, device)
+    return found
+
+
+def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
+    task = tasks.of(data)
+    with torch.inference_mode():
+        outputs = task.outputs(model(data.normalise(data.validation.images[:_OUTPUTS].to(device))))
+    if (problem := task.output_problem(outputs)) is not None:
+        yield f"teacher {definition.name}: {problem.description}; {problem.remedy}"
+
+
+def _better_normalisation(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
+    """Compares the usual normalisations on validation images."""
+    metric, count = tasks.of(data).metric, min(_IMAGES, len(data.validation))
+    some = Split(data.validation.images[:count], data.validation.labels[:count])
+    values = {}
+    for name, normalisation in alternatives(data).items():
+        handle = OwnNormalisation(normalisation, Normalisation.of(data)).attach(model)
+        values[name] = evaluate(model, data, some, device)
+        handle.remove()
+    best = max(values, key=lambda name: metric.sign * values[name])
+    clear = max(_LEAST, 2 / math.sqrt(count)) * (1.0 if metric.percent else abs(values[DATASET]))
+    if metric.sign * (values[best] - values[DATASET]) > clear:
+        yield (
+            f"teacher {definition.name} sees the data set's normalisation, with which its {metric.label} on {count} validation "
+            f"images is {values[DATASET]:.4f}; with {best} it is {values[best]:.4f}: write teachers.{definition.name}."
+            f"normalization: {best}"
+        )
