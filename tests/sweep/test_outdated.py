@@ -29,7 +29,7 @@ from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.teacher_setup import known_teachers
 
-DATASET = {"name": "digits", "validation": 80, "options": {"limit": 240, "limit_test": 100}}
+DATASET: dict[str, Any] = {"name": "digits", "validation": 80, "options": {"limit": 240, "limit_test": 100}}
 MakeContext = Callable[..., RunContext]
 
 

@@ -23,7 +23,7 @@ def digits() -> ImageData:
 @pytest.fixture(scope="module")
 def trained(digits: ImageData) -> dict[str, nn.Module]:
     """A network by the range of the pixels that it was trained on, with plain PyTorch."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, scaled in {"0..1": lambda x: x / 255, "0..255": lambda x: x, "dataset": digits.normalise}.items():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

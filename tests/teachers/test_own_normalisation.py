@@ -81,13 +81,14 @@ def test_imagenet_is_what_torchvisions_transform_gives() -> None:
 
 def test_gradients_reach_the_students_pixels_by_the_chain_rule() -> None:
     data = colours()
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1, bias=False))
+    linear = nn.Linear(192, 1, bias=False)
+    model = nn.Sequential(nn.Flatten(), linear)
     own = named("0..255", data)
     OwnNormalisation(own, Normalisation.of(data)).attach(model)
     pixels = data.normalise(data.train.images[:2]).requires_grad_()
     model(pixels).sum().backward()
     scale = torch.tensor([std / own_std for std, own_std in zip(data.std, own.std, strict=True)]).view(1, 3, 1, 1)
-    weight = model[1].weight.view(1, 3, 8, 8).expand(2, -1, -1, -1)
+    weight = linear.weight.view(1, 3, 8, 8).expand(2, -1, -1, -1)
     assert pixels.grad is not None
     torch.testing.assert_close(pixels.grad, weight * scale)
 
