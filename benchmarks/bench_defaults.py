@@ -82,6 +82,33 @@ def blood_cells(root: str, train: int, test: int) -> tuple[Arrays, Arrays]:
     return (images[test:], labels[test:]), (images[:test], labels[:test])
 
 
+def hand_signs(train: int, test: int) -> tuple[Arrays, Arrays]:
+    """Drawn hands with one of ten sets of raised fingers, at any angle and in any light, uint8 [N, 3, 32, 32].
+
+    All pixels of an image become brighter and darker together, as in photographs of one object before a wall.
+    """
+    draw = np.random.default_rng(0)
+    raised = [(0,), (1,), (0, 1), (1, 2), (0, 4), (1, 4), (0, 1, 2), (1, 2, 3), (1, 2, 3, 4), (0, 1, 2, 3, 4)]
+    rows, columns = np.mgrid[:32, :32]
+    images, labels = [], []
+    for number in range(train + test):
+        label = number % 10
+        down, right = draw.normal(19, 1.0), draw.normal(16, 1.0)
+        hand = (rows - down) ** 2 + (columns - right) ** 2 < 36
+        turn = draw.normal(0, 0.12)
+        for finger in raised[label]:
+            angle = (finger - 2) * 0.5 + turn
+            along = (columns - right) * np.sin(angle) - (rows - down) * np.cos(angle)
+            across = (columns - right) * np.cos(angle) + (rows - down) * np.sin(angle)
+            hand |= (along > 0) & (along < 15) & (np.abs(across) < 1.6)
+        wall, skin = draw.uniform(120, 220, 3), draw.uniform(80, 160, 3)
+        light = draw.uniform(0.4, 1.1) * (1 + 0.2 * (columns - 16) / 16)
+        image = np.where(hand[None], skin[:, None, None], wall[:, None, None]) * light + draw.normal(0, 6, (3, 32, 32))
+        images.append(image.clip(0, 255).astype(np.uint8))
+        labels.append(label)
+    return (np.stack(images[test:]), np.array(labels[test:])), (np.stack(images[:test]), np.array(labels[:test]))
+
+
 def data_sets(root: str) -> dict[str, functools.partial[ImageData]]:
     """The six data sets, with few and many samples of each class."""
     load = functools.partial(load_dataset, validation=0.2)
@@ -92,6 +119,7 @@ def data_sets(root: str) -> dict[str, functools.partial[ImageData]]:
         "mnist": functools.partial(load, "mnist", root=root, options={"limit": 800, "limit_test": 500}),
         "fashion": functools.partial(load, "fashion_mnist", root=root, options={"limit": 800, "limit_test": 500}),
         "photographs": functools.partial(load, f"{own}photographs", options={"root": root, "train": 700, "test": 200}),
+        "hand signs": functools.partial(load, f"{own}hand_signs", options={"train": 1100, "test": 200}),
         "blood cells": functools.partial(load, f"{own}blood_cells", options={"root": root, "train": 600, "test": 200}),
     }
 

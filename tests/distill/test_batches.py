@@ -6,7 +6,7 @@ import torch
 
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
-from stillhouse.distill.batches import TrainingSplit, even_parts
+from stillhouse.distill.batches import TrainingSplit, even_parts, smallest_part
 
 
 def split_of(digits: ImageData, *policy: str, batch_size: int = 64) -> TrainingSplit:
@@ -88,3 +88,26 @@ def test_samples_that_are_augmented_at_once_have_the_bits_of_each_batch_alone(
 
 def test_a_cpu_augments_each_batch_alone(digits: ImageData) -> None:
     assert split_of(digits).samples_at_once == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "workers", "micro", "smallest"),
+    [
+        (100, 50, 1, None, 50),
+        (101, 50, 1, None, 50),  # the last batch of one sample is left out
+        (102, 50, 1, None, 2),
+        (100, 1, 1, None, 1),
+        (100, 4, 4, None, 1),
+        (100, 8, 3, None, 1),  # the last batch of four samples: one, one and two
+        (99, 33, 4, None, 8),
+        (100, 50, 1, 1, 1),
+        (100, 50, 1, 2, 2),
+        (102, 51, 1, 2, 1),  # 51 samples in 26 parts
+        (30, 50, 1, None, 30),
+        (102, 50, 4, None, 0),  # two samples for four workers
+    ],
+)
+def test_the_smallest_part_is_the_fewest_samples_that_a_network_sees_at_once(
+    samples: int, batch: int, workers: int, micro: int | None, smallest: int
+) -> None:
+    assert smallest_part(samples, batch, workers, micro) == smallest

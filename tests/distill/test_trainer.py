@@ -475,7 +475,9 @@ def test_a_loss_that_is_not_finite_ends_the_trial_with_one_sentence(make_trainer
         def loss(self, step: Step) -> dict[str, Tensor]:
             return {**super().loss(step), "extra": torch.tensor(float("nan"))}
 
-    with pytest.raises(TrialError, match=r"diverged in epoch 1 of 2 \(stage 'train'\): extra is nan; lower") as caught:
+    with pytest.raises(
+        TrialError, match=r"diverged in epoch 1 of 2 \(stage 'train'\): extra is nan; set training.gradient_clip, lower"
+    ) as caught:
         make_trainer(Diverging()).fit()
     assert "\n" not in str(caught.value)
 

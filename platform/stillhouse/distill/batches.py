@@ -155,6 +155,20 @@ def _grouped(parts: Iterable[Indices], at_once: int) -> list[list[Indices]]:
     return groups
 
 
+def smallest_part(num_samples: int, batch_size: int, workers: int = 1, micro_batch: int | None = None) -> int:
+    """The fewest samples of an epoch that one forward pass in training mode sees; 0 if some worker gets none.
+
+    Args:
+        num_samples: of the training split.
+        workers: processes that share every batch.
+        micro_batch: the largest number of samples of a forward pass; None for whole shares.
+    """
+    whole, left = min(batch_size, num_samples), num_samples % batch_size
+    sizes = {whole, left} if left > 1 else {whole}  # a last batch of one sample is left out
+    shares = {size * (rank + 1) // workers - size * rank // workers for size in sizes for rank in range(workers)}
+    return min(last - first for share in shares for first, last in (even_parts(0, share, micro_batch) if share else [(0, 0)]))
+
+
 def even_parts(first: int, last: int, largest: int | None) -> list[tuple[int, int]]:
     """[first, last) in stretches of at most `largest` and nearly equal length, since BatchNorm cannot train on one sample."""
     count = -(-(last - first) // (largest or max(1, last - first)))

@@ -5,10 +5,15 @@ from torch import Tensor, nn
 
 from stillhouse.data.images import ImageData, Split, read_ahead
 from stillhouse.distill.ddp import ALONE, Workers
+from stillhouse.errors import StillhouseError
 from stillhouse.models.batch_parts import BatchParts
 from stillhouse.tasks import Evaluator, Task, of
 
 _BATCH = 512
+
+
+class NoNumbersError(StillhouseError):
+    """A model returns NaN for images, so that its metric would mean nothing."""
 
 
 def evaluate(
@@ -25,9 +30,15 @@ def evaluate(
     Args:
         model: takes normalised images [B, channels, H, W] and returns what the task names the outputs of.
         workers: each evaluates its share of the batches; all of them must call, and all get the value for the whole split.
+
+    Raises:
+        NoNumbersError: the model returns NaN, from which a metric may still make a number; raised on every worker.
     """
     task = of(data)
-    evaluator = _evaluated(model, task, data, split, device, memory_format, (workers.rank, workers.size))
+    evaluator, spoiled = _evaluated(model, task, data, split, device, memory_format, (workers.rank, workers.size))
+    counts = workers.gather(spoiled) if workers.size > 1 else [spoiled]
+    if count := sum(int(each) for each in counts):
+        raise NoNumbersError(f"the model returns NaN for {count} of {len(split)} images")
     if workers.size > 1:
         evaluator = _merged(evaluator, task, workers, device)
     return evaluator.result()
@@ -41,11 +52,13 @@ def _evaluated(
     device: str,
     memory_format: torch.memory_format,
     part: tuple[int, int],
-) -> Evaluator:
-    """An evaluator that has seen every n-th batch of the split from batch k on, for `part` (k, n)."""
+) -> tuple[Evaluator, Tensor]:
+    """An evaluator that has seen every n-th batch of the split from batch k on, for `part` (k, n); how many images gave NaN."""
     was_training = model.training
     model.eval()
     evaluator = task.evaluator()
+    # On the outputs' device: reading a number off a GPU would wait for it after every batch.
+    spoiled = torch.zeros(1, dtype=torch.int64, device=device)
     starts = range(part[0] * _BATCH, len(split.labels), part[1] * _BATCH)
     places = (torch.arange(start, min(start + _BATCH, len(split.labels))) for start in starts)
     parts = BatchParts()
@@ -60,8 +73,9 @@ def _evaluated(
 
             for rows, outputs in parts.apply(images, run):
                 evaluator.update(outputs, labels[rows])
+                spoiled += torch.stack([each.isnan().flatten(1).any(1) for each in outputs.values()]).any(0).sum()
     model.train(was_training)
-    return evaluator
+    return evaluator, spoiled
 
 
 def _merged(own: Evaluator, task: Task, workers: Workers, device: str) -> Evaluator:

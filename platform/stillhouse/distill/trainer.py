@@ -21,7 +21,7 @@ from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.ddp import ALONE, JointLoss, Workers, share_statistics, split_problem
-from stillhouse.distill.evaluation import evaluate
+from stillhouse.distill.evaluation import NoNumbersError, evaluate
 from stillhouse.distill.forward import ForwardPass
 from stillhouse.distill.method import Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
@@ -172,7 +172,7 @@ class Trainer:
             column such as `validation_accuracy` (and `validation_accuracy_<helper>`), `seconds`.
 
         Raises:
-            TrialError: the loss is no longer finite.
+            TrialError: the loss, the student's weights or its outputs are no longer finite.
         """
         assert not self.finished, "training is over"
         started = time.perf_counter()
@@ -191,10 +191,8 @@ class Trainer:
         if teacher is not None:
             self.wait_seconds += teacher.wait_seconds - waited
         entry = self._entry(stage, means, rate)
+        entry |= self._validated(stage, rate)
         self.epoch += 1
-        column = self.task.metric.column("validation")
-        for name, model in self._classifiers.items():
-            entry[column if name == "student" else f"{column}_{name}"] = self._validate(model)
         entry["seconds"] = time.perf_counter() - started
         self.train_seconds += entry["seconds"]
         self.curve.append(entry)
@@ -245,6 +243,23 @@ class Trainer:
             for weight, parameter in module.named_parameters()
             if parameter.grad is not None
         }
+
+    def _validated(self, stage: Stage, rate: float) -> dict[str, float]:
+        """The metric on the validation split, by column, of the student and of the helpers that are evaluated.
+
+        Raises:
+            TrialError: the epoch's last step spoiled the weights, after its loss was finite.
+        """
+        column = self.task.metric.column("validation")
+        values = {}
+        for name, model in self._classifiers.items():
+            if not _has_finite_weights(model):
+                raise self._diverged(stage, rate, f"the weights of '{name}' are not finite")
+            try:
+                values[column if name == "student" else f"{column}_{name}"] = self._validate(model)
+            except NoNumbersError as error:
+                raise self._diverged(stage, rate, f"'{name}': {error}") from error
+        return values
 
     def _validate(self, model: nn.Module) -> float:
         """As `evaluate` on the validation split; each worker evaluates its share."""
@@ -433,11 +448,15 @@ class Trainer:
         loss = sum(means.values())
         if not math.isfinite(loss):
             culprits = ", ".join(f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
-            raise TrialError(
-                f"diverged in epoch {self.epoch + 1} of {self.epochs} (stage '{stage.name}'): {culprits}; "
-                f"lower training.learning_rate (the last was {rate:.3g}) or the method's loss weights"
-            )
+            raise self._diverged(stage, rate, culprits)
         return {"epoch": self.epoch + 1, "stage": stage.name, "train_loss": loss, **means, "learning_rate": rate}
+
+    def _diverged(self, stage: Stage, rate: float, what: str) -> TrialError:
+        clip = "" if self._training.gradient_clip else "set training.gradient_clip, "
+        return TrialError(
+            f"diverged in epoch {self.epoch + 1} of {self.epochs} (stage '{stage.name}'): {what}; "
+            f"{clip}lower training.learning_rate (the last was {rate:.3g}) or the method's loss weights"
+        )
 
     def _stage_at(self, epoch: int) -> tuple[int, int]:
         """The number of the stage, and the epoch within it."""
@@ -494,6 +513,11 @@ class Trainer:
         self.student.train(training)
         for helper in self._helpers.values():
             helper.module.train(training and helper.trainable)
+
+
+def _has_finite_weights(model: nn.Module) -> bool:
+    finite = [weight.detach().isfinite().all() for weight in model.parameters()]
+    return not finite or bool(torch.stack(finite).all())
 
 
 def _no_weights() -> Mapping[str, Tensor]:

@@ -74,6 +74,12 @@ class Architecture:
         return None
 
 
+def needs_two_samples(architecture: Architecture) -> bool:
+    """Whether a BatchNorm sees one value of each channel per sample: it cannot train on a forward pass of one sample."""
+    shapes = [architecture.shapes[layer] for layer in architecture.batch_norms]
+    return any(len(shape) == 1 or _is_point(shape) for shape in shapes)
+
+
 def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
     """Runs one batch of zeros through `model` and records the output shape of every layer.
 

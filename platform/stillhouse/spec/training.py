@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Training(BaseModel):
-    """The recipe of one training run.
+    """The recipe of one training run. Its defaults are those of the first release; `spec.recipes` has those of new sweeps.
 
     Attributes:
+        batch_size: a last batch of one sample is left out of an epoch, since BatchNorm cannot train on it.
         learning_rate: the peak rate; null means 0.05 for sgd and 0.001 for adam and adamw.
         milestones: fractions of the run after which the `step` schedule multiplies the rate by `gamma`.
         warmup_epochs: linear warm-up before the schedule, in epochs.
@@ -22,7 +23,7 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -14,7 +14,9 @@ from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.normalisation import chosen
 from stillhouse.data.views import policy_mixes, policy_problems
+from stillhouse.distill.batches import smallest_part
 from stillhouse.errors import Problem, SpecError, UnknownNameError, UsageError, describe_error
+from stillhouse.models.architecture import needs_two_samples
 from stillhouse.models.blueprint import Shape, blueprint, build_problems, sketch
 from stillhouse.models.checkpoint_files import open_checkpoint
 from stillhouse.models.registry import unknown_options
@@ -30,7 +32,7 @@ from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
-from stillhouse.spec.schema import SweepSpec, TeacherSpec, default_objectives
+from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, default_objectives
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
 from stillhouse.sweep.planning.student_outputs import student_output_problem
@@ -142,6 +144,7 @@ class _Surveyor:
             if self._check_model(f"students[{place}]", student.model, student.options)
             and self._check_outputs(f"students[{place}]", student.model, student.options)
         ]
+        self._check_parts(students, teachers)
         resolved_methods = resolve_methods(self._spec, self._sound, self._task)
         self._survey.problems += resolved_methods.problems
         self._note(*resolved_methods.notes)
@@ -390,6 +393,30 @@ class _Surveyor:
                 f"must leave a last batch of at least {workers} samples, one for each worker of a trial, got {size}, which "
                 f"leaves {left} of {len(self._data.train)}; change it",
             )
+
+    def _check_parts(self, students: Sequence[StudentSpec], teachers: Mapping[str, TeacherSpec]) -> None:
+        """Checks that no forward pass of a training sees one sample alone where the network's BatchNorm cannot train on it."""
+        if self._data is None or not self._sound("trial_resources", "training"):
+            return
+        workers = self._spec.trial_resources.num_workers
+        checked = [("training", self._spec.training, workers, student) for student in students]
+        checked += [(f"teachers.{name}.train", each.train, 1, each) for name, each in teachers.items() if not each.weights]
+        for key, training, count, entry in checked:
+            micro = training.micro_batch if isinstance(training.micro_batch, int) else None
+            if smallest_part(len(self._data.train), training.batch_size, count, micro) != 1:
+                continue
+            facts = self._data.num_classes, self._data.input_shape
+            for options in prior_corners(entry.options):
+                if needs_two_samples(blueprint(entry.model, options, *facts).architecture):
+                    of = f"{count} workers" if micro is None else f"micro_batch {micro}"
+                    self._problem(
+                        f"{key}.{'batch_size' if micro is None else 'micro_batch'}",
+                        f"must leave at least two samples to every forward pass, since BatchNorm of {entry.model} cannot "
+                        f"train on one, got batches of {training.batch_size} for {of}, with "
+                        f"{len(self._data.train)} training images; "
+                        f"{'enlarge it' if micro is None else 'enlarge it or set it to null'}",
+                    )
+                    break
 
     def _note(self, *notes: str) -> None:
         self._survey.notes += [note for note in notes if note not in self._survey.notes]
