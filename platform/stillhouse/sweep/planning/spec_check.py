@@ -33,6 +33,7 @@ from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, default_objectives
+from stillhouse.spec.training import Training
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
 from stillhouse.sweep.planning.student_outputs import student_output_problem
@@ -399,7 +400,9 @@ class _Surveyor:
         if self._data is None or not self._sound("trial_resources", "training"):
             return
         workers = self._spec.trial_resources.num_workers
-        checked = [("training", self._spec.training, workers, student) for student in students]
+        checked: list[tuple[str, Training, int, StudentSpec | TeacherSpec]] = [
+            ("training", self._spec.training, workers, student) for student in students
+        ]
         checked += [(f"teachers.{name}.train", each.train, 1, each) for name, each in teachers.items() if not each.weights]
         for key, training, count, entry in checked:
             micro = training.micro_batch if isinstance(training.micro_batch, int) else None
