@@ -89,7 +89,7 @@ def fill(folder: Path, names: list[bytes]) -> Path:
     for label, name in enumerate(names):
         inside = folder / os.fsdecode(name)
         inside.mkdir(parents=True)
-        for number, file in enumerate([b"1", b"2", b"3", b"4", *names]):
+        for number, file in enumerate([b"plain-one", b"plain-two", b"plain-three", b"plain-four", *names]):
             Image.new("RGB", (2, 2), (label, number, 0)).save(inside / os.fsdecode(file + b".png"))
     return folder
 
