@@ -1,4 +1,4 @@
-"""Training at its defaults: every shipped student with `scratch`, and every method on one student, on six real data sets.
+"""Training at its defaults: every shipped student with `scratch`, and every method on one student, on seven data sets.
 
     python benchmarks/bench_defaults.py --root DIR [--students a,b] [--methods a,b] [--data a,b] [--out FILE]
 
@@ -110,7 +110,7 @@ def hand_signs(train: int, test: int) -> tuple[Arrays, Arrays]:
 
 
 def data_sets(root: str) -> dict[str, functools.partial[ImageData]]:
-    """The six data sets, with few and many samples of each class."""
+    """The data sets, six of them real, with few and many samples of each class."""
     load = functools.partial(load_dataset, validation=0.2)
     own = f"{Path(__file__).stem}:"
     return {

@@ -13,8 +13,8 @@ FIRST, NEWEST = 1, 2
 
 _DEFAULTS: Mapping[int, Mapping[str, Any]] = {
     FIRST: {"gradient_clip": None},
-    # Without a bound, a rate of 0.05 with small batches threw one student of two to chance in its first epoch; see
-    # benchmarks/README.md.
+    # Half of the students on photographs of hand signs were reported to collapse without a bound;
+    # docs/decisions/0030-training-defaults-by-recipe.md.
     NEWEST: {"gradient_clip": 5.0},
 }
 """The training keys whose defaults depend on the recipe, the same keys in every recipe."""
