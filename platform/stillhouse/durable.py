@@ -16,8 +16,8 @@ from typing import Any
 _MAGIC = "stillhouse1"
 
 
-_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
-"""Errors of a path that leads to something else than a file."""
+NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+"""Errors of a path that leads to nothing, or to something else than a file."""
 
 
 class Damaged(ValueError):
@@ -56,10 +56,23 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents; a file or a broken link in its place is set aside.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomic(path: Path, payload: bytes, *, private: bool = False) -> None:
     """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
 
-    A folder in its place is set aside.
+    A folder in its place is set aside, and so is a file in the place of its folder.
 
     Args:
         private: only the user may read the file, from its first byte on.
@@ -67,7 +80,7 @@ def write_atomic(path: Path, payload: bytes, *, private: bool = False) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb", opener=_open_private if private else None) as file:
@@ -102,8 +115,10 @@ def read_file(path: Path) -> bytes:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise Damaged(f"{path} is no regular file")
         return path.read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if error.errno in _NO_FILE:
+        if error.errno in NO_FILE:
             raise Damaged(f"{path} is no file: {error.strerror}") from error
         raise
 

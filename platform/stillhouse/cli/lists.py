@@ -36,6 +36,9 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
             each["last_used"],
         )
     make_console().print(table)
+    for each in facts:
+        if "problem" in each:
+            print(f"{each['sweep']}: {each['problem']}")
     return OK
 
 

@@ -223,6 +223,8 @@ def rm(
     document = remove_sweep(root, name)
     if as_json:
         print_json(document)
+    elif document["kept"]:
+        print(f"removed the link of sweep '{name}'; its folder {document['kept']} stays")
     else:
         print(f"removed sweep '{name}', {document['bytes']:,} bytes; its teachers stay (list them: stillhouse teachers ls)")
     return OK

@@ -2,11 +2,24 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stillhouse.durable import set_aside
+
+
+class _Fill(BaseModel, extra="allow"):
+    """The shape of a line, as far as its readers rely on it."""
+
+    teacher: str
+    rows: float
+    bytes: float
+    seconds: float
+    sweeps: list[str] = []
 
 
 def fill_log(store: Path) -> Path:
@@ -20,6 +33,8 @@ def append_line(path: Path, line: str) -> None:
         OSError: the disk is full.
     """
     content = f"\n{line}\n".encode()
+    if os.path.lexists(path) and not path.is_file():
+        set_aside(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         if os.write(descriptor, content) < len(content):
@@ -52,10 +67,12 @@ def logged_stretches(store: Path, weights_hash: str) -> set[str]:
 
 def _fills(store: Path, weights_hash: str, since_byte: int = 0) -> Iterator[dict[str, Any]]:
     """The complete lines of the log about one teacher."""
+    if not fill_log(store).is_file():
+        return
     with contextlib.suppress(FileNotFoundError), fill_log(store).open("rb") as file:
         file.seek(since_byte)
         for line in file:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                entry = json.loads(line)
-                if entry["teacher"] == weights_hash and {"rows", "bytes", "seconds"} <= entry.keys():
-                    yield entry
+            with contextlib.suppress(ValidationError):
+                entry = _Fill.model_validate_json(line)
+                if entry.teacher == weights_hash:
+                    yield entry.model_dump(exclude_unset=True)

@@ -80,11 +80,18 @@ class Layout:
             FileNotFoundError: there is no such file.
             Damaged: the file is not what was written, or another version wrote it.
         """
-        content: dict[str, Any] = json.loads(read_checked(path))
+        try:
+            content: dict[str, Any] = json.loads(read_checked(path))
+            return cls._of_document(path, content), content
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise Damaged(f"{path} describes no view ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _of_document(cls, path: Path, content: Mapping[str, Any]) -> "Layout":
         if content.get("version") != STORE_VERSION:
             raise Damaged(f"{path} was written by store version {content.get('version')}, this is {STORE_VERSION}")
         fields = content["layout"]
-        return cls(**{**fields, "shape": tuple(fields["shape"])}), content
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
 
     def document(self, **besides: Any) -> bytes:
         """The content of the file that `read` reads."""
@@ -242,18 +249,22 @@ class Stretch:
         checksum, _, said = line.rstrip(b"\n").partition(b" ")
         if bytes_hash(said, digits=16).encode() != checksum:
             return None
-        fields = json.loads(said)
-        if isinstance(fields["rows"], str):
-            rows = np.frombuffer(zlib.decompress(base64.b64decode(fields["rows"])), "<i4").astype(np.int64)
-        else:
-            rows = np.arange(*fields["rows"], dtype=np.int64)
+        try:
+            fields = json.loads(said)
+            if isinstance(fields["rows"], str):
+                rows = np.frombuffer(zlib.decompress(base64.b64decode(fields["rows"])), "<i4").astype(np.int64)
+            else:
+                rows = np.arange(*fields["rows"], dtype=np.int64)
+            stretch = cls(rows, fields["sum"], fields["token"])
+        except (ValueError, TypeError, KeyError, zlib.error):
+            return None
         if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
             return None
-        return cls(rows, fields["sum"], fields["token"])
+        return stretch
 
 
 def journals(folder: Path) -> list[Path]:
-    return sorted(folder.glob("journal-*"))
+    return sorted(path for path in folder.glob("journal-*") if path.is_file())
 
 
 class JournalReader:

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.durable import Damaged, canonical_json, write_atomic, write_checked
+from stillhouse.durable import Damaged, canonical_json, set_aside, write_atomic, write_checked
 from stillhouse.errors import DISK_FULL_ERRNOS, DiskFullError, InfrastructureError
 from stillhouse.knowledge.layout import (
     CLAIMS,
@@ -298,7 +298,7 @@ def unseal(folder: Path) -> None:
             return
         except Damaged:
             # The journals still have the checksum of every stretch.
-            (folder / MANIFEST).unlink()
+            set_aside(folder / MANIFEST)
             return
         whole = []
         for (part, first, last), checksum in zip(layout.blocks(), content["blocks"], strict=True):

@@ -10,7 +10,12 @@ from stillhouse.sweep.run_context import resume_command
 
 def interrupted_message(sweep_home: SweepHome) -> str:
     """What an interrupted sweep prints last."""
-    return f"interrupted; finished trials are stored. Continue with: {resume_command(sweep_home)}"
+    return f"interrupted; {stored_message(sweep_home)}"
+
+
+def stored_message(sweep_home: SweepHome) -> str:
+    """What follows the reason why a sweep ended early."""
+    return f"finished trials are stored. Continue with: {resume_command(sweep_home)}"
 
 
 @contextmanager

@@ -20,8 +20,7 @@ def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dic
     sweep_home, ledger, progress = context.sweep_home, context.sweep_home.ledger, context.progress
     records, damaged = ledger.read_all()
     for key in damaged:
-        progress.note(f"the record of trial {key} is damaged; the trial runs again")
-        ledger.remove(key)
+        progress.note(f"the record of trial {key} is damaged and moved to {ledger.set_aside(key)}; the trial runs again")
     if again and not any(record.status in again for record in records.values()):
         progress.note(f"no trial is {' or '.join(again)}: only what is missing runs")
     # That a scheduler stopped a trial means nothing to a sweep whose scheduler may not stop any.

@@ -1,4 +1,4 @@
-"""How a sweep is requested to end: by Ctrl-C, by SIGTERM, or by a file in its folder."""
+"""How a sweep ends before its time: requested by Ctrl-C, by SIGTERM or by a file in its folder, or because Ray died."""
 
 import os
 import signal
@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stillhouse.errors import Interrupted
+from stillhouse.errors import InfrastructureError, Interrupted
 
 TIMEOUT_S = 10.0
 """How long running work gets to reach a checkpoint; whatever takes longer has one of its last epoch."""
 
+FAILURE_TIMEOUT_S = 8.0
+"""How long the process gets to end by itself after a failure; then it is ended, unless a person types into it."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_INTERVAL_S = 0.5
 # A launcher such as `uv run` forwards a Ctrl-C that the terminal has sent to this process as well.
@@ -29,16 +31,28 @@ class ShutdownRequest:
     Inside `deferred` a first request only sets `requested`, and the work there ends by itself. Elsewhere there is no work to
     save, and the request raises `KeyboardInterrupt` in the main thread. The second request ends the process.
 
+    A failure of what the sweep runs on (`fail`) leaves the block as an `InfrastructureError`, whatever the main thread does.
+
     Args:
         request: the file whose existence is a request.
         last_words: printed when the process ends at once.
+        remedy: follows the reason of a failure: how to continue.
         tell: called with a sentence when a request is deferred.
+
+    Attributes:
+        before_end: called before the process ends at once, such as to end other processes.
     """
 
-    def __init__(self, request: Path, *, last_words: str = "", tell: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self, request: Path, *, last_words: str = "", remedy: str = "", tell: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        self.before_end: Callable[[], None] = lambda: None
+        self.remedy = remedy
         self._request = request
         self._last_words = last_words
         self._tell = tell
+        self._failure: str | None = None
+        self._unwound = threading.Event()
         self._requested_at: float | None = None
         self._deferring = False
         self._before: dict[signal.Signals, Any] = {}
@@ -53,14 +67,35 @@ class ShutdownRequest:
         self._thread.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         self._over.set()
+        self._unwound.set()
         if self._thread is not None:
             self._thread.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
         self._request.unlink(missing_ok=True)
+        if self._failure is not None and error is not None:
+            raise InfrastructureError(self._failure_message()) from error
+
+    @property
+    def failed(self) -> bool:
+        """Whether `fail` was called."""
+        return self._failure is not None
+
+    def fail(self, reason: str) -> None:
+        """Leaves the block with an `InfrastructureError`; returns at once. Called from a thread that watches something.
+
+        The main thread gets `KeyboardInterrupt` until `unwinding` is called: libraries may catch one. If the block is still
+        not left after a timeout, the process ends with the error's exit code.
+        """
+        self._failure = reason
+        threading.Thread(target=self._leave, name="stillhouse-failure", daemon=True).start()
+
+    def unwinding(self) -> None:
+        """What follows only cleans up: it is not interrupted any more by a failure."""
+        self._unwound.set()
 
     @property
     def requested(self) -> bool:
@@ -101,7 +136,10 @@ class ShutdownRequest:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         now = time.monotonic()
-        if self._requested_at is None:
+        if self._failure is not None:
+            if not self._unwound.is_set():
+                raise KeyboardInterrupt
+        elif self._requested_at is None:
             self._requested_at = now
             if not self._deferring:
                 raise KeyboardInterrupt
@@ -113,22 +151,36 @@ class ShutdownRequest:
             # A notebook or an interactive prompt must survive its sweep.
             raise KeyboardInterrupt
         else:
-            self._end_process()
+            self._end_process(self._last_words, Interrupted.exit_code)
 
-    def _end_process(self) -> None:
+    def _leave(self) -> None:
+        main, deadline = threading.main_thread().ident, time.monotonic() + FAILURE_TIMEOUT_S
+        while time.monotonic() < deadline and not self._over.is_set():
+            if self._before and main is not None and not self._unwound.is_set():
+                signal.pthread_kill(main, signal.SIGTERM)
+            self._over.wait(_POLL_INTERVAL_S)
+        if not self._over.is_set() and not hasattr(sys, "ps1"):
+            self._end_process(f"error: {self._failure_message()}", InfrastructureError.exit_code)
+
+    def _failure_message(self) -> str:
+        return f"{self._failure}; {self.remedy}" if self.remedy else str(self._failure)
+
+    def _end_process(self, last_words: str, exit_code: int) -> None:
         """Ends the process like a kill, which a sweep survives; writes to the descriptor, since any lock may be held."""
+        with suppress(Exception):
+            self.before_end()
         target = 2
         with suppress(OSError, ValueError):
             target = sys.stderr.fileno()
         if os.isatty(target):
             os.write(target, _SHOW_CURSOR)
-        os.write(target, f"{self._last_words}\n".encode())
-        os._exit(Interrupted.exit_code)
+        os.write(target, f"{last_words}\n".encode())
+        os._exit(exit_code)
 
     def _poll(self) -> None:
         main = threading.main_thread().ident
         while not self._over.wait(_POLL_INTERVAL_S):
-            if self.requested or not self._request.exists():
+            if self.requested or self.failed or not self._request.exists():
                 continue
             if self._before and main is not None:
                 signal.pthread_kill(main, signal.SIGTERM)

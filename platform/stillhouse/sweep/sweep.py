@@ -13,7 +13,7 @@ from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
-from stillhouse.sweep.failures import interrupted_message, unless_removed, user_errors
+from stillhouse.sweep.failures import interrupted_message, stored_message, unless_removed, user_errors
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
@@ -62,7 +62,10 @@ class Sweep:
         self._may_change: frozenset[str] = frozenset()
         self._origin: SweepHome | None = None
         self._shutdown = ShutdownRequest(
-            self.sweep_home.stop_request, last_words=interrupted_message(self.sweep_home), tell=self._progress.note
+            self.sweep_home.stop_request,
+            last_words=interrupted_message(self.sweep_home),
+            remedy=stored_message(self.sweep_home),
+            tell=self._progress.note,
         )
 
     @classmethod
@@ -206,6 +209,7 @@ class Sweep:
         home, data = self.sweep_home.home, self.data()
         definitions = [teacher_definition(name, self.spec, data, home) for name in self.spec.teachers]
         home.mkdir(parents=True, exist_ok=True)
+        self._shutdown.remedy = "the same command continues the training"
         try:
             with (
                 self._shutdown,

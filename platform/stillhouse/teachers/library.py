@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from stillhouse.device import free_memory
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer
-from stillhouse.durable import Damaged, canonical_json, read_checked, write_checked
+from stillhouse.durable import Damaged, canonical_json, make_folder, read_checked, set_aside, write_checked
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
 from stillhouse.models.checkpoint_files import read_checkpoint
@@ -30,6 +31,8 @@ from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.given_checks import doubts
 
 CHECKPOINT_INTERVAL_S = 10.0
+_CARD = {"model", "options", "dataset", "weights_hash", "train_seconds", "made"}
+"""What every card has besides its metric."""
 _TORCHVISION = "torchvision:"
 
 
@@ -92,7 +95,7 @@ class TeacherLibrary:
         key, column = definition.key(data, views), metric.column("validation")
         given = definition.given()
         folder = self.root / key
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with _locked(folder / "lock"):
             self._pull(folder / "weights.safetensors", folder / "card")
             model, card = _build(definition), _read_card(folder)
@@ -304,9 +307,9 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
 def _read_card(folder: Path) -> dict[str, Any] | None:
     try:
         card: dict[str, Any] = json.loads(read_checked(folder / "card"))
-        if not (folder / "weights.safetensors").exists():
+        if not (folder / "weights.safetensors").is_file() or not card.keys() >= _CARD:
             return None
-    except (FileNotFoundError, NotADirectoryError, Damaged):
+    except (FileNotFoundError, Damaged, ValueError, AttributeError):
         return None
     return card
 
@@ -314,6 +317,8 @@ def _read_card(folder: Path) -> dict[str, Any] | None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds the lock of one teacher, so that two sweeps do not train it twice."""
+    if os.path.lexists(path) and not path.is_file():
+        set_aside(path)
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -42,6 +42,11 @@ class ExternalModels:
         model_id = self._ensure(self._of_run(run_id), run_id, name, "teacher", tags, {"model": teacher.model})
         return model_id, [Point(name=name, value=value) for name, value in teacher_numbers(teacher, metric).items()]
 
+    def numbers(self, model_id: str) -> dict[str, float]:
+        """The latest value of each number that a model has."""
+        metrics = self._client.get_logged_model(model_id).metrics or []
+        return {each.key: each.value for each in sorted(metrics, key=lambda each: (each.step, each.timestamp))}
+
     def remove_of(self, run_id: str) -> None:
         """Removes the models of a run that is replaced, except registered ones: those belong to their users."""
         for model in self._search(run_id):

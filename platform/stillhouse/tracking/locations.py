@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from stillhouse.durable import Damaged, read_file, set_aside, write_atomic
 from stillhouse.spec.secret_masking import HIDDEN, mask_text, user_part
@@ -45,6 +45,14 @@ class Location:
         """The SQLite file of this home; None for a store elsewhere."""
         path = self.home / "mlflow.db"
         return path if self.uri == sqlite_uri(path) else None
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The file of an SQLite store; None for a store of another kind."""
+        scheme, _, path = self.uri.partition(":///")
+        if self.own_database is not None or scheme.partition("+")[0] != "sqlite" or path.startswith((":memory:", "file:")):
+            return self.own_database
+        return Path(unquote(path.partition("?")[0]))
 
     @property
     def pages(self) -> str | None:

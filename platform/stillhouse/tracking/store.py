@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
 
 from stillhouse.errors import first_line
 from stillhouse.spec.secret_masking import mask_text
@@ -35,6 +36,7 @@ _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
+_MOVE_AWAY = "move it away, and `stillhouse sync` writes the sweep into a new one"
 _LOCAL_FILE_SYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 _CHATTY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.store.tracking", "urllib3.connectionpool")
 
@@ -118,17 +120,36 @@ def open_client(location: Location) -> Any:
 
 
 def probe(location: Location) -> None:
-    """Checks that something listens at the address: MLflow itself tries a dead database for more than a minute.
+    """Checks that something listens at the address, or that an SQLite file can be opened: MLflow tries for minutes.
 
     Raises:
-        UnreachableError: nothing listens.
+        UnreachableError: nothing listens, or another process locks the file.
+        RejectedError: the file is no database, or it cannot be opened.
     """
+    if (file := location.sqlite_file) is not None:
+        _probe_sqlite(file, location)
     if (address := location.address) is None:
         return
     try:
         socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
     except OSError as error:
         raise UnreachableError(f"nothing answers at {location.shown} ({error.strerror or error})") from error
+
+
+def _probe_sqlite(file: Path, location: Location) -> None:
+    if not os.path.lexists(file):
+        return
+    try:
+        if not file.is_file():
+            raise RejectedError(f"the tracking store {location.shown} cannot be opened: {file} is not a file; {_MOVE_AWAY}")
+        address = f"file:{quote(str(file))}?mode=rw"
+        with closing(sqlite3.connect(address, uri=True, timeout=PROBE_TIMEOUT_S)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except (OSError, sqlite3.Error) as error:
+        # Codes from 256 on are refinements of a basic one, which is the last byte (sqlite.org/rescode.html).
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise UnreachableError(f"the tracking store {location.shown} is locked by another process") from error
+        raise RejectedError(f"the tracking store {location.shown} cannot be opened: {error}; {_MOVE_AWAY}") from error
 
 
 @contextmanager

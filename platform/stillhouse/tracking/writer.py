@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -235,7 +236,8 @@ class SweepWriter:
             self._uncertain = None
             self._client.log_inputs(child.run_id, self._dataset_inputs())
         model_id = self._models.student(child.run_id, entry, fresh=fresh)
-        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, model_id)
+        known = self._models.numbers(model_id) if model_id is not None and not fresh else {}
+        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, model_id, known)
         self._client.set_terminated(child.run_id, entry.status, end_time=entry.finished_ms or None)
         child.complete = True
         child.metrics = {point.name: point.value for point in entry.points if point.step == 0}
@@ -247,14 +249,24 @@ class SweepWriter:
         params: Mapping[str, str],
         when_ms: int,
         model_id: str | None = None,
+        known: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Metrics and params in as few batches as the limits allow; the metrics of step 0 also for the model `model_id`."""
+        """Metrics and params in as few batches as the limits allow; the metrics of step 0 also for the model `model_id`.
+
+        Args:
+            known: numbers that the model has already. A database refuses another value for the same time (mlflow 3.17: UNIQUE
+                constraint failed: logged_model_metrics), so a number that changed gets the present time, and one that did not
+                is only written for the run.
+        """
         from mlflow.entities import Metric, Param
 
-        metrics = [
-            Metric(point.name, point.value, when_ms, point.step, model_id=None if point.step else model_id, run_id=run_id)
-            for point in points
-        ]
+        def metric(point: Point) -> Metric:
+            new = point.name not in known
+            changed = point.step == 0 and not new and known[point.name] != point.value
+            owner = model_id if point.step == 0 and (new or changed) else None
+            return Metric(point.name, point.value, _now() if changed else when_ms, point.step, model_id=owner, run_id=run_id)
+
+        metrics = [metric(point) for point in points]
         listed = [Param(name, value) for name, value in params.items()]
         count = max(_pieces(metrics, _METRICS_PER_BATCH), _pieces(listed, _PARAMS_PER_BATCH), 1)
         for number in range(count):
@@ -276,15 +288,11 @@ class SweepWriter:
 
     def _log_teacher(self, teacher: TeacherFacts) -> None:
         """Logs the teacher as a model of the parent run, with the numbers that the summary of the sweep has as well."""
-        from mlflow.entities import Metric
-
         model_id, points = self._models.teacher(self.run_id, self._facts.name, teacher, self._facts.metric)
+        named = [Point(name=f"teacher_{teacher.name}_{point.name}", value=point.value) for point in points]
         when = milliseconds(self._facts.started) or _now()
-        metrics = [
-            Metric(f"teacher_{teacher.name}_{point.name}", point.value, when, 0, model_id=model_id, run_id=self.run_id)
-            for point in points
-        ]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        # A teacher's numbers differ between runs of the sweep: its latency, what it forwarded.
+        self._log(self.run_id, named, {}, when, model_id, self._models.numbers(model_id))
 
     def _dataset_inputs(self) -> list[Any]:
         from mlflow.entities import Dataset, DatasetInput, InputTag

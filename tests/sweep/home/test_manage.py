@@ -264,7 +264,7 @@ def test_rm_keeps_teachers_and_knowledge(run: Run, halfway: SweepHome) -> None:
     size = sum(path.stat().st_size for path in halfway.folder.rglob("*") if path.is_file())
     code, output, _ = run("rm", "halfway", "--yes", "--json")
     assert code == 0
-    assert json.loads(output) == {"removed": "halfway", "bytes": size}
+    assert json.loads(output) == {"removed": "halfway", "bytes": size, "kept": None}
     assert sorted(path.name for path in halfway.home.rglob("*") if path.is_file()) == ["card", "manifest"]
 
 

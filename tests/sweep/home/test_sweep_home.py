@@ -15,6 +15,7 @@ import pytest
 
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import SweepFacts, TrialRecord
+from stillhouse.sweep.home.manage import remove_sweep
 from stillhouse.sweep.home.sweep_home import (
     HOME_VARIABLE,
     TRIALS_PER_METHOD,
@@ -225,12 +226,25 @@ def test_a_sweep_that_is_half_removed_is_none(tmp_path: Path) -> None:
     assert sweep_names(tmp_path) == []
 
 
-def test_a_damaged_spec_is_one_sentence(tmp_path: Path) -> None:
+def test_a_damaged_spec_is_one_sentence_until_the_yaml_file_replaces_it(tmp_path: Path) -> None:
     home = SweepHome(tmp_path, "s")
     home.write_spec(SPEC)
     (home.folder / "spec.json").write_text('{"name": ')
-    with pytest.raises(UsageError, match=r"spec.json is damaged"):
-        home.write_spec(SPEC)
+    with pytest.raises(UsageError, match=r"spec.json is damaged .*; run the sweep with its YAML file again, which replaces it"):
+        home.read_spec()
+    home.write_spec(SPEC)
+    assert home.read_spec() == SPEC
+    assert (home.folder / "spec.json.damaged-1").read_text() == '{"name": '
+
+
+def test_the_rm_of_a_sweep_whose_folder_is_a_link_removes_the_link_and_names_what_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    SweepHome(tmp_path / "home", "s").write_spec(SPEC)
+    (tmp_path / "home/sweeps/s").rename(elsewhere)
+    (tmp_path / "home/sweeps/s").symlink_to(elsewhere)
+    assert remove_sweep(tmp_path / "home", "s") == {"removed": "s", "bytes": 0, "kept": str(elsewhere)}
+    assert sweep_names(tmp_path / "home") == []
+    assert (elsewhere / "spec.json").exists()
 
 
 def test_keys_that_differ_are_named_by_their_place() -> None:

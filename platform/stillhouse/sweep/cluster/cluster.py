@@ -33,6 +33,9 @@ from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_clust
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import check_nodes
 from stillhouse.sweep.cluster.placement import Placement, place_sweep, ray_options
+from stillhouse.sweep.cluster.ray_internals import ray_servers
+from stillhouse.sweep.cluster.ray_sessions import RaySession
+from stillhouse.sweep.cluster.ray_watch import RayWatch
 from stillhouse.sweep.cluster.teacher_actors import RunningTeacher
 from stillhouse.sweep.cluster.teacher_starter import TeacherStarter
 from stillhouse.sweep.cluster.trial_watch import WORKER_DIED, LostTrial, TrialWatch
@@ -80,6 +83,9 @@ class Cluster:
             connect(address, spec)
             # Ray has replaced the handler of SIGTERM.
             self._shutdown.listen()
+        servers = ray_servers()
+        self._watch = RayWatch(servers, shutdown)
+        self._session = RaySession(servers.session) if servers is not None and self._ours and self._local else None
         self.import_paths = tuple(driver_import_paths()) if self._local else ()
         self.threads = max(1, int(spec.trial_resources.cpu / spec.trial_resources.num_workers))
         self._data_reference: Any = None
@@ -93,20 +99,27 @@ class Cluster:
                 self.home = shared_home(home, spec.knowledge.max_bytes)
                 self._handles.append(keeper := start_keeper(self.home))
                 self._leases.hold(keeper, again=partial(start_keeper, self.home))
-        except BaseException:
+        except BaseException as error:
             # Another attempt in this process must not find half a connection.
-            self.__exit__(None, None, None)
+            self.__exit__(type(error), error, None)
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        self._leases.close()
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+        self._shutdown.unwinding()
+        self._watch.stop()
+        # Actors of a dead Ray do not answer.
+        if not self._shutdown.failed:
+            self._leases.close()
         self._handles.clear()
         self._data_reference = None
-        if self._ours:
+        # Without this, a dead Ray ends the process within a minute, also one that the caller had started.
+        if self._ours or self._shutdown.failed:
             ray.shutdown()
+        if self._session is not None:
+            self._session.close(keep=self._shutdown.failed or isinstance(error, InfrastructureError))
 
     def share(self, data: ImageData) -> None:
         """Puts the data set into the object store: one copy per node, read in place by every process."""

@@ -4,8 +4,12 @@ pyproject.toml limits Ray to the releases for which this was checked; the tests 
 """
 
 import inspect
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -31,6 +35,62 @@ VERSION_MISMATCH = "Version mismatch"
 """How Ray's error begins when the cluster has another version. Where it differs, the message has no remedy."""
 NOT_CONNECTED = "Failed to connect"
 """How Ray's error begins when a cluster does not let this process in. Where it differs, the message has no remedy."""
+
+
+RAYLET_VARIABLE = "RAY_RAYLET_PID"
+"""The environment variable that names its raylet to each process of a node. Where it differs, processes of a dead raylet are
+left to end by themselves, which takes Ray up to two minutes."""
+
+
+@dataclass(frozen=True)
+class RayServers:
+    """The processes of Ray without which this process cannot work.
+
+    Attributes:
+        essential: those that this process started and that it cannot work without, by name.
+        others: those that this process started besides.
+        raylet_socket: of the raylet of this node, a Unix socket; None where it is not known.
+        gcs_address: `HOST:PORT` of the cluster's control service.
+        session: the folder of logs and sockets of this Ray on this node.
+    """
+
+    essential: dict[str, "Popen[bytes]"]
+    others: tuple["Popen[bytes]", ...]
+    raylet_socket: str | None
+    gcs_address: str | None
+    session: Path
+
+
+def ray_servers() -> RayServers | None:
+    """The servers of the Ray that this process uses.
+
+    Where Ray does not name them, None: the death of one ends the process with Ray's words, and session folders stay.
+    """
+    try:
+        from ray._private import worker
+
+        node = worker._global_node
+        started = {name: [info.process for info in infos] for name, infos in node.all_processes.items()}
+        essential = {name: started.pop(name)[0] for name in ("gcs_server", "raylet") if started.get(name)}
+        return RayServers(
+            essential=essential,
+            others=tuple(process for group in started.values() for process in group),
+            raylet_socket=node.raylet_socket_name,
+            gcs_address=node.gcs_address,
+            session=Path(node.get_session_dir_path()),
+        )
+    except (ImportError, AttributeError):
+        return None
+
+
+def processes_of_raylet(pid: int) -> list[int]:
+    """The agents and workers of the raylet with this pid, and what they started, also after its death; Linux only."""
+    wanted, found = f"{RAYLET_VARIABLE}={pid}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return [each for each in found if each != os.getpid()]
 
 
 def draining_nodes() -> frozenset[str]:

@@ -1,13 +1,14 @@
 """The ledger: one durable, checked file per trial that will not run again. Report and MLflow are derived from it."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from stillhouse.durable import Damaged, fsync_folder, read_checked, write_checked
+from stillhouse.durable import Damaged, fsync_folder, make_folder, read_checked, write_checked
 from stillhouse.spec.records import TrialRecord
 
 _SUFFIX = ".record"
@@ -38,14 +39,11 @@ class Ledger:
         except (FileNotFoundError, Damaged, ValidationError):
             return None
 
-    def remove(self, key: str) -> None:
-        self.path(key).unlink(missing_ok=True)
-
     def set_aside(self, key: str) -> Path:
         """Moves the record to the folder `aside`, so that its trial runs again. Returns its new path."""
         aside = self.folder / "aside"
-        aside.mkdir(exist_ok=True)
-        target = next(path for n in itertools.count(1) if not (path := aside / f"{key}.{n}{_SUFFIX}").exists())
+        make_folder(aside)
+        target = next(path for n in itertools.count(1) if not os.path.lexists(path := aside / f"{key}.{n}{_SUFFIX}"))
         self.path(key).rename(target)
         fsync_folder(aside)
         fsync_folder(self.folder)

@@ -23,23 +23,27 @@ _WATCH_S = 1.0
 
 def list_sweeps(home: Path) -> list[dict[str, Any]]:
     """Every sweep of the home with its state, its best student, its size on disk and its last use."""
-    found = []
-    for name in sweep_names(home):
-        sweep_home = SweepHome(home, name)
+    return [_listed(SweepHome(home, name)) for name in sweep_names(home)]
+
+
+def _listed(sweep_home: SweepHome) -> dict[str, Any]:
+    """One sweep of the list. What cannot be read, such as for its rights, is the entry's `problem` and does not hide others."""
+    try:
         status = StatusReader(sweep_home).read()
-        metric = metric_of_state(status)
-        best = max(status["best"], key=lambda each: metric.sign * each[metric.column("validation")], default=None)
         size, used = _size_on_disk(sweep_home.folder)
-        found.append(
-            {
-                **{key: status[key] for key in ("sweep", "state", "planned", "done", "finished", "stopped", "failed")},
-                "best": best,
-                "metric": status["metric"],
-                "bytes": size,
-                "last_used": datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
-            }
-        )
-    return found
+    except OSError as error:
+        nothing = dict.fromkeys(("done", "finished", "stopped", "failed", "bytes"), 0)
+        problem = f"cannot read {error.filename or sweep_home.folder}: {error.strerror or error}"
+        unknown = {"planned": None, "best": None, "metric": None, "last_used": ""}
+        return {"sweep": sweep_home.name, "state": "unreadable", **nothing, **unknown, "problem": problem}
+    metric = metric_of_state(status)
+    return {
+        **{key: status[key] for key in ("sweep", "state", "planned", "done", "finished", "stopped", "failed")},
+        "best": max(status["best"], key=lambda each: metric.sign * each[metric.column("validation")], default=None),
+        "metric": status["metric"],
+        "bytes": size,
+        "last_used": datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
+    }
 
 
 def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], None]) -> bool:
@@ -75,15 +79,19 @@ def stop_sweep(home: Path, name: str, *, wait_s: float, tell: Callable[[str], No
 def remove_sweep(home: Path, name: str) -> dict[str, Any]:
     """Removes a sweep from the home: records, students, checkpoints, report. Teachers, knowledge and runs in MLflow remain.
 
+    Returns:
+        `removed`, its name; `bytes` that were freed; `kept`, the folder that remains where the sweep's folder was a link to it.
+
     Raises:
         UsageError: there is no such sweep.
         InfrastructureError: a process runs it, or its folder cannot be removed.
     """
     sweep_home = find_sweep(home, name)
-    size, _ = _size_on_disk(sweep_home.folder)
+    target = str(sweep_home.folder.resolve()) if sweep_home.folder.is_symlink() else None
+    size = 0 if target else _size_on_disk(sweep_home.folder)[0]
     with sweep_home.locked():
         sweep_home.remove()
-    return {"removed": name, "bytes": size}
+    return {"removed": name, "bytes": size, "kept": target}
 
 
 def print_status(state: Mapping[str, Any], console: Console) -> None:

@@ -11,7 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from stillhouse.durable import Damaged, read_json
 from stillhouse.spec.collapse import trivial_value
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress, Tally, metric_of_state
@@ -107,12 +111,38 @@ def _write(sweep_home: SweepHome, state: dict[str, Any]) -> None:
         beside.replace(path)
 
 
+class _Running(BaseModel, extra="allow"):
+    trial: str
+    method: str
+    student: str
+    epoch: int
+    epochs: int
+
+
+class _State(BaseModel, extra="allow"):
+    """The shape of the file, as far as readers rely on it."""
+
+    planned: int | None = None
+    running: list[_Running] = []
+    teachers: list[str] = []
+    metric: Metric | None = None
+    complete: bool = False
+    elapsed_seconds: float | None = None
+    eta_seconds: float | None = None
+    cpu_hours: float = 0.0
+    gpu_hours: float = 0.0
+    updated: str | None = None
+    host: str | None = None
+    pid: int | None = None
+
+
 def _read(sweep_home: SweepHome) -> dict[str, Any]:
+    """The state as its driver wrote it; empty when it is missing or damaged."""
     try:
-        state = json.loads(_path(sweep_home).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = _State.model_validate(read_json(_path(sweep_home)))
+    except (OSError, Damaged, ValidationError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return state.model_dump(mode="json", exclude_unset=True)
 
 
 def _path(sweep_home: SweepHome) -> Path:

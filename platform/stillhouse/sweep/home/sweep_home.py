@@ -1,7 +1,6 @@
 """A sweep's folder on disk: its lock, the spec it was started with, its facts."""
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -12,12 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from stillhouse.durable import Damaged, canonical_json, json_bytes, read_checked, write_atomic, write_checked, write_json
+from stillhouse.durable import (
+    NO_FILE,
+    Damaged,
+    canonical_json,
+    json_bytes,
+    make_folder,
+    read_checked,
+    read_json,
+    set_aside,
+    write_atomic,
+    write_checked,
+    write_json,
+)
 from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError, did_you_mean
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
+from stillhouse.spec.secret_masking import HIDDEN
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.user_paths import is_utf8, resolve_path, show_path
 
@@ -35,6 +47,9 @@ _DECIDES_NO_RESULT = (
 )
 """Keys that decide which trials run and which are stopped early, but not the result of a trial that runs to its end."""
 TRIALS_PER_METHOD = "search.trials_per_method"
+_SUGGESTIONS = TypeAdapter(dict[str, dict[str, Any]])
+_LATENCIES = TypeAdapter(dict[str, dict[str, float]])
+_ADDRESSES = TypeAdapter(dict[str, str])
 _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 """How long to wait for the lock: `is_running` also holds it, for a moment."""
 
@@ -79,7 +94,9 @@ class SweepHome:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
+                if os.path.lexists(path) and not path.is_file():
+                    set_aside(path)
                 file = path.open("wb")
             except OSError as error:
                 raise InfrastructureError(
@@ -110,16 +127,18 @@ class SweepHome:
         try:
             with (self.folder / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return False
+            raise
         return False
 
     @property
     def is_removed(self) -> bool:
         """Whether the folder was removed since `write_spec`; workers may have created parts of it again."""
-        return self._started and not (self.folder / "spec.json").exists()
+        return self._started and not os.path.lexists(self._spec_file)
 
     def write_spec(
         self,
@@ -137,8 +156,8 @@ class SweepHome:
         Raises:
             UsageError: the sweep has trials, and a key that affects results differs; the message names it.
         """
-        path = self.folder / "spec.json"
-        stored = self.read_spec()
+        damaged = self._damage_of_spec() is not None
+        stored = self._spec_of_facts() if damaged else self.read_spec()
         if stored is not None:
             stored = complete(stored)
             free = {*may_change, *_DECIDES_NO_RESULT}
@@ -152,8 +171,10 @@ class SweepHome:
             if changed:
                 for outdated in ("facts", "latencies.json", "suggestions"):
                     (self.folder / outdated).unlink(missing_ok=True)
+        if damaged:
+            set_aside(self._spec_file)
         # A tracking URI may contain a password.
-        write_json(path, spec, private=True)
+        write_json(self._spec_file, spec, private=True)
         self._started = True
 
     @property
@@ -162,19 +183,39 @@ class SweepHome:
         return any(self.ledger.folder.rglob("*.record")) or any((self.folder / "trials").glob("*/checkpoint"))
 
     def read_spec(self) -> dict[str, Any] | None:
-        """The stored spec; None when the sweep never started.
+        """The stored spec; None when the sweep never started. Where the file is damaged, the spec of the recorded facts.
 
         Raises:
-            UsageError: the file is damaged.
+            UsageError: the file is damaged, and the facts do not hold the whole spec.
         """
-        path = self.folder / "spec.json"
+        if (damage := self._damage_of_spec()) is None:
+            spec: dict[str, Any] | None = read_json(self._spec_file) if os.path.lexists(self._spec_file) else None
+            return spec
+        found = self._spec_of_facts()
+        # Facts hold no secrets, such as a password in the address of a tracking server.
+        if found is not None and HIDDEN not in canonical_json(found):
+            return found
+        raise UsageError(f"{damage}; run the sweep with its YAML file again, which replaces it")
+
+    def _spec_of_facts(self) -> dict[str, Any] | None:
+        facts = self.read_facts()
+        return dict(facts.spec) if facts is not None else None
+
+    def _damage_of_spec(self) -> Damaged | None:
+        """What is wrong with the file of the spec; None if it is whole, or if there is none."""
         try:
-            spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            spec = read_json(self._spec_file)
+            if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+                return Damaged(f"{self._spec_file} is damaged (it holds no spec)")
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise UsageError(f"{path} is damaged ({error}); remove it and run the sweep with its YAML file again") from error
-        return spec
+        except Damaged as error:
+            return Damaged(f"{self._spec_file} is damaged ({error})")
+        return None
+
+    @property
+    def _spec_file(self) -> Path:
+        return self.folder / "spec.json"
 
     def read_spec_dict(self) -> dict[str, Any]:
         """The stored spec.
@@ -213,16 +254,21 @@ class SweepHome:
     def remove(self) -> None:
         """Removes the sweep's folder. Teachers and knowledge are stored elsewhere. The caller holds the lock.
 
+        Where the folder is a link, the link is removed; what it leads to may belong to another home.
+
         Raises:
             InfrastructureError: a part of it cannot be removed.
         """
+        if self.folder.is_symlink():
+            self.folder.unlink()
+            return
         # Renamed first: a partially removed sweep must not look like a sweep.
         removed = self.folder.with_name(f".removed-{self.name}-{os.getpid()}")
         try:
             self.folder.rename(removed)
             shutil.rmtree(removed)
         except OSError as error:
-            raise InfrastructureError(f"cannot remove {error.filename or self.folder}: {error.strerror}") from error
+            raise InfrastructureError(f"cannot remove {error.filename or self.folder}: {error.strerror or error}") from error
 
     def write_facts(self, facts: SweepFacts) -> None:
         write_checked(self.folder / "facts", json_bytes(canonical_json(facts.model_dump(mode="json"))))
@@ -245,30 +291,27 @@ class SweepHome:
     def read_suggestions(self) -> dict[str, dict[str, Any]]:
         """What `write_suggestions` stored; empty when it is missing or damaged, which costs time and nothing else."""
         try:
-            suggestions = json.loads(read_checked(self.folder / "suggestions"))
-        except (OSError, Damaged, ValueError):
+            return _SUGGESTIONS.validate_json(read_checked(self.folder / "suggestions"))
+        except (OSError, Damaged, ValidationError):
             return {}
-        return dict(suggestions) if isinstance(suggestions, dict) else {}
 
     def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
         """Stores the latencies of students and teachers, by `student_key`."""
         write_json(self.folder / "latencies.json", latencies)
 
     def read_latencies(self) -> dict[str, dict[str, float]]:
-        """What `write_latencies` stored; empty when nothing was measured."""
+        """What `write_latencies` stored; empty when nothing was measured, or the file is damaged."""
         try:
-            latencies = json.loads((self.folder / "latencies.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return _LATENCIES.validate_python(read_json(self.folder / "latencies.json"))
+        except (OSError, Damaged, ValidationError):
             return {}
-        return dict(latencies) if isinstance(latencies, dict) else {}
 
     def read_addresses(self) -> dict[str, str]:
-        """What `write_addresses` stored; empty when nothing was tracked."""
+        """What `write_addresses` stored; empty when nothing was tracked, or the file is damaged."""
         try:
-            addresses = json.loads((self.folder / "runs.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return _ADDRESSES.validate_python(read_json(self.folder / "runs.json"))
+        except (OSError, Damaged, ValidationError):
             return {}
-        return {str(key): str(address) for key, address in addresses.items()} if isinstance(addresses, dict) else {}
 
     def read_records(self) -> list[TrialRecord]:
         return list(self.ledger.read_all()[0].values())
@@ -279,7 +322,9 @@ def sweep_names(home: Path) -> list[str]:
     folder = home / "sweeps"
     if not folder.is_dir():
         return []
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and (path / "spec.json").exists())
+    return sorted(
+        path.name for path in folder.iterdir() if not path.name.startswith(".") and os.path.lexists(path / "spec.json")
+    )
 
 
 def find_sweep(home: Path, name: str) -> SweepHome:
