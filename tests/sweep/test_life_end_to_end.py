@@ -442,7 +442,7 @@ def test_whatever_file_is_damaged_the_sweep_ends_as_an_undisturbed_one(undisturb
     torn, gone, garbled = sorted(record.trial.key for record in undisturbed.records if record.trial.method == "kd")
     truncate(copy.ledger.folder / f"{torn}.record")
     garble(copy.ledger.folder / f"{garbled}.record")
-    copy.ledger.remove(gone)
+    copy.ledger.set_aside(gone)
     for key, source in ((gone, "spec.json"), (torn, f"ledger/{gone}.record"), (garbled, f"ledger/{torn}.record")):
         checkpoint = copy.folder / "trials" / key / "checkpoint"
         checkpoint.parent.mkdir(parents=True)
