@@ -74,12 +74,12 @@ def answer_line(answer: Mapping[str, Any], metric: "Metric") -> str:
     seeds = answer["seeds"]
     alone = "one seed" if seeds == 1 else f"{seeds} equal seeds"
     spread = alone if interval is None else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}, n = {seeds}"
-    if of_split := answer["test_split_interval"]:
+    if of_split := answer.get("test_split_interval"):
         spread += f"; by the size of the test split {of_split[0]:.4f} to {of_split[1]:.4f}"
     sweep = f" of {answer['sweep']}" if "sweep" in answer else ""
     ties = len(answer["tied_with"])
     tied = f"; not significantly better than {ties} other{'s' * (ties > 1)}" if ties else ""
-    level = len(answer["level_on_validation"])
+    level = len(answer.get("level_on_validation", ()))
     tied += f"; ties with {level} other{'s' * (level > 1)} on validation data" if level else ""
     return (
         f"{question}: {answer['student']} with {answer['method']}{sweep}, {answer['parameters']:,.0f} parameters, "
