@@ -459,8 +459,11 @@ def test_whatever_file_is_damaged_the_sweep_ends_as_an_undisturbed_one(undisturb
     assert changed == {torn, gone, garbled}, "and nothing that is whole runs again"
 
 
-def test_a_damaged_spec_is_one_sentence(copy: SweepHome) -> None:
+def test_a_damaged_spec_is_read_from_the_facts_and_without_them_it_is_one_sentence(copy: SweepHome) -> None:
+    before = copy.read_spec_dict()
     truncate(copy.folder / "spec.json")
+    assert copy.read_spec_dict() == before
+    truncate(copy.folder / "facts")
     with pytest.raises(UsageError, match=r"spec.json is damaged") as caught:
         Sweep.named("life", home=copy.home)
     assert "\n" not in str(caught.value)

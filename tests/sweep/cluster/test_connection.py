@@ -122,3 +122,27 @@ def test_only_modules_that_the_spec_names_are_the_users() -> None:
         }
     )
     assert list(connection._modules(spec)) == ["own_data", "own_nets"]
+
+
+def test_an_address_of_the_environment_names_its_variable(
+    joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InfrastructureError, match="or unset RAY_ADDRESS, which names it, to start Ray here"):
+        connect("127.0.0.1:1")
+    assert not joined
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_folder_for_temporary_files_that_is_too_long_names_its_variable(
+    variable: str, joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "make_private_token", lambda: None)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, "/" + "x" * 60)
+    with pytest.raises(InfrastructureError, match=f"the path in {variable} has 61 bytes.*set {variable} to a shorter folder"):
+        connect(None)
+    assert not joined
+    monkeypatch.setenv(variable, "/tmp")
+    connect(None)
+    assert len(joined) == 1

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.sweep.cluster import ray_internals
 from stillhouse.sweep.cluster.connection import connect
-from stillhouse.sweep.cluster.ray_internals import draining_nodes, on_loopback, prefer_node
+from stillhouse.sweep.cluster.ray_internals import draining_nodes, make_private_token, on_loopback, prefer_node
 
 NODE = "ab" * 28
 
@@ -57,6 +57,21 @@ def test_ray_without_its_private_state_has_no_draining_nodes(monkeypatch: pytest
     monkeypatch.delattr(ray_private, "state")
     monkeypatch.setitem(sys.modules, "ray._private.state", None)
     assert draining_nodes() == frozenset()
+
+
+def test_a_new_token_and_an_earlier_one_are_readable_by_their_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "ray" / "auth_token"
+    make_private_token(path)
+    token = path.read_bytes()
+    assert len(token) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    make_private_token(path)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (token, 0o600)
 
 
 def test_ray_starts_on_loopback_in_the_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,20 @@ from stillhouse.errors import InfrastructureError
 from stillhouse.home_access.ray_process import NAMESPACE
 from stillhouse.provenance import code_facts
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.cluster.ray_internals import JOB_VARIABLE, NOT_CONNECTED, VERSION_MISMATCH, on_loopback
+from stillhouse.sweep.cluster.ray_internals import (
+    JOB_VARIABLE,
+    NOT_CONNECTED,
+    VERSION_MISMATCH,
+    make_private_token,
+    on_loopback,
+)
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
 _TIMEOUT_S = 5.0
 _RAY_ERRORS = (ConnectionError, RayError, TimeoutError, RuntimeError, ValueError)
 """What Ray raises when it does not start or a cluster cannot be joined."""
+_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""The longest path of a Unix socket (unix(7))."""
 _TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -44,6 +53,8 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
     if address is None:
         # By default Ray joins any cluster of which it finds traces on this machine, even one that has ended.
         options |= {"address": "local", "include_dashboard": False}
+        _check_temporary_folder()
+        make_private_token()
         with _infrastructure_errors("cannot start a local Ray cluster"), on_loopback():
             ray.init(**options, runtime_env={"env_vars": dict(environment_of_workers())})
         return
@@ -72,6 +83,24 @@ def connected(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
+def _check_temporary_folder() -> None:
+    """Checks that the paths of Ray's sockets fit, of which Ray's own error names no variable.
+
+    Raises:
+        InfrastructureError: the folder for temporary files has too long a path.
+    """
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    if variable is None:
+        return
+    folder = os.environ[variable]
+    longest = _SOCKET_PATH_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if (length := len(os.fsencode(folder))) > longest:
+        raise InfrastructureError(
+            f"Ray cannot start: the path in {variable} has {length} bytes, and sockets need one of at most {longest}, got "
+            f"{folder}; set {variable} to a shorter folder, such as /tmp"
+        )
+
+
 def _check_reachable(address: str) -> None:
     """Checks that something listens at the address, for which Ray itself takes 20 seconds.
 
@@ -89,6 +118,7 @@ def _check_reachable(address: str) -> None:
         raise InfrastructureError(
             f"cannot reach the cluster at {address}: {getattr(error, 'strerror', None) or error}; "
             "give the address that `ray start` printed on the head, HOST:6379, or auto on a node of the cluster"
+            + (", or unset RAY_ADDRESS, which names it, to start Ray here" if os.environ.get("RAY_ADDRESS") == address else "")
         ) from error
 
 

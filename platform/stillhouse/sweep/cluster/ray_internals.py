@@ -93,6 +93,31 @@ def processes_of_raylet(pid: int) -> list[int]:
     return [each for each in found if each != os.getpid()]
 
 
+def make_private_token(path: Path = Path("~/.ray/auth_token")) -> None:
+    """Makes the token of Ray's clusters so that only this user can read it; Ray writes it for everyone to read.
+
+    Where Ray's generator is missing, Ray makes the token by itself.
+    """
+    path = path.expanduser()
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    try:
+        from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+    except ImportError:
+        return
+    # A folder that cannot be written is Ray's to report.
+    with suppress(OSError):
+        if path.exists():
+            path.chmod(path.stat().st_mode & 0o700)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(generate_new_authentication_token().encode())
+
+
 def draining_nodes() -> frozenset[str]:
     """The ids of the nodes that are about to be taken away and start nothing new.
 
