@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--curve", help="numbers of trials, such as 1,2,4,8,16")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="besides the first two")
     parser.add_argument("--torchdistill", help="a Python that can import torchdistill and this environment's packages")
     add_gpu_options(parser)
     arguments = parser.parse_args()
@@ -292,7 +293,8 @@ def main() -> None:
         if arguments.curve:
             answer = curve(bench, arguments.repeats, [int(number) for number in arguments.curve.split(",")], arguments.picture)
         else:
-            answer = compare(bench, arguments.repeats, arguments.trials, arguments.torchdistill, Path(folder))
+            chosen = [name for name in CONTENDERS if name in (*arguments.contenders, *CONTENDERS[:2])]
+            answer = compare(bench, arguments.repeats, arguments.trials, chosen, arguments.torchdistill, Path(folder))
     facts = {
         "pair": arguments.pair,
         "teacher": pair.teacher,
@@ -333,12 +335,14 @@ def start_ray() -> None:
     )
 
 
-def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, folder: Path) -> dict[str, Any]:
-    """Runs all variants, alternating, and prints their table."""
-    runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
+def compare(
+    bench: Bench, repeats: int, trials: int, contenders: Sequence[str], torchdistill: str | None, folder: Path
+) -> dict[str, Any]:
+    """Runs the variants, alternating, and prints their table."""
+    runs: dict[str, list[Run]] = {name: [] for name in contenders}
     others: list[float] = []
     for repeat in range(repeats):
-        names = CONTENDERS[repeat % len(CONTENDERS) :] + CONTENDERS[: repeat % len(CONTENDERS)]
+        names = [*contenders[repeat % len(contenders) :], *contenders[: repeat % len(contenders)]]
         for name in names:
             runs[name].append(bench.run(name))
             print(f"  {repeat + 1}/{repeats} {name}: {runs[name][-1].seconds:.1f} s", file=sys.stderr, flush=True)
@@ -370,10 +374,13 @@ def compare(bench: Bench, repeats: int, trials: int, torchdistill: str | None, f
         median = statistics.median(others)
         rows["torchdistill"] = {"seconds": others, "over_student_only": median / alone}
         print(f"| torchdistill | {', '.join(f'{each:.1f}' for each in others)} | {median:.1f} | {median / alone:.2f} | | | | |")
+    answer = {"R": ratio, "trials": trials, "contenders": rows}
+    if "inside each trial" not in seconds:
+        return answer
     gain = seconds["inside each trial"] / seconds["shared, cold"]
     best = (1 + ratio) / ideal["shared, cold"]
     print(f"\ninside each trial / shared, cold: {gain:.2f}, ideal {best:.2f}")
-    return {"R": ratio, "trials": trials, "contenders": rows, "inline_over_cold": gain, "inline_over_cold_ideal": best}
+    return {**answer, "inline_over_cold": gain, "inline_over_cold_ideal": best}
 
 
 def curve(bench: Bench, repeats: int, numbers: list[int], picture: Path | None) -> dict[str, Any]:

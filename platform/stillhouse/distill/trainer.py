@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ _CHECKPOINT_VERSION = 1
 _FLOAT16_SCALE = 1024.0
 """A power of two, so that scaling rounds nothing. Gradients of one sample's loss are below 1 at the logits, and those that
 reach the images are often below 6e-8, the smallest float16."""
+
+Result = TypeVar("Result")
 
 
 class Trainer:
@@ -89,6 +91,7 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
+        self._suspended_s = 0.0
         self.task = of(data)
         self._data = data
         self._views = views
@@ -174,8 +177,16 @@ class Trainer:
         Raises:
             TrialError: the loss, the student's weights or its outputs are no longer finite.
         """
+        return run_out(self.epoch_steps())
+
+    def epoch_steps(self) -> Generator[None, None, dict[str, Any]]:
+        """`run_epoch` in parts: stops after every step, so that several trainers may take turns in one thread.
+
+        In between the caller must leave this thread's state of PyTorch's random numbers as it was. The time between two parts
+        is not counted as the training's.
+        """
         assert not self.finished, "training is over"
-        started = time.perf_counter()
+        started, self._suspended_s = time.perf_counter(), 0.0
         stage_index, stage_epoch = self._stage_at(self.epoch)
         if stage_index != self._stage_index:
             self._enter_stage(stage_index)
@@ -187,18 +198,20 @@ class Trainer:
             waited = teacher.wait_seconds
             teacher.begin_epoch(view, stage.knowledge, (self._seed, self.epoch))
         self._set_mode(training=True)
-        means, rate = self._train_epoch(stage, stage_epoch, view, optimisers)
+        means, rate = yield from self._train_epoch(stage, stage_epoch, view, optimisers)
         if teacher is not None:
             self.wait_seconds += teacher.wait_seconds - waited
         entry = self._entry(stage, means, rate)
         entry |= self._validated(stage, rate)
         self.epoch += 1
-        entry["seconds"] = time.perf_counter() - started
+        entry["seconds"] = time.perf_counter() - started - self._suspended_s
         self.train_seconds += entry["seconds"]
         self.curve.append(entry)
         return entry
 
-    def _train_epoch(self, stage: Stage, stage_epoch: int, view: int, optimisers: Optimisers) -> tuple[dict[str, float], float]:
+    def _train_epoch(
+        self, stage: Stage, stage_epoch: int, view: int, optimisers: Optimisers
+    ) -> Generator[None, None, tuple[dict[str, float], float]]:
         """Trains on every batch of the epoch; returns each loss term's mean over the samples and the last rate."""
         totals: dict[str, Tensor] = {}
         samples = 0
@@ -214,6 +227,9 @@ class Trainer:
                 for name, term in terms.items():
                     weighted = term.detach() * len(indices)
                     totals[name] = totals[name] + weighted if name in totals else weighted
+                suspended = time.perf_counter()
+                yield
+                self._suspended_s += time.perf_counter() - suspended
         summed = self._workers.sum(torch.stack(list(totals.values())))
         return {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}, rate
 
@@ -518,6 +534,16 @@ class Trainer:
 def _has_finite_weights(model: nn.Module) -> bool:
     finite = [weight.detach().isfinite().all() for weight in model.parameters()]
     return not finite or bool(torch.stack(finite).all())
+
+
+def run_out(parts: Generator[None, None, Result]) -> Result:
+    """Runs all parts of a computation at once; returns its result."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def _no_weights() -> Mapping[str, Tensor]:

@@ -48,6 +48,7 @@ def combination_problems(
     shares += [(f"teachers.{name}.resources.gpu", teacher.resources.gpu) for name, teacher in spec.teachers.items()]
     if sound("trial_resources"):
         problems += _workers(spec)
+        problems += _packed(spec, sound)
     for key, gpu in shares:
         if gpu > 1 and gpu != int(gpu):
             problems.append(Problem(key, f"must be a fraction of one GPU or a whole number of them, got {gpu:g}"))
@@ -79,6 +80,31 @@ class Soundness:
     def touched(self, section: str) -> bool:
         """Whether the section or any of its entries has problems."""
         return any(key == section or key.startswith((f"{section}.", f"{section}[")) for key in self._broken)
+
+
+def _packed(spec: SweepSpec, sound: Soundness) -> Iterator[Problem]:
+    """Trials that share a process must fit one worker, and none may change what the others compute."""
+    packed = spec.trial_resources.packed
+    if packed == 1:
+        return
+    if spec.trial_resources.num_workers > 1:
+        yield Problem(
+            "trial_resources.packed",
+            f"must be 1 where several workers train a student, got {packed} with {spec.trial_resources.num_workers} workers",
+        )
+    if spec.trial_resources.gpu > 1:
+        yield Problem("trial_resources.packed", f"must be 1 with more than one GPU, got {packed}; set trial_resources.gpu <= 1")
+    if sound("training.micro_batch") and spec.training.micro_batch == "auto":
+        yield Problem(
+            "training.micro_batch",
+            "must be null or a number with trial_resources.packed > 1, got auto: the memory that one trial finds would depend "
+            "on the others in its process",
+        )
+    if sound("training.compile") and spec.training.compile:
+        yield Problem(
+            "training.compile",
+            "must be false with trial_resources.packed > 1, got true: the end of one trial drops the compiled code of all",
+        )
 
 
 def idle_settings(spec: SweepSpec) -> list[str]:

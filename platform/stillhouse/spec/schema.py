@@ -140,11 +140,13 @@ class TrialResources(Claim):
 
     Attributes:
         workers: processes on one node that train each student together and share the rest evenly; null means one for each GPU.
+        packed: how many trials share one process, and its claim, by taking turns; 1 gives each trial a process of its own.
     """
 
     cpu: Annotated[float, Field(gt=0)] = 1.0
     gpu: Annotated[float, Field(ge=0)] = 0.0
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    packed: Annotated[int, Field(ge=1, le=64)] = 1
 
     @property
     def num_workers(self) -> int:

@@ -145,6 +145,7 @@ def _budget(context: RunContext, records: Mapping[str, TrialRecord], started: fl
         context.spec.search.budget,
         records.values(),
         gpus=context.spec.trial_resources.gpu,
+        packed=context.spec.trial_resources.packed,
         started=started,
         clock=time.perf_counter,
     )

@@ -38,7 +38,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> DistillTrial:
 
 
 def test_a_trial_in_whose_process_the_gpu_fails_is_no_failed_trial(process: DistillTrial) -> None:
-    not_failed = SimpleNamespace(finished=False, run_epoch=poisoned, fail=lambda _reason: pytest.fail("no trial failed"))
+    not_failed = SimpleNamespace(finished=False, epoch_steps=poisoned, fail=lambda _reason: pytest.fail("no trial failed"))
     process._runner = not_failed  # type: ignore[assignment]
     with pytest.raises(InfrastructureError, match="the GPU failed in this process"):
         process.step()

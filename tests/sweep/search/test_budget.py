@@ -78,6 +78,17 @@ def test_trial_hours_count_every_trial_under_way_and_gpu_hours_its_share(
     assert not any(budget.over(make_trial("c")) for budget in spent)
 
 
+def test_trials_that_share_a_process_spend_its_hours_once(make_trial: MakeTrial) -> None:
+    clock = Clock()
+    budget = BudgetTracker(SearchBudget(gpu_hours=1), gpus=0.5, packed=4, clock=clock)
+    for key in "abcd":
+        budget.start(make_trial(key))
+    clock.now += 2 * 3600 - 1
+    assert not budget.over(make_trial("e"))
+    clock.now += 1
+    assert budget.over(make_trial("e"))
+
+
 def test_time_in_which_several_trials_ran_counts_once(make_record: MakeRecord) -> None:
     def span(begin: int, end: int) -> dict[str, str]:
         return {"started": f"2026-01-05T10:{begin:02}:00+00:00", "finished": f"2026-01-05T10:{end:02}:00+00:00"}

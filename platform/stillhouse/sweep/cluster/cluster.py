@@ -1,8 +1,10 @@
 """The cluster as a sweep uses it: connecting, sharing the data, starting teachers, running trials with Ray Tune."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +34,7 @@ from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
 from stillhouse.sweep.cluster.node_checks import check_nodes
+from stillhouse.sweep.cluster.packed_workers import PackedWorkers
 from stillhouse.sweep.cluster.placement import Placement, place_sweep, ray_options
 from stillhouse.sweep.cluster.ray_internals import ray_servers
 from stillhouse.sweep.cluster.ray_sessions import RaySession
@@ -210,23 +213,28 @@ class Cluster:
             watch.add(trial)
 
         watch = TrialWatch(metric, parameters, ledger, self._progress, on_record=keep, on_loss=queue.lose)
-        scratch = TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True)
-        tuner = make_tuner(
-            environment,
-            self._data_reference,
-            self._spec.trial_resources,
-            searcher=QueueSearcher(queue, follow),
-            scheduler=self._scheduler(queue, metric, brackets, history),
-            watch=watch,
-            num_trials=queue.expected,
-            max_concurrent=self._concurrent(queue.expected),
-            should_stop=lambda: self._shutdown.requested or watch.fatal_error is not None or give_up(),
-            scratch=scratch.name,
-        )
         # The watch reports in one sentence why a trial was lost; Tune would print a traceback for each attempt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        with scratch, self._shutdown.deferred():
-            tuner.fit()
+        with ExitStack() as stack:
+            scratch = stack.enter_context(TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True))
+            packed = self._packed_workers(queue.expected, environment)
+            if packed is not None:
+                stack.enter_context(packed)
+            tuner = make_tuner(
+                environment,
+                self._data_reference,
+                self._spec.trial_resources,
+                searcher=QueueSearcher(queue, follow, None if packed is None else packed.places),
+                scheduler=self._scheduler(queue, metric, brackets, history),
+                watch=watch,
+                num_trials=queue.expected,
+                max_concurrent=self._concurrent(queue.expected),
+                should_stop=lambda: self._shutdown.requested or watch.fatal_error is not None or give_up(),
+                scratch=scratch,
+                packed_workers=() if packed is None else packed.handles,
+            )
+            with self._shutdown.deferred():
+                tuner.fit()
         watch.collect()
         if watch.fatal_error is not None:
             raise watch.fatal_error
@@ -248,7 +256,20 @@ class Cluster:
             history=earlier,
         )
 
+    def _packed_workers(self, trials: int, environment: TrialEnvironment) -> PackedWorkers | None:
+        """The workers that share their processes among trials; None where each trial has its own process."""
+        claim = self._spec.trial_resources
+        if claim.packed == 1:
+            return None
+        at_once = min(self._concurrent(trials), max(1, trials))
+        number = min(max(1, self._placement.trials), math.ceil(at_once / claim.packed))
+        return PackedWorkers(number, claim, environment, self._data_reference)
+
     def _concurrent(self, trials: int) -> int:
+        packed = self._spec.trial_resources.packed
+        if packed > 1:
+            places = packed * max(1, self._placement.trials)
+            return min(places, self._spec.max_concurrent_trials or places)
         if self._spec.max_concurrent_trials is not None:
             return self._spec.max_concurrent_trials
         if not self._local:

@@ -1,7 +1,7 @@
 """One run of Ray Tune: its trials, their resources, and when it ends. Nothing that Tune stores is read again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -9,13 +9,16 @@ from ray.tune.schedulers import TrialScheduler
 
 from stillhouse.spec.schema import TrialResources
 from stillhouse.sweep.cluster.placement import worker_bundles
-from stillhouse.sweep.cluster.ray_internals import keep_secrets_out_of_trials
+from stillhouse.sweep.cluster.ray_internals import HEAD_RESOURCE, keep_secrets_out_of_trials
 from stillhouse.sweep.cluster.trial_watch import TrialWatch
+from stillhouse.sweep.execution.packed_trial import PackedTrial
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, DistillTrial, key_of
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.tune_searcher import QueueSearcher
 
 RESTARTS_OF_A_TRIAL = 3
+_WAITING_SHARE = 1e-3
+"""Of the resource that only the head node has, for each process of Tune whose trial runs in a packed worker."""
 
 
 def make_tuner(
@@ -30,6 +33,7 @@ def make_tuner(
     max_concurrent: int,
     should_stop: Callable[[], bool],
     scratch: str,
+    packed_workers: Sequence[Any] = (),
 ) -> tune.Tuner:
     """A tuner that runs the trials of `searcher`.
 
@@ -39,15 +43,22 @@ def make_tuner(
         watch: is called back with every event of a trial.
         num_trials: at most.
         should_stop: called often; once it is true, running trials stop after their epoch and no other one starts.
+        packed_workers: the actors that run the trials; without them, each trial runs in the process that Tune starts for it.
         scratch: a folder for what Tune writes. A sweep resumes from its ledger, so other nodes need not see it.
     """
     keep_secrets_out_of_trials()
-    bundles = worker_bundles(resources)
-    labels = {"bundle_label_selector": [resources.labels] * len(bundles)} if resources.labels else {}
-    trainable = tune.with_resources(
-        tune.with_parameters(DistillTrial, environment=environment, data=[data_reference]),
-        tune.PlacementGroupFactory(bundles, strategy="STRICT_PACK", **labels),
-    )
+    if packed_workers:
+        # The workers have the claim; the processes of Tune only wait. Tune needs a claim that is not zero, and the workers may
+        # take every core.
+        waiting = tune.PlacementGroupFactory([{HEAD_RESOURCE: _WAITING_SHARE}])
+        trainable = tune.with_resources(tune.with_parameters(PackedTrial, workers=list(packed_workers)), waiting)
+    else:
+        bundles = worker_bundles(resources)
+        labels = {"bundle_label_selector": [resources.labels] * len(bundles)} if resources.labels else {}
+        trainable = tune.with_resources(
+            tune.with_parameters(DistillTrial, environment=environment, data=[data_reference]),
+            tune.PlacementGroupFactory(bundles, strategy="STRICT_PACK", **labels),
+        )
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

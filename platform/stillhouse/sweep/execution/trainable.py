@@ -1,6 +1,7 @@
 """The Trainable of Ray Tune that runs trials; its process is reused for the next trial."""
 
 import json
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray import tune
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory
+from stillhouse.distill.trainer import run_out
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial
@@ -23,8 +25,10 @@ TRIAL_CONFIG = "trial"
 DISK_FULL = "no room"
 
 
-class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
-    """One epoch per step. Failures of the trial become records; only failures of the infrastructure reach Tune.
+class TrialSession:
+    """Trials one after the other, an epoch per step.
+
+    Failures of a trial become records; only failures of the infrastructure reach Tune.
 
     A full disk is no trial's fault and no other attempt mends it: it is reported as `DISK_FULL`, and the driver ends the sweep.
 
@@ -34,9 +38,18 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
 
     def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[Any]) -> None:
         prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
+        self.start(config, environment, ImageData.from_arrays(*ray.get(data[0])), data)
+
+    def start(self, config: dict[str, Any], environment: TrialEnvironment, data: ImageData, shared_data: list[Any]) -> None:
+        """Begins the first trial in a prepared process.
+
+        Args:
+            data: may be shared with other sessions of the process.
+            shared_data: the reference of the same data in the object store, for other workers of the trials.
+        """
         self._environment = environment
-        self._shared_data = data
-        self._data = ImageData.from_arrays(*ray.get(data[0]))
+        self._shared_data = shared_data
+        self._data = data
         self._group: WorkerGroup | None = None
         self._runner: TrialRunner | None = None
         self._begin(config)
@@ -49,22 +62,26 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         return True
 
     def step(self) -> dict[str, Any]:
+        return run_out(self.step_parts())
+
+    def step_parts(self) -> Generator[None, None, dict[str, Any]]:
+        """`step` in parts, as `Trainer.epoch_steps`."""
         self._between_epochs = False
         try:
-            return self._step() if self._disk_full is None else self._report_full_disk(self._disk_full)
+            return (yield from self._step()) if self._disk_full is None else self._report_full_disk(self._disk_full)
         except Exception as error:
             if not is_disk_full(error):
                 raise
             return self._report_full_disk(error)
 
-    def _step(self) -> dict[str, Any]:
+    def _step(self) -> Generator[None, None, dict[str, Any]]:
         if self._runner is None:
             return self._report(None, status=self._done)
         first = not self._reported
         entry = None
         try:
             if not self._runner.finished:
-                entry = self._run_epoch(self._runner)
+                entry = yield from self._run_epoch(self._runner)
         except InfrastructureError:
             raise
         except Exception as error:  # the trial fails alone, with its reason in the ledger
@@ -86,9 +103,9 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         self._release()
         self._end_group()
 
-    def _run_epoch(self, runner: TrialRunner) -> dict[str, Any]:
+    def _run_epoch(self, runner: TrialRunner) -> Generator[None, None, dict[str, Any]]:
         if self._group is None:
-            return runner.run_epoch()
+            return (yield from runner.epoch_steps())
         return self._group.run_on_all("run_epoch", own=runner.run_epoch)
 
     def _make_runner(self, device: str) -> TrialRunner:
@@ -150,6 +167,10 @@ class DistillTrial(tune.Trainable):  # type: ignore[misc]  # ray is not typed
         """Frees the memory of the last trial: the process is reused."""
         self._runner = None
         free_memory()
+
+
+class DistillTrial(TrialSession, tune.Trainable):  # type: ignore[misc]  # ray is not typed
+    """A session in the process of a Trainable, which Tune starts for each trial that runs at once."""
 
 
 def key_of(trial_json: str) -> str:

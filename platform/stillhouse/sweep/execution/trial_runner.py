@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory, is_out_of_memory
 from stillhouse.distill.ddp import ALONE, Workers, split_problem
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.trainer import Trainer
+from stillhouse.distill.trainer import Trainer, run_out
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.models.architecture import Architecture
@@ -101,7 +101,11 @@ class TrialRunner:
             TrialError: the loss is no longer finite.
             RuntimeError: memory ran out, and smaller micro-batches are not allowed or do not help.
         """
-        while (entry := self._try_epoch()) is None:
+        return run_out(self.epoch_steps())
+
+    def epoch_steps(self) -> Generator[None, None, dict[str, Any]]:
+        """`run_epoch` in parts, as `Trainer.epoch_steps`."""
+        while (entry := (yield from self._try_epoch())) is None:
             self._start_smaller()
         if self._workers.size > 1:
             self._count_others()
@@ -113,10 +117,10 @@ class TrialRunner:
             self.save()
         return entry
 
-    def _try_epoch(self) -> dict[str, Any] | None:
+    def _try_epoch(self) -> Generator[None, None, dict[str, Any] | None]:
         """The entry of the epoch; None if memory ran out and a smaller micro-batch may help."""
         try:
-            return self._trainer.run_epoch()
+            return (yield from self._trainer.epoch_steps())
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -16,6 +16,8 @@ class BudgetTracker:
     Args:
         records: of all trials that earlier runs finished.
         gpus: GPUs that each trial occupies.
+        packed: how many trials take turns in one process. Each records its own seconds, and while it runs, its part of the
+            clock's counts.
         started: when this run of the sweep began, by `clock`.
         clock: returns seconds.
     """
@@ -26,11 +28,13 @@ class BudgetTracker:
         records: Iterable[TrialRecord] = (),
         *,
         gpus: float = 0.0,
+        packed: int = 1,
         started: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._budget = budget
         self._gpus = gpus
+        self._packed = packed
         self._clock = clock
         self._started = clock() if started is None else started
         earlier = list(records)
@@ -69,7 +73,8 @@ class BudgetTracker:
 
     def _reason(self, trial: Trial) -> str | None:
         now = self._clock()
-        trial_hours = (self._trial_seconds + len(self._running) * now - self._sum_of_starts) / _HOUR_S
+        running = (len(self._running) * now - self._sum_of_starts) / self._packed
+        trial_hours = (self._trial_seconds + running) / _HOUR_S
         spent: Mapping[str, tuple[float, float]] = {
             # What is spent so far, and what this trial adds at least.
             "trials": (self._trials, 1),
