@@ -50,6 +50,10 @@ class TrialError(StillhouseError):
     """A trial that cannot continue; the message becomes the reason in the ledger."""
 
 
+class UserCodeExit(Exception):
+    """User-defined code raised `SystemExit` or another exception that `except Exception` does not catch; the text names it."""
+
+
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -112,6 +116,8 @@ def last_line(text: str, otherwise: str) -> str:
 
 def describe_error(error: BaseException) -> str:
     """The type and the first line of an error that a user's code or a library raised: `ValueError: no such axis`."""
+    if isinstance(error, UserCodeExit):
+        return str(error)
     name = type(error).__name__
     line = first_line(error)
     return name if line == name else f"{name}: {line}"

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 
 from stillhouse import __version__
 from stillhouse.cli import app
-from stillhouse.cli.app import as_exit_code, make_importable
+from stillhouse.cli.app import as_exit_code
 from stillhouse.errors import InfrastructureError, Interrupted, Problem, SpecError, UsageError
 
 COMMANDS = [
@@ -121,13 +120,6 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_user_code_is_found_after_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", ["/installed"])
-    make_importable(tmp_path)
-    make_importable(tmp_path)
-    assert sys.path == ["/installed", str(tmp_path)]
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:

@@ -136,7 +136,8 @@ def test_dropout_acts_in_training_only() -> None:
         ("mlp", {"hidden": []}, "hidden must be a list of layer sizes >= 1"),
         ("mlp", {"hidden": [10, 2.5]}, "hidden must be a list of layer sizes >= 1"),
         ("torchvision:resnet18", {"resize": 0}, "resize must be an image side >= 1 or null, got 0"),
-        ("no_such_module:build", {}, "module 'no_such_module' of model 'no_such_module:build' cannot be imported"),
+        ("no_such_module:build", {}, "model 'no_such_module:build' cannot be imported"),
+        ("os:system", {}, "model 'os:system' names module 'os' of Python's standard library"),
     ],
 )
 def test_wrong_models_are_one_problem(model: str, options: dict[str, Any], sentence: str) -> None:

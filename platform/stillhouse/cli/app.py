@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
@@ -93,7 +92,6 @@ def _root(
 
 def main() -> None:
     """The entry point of `stillhouse` and of `python -m stillhouse.cli`."""
-    make_importable(Path.cwd())
     try:
         with _sigterm_as_interrupt():
             app()
@@ -103,15 +101,6 @@ def main() -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
         raise
-
-
-def make_importable(folder: Path) -> None:
-    """Adds a folder to the import path, so that `module:function` in a spec finds user code there.
-
-    Installed packages take precedence.
-    """
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code, make_importable
+from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code
 from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument
 from stillhouse.cli.output import command_line, difference_line, make_console, make_table, print_json
 from stillhouse.errors import InfrastructureError, UsageError
@@ -55,7 +55,6 @@ def sweep(
     """Run a sweep. The same command again continues it and runs only the missing trials."""
     from stillhouse.sweep.planning.spec_check import check_file
 
-    make_importable(spec.expanduser().absolute().parent)
     checked = check_file(spec, overrides or ())
     if print_config:
         return _print_spec(checked, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, make_importable, teachers_app
+from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, teachers_app
 from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument, parse_size
 from stillhouse.cli.output import difference_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import UsageError
@@ -85,7 +85,6 @@ def teachers_train(
     from stillhouse.sweep.progress import Progress, native_stderr_in
     from stillhouse.sweep.sweep import Sweep
 
-    make_importable(spec.expanduser().absolute().parent)
     checked = check_file(spec, overrides or ())
     (root := resolve_home(home)).mkdir(parents=True, exist_ok=True)
     with native_stderr_in(root / "driver.log"), Progress(checked.name) as progress:

@@ -4,7 +4,6 @@ A *reader* takes the number of samples wanted (None for all) and returns uint8 [
 classes; fewer samples are the beginning of a fixed stratified order.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from stillhouse.data.images import Arrays
 from stillhouse.data.splits import stratified_order, stratified_split
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.errors import UsageError, describe_error, first_line
+from stillhouse.user_code import check_origin, import_user_module, user_code
 
 Reader = Callable[[int | None], Arrays]
 _DIGITS_TEST_SIZE = 360
@@ -200,10 +200,11 @@ def _parts(path: str, given: Any) -> tuple[Mapping[str, Any], Any, Any]:
 def _user_code(path: str) -> Iterator[None]:
     """A context in which code of the data set `path` runs; whatever it raises becomes an error with one sentence."""
     try:
-        yield
+        with user_code():
+            yield
     except UsageError:
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise UsageError(f"data set function {path} raised {describe_error(error)}") from error
 
 
@@ -241,16 +242,13 @@ def _checked(path: str, split: str, given: Any, targets: TargetRule) -> Arrays:
 
 def _import(path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
-    try:
-        imported = importlib.import_module(module)
+    imported = import_user_module(module, f"data set {path}")
+    with _user_code(path):
         found = getattr(imported, attribute, None)
-    except ImportError as error:
-        raise UsageError(f"data set {path} cannot be imported ({error}); put the folder of its file on PYTHONPATH") from error
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"data set {path} cannot be imported: {describe_error(error)}; correct its file") from error
     if found is None:
         raise UsageError(f"module {module} has no function '{attribute}'; define it, or correct dataset.name")
     if not callable(found):
         raise UsageError(f"data set {path} must be a function, it is {type(found).__name__}")
+    check_origin(found, f"data set {path}")
     function: Callable[..., Any] = found
     return function

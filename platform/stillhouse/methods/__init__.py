@@ -10,12 +10,15 @@ import importlib.metadata
 import inspect
 import os
 import pkgutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stillhouse.distill.method import Method
-from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
+from stillhouse.errors import UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.knowledge.code_version import code_version
+from stillhouse.user_code import user_code
 from stillhouse.user_paths import resolve_path
 
 _CHECKOUT = Path(__file__).resolve().parents[3] / "methods"
@@ -57,10 +60,10 @@ def find(name: str) -> type[Method]:
     """The class of the method called `name`.
 
     Raises:
-        UsageError: there is none, or its file does not define exactly one method.
+        UsageError: there is none, its file raises an error, or it does not define exactly one method.
     """
     if name in _files():
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = _load(f"method file {name}.py", lambda: importlib.import_module(f"{__name__}.{name}"))
         classes = [
             value
             for value in vars(module).values()
@@ -70,11 +73,25 @@ def find(name: str) -> type[Method]:
             raise UsageError(f"{module.__file__} must define one Method subclass, it defines {len(classes)}")
         return classes[0]
     if name in (entry_points := _entry_points()):
-        loaded = entry_points[name].load()
+        loaded = _load(f"entry point {ENTRY_POINTS}:{name}", entry_points[name].load)
         if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
             raise UsageError(f"entry point {ENTRY_POINTS}:{name} must name a Method subclass, it names {loaded!r}")
         return loaded
     raise UnknownNameError(f"no method '{name}'{did_you_mean(name, names())}")
+
+
+def _load(what: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns.
+
+    Raises:
+        UsageError: the code raised something when it was imported.
+    """
+    try:
+        with user_code():
+            return load()
+    except Exception as error:
+        place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UsageError(f"{what} cannot be loaded: {describe_error(error)}{place}; correct it") from error
 
 
 def version_in_key(name: str) -> str | None:

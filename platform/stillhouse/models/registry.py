@@ -1,6 +1,5 @@
 """Models by name: shipped ones, torchvision's, and user-defined functions."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -33,6 +32,7 @@ from stillhouse.models import (
 from stillhouse.models.architecture import describe
 from stillhouse.models.layers import Shape
 from stillhouse.models.options import broken_rule
+from stillhouse.user_code import check_origin, import_user_module, user_code
 
 Builder = Callable[..., nn.Module]
 
@@ -74,7 +74,8 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     if problems:
         raise UsageError("; ".join(map(str, problems)))
     try:
-        built = builder(num_classes=num_classes, input_shape=input_shape, **options)
+        with user_code():
+            built = builder(num_classes=num_classes, input_shape=input_shape, **options)
     except StillhouseError:
         raise
     except Exception as error:
@@ -110,7 +111,8 @@ def model_problems(model: str, options: Mapping[str, Any], num_classes: int, inp
     except UsageError as error:
         return [Problem("", str(error))]
     try:
-        architecture = describe(sketch, name=model, input_shape=input_shape)
+        with user_code():
+            architecture = describe(sketch, name=model, input_shape=input_shape)
     except Exception as error:
         return [Problem("", f"{model} does not accept {_images(input_shape)}: {describe_error(error)}")]
     if architecture.num_classes != num_classes:
@@ -156,14 +158,12 @@ def _builder(model: str) -> Builder:
 
 
 def _imported(model: str, module_name: str, function_name: str) -> Builder:
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise UsageError(f"module '{module_name}' of model '{model}' cannot be imported: {describe_error(error)}") from error
+    module = import_user_module(module_name, f"model '{model}'")
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UsageError(f"module '{module_name}' has no function '{function_name}'{did_you_mean(function_name, functions)}")
+    check_origin(function, f"model '{model}'")
     builder: Builder = function
     return builder
 

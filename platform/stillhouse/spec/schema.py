@@ -5,6 +5,7 @@ Validate through `stillhouse.spec.load`, which reports all problems in the user'
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr, TypeAdapter
@@ -16,6 +17,7 @@ from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
 from stillhouse.spec.values import Section, Setting, StudentName, SweepName, TeacherName, invalid, parse_plain
+from stillhouse.user_code import make_importable, modules_of
 
 FIXED = "defaults"
 
@@ -421,3 +423,15 @@ class SweepSpec(Section):
         return all(getattr(self, key) == getattr(other, key) for key in type(self).model_fields)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def named_code(spec: SweepSpec) -> list[str | None]:
+    """What may be `module:function` in a spec: its task, its data set, and the models of students and teachers."""
+    models = [*(student.model for student in spec.students), *(teacher.model for teacher in spec.teachers.values())]
+    return [spec.task, spec.dataset.name, *models]
+
+
+def find_code_in(folder: Path, spec: SweepSpec) -> None:
+    """Lets Python import the user-defined code of a spec from a folder; does nothing for a spec without such code."""
+    if modules_of(named_code(spec)) or spec.method_paths:
+        make_importable(folder)

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import Interrupted, SpecError, UsageError
-from stillhouse.spec.load import in_recipe, spec_to_dict
+from stillhouse.spec.load import draft_of, in_recipe, spec_to_dict
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.recipes import recipe_of
-from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
 from stillhouse.sweep.failures import interrupted_message, stored_message, unless_removed, user_errors
@@ -85,7 +85,7 @@ class Sweep:
             UsageError: there is none.
         """
         sweep_home = find_sweep(resolve_home(home), name)
-        return cls(check(sweep_home.read_spec_dict()), home=sweep_home.home, **options)
+        return cls(_checked(sweep_home.read_spec_dict()), home=sweep_home.home, **options)
 
     @classmethod
     def extended(cls, name: str, trials_per_method: int, *, home: str | Path | None = None, **options: Any) -> Self:
@@ -95,7 +95,7 @@ class Sweep:
             UsageError: there is none, its algorithm has no number of trials, or it has more than that already.
         """
         sweep_home = find_sweep(resolve_home(home), name)
-        sweep = cls(check(extended_spec(sweep_home.read_spec_dict(), trials_per_method)), home=sweep_home.home, **options)
+        sweep = cls(_checked(extended_spec(sweep_home.read_spec_dict(), trials_per_method)), home=sweep_home.home, **options)
         sweep._may_change = frozenset({TRIALS_PER_METHOD})
         return sweep
 
@@ -245,6 +245,14 @@ def _in_recipe_of(sweep_home: SweepHome, spec: SweepSpec) -> SweepSpec:
     except UsageError:
         return spec  # said when the sweep runs
     return spec if stored is None else in_recipe(spec, recipe_of(stored))
+
+
+def _checked(stored: dict[str, Any]) -> SweepSpec:
+    """A stored spec, checked. User-defined code that it names is found in the working folder."""
+    draft = draft_of(stored)
+    if draft.spec is not None:
+        find_code_in(Path.cwd(), draft.spec)
+    return check(draft)
 
 
 def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

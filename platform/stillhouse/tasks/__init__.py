@@ -12,9 +12,10 @@ from functools import cache
 from types import ModuleType
 
 from stillhouse.data.images import ImageData
-from stillhouse.errors import UnknownNameError, UsageError, did_you_mean
+from stillhouse.errors import UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.knowledge.code_version import named_version
 from stillhouse.tasks.task import SHIPPED, Evaluator, OutputProblem, Reduction, Task
+from stillhouse.user_code import import_user_module, user_code
 
 __all__ = ["Evaluator", "OutputProblem", "Reduction", "Task", "default", "find", "name_of", "names", "of", "own_version"]
 
@@ -49,7 +50,11 @@ def find(name: str | None = None) -> Task:
     kind = _imported(name, module, attribute) if colon else _shipped(name)
     if missing := _missing(kind):
         raise UsageError(f"task {name} must define {', '.join(missing)}; see docs/your-own-task.md")
-    return kind()
+    try:
+        with user_code():
+            return kind()
+    except Exception as error:
+        raise UsageError(f"task {name} cannot be made: {describe_error(error)}; correct its file") from error
 
 
 def of(data: ImageData) -> Task:
@@ -77,12 +82,7 @@ def _shipped(name: str) -> type[Task]:
 
 
 def _imported(name: str, module_name: str, class_name: str) -> type[Task]:
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"task {name} cannot be imported ({error}); put the folder of its file on PYTHONPATH") from error
-    except Exception as error:
-        raise UsageError(f"task {name} cannot be imported: {type(error).__name__}: {error}; correct its file") from error
+    module = import_user_module(module_name, f"task {name}")
     found = getattr(module, class_name, None)
     if not (inspect.isclass(found) and issubclass(found, Task)):
         known = [kind.__name__ for kind in _classes(module)]

@@ -31,6 +31,7 @@ from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import FillRequest
+from stillhouse.user_code import user_code
 
 Answer = TypeVar("Answer")
 
@@ -171,7 +172,8 @@ class TeacherActor(Leased):
     def _answer(self, act: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
         """The result of `act`, which uses the GPU."""
         try:
-            return act(*arguments, **options)
+            with user_code():
+                return act(*arguments, **options)
         except Exception:
             _end_if_lost()
             raise

@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
+from stillhouse.user_code import user_code
+
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 
@@ -200,7 +202,8 @@ class CallQueue:
 
     def _answer(self, batch: Sequence[Call]) -> None:
         try:
-            answers = self._compute(batch)
+            with user_code():
+                answers = self._compute(batch)
         except Exception as error:  # belongs to the caller, in whose thread it is raised
             if len(batch) > 1:
                 # A faulty call of one trial must not fail those of others.

@@ -26,6 +26,7 @@ from stillhouse.teachers.model_server import ModelServer
 from stillhouse.teachers.ticket import FillRequest
 from stillhouse.teachers.verify import verify_sealed
 from stillhouse.teachers.view_filler import FillingStopped, ViewFiller
+from stillhouse.user_code import user_code
 
 _REQUESTED, _AHEAD = 0, 1
 
@@ -226,7 +227,8 @@ class TeacherService:
                 # A later request names its kinds again: what one sweep requested is not filled for another.
                 kinds = list(self._kinds.pop(view, {}).values())
             try:
-                self.fill(view, kinds, reading)
+                with user_code():
+                    self.fill(view, kinds, reading)
             except FillingStopped:
                 continue
             except Exception as error:  # the reason must reach the trials that wait

@@ -30,7 +30,7 @@ def ui(uri: str | None, home: Path, port: int = 5000, open_view: str | None = No
 
     Args:
         uri: the value of `tracking.uri`; None is the SQLite file under `home`.
-        home: folder of `mlflow.db`; the server's working directory.
+        home: folder of `mlflow.db`.
         port: on 127.0.0.1.
         open_view: name of the sweep whose view to open; None opens the view of all trials.
         browse: also opens a browser with it.
@@ -81,16 +81,19 @@ def start_server(location: Location, port: int) -> "subprocess.Popen[bytes]":
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        # Neither the server nor its workers import anything from their working folder.
+        "PYTHONSAFEPATH": "1",
     }
     artifacts = location.artifacts or (location.home / "mlartifacts").as_uri()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", artifacts, "--uvicorn-opts", "--log-level warning"]
     location.home.mkdir(parents=True, exist_ok=True)
     with log_file(location).open("wb") as log:
         return subprocess.Popen(  # noqa: S603
             command,
             env=environment,
-            cwd=location.home,
+            # Uvicorn imports from its working folder, and the home may hold a file called mlflow.py.
+            cwd=os.sep,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

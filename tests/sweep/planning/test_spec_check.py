@@ -87,7 +87,7 @@ def test_the_spec_that_comes_back_stays_sound_whatever_was_left_out_of_it(teache
 
 
 def test_all_methods_are_left_to_the_plan_where_the_images_are_not_known() -> None:
-    raw = {**SPEC, "dataset": {"name": "os.path:join"}}
+    raw = {**SPEC, "dataset": {"name": "numpy:zeros"}}
     del raw["methods"]
     assert check(raw).methods is None
     found = survey(check(raw), load_dataset("digits"))
@@ -251,7 +251,7 @@ def test_a_folder_of_methods_that_is_not_there_is_a_problem() -> None:
 
 
 def test_a_users_data_set_is_checked_once_it_is_read() -> None:
-    raw = {**SPEC, "teachers": {"big": {"model": "lenet", "num_classes": 3}}, "dataset": {"name": "os.path:join"}}
+    raw = {**SPEC, "teachers": {"big": {"model": "lenet", "num_classes": 3}}, "dataset": {"name": "numpy:zeros"}}
     assert not survey(raw).problems
     assert [problem.key for problem in survey(raw, load_dataset("digits")).problems] == ["teachers.big.num_classes"]
 

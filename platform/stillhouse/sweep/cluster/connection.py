@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from stillhouse.errors import InfrastructureError
 from stillhouse.home_access.ray_process import NAMESPACE
 from stillhouse.provenance import code_facts
-from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.schema import SweepSpec, named_code
 from stillhouse.sweep.cluster.ray_internals import (
     JOB_VARIABLE,
     NOT_CONNECTED,
@@ -25,6 +25,7 @@ from stillhouse.sweep.cluster.ray_internals import (
     make_private_token,
     on_loopback,
 )
+from stillhouse.user_code import modules_of
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
 _TIMEOUT_S = 5.0
@@ -55,7 +56,7 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         options |= {"address": "local", "include_dashboard": False}
         _check_temporary_folder()
         make_private_token()
-        with _infrastructure_errors("cannot start a local Ray cluster"), on_loopback():
+        with _infrastructure_errors("cannot start a local Ray cluster"), on_loopback(), _in_root_folder():
             ray.init(**options, runtime_env={"env_vars": dict(environment_of_workers())})
         return
     _check_reachable(address)
@@ -64,6 +65,21 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         _infrastructure_errors(f"cannot join the cluster at {address}"),
     ):
         ray.init(**options, address=address, runtime_env=_runtime_env(Path(folder), spec))
+
+
+@contextmanager
+def _in_root_folder() -> Iterator[None]:
+    """A context in another working folder: Ray lets workers import from the folder in which it is started, before libraries."""
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        before = None
+    os.chdir(os.sep)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.chdir(before)
 
 
 @contextmanager
@@ -168,6 +184,4 @@ def _modules(spec: SweepSpec | None) -> Iterable[str]:
     """The modules that the spec names as `module:function`."""
     if spec is None:
         return ()
-    names = [spec.dataset.name, *(student.model for student in spec.students)]
-    names += [teacher.model for teacher in spec.teachers.values()]
-    return dict.fromkeys(name.partition(":")[0] for name in names if ":" in name and not name.startswith("torchvision:"))
+    return modules_of(named_code(spec))

@@ -7,6 +7,7 @@ from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency
 from stillhouse.sweep.execution.trial_records import failure_reason
+from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
 
 _BUDGET_S = 1.5
@@ -34,7 +35,8 @@ def measure_models(
     budget_s = min(_BUDGET_S, _ALL_S / (_MEASUREMENTS * max(1, len(models))))
     for name, (model, options) in models.items():
         try:
-            found[name] = latency_metrics(model, options, num_classes, input_shape, device, budget_s)
+            with user_code():
+                found[name] = latency_metrics(model, options, num_classes, input_shape, device, budget_s)
         except Exception as error:  # a user's model can raise anything, and a large one may not fit a share of a GPU
             reasons[name] = failure_reason(error)
     return found, reasons

@@ -21,6 +21,7 @@ from stillhouse.spec.records import Trial
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.sweep.execution.trial_runner import TrialRunner
+from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
 
 Result = TypeVar("Result")
@@ -65,7 +66,8 @@ class GroupWorker:
 
     def _answer(self, act: Callable[[], Any]) -> tuple[str, str] | None:
         try:
-            act()
+            with user_code():
+                act()
         except Exception as error:
             _leave()
             if (full := as_disk_full(error, self._environment.folder)) is not None:
@@ -121,7 +123,8 @@ class WorkerGroup:
         failure: Exception | None = None
         with _FailureWatch(answers) as watch:
             try:
-                result = own()
+                with user_code():
+                    result = own()
             except Exception as error:
                 watch.end()
                 failure, cause = error, _LOST if watch.aborted else _kind(error)

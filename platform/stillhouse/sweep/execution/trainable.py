@@ -19,6 +19,7 @@ from stillhouse.sweep.execution.multi_worker import WorkerGroup
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import existing_record, failed_record, failure_reason
 from stillhouse.sweep.execution.trial_runner import TrialRunner
+from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
 
 TRIAL_CONFIG = "trial"
@@ -105,12 +106,14 @@ class TrialSession:
 
     def _run_epoch(self, runner: TrialRunner) -> Generator[None, None, dict[str, Any]]:
         if self._group is None:
-            return (yield from runner.epoch_steps())
+            with user_code():
+                return (yield from runner.epoch_steps())
         return self._group.run_on_all("run_epoch", own=runner.run_epoch)
 
     def _make_runner(self, device: str) -> TrialRunner:
         if self._environment.workers == 1:
-            return TrialRunner(self._trial, self._environment, self._data, device=device)
+            with user_code():
+                return TrialRunner(self._trial, self._environment, self._data, device=device)
         if self._group is None or self._group.broken:
             self._end_group()
             self._group = WorkerGroup(self._environment, self._shared_data)

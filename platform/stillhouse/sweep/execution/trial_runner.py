@@ -30,6 +30,7 @@ from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
 from stillhouse.sweep.home.ledger import now
 from stillhouse.teachers.trial_teacher import TrialTeacher, add_counters, join_sources, sum_counters, weights_here
+from stillhouse.user_code import user_code
 
 
 class TrialRunner:
@@ -274,7 +275,8 @@ def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, 
     runner = TrialRunner(trial, environment, data, device=device)
     try:
         while not runner.finished:
-            runner.run_epoch()
+            with user_code():
+                runner.run_epoch()
         return runner.finish()
     except InfrastructureError:
         raise

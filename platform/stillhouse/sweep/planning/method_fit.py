@@ -23,6 +23,7 @@ from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.draws import Draw
 from stillhouse.tasks import Task
+from stillhouse.user_code import user_code
 
 Describe = Callable[[str, Mapping[str, Any]], Architecture]
 
@@ -89,10 +90,11 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
     try:
         student = describe(draw.student.model, draw.student.options)
         teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
-        method = make_method(draw.method, draw.hyperparameters)
-        if not method.serves(tasks.find(spec.task).name):
-            return None
-        fit = fit_method(method, student, teachers)
+        with user_code():
+            method = make_method(draw.method, draw.hyperparameters)
+            if not method.serves(tasks.find(spec.task).name):
+                return None
+            fit = fit_method(method, student, teachers)
     except Exception:  # a user's method can raise anything about a combination of values
         return None
     return runnable_draw(draw, fit)
@@ -137,21 +139,22 @@ class DrawChecker:
     def _outcome(self, draw: Draw, student: Architecture, teachers: Sequence[Architecture]) -> Draw | Problem | PassedOver:
         taught = bool(teachers)
         try:
-            method = make_method(draw.method, draw.hyperparameters)
-            if (divided := self._divided_batches()) and (problem := split_problem(method)):
-                return PassedOver(f"{problem}, and {divided}")
-            if not method.serves(self._task.name):
-                return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
-            fit = fit_method(method, student, teachers)
-            taught = fit.needs_teacher
-            for teacher, knowledge in zip(teachers, fit.knowledge, strict=True):
-                for kind in knowledge.values():
-                    self._check_kind(kind, teacher)
-            with torch.device("meta"):
-                for partner in teachers if taught else [None]:
-                    for layer in method.student_layers(partner, student):
-                        student.shape(layer)
-                    self._check_setup(method, draw, partner, student)
+            with user_code():
+                method = make_method(draw.method, draw.hyperparameters)
+                if (divided := self._divided_batches()) and (problem := split_problem(method)):
+                    return PassedOver(f"{problem}, and {divided}")
+                if not method.serves(self._task.name):
+                    return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
+                fit = fit_method(method, student, teachers)
+                taught = fit.needs_teacher
+                for teacher, knowledge in zip(teachers, fit.knowledge, strict=True):
+                    for kind in knowledge.values():
+                        self._check_kind(kind, teacher)
+                with torch.device("meta"):
+                    for partner in teachers if taught else [None]:
+                        for layer in method.student_layers(partner, student):
+                            student.shape(layer)
+                        self._check_setup(method, draw, partner, student)
         except NeedsTeacherError as error:
             return PassedOver(str(error), needs_teacher=True)
         except Unsuitable as error:

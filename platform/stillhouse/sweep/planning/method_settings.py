@@ -13,6 +13,7 @@ from stillhouse.spec.combinations import Soundness
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import FIXED, SweepSpec
 from stillhouse.tasks import Task
+from stillhouse.user_code import user_code
 
 
 @dataclass
@@ -42,14 +43,16 @@ def resolve_methods(spec: SweepSpec, sound: Soundness, task: Task) -> MethodSett
     if not named and sound("methods") and not sound.touched("methods"):
         requested = {name: {} for name in methods.names()}
     try:
-        baseline = methods.baseline()
+        with user_code():
+            baseline = methods.baseline()
     except Exception as error:  # a user-defined method can raise anything when it is imported
         found.problems.append(Problem("methods", f"cannot be loaded: {describe_error(error)}"))
     else:
         requested = {baseline: requested.get(baseline, {}), **requested}
     for name, settings in requested.items():
         try:
-            kind = methods.find(name)
+            with user_code():
+                kind = methods.find(name)
         except UsageError as error:
             found.problems.append(Problem.caused_by(error, f"methods.{name}"))
         except Exception as error:
@@ -73,7 +76,8 @@ def can_serve(name: str, settings: Mapping[str, Any], task: Task) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return any(make_method(name, values).serves(task.name) for values in prior_corners(settings))
+            with user_code():
+                return any(make_method(name, values).serves(task.name) for values in prior_corners(settings))
     except Exception:  # a user-defined method can raise anything
         return True
 

@@ -32,12 +32,14 @@ from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
-from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, default_objectives
+from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, default_objectives, find_code_in
 from stillhouse.spec.training import Training
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
 from stillhouse.sweep.planning.student_outputs import student_output_problem
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
+from stillhouse.user_code import is_standard_library, user_code
+from stillhouse.user_paths import expand_user
 
 TORCHVISION = "torchvision:"
 MLFLOW = "mlflow:"
@@ -73,10 +75,15 @@ class Survey:
 def check_file(path: str | Path, overrides: Sequence[str] = (), data: ImageData | None = None) -> SweepSpec:
     """The spec in a YAML file, checked, with every method and hyper-parameter spelled out.
 
+    User-defined code that the spec names is found in the folder of the file.
+
     Raises:
         SpecError: with every problem.
     """
-    return check(read_draft(path, overrides), data)
+    draft = read_draft(path, overrides)
+    if draft.spec is not None:
+        find_code_in(expand_user(path, "the spec").absolute().parent, draft.spec)
+    return check(draft, data)
 
 
 def check(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None) -> SweepSpec:
@@ -226,12 +233,16 @@ class _Surveyor:
 
     def _problem_if_not_importable(self, key: str, name: str) -> None:
         module = name.partition(":")[0]
+        if is_standard_library(module):
+            self._problem(key, f"must name a module of your own, got {show(name)} of Python's standard library")
+            return
         try:
-            there = importlib.util.find_spec(module) is not None
-        except (ImportError, ValueError, AttributeError):
+            with user_code():  # finding a module of a package imports the package
+                there = importlib.util.find_spec(module) is not None
+        except Exception:
             there = False
         if not there:
-            self._problem(key, f"must name a module that can be imported, got {show(name)}; set PYTHONPATH to its folder")
+            self._problem(key, f"must name a module that can be imported, got {show(name)}; put its file beside the spec")
 
     def _check_views(self) -> None:
         if self._sound("views", "views.policy"):

@@ -18,7 +18,7 @@ from stillhouse.models.blueprint import blueprint
 from stillhouse.models.weights import load_state, state_hash
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import TrialRecord
-from stillhouse.spec.schema import SweepSpec
+from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.execution.students import build_student
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
@@ -65,7 +65,9 @@ def read_spec(sweep_home: SweepHome) -> SweepSpec:
     stored = sweep_home.read_spec()
     if stored is None:
         raise UsageError(f"sweep '{sweep_home.name}' has no spec under {sweep_home.folder}")
-    return validate(stored)
+    spec = validate(stored)
+    find_code_in(Path.cwd(), spec)
+    return spec
 
 
 def load_data(results: Results, spec: SweepSpec) -> ImageData:
