@@ -104,6 +104,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+MAX_MESSAGE = 1_000
+MAX_PROBLEMS = 50
+"""The longest sentence of an error that is printed, in characters, and how many problems of a spec are."""
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """One line of text with at most `limit` characters; the middle of a longer one is left out."""
+    text = " ".join(text.splitlines())
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit // 2) :]}"
+
+
 def first_line(error: BaseException | None, otherwise: str = "") -> str:
     """The first line of the error's text that is not empty; `otherwise`, or else the name of its type, if it has none."""
     return next((line.strip() for line in str(error or "").splitlines() if line.strip()), otherwise or type(error).__name__)

@@ -37,7 +37,7 @@ def test_numbers_are_aligned_to_the_right(capsys: pytest.CaptureFixture[str]) ->
     table = make_table("model", "bytes", right=("bytes",))
     table.add_row("mlp", "7")
     table.add_row("resnet8", "1,234")
-    make_console().print(table)
+    table.print(make_console())
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "model    bytes",
         "mlp          7",

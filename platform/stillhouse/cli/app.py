@@ -12,7 +12,17 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from stillhouse import __version__
-from stillhouse.errors import InfrastructureError, Interrupted, SpecError, StillhouseError
+from stillhouse.errors import (
+    MAX_MESSAGE,
+    MAX_PROBLEMS,
+    InfrastructureError,
+    Interrupted,
+    SpecError,
+    StillhouseError,
+    UsageError,
+    printable,
+    shorten,
+)
 
 OK, TRIALS_FAILED = 0, 3
 """Exit codes of commands that raise no error; an error has its own in `stillhouse.errors`."""
@@ -64,6 +74,10 @@ def as_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
                 traceback.print_exc()
             where = f" ({error.filename})" if error.filename else ""
             _exit_with(InfrastructureError(f"{error.strerror or error}{where}"))
+        except UnicodeEncodeError as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            _exit_with(UsageError(f"a name is not UTF-8, so it cannot be stored: {printable(error.object[:80])}; rename it"))
         else:
             raise typer.Exit(code or OK)
 
@@ -73,12 +87,19 @@ def as_exit_code(command: Callable[P, int | None]) -> Callable[P, None]:
 def _exit_with(error: StillhouseError) -> NoReturn:
     """Prints the error, or each problem of a spec on its own line, and exits with the error's code."""
     if isinstance(error, SpecError) and len(error.problems) > 1:
-        print(f"error: the spec has {len(error.problems)} problems:", file=sys.stderr)
-        for problem in error.problems:
-            print(f"  {problem}", file=sys.stderr)
+        _print_error(f"error: the spec has {len(error.problems)} problems:")
+        for problem in error.problems[:MAX_PROBLEMS]:
+            _print_error(f"  {problem}")
+        if (more := len(error.problems) - MAX_PROBLEMS) > 0:
+            _print_error(f"  and {more:,} more; correct these first")
     else:
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
+        _print_error(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
     raise typer.Exit(error.exit_code) from error
+
+
+def _print_error(text: str) -> None:
+    """Prints one line of bounded length; bytes of a file name that are no UTF-8 are escaped."""
+    print(printable(shorten(text, MAX_MESSAGE)), file=sys.stderr)
 
 
 @app.callback(invoke_without_command=True)

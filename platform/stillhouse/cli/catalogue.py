@@ -136,7 +136,7 @@ def print_method(facts: Mapping[str, Any]) -> None:
     for each in facts["hyperparameters"]:
         prior = "" if each["prior"] is None else _prior_text(each["prior"])
         table.add_row(each["name"], str(each["default"]), prior, each["help"])
-    make_console().print(table)
+    table.print(make_console())
 
 
 def model_facts(name: str, *, full: bool) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
             f"{each['bytes']:,}",
             each["last_used"],
         )
-    make_console().print(table)
+    table.print(make_console())
     for each in facts:
         if "problem" in each:
             print(f"{each['sweep']}: {each['problem']}")
@@ -71,7 +71,7 @@ def list_methods(
         for each in facts:
             knowledge = ", ".join(each["knowledge"]) or "nothing"
             table.add_row(each["name"], each["family"], each["arxiv"] or "", knowledge, each["title"])
-        make_console().print(table)
+        table.print(make_console())
     return OK
 
 
@@ -97,5 +97,5 @@ def list_models(
     table = make_table("model", "parameters", "MACs", "bytes", right=("parameters", "MACs", "bytes"))
     for each in facts:
         table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
-    make_console().print(table)
+    table.print(make_console())
     return OK

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from stillhouse.spec.secret_masking import mask_command
+from stillhouse.text_table import TextTable
 
 if TYPE_CHECKING:
     from stillhouse.spec.metric import Metric
@@ -22,16 +22,13 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def make_table(*columns: str, right: Sequence[str] = ()) -> Table:
+def make_table(*columns: str, right: Sequence[str] = ()) -> TextTable:
     """An empty table with these headings.
 
     Args:
         right: the columns that are aligned to the right.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
+    return TextTable(columns, right)
 
 
 def make_console() -> Console:

@@ -109,7 +109,7 @@ def _print_export(document: Mapping[str, Any]) -> None:
     table = make_table("milliseconds", *numbers, right=numbers)
     for form, by_size in document["latency_ms"].items():
         table.add_row(form, *(f"{by_size[size][part]:.3f}" for size in ("1", "64") for part in ("p50", "p95")))
-    make_console().print(table)
+    table.print(make_console())
     print(f"written     {document['folder']}")
     registered = document["registered"]
     if registered:

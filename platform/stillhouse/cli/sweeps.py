@@ -333,7 +333,7 @@ def _print_trials(results: "Results") -> None:
             *([_ends(metric.sampling_interval(row[test], results.facts.test_samples))] if of_split else []),
             "collapsed" if row["trial"] in collapsed else "pareto" if row["trial"] in front else "",
         )
-    make_console().print(table)
+    table.print(make_console())
 
 
 def _ends(interval: tuple[float, float] | None) -> str:

@@ -57,7 +57,7 @@ def _print_stored(teachers: list[dict[str, Any]]) -> None:
             views = f"{kind['views']} + {kind['unsealed']} incomplete" if kind["unsealed"] else str(kind["views"])
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(kind["last_used"]))
             table.add_row("", "", "", kind["knowledge"], kind["dataset"][:12], views, f"{kind['bytes']:,}", used)
-    make_console().print(table)
+    table.print(make_console())
 
 
 def _data_label(teacher: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+MAX_LAYERS = 1_000
+"""Layers of an MLP that are built; a plan builds every student to know its size."""
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -23,6 +26,8 @@ def _positive(value: Any) -> bool:
 
 def _hidden(value: Any) -> str | None:
     good = isinstance(value, list | tuple) and len(value) > 0 and all(_positive(size) for size in value)
+    if good and len(value) > MAX_LAYERS:
+        return f"must list at most {MAX_LAYERS} layer sizes"
     return None if good else "must be a list of layer sizes >= 1, as in [256, 128]"
 
 

@@ -15,6 +15,7 @@ from stillhouse.errors import (
     UsageError,
     describe_error,
     did_you_mean,
+    shorten,
     suggestion,
 )
 from stillhouse.models import (
@@ -190,7 +191,7 @@ def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -
         if not _takes(builder, option):
             problems.append(_unknown_option(model, builder, option))
         elif (rule := _broken_rule(builder, option, value)) is not None:
-            problems.append(Problem(option, rule, repr(value)))
+            problems.append(Problem(option, rule, shorten(repr(value))))
     for option, item in sorted(_parameters(builder).items()):
         required = item.default is inspect.Parameter.empty and item.kind is not item.VAR_KEYWORD
         if required and option not in options:

@@ -96,6 +96,8 @@ def sentence(error: ErrorDetails) -> str:
         return f"must be {sign} {context[name]:g}, got {show(value)}"
     if kind == "too_short":
         return f"must list at least {context['min_length']}, got {show(value)}"
+    if kind == "too_long":
+        return f"must list at most {context['max_length']:,}, got {len(value):,}"
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}, got {show(value)}"
     return f"is not valid: {error['msg'][:1].lower()}{error['msg'][1:]}, got {show(value)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import Problem, SpecError, UsageError
+from stillhouse.errors import MAX_PROBLEMS, Problem, SpecError, UsageError
 from stillhouse.spec.combinations import combination_problems
 from stillhouse.spec.error_messages import key_of, to_problems
 from stillhouse.spec.overrides import apply_overrides, copy_data, parse_key
@@ -145,7 +145,9 @@ def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
     except ValidationError as error:
         details = error.errors(include_url=False)
         # A value that was reported is null now, which is no second problem.
-        found += [problem for problem in to_problems(details) if problem.key not in reported]
+        found += [problem for problem in to_problems(details[:MAX_PROBLEMS]) if problem.key not in reported]
+        if (more := len(details) - MAX_PROBLEMS) > 0:
+            found.append(Problem("", f"{more:,} more values are wrong; correct these first"))
         places = [tuple(detail["loc"]) for detail in details]
         broken |= {_entry(place) for place in places}
         spec, indices = _valid_part(plain, places, indices)

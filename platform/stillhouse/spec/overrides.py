@@ -9,6 +9,9 @@ from stillhouse.spec.display import show
 from stillhouse.spec.error_messages import key_of
 from stillhouse.spec.yaml_text import Place, parse_text
 
+_LONGEST_KEY, _MOST_PARTS = 1_000, 20
+"""No key of a spec comes near; deeper data would exceed Python's stack."""
+
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`raw` with `KEY=VALUE` overrides such as `search.max_epochs=4` or `students[0].width=0.5`; values are YAML.
@@ -39,6 +42,8 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 def parse_key(key: str) -> Place | None:
     """`students[0].width` as its parts; None when it is not a key."""
+    if len(key) > _LONGEST_KEY or key.count(".") + key.count("[") >= _MOST_PARTS:
+        return None
     if not re.fullmatch(r"[^.\[\]\s]+(?:\[\d{1,6}\]|\.[^.\[\]\s]+)*", key):
         return None
     return tuple(int(index) if index else word for index, word in re.findall(r"\[(\d+)\]|([^.\[\]]+)", key))

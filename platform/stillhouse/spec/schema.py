@@ -20,6 +20,7 @@ from stillhouse.spec.values import Section, Setting, StudentName, SweepName, Tea
 from stillhouse.user_code import make_importable, modules_of
 
 FIXED = "defaults"
+MAX_STUDENTS = 1_000
 
 
 def _parse_validation(value: Any) -> int | float:
@@ -401,7 +402,7 @@ class SweepSpec(Section):
     dataset: DatasetSpec
     views: ViewsSpec = Field(default_factory=ViewsSpec)
     teachers: dict[TeacherName, TeacherSpec] = Field(default_factory=dict)
-    students: Annotated[tuple[StudentSpec, ...], Field(min_length=1)]
+    students: Annotated[tuple[StudentSpec, ...], Field(min_length=1, max_length=MAX_STUDENTS)]
     methods: Annotated[dict[str, Any] | None, PlainValidator(_methods)] = None
     search: SearchSpec = Field(default_factory=SearchSpec)
     training: Training = Field(default_factory=Training)

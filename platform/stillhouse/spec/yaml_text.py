@@ -13,7 +13,8 @@ from stillhouse.errors import Problem, SpecError, first_line
 from stillhouse.spec.display import show
 from stillhouse.spec.error_messages import key_of
 
-_MAX_NODES = 200_000
+_MAX_NODES = 50_000
+_DEEPEST = 30
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 _RESOLVERS = (
@@ -85,6 +86,8 @@ def parse_text(text: str, source: str) -> tuple[Any, list[Problem]]:
 def _clean(node: yaml.Node, place: Place, problems: list[Problem], seen: list[int], above: tuple[yaml.Node, ...]) -> None:
     """Reports keys that appear twice or are not words, and tags that are not plain data; removes them from the tree."""
     count_value(seen)
+    if len(above) > _DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
     if node in above:
         raise yaml.YAMLError("it contains itself")
     above = (*above, node)

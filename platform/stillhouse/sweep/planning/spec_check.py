@@ -6,7 +6,7 @@ All problems, those of the spec's own form included, are reported at once, befor
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ from stillhouse.spec.display import show
 from stillhouse.spec.load import Draft, draft_of, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
-from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, default_objectives, find_code_in
+from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, TeacherTraining, default_objectives, find_code_in
 from stillhouse.spec.training import Training
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import prior_corners, resolve_methods
 from stillhouse.sweep.planning.student_outputs import student_output_problem
-from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, enumerable, grid_size
+from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, draws_at_least, enumerable, grid_size
+from stillhouse.text_table import shown_after
 from stillhouse.user_code import is_standard_library, user_code
 from stillhouse.user_paths import expand_user
 
@@ -140,6 +141,8 @@ class _Surveyor:
         self._task = tasks.find()
 
     def run(self) -> Survey:
+        if not self._check_count():
+            return self._survey
         self._add_folders()
         self._resolve_task()
         self._check_dataset()
@@ -180,6 +183,18 @@ class _Surveyor:
 
     def _problem(self, key: str, message: str) -> None:
         self._survey.problems.append(Problem(key, message))
+
+    def _check_count(self) -> bool:
+        """Whether the trials are few enough to plan; counted before anything is built or drawn."""
+        count, grid = draws_at_least(self._spec), self._spec.search.algorithm == "grid"
+        if count <= MAX_TRIALS:
+            return True
+        key = "search.algorithm" if grid else "search.trials_per_method"
+        what = f"must give at most {MAX_TRIALS:,} trials, this grid has {count:,}; use random or fewer choices"
+        if not grid:
+            what = f"must give at most {MAX_TRIALS:,} trials of all methods together, got {count:,}; use a smaller number"
+        self._problem(key, what)
+        return False
 
     def _add_folders(self) -> None:
         for number, folder in enumerate(self._spec.method_paths):
@@ -275,7 +290,8 @@ class _Surveyor:
         """Whether the model can be built at every end of the options' priors."""
         before = len(self._survey.problems)
         try:
-            self._survey.problems += [problem.under(key) for problem in unknown_options(model, options)]
+            problems = [_pointed_to_section(problem, key) for problem in unknown_options(model, options)]
+            self._survey.problems += [problem.under(key) for problem in problems]
         except UsageError as error:
             self._survey.problems.append(Problem.caused_by(error, f"{key}.model"))
         if len(self._survey.problems) > before:
@@ -350,7 +366,7 @@ class _Surveyor:
         num_samples = len(self._data.train) if self._data is not None else None
         checker = DrawChecker(spec, self._sound, self._task, num_classes=num_classes, num_samples=num_samples)
         no_teachers = not self._spec.teachers and not self._sound.touched("teachers")
-        for draw in draw_trials(spec):
+        for draw in shown_after(draw_trials(spec), "trials checked"):
             if draw.method in unmet:
                 continue
             try:
@@ -446,6 +462,13 @@ class _Surveyor:
         for name in spec.teachers:
             if self._survey.draws and name not in used and not self._survey.problems:
                 self._note(f"no trial needs teacher {name}")
+
+
+def _pointed_to_section(problem: Problem, key: str) -> Problem:
+    """The problem of an unknown option with the section that has a key of this name: `train: {epochs}` of a teacher."""
+    if key.startswith("teachers.") and problem.key in TeacherTraining.model_fields:
+        return replace(problem, remedy=f"write it under train, {key}.train.{problem.key}")
+    return problem
 
 
 # Classes and shape that stand in for an unknown data set, to find out what is wrong with options alone.

@@ -3,33 +3,34 @@
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from stillhouse.sweep.planning.plan import Plan
+from stillhouse.text_table import TextTable
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Prints students with their sizes, trials per method, teachers, costs, and what is left out."""
-    console.print(f"[bold]{plan.spec.name}[/]: {plan.num_trials} trials" + _confirm(plan), highlight=False)
+    console.print(Text(plan.spec.name, style="bold") + Text(f": {plan.num_trials} trials{_confirm(plan)}"), soft_wrap=True)
     students = _table("student", "options", "parameters", "MACs", "bytes", "trials")
     for planned in plan.students:
         options = ", ".join(f"{name}={value}" for name, value in planned.student.options.items())
         size = planned.size
         cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(planned.trials))
         students.add_row(planned.student.name, options, *cells)
-    console.print(students)
+    students.print(console)
     counts = plan.trials_per_method
     methods = _table("method", "trials", "duplicates dropped")
     for method in plan.spec.methods or {}:
         methods.add_row(method, str(counts[method]), str(plan.duplicates.get(method, 0)))
-    console.print(methods)
+    methods.print(console)
     if plan.teachers:
         teachers = _table("teacher", "model", "parameters", "MACs", "bytes", "used by trials", "weights")
         for teacher in plan.teachers:
             size = teacher.size
             cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(teacher.trials))
             teachers.add_row(teacher.name, teacher.model, *cells, "trained once" if teacher.trains else "given")
-        console.print(teachers)
+        teachers.print(console)
     cost = plan.cost
     for line in (
         f"students: {cost.students:.3g} MACs, a training step counted as three forward passes",
@@ -53,9 +54,6 @@ def _confirm(plan: Plan) -> str:
     return f", then up to {plan.confirm_trials} to confirm" if plan.confirm_trials else ""
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        words = number == 0 or column in ("options", "model", "weights")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
-    return table
+def _table(*columns: str) -> TextTable:
+    words = ("options", "model", "weights")
+    return TextTable(columns, right=[name for number, name in enumerate(columns) if number and name not in words])

@@ -136,6 +136,20 @@ def _samples(spec: SweepSpec) -> Iterator[Draw]:
                 yield Draw(method, pool[number % len(pool)], sample.teacher, {**sample.hyperparameters, **changed})
 
 
+def draws_at_least(spec: SweepSpec) -> int:
+    """How many trials the spec has at least, duplicates included, from its text alone: nothing is drawn."""
+    named = {name: {} if isinstance(settings, str) else settings for name, settings in (spec.methods or {}).items()}
+    if spec.search.algorithm != "grid":
+        return spec.search.trials_per_method * max(1, len(named))
+    listed = {name: {key: value for key, value in settings.items() if enumerable(value)} for name, settings in named.items()}
+    students = tuple(
+        student.model_copy(update={"options": {key: value for key, value in student.options.items() if enumerable(value)}})
+        for student in spec.students
+    )
+    # Teachers multiply only the trials of the methods that need one.
+    return grid_size(spec.model_copy(update={"methods": listed or {"": {}}, "students": students, "teachers": {}}))
+
+
 def grid_size(spec: SweepSpec) -> int:
     """The number of combinations of a grid, duplicates included."""
     students = sum(math.prod(len(_values(option)) for option in student.options.values()) for student in spec.students)
