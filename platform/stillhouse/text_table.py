@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_GAP = 1
+_GAP = 2
 _SILENT_S, _INTERVAL_S = 2.0, 2.0
 Item = TypeVar("Item")
 
