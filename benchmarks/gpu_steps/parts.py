@@ -47,12 +47,17 @@ def pixels(settings: Settings) -> dict[str, Any]:
     """Augmented and normalised images have the same bits on the device and on the CPU."""
     from stillhouse.data.views import Views
 
-    problems, compared = [], 0
+    problems, compared, skipped = [], 0, {}
     for side in settings.size((32, 224), (16,)):
         data = random_data(settings.size(512, 64), side)
         images = data.train.images.to(settings.device)
         for policy, batch in itertools.product(POLICIES, settings.size((1, 128, 512), (1, 64))):
             views = Views(policy, 2, data.input_shape, len(data.train.labels))
+            try:
+                views.mixing(torch.arange(1), 0)
+            except ModuleNotFoundError as error:
+                skipped[str(list(policy))] = f"needs {error.name}, which is not installed"
+                continue
             places = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:batch]
             here = data.normalise(views.augment(data.train.images, places, 1))
             there = data.normalise(views.augment(images, places.to(settings.device), 1))
@@ -64,7 +69,8 @@ def pixels(settings: Settings) -> dict[str, Any]:
                 assert other is not None
                 if not all(torch.equal(one, two.cpu()) for one, two in zip(mixing, other, strict=True)):
                     problems.append(f"the partners or shares of {list(policy)} differ between the devices")
-    return finish(problems, {"images_compared": compared, "policies": len(POLICIES)})
+    figures: dict[str, Any] = {"images_compared": compared, "policies": len(POLICIES) - len(skipped)}
+    return finish(problems, {**figures, "skipped": skipped} if skipped else figures)
 
 
 def random_data(count: int, side: int = 32, validation: int = 64) -> Any:

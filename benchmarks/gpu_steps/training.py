@@ -90,6 +90,7 @@ def step_times(settings: Settings) -> dict[str, Any]:
         # On a CPU its many draws take longer than all others together.
         del contenders["contrastive, cached"]
     rows: dict[str, dict[str, float]] = {}
+    skipped: dict[str, str] = {}
     problems: list[str] = []
     for name, contender in contenders.items():
         try:
@@ -99,13 +100,13 @@ def step_times(settings: Settings) -> dict[str, Any]:
             if package is None:
                 problems.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
             else:
-                rows[name] = {}
-    known = {name: row["ms"] for name, row in rows.items() if row}
+                skipped[name] = f"skipped: needs {package}, which is not installed"
+    known = {name: row["ms"] for name, row in rows.items()}
     if not settings.tiny and {"supervised", "kd, cached"} <= known.keys():
         ratio = known["kd, cached"] / known["supervised"]
         if ratio > _CACHED_OVER_SUPERVISED:
             problems.append(f"kd with cached logits takes {ratio:.2f} of a supervised step, must be {_CACHED_OVER_SUPERVISED}")
-    return finish(problems, {name: row or "skipped: pyarrow is not installed" for name, row in rows.items()})
+    return finish(problems, {**rows, **skipped})
 
 
 def _measure(
