@@ -5,7 +5,9 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -40,28 +42,45 @@ training: {batch_size: 80}
 """
 
 
-def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, *arguments: str) -> str:
+    """What a command that succeeds prints; the files of Ray's session stay in `session`, which ends with the command."""
     environment = os.environ | ENVIRONMENT | {"RAY_TMPDIR": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    (folder / "ray").mkdir(exist_ok=True)
+    for name in ("ray", "session"):
+        (folder / name).mkdir(exist_ok=True)
     command = [sys.executable, "-m", "stillhouse.cli", *arguments, "--home", str(folder / "home")]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, cwd=folder)
+    printed = folder / f"printed-{len(arguments[-1])}"
+    with printed.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            keep_files(folder / "ray", folder / "session")
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, printed.read_text()
+    return printed.read_text()
+
+
+def keep_files(source: Path, target: Path) -> None:
+    """Links the files below `source`: a link has what is written later too, and stays when the file is removed."""
+    for path in source.rglob("*"):
+        kept = target / "-".join(path.relative_to(source).parts[1:])
+        with suppress(OSError):
+            if not kept.exists() and path.is_file() and not path.is_symlink():
+                kept.hardlink_to(path)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep whose tracking address does not answer, which is synchronised into the home's store later."""
     # Short, since the paths of Ray's sockets have a limit.
     folder = tmp_path_factory.mktemp("s")
     (folder / "spec.yaml").write_text(SPEC)
     address = f"http://me:{quote(PASSWORD, safe='')}@127.0.0.1:9/x?token={MARK}10&api_key={MARK}11"
-    first = run(folder, "sweep", "spec.yaml", "--set", f"tracking.uri={address}")
-    assert first.returncode == 0, first.stderr
-    assert "tracking is not complete" in first.stderr
-    second = run(folder, "sweep", "spec.yaml", "--set", "tracking.uri=null")
-    assert second.returncode == 0, second.stderr
-    (folder / "output").write_text(first.stdout + first.stderr + second.stdout + second.stderr)
-    return folder, address
+    assert "tracking is not complete" in run(folder, "sweep", "spec.yaml", "--set", f"tracking.uri={address}")
+    run(folder, "sweep", "spec.yaml", "--set", "tracking.uri=null")
+    return folder
 
 
 def texts(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -80,8 +99,8 @@ def texts(folder: Path) -> Iterator[tuple[Path, str]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_no_planted_secret_is_in_anything_that_a_sweep_writes(swept: tuple[Path, str]) -> None:
-    folder, _ = swept
+def test_no_planted_secret_is_in_anything_that_a_sweep_writes(swept: Path) -> None:
+    folder = swept
     found, seen = [], set()
     for path, text in texts(folder):
         seen.add(path.suffix)
@@ -90,7 +109,7 @@ def test_no_planted_secret_is_in_anything_that_a_sweep_writes(swept: tuple[Path,
     assert found == []
     # It looked where secrets have been: the page, the table, MLflow's store and Ray's logs.
     assert {".html", ".parquet", ".db", ".log", ".out"} <= seen
-    logs = [path for path, _ in texts(folder / "ray") if path.name == "runtime_env_agent.log"]
+    logs = [path for path, _ in texts(folder / "session") if path.name.endswith("runtime_env_agent.log")]
     assert logs
     assert "PL_DISABLE_FORK" in logs[0].read_text()
 
