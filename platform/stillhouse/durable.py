@@ -69,6 +69,13 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def move_into_place(beside: Path, path: Path) -> None:
+    """Renames a complete file to its name; a folder that has this name is set aside."""
+    if path.is_dir() and not path.is_symlink():
+        set_aside(path)
+    beside.replace(path)
+
+
 def write_atomic(path: Path, payload: bytes, *, private: bool = False) -> None:
     """Writes `payload` so that `path` holds either its old content or all of the new one, also after a crash.
 
@@ -87,9 +94,7 @@ def write_atomic(path: Path, payload: bytes, *, private: bool = False) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
-            set_aside(path)
-        temporary.replace(path)
+        move_into_place(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             # An error of `write` or `fsync` does not name its file.

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.durable import Damaged, bytes_hash, canonical_json, fsync_folder, read_checked
+from stillhouse.durable import Damaged, bytes_hash, canonical_json, fsync_folder, move_into_place, read_checked
 
 STORE_VERSION = 2
 LAYOUT, MANIFEST, LOCK = "layout", "manifest", "lock"
@@ -178,7 +178,7 @@ def allocate_part(path: Path, layout: Layout, number: int) -> None:
             file.truncate(file.tell())
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        move_into_place(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

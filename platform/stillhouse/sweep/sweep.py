@@ -225,7 +225,7 @@ class Sweep:
 
     def _as_begun(self) -> frozenset[str]:
         """The teachers that keep the normalisation with which an earlier release began the sweep."""
-        return teachers_as_begun(self.spec, self.sweep_home.read_spec())
+        return teachers_as_begun(self.spec, self.sweep_home.spec_as_begun())
 
     def _context(self) -> RunContext:
         return RunContext(
@@ -240,10 +240,7 @@ class Sweep:
 
 def _in_recipe_of(sweep_home: SweepHome, spec: SweepSpec) -> SweepSpec:
     """The spec with the training defaults with which the sweep of this folder began, if it did."""
-    try:
-        stored = sweep_home.read_spec()
-    except UsageError:
-        return spec  # said when the sweep runs
+    stored = sweep_home.spec_as_begun()
     return spec if stored is None else in_recipe(spec, recipe_of(stored))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stillhouse.durable import Damaged, read_json
+from stillhouse.durable import Damaged, move_into_place, read_json
 from stillhouse.spec.collapse import trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
@@ -108,7 +108,7 @@ def _write(sweep_home: SweepHome, state: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.part")
     with contextlib.suppress(OSError):
         beside.write_text(json.dumps(state), encoding="utf-8")
-        beside.replace(path)
+        move_into_place(beside, path)
 
 
 class _Running(BaseModel, extra="allow"):

@@ -157,7 +157,7 @@ class SweepHome:
             UsageError: the sweep has trials, and a key that affects results differs; the message names it.
         """
         damaged = self._damage_of_spec() is not None
-        stored = self._spec_of_facts() if damaged else self.read_spec()
+        stored = self.spec_as_begun()
         if stored is not None:
             stored = complete(stored)
             free = {*may_change, *_DECIDES_NO_RESULT}
@@ -196,6 +196,10 @@ class SweepHome:
         if found is not None and HIDDEN not in canonical_json(found):
             return found
         raise UsageError(f"{damage}; run the sweep with its YAML file again, which replaces it")
+
+    def spec_as_begun(self) -> dict[str, Any] | None:
+        """The stored spec, to compare with; that of the facts (without secrets) if its file is damaged; None without both."""
+        return self.read_spec() if self._damage_of_spec() is None else self._spec_of_facts()
 
     def _spec_of_facts(self) -> dict[str, Any] | None:
         facts = self.read_facts()
@@ -246,10 +250,8 @@ class SweepHome:
 
     def fill_log_bytes(self) -> int:
         """The present length of the home's log of filled views, in bytes."""
-        try:
-            return (self.home / "knowledge" / "fills.jsonl").stat().st_size
-        except FileNotFoundError:
-            return 0
+        log = self.home / "knowledge" / "fills.jsonl"
+        return log.stat().st_size if log.is_file() else 0
 
     def remove(self) -> None:
         """Removes the sweep's folder. Teachers and knowledge are stored elsewhere. The caller holds the lock.
