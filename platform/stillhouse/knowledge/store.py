@@ -106,7 +106,7 @@ class KnowledgeStore:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The stored views: `key`, `bytes`, `sealed`, `last_used` (seconds since the epoch) and the identity of each."""
-        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+        for folder in sorted(each for each in self.root.iterdir() if each.is_dir()) if self.root.is_dir() else []:
             try:
                 files = _files_in(folder)
                 latest = max((file.st_mtime for file in files.values()), default=folder.stat().st_mtime)
@@ -163,7 +163,7 @@ def _files_in(folder: Path) -> dict[str, os.stat_result]:
     for file in folder.iterdir():
         if not file.name.startswith("."):
             with suppress(FileNotFoundError):
-                files[file.name] = file.stat()
+                files[file.name] = file.lstat()
     return files
 
 
