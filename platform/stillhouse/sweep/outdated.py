@@ -22,7 +22,7 @@ _SHOWN_KEYS = 5
 class Reason(Enum):
     """Why a trial runs again; the value is the note's beginning, with the number of trials and which ones."""
 
-    CODE = "user-defined code has changed since {count} trials ran ({which}); they run again"
+    CODE = "the code of {count} trials has changed since they ran ({which}); they run again"
     CONTENT = "the data set, a teacher's weights or the method have changed since {count} trials ran ({which}); they run again"
     TEACHER = "the teacher of {count} trials is another network than the one that taught them ({which}); they run again"
     STUDENT = (
