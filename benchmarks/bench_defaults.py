@@ -227,7 +227,7 @@ def main() -> int:
             who = f"{name}  {line['method']}  {line['student']}  seed {line['seed']}"
             print(f"{who}  {shown}{mark}  {line['seconds']} s", flush=True)
             if arguments.out:
-                with arguments.out.open("a") as file:
+                with arguments.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
     print(f"{collapsed} of {runs} runs collapsed (a model that ignores the image is as good)")
     return 1 if collapsed else 0

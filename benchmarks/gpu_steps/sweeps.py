@@ -59,7 +59,7 @@ def saving(settings: Settings) -> dict[str, Any]:
             "shared, cold",
         ],
     )
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    done = subprocess.run(script, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise AssertionError(f"bench_sweep.py ended with exit code {done.returncode}: {done.stderr[-1500:]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
@@ -173,7 +173,7 @@ def _compiled(home: Path, settings: Settings, problems: list[str]) -> dict[str, 
     if any(record.status != "finished" for record in results.records):
         problems.append(f"compiled students: {[record.reason for record in results.records]}")
     logs = Path("/tmp/ray/session_latest/logs")
-    if any(_RECOMPILE_LIMIT in log.read_text(errors="replace") for log in logs.glob("worker*.err")):
+    if any(_RECOMPILE_LIMIT in log.read_text(encoding="utf-8", errors="replace") for log in logs.glob("worker*.err")):
         problems.append("a worker reached the limit of recompilations, after which students run without being compiled")
     return {"compiled": len(results.records)}
 
@@ -197,8 +197,8 @@ def _workers(root: int) -> list[int]:
     titles: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            status = (folder / "stat").read_text()
-            titles[int(folder.name)] = (folder / "cmdline").read_text()
+            status = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            titles[int(folder.name)] = (folder / "cmdline").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         children.setdefault(int(status.rpartition(")")[2].split()[1]), []).append(int(folder.name))

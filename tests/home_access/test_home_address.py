@@ -44,6 +44,7 @@ def test_a_home_that_is_no_folder_is_one_sentence(tmp_path: Path) -> None:
     (file := tmp_path / "file").touch()
     with pytest.raises(InfrastructureError, match=r"cannot write into .*; choose another with --home"):
         shared_home(file)
+    assert file.is_file(), "the user's file stays"
 
 
 def test_a_scratch_folder_can_be_read_by_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

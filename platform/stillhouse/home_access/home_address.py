@@ -58,6 +58,8 @@ def shared_home(home: Path, max_bytes: int | None = None) -> HomeAddress:
         with suppress(FileNotFoundError, Damaged):
             if re.fullmatch("[0-9a-f]{16}", mark := read_file(home / _MARK).decode("ascii", "replace")):
                 return HomeAddress(path=str(home), mark=mark, keeper=f"keeper-{mark}", max_bytes=max_bytes)
+        # Raises for a file of this name, which belongs to the user and is not set aside.
+        home.mkdir(parents=True, exist_ok=True)
         mark = secrets.token_hex(8)
         write_atomic(home / _MARK, mark.encode())
     except OSError as error:

@@ -41,7 +41,7 @@ class PackedWorker:
         self._shared_data = data
         self._data = on_device(ImageData.from_arrays(*ray.get(data[0])), device)
         self._note = Path(tempfile.gettempdir()) / f"stillhouse-packed-{name}.json"
-        self._suspects: list[str] | None = json.loads(self._note.read_text()) if self._note.exists() else None
+        self._suspects: list[str] | None = json.loads(self._note.read_text(encoding="utf-8")) if self._note.exists() else None
         self._sessions: dict[str, TrialSession] = {}
         self._turns = Interleaver(device=device, alone=self._suspects is not None, on_change=self._write_note)
 
@@ -91,7 +91,7 @@ class PackedWorker:
             raise
 
     def _write_note(self, keys: Sequence[str]) -> None:
-        self._note.write_text(json.dumps(list(keys)))
+        self._note.write_text(json.dumps(list(keys)), encoding="utf-8")
 
 
 def on_device(data: ImageData, device: str) -> ImageData:
