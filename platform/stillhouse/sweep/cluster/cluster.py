@@ -121,6 +121,7 @@ class Cluster:
         # Without this, a dead Ray ends the process within a minute, also one that the caller had started.
         if self._ours or self._shutdown.failed:
             ray.shutdown()
+        self._watch.forget()
         if self._session is not None:
             self._session.close(keep=self._shutdown.failed or isinstance(error, InfrastructureError))
 

@@ -37,11 +37,14 @@ class RayWatch:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ray may end from now on."""
+        """Ray may end from now on. Until `forget`, a second request still kills what is left of it."""
         self._over.set()
-        self._shutdown.before_end = lambda: None
         if self._thread.is_alive():
             self._thread.join()
+
+    def forget(self) -> None:
+        """Ray has ended, or is no longer this process's to end."""
+        self._shutdown.before_end = lambda: None
 
     def kill(self) -> None:
         """Kills the Ray that this process started, with all its workers; a cluster that it joined is left alone."""
