@@ -1,4 +1,4 @@
-"""Runs the GPU path of Stillhouse step by step, and says what passes, what fails and how fast it is.
+"""Runs the GPU path of Stillhouse step by step, and reports what passes, what fails and how fast it is.
 
     python benchmarks/gpu_check.py                       # on a machine with a GPU: about ten minutes
     python benchmarks/gpu_check.py --steps 3,4           # some steps

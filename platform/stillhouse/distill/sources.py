@@ -79,7 +79,7 @@ def queues_work(device: str) -> bool:
 
 
 class Finiteness:
-    """Whether outputs were finite, on their device, so that the question is asked of a GPU once an epoch."""
+    """Whether outputs were finite, on their device, so that the flag is read off a GPU once an epoch."""
 
     def __init__(self) -> None:
         self._kinds: Sequence[str] = ()

@@ -50,7 +50,7 @@ def test_only_trials_with_a_teacher_of_its_own_normalisation_get_other_keys(spec
     stated, first_release = keys(spec), keys(said(spec, "dataset"))
     assert stated["scratch"] == first_release["scratch"]
     assert stated["kd"] != first_release["kd"]
-    assert keys(said(spec, "0..1")) == stated, "the same normalisation, whoever states it"
+    assert keys(said(spec, "0..1")) == stated, "the same normalisation, whether it is stated or recorded"
     (tmp_path / "preprocessing.json").unlink()
     assert keys(spec) == first_release
 
