@@ -1,7 +1,12 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 
-from stillhouse.distill.method import MethodError
-from stillhouse.distill.stages import epochs_of_first_stage, generations
+from stillhouse.distill.method import Method, MethodError, Setup, Stage
+from stillhouse.distill.stages import epochs_of_first_stage, generations, training_of
+from stillhouse.distill.trainer import Trainer
+from stillhouse.spec.training import Training
 
 
 @pytest.mark.parametrize(
@@ -30,3 +35,61 @@ def test_only_the_first_generation_reads_the_teachers_knowledge() -> None:
 def test_each_generation_needs_an_epoch() -> None:
     with pytest.raises(MethodError, match="each of its 3 generations, has 2"):
         generations(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "of_trial", "bound"), [(None, None, None), (5.0, None, 5.0), (None, 2.0, 2.0), (5.0, 2.0, 2.0), (1.0, 2.0, 1.0)]
+)
+def test_the_smaller_bound_of_gradients_counts_in_a_stage(
+    own: float | None, of_trial: float | None, bound: float | None
+) -> None:
+    changed = training_of(Stage(epochs=1, gradient_clip=own), Training(gradient_clip=of_trial))
+    assert changed == Training(gradient_clip=bound)
+
+
+@pytest.mark.parametrize(
+    ("training", "rate"),
+    [(Training(), 0.0005), (Training(optimizer="adam"), 0.00001), (Training(learning_rate=0.2), 0.002)],
+)
+def test_a_stage_trains_at_its_share_of_the_rate(training: Training, rate: float) -> None:
+    changed = training_of(Stage(epochs=1, rate_factor=0.01), training)
+    assert changed.peak_learning_rate == pytest.approx(rate)
+    assert changed.model_copy(update={"learning_rate": training.learning_rate}) == training
+
+
+def test_a_stage_without_a_recipe_of_its_own_leaves_the_trials_as_it_is() -> None:
+    training = Training(optimizer="adamw")
+    assert training_of(Stage(epochs=1), training) == training
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SlowFirstStage(Method):
+    """Plain training whose first epoch has the given recipe, and whose second one has the trial's."""
+
+    rate_factor: float = 1.0
+    gradient_clip: float | None = None
+
+    def stages(self, setup: Setup) -> list[Stage]:
+        first = Stage(name="first", epochs=1, rate_factor=self.rate_factor, gradient_clip=self.gradient_clip)
+        return [first, Stage(name="second", epochs=setup.epochs - 1)]
+
+
+def test_only_the_stage_that_names_a_rate_trains_at_it(make_trainer: Callable[..., Trainer]) -> None:
+    recipe = {"learning_rate": 0.05, "schedule": "constant"}
+    slow = make_trainer(_SlowFirstStage(rate_factor=0.01), recipe=recipe)
+    assert [entry["learning_rate"] for entry in slow.fit()] == pytest.approx([0.0005, 0.05])
+
+
+def test_a_stage_bounds_the_gradients_of_its_epochs_as_the_trial_would(make_trainer: Callable[..., Trainer]) -> None:
+    bounded = make_trainer(_SlowFirstStage(gradient_clip=0.01), epochs=2)
+    by_trial = make_trainer(_SlowFirstStage(), epochs=2, recipe={"gradient_clip": 0.01})
+    free = make_trainer(_SlowFirstStage(), epochs=2)
+    losses = [trainer.run_epoch()["train_loss"] for trainer in (bounded, by_trial, free)]
+    assert losses[0] == losses[1] > losses[2]
+    assert bounded.run_epoch()["train_loss"] != by_trial.run_epoch()["train_loss"]
+
+
+@pytest.mark.parametrize("method", [_SlowFirstStage(rate_factor=0.0), _SlowFirstStage(gradient_clip=-1.0)])
+def test_a_rate_and_a_bound_of_a_stage_must_be_positive(make_trainer: Callable[..., Trainer], method: Method) -> None:
+    with pytest.raises(ValueError, match="need a rate_factor and a gradient_clip above 0"):
+        make_trainer(method)

@@ -138,6 +138,8 @@ class Stage:
         data_free: whether the method generates all inputs. The student then sees no image of the data set: `step.images`,
             `labels`, `targets` and `outputs` are empty, and only `indices` has the size of the batch.
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
+        rate_factor: what the trial's learning rate is multiplied by, for a loss whose paper trains at another rate.
+        gradient_clip: the largest norm of the gradients, for a loss that needs a bound; a smaller one of the trial comes first.
     """
 
     name: str = "train"
@@ -146,6 +148,8 @@ class Stage:
     comparable: bool = True
     data_free: bool = False
     knowledge: tuple[str, ...] | None = None
+    rate_factor: float = 1.0
+    gradient_clip: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

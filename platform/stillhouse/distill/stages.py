@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from stillhouse.distill.method import Method, MethodError, Setup, Stage
 from stillhouse.errors import did_you_mean
+from stillhouse.spec.training import Training
 
 
 def epochs_of_first_stage(epochs: int, share: float) -> int:
@@ -39,11 +40,23 @@ def generations(epochs: int, number: int) -> list[Stage]:
     ]
 
 
+def training_of(stage: Stage, training: Training) -> Training:
+    """A recipe as the stage uses it: with its rate factor, and the smaller of both bounds of the gradients."""
+    changed: dict[str, float] = {}
+    if stage.rate_factor != 1:
+        changed["learning_rate"] = stage.rate_factor * training.peak_learning_rate
+    bounds = [bound for bound in (stage.gradient_clip, training.gradient_clip) if bound is not None]
+    if bounds:
+        changed["gradient_clip"] = min(bounds)
+    return training.model_copy(update=changed)
+
+
 def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
     """The method's stages, whose epochs must add up to the training's.
 
     Raises:
-        ValueError: they do not, a stage has no epoch, or it names knowledge that `knowledge` does not return.
+        ValueError: they do not, a stage has no epoch, its rate factor or bound of gradients is not positive, or it names
+            knowledge that `knowledge` does not return.
     """
     stages = list(method.stages(setup))
     if any(stage.epochs < 1 for stage in stages):
@@ -51,6 +64,8 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
     total = sum(stage.epochs for stage in stages)
     if total != setup.epochs:
         raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
+    if any(not stage.rate_factor > 0 or (stage.gradient_clip is not None and not stage.gradient_clip > 0) for stage in stages):
+        raise ValueError("its stages need a rate_factor and a gradient_clip above 0")
     needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
     if needed and setup.teacher is not None:
         known = method.knowledge(setup.teacher, setup.student)

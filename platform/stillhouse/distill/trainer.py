@@ -27,7 +27,7 @@ from stillhouse.distill.method import Method, MethodError, Setup, Stage, StageSt
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
 from stillhouse.distill.optimiser import Optimisers
 from stillhouse.distill.sources import KnowledgeSource
-from stillhouse.distill.stages import check_stages
+from stillhouse.distill.stages import check_stages, training_of
 from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture, describe
@@ -510,11 +510,12 @@ class Trainer:
             device=self.device,
         )
         groups: dict[str, nn.Module] = {"student": self.student}
-        recipes = {"student": self._training}
+        recipes = {"student": training_of(stage, self._training)}
         for name, helper in self._helpers.items():
             if helper.trainable:
                 groups[name] = helper.module
-                recipes[name] = Training.model_validate(self._training.model_dump() | dict(helper.training))
+                own = Training.model_validate(self._training.model_dump() | dict(helper.training))
+                recipes[name] = training_of(stage, own)
         self._optimisers = Optimisers(
             groups,
             recipes,
