@@ -228,8 +228,8 @@ def test_an_interrupted_sweep_ends_as_an_undisturbed_one(interruptions: Interrup
 def test_a_request_while_tune_retries_trials_ends_the_sweep(cluster: None, tmp_path: Path) -> None:
     spec, sweep_home = write_spec(tmp_path / "life.yaml", **ALONE), SweepHome(tmp_path / "home", "life")
     sweep_home.folder.mkdir(parents=True)
-    # Students cannot be written, so that every attempt of a trial fails at its end.
-    (sweep_home.folder / "students").write_text("")
+    # Students cannot be written, not even by root, so that every attempt of a trial fails at its end.
+    (sweep_home.folder / "students").symlink_to("/proc")
     events = Events(at="again", act=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert "stillhouse resume" in interrupted(spec, sweep_home.home, events)
     assert not stamps(sweep_home)

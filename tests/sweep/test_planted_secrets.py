@@ -5,6 +5,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -72,15 +73,16 @@ def keep_files(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept() -> Iterator[Path]:
     """The folder of a sweep whose tracking address does not answer, which is synchronised into the home's store later."""
-    # Short, since the paths of Ray's sockets have a limit.
-    folder = tmp_path_factory.mktemp("s")
-    (folder / "spec.yaml").write_text(SPEC)
-    address = f"http://me:{quote(PASSWORD, safe='')}@127.0.0.1:9/x?token={MARK}10&api_key={MARK}11"
-    assert "tracking is not complete" in run(folder, "sweep", "spec.yaml", "--set", f"tracking.uri={address}")
-    run(folder, "sweep", "spec.yaml", "--set", "tracking.uri=null")
-    return folder
+    # Not pytest's folder, whose path may be too long for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="secrets-") as name:
+        folder = Path(name)
+        (folder / "spec.yaml").write_text(SPEC)
+        address = f"http://me:{quote(PASSWORD, safe='')}@127.0.0.1:9/x?token={MARK}10&api_key={MARK}11"
+        assert "tracking is not complete" in run(folder, "sweep", "spec.yaml", "--set", f"tracking.uri={address}")
+        run(folder, "sweep", "spec.yaml", "--set", "tracking.uri=null")
+        yield folder
 
 
 def texts(folder: Path) -> Iterator[tuple[Path, str]]:
