@@ -77,6 +77,7 @@ def run_sweep(
         # Where the facts of an earlier run are lost, the teachers are loaded to know them again.
         needed = missing or bool(outdated) or not _knows_teachers(facts, records.values())
         ready = _run_missing(context, phases, records, budget, tracker, evaluation, publish) if needed else {}
+        sweep_home.drop_checkpoints(records)
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
         outcome = _outcome(phases, records, known, teachers, accounts)
         notes = _closing_notes(context, phases, records, budget, teachers, outcome)

@@ -1,7 +1,6 @@
 """Trials that were lost with their workers: run again while that helps, given up when a trial kills every worker."""
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -98,5 +97,5 @@ def _give_up(trial: Trial, lost: LostTrial, sweep_home: SweepHome) -> TrialRecor
         finished=now(),
     )
     sweep_home.ledger.write(record)
-    shutil.rmtree(sweep_home.folder / "trials" / trial.key, ignore_errors=True)
+    sweep_home.drop_checkpoints([trial.key])
     return record

@@ -265,6 +265,15 @@ def test_facts_come_back_and_damaged_ones_are_none(tmp_path: Path) -> None:
     assert home.read_facts() is None
 
 
+def test_a_checkpoint_goes_with_its_trial_and_no_other(tmp_path: Path) -> None:
+    sweep_home = SweepHome(tmp_path, "s")
+    for key in ("ended", "running"):
+        (sweep_home.folder / "trials" / key).mkdir(parents=True)
+        (sweep_home.folder / "trials" / key / "checkpoint").write_bytes(b"state")
+    sweep_home.drop_checkpoints(["ended", "without"])
+    assert [path.name for path in (sweep_home.folder / "trials").iterdir()] == ["running"]
+
+
 def test_sweeps_are_found_by_name(tmp_path: Path) -> None:
     for name in ("beta", "alpha"):
         SweepHome(tmp_path, name).write_spec(SPEC)

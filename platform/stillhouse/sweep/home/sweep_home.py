@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -314,6 +314,11 @@ class SweepHome:
             return _ADDRESSES.validate_python(read_json(self.folder / "runs.json"))
         except (OSError, Damaged, ValidationError):
             return {}
+
+    def drop_checkpoints(self, keys: Iterable[str]) -> None:
+        """Removes checkpoints of trials that have ended: a worker that dies between its record and that leaves its own."""
+        for key in keys:
+            shutil.rmtree(self.folder / "trials" / key, ignore_errors=True)
 
     def read_records(self) -> list[TrialRecord]:
         return list(self.ledger.read_all()[0].values())
