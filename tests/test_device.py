@@ -7,7 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stillhouse.device import CONTEXT_BYTES, check_device, free_memory, is_lost, is_out_of_memory, limit_memory, memory_limit
+from stillhouse.device import (
+    CONTEXT_BYTES,
+    DeviceClock,
+    check_device,
+    free_memory,
+    is_lost,
+    is_out_of_memory,
+    limit_memory,
+    memory_limit,
+)
 from stillhouse.errors import InfrastructureError
 
 GIB = 1 << 30
@@ -113,3 +122,37 @@ def test_memory_in_a_cycle_is_freed_before_the_cache_is_emptied(monkeypatch: pyt
     finally:
         gc.enable()
     assert freed == [True]
+
+
+def test_a_clock_on_a_gpu_marks_the_queue_and_waits_only_when_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+        def elapsed_time(self, _end: "Event") -> float:
+            return 250.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = DeviceClock("cuda")
+    clock.stop()
+    assert calls == ["record", "record"]
+    clock.wait()
+    assert clock.seconds == 0.25
+    assert calls == ["record", "record", "wait"]
+
+
+def test_a_clock_on_a_cpu_measures_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 12.5])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = DeviceClock("cpu")
+    clock.stop()
+    clock.wait()
+    assert clock.seconds == 2.5

@@ -5,6 +5,7 @@ Every function does nothing, or answers for a machine without a GPU, where there
 
 import gc
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -74,6 +75,42 @@ def synchronise(device: str) -> None:
     """Waits until the device has done all that was queued for it, so that a clock measures the work and not its start."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
+
+
+class DeviceClock:
+    """Measures what a device takes for the work between two points of its queue, without making the processor wait for it.
+
+    On a CPU, where nothing is queued, it measures the wall clock.
+
+    Args:
+        device: whose current queue is measured, from now on.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._events: tuple[Any, Any] | None = None
+        if torch.device(device).type == "cuda":
+            self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._events[0].record()
+        self._started = self._stopped = time.perf_counter()
+
+    def stop(self) -> None:
+        """Marks the end of what is measured."""
+        self._stopped = time.perf_counter()
+        if self._events is not None:
+            self._events[1].record()
+
+    def wait(self) -> None:
+        """Returns when the device has reached the end."""
+        if self._events is not None:
+            self._events[1].synchronize()
+
+    @property
+    def seconds(self) -> float:
+        """After `wait`."""
+        if self._events is None:
+            return self._stopped - self._started
+        started, stopped = self._events
+        return float(started.elapsed_time(stopped)) / 1000
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -80,10 +80,13 @@ fill_batch, batches = service.filler._fill_batch, [0]
 
 def slow(*arguments):
     batches[0] += 1
-    fill_batch(*arguments)
+    clock = fill_batch(*arguments)
     if batches[0] == int(dies_in_batch):
+        while service.filler.samples_forwarded < (batches[0] - 1) * int(batch):
+            time.sleep(0.01)  # the batches before are durable
         os._exit(9)
     time.sleep(0.05)
+    return clock
 
 service.filler._fill_batch = slow
 print("ready", flush=True)

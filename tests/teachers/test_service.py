@@ -153,11 +153,14 @@ def test_a_resting_service_writes_nothing_more_and_continues_at_the_next_request
     service, half_way, go_on = make_service(), threading.Event(), threading.Event()
     fill_batch = service.filler._fill_batch
 
-    def slow(*arguments: Any) -> None:
-        if service.filler.samples_forwarded == ROWS // 2:
+    batches: list[int] = []
+
+    def slow(*arguments: Any) -> Any:
+        batches.append(1)
+        if len(batches) == 3:
             half_way.set()
             go_on.wait(20)
-        fill_batch(*arguments)
+        return fill_batch(*arguments)
 
     monkeypatch.setattr(service.filler, "_fill_batch", slow)
     for view in range(2):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,13 @@ def test_rows_are_filled_in_the_order_in_which_they_are_read(
     make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    forward = ViewFiller.forward
+    outputs = ViewFiller._outputs
 
-    def watching(self: ViewFiller, reader: Any, kinds: Any, view: int, indices: Any) -> Any:
+    def watching(self: ViewFiller, reader: Any, kinds: Any, view: int, indices: Any, *others: Any) -> Any:
         seen.extend(indices.tolist())
-        return forward(self, reader, kinds, view, indices)
+        return outputs(self, reader, kinds, view, indices, *others)
 
-    monkeypatch.setattr(ViewFiller, "forward", watching)
+    monkeypatch.setattr(ViewFiller, "_outputs", watching)
     service = make_service()
     service.fill(0, [logits()], (7, 3))
     assert seen[:2] == [0, 1], "to know the shape"
@@ -144,6 +145,33 @@ def test_rows_can_be_read_while_the_view_is_being_filled(
     monkeypatch.setattr(ViewFiller, "_note", looking)
     service.fill(0, KINDS, (0, 0))
     assert ready == [40, 80, 120, 160]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_batch_is_written_while_the_next_one_is_computed(
+    make_service: Callable[..., TeacherService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, computing = make_service(), [threading.Event() for _ in range(5)]
+    service.measure([logits()])
+    begun: list[int] = []
+    outputs, put = ViewFiller._outputs, ViewWriter.put
+    overlapped: list[bool] = []
+
+    def compute(self: ViewFiller, *arguments: Any) -> Any:
+        computing[len(begun)].set()
+        begun.append(1)
+        return outputs(self, *arguments)
+
+    def write(self: ViewWriter, rows: Any, values: Any) -> None:
+        # Without a thread of its own this would wait for a batch that has not begun, since this one is not written.
+        overlapped.append(len(overlapped) == 3 or computing[len(overlapped) + 1].wait(5))
+        put(self, rows, values)
+
+    monkeypatch.setattr(ViewFiller, "_outputs", compute)
+    monkeypatch.setattr(ViewWriter, "put", write)
+    service.fill(0, [logits()])
+    assert overlapped == [True] * 4
+    assert rows_of(service, logits(), 0).isfinite().all()
 
 
 @pytest.mark.parametrize("harm", ["cut", "garbled", "missing", "foreign"])
@@ -206,11 +234,11 @@ def test_a_filling_that_broke_off_goes_on_bit_for_bit_and_is_counted_once(
             die()
         note(self, *arguments)
 
-    def filling(self: ViewFiller, *arguments: Any) -> None:
+    def filling(self: ViewFiller, *arguments: Any) -> Any:
         calls["batch"] += 1
         if calls["batch"] == 3 and point == "in the third batch":
             die()
-        batch(self, *arguments)
+        return batch(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(ViewWriter, "_append", appending)
@@ -243,11 +271,11 @@ def test_kinds_that_miss_different_rows_share_a_pass_over_what_either_misses(
         batches: list[int] = []
         batch = ViewFiller._fill_batch
 
-        def twice(self: ViewFiller, *arguments: Any) -> None:
+        def twice(self: ViewFiller, *arguments: Any) -> Any:
             batches.append(1)
             if len(batches) == 3:
                 die()
-            batch(self, *arguments)
+            return batch(self, *arguments)
 
         patch.setattr(ViewFiller, "_fill_batch", twice)
         with pytest.raises(Died):

@@ -64,3 +64,10 @@ def pinned_like(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     PyTorch uses such memory again only after the copies from it are done.
     """
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def to_host(value: Tensor) -> Tensor:
+    """The tensor in the machine's memory; from a GPU a copy that is only queued, so that it must be waited for."""
+    if value.device.type == "cpu":
+        return value
+    return pinned_like(tuple(value.shape), value.dtype, value.device).copy_(value, non_blocking=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_key, uniform
-from stillhouse.data.read_ahead import ReadAhead
+from stillhouse.data.read_ahead import ReadAhead, to_host
 from stillhouse.device import Float32Precision, float32_precision, memory_limit
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
@@ -91,6 +91,11 @@ class Finiteness:
         self._kinds, self._outputs = kinds, outputs
         finite = torch.stack([value.isfinite().all() for value in values])
         self._finite = finite if self._finite is None else self._finite & finite
+
+    def send_to_host(self) -> None:
+        """Queues the copy of the flags to the machine's memory, so that a `check` after it waits for no later work."""
+        if self._finite is not None:
+            self._finite = to_host(self._finite)
 
     def check(self) -> None:
         """Forgets what was noted.

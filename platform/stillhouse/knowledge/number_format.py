@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from stillhouse.errors import UsageError
 
 
-def in_format(values: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
+def in_format(values: NDArray[Any], dtype: str, what: str, largest: float | None = None) -> NDArray[Any]:
     """Finite values as contiguous `dtype`.
 
     Args:
         what: the kind of knowledge, for the error.
+        largest: the largest magnitude of values that were rounded to the format before; by default that of `values`.
 
     Raises:
         UsageError: some value exceeds the range of the format.
@@ -20,7 +21,7 @@ def in_format(values: NDArray[Any], dtype: str, what: str) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(values, dtype=dtype)
     if not np.isfinite(stored).all():
-        check_range(float(np.abs(values.astype(np.float64)).max()), dtype, what)
+        check_range(float(np.abs(values.astype(np.float64)).max()) if largest is None else largest, dtype, what)
         raise ValueError(f"{what} must be finite")
     return stored
 

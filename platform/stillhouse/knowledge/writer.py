@@ -57,7 +57,7 @@ class ViewWriter:
 
     The disk space of the whole view is allocated first. Rows of earlier attempts remain if they match their checksums. Rows are
     `put` and then made durable together by `commit`: first their values, then a line of the journal, so the values of each line
-    in the journal are on the disk.
+    in the journal are on the disk. `put` and `commit` may be called in another thread than `claim`.
 
     Args:
         layout: of the view; the `order` of an earlier attempt takes precedence.

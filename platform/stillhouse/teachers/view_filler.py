@@ -4,7 +4,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import images_for, read_ahead
 from stillhouse.data.views import Views
-from stillhouse.device import Float32Precision, synchronise
-from stillhouse.distill.sources import Reading, compute_knowledge, layers_of
+from stillhouse.device import DeviceClock, Float32Precision, synchronise
+from stillhouse.distill.sources import Finiteness, Reading, compute_knowledge, layers_of
 from stillhouse.durable import Damaged
 from stillhouse.knowledge.fill_log import append_line, fill_log, logged_stretches
 from stillhouse.knowledge.kinds import Knowledge
@@ -28,9 +28,11 @@ from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.writer import ViewWriter, room_for
 from stillhouse.models.batch_parts import BatchParts
 from stillhouse.models.features import FeatureReader
+from stillhouse.teachers.background_writer import BackgroundWriter
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.definition import view_identity
 from stillhouse.teachers.fill_batches import FillBatch, FillBatches
+from stillhouse.teachers.host_copy import HostCopy
 from stillhouse.teachers.library import LoadedTeacher
 
 FILL_BATCH = 512
@@ -38,7 +40,8 @@ _MEASURED, _MEASURED_FEW = 256, 64
 """Samples in the measured batches on a CPU: of a forward pass, and of each kind of knowledge. A GPU takes about as long for 64
 samples as for 512, so that batches of the latter size are measured there."""
 _COMMIT_SHARE = 0.05
-"""Stretches grow until making them durable takes no more than this part of computing them."""
+"""Stretches grow until making them durable takes no more than this part of computing them, since it disturbs what is computed
+meanwhile."""
 _STRETCH_S = 1.0
 """Stretches that take this long to compute do not grow: trials wait for them."""
 _POLL_S = 0.02
@@ -95,6 +98,7 @@ class ViewFiller:
         self._compute = partial(compute_knowledge, task=self._task, parts=BatchParts(), precision=precision)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._counted: set[str] = set()
+        self._stretch_batches = 1
         self.resting = False
         self.samples_forwarded = 0
         self.bytes_written = 0
@@ -192,38 +196,31 @@ class ViewFiller:
     ) -> None:
         """Forwards the missing rows, batch by batch; a stretch of batches is made durable and counted at once.
 
-        Each batch is claimed first, so that several services fill the view together and none repeats the work of another.
+        While a batch is written, the next one is computed. Each batch is claimed first, so that several services fill the view
+        together and none repeats the work of another.
         """
         rows = len(self._images)
         # A view that another service began keeps its order, and so its batches: the same rows are rounded in the same way.
         reading = next((writer.order for writer in writers.values() if writer.order is not None), None)
         order = np.arange(rows) if reading is None else reading_order(reading[0], reading[1], rows)
         batches = FillBatches([order[first : first + FILL_BATCH] for first in range(0, rows, FILL_BATCH)], writers)
-        num_batches = 1
-        with read_ahead(self._images, (self._views.reads(torch.from_numpy(rows), view) for rows in batches.ahead())):
+        self._stretch_batches = 1
+        ahead = (self._views.reads(torch.from_numpy(rows), view) for rows in batches.ahead())
+        with read_ahead(self._images, ahead), BackgroundWriter() as background:
             while batches.left:
                 if self.resting:
                     raise FillingStopped
-                started = time.perf_counter()
                 stretch: list[FillBatch] = []
-                while len(stretch) < num_batches and (batch := batches.take()) is not None:
-                    self._fill_batch(view, kinds, reader, writers, batch)
+                clocks: list[DeviceClock] = []
+                while len(stretch) < self._stretch_batches and (batch := batches.take()) is not None:
+                    clocks.append(self._fill_batch(view, kinds, reader, writers, batch, background))
                     stretch.append(batch)
-                if not stretch:
+                if stretch:
+                    background.submit(partial(self._finish_stretch, view, writers, batches, stretch, clocks))
+                else:
                     # Other services fill all that is left; if one of them dies, its batches can be claimed.
+                    background.wait()
                     time.sleep(_POLL_S)
-                    continue
-                count = sum(len(batch.rows) for batch in stretch)
-                computed = time.perf_counter()
-                token = secrets.token_hex(8)
-                written = {name: writer.commit(token) for name, writer in writers.items()}
-                self._note(view, count, written, computed - started, token)
-                batches.finish(stretch)
-                self.samples_forwarded += count
-                self.bytes_written += sum(written.values())
-                seconds = computed - started
-                if time.perf_counter() - computed > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
-                    num_batches *= 2
 
     def _fill_batch(
         self,
@@ -232,20 +229,69 @@ class ViewFiller:
         reader: FeatureReader,
         writers: Mapping[str, ViewWriter],
         batch: FillBatch,
-    ) -> None:
+        background: BackgroundWriter,
+    ) -> DeviceClock:
+        """Computes a batch and has it written in the background; the clock measures computing alone."""
         wanted = {name: kinds[name] for name, some in batch.missing.items() if some.any()}
-        values = self.forward(reader, wanted, view, batch.rows)
-        for name, array in values.items():
-            missing = batch.missing[name]
-            writers[name].put(batch.rows[missing], in_format(array[missing], self._dtype, str(wanted[name])))
+        clock, finiteness = DeviceClock(self._device), Finiteness()
+        with self._lock:
+            copy = HostCopy(self._outputs(reader, wanted, view, batch.rows, finiteness), self._dtype, finiteness, clock)
+
+        def put() -> None:
+            copy.wait()
+            for name, kind in wanted.items():
+                missing = batch.missing[name]
+                values = in_format(copy.rows(name)[missing], self._dtype, str(kind), copy.largest(name))
+                writers[name].put(batch.rows[missing], values)
+
+        background.submit(put)
+        return clock
+
+    def _finish_stretch(
+        self,
+        view: int,
+        writers: Mapping[str, ViewWriter],
+        batches: FillBatches,
+        stretch: Sequence[FillBatch],
+        clocks: Sequence[DeviceClock],
+    ) -> None:
+        """Makes the batches durable and counts them, after they were put."""
+        count = sum(len(batch.rows) for batch in stretch)
+        seconds = sum(clock.seconds for clock in clocks)
+        started = time.perf_counter()
+        token = secrets.token_hex(8)
+        written = {name: writer.commit(token) for name, writer in writers.items()}
+        self._note(view, count, written, seconds, token)
+        batches.finish(stretch)
+        self.samples_forwarded += count
+        self.bytes_written += sum(written.values())
+        if time.perf_counter() - started > _COMMIT_SHARE * seconds and seconds < _STRETCH_S:
+            self._stretch_batches *= 2
 
     def forward(
         self, reader: FeatureReader, kinds: Mapping[str, Knowledge], view: int, indices: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
+        """The knowledge of the view's samples `indices` [B], float32 {kind: [B, ...]}.
+
+        Raises:
+            TrialError: the teacher's outputs are not all finite.
+        """
         with self._lock:
-            places = torch.from_numpy(indices).to(self._device)
-            outputs = self._compute(reader, kinds, self.view_images(view, indices), self._labels[places], (view, places))
+            outputs = self._outputs(reader, kinds, view, indices)
             return {name: output.float().cpu().numpy() for name, output in outputs.items()}
+
+    def _outputs(
+        self,
+        reader: FeatureReader,
+        kinds: Mapping[str, Knowledge],
+        view: int,
+        indices: NDArray[np.int64],
+        finiteness: Finiteness | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """As `forward`, on the teacher's device, where it may still be computed; the caller holds the lock."""
+        places = torch.from_numpy(indices).to(self._device)
+        images, labels = self.view_images(view, indices), self._labels[places]
+        return self._compute(reader, kinds, images, labels, (view, places), finiteness=finiteness)
 
     def view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:
         places = torch.from_numpy(indices)
