@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse import compress
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "platform" / "stillhouse"
 METHOD_NAMES = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
 TASK_NAMES = sorted(path.stem for path in (CORE / "tasks").glob("*.py") if path.stem not in ("__init__", "task"))
+
+OPERATORS = [CORE / "compress" / f"{name}.py" for name in compress.names()]
 
 
 @pytest.mark.parametrize("folder", ["platform", "methods", "tests"])
@@ -63,6 +67,14 @@ def test_there_is_a_task() -> None:
 def test_the_core_never_names_a_task(path: Path) -> None:
     """What depends on the task is a hook of the task protocol; which task is the default is a flag of its class."""
     named = [f"line {line}: {word}" for word, line in words_of(ast.parse(path.read_text())) if word in TASK_NAMES]
+    assert not named
+
+
+def test_the_core_never_names_an_operator() -> None:
+    """What depends on the operator is a hook of its contract."""
+    names = {path.stem for path in OPERATORS}
+    files = [path for path in core_files() if path not in OPERATORS and not path.stem.startswith("_")]
+    named = [f"{path}: {word}" for path in files for word, _ in words_of(ast.parse(path.read_text())) if word in names]
     assert not named
 
 

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from stillhouse.distill.hyperparameters import make_method, plain, setting_problem, typed
+from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Card, Method, hyperparameter
 from stillhouse.errors import UsageError
+from stillhouse.spec.hyperparameter import plain, setting_problem, typed
 from stillhouse.spec.priors import Choice, Uniform
 
 

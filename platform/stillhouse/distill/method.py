@@ -4,8 +4,6 @@ A method is a frozen, keyword-only dataclass of hyper-parameters with a card and
 plain supervised training, so a method overrides only what its paper changes; most stop at `knowledge` and `loss`.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +18,9 @@ from stillhouse.distill.draws import DeviceDraws
 from stillhouse.knowledge.kinds import LOGITS, Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
-from stillhouse.spec.priors import Prior
+from stillhouse.spec.hyperparameter import Configured
+from stillhouse.spec.hyperparameter import HyperParameter as HyperParameter
+from stillhouse.spec.hyperparameter import hyperparameter as hyperparameter
 from stillhouse.tasks import Task
 from stillhouse.tasks import default as default_task
 from stillhouse.tasks import find as find_task
@@ -71,60 +71,6 @@ class Card:
     suggested: str = ""
     interactions: str = ""
     baseline: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class HyperParameter:
-    """The rule of one hyper-parameter, and the prior that a search uses when the spec names none."""
-
-    prior: Prior | None = None
-    above: float | None = None
-    minimum: float | None = None
-    below: float | None = None
-    maximum: float | None = None
-    choices: tuple[Any, ...] | None = None
-    help: str = ""
-
-    def broken_by(self, value: Any) -> str | None:
-        """The rule that `value` breaks, as in "must be > 0"; None when it breaks none."""
-        if self.choices is not None:
-            return None if value in self.choices else f"must be one of {', '.join(map(str, self.choices))}"
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                return "must be finite"
-            if self.above is not None and not value > self.above:
-                return f"must be > {self.above:g}"
-            if self.minimum is not None and not value >= self.minimum:
-                return f"must be >= {self.minimum:g}"
-            if self.below is not None and not value < self.below:
-                return f"must be < {self.below:g}"
-            if self.maximum is not None and not value <= self.maximum:
-                return f"must be <= {self.maximum:g}"
-        return None
-
-
-def hyperparameter(
-    default: Any,
-    *,
-    prior: Prior | None = None,
-    above: float | None = None,
-    minimum: float | None = None,
-    below: float | None = None,
-    maximum: float | None = None,
-    choices: Sequence[Any] | None = None,
-    help: str = "",
-) -> Any:
-    """A dataclass field with the paper's default, a rule and a prior; without a prior it is not searched by default."""
-    rule = HyperParameter(
-        prior=prior,
-        above=above,
-        minimum=minimum,
-        below=below,
-        maximum=maximum,
-        choices=None if choices is None else tuple(choices),
-        help=help,
-    )
-    return field(default=default, metadata={"hyperparameter": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,7 +329,7 @@ class Update(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Configured):
     """Plain supervised training; the base class of every method.
 
     Raises:
@@ -403,26 +349,6 @@ class Method:
     calls_teacher: ClassVar[bool] = False
     """Whether steps call the teacher on inputs that the method generates, by `step.call_teacher`; it calls the first of several
     teachers."""
-
-    def __post_init__(self) -> None:
-        for name, rule in self.hyperparameters().items():
-            value = getattr(self, name)
-            broken = rule.broken_by(value)
-            if broken:
-                raise ValueError(f"{name} {broken}, got {value!r}")
-
-    @classmethod
-    def hyperparameters(cls) -> dict[str, HyperParameter]:
-        """The rule of every hyper-parameter, by name, in order."""
-        return {
-            item.name: item.metadata.get("hyperparameter", HyperParameter())
-            for item in dataclasses.fields(cls)
-            if item.init and not item.name.startswith("_")
-        }
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        return {item.name: item.default for item in dataclasses.fields(cls) if item.name in cls.hyperparameters()}
 
     @classmethod
     def other_methods(cls, hyperparameters: Mapping[str, Any]) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """The networks of a trial: its students and the helpers of its method, each with weights that depend on the seed alone."""
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -23,14 +24,22 @@ class StudentFactory:
         self._device = device
         self._memory_format = memory_format
         self.num_built = 0
+        self._built: list[weakref.ref[nn.Module]] = []
+
+    @property
+    def built(self) -> list[nn.Module]:
+        """The students that still exist, in the order in which they were made."""
+        return [student for each in self._built if (student := each()) is not None]
 
     def __call__(self) -> nn.Module:
         """The next student."""
         with torch.random.fork_rng(devices=rng_devices(self._device)):
             torch.manual_seed(derive_seed(self._seed, "student", self.num_built))
-            student = self._build()
+            built = self._build()
         self.num_built += 1
-        return student.to(self._device, memory_format=self._memory_format)  # type: ignore[call-overload, no-any-return]
+        student: nn.Module = built.to(self._device, memory_format=self._memory_format)  # type: ignore[call-overload]
+        self._built.append(weakref.ref(student))
+        return student
 
 
 def make_helpers(

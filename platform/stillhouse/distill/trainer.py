@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stillhouse.compress.chain import Chain
+from stillhouse.compress.operator import Moment
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.images import split_for
@@ -61,6 +63,7 @@ class Trainer:
         workers: the processes that train this student together, each with a trainer of equal arguments but its own rank.
         micro_batch: the largest number of samples of a forward pass; the gradients of a batch are their sum. By default that
             of `training`.
+        operators: those that `new_student` applied to the students; they act around each step, and in `finalise`.
 
     Raises:
         MethodError: the method cannot work with this teacher or student.
@@ -84,8 +87,10 @@ class Trainer:
         device: str = "cpu",
         workers: Workers = ALONE,
         micro_batch: int | None = None,
+        operators: Chain | None = None,
     ) -> None:
         self.method = method
+        self.operators = operators or Chain()
         self.device = device
         self.epoch = 0
         self.curve: list[dict[str, Any]] = []
@@ -140,6 +145,9 @@ class Trainer:
             memory_format=self._memory_format,
         )
         self._modules = {name: helper.module for name, helper in self._helpers.items()}
+        self._name_classifiers()
+
+    def _name_classifiers(self) -> None:
         self._classifiers = dict(self.method.classifiers(self.student, self._modules))
         self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
 
@@ -222,7 +230,8 @@ class Trainer:
             torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
             for number, indices in enumerate(self.split.batches(self.epoch)):
                 rate = optimisers.set_step(stage_epoch * self.split.batches_per_epoch + number)
-                terms = self._train_on(indices, view, stage, number, optimisers)
+                with self._operators_around(number):
+                    terms = self._train_on(indices, view, stage, number, optimisers)
                 samples += len(indices)
                 for name, term in terms.items():
                     weighted = term.detach() * len(indices)
@@ -232,6 +241,15 @@ class Trainer:
                 self._suspended_s += time.perf_counter() - suspended
         summed = self._workers.sum(torch.stack(list(totals.values())))
         return {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}, rate
+
+    def finalise(self) -> None:
+        """Brings the trained students into the form in which they are judged and stored; training cannot go on then."""
+        for student in self._new_student.built:
+            self.operators.finalise(student)
+        if self._forward is not None:
+            self._forward.close()
+            self._forward = None
+        self._name_classifiers()
 
     def evaluate(self, split: Split, model: nn.Module | None = None) -> float:
         """The task's metric of what counts as the student, or of `model`, on the split's images as they are."""
@@ -374,6 +392,20 @@ class Trainer:
         indices = (torch.from_numpy(part) for part in parts)
         with self.split.read_ahead(parts, view), nullcontext() if teacher is None else teacher.reading(indices, self.device):
             yield
+
+    @contextmanager
+    def _operators_around(self, number: int) -> Iterator[None]:
+        """The hooks of the operators before and after batch `number` of the epoch, for every student of the trial."""
+        if not self.operators.needs_hooks:
+            yield
+            return
+        step = self.epoch * self.split.batches_per_epoch + number
+        moment = Moment(progress=step / (self.epochs * self.split.batches_per_epoch), epoch=self.epoch, step=step)
+        for student in self._new_student.built:
+            self.operators.before_step(student, moment)
+        yield
+        for student in self._new_student.built:
+            self.operators.after_step(student, moment)
 
     def _train_on(self, indices: Indices, view: int, stage: Stage, number: int, optimisers: Optimisers) -> dict[str, Tensor]:
         """One training step on a batch; returns the terms to log, or this worker's share of them."""

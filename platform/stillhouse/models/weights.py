@@ -123,7 +123,11 @@ def stored_bytes(model: nn.Module) -> int:
 
     The model may be on the meta device.
     """
-    state = _tensors(model)
+    return state_bytes(_tensors(model))
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> int:
+    """Length of the safetensors file of these tensors without metadata; they may be on the meta device."""
     header = {}
     offset = 0
     for name, value in sorted(state.items(), key=lambda item: (-_DTYPES[item[1].dtype][1], item[0])):

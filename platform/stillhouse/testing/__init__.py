@@ -1,4 +1,4 @@
-"""For authors of methods and tasks: the conformance suites, numbers of published implementations, a step to call a loss with.
+"""For authors of methods, tasks and operators: conformance suites, numbers of published implementations, a step for losses.
 
 Where to find what:
     methods           `check_method` and `CHECKS`: what every method must satisfy.
@@ -6,14 +6,28 @@ Where to find what:
     watched_method    the wrapper that inspects every step of a method while it trains.
     reference_cases   `ReferenceCase`: numbers of a published implementation.
     tasks             `check_task` and `TASK_CHECKS`: what every task must satisfy.
+    operators         `check_operator` and `OPERATOR_CHECKS`: what every operator must satisfy.
     tolerance         how far results may differ on a device.
     steps             `make_step`: one batch, as a loss receives it.
 """
 
 from stillhouse.testing.method_trial import MethodTrial
 from stillhouse.testing.methods import CHECKS, check_method
+from stillhouse.testing.operators import OPERATOR_CHECKS, OperatorTrial, check_operator
 from stillhouse.testing.reference_cases import ReferenceCase
 from stillhouse.testing.steps import make_step
 from stillhouse.testing.tasks import TASK_CHECKS, TaskTrial, check_task
 
-__all__ = ["CHECKS", "TASK_CHECKS", "MethodTrial", "ReferenceCase", "TaskTrial", "check_method", "check_task", "make_step"]
+__all__ = [
+    "CHECKS",
+    "OPERATOR_CHECKS",
+    "TASK_CHECKS",
+    "MethodTrial",
+    "OperatorTrial",
+    "ReferenceCase",
+    "TaskTrial",
+    "check_method",
+    "check_operator",
+    "check_task",
+    "make_step",
+]

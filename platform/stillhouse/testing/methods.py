@@ -27,10 +27,10 @@ from torch import Tensor
 from stillhouse.distill.calls import ServedTeacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.ddp import split_problem
-from stillhouse.distill.method import ANY_TASK, HyperParameter, Method, Setup, Unsuitable
+from stillhouse.distill.method import ANY_TASK, Method, Setup, Unsuitable
 from stillhouse.distill.sources import layers_of
 from stillhouse.models.features import FeatureReader
-from stillhouse.testing.checks import run_checks, train_resumed
+from stillhouse.testing.checks import check_configured, run_checks, train_resumed
 from stillhouse.testing.method_trial import (
     NUM_TRAINING,
     MethodTrial,
@@ -78,19 +78,7 @@ def check_card(trial: MethodTrial) -> None:
 
 def check_hyperparameters(trial: MethodTrial) -> None:
     """Defaults and priors follow the rules; the constructor rejects other values and names them; all values are plain data."""
-    cls = type(trial.method)
-    defaults = cls.defaults()
-    json.dumps(defaults)
-    assert cls(**defaults) == cls(), "a method made of its own defaults must equal one made without arguments"
-    for name, rule in cls.hyperparameters().items():
-        for value in rule.prior.ends() if rule.prior is not None else ():
-            assert rule.broken_by(value) is None, f"the prior of {name} reaches {value!r}, which {rule.broken_by(value)}"
-        for value in [rule.prior.at(quantile) for quantile in (0.0, 0.5, 0.999)] if rule.prior is not None else []:
-            cls(**{name: value})
-        for value in _values_that_break(rule):
-            refusal = _refusal(cls, {name: value})
-            assert refusal is not None, f"{name}={value!r} breaks the rule of {name}, but the constructor accepts it"
-            assert name in refusal, f"the error for {name}={value!r} must name {name}, it reads: {refusal}"
+    check_configured(type(trial.method))
 
 
 def check_pickles(trial: MethodTrial) -> None:
@@ -280,23 +268,6 @@ CHECKS: dict[str, Check] = {
     )
 }
 """What every method must satisfy, by name; tests may be parametrised over it."""
-
-
-def _refusal(cls: type[Method], hyperparameters: Mapping[str, Any]) -> str | None:
-    try:
-        cls(**hyperparameters)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _values_that_break(rule: HyperParameter) -> list[Any]:
-    """A value just outside each bound of the rule."""
-    bounds = (rule.above, rule.below)
-    outside = [bound for bound in bounds if bound is not None]
-    outside += [rule.minimum - 1] if rule.minimum is not None else []
-    outside += [rule.maximum + 1] if rule.maximum is not None else []
-    return [*outside, *(["no such choice"] if rule.choices is not None else [])]
 
 
 def _assert_same(one: Any, other: Any, where: str, tolerance: Tolerance) -> None:

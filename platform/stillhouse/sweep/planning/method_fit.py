@@ -10,7 +10,7 @@ from torch import nn
 
 from stillhouse import methods, tasks
 from stillhouse.distill.ddp import split_problem
-from stillhouse.distill.hyperparameters import make_method, plain
+from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
@@ -19,6 +19,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture, UnknownLayer
 from stillhouse.models.blueprint import sketch
 from stillhouse.spec.combinations import Soundness
+from stillhouse.spec.hyperparameter import plain
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.draws import Draw

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillhouse import methods
-from stillhouse.distill.hyperparameters import make_method, plain, setting_problem, typed
+from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Method
 from stillhouse.errors import Problem, UsageError, describe_error, did_you_mean
 from stillhouse.spec.combinations import Soundness
+from stillhouse.spec.hyperparameter import plain, setting_problem, typed
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.schema import FIXED, SweepSpec
 from stillhouse.tasks import Task

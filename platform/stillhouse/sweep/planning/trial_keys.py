@@ -6,11 +6,11 @@ from typing import Any
 from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.distill.hyperparameters import plain
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.code_version import named_version
 from stillhouse.models.checkpoint_files import checkpoint_file
 from stillhouse.models.registry import model_options
+from stillhouse.spec.hyperparameter import plain
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
 from stillhouse.sweep.planning.spec_check import MLFLOW, TORCHVISION
