@@ -28,6 +28,9 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("mobilenet_v2", {"width": 0.25}),
     ("shufflenet_v1", {"width": 0.5}),
     ("shufflenet_v2", {"width": 0.5}),
+    ("ghostnet", {"width": 0.25}),
+    ("ghost_resnet8", {"width": 0.5}),
+    ("ghost_vgg8", {"width": 0.125}),
     ("torchvision:squeezenet1_1", {}),
 ]
 pytestmark = pytest.mark.slow

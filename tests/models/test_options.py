@@ -12,7 +12,14 @@ from stillhouse.models.options import broken_rule
     ("option", "value"),
     [
         *[("width", 0.5), ("width", 2), ("dropout", 0), ("dropout", 0.9), ("hidden", [256, 128]), ("hidden", (1,))],
-        *[("resize", None), ("resize", 224), ("an option of a user", object())],
+        *[
+            ("resize", None),
+            ("resize", 224),
+            ("ratio", 1),
+            ("dw_size", 5),
+            ("primary_kernel", 1),
+            ("an option of a user", object()),
+        ],
     ],
 )
 def test_a_good_value_breaks_no_rule(option: str, value: Any) -> None:
@@ -25,6 +32,12 @@ def test_a_good_value_breaks_no_rule(option: str, value: Any) -> None:
         *[("width", value, "must be a number > 0") for value in (0, -1, True, "1", None, math.inf, math.nan)],
         *[("dropout", value, "must be a number >= 0 and < 1") for value in (1, -0.1, False, "0.5")],
         *[("hidden", value, "must be a list of layer sizes") for value in ([], [0], [1.5], [True], 256, "256")],
+        *[("ratio", value, "must be a whole number >= 1") for value in (0, 1.5, True, "2")],
+        *[
+            (kernel, value, "must be an odd number >= 1")
+            for kernel in ("dw_size", "primary_kernel")
+            for value in (0, 2, 3.0, True)
+        ],
         *[("resize", value, "must be an image side >= 1 or null") for value in (0, 1.5, True, "224")],
     ],
 )

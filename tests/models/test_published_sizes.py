@@ -116,7 +116,20 @@ def test_shufflenet_v2_has_the_papers_channels_at_its_widths(width: float, chann
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "nin", "lenet"]
+    "model",
+    [
+        "resnet8",
+        "wrn_16_1",
+        "vgg8",
+        "mobilenet_v2",
+        "shufflenet_v1",
+        "shufflenet_v2",
+        "nin",
+        "lenet",
+        "ghostnet",
+        "ghost_resnet8",
+        "ghost_vgg8",
+    ],
 )
 def test_parameters_grow_with_width(model: str) -> None:
     assert model_options(model)["width"] == 1.0

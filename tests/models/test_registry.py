@@ -33,7 +33,7 @@ def test_every_model_accepts_the_images_of_every_data_set(model: str, input_shap
     assert [layer for layer in sketch.preactivation_layers if layer not in layers] == []  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("model", ["resnet8", "resnet8x4", "vgg8", "nin", "lenet", "shufflenet_v1"])
+@pytest.mark.parametrize("model", ["resnet8", "resnet8x4", "vgg8", "nin", "lenet", "shufflenet_v1", "ghost_resnet8"])
 def test_preactivation_maps_are_the_stages_before_their_relu(model: str) -> None:
     torch.manual_seed(0)
     net = build_model(model, num_classes=3, input_shape=(3, 16, 16)).eval()
@@ -47,7 +47,21 @@ def test_preactivation_maps_are_the_stages_before_their_relu(model: str) -> None
 
 
 @pytest.mark.parametrize(
-    "model", ["mlp", "lenet", "nin", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"]
+    "model",
+    [
+        "mlp",
+        "lenet",
+        "nin",
+        "resnet8",
+        "wrn_16_1",
+        "vgg8",
+        "mobilenet_v2",
+        "shufflenet_v1",
+        "shufflenet_v2",
+        "ghostnet",
+        "ghost_resnet8",
+        "ghost_vgg8",
+    ],
 )
 def test_every_parameter_receives_a_gradient(model: str) -> None:
     torch.manual_seed(0)
@@ -58,7 +72,10 @@ def test_every_parameter_receives_a_gradient(model: str) -> None:
         assert bool(parameter.grad.isfinite().all()), name
 
 
-@pytest.mark.parametrize("model", ["mlp", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
+@pytest.mark.parametrize(
+    "model",
+    ["mlp", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "ghost_resnet8", "ghost_vgg8"],
+)
 def test_the_pooled_layer_is_the_input_of_the_classifier(model: str) -> None:
     torch.manual_seed(0)
     net = build_model(model, num_classes=3, input_shape=(3, 16, 16)).eval()
@@ -68,7 +85,7 @@ def test_the_pooled_layer_is_the_input_of_the_classifier(model: str) -> None:
     torch.testing.assert_close(classifier(features[str(net.pooled_layer)]), logits)
 
 
-@pytest.mark.parametrize("model", ["mlp", "lenet", "resnet8", "wrn_16_1", "vgg8", "shufflenet_v2"])
+@pytest.mark.parametrize("model", ["mlp", "lenet", "resnet8", "wrn_16_1", "vgg8", "shufflenet_v2", "ghostnet", "ghost_vgg8"])
 def test_models_compile_into_one_graph(model: str) -> None:
     net = build_model(model, num_classes=3, input_shape=(3, 16, 16)).eval()
     images = torch.randn(2, 3, 16, 16)

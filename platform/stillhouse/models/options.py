@@ -35,11 +35,22 @@ def _resize(value: Any) -> str | None:
     return None if value is None or _positive(value) else "must be an image side >= 1 or null"
 
 
+def _ratio(value: Any) -> str | None:
+    return None if _positive(value) else "must be a whole number >= 1"
+
+
+def _kernel(value: Any) -> str | None:
+    return None if _positive(value) and value % 2 else "must be an odd number >= 1"
+
+
 RULES: Mapping[str, Callable[[Any], str | None]] = {
     "width": _width,
     "dropout": _dropout,
     "hidden": _hidden,
     "resize": _resize,
+    "ratio": _ratio,
+    "dw_size": _kernel,
+    "primary_kernel": _kernel,
 }
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from stillhouse.models.layers import Add, GlobalAveragePool, Shape, initialise_convolutions, scaled
 
+NewBlock = Callable[[int, int, int], nn.Module]
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; `add` is the map before the last ReLU."""
@@ -23,7 +25,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(num_outputs, num_outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(num_outputs)
-        self.downsample = _projection(num_inputs, num_outputs, stride)
+        self.downsample = projection(num_inputs, num_outputs, stride)
         self.add = Add()
         self.relu2 = nn.ReLU()
 
@@ -47,7 +49,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(channels, num_outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(num_outputs)
-        self.shortcut = _projection(num_inputs, num_outputs, stride)
+        self.shortcut = projection(num_inputs, num_outputs, stride)
         self.add = Add()
         self.relu3 = nn.ReLU()
 
@@ -59,7 +61,8 @@ class Bottleneck(nn.Module):
         return output
 
 
-def _projection(num_inputs: int, num_outputs: int, stride: int) -> nn.Module:
+def projection(num_inputs: int, num_outputs: int, stride: int) -> nn.Module:
+    """A shortcut: 1x1 convolution and batch normalisation if the shape changes, else nothing."""
     if stride == 1 and num_inputs == num_outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(num_inputs, num_outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(num_outputs))
@@ -70,21 +73,30 @@ class CifarResNet(nn.Module):
 
     Args:
         channels: of the stem and of the three stages.
+        new_block: (input channels, output channels, stride) -> a residual block whose `add` is the map before its last ReLU.
     """
 
     stage_layers = ("layer1", "layer2", "layer3")
     pooled_layer = "pool"
 
-    def __init__(self, *, num_classes: int, input_shape: Shape, num_blocks: int, channels: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        input_shape: Shape,
+        num_blocks: int,
+        channels: tuple[int, int, int, int],
+        new_block: NewBlock = BasicBlock,
+    ) -> None:
         super().__init__()
         stem, *stages = channels
         self.preactivation_layers = tuple(f"{stage}.{num_blocks - 1}.add" for stage in self.stage_layers)
         self.conv1 = nn.Conv2d(input_shape[0], stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
-        self.layer1 = _basic_stage(stem, stages[0], num_blocks, stride=1)
-        self.layer2 = _basic_stage(stages[0], stages[1], num_blocks, stride=2)
-        self.layer3 = _basic_stage(stages[1], stages[2], num_blocks, stride=2)
+        self.layer1 = _basic_stage(new_block, stem, stages[0], num_blocks, stride=1)
+        self.layer2 = _basic_stage(new_block, stages[0], stages[1], num_blocks, stride=2)
+        self.layer3 = _basic_stage(new_block, stages[1], stages[2], num_blocks, stride=2)
         self.pool = GlobalAveragePool()
         self.fc = nn.Linear(stages[2], num_classes)
         initialise_convolutions(self)
@@ -124,9 +136,9 @@ class CifarResNet50(nn.Module):
         return logits
 
 
-def _basic_stage(num_inputs: int, num_outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    first = BasicBlock(num_inputs, num_outputs, stride)
-    return nn.Sequential(first, *(BasicBlock(num_outputs, num_outputs, 1) for _ in range(num_blocks - 1)))
+def _basic_stage(new_block: NewBlock, num_inputs: int, num_outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+    first = new_block(num_inputs, num_outputs, stride)
+    return nn.Sequential(first, *(new_block(num_outputs, num_outputs, 1) for _ in range(num_blocks - 1)))
 
 
 def _bottleneck_stage(num_inputs: int, channels: int, num_blocks: int, *, stride: int) -> nn.Sequential:

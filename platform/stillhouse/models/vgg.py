@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from stillhouse.models.layers import GlobalAveragePool, Shape, initialise_convolutions, scaled
 
+NewConvolution = Callable[[int, int], nn.Module]
+
 # Convolutions per block; vgg8 comes from RepDistiller, the others are the paper's A, B, D and E.
-_BLOCKS = {
+BLOCKS = {
     "vgg8": (1, 1, 1, 1, 1),
     "vgg11": (1, 1, 2, 2, 2),
     "vgg13": (2, 2, 2, 2, 2),
@@ -25,22 +27,37 @@ class VGG(nn.Module):
     """Args:
     num_convolutions: per block.
     channels: per block.
+    new_convolution: (input channels, output channels) -> a module in place of every convolution but the first, with its batch
+        normalisation and ReLU. Blocks then end after their ReLU, and no layer has the map before it.
     """
 
     pooled_layer = "pool4"
 
     def __init__(
-        self, *, num_classes: int, input_shape: Shape, num_convolutions: tuple[int, ...], channels: tuple[int, ...]
+        self,
+        *,
+        num_classes: int,
+        input_shape: Shape,
+        num_convolutions: tuple[int, ...],
+        channels: tuple[int, ...],
+        new_convolution: NewConvolution | None = None,
     ) -> None:
         super().__init__()
         pools_last = min(input_shape[1:]) >= 64
         self.stage_layers = tuple(f"relu{index}" for index in range(5) if pools_last or index != 3)
-        self.preactivation_layers = tuple(f"block{index}" for index in range(5) if pools_last or index != 3)
+        self.preactivation_layers = (
+            tuple(f"block{index}" for index in range(5) if pools_last or index != 3) if new_convolution is None else ()
+        )
         inputs = (input_shape[0], *channels)
         self.block0, self.block1, self.block2, self.block3, self.block4 = (
-            _block(inputs[index], channels[index], num_convolutions[index]) for index in range(5)
+            _block(inputs[index], channels[index], num_convolutions[index])
+            if new_convolution is None
+            else _block_of(new_convolution, inputs[index], channels[index], num_convolutions[index], first=index == 0)
+            for index in range(5)
         )
-        self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(5))
+        self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (
+            nn.ReLU() if new_convolution is None else nn.Identity() for _ in range(5)
+        )
         # ceil_mode matters only for odd sides: a 1x1 map stays 1x1.
         self.pool0, self.pool1, self.pool2 = (nn.MaxPool2d(2, ceil_mode=True) for _ in range(3))
         self.pool3 = nn.MaxPool2d(2, ceil_mode=True) if pools_last else nn.Identity()
@@ -66,6 +83,20 @@ def _block(num_inputs: int, num_outputs: int, num_convolutions: int) -> nn.Seque
     return nn.Sequential(*layers[:-1])
 
 
+def _block_of(
+    new_convolution: NewConvolution, num_inputs: int, num_outputs: int, num_convolutions: int, *, first: bool
+) -> nn.Sequential:
+    """As `_block` of other modules, with the last ReLU; the network's first convolution is an ordinary one."""
+    layers: list[nn.Module] = []
+    for number in range(num_convolutions):
+        if first and number == 0:
+            layers += [*_block(num_inputs, num_outputs, 1), nn.ReLU()]
+        else:
+            layers.append(new_convolution(num_inputs, num_outputs))
+        num_inputs = num_outputs
+    return nn.Sequential(*layers)
+
+
 def _builder(num_convolutions: tuple[int, ...]) -> Callable[..., nn.Module]:
     def build(*, num_classes: int, input_shape: Shape, width: float = 1.0) -> VGG:
         channels = tuple(scaled(number, width) for number in (64, 128, 256, 512, 512))
@@ -74,4 +105,4 @@ def _builder(num_convolutions: tuple[int, ...]) -> Callable[..., nn.Module]:
     return build
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {name: _builder(blocks) for name, blocks in _BLOCKS.items()}
+MODELS: dict[str, Callable[..., nn.Module]] = {name: _builder(blocks) for name, blocks in BLOCKS.items()}
