@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stillhouse.distill import ddp
 from stillhouse.distill.ddp import Workers, split_problem
 from stillhouse.distill.method import Method, MethodError, Step
+from stillhouse.distill.stage_training import EpochPlace
 from stillhouse.distill.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
@@ -199,12 +200,12 @@ def test_no_forward_pass_is_larger_than_a_micro_batch_nor_one_sample_long(make_t
 
 def test_a_samples_draws_are_those_it_has_in_the_whole_batch(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(recipe={"batch_size": 40, "micro_batch": 10})
-    trainer._enter_stage(0)
+    current = trainer._enter_stage(0)
     batch = next(trainer.split.batches(0))
-    view_and_stage = (0, trainer.stages[0], 0)
-    whole = trainer._make_step(batch, *view_and_stage)
+    at = EpochPlace(epoch=0, stage_epoch=0, view=0)
+    whole = current.make_step(batch, at, 0)
     draws = whole.normal(40, 3), whole.uniform(40)
-    part = trainer._make_step(batch[10:20], *view_and_stage, part=(10, 40))
+    part = current.make_step(batch[10:20], at, 0, part=(10, 40))
     assert torch.equal(part.normal(10, 3), draws[0][10:20])
     assert torch.equal(part.uniform(10), draws[1][10:20])
 
@@ -242,3 +243,6 @@ def test_a_checkpoint_keeps_the_micro_batch_that_memory_allowed(make_trainer: Ma
     other.load(tmp_path / "checkpoint")
     assert other.micro_batch == 8
     assert json.dumps(one.curve) == json.dumps(other.curve)
+    for trainer in (one, other):
+        trainer.fit()
+    assert all(torch.equal(weight, other.student.state_dict()[name]) for name, weight in one.student.state_dict().items())

@@ -127,8 +127,8 @@ def test_a_stage_gathers_only_what_it_says_it_needs(monkeypatch: pytest.MonkeyPa
     trainer.fit()
     assert begun == [("map",), ("logits",)]
     assert gathered == [{"map"}] * 4 + [{"logits"}] * 4
-    assert isinstance(trainer._teacher, InlineKnowledge)
-    assert trainer._teacher.samples_forwarded == 2 * 256
+    assert isinstance(trainer._ingredients.teacher, InlineKnowledge)
+    assert trainer._ingredients.teacher.samples_forwarded == 2 * 256
 
 
 def test_what_a_stage_leaves_out_changes_no_bit_of_the_student() -> None:

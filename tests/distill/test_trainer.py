@@ -311,8 +311,10 @@ def test_a_resumed_adam_counts_its_steps_on_the_cpu(make_trainer: MakeTrainer, t
     trainer = busy(make_trainer)
     trainer.device = "meta"  # where tensors have no values: nothing of the file may go to the trainer's device unasked
     trainer.load(tmp_path / "checkpoint")
-    assert trainer._optimisers is not None
-    states = [state for group in trainer._optimisers.state_dict()["groups"].values() for state in group["state"].values()]
+    assert trainer._current is not None
+    states = [
+        state for group in trainer._current.optimisers.state_dict()["groups"].values() for state in group["state"].values()
+    ]
     assert states
     assert all(state["step"].is_cpu and int(state["step"]) > 0 for state in states)
 

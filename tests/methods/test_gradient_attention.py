@@ -91,13 +91,13 @@ def test_the_knowledge_has_one_number_per_pixel() -> None:
     trial = MethodTrial(GradientAttention())
     assert trial.knowledge() == {"gradient": input_gradient()}
     trainer = trial.trainer(policy=("mixup",))
-    assert trainer._teacher is not None
-    trainer._teacher.begin_epoch(0)
+    assert trainer._ingredients.teacher is not None
+    trainer._ingredients.teacher.begin_epoch(0)
     places = torch.arange(4)
     views = trainer._views
     assert isinstance(views, Views)
     images = trainer._data.normalise(views.augment(trainer.split.images, places, 0))
-    assert trainer._teacher.gather(places, images)["gradient"].shape == images.shape
+    assert trainer._ingredients.teacher.gather(places, images)["gradient"].shape == images.shape
 
 
 @pytest.mark.parametrize(("reading", "weight"), [("sample", 20.0), ("batch", 200.0)])

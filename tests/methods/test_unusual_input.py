@@ -109,7 +109,7 @@ def test_weights_of_zero_need_nothing_and_change_no_bit_of_the_student(name: str
     assert off.knowledge() == {}
     trainer = off.trainer()
     assert trainer._modules == {}
-    assert trainer._layers == []
+    assert trainer._ingredients.layers == []
     trainer.fit()
     plain = MethodTrial(Scratch(), epochs=2).trainer()
     plain.fit()

@@ -85,3 +85,9 @@ def _merged(own: Evaluator, task: Task, workers: Workers, device: str) -> Evalua
     for rank in range(workers.size):
         whole.merge({name: values[rank] for name, values in gathered.items()})
     return whole
+
+
+def has_finite_weights(model: nn.Module) -> bool:
+    """Whether no weight is infinite or NaN."""
+    finite = [weight.detach().isfinite().all() for weight in model.parameters()]
+    return not finite or bool(torch.stack(finite).all())

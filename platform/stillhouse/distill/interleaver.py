@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Job = Generator[None, None, Any]
+Result = TypeVar("Result")
 
 
 class _Turns:
@@ -116,3 +117,13 @@ class Interleaver:
             self._streams[name] = torch.cuda.Stream()
         stream: AbstractContextManager[Any] = torch.cuda.stream(self._streams[name])
         return stream
+
+
+def run_out(parts: Generator[None, None, Result]) -> Result:
+    """Runs all parts of a computation at once; returns its result."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: Result = end.value
+            return result

@@ -2,34 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
-from itertools import pairwise
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.chain import Chain
-from stillhouse.compress.operator import Moment
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.images import split_for
 from stillhouse.data.views import Views
-from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
+from stillhouse.distill.batches import TrainingSplit
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
-from stillhouse.distill.ddp import ALONE, JointLoss, Workers, share_statistics, split_problem
-from stillhouse.distill.evaluation import NoNumbersError, evaluate
-from stillhouse.distill.forward import ForwardPass
-from stillhouse.distill.method import Method, MethodError, Setup, Stage, StageStart, Step, step_seed, sum_of_terms
+from stillhouse.distill.ddp import ALONE, Workers, share_statistics, split_problem
+from stillhouse.distill.evaluation import NoNumbersError, evaluate, has_finite_weights
+from stillhouse.distill.interleaver import run_out
+from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
-from stillhouse.distill.optimiser import Optimisers
 from stillhouse.distill.sources import KnowledgeSource
-from stillhouse.distill.stages import check_stages, training_of
+from stillhouse.distill.stage_training import EpochPlace, Ingredients, StageTraining, in_several_parts
+from stillhouse.distill.stages import check_stages
 from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture, describe
@@ -37,11 +32,6 @@ from stillhouse.spec.training import Training
 from stillhouse.tasks import of
 
 _CHECKPOINT_VERSION = 1
-_FLOAT16_SCALE = 1024.0
-"""A power of two, so that scaling rounds nothing. Gradients of one sample's loss are below 1 at the logits, and those that
-reach the images are often below 6e-8, the smallest float16."""
-
-Result = TypeVar("Result")
 
 
 class Trainer:
@@ -102,8 +92,6 @@ class Trainer:
         self._views = views
         self._training = training
         self._seed = seed
-        self._teacher = teacher
-        self._callable_teacher = callable_teacher
         self._workers = workers
         self.micro_batch = training.micro_batch if micro_batch is None and training.micro_batch != "auto" else micro_batch
         self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
@@ -114,7 +102,7 @@ class Trainer:
         self._new_student = StudentFactory(new_student, seed=seed, device=device, memory_format=self._memory_format)
         self.student = self._new_student()
         architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
-        self._layers = list(method.student_layers(teacher_architecture, architecture))
+        layers = list(method.student_layers(teacher_architecture, architecture))
         self._setup = Setup(
             teacher=teacher_architecture,
             student=architecture,
@@ -125,18 +113,39 @@ class Trainer:
             teacher_weights=teacher_weights or _no_weights,
         )
         self.stages: Sequence[Stage] = check_stages(method, self._setup)
-        self._stage_index = -1
-        self._optimisers: Optimisers | None = None
-        self._forward: ForwardPass | None = None
-        self._joint_loss: JointLoss | None = None
-        self._adopt_method()
+        self._current: StageTraining | None = None
+        self._ingredients = Ingredients(
+            method=method,
+            task=self.task,
+            training=training,
+            split=self.split,
+            num_views=views.count,
+            seed=seed,
+            epochs=epochs,
+            student=self.student,
+            new_student=self._new_student,
+            operators=self.operators,
+            helpers=self._make_helpers(),
+            layers=layers,
+            teacher=teacher,
+            callable_teacher=callable_teacher,
+            workers=workers,
+            device=device,
+        )
+        self._modules = self._ingredients.modules
+        self._name_classifiers()
 
-    def _adopt_method(self) -> None:
-        """Makes the method's helpers, and names what is evaluated."""
-        if self._in_parts and (problem := split_problem(self.method)):
+    def _name_classifiers(self) -> None:
+        helpers = self._ingredients.helpers
+        self._classifiers = dict(self.method.classifiers(self.student, self._modules))
+        self._classifiers |= {name: helper.module for name, helper in helpers.items() if helper.evaluate}
+
+    def _make_helpers(self) -> dict[str, Helper]:
+        in_parts = in_several_parts(self._workers, self.micro_batch)
+        if in_parts and (problem := split_problem(self.method)):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
         share_statistics(self.student, self._workers)
-        self._helpers = make_helpers(
+        return make_helpers(
             self.method,
             self._setup,
             seed=self._seed,
@@ -144,12 +153,6 @@ class Trainer:
             workers=self._workers,
             memory_format=self._memory_format,
         )
-        self._modules = {name: helper.module for name, helper in self._helpers.items()}
-        self._name_classifiers()
-
-    def _name_classifiers(self) -> None:
-        self._classifiers = dict(self.method.classifiers(self.student, self._modules))
-        self._classifiers |= {name: helper.module for name, helper in self._helpers.items() if helper.evaluate}
 
     @property
     def epochs(self) -> int:
@@ -196,42 +199,35 @@ class Trainer:
         assert not self.finished, "training is over"
         started, self._suspended_s = time.perf_counter(), 0.0
         stage_index, stage_epoch = self._stage_at(self.epoch)
-        if stage_index != self._stage_index:
-            self._enter_stage(stage_index)
-        optimisers = self._optimisers
-        assert optimisers is not None
-        stage = self.stages[stage_index]
+        current = self._current if self._current and self._current.index == stage_index else self._enter_stage(stage_index)
         view = int(self._views.order(self._seed)[self.epoch % self._views.count])
-        if (teacher := self._teacher_of(stage)) is not None:
+        if (teacher := current.teacher) is not None:
             waited = teacher.wait_seconds
-            teacher.begin_epoch(view, stage.knowledge, (self._seed, self.epoch))
-        self._set_mode(training=True)
-        means, rate = yield from self._train_epoch(stage, stage_epoch, view, optimisers)
+            teacher.begin_epoch(view, current.stage.knowledge, (self._seed, self.epoch))
+        current.set_mode(training=True)
+        means, rate = yield from self._train_epoch(current, EpochPlace(self.epoch, stage_epoch, view))
         if teacher is not None:
             self.wait_seconds += teacher.wait_seconds - waited
-        entry = self._entry(stage, means, rate)
-        entry |= self._validated(stage, rate)
+        entry = self._entry(current.stage, means, rate)
+        entry |= self._validated(current.stage, rate)
         self.epoch += 1
         entry["seconds"] = time.perf_counter() - started - self._suspended_s
         self.train_seconds += entry["seconds"]
         self.curve.append(entry)
         return entry
 
-    def _train_epoch(
-        self, stage: Stage, stage_epoch: int, view: int, optimisers: Optimisers
-    ) -> Generator[None, None, tuple[dict[str, float], float]]:
+    def _train_epoch(self, current: StageTraining, at: EpochPlace) -> Generator[None, None, tuple[dict[str, float], float]]:
         """Trains on every batch of the epoch; returns each loss term's mean over the samples and the last rate."""
         totals: dict[str, Tensor] = {}
         samples = 0
         rate = 0.0
         # The random numbers that a student draws itself must differ between workers.
         own = (self._workers.rank,) if self._workers.rank else ()
-        with torch.random.fork_rng(devices=rng_devices(self.device)), self._read_ahead(view, stage):
-            torch.manual_seed(derive_seed(self._seed, "epoch", self.epoch, *own))
-            for number, indices in enumerate(self.split.batches(self.epoch)):
-                rate = optimisers.set_step(stage_epoch * self.split.batches_per_epoch + number)
-                with self._operators_around(number):
-                    terms = self._train_on(indices, view, stage, number, optimisers)
+        with torch.random.fork_rng(devices=rng_devices(self.device)), current.read_ahead(at):
+            torch.manual_seed(derive_seed(self._seed, "epoch", at.epoch, *own))
+            for number, indices in enumerate(self.split.batches(at.epoch)):
+                rate = current.optimisers.set_step(at.stage_epoch * self.split.batches_per_epoch + number)
+                terms = current.train_on(indices, at, number)
                 samples += len(indices)
                 for name, term in terms.items():
                     weighted = term.detach() * len(indices)
@@ -246,9 +242,8 @@ class Trainer:
         """Brings the trained students into the form in which they are judged and stored; training cannot go on then."""
         for student in self._new_student.built:
             self.operators.finalise(student)
-        if self._forward is not None:
-            self._forward.close()
-            self._forward = None
+        if self._current is not None:
+            self._current.close()
         self._name_classifiers()
 
     def evaluate(self, split: Split, model: nn.Module | None = None) -> float:
@@ -262,24 +257,13 @@ class Trainer:
         Networks are in evaluation mode, so that neither BatchNorm nor dropout makes a batch differ from its parts.
         """
         for index in range(stage_index + 1):
-            self._enter_stage(index)
-        self._set_mode(training=False)
-        stage, batch = self.stages[stage_index], next(self.split.batches(0))[: ends[-1]]
-        view = int(self._views.order(self._seed)[0])
-        if (teacher := self._teacher_of(stage)) is not None:
-            teacher.begin_epoch(view, stage.knowledge, (self._seed, 0))
-        for start, end in pairwise(ends):
-            step = self._make_step(batch[start:end], view, stage, 0, part=(start, len(batch)))
-            sum_of_terms(self.method.loss(step)).mul((end - start) / len(batch)).backward()
-        return {
-            f"{name}.{weight}": parameter.grad
-            for name, module in {"student": self.student, **self._modules}.items()
-            for weight, parameter in module.named_parameters()
-            if parameter.grad is not None
-        }
+            current = self._enter_stage(index)
+        return current.gradients_by_parts(ends, view=int(self._views.order(self._seed)[0]))
 
     def _validated(self, stage: Stage, rate: float) -> dict[str, float]:
         """The metric on the validation split, by column, of the student and of the helpers that are evaluated.
+
+        Each worker evaluates its share.
 
         Raises:
             TrialError: the epoch's last step spoiled the weights, after its loss was finite.
@@ -287,17 +271,15 @@ class Trainer:
         column = self.task.metric.column("validation")
         values = {}
         for name, model in self._classifiers.items():
-            if not _has_finite_weights(model):
+            if not has_finite_weights(model):
                 raise self._diverged(stage, rate, f"the weights of '{name}' are not finite")
             try:
-                values[column if name == "student" else f"{column}_{name}"] = self._validate(model)
+                values[column if name == "student" else f"{column}_{name}"] = evaluate(
+                    model, self._data, self._validation, self.device, self._memory_format, workers=self._workers
+                )
             except NoNumbersError as error:
                 raise self._diverged(stage, rate, f"'{name}': {error}") from error
         return values
-
-    def _validate(self, model: nn.Module) -> float:
-        """As `evaluate` on the validation split; each worker evaluates its share."""
-        return evaluate(model, self._data, self._validation, self.device, self._memory_format, workers=self._workers)
 
     def workers_agree(self) -> bool:
         """Whether all workers are at the same epoch; all of them must call this."""
@@ -320,13 +302,13 @@ class Trainer:
                 "version": _CHECKPOINT_VERSION,
                 "epochs": self.epochs,
                 "seed": self._seed,
-                "stages": self._stage_plan(),
+                "stages": [[stage.name, stage.epochs] for stage in self.stages],
                 "epoch": self.epoch,
-                "stage": self._stage_index,
+                "stage": -1 if self._current is None else self._current.index,
                 "students_made": self._new_student.num_built,
                 "student": self.student.state_dict(),
                 "helpers": {name: module.state_dict() for name, module in self._modules.items()},
-                "optimisers": None if self._optimisers is None else self._optimisers.state_dict(),
+                "optimisers": None if self._current is None else self._current.optimisers.state_dict(),
                 "curve": self.curve,
                 "train_seconds": self.train_seconds,
                 "wait_seconds": self.wait_seconds,
@@ -343,7 +325,7 @@ class Trainer:
             Damaged: it is not a complete checkpoint of this training; the trainer must not be used then.
         """
         state = load_checkpoint(path)
-        ours = [_CHECKPOINT_VERSION, self.epochs, self._seed, self._stage_plan()]
+        ours = [_CHECKPOINT_VERSION, self.epochs, self._seed, [[stage.name, stage.epochs] for stage in self.stages]]
         theirs = [state.get(key) for key in ("version", "epochs", "seed", "stages")]
         if theirs != ours:
             raise Damaged(f"{path} belongs to another training: version, epochs, seed, stages are {theirs}, not {ours}")
@@ -351,141 +333,21 @@ class Trainer:
             self.student.load_state_dict(state["student"])
             for name, module in self._modules.items():
                 module.load_state_dict(state["helpers"][name])
+            if self._training.micro_batch == "auto":
+                self.micro_batch = state.get("micro_batch")
             if state["stage"] >= 0:
-                self._prepare_stage(state["stage"])
-                assert self._optimisers is not None
-                self._optimisers.load_state_dict(state["optimisers"])
+                self._prepare_stage(state["stage"]).optimisers.load_state_dict(state["optimisers"])
             self.epoch = state["epoch"]
             self.curve = state["curve"]
             self.train_seconds = state["train_seconds"]
             self.wait_seconds = state["wait_seconds"]
             self._new_student.num_built = state["students_made"]
-            if self._training.micro_batch == "auto":
-                self.micro_batch = state.get("micro_batch")
             return dict(state.get("notes", {}))
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             # The device's failure, not the file's: the checkpoint is still good.
             raise
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"{path} does not fit this training: {error}") from error
-
-    def _stage_plan(self) -> list[list[Any]]:
-        return [[stage.name, stage.epochs] for stage in self.stages]
-
-    @property
-    def _in_parts(self) -> bool:
-        return self._workers.size > 1 or self.micro_batch is not None
-
-    def _parts(self, batch: Indices) -> list[tuple[int, int]]:
-        """(first, last + 1) places of this worker's micro-batches."""
-        return even_parts(*self._workers.slice_of(batch), self.micro_batch)
-
-    @contextmanager
-    def _read_ahead(self, view: int, stage: Stage) -> Iterator[None]:
-        """While the context is open, images and knowledge are read in the background in the order of the epoch."""
-        if stage.data_free:
-            yield
-            return
-        batches = self.split.batches(self.epoch)
-        parts = [batch[start:end] for batch in batches for start, end in self._parts(batch)]
-        teacher = self._teacher_of(stage)
-        indices = (torch.from_numpy(part) for part in parts)
-        with self.split.read_ahead(parts, view), nullcontext() if teacher is None else teacher.reading(indices, self.device):
-            yield
-
-    @contextmanager
-    def _operators_around(self, number: int) -> Iterator[None]:
-        """The hooks of the operators before and after batch `number` of the epoch, for every student of the trial."""
-        if not self.operators.needs_hooks:
-            yield
-            return
-        step = self.epoch * self.split.batches_per_epoch + number
-        moment = Moment(progress=step / (self.epochs * self.split.batches_per_epoch), epoch=self.epoch, step=step)
-        for student in self._new_student.built:
-            self.operators.before_step(student, moment)
-        yield
-        for student in self._new_student.built:
-            self.operators.after_step(student, moment)
-
-    def _train_on(self, indices: Indices, view: int, stage: Stage, number: int, optimisers: Optimisers) -> dict[str, Tensor]:
-        """One training step on a batch; returns the terms to log, or this worker's share of them."""
-        if not self._in_parts:
-            return self.method.step(self._make_step(indices, view, stage, number), optimisers)
-        assert self._joint_loss is not None
-        logged: dict[str, Tensor] = {}
-        parts = self._parts(indices)
-        optimisers.clear()
-        for start, end in parts:
-            make = partial(self._make_step, indices[start:end], view, stage, number, part=(start, len(indices)))
-            share = (end - start) / len(indices)
-            with self._joint_loss.accumulating(more=end < parts[-1][1]):
-                terms = self._joint_loss(partial(self._loss_of, make))
-                # DDP takes the mean over the workers, whose shares of the batch may differ by a sample.
-                optimisers.accumulate(torch.stack(list(terms.values())).sum() * (share * self._workers.size))
-            for name, term in terms.items():
-                logged[name] = logged.get(name, 0) + term.detach() * share
-        optimisers.apply()
-        return logged
-
-    def _loss_of(self, make_step: Callable[[], Step]) -> dict[str, Tensor]:
-        return self.method.loss(make_step())
-
-    def _make_step(
-        self, indices: Indices, view: int, stage: Stage, number: int, *, part: tuple[int, int] | None = None
-    ) -> Step:
-        knowledge: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-        features: dict[str, Tensor] = {}
-        if stage.data_free:
-            batch = self.split.unread(indices)
-        else:
-            batch = self.split.read(indices, view)
-            if (teacher := self._teacher_of(stage)) is not None:
-                knowledge = teacher.gather(torch.from_numpy(indices), batch.images)
-            if self.method.differentiates_images:
-                batch = replace(batch, images=batch.images.detach().requires_grad_())
-            assert self._forward is not None
-            outputs, features = self._forward(batch.images)
-        return self._step_of(batch, stage, number, outputs, features, knowledge, part)
-
-    def _step_of(
-        self,
-        batch: Batch,
-        stage: Stage,
-        number: int,
-        outputs: Mapping[str, Tensor],
-        features: Mapping[str, Tensor],
-        knowledge: Mapping[str, Tensor],
-        part: tuple[int, int] | None,
-    ) -> Step:
-        """The step of the epoch's batch `number`, with the outputs of student and teacher."""
-        per_epoch = self.split.batches_per_epoch
-        global_step = self.epoch * per_epoch + number
-        return Step(
-            images=batch.images,
-            labels=batch.labels,
-            targets=batch.targets,
-            indices=batch.indices,
-            student=self.student,
-            outputs=outputs,
-            student_features=features,
-            teacher=knowledge,
-            modules=self._modules,
-            stage=stage,
-            epoch=self.epoch,
-            progress=global_step / (self.epochs * per_epoch),
-            stage_progress=(self._stage_at(self.epoch)[1] + number / per_epoch) / stage.epochs,
-            seed=step_seed(self._seed, global_step),
-            callable_teacher=self._callable_teacher,
-            part=part,
-            num_views=self._views.count,
-            task=self.task,
-            gradient_scale=_FLOAT16_SCALE if self._training.mixed_precision == "float16" else 1.0,
-        )
-
-    def _teacher_of(self, stage: Stage) -> KnowledgeSource | None:
-        """The source of the knowledge that the stage needs; None when it needs none."""
-        return None if stage.knowledge == () or stage.data_free else self._teacher
 
     def _entry(self, stage: Stage, means: Mapping[str, float], rate: float) -> dict[str, Any]:
         """The beginning of the epoch's entry in the curve.
@@ -514,7 +376,7 @@ class Trainer:
             epoch -= stage.epochs
         raise AssertionError("the epoch is after the last stage")
 
-    def _enter_stage(self, index: int) -> None:
+    def _enter_stage(self, index: int) -> StageTraining:
         with torch.random.fork_rng(devices=rng_devices(self.device)):
             torch.manual_seed(derive_seed(self._seed, "stage", index))
             self.method.begin_stage(
@@ -526,57 +388,13 @@ class Trainer:
                     new_student=self._new_student,
                 )
             )
-        self._prepare_stage(index)
+        return self._prepare_stage(index)
 
-    def _prepare_stage(self, index: int) -> None:
-        stage = self.stages[index]
-        if self._forward is not None:
-            self._forward.close()
-        self._forward = ForwardPass(
-            self.student,
-            self.task,
-            self._training,
-            self._layers,
-            until=stage.until,
-            twice=self.method.differentiates_images,
-            device=self.device,
-        )
-        groups: dict[str, nn.Module] = {"student": self.student}
-        recipes = {"student": training_of(stage, self._training)}
-        for name, helper in self._helpers.items():
-            if helper.trainable:
-                groups[name] = helper.module
-                own = Training.model_validate(self._training.model_dump() | dict(helper.training))
-                recipes[name] = training_of(stage, own)
-        self._optimisers = Optimisers(
-            groups,
-            recipes,
-            steps_per_epoch=self.split.batches_per_epoch,
-            total_steps=stage.epochs * self.split.batches_per_epoch,
-            device=self.device,
-        )
-        self._joint_loss = JointLoss(groups.values(), self._workers) if self._in_parts else None
-        self._stage_index = index
-
-    def _set_mode(self, *, training: bool) -> None:
-        self.student.train(training)
-        for helper in self._helpers.values():
-            helper.module.train(training and helper.trainable)
-
-
-def _has_finite_weights(model: nn.Module) -> bool:
-    finite = [weight.detach().isfinite().all() for weight in model.parameters()]
-    return not finite or bool(torch.stack(finite).all())
-
-
-def run_out(parts: Generator[None, None, Result]) -> Result:
-    """Runs all parts of a computation at once; returns its result."""
-    while True:
-        try:
-            next(parts)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+    def _prepare_stage(self, index: int) -> StageTraining:
+        if self._current is not None:
+            self._current.close()
+        self._current = StageTraining(self._ingredients, self.stages[index], index, self.micro_batch)
+        return self._current
 
 
 def _no_weights() -> Mapping[str, Tensor]:

@@ -20,7 +20,7 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.batches import Indices
 from stillhouse.distill.method import Step
-from stillhouse.distill.trainer import Trainer
+from stillhouse.distill.stage_training import EpochPlace, StageTraining
 from stillhouse.errors import DiskFullError, InfrastructureError, SpecError, TrialError
 from stillhouse.spec.load import validate
 from stillhouse.spec.records import Trial, TrialRecord
@@ -304,15 +304,15 @@ def environment(tmp_path: Path, digits: ImageData) -> TrialEnvironment:
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Room for a forward pass of 20 training samples from the second epoch on; the sizes that were tried."""
     tried: list[int] = []
-    make_step = Trainer._make_step
+    make_step = StageTraining.make_step
 
-    def limited(trainer: Trainer, indices: Indices, *arguments: Any, **options: Any) -> Step:
+    def limited(current: StageTraining, indices: Indices, at: EpochPlace, *arguments: Any, **options: Any) -> Step:
         tried.append(len(indices))
-        if trainer.epoch > 0 and len(indices) > 20:
+        if at.epoch > 0 and len(indices) > 20:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore words")
-        return make_step(trainer, indices, *arguments, **options)
+        return make_step(current, indices, at, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_make_step", limited)
+    monkeypatch.setattr(StageTraining, "make_step", limited)
     return tried
 
 
@@ -352,7 +352,7 @@ def test_memory_that_holds_not_even_one_sample_ends_the_trial(
     def never(*_arguments: Any, **_options: Any) -> Step:
         raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(Trainer, "_make_step", never)
+    monkeypatch.setattr(StageTraining, "make_step", never)
     record = run(environment, digits, make_trial(), micro_batch="auto")
     assert record.status == "failed"
     assert (record.reason or "").startswith("out of memory: none left;")

@@ -16,6 +16,7 @@ from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, Setup, Stage, Step
+from stillhouse.distill.stage_training import StageTraining
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError, TrialError
 from stillhouse.home_access.home_address import HomeAddress
@@ -297,14 +298,14 @@ def test_a_library_without_memory_makes_a_trial_start_smaller(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """cuBLAS and cuDNN allocate apart from PyTorch and report it by a status name."""
-    make_step = Trainer._make_step
+    make_step = StageTraining.make_step
 
-    def limited(trainer: Trainer, indices: Any, *arguments: Any, **options: Any) -> Step:
+    def limited(current: StageTraining, indices: Any, *arguments: Any, **options: Any) -> Step:
         if len(indices) > 20:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        return make_step(trainer, indices, *arguments, **options)
+        return make_step(current, indices, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_make_step", limited)
+    monkeypatch.setattr(StageTraining, "make_step", limited)
     recipe = Training(batch_size=40, micro_batch="auto")
     record = run_to_end(make_trial(), dataclasses.replace(environment, training=recipe), digits)
     assert (record.status, record.metrics.get("micro_batch")) == ("finished", 20)

@@ -11,7 +11,7 @@ from ray import tune
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory
-from stillhouse.distill.trainer import run_out
+from stillhouse.distill.interleaver import run_out
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.spec.records import Trial

@@ -14,7 +14,8 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory, is_out_of_memory
 from stillhouse.distill.ddp import ALONE, Workers, split_problem
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.trainer import Trainer, run_out
+from stillhouse.distill.interleaver import run_out
+from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
 from stillhouse.models.architecture import Architecture
