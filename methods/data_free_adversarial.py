@@ -11,7 +11,7 @@ and variance 1 in each channel, like normalised images.
 Deviations: any image size (the generator's maps have half and a quarter of it, rounded up). An epoch has as many generator
 steps as supervised training has batches; in the paper it has 50.
 
-Verified against values computed by hand and against the update rule.
+Verified against the numbers of the authors' code (reference case dfad-official), values computed by hand and the update rule.
 """
 
 import math

@@ -1,13 +1,21 @@
 """Calling a teacher on a method's own inputs: gradients to the inputs, none to the teacher, near or far."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.calls import CallableTeacher, InlineTeacher, ServedTeacher, pull_back, run_teacher
+from stillhouse.distill.calls import (
+    CallableTeacher,
+    InlineTeacher,
+    Procedure,
+    ServedTeacher,
+    pull_back,
+    run_procedure,
+    run_teacher,
+)
 
 
 def network(*, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -36,6 +44,19 @@ class Remote:
         with torch.enable_grad():
             outputs = run_teacher(self._model, again, layers)
         return pull_back(outputs, again, gradients)
+
+    def run(self, procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+        self.asked.append("run")
+        return run_procedure(self._model, procedure, tensors, options)
+
+
+def descend(teacher: Any, images: Tensor, scales: Tensor, *, rounds: int) -> tuple[Tensor, Tensor]:
+    """Moves each image against the gradient of its squared logits; a procedure."""
+    for _ in range(rounds):
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(teacher(images).square().sum(), images)
+        images = images.detach() - scales.view(-1, 1, 1, 1) * gradient
+    return images, teacher(images)
 
 
 def images(*, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,6 +120,43 @@ def test_an_output_that_the_loss_does_not_read_has_no_part_in_the_gradient() -> 
         torch.testing.assert_close(pixels.grad[:, 0, 1, 1], weight.sum().expand(3))  # type: ignore[index]
 
 
+@pytest.mark.parametrize("way", ["inline", "served"])
+def test_a_procedure_is_one_call_with_gradients_inside_and_none_outside(way: str) -> None:
+    remote = Remote(network())
+    teacher: CallableTeacher = InlineTeacher(network()) if way == "inline" else ServedTeacher(remote)
+    given, scales = images(), torch.tensor([0.0, 0.01, 0.02])
+    with torch.no_grad():
+        moved, logits = teacher.run(descend, given, scales, rounds=4)
+        (before,), (after,) = teacher(given), teacher(moved)
+    assert remote.asked == ([] if way == "inline" else ["run", "forward", "forward"])
+    assert not moved.requires_grad
+    assert torch.equal(moved[0], given[0])
+    assert bool((after.square().sum(1) < before.square().sum(1))[1:].all())
+    assert torch.equal(logits, after)
+    assert teacher.samples_called == 9
+
+
+def test_a_procedure_gives_the_same_bits_inline_and_served_and_leaves_the_teacher_as_it_was() -> None:
+    model = network().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scales = torch.full((3,), 0.05)
+    inline = InlineTeacher(model).run(descend, images(), scales, rounds=3)
+    served = ServedTeacher(Remote(network())).run(descend, images(), scales, rounds=3)
+    assert all(torch.equal(one, other) for one, other in zip(inline, served, strict=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["inline", "served"])
+def test_a_procedure_that_workers_cannot_import_is_refused(way: str) -> None:
+    def local(teacher: Any, images: Tensor) -> tuple[Tensor, ...]:
+        return (teacher(images),)
+
+    teacher: CallableTeacher = InlineTeacher(network()) if way == "inline" else ServedTeacher(Remote(network()))
+    with pytest.raises(ValueError, match="must be a function of a module"):
+        teacher.run(local, images())
+
+
 def convolutions() -> Any:
     """PyTorch's settings for the convolutions of a GPU."""
     return getattr(torch.backends.cudnn, "conv")  # noqa: B009
@@ -129,4 +187,12 @@ def test_a_called_teacher_computes_in_ieee_float32_in_both_directions_and_the_st
     outputs = run_teacher(model, images, layers)
     pull_back(outputs[:1], images, [torch.ones(2, 4)])
     assert model.noted == ["ieee", "ieee"]
+    assert convolutions().fp32_precision == before != "ieee"
+
+
+def test_a_procedure_computes_in_ieee_float32() -> None:
+    before = convolutions().fp32_precision
+    model = Precisions()
+    run_procedure(model, descend, (torch.randn(2, 1, 2, 2), torch.ones(2)), {"rounds": 1})
+    assert model.noted == ["ieee", "ieee", "ieee"]
     assert convolutions().fp32_precision == before != "ieee"

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.methods.data_free_adversarial import DataFreeAdversarial, Generator, discrepancy, generator_loss
-from stillhouse.testing import make_step
+from stillhouse.testing import ReferenceCase, make_step
 
 
 def test_the_discrepancy_is_the_mean_distance_of_the_logits() -> None:
@@ -133,3 +133,12 @@ def test_the_losses_are_those_of_torch() -> None:
     student, teacher = torch.randn(5, 7, generator=draws), torch.randn(5, 7, generator=draws)
     torch.testing.assert_close(discrepancy(student, teacher), (student - teacher).abs().sum() / 35)
     torch.testing.assert_close(generator_loss(discrepancy(student, teacher), "log"), -F.l1_loss(student, teacher).log1p())
+
+
+def test_the_losses_of_student_and_generator_are_those_of_the_authors(open_case: Callable[[str], ReferenceCase]) -> None:
+    case = open_case("dfad-official")
+    loss = discrepancy(case["in.s_logits"], case["in.t_logits"])
+    case.check(loss)
+    case.check_gradients(loss, "s_logits")
+    case.check(generator_loss(loss, "linear"), "out.loss_G")
+    case.check(generator_loss(loss, "log"), "out.loss_G_log")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stillhouse.distill.calls import InlineTeacher, ServedTeacher, pull_back, run_teacher
+from stillhouse.distill.calls import InlineTeacher, Procedure, ServedTeacher, pull_back, run_teacher
 from stillhouse.knowledge import feature, input_gradient, logits
 from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.model_server import ForwardPassCache, ModelServer
@@ -52,6 +52,10 @@ class InProcess:
     def pull_back(self, token: Any, pixels: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
         arrays = [read_only(gradient) for gradient in gradients]
         return torch.from_numpy(self._server.pull_back(self._caller, read_only(pixels), layers, arrays, token))
+
+    def run(self, procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+        answer = self._server.run(self._caller, procedure, [read_only(tensor) for tensor in tensors], options)
+        return [torch.from_numpy(array) for array in answer]
 
 
 def read_only(tensor: Tensor) -> NDArray[Any]:
@@ -102,6 +106,29 @@ def test_the_served_gradient_is_that_of_finite_differences() -> None:
     teacher = ServedTeacher(InProcess(server(network(dtype=torch.float64))))
     pixels = torch.from_numpy(images(2)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: teacher(x, "2"), [pixels])
+
+
+def climb(teacher: Any, pixels: Tensor, classes: Tensor, *, rounds: int) -> tuple[Tensor, Tensor]:
+    """Raises the logit of each sample's class; a procedure."""
+    for _ in range(rounds):
+        pixels = pixels.detach().requires_grad_()
+        chosen = teacher(pixels).gather(1, classes.unsqueeze(1))
+        (gradient,) = torch.autograd.grad(chosen.sum(), pixels)
+        pixels = pixels.detach() + 0.1 * gradient
+    return pixels, teacher(pixels).argmax(dim=1)
+
+
+@pytest.mark.parametrize("rows", [5, 2049], ids=["one piece", "two pieces"])
+def test_a_procedure_has_the_results_of_an_inline_teacher_and_counts_every_pass(rows: int) -> None:
+    served = server()
+    pixels, classes = torch.from_numpy(images(rows)), torch.arange(rows) % CLASSES
+    inline = InlineTeacher(network()).run(climb, pixels, classes, rounds=3)
+    answer = ServedTeacher(InProcess(served)).run(climb, pixels, classes, rounds=3)
+    torch.testing.assert_close(answer[0], inline[0])
+    assert answer[1].dtype == torch.int64
+    assert torch.equal(answer[1], inline[1])
+    assert served.counters()["samples_served"] == 4 * rows
+    assert served.counters()["batches_served"] == 1
 
 
 def test_a_gradient_may_be_requested_twice() -> None:

@@ -4,7 +4,7 @@ The teacher is frozen and in evaluation mode, so its output for a sample depends
 be repeated, split or merged with others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,13 @@ from torch.autograd.function import once_differentiable
 
 from stillhouse.device import float32_precision
 from stillhouse.models.features import FeatureReader
+
+Procedure = Callable[..., tuple[Tensor, ...]]
+"""A module-level function `procedure(teacher, images, *tensors, **options)` that calls `teacher(images)` as often as it needs.
+
+`teacher` returns logits [B, C] through which gradients flow to the images. Inputs and results are tensors [B, ...], and a row
+of a result depends on that row of the inputs alone. It is sent to another process by its import path.
+"""
 
 
 class CallableTeacher(Protocol):
@@ -23,6 +30,9 @@ class CallableTeacher(Protocol):
 
     def __call__(self, images: Tensor, *layers: str) -> tuple[Tensor, ...]:
         """The logits [B, C], then the output of each named layer."""
+
+    def run(self, procedure: Procedure, images: Tensor, *tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        """The results of a procedure, computed where the teacher is, in one call. No gradient flows through them."""
 
 
 def run_teacher(model: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> tuple[Tensor, ...]:
@@ -43,6 +53,28 @@ def pull_back(outputs: Sequence[Tensor], images: Tensor, gradients: Sequence[Ten
     return torch.zeros_like(images) if gradient is None else gradient
 
 
+def run_procedure(
+    teacher: Callable[[Tensor], Tensor], procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
+    """The results of a procedure in IEEE float32 and without a graph.
+
+    Args:
+        teacher: a frozen model in evaluation mode.
+        tensors: [B, ...] each, the images first.
+    """
+    with float32_precision("ieee"), torch.enable_grad():
+        results = procedure(teacher, *(tensor.detach() for tensor in tensors), **options)
+    return tuple(result.detach() for result in results)
+
+
+def check_procedure(procedure: Procedure) -> None:
+    """Raises:
+    ValueError: workers cannot import the procedure.
+    """
+    if "<locals>" in getattr(procedure, "__qualname__", "<locals>"):
+        raise ValueError(f"a procedure must be a function of a module, so that workers can import it, got {procedure}")
+
+
 class InlineTeacher:
     """The teacher in the trial's process."""
 
@@ -56,9 +88,14 @@ class InlineTeacher:
         self.samples_called += len(images)
         return run_teacher(self._model, images, layers)
 
+    def run(self, procedure: Procedure, images: Tensor, *tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        check_procedure(procedure)
+        self.samples_called += len(images)
+        return run_procedure(self._model, procedure, (images, *tensors), options)
+
 
 class RemoteModel(Protocol):
-    """The two pure calls of a served teacher."""
+    """The pure calls of a served teacher."""
 
     def forward(self, images: Tensor, layers: Sequence[str], *, differentiable: bool) -> tuple[Any, Sequence[Tensor]]:
         """A token for `pull_back`, and the logits with the layers' outputs on the images' device.
@@ -70,9 +107,12 @@ class RemoteModel(Protocol):
     def pull_back(self, token: Any, images: Tensor, layers: Sequence[str], gradients: Sequence[Tensor]) -> Tensor:
         """The gradient with respect to the images, given those of the outputs; the teacher may have forgotten the token."""
 
+    def run(self, procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+        """`run_procedure` at the teacher, with the results on the device of the images, which are the first of `tensors`."""
+
 
 class ServedTeacher:
-    """The teacher in another process: the forward pass and the backward pass are one call each.
+    """The teacher in another process: the forward pass, the backward pass and a whole procedure are one call each.
 
     It cannot be differentiated twice: that is an error.
     """
@@ -89,6 +129,11 @@ class ServedTeacher:
             return tuple(self._remote.forward(images, layers, differentiable=False)[1])
         outputs: tuple[Tensor, ...] = _RemoteCall.apply(images, self._remote, layers)
         return outputs
+
+    def run(self, procedure: Procedure, images: Tensor, *tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        check_procedure(procedure)
+        self.samples_called += len(images)
+        return tuple(self._remote.run(procedure, (images, *tensors), options))
 
 
 class _RemoteCall(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
-from stillhouse.distill.calls import CallableTeacher
+from stillhouse.distill.calls import CallableTeacher, Procedure
 from stillhouse.distill.draws import DeviceDraws
 from stillhouse.knowledge.kinds import LOGITS, Knowledge
 from stillhouse.models.architecture import Architecture
@@ -250,6 +250,20 @@ class Step:
         """As `call_teacher`, followed by the outputs of the teacher's named layers."""
         assert self.callable_teacher is not None, "only a method with calls_teacher = True can call the teacher"
         return self.callable_teacher(images, *layers)
+
+    def run_at_teacher(self, procedure: Procedure, images: Tensor, *tensors: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        """`procedure(teacher, images, *tensors, **options)`, computed where the teacher is, in one call.
+
+        For a loop that needs the teacher's gradient in every round. The procedure is a module-level function that may call
+        `teacher(images)` as often as it needs, and returns tensors [B, ...] whose rows depend on that row of the inputs alone.
+
+        Args:
+            images: normalised, [B, channels, H, W].
+            tensors: [B, ...] each.
+            options: plain values.
+        """
+        assert self.callable_teacher is not None, "only a method with calls_teacher = True can call the teacher"
+        return self.callable_teacher.run(procedure, images, *tensors, **options)
 
     def from_each(self, name: str) -> list[Tensor]:
         """The knowledge called `name` of every teacher of this trial, in the order of the sweep's teachers."""

@@ -17,6 +17,7 @@ from ray.exceptions import ObjectLostError
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
 from stillhouse.device import is_lost, limit_memory
+from stillhouse.distill.calls import Procedure
 from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full, as_stillhouse_error
 from stillhouse.home_access.home_address import HomeAddress
@@ -156,6 +157,11 @@ class TeacherActor(Leased):
         self, caller: str, images: NDArray[Any], layers: Sequence[str], gradients: Sequence[NDArray[Any]], token: str | None
     ) -> NDArray[Any] | QueueFull:
         return self._answer(unless_full, self._ready().pull_back, caller, images, layers, gradients, token)
+
+    def run(
+        self, caller: str, procedure: Procedure, arrays: Sequence[NDArray[Any]], options: Mapping[str, Any]
+    ) -> list[NDArray[Any]] | QueueFull:
+        return self._answer(unless_full, self._ready().run, caller, procedure, arrays, options)
 
     def verify(self, kinds: Iterable[Knowledge], pairs: int, seed: int) -> dict[str, Any]:
         return self._answer(self._ready().verify, kinds, pairs=pairs, seed=seed)

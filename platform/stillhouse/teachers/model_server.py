@@ -1,4 +1,4 @@
-"""A frozen model that answers calls of many trials: knowledge, forward passes and vector-Jacobian products."""
+"""A frozen model that answers calls of many trials: knowledge, forward passes, vector-Jacobian products, procedures."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillhouse.device import free_memory, is_out_of_memory
-from stillhouse.distill.calls import pull_back, run_teacher
+from stillhouse.distill.calls import Procedure, pull_back, run_procedure, run_teacher
 from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.batch_parts import BatchParts
@@ -69,7 +69,7 @@ class ForwardPassCache:
 
 
 class ModelServer:
-    """Answers calls of a frozen model in evaluation mode: knowledge, forward passes, vector-Jacobian products.
+    """Answers calls of a frozen model in evaluation mode: knowledge, forward passes, vector-Jacobian products, procedures.
 
     Args:
         lock: held while the model computes.
@@ -156,6 +156,21 @@ class ModelServer:
             task += (token,)  # computed alone, from the cached pass
         return self.queue.submit(Call(caller, task, [images, *gradients], token))[0]
 
+    def run(
+        self, caller: str, procedure: Procedure, arrays: Sequence[NDArray[Any]], options: Mapping[str, Any]
+    ) -> list[NDArray[Any]]:
+        """The results of a procedure on arrays [B, ...], of which the first are normalised images [B, C, H, W].
+
+        Args:
+            options: keyword arguments of the procedure, plain values.
+
+        Raises:
+            QueueFullError: too many calls or bytes are waiting.
+        """
+        forms = tuple(_form(array) for array in arrays)
+        task = ("procedure", procedure, tuple(sorted(options.items())), forms)
+        return list(self.queue.submit(Call(caller, task, arrays)))
+
     def counters(self) -> dict[str, float]:
         """`samples_served`, `samples_differentiated`, `batches_served` and `calls_merged`: calls that shared a batch."""
         return {
@@ -213,6 +228,8 @@ class ModelServer:
         return [torch.cat(parts) for parts in zip(*answers, strict=True)]
 
     def _run(self, task: tuple[Any, ...], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        if task[0] == "procedure":
+            return run_procedure(self._forward, task[1], tensors, dict(task[2]))
         images = tensors[0]
         self.samples_forwarded += len(images)
         if task[0] == "knowledge":
@@ -226,6 +243,11 @@ class ModelServer:
         images.requires_grad_()
         self.samples_differentiated += len(images)
         return [pull_back(run_teacher(self._model, images, task[1]), images, tensors[1:])]
+
+    def _forward(self, images: Tensor) -> Tensor:
+        self.samples_forwarded += len(images)
+        logits: Tensor = self._model(images)
+        return logits
 
     def _bytes_per_sample(self, task: tuple[Any, ...], images: Tensor) -> float:
         """The bytes that a forward pass stores for its gradient, measured once per form of input on one sample."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.distill.calls import Procedure
 from stillhouse.distill.sources import Reading, is_named
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.teachers.actor_link import ActorLink
@@ -67,6 +68,15 @@ class ActorModel:
         reference, name = token
         arrays = [_to_array(gradient) for gradient in gradients]
         return _to_tensor(self._link.call("pull_back", self._caller, reference, tuple(layers), arrays, name), images)
+
+    def run(self, procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+        arrays = [_to_array(tensor) if tensor.is_floating_point() else tensor.cpu().numpy() for tensor in tensors]
+        images = tensors[0]
+        answer = self._link.call("run", self._caller, procedure, arrays, dict(options))
+        return [
+            _to_tensor(array, images) if array.dtype.kind == "f" else torch.from_numpy(np.array(array)).to(images.device)
+            for array in answer
+        ]
 
 
 def _to_array(tensor: Tensor) -> NDArray[Any]:

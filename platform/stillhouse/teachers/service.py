@@ -14,6 +14,7 @@ from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.device import Float32Precision
+from stillhouse.distill.calls import Procedure
 from stillhouse.distill.sources import Reading, layers_of
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full
 from stillhouse.knowledge.kinds import Knowledge
@@ -196,6 +197,12 @@ class TeacherService:
     ) -> NDArray[Any]:
         """`ModelServer.pull_back`."""
         return self._server.pull_back(caller, images, layers, gradients, token)
+
+    def run(
+        self, caller: str, procedure: Procedure, arrays: Sequence[NDArray[Any]], options: Mapping[str, Any]
+    ) -> list[NDArray[Any]]:
+        """`ModelServer.run`."""
+        return self._server.run(caller, procedure, arrays, options)
 
     @property
     def num_waiting(self) -> int:

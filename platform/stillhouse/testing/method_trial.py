@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
-from stillhouse.distill.calls import CallableTeacher, InlineTeacher, pull_back, run_teacher
+from stillhouse.distill.calls import CallableTeacher, InlineTeacher, Procedure, pull_back, run_procedure, run_teacher
 from stillhouse.distill.method import Method
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
@@ -163,6 +163,9 @@ class RemoteModel:
         with torch.enable_grad():
             copy = images.detach().clone().requires_grad_()
             return pull_back(run_teacher(self._model, copy, layers), copy, gradients)
+
+    def run(self, procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]) -> Sequence[Tensor]:
+        return run_procedure(self._model, procedure, [tensor.clone() for tensor in tensors], options)
 
 
 def compute_in_batches(
