@@ -16,7 +16,6 @@ Methods:
 Verified by composition: each part is verified in its own file.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +26,11 @@ from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.method import Card, Helper, Method, MethodError, Setup, Stage, Step, hyperparameter
-from stillhouse.errors import UsageError, did_you_mean
 from stillhouse.knowledge.kinds import Knowledge
-from stillhouse.methods import find
+from stillhouse.methods._other_methods import make_other, read_settings
 from stillhouse.models.architecture import Architecture
 
 _LABELS_TERM = "cross_entropy"
-_HOOKS_OF_MORE_THAN_A_LOSS = ("step", "begin_stage", "classifiers")
 _STAGE_JOINT = "."
 
 
@@ -93,8 +90,10 @@ class Combine(Method):
             MethodError: a method cannot be a part.
             ValueError: a setting breaks the rule of a part's hyper-parameter.
         """
-        settings = _read_settings(self.settings, self.methods)
-        parts = {name: _make_part(name, settings.get(name, {})) for name in self.methods}
+        if "combine" in self.methods:
+            raise MethodError("cannot combine 'combine': it is such a sum itself; name its methods instead", names=["combine"])
+        settings = read_settings(self.settings, self.methods)
+        parts = {name: make_other(name, settings.get(name, {}), doing="combine") for name in self.methods}
         return {name: part for name, part in parts.items() if self.weight(name)}
 
     def weight(self, name: str) -> float:
@@ -195,42 +194,3 @@ def _step_of(name: str, step: Step) -> Step:
 def _own(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     prefix = f"{name}."
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-
-
-def _make_part(name: str, settings: Mapping[str, Any]) -> Method:
-    try:
-        kind = find(name)
-    except UsageError as error:
-        raise MethodError(str(error), names=[name]) from error
-    if kind is Combine or kind.card.family == "control":
-        raise MethodError(f"cannot combine '{name}': it adds nothing to cross-entropy", names=[name])
-    for hook in _HOOKS_OF_MORE_THAN_A_LOSS:
-        if getattr(kind, hook) is not getattr(Method, hook):
-            raise MethodError(f"cannot combine '{name}': it changes more than the loss, it overrides {hook}()", names=[name])
-    if kind.calls_teacher:
-        raise MethodError(f"cannot combine '{name}': it calls the teacher on inputs that it generates", names=[name])
-    if kind.every_teacher:
-        raise MethodError(f"cannot combine '{name}': it learns from all teachers together", names=[name])
-    unknown = [key for key in settings if key not in kind.hyperparameters()]
-    if unknown:
-        raise MethodError(f"{name} has no hyper-parameter '{unknown[0]}'{did_you_mean(unknown[0], kind.hyperparameters())}")
-    return kind(**settings)
-
-
-def _read_settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{part: {hyper-parameter: value}}; a value that is not valid JSON is text."""
-    read: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        name, dot, hyperparameter_name = key.strip().partition(".")
-        if not equals or not dot or name not in names:
-            raise MethodError(
-                f"settings must look like '{names[0]}.hyperparameter=value', with one of the methods, got '{setting}'",
-                names=[setting],
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text.strip()
-        read.setdefault(name, {})[hyperparameter_name] = tuple(value) if isinstance(value, list) else value
-    return read
