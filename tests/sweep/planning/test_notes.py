@@ -4,7 +4,7 @@ import pytest
 
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
-from stillhouse.sweep.planning.spec_check import Skipped
+from stillhouse.sweep.planning.survey import Skipped
 
 
 @pytest.mark.parametrize(

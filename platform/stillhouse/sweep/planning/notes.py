@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.planning.cost import PlannedStudent
-from stillhouse.sweep.planning.spec_check import Skipped
+from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.search.adaptive import AdaptiveSearch
 
 

@@ -29,7 +29,8 @@ from stillhouse.sweep.planning.cost import (
 )
 from stillhouse.sweep.planning.method_fit import settle
 from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
-from stillhouse.sweep.planning.spec_check import Skipped, metric_of, survey
+from stillhouse.sweep.planning.spec_check import metric_of, survey
+from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.planning.trial_keys import TrialKeys
 from stillhouse.sweep.search.adaptive import AdaptiveSearch, plan_studies
 from stillhouse.sweep.search.budget import BudgetTracker

@@ -13,7 +13,7 @@ from stillhouse.models.registry import model_options
 from stillhouse.spec.hyperparameter import plain
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
-from stillhouse.sweep.planning.spec_check import MLFLOW, TORCHVISION
+from stillhouse.sweep.planning.model_checks import MLFLOW, TORCHVISION
 from stillhouse.sweep.search.draws import Draw
 from stillhouse.teachers.own_normalisation import own_normalisation
 

@@ -1,0 +1,154 @@
+"""Whether the models of a spec can be built on its data, and given weights fit them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from stillhouse.data.datasets import ImageData
+from stillhouse.data.normalisation import chosen
+from stillhouse.errors import Problem, UnknownNameError, UsageError
+from stillhouse.models.blueprint import Shape, build_problems, sketch
+from stillhouse.models.checkpoint_files import open_checkpoint
+from stillhouse.models.registry import unknown_options
+from stillhouse.models.weights import load_state
+from stillhouse.spec.schema import StudentSpec, TeacherSpec, TeacherTraining
+from stillhouse.sweep.planning.method_settings import prior_corners
+from stillhouse.sweep.planning.student_outputs import student_output_problem
+from stillhouse.sweep.planning.survey import Survey
+from stillhouse.tasks import Task
+
+TORCHVISION = "torchvision:"
+MLFLOW = "mlflow:"
+
+# Classes and shape that stand in for an unknown data set, to find out what is wrong with options alone.
+_SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
+
+
+class ModelChecker:
+    """Checks the models of a spec one at a time, and adds to the survey what it finds.
+
+    Args:
+        data: the data set if it has been read.
+        dataset: its name.
+        num_classes: None if the name does not tell it; so is `input_shape`.
+    """
+
+    def __init__(
+        self,
+        survey: Survey,
+        task: Task,
+        data: ImageData | None,
+        *,
+        dataset: str,
+        num_classes: int | None,
+        input_shape: Shape | None,
+    ) -> None:
+        self._survey = survey
+        self._task = task
+        self._data = data
+        self._dataset = dataset
+        self._num_classes = num_classes
+        self._facts = None if num_classes is None or input_shape is None else (num_classes, input_shape)
+
+    def check_teacher(self, name: str, teacher: TeacherSpec) -> bool:
+        """Whether the teacher's model can be built; also checks its weights."""
+        key = f"teachers.{name}"
+        sound = self._check_model(key, teacher.model, teacher.options)
+        self._check_normalization(name, teacher)
+        stated, classes = teacher.num_classes, self._num_classes
+        if stated is not None and classes is not None and stated != classes:
+            self._survey.add(f"{key}.num_classes", f"must be {classes}, the classes of {self._dataset}, got {stated}")
+        if sound and teacher.weights is not None:
+            try:
+                note = _check_weights(teacher, teacher.weights, self._facts)
+                self._survey.note(*([f"{key}: {note}"] if note else []))
+            except UsageError as error:
+                self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
+        return sound
+
+    def check_student(self, key: str, student: StudentSpec) -> bool:
+        """Whether the student can be built and returns what the task's losses expect."""
+        return self._check_model(key, student.model, student.options) and self._check_outputs(
+            key, student.model, student.options
+        )
+
+    def _check_model(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
+        """Whether the model can be built at every end of the options' priors."""
+        before = len(self._survey.problems)
+        try:
+            problems = [_pointed_to_section(problem, key) for problem in unknown_options(model, options)]
+            self._survey.problems += [problem.under(key) for problem in problems]
+        except UsageError as error:
+            self._survey.problems.append(Problem.caused_by(error, f"{key}.model"))
+        if len(self._survey.problems) > before:
+            return False
+        for candidate in prior_corners(options):
+            for problem in build_problems(model, candidate, *(self._facts or _SOME_IMAGES)):
+                if problem.key:
+                    self._survey.problems.append(problem.under(key))
+                elif self._facts is not None:
+                    self._survey.add(key, f"cannot be used: {problem}")
+        return len(self._survey.problems) == before
+
+    def _check_outputs(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
+        """Whether the student returns what the task's losses expect, as far as untrained outputs tell."""
+        if self._facts is None:
+            return True
+        for candidate in prior_corners(options):
+            problem = student_output_problem(model, candidate, *self._facts, self._task.name)
+            if problem is not None and problem.certain:
+                self._survey.add(key, f"must not be {model} as it is: {problem.description}; {problem.remedy}")
+                return False
+            if problem is not None:
+                self._survey.note(f"{key} ({model}): {problem.description}; {problem.remedy}")
+        return True
+
+    def _check_normalization(self, name: str, teacher: TeacherSpec) -> None:
+        key = f"teachers.{name}.normalization"
+        if teacher.normalization is None:
+            return
+        if teacher.weights is None:
+            self._survey.add(key, "needs weights: a teacher that the sweep trains has that of the data set; remove it")
+        elif self._data is not None:
+            try:
+                chosen(teacher.normalization, self._data)
+            except UsageError as error:
+                self._survey.problems.append(Problem.caused_by(error, key))
+
+
+def _pointed_to_section(problem: Problem, key: str) -> Problem:
+    """The problem of an unknown option with the section that has a key of this name: `train: {epochs}` of a teacher."""
+    if key.startswith("teachers.") and problem.key in TeacherTraining.model_fields:
+        return replace(problem, remedy=f"write it under train, {key}.train.{problem.key}")
+    return problem
+
+
+def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] | None) -> str | None:
+    """Checks that given weights can be read and, if classes and images are known, that they fit the teacher's model.
+
+    Returns:
+        which of several weights in the file are taken, if there is a choice.
+
+    Raises:
+        UsageError: they cannot be read or do not fit.
+    """
+    if weights.startswith(MLFLOW):
+        return None
+    if weights.startswith(TORCHVISION):
+        _check_torchvision(weights.removeprefix(TORCHVISION), facts[0] if facts else None)
+        return None
+    checkpoint = open_checkpoint(weights)
+    if facts is not None:
+        load_state(sketch(teacher.model, teacher.options, *facts).to("meta"), checkpoint.weights, source=weights)
+    return checkpoint.note(weights)
+
+
+def _check_torchvision(name: str, num_classes: int | None) -> None:
+    from torchvision.models import get_weight
+
+    try:
+        categories = get_weight(name).meta.get("categories")
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UnknownNameError(f"no torchvision weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
+    if None not in (categories, num_classes) and len(categories) != num_classes:
+        raise UsageError(f"{name} has {len(categories)} classes, the data set has {num_classes}")
