@@ -1,11 +1,14 @@
 """Tables on terminals of any width: no word or number is broken, and cells are text, never markup."""
 
 import io
+import re
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from rich.console import Console
 
-from stillhouse.text_table import TextTable, shown_after
+from stillhouse.text_table import TextTable, log_line, shown_after
 
 ROWS = [
     ("fashion-resnet-search", "running", "1,234,567,890", "0.9312 resnet20 attention_transfer"),
@@ -48,4 +51,25 @@ def test_what_takes_longer_than_two_seconds_shows_how_far_it_is(
     times = iter(range(100))
     monkeypatch.setattr("time.monotonic", lambda: float(next(times)))
     assert list(shown_after(range(6), "trials checked")) == list(range(6))
-    assert capsys.readouterr().err.splitlines()[0] == "1 trials checked"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d 1 trials checked", capsys.readouterr().err.splitlines()[0])
+
+
+@pytest.fixture
+def in_time_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def use(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield use
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(("zone", "hour"), [("UTC", "13"), ("JST-9", "22"), ("EST+5", "08")])
+def test_a_log_line_begins_with_the_local_time(
+    zone: str, hour: str, in_time_zone: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_time_zone(zone)
+    moment = time.localtime(13 * 3600 + 5 * 60 + 9)  # 13:05:09 UTC on the first day of 1970
+    monkeypatch.setattr("time.localtime", lambda: moment)
+    assert log_line("teacher big: epoch 1/2") == f"{hour}:05:09 teacher big: epoch 1/2"

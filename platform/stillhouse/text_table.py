@@ -80,6 +80,11 @@ class TextTable:
             console.print()
 
 
+def log_line(text: str) -> str:
+    """`text` after the local time at which it is shown: `14:05:09 [1/3] …`."""
+    return f"{time.strftime('%H:%M:%S', time.localtime())} {text}"
+
+
 def shown_after(items: Iterable[Item], what: str) -> Iterator[Item]:
     """The items; after two seconds, stderr shows every two seconds how many there were: `3,000 trials checked`."""
     due = time.monotonic() + _SILENT_S
@@ -88,7 +93,8 @@ def shown_after(items: Iterable[Item], what: str) -> Iterator[Item]:
         if time.monotonic() >= due:
             due = time.monotonic() + _INTERVAL_S
             shown = True
-            sys.stderr.write(f"\r{number:,} {what}" if sys.stderr.isatty() else f"{number:,} {what}\n")
+            count = f"{number:,} {what}"
+            sys.stderr.write(f"\r{count}" if sys.stderr.isatty() else f"{log_line(count)}\n")
             sys.stderr.flush()
         yield item
     if shown and sys.stderr.isatty():

@@ -12,6 +12,7 @@ from stillhouse.cli.app import OK, as_exit_code, data_app
 from stillhouse.cli.options import Debug, Json, parse_size
 from stillhouse.cli.output import print_json
 from stillhouse.errors import Interrupted
+from stillhouse.text_table import log_line
 
 
 @data_app.command(name="pack")
@@ -74,4 +75,4 @@ def _print_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         print(f"\rpacked {done:,} of {total:,} images", end="\n" if done == total else "", file=sys.stderr, flush=True)
     else:
-        print(f"packed {done:,} of {total:,} images", file=sys.stderr)
+        print(log_line(f"packed {done:,} of {total:,} images"), file=sys.stderr)

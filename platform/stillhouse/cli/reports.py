@@ -12,6 +12,7 @@ from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json, SweepArgument
 from stillhouse.cli.output import answer_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.text_table import log_line
 
 
 @app.command()
@@ -84,7 +85,7 @@ def export(
     from stillhouse.sweep.results.export import export_trial
 
     document = export_trial(
-        resolve_home(home), name, trial, to, register=register, tell=lambda event: print(event, file=sys.stderr)
+        resolve_home(home), name, trial, to, register=register, tell=lambda event: print(log_line(event), file=sys.stderr)
     )
     if as_json:
         print_json(document)

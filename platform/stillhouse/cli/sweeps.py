@@ -13,6 +13,7 @@ from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code
 from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument
 from stillhouse.cli.output import command_line, difference_line, make_console, make_table, print_json
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.text_table import log_line
 
 if TYPE_CHECKING:
     from stillhouse.spec.schema import SweepSpec
@@ -187,7 +188,7 @@ def stop(
     from stillhouse.sweep.home.sweep_home import resolve_home
 
     root = resolve_home(home)
-    ended = stop_sweep(root, name, wait_s=wait, tell=lambda text: print(text, file=sys.stderr))
+    ended = stop_sweep(root, name, wait_s=wait, tell=lambda text: print(log_line(text), file=sys.stderr))
     if as_json:
         print_json({"sweep": name, "ended": ended})
     elif ended:

@@ -23,6 +23,7 @@ from stillhouse.spec.display import show_seconds
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.preference import comparable, record_preference
 from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.text_table import log_line
 
 _SHOWN_RUNNING = 8
 
@@ -246,10 +247,11 @@ class Progress:
     def _line(self, text: str) -> None:
         if self._quiet:
             return
+        line = Text(log_line(text))
         if self._live is not None:
-            self._live.console.print(Text(text), highlight=False)
+            self._live.console.print(line, highlight=False)
         else:
-            self._console.print(Text(text), highlight=False, soft_wrap=True)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         return render_status(self.snapshot())
