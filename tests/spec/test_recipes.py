@@ -43,6 +43,18 @@ def test_what_the_user_sets_stays_also_if_it_is_null(tmp_path: Path, value: floa
     assert in_recipe(spec, FIRST).teachers["big"].train.gradient_clip is None
 
 
+def test_a_spec_file_starts_its_search_at_the_defaults_and_plain_data_at_random_as_in_the_first_release(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path))
+    assert (spec.search.start, in_recipe(spec, FIRST).search.start, validate(RAW).search.start) == (
+        "defaults",
+        "random",
+        "random",
+    )
+    chosen = load_spec(written(tmp_path, search={"start": "random", "trials_per_method": 3}))
+    assert (chosen.search.start, in_recipe(chosen, FIRST).search.start) == ("random", "random")
+    assert load_spec(written(tmp_path, search={"trials_per_method": 3}), ["search.start=random"]).search.start == "random"
+
+
 def test_a_recipe_that_the_file_names_stays(tmp_path: Path) -> None:
     first, newest = (load_spec(written(tmp_path, recipe=recipe)) for recipe in (FIRST, NEWEST))
     assert (first.training.gradient_clip, newest.training.gradient_clip) == (None, 5.0)
@@ -72,14 +84,14 @@ def test_sections_of_a_wrong_type_are_left_to_the_schema(broken: Any) -> None:
     raw = RAW | {"training": broken, "teachers": {"big": broken}}
     filled, added = with_recipe(raw, NEWEST)
     assert (filled["training"], filled["teachers"]) == (broken, {"big": broken})
-    assert added == {"recipe"}
+    assert added == {"recipe", "search.start"}
 
 
 def test_what_was_added_can_be_taken_away_again() -> None:
     filled, added = with_recipe(RAW, NEWEST)
-    assert added == {"recipe", "training.gradient_clip", "teachers.big.train.gradient_clip"}
+    assert added == {"recipe", "search.start", "training.gradient_clip", "teachers.big.train.gradient_clip"}
     left = without(filled, added)
-    assert left == RAW | {"training": {}, "teachers": {"big": {"model": "resnet8", "train": {}}}}
+    assert left == RAW | {"search": {}, "training": {}, "teachers": {"big": {"model": "resnet8", "train": {}}}}
 
 
 def test_an_unknown_recipe_is_reported_by_the_schema(tmp_path: Path) -> None:

@@ -230,6 +230,10 @@ ADAPTIVE = ("tpe", "nsga2")
 """Search algorithms that choose a trial by the results of earlier ones."""
 
 
+DEFAULTS = "defaults"
+"""In `search.start`: the search starts at the methods' defaults."""
+
+
 class SearchBudget(Section):
     """What all runs of a sweep may spend together. When it is spent, no trial is started and running trials are stopped.
 
@@ -273,6 +277,9 @@ class SearchSpec(Section):
             `tpe` and `nsga2` begin like `random`, and then choose the trials of each method and student by the `objectives` of
             its earlier ones.
         trials_per_method: assigned to the students in turn; not used by `grid`.
+        start: the first trial of each method and student: `defaults` has the method's default hyper-parameters, which are the
+            paper's, where the spec sets no others, and a student in the middle of its priors; `random` draws it as well, as the
+            first release did. In a spec file the default is `defaults` (`spec.recipes`).
         scheduler: `none` runs every trial to its end. `asha` stops trials that are worse than others of similar size, `median`
             those whose best epoch is worse than the median of the others' means so far. Which trials are stopped depends on the
             order in which they report, so two runs of the same spec may stop different trials.
@@ -291,6 +298,7 @@ class SearchSpec(Section):
 
     algorithm: Literal["random", "grid", "tpe", "nsga2"] = "random"
     trials_per_method: Annotated[int, Field(ge=1, le=100_000)] = 8
+    start: Literal["defaults", "random"] = "random"
     scheduler: Literal["none", "asha", "median"] = "none"
     max_epochs: Annotated[int, Field(ge=1)] = 20
     confirm_seeds: Annotated[int, Field(ge=0, le=1000)] = 0

@@ -1,9 +1,12 @@
 """Sentences of a plan for its reader."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from stillhouse.spec.schema import SearchBudget
-from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
+from stillhouse.spec.schema import SearchBudget, SweepSpec
+from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes, start_notes
 from stillhouse.sweep.planning.survey import Skipped
 
 
@@ -34,3 +37,22 @@ def test_a_budget_names_every_bound_that_it_has() -> None:
 
 def test_a_search_that_is_not_adaptive_has_no_note() -> None:
     assert search_notes(None, [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "noted"),
+    [
+        ({"start": "defaults", "trials_per_method": 2}, True),  # two students
+        ({"start": "defaults", "trials_per_method": 3}, False),
+        ({"start": "random", "trials_per_method": 2}, False),
+        ({"start": "defaults", "trials_per_method": 2, "algorithm": "grid"}, False),
+    ],
+)
+def test_a_search_of_nothing_but_defaults_is_noted(spec_with: Callable[..., SweepSpec], changed: Any, noted: bool) -> None:
+    notes = start_notes(spec_with("search", changed))
+    assert [note.split(" gives ")[0] for note in notes] == ["search.trials_per_method = 2"] * noted
+
+
+def test_fixed_hyperparameters_need_no_note_about_the_start(spec_with: Callable[..., SweepSpec]) -> None:
+    spec = spec_with("search", {"start": "defaults", "trials_per_method": 1})
+    assert start_notes(spec.model_copy(update={"methods": {"kd": {"temperature": 4.0}}})) == []

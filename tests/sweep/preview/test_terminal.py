@@ -1,5 +1,6 @@
 """The printed plan has the numbers of the plan."""
 
+import dataclasses
 import io
 
 import pytest
@@ -54,3 +55,13 @@ def test_brackets_in_a_line_are_no_markup() -> None:
     stream = io.StringIO()
     print_lines(["hidden=[3] [bold]"], Console(file=stream, width=40))
     assert stream.getvalue() == "hidden=[3] [bold]\n"
+
+
+def test_where_the_search_starts_is_printed_unless_it_is_drawn(plan: Plan) -> None:
+    def lines(start: str) -> list[str]:
+        search = plan.spec.search.model_copy(update={"start": start})
+        changed = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"search": search}))
+        return [line for line in printed(changed) if line.startswith("each method and student starts at the method's defaults")]
+
+    assert (len(lines("defaults")), len(lines("random"))) == (1, 0)
+    assert plan.to_dict()["start"] == "random"

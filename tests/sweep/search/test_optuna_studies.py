@@ -14,8 +14,9 @@ from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.sweep.search.budget import BudgetTracker
-from stillhouse.sweep.search.draws import Draw, value_at
+from stillhouse.sweep.search.draws import Draw
 from stillhouse.sweep.search.optuna_studies import Memory, Study, StudyPlan
+from stillhouse.sweep.search.prior_values import value_at
 from stillhouse.sweep.search.trial_queue import StudyQueue, start_queue
 
 STUDENTS = tuple(StudentChoice(name="s", model="mlp", options={"hidden": [width]}) for width in (8, 16, 32))

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial
-from stillhouse.spec.schema import SearchBudget
+from stillhouse.spec.schema import DEFAULTS, SearchBudget, SweepSpec
 from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.search.adaptive import AdaptiveSearch
@@ -35,6 +36,18 @@ def search_notes(search: AdaptiveSearch | None, known: Sequence[Trial], students
         f"{search.spec.search.algorithm} searches in {len(search.studies)} studies, one for each method and student: "
         f"{len(known)} of {search.num_trials} trials are known now, the others are chosen as results arrive, from students of "
         f"{min(sizes):,} to {max(sizes):,} parameters; trials by student and costs are estimated from the first ones"
+    ]
+
+
+def start_notes(spec: SweepSpec) -> list[str]:
+    """Says so where every method and student has a single trial, which is the start: no prior is searched then."""
+    search = spec.search
+    searched = any(isinstance(value, Prior) for settings in (spec.methods or {}).values() for value in settings.values())
+    if search.algorithm == "grid" or search.start != DEFAULTS or search.trials_per_method > len(spec.students) or not searched:
+        return []
+    return [
+        f"search.trials_per_method = {search.trials_per_method} gives each method and student one trial at most, which has the "
+        "method's defaults (search.start): no hyper-parameter is searched"
     ]
 
 

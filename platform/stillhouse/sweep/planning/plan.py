@@ -28,7 +28,7 @@ from stillhouse.sweep.planning.cost import (
     student_size,
 )
 from stillhouse.sweep.planning.method_fit import settle
-from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes
+from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes, start_notes
 from stillhouse.sweep.planning.spec_check import metric_of, survey
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.planning.trial_keys import TrialKeys
@@ -122,6 +122,7 @@ class Plan:
         return {
             "sweep": self.spec.name,
             "planned": self.num_trials,
+            "start": self.spec.search.start,
             "confirm_trials": self.confirm_trials,
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "students": [
@@ -188,6 +189,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *limit_notes(drawn.too_large, search),
             *duplicate_notes(duplicates),
             *search_notes(search, ordered, students),
+            *start_notes(spec),
             *budget_notes(spec.search.budget),
         ),
         keys=keys,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
+from stillhouse.spec.schema import DEFAULTS
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.text_table import TextTable
 
@@ -33,6 +34,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         teachers.print(console)
     cost = plan.cost
     for line in (
+        *_start(plan),
         f"students: {cost.students:.3g} MACs, a training step counted as three forward passes",
         f"teachers shared: {cost.teacher_shared:.3g} MACs for at most {cost.samples_forwarded:,} samples; "
         f"{cost.ratio_shared:.2f} times the students alone",
@@ -52,6 +54,12 @@ def print_lines(lines: Iterable[str], console: Console) -> None:
 
 def _confirm(plan: Plan) -> str:
     return f", then up to {plan.confirm_trials} to confirm" if plan.confirm_trials else ""
+
+
+def _start(plan: Plan) -> list[str]:
+    if plan.spec.search.start != DEFAULTS:
+        return []
+    return ["each method and student starts at the method's defaults, with searched options of the student in the middle"]
 
 
 def _table(*columns: str) -> TextTable:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from stillhouse import methods
 from stillhouse.data.hashing import derive_key, permutation, uniform
-from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
+from stillhouse.spec.priors import Choice, Integers, Prior
 from stillhouse.spec.records import TEACHER_JOINT, StudentChoice
-from stillhouse.spec.schema import ADAPTIVE, StudentSpec, SweepSpec
+from stillhouse.spec.schema import ADAPTIVE, DEFAULTS, StudentSpec, SweepSpec
+from stillhouse.sweep.search.prior_values import value_at
+from stillhouse.sweep.search.start import first_settings, first_student
 
 MAX_TRIALS = 100_000
-_DIGITS = 6
 _MAX_VARIANTS = 64
 _DRAWN_VARIANTS = 16
 
@@ -46,26 +47,13 @@ def stratified(key: int, count: int) -> NDArray[np.float64]:
     return points[:count]
 
 
-def value_at(prior: Prior, quantile: float) -> Any:
-    """The prior's value at a quantile; floats have 6 significant digits, so that they are written alike everywhere."""
-    value = prior.at(quantile)
-    return value if isinstance(prior, Choice) else rounded(prior, value)
-
-
-def rounded(prior: Uniform | LogUniform | Integers, value: float) -> Any:
-    """A value of the prior with as many digits as a spec would have, within the prior's bounds."""
-    if not isinstance(value, float):
-        return value
-    low, high = prior.ends()
-    return min(max(float(f"{value:.{_DIGITS}g}"), float(low)), float(high))
-
-
 def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
     """The trials of a spec whose methods have all their hyper-parameters, method by method.
 
     Random search gives trial i of every method the same student, student options and teacher, so that methods are compared in
     pairs: student i mod S, teacher (i // S) mod T. An adaptive search chooses its trials later: for it these are the first
-    trials and samples of what it may choose.
+    trials and samples of what it may choose. With `search.start = defaults` the first trial of each method and student is not
+    drawn (`search.start`), and the draws follow it.
     """
     assert spec.methods is not None, "resolve the spec first"
     if spec.search.algorithm == "grid":
@@ -77,10 +65,10 @@ def draw_trials(spec: SweepSpec) -> Iterator[Draw]:
     count = spec.search.trials_per_method
     students = spec.students
     rounds = -(-count // len(students)) if students else 0
-    choices = [_student_column(spec.search.seed, student, rounds) for student in students]
+    choices = [_student_column(spec, student, rounds) for student in students]
     for method, settings in spec.methods.items():
         teachers = teachers_in_turn(method, spec)
-        columns = [_setting_column(spec.search.seed, method, student.name, settings, rounds) for student in students]
+        columns = [_setting_column(spec, method, student.name, settings, rounds) for student in students]
         for number in range(count if students else 0):
             turn, index = divmod(number, len(students))
             yield Draw(method, choices[index][turn], teachers[turn % len(teachers)], columns[index][turn])
@@ -98,16 +86,16 @@ def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoic
             return [
                 StudentChoice(name=student.name, model=student.model, options=options) for options in _product(student.options)
             ]
-    drawn = _student_column(spec.search.seed, student, max(_DRAWN_VARIANTS, spec.search.startup_trials))
+    drawn = _student_column(spec, student, max(_DRAWN_VARIANTS, spec.search.startup_trials))
     return list({repr(choice.options): choice for choice in drawn}.values())
 
 
 def random_draws(spec: SweepSpec, method: str, student: StudentSpec, count: int) -> list[Draw]:
-    """The first `count` draws that a random search makes for a method and student."""
+    """The first `count` trials that a random search has for a method and student."""
     settings = (spec.methods or {})[method]
     teachers = teachers_in_turn(method, spec)
-    choices = _student_column(spec.search.seed, student, count)
-    column = _setting_column(spec.search.seed, method, student.name, settings, count)
+    choices = _student_column(spec, student, count)
+    column = _setting_column(spec, method, student.name, settings, count)
     return [Draw(method, choices[row], teachers[row % len(teachers)], column[row]) for row in range(count)]
 
 
@@ -174,11 +162,15 @@ def _grid(spec: SweepSpec) -> Iterator[Draw]:
     for method, settings in spec.methods.items():
         teachers = teachers_in_turn(method, spec)
         for student in spec.students:
+            first = None
+            if spec.search.start == DEFAULTS:
+                yield (first := Draw(method, first_student(student), teachers[0], first_settings(method, settings)))
             for options in _product(student.options):
                 choice = StudentChoice(name=student.name, model=student.model, options=options)
                 for teacher in teachers:
                     for hyperparameters in _product(settings):
-                        yield Draw(method, choice, teacher, hyperparameters)
+                        if (draw := Draw(method, choice, teacher, hyperparameters)) != first:
+                            yield draw
 
 
 def _product(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -192,13 +184,18 @@ def _values(setting: Any) -> Sequence[Any]:
     return setting.values if isinstance(setting, Choice) else (setting,)
 
 
-def _student_column(seed: int, student: StudentSpec, count: int) -> list[StudentChoice]:
-    rows = _rows(student.options, count, "student", seed, student.name)
-    return [StudentChoice(name=student.name, model=student.model, options=options) for options in rows]
+def _student_column(spec: SweepSpec, student: StudentSpec, count: int) -> list[StudentChoice]:
+    first = [first_student(student)] if spec.search.start == DEFAULTS else []
+    rows = _rows(student.options, count - len(first), "student", spec.search.seed, student.name)
+    drawn = [StudentChoice(name=student.name, model=student.model, options=options) for options in rows]
+    return [*first, *drawn][:count]
 
 
-def _setting_column(seed: int, method: str, student: str, settings: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    return _rows(settings, count, "method", seed, method, student)
+def _setting_column(
+    spec: SweepSpec, method: str, student: str, settings: Mapping[str, Any], count: int
+) -> list[dict[str, Any]]:
+    first = [first_settings(method, settings)] if spec.search.start == DEFAULTS else []
+    return [*first, *_rows(settings, count - len(first), "method", spec.search.seed, method, student)][:count]
 
 
 def _rows(settings: Mapping[str, Any], count: int, *stream: str | int) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from stillhouse.data.hashing import derive_key
 from stillhouse.spec.priors import Choice, Integers, LogUniform, Prior, Uniform
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
-from stillhouse.sweep.search.draws import Draw, rounded
+from stillhouse.sweep.search.draws import Draw
+from stillhouse.sweep.search.prior_values import rounded
 from stillhouse.sweep.search.tpe_history import BoundedHistory
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
