@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py                       # on a machine with a GPU: about ten minutes
     python benchmarks/gpu_check.py --steps 3,4           # some steps
-    python benchmarks/gpu_check.py --device cpu          # tiny sizes on a CPU, in two minutes: checks the script itself
+    python benchmarks/gpu_check.py --device cpu          # tiny sizes on a CPU, in a minute: checks the script itself
 
 Needs only a checkout and PyTorch with NumPy. Steps 1 to 6 and 9 run without Ray, pydantic and the other dependencies, by
 replacements that suffice for them (`gpu_steps/replacements.py`); a step that needs the real package is skipped with its name.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,15 @@ def main() -> int:
     if unknown := [number for number in chosen if number not in STEPS]:
         parser.error(f"--steps must be among {sorted(STEPS)}, got {unknown[0]}")
     outcomes = []
-    for number in chosen:
-        outcomes.append(run_apart(number, settings, STEPS[number].limit_s(settings) * arguments.limit_factor))
-        print(json.dumps(asdict(outcomes[-1])), flush=True)
+
+    def run(number: int) -> Outcome:
+        return run_apart(number, settings, STEPS[number].limit_s(settings) * arguments.limit_factor)
+
+    # The times of tiny steps say nothing, so that two may run at once.
+    with ThreadPoolExecutor(settings.size(1, 2)) as steps:
+        for outcome in steps.map(run, chosen):
+            outcomes.append(outcome)
+            print(json.dumps(asdict(outcome)), flush=True)
     print_table(outcomes)
     print(json.dumps({"benchmark": "gpu_check", "device": settings.device, "steps": [asdict(each) for each in outcomes]}))
     return int(any(each.status in _ENDED_BY_A_PROBLEM for each in outcomes))

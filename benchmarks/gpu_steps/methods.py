@@ -12,6 +12,8 @@ from gpu_steps.plan import Settings, finish
 from gpu_steps.replacements import missing_package, replace_missing
 
 _MAX_SYNCS_PER_STEP = 1.0
+_UNAVOIDABLE = {"kd_svd": 4.0}
+"""By method, further synchronisations in a step: each decomposition of a map reads its error flags (decision 36)."""
 _LOSS_TOLERANCE = 0.02
 _TINY = ("kd", "attention_transfer")
 
@@ -21,10 +23,12 @@ def conformance(settings: Settings) -> dict[str, Any]:
     from stillhouse import methods
 
     names = settings.size(methods.names(), [name for name in methods.names() if name in _TINY])
-    processes = settings.size(min(8, os.cpu_count() or 1), 1)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare) as pool:
-        found = list(pool.map(_check, names, [settings] * len(names)))
+    if settings.tiny:
+        found = [_check(name, settings) for name in names]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=context, initializer=_prepare) as pool:
+            found = list(pool.map(_check, names, [settings] * len(names)))
     problems = [problem for each in found for problem in each["problems"]]
     figures = {
         "methods": len(names),
@@ -108,5 +112,5 @@ def _count_syncs(trial: Any, settings: Settings, found: dict[str, Any]) -> None:
     trainer.run_epoch()
     # The end of an epoch reads the means of the loss terms, once for each term.
     found["syncs"] = counts[0] / trainer.split.batches_per_epoch
-    if found["syncs"] > _MAX_SYNCS_PER_STEP:
+    if found["syncs"] > _MAX_SYNCS_PER_STEP + _UNAVOIDABLE.get(found["name"], 0.0):
         found["problems"].append(f"{found['name']}: the host waits for the GPU {found['syncs']:.1f} times per step")

@@ -20,7 +20,7 @@ def compare(settings: Settings) -> dict[str, Any]:
     """Steps per second of all students together, for each number of students; and that packing changes no student."""
     problems: list[str] = []
     figures: dict[str, Any] = {}
-    for number in settings.size((1, 4, 16), (1, 2)):
+    for number in settings.size((1, 4, 16), (2,)):
         steps = settings.size(200, 2)
         row = {"processes": _separate(number, steps, settings)}
         packed, weights = _packed(number, steps, settings)

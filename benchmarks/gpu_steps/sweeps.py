@@ -54,7 +54,7 @@ def saving(settings: Settings) -> dict[str, Any]:
         [
             "--pair",
             "mnist",
-            *["--trials", "1", "--epochs", "1", "--limit", "5500", "--contenders"],
+            *["--trials", "1", "--epochs", "1", "--limit", "5200", "--contenders"],
             "student only",
             "shared, cold",
         ],
@@ -107,14 +107,14 @@ def _spec(settings: Settings, name: str, **changes: Any) -> dict[str, Any]:
         "dataset": {
             "name": "random_images:load",
             "validation": 100,
-            "options": {"count": settings.size(6000, 400), "limit_test": 100},
+            "options": {"count": settings.size(6000, 300), "limit_test": 100},
         },
         "teachers": {
             "big": {"model": settings.size("resnet32", "lenet"), "train": {"epochs": 1}, "resources": {"gpu": share}},
         },
         "students": [{"model": settings.size("resnet8", "mlp")}],
         "methods": {"kd": {"temperature": {"uniform": [2.0, 6.0]}}},
-        "search": {"trials_per_method": settings.size(4, 2), "max_epochs": settings.size(6, 4), "confirm_seeds": 0},
+        "search": {"trials_per_method": settings.size(4, 2), "max_epochs": settings.size(6, 3), "confirm_seeds": 0},
         "trial_resources": {"gpu": share},
         "max_concurrent_trials": settings.size(4, 2),
     }

@@ -75,7 +75,7 @@ def step_times(settings: Settings) -> dict[str, Any]:
     from stillhouse import methods
 
     data = random_data(settings.size(1600, 64), settings.size(32, 16))
-    model, teacher = settings.size(("resnet8x4", "resnet32x4"), ("resnet8", "resnet14"))
+    model, teacher = settings.size(("resnet8x4", "resnet32x4"), ("lenet", "resnet8"))
     batch = 64
     wide = {"batch_size": settings.size(128, 64)}
     contenders: dict[str, dict[str, Any]] = {
@@ -85,10 +85,11 @@ def step_times(settings: Settings) -> dict[str, Any]:
         "kd, cached": {"method": methods.find("kd")()},
         "fitnets, cached maps": {"method": methods.find("fitnets")(), "training": wide},
         "contrastive, cached": {"method": methods.find("contrastive")(), "training": wide},
+        "kd_svd, cached": {"method": methods.find("kd_svd")()},
     }
     if settings.tiny:
-        # On a CPU its many draws take longer than all others together.
-        del contenders["contrastive, cached"]
+        # On a CPU they take longer than all others together.
+        del contenders["contrastive, cached"], contenders["mixup"]
     rows: dict[str, dict[str, float]] = {}
     skipped: dict[str, str] = {}
     problems: list[str] = []
@@ -106,7 +107,20 @@ def step_times(settings: Settings) -> dict[str, Any]:
         ratio = known["kd, cached"] / known["supervised"]
         if ratio > _CACHED_OVER_SUPERVISED:
             problems.append(f"kd with cached logits takes {ratio:.2f} of a supervised step, must be {_CACHED_OVER_SUPERVISED}")
-    return finish(problems, {**rows, **skipped})
+    return finish(problems, {**rows, **skipped, "eigenvectors_ms": _decompositions(settings)})
+
+
+def _decompositions(settings: Settings) -> dict[str, float]:
+    """Milliseconds of the eigenvectors of 64 symmetric matrices, as a step of kd_svd takes them, by size and number format."""
+    times = {}
+    for size in settings.size((16, 32, 64), (16,)):
+        draws = torch.randn(64, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for dtype in (torch.float64, torch.float32):
+            matrices = (draws @ draws.mT).to(settings.device, dtype)
+            torch.linalg.eigh(matrices)
+            each = [seconds(lambda: torch.linalg.eigh(matrices), settings) for _ in range(settings.size(9, 1))]  # noqa: B023
+            times[f"{size}, {str(dtype).removeprefix('torch.')}"] = 1000 * statistics.median(each)
+    return times
 
 
 def _measure(
@@ -125,7 +139,7 @@ def _measure(
     from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge
     from stillhouse.models.architecture import describe
 
-    epochs = settings.size(8, 2)
+    epochs = settings.size(8, 1)
     recipe = {"batch_size": batch, **(training or {})}
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """No training step of a shipped method waits for a GPU: nothing reads a number off the device or sends Python data to it.
 
 On a GPU a step of a small student takes about 2 ms, in which the processor only queues work. Whatever needs a tensor's value
-(`.item()`, `bool(tensor)`, boolean indexing, whose result's size is a value) waits until the queue is empty. Here the calls
-are counted on a CPU, for every method.
+(`.item()`, `bool(tensor)`, boolean indexing, whose result's size is a value, a decomposition, whose error flags are read) waits
+until the queue is empty. Here the calls are counted on a CPU, for every method that is found, with every choice that it offers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stillhouse import methods
 from stillhouse.distill.method import Method, Step, Update
 from stillhouse.distill.optimiser import Optimisers
-from stillhouse.testing import MethodTrial
+from stillhouse.testing import MethodTrial, method_trial
 
 READS = {
     name: getattr(Tensor, name) for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 }
-SENDS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
+SENDS = {torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor}
 SIZED_BY_VALUES = {
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
@@ -31,7 +31,21 @@ SIZED_BY_VALUES = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.repeat_interleave.Tensor,
     torch.ops.aten._unique2.default,
+    torch.ops.aten.unique_dim.default,
+    torch.ops.aten.unique_consecutive.default,
+    torch.ops.aten.bincount.default,
 }
+DECOMPOSITIONS = {
+    torch.ops.aten._linalg_eigh.default,
+    torch.ops.aten._linalg_svd.default,
+    torch.ops.aten.linalg_eig.default,
+    torch.ops.aten.linalg_lstsq.default,
+    torch.ops.aten._linalg_check_errors.default,
+}
+"""They read on the processor whether they have succeeded; the last one does so for inverses, solutions and Cholesky factors."""
+ALLOWED = {"kd_svd": {"aten._linalg_eigh.default"}}
+"""By method, the waits that cannot be avoided: PyTorch has no function for eigenvectors that leaves its error flags on the
+device, and the decomposition takes longer than the wait (decision 36)."""
 
 
 class _Calls(TorchFunctionMode):
@@ -41,8 +55,10 @@ class _Calls(TorchFunctionMode):
         self._noted = noted
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS.values() or func in SENDS:
+        if func in READS.values() or (func in SENDS and not isinstance(args[0], Tensor)):
             self._noted.append(getattr(func, "__name__", str(func)))
+        if func is Tensor.to and any(str(each) == "cpu" for each in [*args[1:], *(kwargs or {}).values()]):
+            self._noted.append("to the CPU")
         if func in (Tensor.__getitem__, Tensor.__setitem__) and any(isinstance(part, list) for part in _parts(args[1])):
             self._noted.append("an index that is a list")
         return func(*args, **(kwargs or {}))
@@ -57,7 +73,11 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         masks = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
-        if func in SIZED_BY_VALUES or (masks and any(each is not None and each.dtype == torch.bool for each in args[1])):
+        if (
+            func in SIZED_BY_VALUES
+            or func in DECOMPOSITIONS
+            or (masks and any(each is not None and each.dtype == torch.bool for each in args[1]))
+        ):
             self._noted.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -84,6 +104,15 @@ def test_every_way_to_wait_is_counted() -> None:
         "nonzero": (values > 1).nonzero,
         "Python data": lambda: torch.tensor([1.0]),
         "list": lambda: values[[0, 2]],
+        "cpu": values.cpu,
+        "to the CPU": lambda: values.to("cpu"),
+        "NumPy": lambda: torch.from_numpy(values.numpy()),
+        "eigenvectors": lambda: torch.linalg.eigh(torch.eye(2)),
+        "singular values": lambda: torch.linalg.svd(torch.eye(2)),
+        "inverse": lambda: torch.linalg.inv(torch.eye(2)),
+        "Cholesky factor": lambda: torch.linalg.cholesky(torch.eye(2)),
+        "unique": values.unique,
+        "counts": lambda: torch.ones(2, dtype=torch.int64).bincount(),
     }
     for name, way in ways.items():
         noted: list[str] = []
@@ -95,25 +124,35 @@ def test_every_way_to_wait_is_counted() -> None:
     assert noted == []
 
 
+def _choices(name: str) -> Iterator[dict[str, Any]]:
+    """Settings that each change one hyper-parameter: to another of its choices, to the other boolean, or away from 0."""
+    cls = methods.find(name)
+    for hyperparameter, rule in cls.hyperparameters().items():
+        default = cls.defaults()[hyperparameter]
+        others: Sequence[Any] = rule.choices or ((not default,) if isinstance(default, bool) else ())
+        if not others and isinstance(default, int | float) and default == 0:
+            others = (_AWAY_FROM_ZERO,)
+        for value in others:
+            if value != default:
+                yield {hyperparameter: value}
+
+
+_AWAY_FROM_ZERO = 0.1
+
+
 def _variants() -> list[Any]:
-    settings: dict[str, list[dict[str, Any]]] = {
-        "born_again": [{"variant": variant} for variant in ("kd", "cwtm", "dkpp")],
-        "kd": [{"samples": "teacher_right"}],
-        "ensemble": [{"variant": "streams"}, {"variant": "weighted_mean", "kd_weight": 0.5}],
-        "darkrank": [{"variant": "soft"}],
-        "label_refinery": [{"adversarial_step": 0.1}],
-        "attention_transfer": [{"kd_weight": 0.5}],
-    }
     return [
         pytest.param(name, changes, id=name + (f" {changes}" if changes else ""))
         for name in methods.names()
-        for changes in [{}, *settings.get(name, [])]
+        for changes in [{}, *_choices(name)]
     ]
 
 
 @pytest.mark.parametrize(("name", "settings"), _variants())
 def test_no_step_of_a_method_waits_for_the_device(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Except in the first epoch, and in the first step of a later one: some methods look at a whole epoch and change course."""
+    # No setting makes a training diverge at this rate.
+    monkeypatch.setattr(method_trial, "TRAINING", method_trial.TRAINING.model_copy(update={"learning_rate": 1e-4}))
     method = methods.find(name)(**settings)
     trainer = MethodTrial(method).trainer()
     step, apply = type(method).step, Optimisers.apply
@@ -135,4 +174,5 @@ def test_no_step_of_a_method_waits_for_the_device(name: str, settings: dict[str,
     monkeypatch.setattr(Optimisers, "apply", uncounted)
     trainer.fit()
     assert len(waits) == 4 * 4
-    assert {place: noted for place, noted in waits.items() if noted and place[0] > 0 and place[1] > 0} == {}
+    found = {place: set(noted) - ALLOWED.get(name, set()) for place, noted in waits.items() if place[0] > 0 and place[1] > 0}
+    assert {place: noted for place, noted in found.items() if noted} == {}
