@@ -47,10 +47,10 @@ def _resume(name: str, make: Callable[[], Any], settings: Settings) -> tuple[lis
     with tempfile.TemporaryDirectory() as folder:
         first.save(Path(folder) / "checkpoint")
         resumed.load(Path(folder) / "checkpoint")
-    saved, loaded = first._optimisers.state_dict(), resumed._optimisers.state_dict()
+    saved, loaded = (each._current.optimisers.state_dict() for each in (first, resumed))
     if saved["scaler"] != loaded["scaler"]:
         problems.append(f"{name}: the loss scale is {loaded['scaler']} after loading, {saved['scaler']} before")
-    for group in resumed._optimisers._groups.values():
+    for group in resumed._current.optimisers._groups.values():
         fused = any(each.get("fused") for each in group.param_groups)
         steps = [state["step"] for state in group.state.values() if torch.is_tensor(state.get("step"))]
         if not fused and any(step.device.type != "cpu" for step in steps):

@@ -50,6 +50,27 @@ def test_images_that_would_take_a_large_part_of_a_share_stay_outside(
     assert torch.equal(split.labels, torch.arange(50))
 
 
+class _Unplaceable(Tensor):
+    """Images for which a GPU has no memory left, although they are few."""
+
+    tried = 0
+
+    def to(self, *_arguments: object, **_options: object) -> "_Unplaceable":
+        _Unplaceable.tried += 1
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(("resident", "tried"), [(True, 1), (False, 0)])
+def test_images_stay_outside_where_memory_runs_out_or_the_caller_wants_it(
+    monkeypatch: pytest.MonkeyPatch, resident: bool, tried: int
+) -> None:
+    monkeypatch.setattr(images_module, "memory_limit", lambda _device: 100 * IMAGES.nbytes)
+    _Unplaceable.tried = 0
+    few = IMAGES.as_subclass(_Unplaceable)
+    assert isinstance(images_for(few, "cpu", resident=resident), HostImages)
+    assert _Unplaceable.tried == tried
+
+
 def test_the_limit_is_that_of_the_processs_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(total_memory=1000))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _device: 0.25)

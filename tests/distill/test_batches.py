@@ -1,11 +1,16 @@
 """The training split as it is read: order, batches of one, parts, targets of mixed samples, batches without images."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from stillhouse.data.images import ImageData
+from stillhouse.data.uploaded_order import UploadedOrder
 from stillhouse.data.views import Views
+from stillhouse.distill import batches as batches_module
 from stillhouse.distill.batches import TrainingSplit, even_parts, smallest_part
 
 
@@ -84,6 +89,26 @@ def test_samples_that_are_augmented_at_once_have_the_bits_of_each_batch_alone(
                 assert torch.equal(together.read(parts[0], 1).images, alone.read(parts[0], 1).images), "out of turn"
     assert any(made) == (at_once >= 64)
     assert not together._made
+
+
+def test_the_order_of_an_epoch_is_copied_to_the_device_once(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[int] = []
+
+    class Counted(UploadedOrder):
+        def __init__(self, parts: Iterable[Tensor], device: str) -> None:
+            announced = list(parts)
+            orders.append(sum(len(part) for part in announced))
+            super().__init__(announced, device)
+
+    monkeypatch.setattr(batches_module, "UploadedOrder", Counted)
+    split = split_of(digits, batch_size=30)
+    split.samples_at_once = 64
+    parts = list(split.batches(0))
+    with split.read_ahead(parts, 0):
+        storages = {split.read(part, 0).indices.untyped_storage().data_ptr() for part in parts}
+    assert orders == [160]
+    assert len(storages) == 1, "all batches are slices of one copy"
+    assert split._order is None
 
 
 def test_a_cpu_augments_each_batch_alone(digits: ImageData) -> None:

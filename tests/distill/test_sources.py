@@ -1,5 +1,6 @@
 """Ways to the same knowledge that need no cluster."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stillhouse.data.uploaded_order import UploadedOrder
 from stillhouse.device import Float32Precision
 from stillhouse.distill import sources
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, compute_knowledge, layers_of
@@ -264,6 +266,32 @@ def test_knowledge_that_is_read_ahead_or_uploaded_has_the_bits_of_each_batch_alo
             assert all(torch.equal(one[name], other[name]) and other[name].dtype == torch.float32 for name in one)
     assert (made[0].samples_gathered, made[0].bytes_gathered) == (made[1].samples_gathered, made[1].bytes_gathered)
     assert not made[1]._uploaded, "the memory is free between epochs"
+
+
+@pytest.mark.usefixtures("queued")
+def test_indices_are_copied_to_the_device_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, parts = KnowledgeStore(tmp_path), [torch.tensor(rows) for rows in ([4, 0], [1, 5, 2], [3])]
+    cached = CachedKnowledge(lambda view, _names, _reading: {"logits": sealed(store, view, "float32")})
+    inline = InlineKnowledge(teacher(), {"gradient": input_gradient()}, LABELS)
+    copies: list[int] = []
+
+    class Counted(UploadedOrder):
+        def __init__(self, announced: Iterable[Tensor], device: str) -> None:
+            super().__init__(announced, device)
+            copies.append(len(self._order))
+
+        def take(self, part: Tensor) -> Tensor:
+            taken = super().take(part)
+            assert taken.untyped_storage().data_ptr() == self._order.untyped_storage().data_ptr()
+            return taken
+
+    monkeypatch.setattr(sources, "UploadedOrder", Counted)
+    for source in (cached, inline):
+        source.begin_epoch(0)
+        with source.reading(iter(parts), "cpu"):
+            for part in parts:
+                source.gather(part, IMAGES[part])
+    assert copies == [6, 6]
 
 
 @pytest.mark.usefixtures("queued")

@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.data.decode import WHITE, Ground
 from stillhouse.data.host_images import RESIDENT_SHARE, HostImages
 from stillhouse.data.packs import Pack, PackedImages, PackFacts, open_pack
-from stillhouse.device import memory_limit
+from stillhouse.device import free_memory, is_out_of_memory, memory_limit
 from stillhouse.errors import UsageError
 
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
@@ -201,20 +201,32 @@ def read_ahead(images: Images, batches: Iterable[Tensor]) -> AbstractContextMana
     return nullcontext() if isinstance(images, Tensor) else images.ahead(batches)
 
 
-def images_for(images: Images, device: str) -> Images:
+def images_for(images: Images, device: str, *, resident: bool = True) -> Images:
     """The images for computation on `device`: a copy there, or in the machine's memory if they would take too much of it.
 
-    A process may have a small share of a GPU, and each process has its own copy.
+    A process may have a small share of a GPU, and each process has its own copy. If memory runs out all the same, the images
+    stay in the machine's memory too.
+
+    Args:
+        resident: whether a copy on a GPU is allowed.
     """
     limit = memory_limit(device)
-    if isinstance(images, Tensor) and limit is not None and images.nbytes > RESIDENT_SHARE * limit:
-        return HostImages(images, device)
-    return images.to(device)
+    if not isinstance(images, Tensor) or limit is None:
+        return images.to(device)
+    if resident and images.nbytes <= RESIDENT_SHARE * limit:
+        try:
+            return images.to(device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler, where the error's frames may hold memory.
+        free_memory()
+    return HostImages(images, device)
 
 
-def split_for(split: Split, device: str) -> Split:
+def split_for(split: Split, device: str, *, resident: bool = True) -> Split:
     """The split for computation on `device`, as `images_for`."""
-    return Split(cast("Tensor", images_for(split.images, device)), split.labels.to(device))
+    return Split(cast("Tensor", images_for(split.images, device, resident=resident)), split.labels.to(device))
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

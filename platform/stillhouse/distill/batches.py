@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import ImageData, read_ahead, split_for
+from stillhouse.data.uploaded_order import UploadedOrder
 from stillhouse.data.views import Views
 from stillhouse.tasks import of
 
@@ -56,6 +57,7 @@ class TrainingSplit:
         seed: decides the order of the samples in every epoch.
         batch_size: samples of a batch.
         memory_format: of the images that are read.
+        resident: whether the images may be copied to a GPU.
     """
 
     def __init__(
@@ -67,8 +69,9 @@ class TrainingSplit:
         batch_size: int,
         device: str,
         memory_format: torch.memory_format = torch.contiguous_format,
+        resident: bool = True,
     ) -> None:
-        held = split_for(data.train, device)
+        held = split_for(data.train, device, resident=resident)
         self.images, self.labels = held.images, held.labels
         self._data = data
         self._views = views
@@ -81,6 +84,7 @@ class TrainingSplit:
         self.samples_at_once = 0 if device == "cpu" else min(_AT_ONCE, _BYTES_AT_ONCE // bytes_per_sample)
         self._groups: deque[list[Indices]] = deque()
         self._made: deque[tuple[Indices, Batch]] = deque()
+        self._order: UploadedOrder | None = None
         self.batches_per_epoch = sum(1 for _ in self.batches(0))
 
     def __len__(self) -> int:
@@ -108,7 +112,7 @@ class TrainingSplit:
 
     def _read(self, indices: Indices, view: int) -> Batch:
         on_cpu = torch.from_numpy(indices)
-        places = on_cpu.to(self._device, non_blocking=True)
+        places = on_cpu.to(self._device, non_blocking=True) if self._order is None else self._order.take(on_cpu)
         read = places if isinstance(self.images, Tensor) else on_cpu
         inputs = self._task.inputs(self._data, self._views, self.images, read, view)
         labels = self.labels[places]
@@ -129,17 +133,21 @@ class TrainingSplit:
         """While it lasts, images of the coming `parts` of batches are decoded or copied in the background.
 
         On a GPU several parts are augmented at once: what a sample looks like depends on no other one of its batch, and a few
-        large kernels take less time to start than many small ones.
+        large kernels take less time to start than many small ones. The indices of all parts are copied to it once.
         """
         groups = _grouped(parts, self.samples_at_once)
-        self._groups = deque(groups if self.samples_at_once else ())
-        coming = (self._views.reads(torch.from_numpy(np.concatenate(group)), view) for group in groups)
+        indices = [torch.from_numpy(np.concatenate(group)) for group in groups]
+        if self.samples_at_once:
+            self._groups = deque(groups)
+            self._order = UploadedOrder(indices, self._device)
+        coming = (self._views.reads(each, view) for each in indices)
         try:
             with read_ahead(self.images, coming):
                 yield
         finally:
             self._groups.clear()
             self._made.clear()
+            self._order = None
 
 
 def _grouped(parts: Iterable[Indices], at_once: int) -> list[list[Indices]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.hashing import derive_key, uniform
 from stillhouse.data.read_ahead import ReadAhead, to_host
+from stillhouse.data.uploaded_order import UploadedOrder
 from stillhouse.device import Float32Precision, float32_precision, memory_limit
 from stillhouse.errors import TrialError
 from stillhouse.knowledge.kinds import Knowledge
@@ -29,7 +30,7 @@ Reading = tuple[int, int]
 
 
 Places = tuple[int, Tensor]
-"""(view, int64 [B]): which samples of which view."""
+"""(view, int64 [B] on the CPU): which samples of which view."""
 
 
 class KnowledgeSource(Protocol):
@@ -179,7 +180,7 @@ def _compute_piece(
                 gradients if kind.of_input else raw if kind.layers else outputs[kind.output],
                 features,
                 [reader.weight(weight) for weight in kind.weights],
-                _draws(kind.draws, places) if kind.draws else None,
+                _draws(kind.draws, places, images.device) if kind.draws else None,
             )
             for name, kind in knowledge.items()
         }
@@ -188,12 +189,12 @@ def _compute_piece(
         return computed
 
 
-def _draws(count: int, places: Places | None) -> Tensor:
-    """Numbers in [0, 1), float64 [B, count], by view and sample."""
+def _draws(count: int, places: Places | None, device: torch.device) -> Tensor:
+    """Numbers in [0, 1), float64 [B, count] on the device, by view and sample."""
     assert places is not None, "random numbers of a sample depend on its place"
     view, indices = places
     counters = indices.cpu().numpy()[:, None] * count + np.arange(count)
-    return torch.from_numpy(uniform(derive_key("draws of knowledge", view, count), counters)).to(indices.device)
+    return torch.from_numpy(uniform(derive_key("draws of knowledge", view, count), counters)).to(device)
 
 
 def _input_gradients(reader: FeatureReader, images: Tensor, labels: Tensor, task: Task) -> Tensor:
@@ -242,6 +243,7 @@ class InlineKnowledge:
         self._reader = FeatureReader(teacher, layers_of(knowledge))
         self._parts = BatchParts()
         self._finiteness: Finiteness | None = None
+        self._order: UploadedOrder | None = None
         self._view = 0
         self.samples_forwarded = 0
 
@@ -253,7 +255,10 @@ class InlineKnowledge:
         if not self._needed:
             return {}
         self.samples_forwarded += len(indices)
-        labels = None if self._labels is None else self._labels[indices.to(self._labels.device)]
+        labels = None
+        if self._labels is not None and any(kind.of_input for kind in self._needed.values()):
+            self._labels = self._labels.to(images.device)
+            labels = self._labels[indices.to(images.device) if self._order is None else self._order.take(indices)]
         return compute_knowledge(
             self._reader,
             self._needed,
@@ -267,13 +272,15 @@ class InlineKnowledge:
 
     @contextmanager
     def reading(self, parts: Iterable[Tensor], device: str) -> Iterator[None]:
-        self._finiteness = Finiteness() if queues_work(device) else None
+        if queues_work(device):
+            self._finiteness = Finiteness()
+            self._order = UploadedOrder(parts, device)
         try:
             yield
             if self._finiteness is not None:
                 self._finiteness.check()
         finally:
-            self._finiteness = None
+            self._finiteness = self._order = None
 
 
 class CachedKnowledge:
@@ -297,6 +304,7 @@ class CachedKnowledge:
         self._await_rows = await_rows
         self._views: Mapping[str, View] = {}
         self._uploaded: dict[str, Tensor] = {}
+        self._order: UploadedOrder | None = None
         self._pins = False
         self._ahead = ReadAhead(self._rows)
         self.samples_gathered = 0
@@ -310,8 +318,8 @@ class CachedKnowledge:
 
     def gather(self, indices: Tensor, images: Tensor) -> dict[str, Tensor]:
         gathered = self._ahead.take(indices)
-        if self._uploaded:
-            places = indices.to(images.device, non_blocking=True)
+        if self._order is not None:
+            places = self._order.take(indices)
             gathered = {**gathered, **{name: rows.index_select(0, places) for name, rows in self._uploaded.items()}}
         self.samples_gathered += len(indices)
         self.bytes_gathered += sum(rows.nbytes for rows in gathered.values())
@@ -324,12 +332,14 @@ class CachedKnowledge:
             yield
             return
         self._upload(device)
+        parts = list(parts)
+        self._order = UploadedOrder(parts, device) if self._uploaded else None
         self._pins = torch.device(device).type == "cuda"
         try:
             with self._ahead.over(parts) if len(self._uploaded) < len(self._views) else nullcontext():
                 yield
         finally:
-            self._uploaded = {}
+            self._uploaded, self._order = {}, None
             self._pins = False
 
     def _upload(self, device: str) -> None:

@@ -14,6 +14,7 @@ from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.hashing import derive_seed
 from stillhouse.data.images import split_for
 from stillhouse.data.views import Views
+from stillhouse.device import is_out_of_memory
 from stillhouse.distill.batches import TrainingSplit
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
@@ -54,6 +55,7 @@ class Trainer:
         micro_batch: the largest number of samples of a forward pass; the gradients of a batch are their sum. By default that
             of `training`.
         operators: those that `new_student` applied to the students; they act around each step, and in `finalise`.
+        images_on_device: whether images may be copied to a GPU; if not, each batch is.
 
     Raises:
         MethodError: the method cannot work with this teacher or student.
@@ -78,6 +80,7 @@ class Trainer:
         workers: Workers = ALONE,
         micro_batch: int | None = None,
         operators: Chain | None = None,
+        images_on_device: bool = True,
     ) -> None:
         self.method = method
         self.operators = operators or Chain()
@@ -96,9 +99,15 @@ class Trainer:
         self.micro_batch = training.micro_batch if micro_batch is None and training.micro_batch != "auto" else micro_batch
         self._memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
         self.split = TrainingSplit(
-            data, views, seed=seed, batch_size=training.batch_size, device=device, memory_format=self._memory_format
+            data,
+            views,
+            seed=seed,
+            batch_size=training.batch_size,
+            device=device,
+            memory_format=self._memory_format,
+            resident=images_on_device,
         )
-        self._validation = data.validation if device == "cpu" else split_for(data.validation, device)
+        self._validation = data.validation if device == "cpu" else split_for(data.validation, device, resident=images_on_device)
         self._new_student = StudentFactory(new_student, seed=seed, device=device, memory_format=self._memory_format)
         self.student = self._new_student()
         architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
@@ -343,10 +352,10 @@ class Trainer:
             self.wait_seconds = state["wait_seconds"]
             self._new_student.num_built = state["students_made"]
             return dict(state.get("notes", {}))
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            # The device's failure, not the file's: the checkpoint is still good.
-            raise
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+                # The device's failure, not the file's: the checkpoint is still good.
+                raise
             raise Damaged(f"{path} does not fit this training: {error}") from error
 
     def _entry(self, stage: Stage, means: Mapping[str, float], rate: float) -> dict[str, Any]:

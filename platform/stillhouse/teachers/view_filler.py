@@ -289,8 +289,8 @@ class ViewFiller:
         finiteness: Finiteness | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `forward`, on the teacher's device, where it may still be computed; the caller holds the lock."""
-        places = torch.from_numpy(indices).to(self._device)
-        images, labels = self.view_images(view, indices), self._labels[places]
+        places = torch.from_numpy(indices)
+        images, labels = self.view_images(view, indices), self._labels[places.to(self._device)]
         return self._compute(reader, kinds, images, labels, (view, places), finiteness=finiteness)
 
     def view_images(self, view: int, indices: NDArray[np.int64]) -> torch.Tensor:

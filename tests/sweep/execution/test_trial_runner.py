@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -309,6 +309,58 @@ def test_a_library_without_memory_makes_a_trial_start_smaller(
     recipe = Training(batch_size=40, micro_batch="auto")
     record = run_to_end(make_trial(), dataclasses.replace(environment, training=recipe), digits)
     assert (record.status, record.metrics.get("micro_batch")) == ("finished", 20)
+
+
+class _NoRoom:
+    """A GPU on which a trainer fits only while the images are elsewhere."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, part: str, *, always: bool = False) -> None:
+        self.tried: list[bool] = []
+        original = getattr(Trainer, part)
+
+        def limited(trainer: Trainer, *arguments: Any, **options: Any) -> Any:
+            if part == "__init__":
+                self.tried.append(options["images_on_device"])
+            if always or len(self.tried) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return original(trainer, *arguments, **options)
+
+        monkeypatch.setattr(Trainer, part, limited)
+        if part != "__init__":
+            made = Trainer.__init__
+
+            def noted(trainer: Trainer, *arguments: Any, **options: Any) -> None:
+                self.tried.append(options["images_on_device"])
+                made(trainer, *arguments, **options)
+
+            monkeypatch.setattr(Trainer, "__init__", noted)
+
+
+@pytest.mark.parametrize("part", ["__init__", "load"])
+@pytest.mark.parametrize("micro_batch", [None, "auto"])
+def test_a_trial_that_finds_no_memory_before_its_first_step_runs_with_its_images_elsewhere(
+    environment: TrialEnvironment,
+    digits: ImageData,
+    make_trial: MakeTrial,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    micro_batch: Literal["auto"] | None,
+) -> None:
+    environment = dataclasses.replace(environment, training=Training(batch_size=40, micro_batch=micro_batch))
+    expected = run_to_end(make_trial("usual"), environment, digits)
+    no_room = _NoRoom(monkeypatch, part)
+    record = run_to_end(make_trial("short"), environment, digits)
+    assert no_room.tried == [True, False]
+    assert (record.status, record.weights_hash) == ("finished", expected.weights_hash)
+
+
+def test_a_trial_that_finds_no_memory_even_then_raises_it_once(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room = _NoRoom(monkeypatch, "__init__", always=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        TrialRunner(make_trial(), environment, digits)
+    assert no_room.tried == [True, False]
 
 
 def test_a_trial_that_diverges_says_so(environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial) -> None:

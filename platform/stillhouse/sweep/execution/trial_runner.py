@@ -3,7 +3,8 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,9 @@ class TrialRunner:
         # Now, not at the end: a file that the model's function reads may be replaced meanwhile.
         student = trial.student
         self._given = given_content(student.model, student.options, data.num_classes, data.input_shape)
-        self._trainer = self._make_trainer()
+        self._images_on_device = True
         self._home.pull(self._checkpoint)
-        try:
-            self._used_before = self._trainer.load(self._checkpoint)
-        except FileNotFoundError:
-            pass
-        except Damaged:
-            # A new trainer, since this one may be partially loaded. Losing the checkpoint costs only time.
-            self._drop_trainer()
-            self._trainer = self._make_trainer()
+        self._with_room_for(self._load)
         if not self._trainer.workers_agree():
             raise InfrastructureError(
                 f"the workers of a trial read different checkpoints at {self._checkpoint}; "
@@ -136,11 +130,39 @@ class TrialRunner:
         self._drop_checkpoint()
         self._used_before = {}
         self._drop_trainer()
-        self._trainer = self._make_trainer(smaller)
+        self._with_room_for(partial(self._new_trainer, smaller))
+
+    def _load(self) -> None:
+        """Makes the trainer and continues where the checkpoint is, if there is one."""
+        self._new_trainer()
+        try:
+            self._used_before = self._trainer.load(self._checkpoint)
+        except FileNotFoundError:
+            pass
+        except Damaged:
+            # A new trainer, since this one may be partially loaded. Losing the checkpoint costs only time.
+            self._drop_trainer()
+            self._new_trainer()
+
+    def _new_trainer(self, micro_batch: int | None = None) -> None:
+        self._trainer = self._make_trainer(micro_batch)
+
+    def _with_room_for(self, make: Callable[[], None]) -> None:
+        """Makes a trainer; if memory runs out, again with the images in the machine's memory, which changes no result."""
+        try:
+            make()
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self._images_on_device:
+                raise
+        # Not in the handler, where the error's frames hold what was made.
+        self._images_on_device = False
+        self._drop_trainer()
+        make()
 
     def _drop_trainer(self) -> None:
         """Frees the memory of the trainer and of teachers in this process, before new ones are made."""
-        del self._trainer
+        vars(self).pop("_trainer", None)
         self._teachers = []
         free_memory()
 
@@ -265,6 +287,7 @@ class TrialRunner:
             device=self._device,
             workers=self._workers,
             micro_batch=micro_batch,
+            images_on_device=self._images_on_device,
         )
 
     def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
