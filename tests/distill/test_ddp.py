@@ -160,6 +160,42 @@ def test_buffers_that_are_equal_on_all_workers_are_not_sent_before_every_pass(
     assert options == [sent]
 
 
+def test_statistics_may_be_shared_by_pytorch_which_changes_no_name_weight_hook_or_output() -> None:
+    """PyTorch refuses it on a CPU while several processes train, so only its evaluation can be compared here."""
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), OwnNorm(2)).eval()
+    names, images = set(student.state_dict()), torch.randn(4, 1, 8, 8)
+    expected, seen = student(images), []
+    student[1].register_forward_hook(lambda *_arguments: seen.append(1))
+    ddp.share_statistics(student, Workers(0, 2), by_torch=True)
+    assert [type(part) for part in student] == [nn.Conv2d, nn.SyncBatchNorm, OwnNorm]
+    assert set(student.state_dict()) == names
+    assert torch.equal(student(images), expected)
+    assert seen == [1]
+
+
+def test_buffers_of_pytorchs_shared_statistics_are_not_sent_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[Any] = []
+    monkeypatch.setattr(ddp, "DistributedDataParallel", lambda _module, **given: options.append(given["broadcast_buffers"]))
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    ddp.share_statistics(student, Workers(0, 2), by_torch=True)
+    ddp.JointLoss([student], Workers(0, 2))
+    assert options == [False]
+
+
+class Sensitive(Method):
+    """Reads the gradient of the images."""
+
+    @property
+    def differentiates_images(self) -> bool:
+        return True
+
+
+def test_a_method_that_differentiates_twice_refuses_pytorchs_shared_statistics(make_trainer: MakeTrainer) -> None:
+    make_trainer(Sensitive())
+    with pytest.raises(MethodError, match=r"SyncBatchNorm does not support: set training\.sync_batchnorm to false"):
+        make_trainer(Sensitive(), recipe={"sync_batchnorm": True})
+
+
 # Micro-batches
 
 

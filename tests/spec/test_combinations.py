@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.errors import SpecError
 from stillhouse.spec.combinations import Soundness, idle_settings, objective_problems
 from stillhouse.spec.load import validate
 from stillhouse.spec.metric import ACCURACY, Metric
@@ -69,3 +70,37 @@ def test_a_key_is_sound_unless_it_or_its_section_has_a_problem() -> None:
     assert sound.touched("students")
     assert sound.touched("training")
     assert not sound.touched("methods")
+
+
+@pytest.mark.parametrize(
+    ("resources", "training", "sentence"),
+    [
+        ({"gpu": 2}, {}, None),
+        ({"gpu": 1}, {}, "got true with trial_resources.gpu: 1 and 1 workers; PyTorch's SyncBatchNorm needs GPUs"),
+        (
+            {"cpu": 4, "workers": 2},
+            {},
+            "got true with trial_resources.gpu: 0 and 2 workers; PyTorch's SyncBatchNorm needs GPUs",
+        ),
+        ({"gpu": 2}, {"sync_batchnorm": True}, "teachers.big.train.sync_batchnorm must be false, got true: one process trains"),
+    ],
+)
+def test_pytorchs_batchnorm_of_several_workers_needs_a_gpu_for_each(
+    resources: dict[str, Any], training: dict[str, Any], sentence: str | None
+) -> None:
+    spec = {
+        "name": "s",
+        "dataset": {"name": "digits"},
+        "students": ["mlp"],
+        "methods": ["kd"],
+        "teachers": {"big": {"model": "lenet", "train": training}},
+        "trial_resources": resources,
+        "training": {"sync_batchnorm": True},
+    }
+    if sentence is None:
+        validate(spec)
+        return
+    with pytest.raises(SpecError) as caught:
+        validate(spec)
+    assert sentence in str(caught.value)
+    assert len(caught.value.problems) == 1

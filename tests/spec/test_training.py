@@ -21,7 +21,8 @@ def test_equal_recipes_have_equal_identities_and_others_have_not() -> None:
 
 
 def test_an_identity_without_micro_batches_is_that_of_versions_that_had_none() -> None:
-    assert "micro_batch" not in Training().identity()
+    assert not {"micro_batch", "sync_batchnorm"} & Training().identity().keys()
+    assert Training(sync_batchnorm=True).identity()["sync_batchnorm"] is True
     assert Training(micro_batch="auto").identity()["micro_batch"] == "auto"
 
 

@@ -74,6 +74,13 @@ def split_problem(method: Method) -> str | None:
     return None
 
 
+def sync_batchnorm_problem(method: Method) -> str | None:
+    """Why the method cannot train with PyTorch's SyncBatchNorm; None when it can."""
+    if method.differentiates_images:
+        return "differentiates the student's gradient again, which PyTorch's SyncBatchNorm does not support"
+    return None
+
+
 class JointLoss:
     """The loss of a part of a batch, wrapped in DDP where there are several workers.
 
@@ -131,7 +138,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 class _SharedStatistics(nn.Module):
-    """BatchNorm over the batch of all workers. Mixed into torch's classes, since torch's SyncBatchNorm needs a GPU."""
+    """BatchNorm over the batch of all workers, on any device and differentiable twice. Mixed into torch's classes."""
 
     def forward(self, input: Tensor) -> Tensor:
         norm: Any = self
@@ -161,7 +168,8 @@ class _SharedStatistics(nn.Module):
 
 def _has_own_buffers(module: nn.Module) -> bool:
     """Whether workers may have different buffers: those of shared statistics are equal, so that nobody need send them."""
-    return any(part._buffers for part in module.modules() if not isinstance(part, _SharedStatistics))
+    shared = _SharedStatistics, nn.SyncBatchNorm
+    return any(part._buffers for part in module.modules() if not isinstance(part, shared))
 
 
 def _reduced(values: Tensor) -> Tensor:
@@ -175,9 +183,16 @@ _SHARED: Mapping[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def share_statistics(module: nn.Module, workers: Workers) -> None:
-    """Makes every BatchNorm in `module` normalise by the batch of all workers; names, weights and hooks stay."""
+def share_statistics(module: nn.Module, workers: Workers, *, by_torch: bool = False) -> None:
+    """Makes every BatchNorm in `module` normalise by the batch of all workers; names, weights and hooks stay.
+
+    Args:
+        by_torch: by `torch.nn.SyncBatchNorm`, which exchanges statistics in one call each way. It needs a GPU and cannot be
+            differentiated twice.
+    """
     if workers.size > 1:
         for norm in module.modules():
             if type(norm) in _SHARED:
-                norm.__class__ = _SHARED[type(norm)]
+                norm.__class__ = nn.SyncBatchNorm if by_torch else _SHARED[type(norm)]
+                if by_torch:
+                    vars(norm)["process_group"] = None

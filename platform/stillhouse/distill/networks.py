@@ -50,12 +50,14 @@ def make_helpers(
     device: str,
     workers: Workers,
     memory_format: torch.memory_format = torch.contiguous_format,
+    sync_batchnorm: bool = False,
 ) -> dict[str, Helper]:
     """The method's helpers on the device, by name; only trainable ones require gradients.
 
     Args:
         memory_format: of the student's images and maps; helpers on a GPU have it too, so that maps need not be converted. On a
             CPU they keep PyTorch's format, in which earlier versions trained them.
+        sync_batchnorm: whether BatchNorm of several workers is PyTorch's.
     """
     with torch.random.fork_rng(devices=rng_devices(device)):
         torch.manual_seed(derive_seed(seed, "helpers"))
@@ -65,7 +67,7 @@ def make_helpers(
         if torch.device(device).type != "cpu":
             helper.module.to(memory_format=memory_format)
         helper.module.requires_grad_(helper.trainable)
-        share_statistics(helper.module, workers)
+        share_statistics(helper.module, workers, by_torch=sync_batchnorm)
     return helpers
 
 

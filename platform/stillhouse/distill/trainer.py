@@ -18,7 +18,7 @@ from stillhouse.device import is_out_of_memory
 from stillhouse.distill.batches import TrainingSplit
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
-from stillhouse.distill.ddp import ALONE, Workers, share_statistics, split_problem
+from stillhouse.distill.ddp import ALONE, Workers, share_statistics, split_problem, sync_batchnorm_problem
 from stillhouse.distill.evaluation import NoNumbersError, evaluate, has_finite_weights
 from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart
@@ -153,7 +153,10 @@ class Trainer:
         in_parts = in_several_parts(self._workers, self.micro_batch)
         if in_parts and (problem := split_problem(self.method)):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
-        share_statistics(self.student, self._workers)
+        by_torch = self._training.sync_batchnorm
+        if by_torch and (problem := sync_batchnorm_problem(self.method)):
+            raise MethodError(f"{problem}: set training.sync_batchnorm to false")
+        share_statistics(self.student, self._workers, by_torch=by_torch)
         return make_helpers(
             self.method,
             self._setup,
@@ -161,6 +164,7 @@ class Trainer:
             device=self.device,
             workers=self._workers,
             memory_format=self._memory_format,
+            sync_batchnorm=by_torch,
         )
 
     @property

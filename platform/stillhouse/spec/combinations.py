@@ -43,12 +43,16 @@ def combination_problems(
         if teacher.weights is None:
             key = f"teachers.{name}"
             problems += _training(f"{key}.train", teacher.train, f"{key}.resources.gpu", teacher.resources.gpu, sound)
+            if teacher.train.sync_batchnorm:
+                problems.append(Problem(f"{key}.train.sync_batchnorm", "must be false, got true: one process trains a teacher"))
             problems += _warmup(f"{key}.train", teacher.train, teacher.train.epochs)
     shares = [("trial_resources.gpu", spec.trial_resources.gpu)]
     shares += [(f"teachers.{name}.resources.gpu", teacher.resources.gpu) for name, teacher in spec.teachers.items()]
     if sound("trial_resources"):
         problems += _workers(spec)
         problems += _packed(spec, sound)
+        if sound("training.sync_batchnorm"):
+            problems += _sync_batchnorm(spec)
     for key, gpu in shares:
         if gpu > 1 and gpu != int(gpu):
             problems.append(Problem(key, f"must be a fraction of one GPU or a whole number of them, got {gpu:g}"))
@@ -64,6 +68,16 @@ def _workers(spec: SweepSpec) -> Iterator[Problem]:
     if spec.training.batch_size < claim.num_workers:
         yield Problem(
             "training.batch_size", f"must be >= the {claim.num_workers} workers of a trial, got {spec.training.batch_size}"
+        )
+
+
+def _sync_batchnorm(spec: SweepSpec) -> Iterator[Problem]:
+    claim = spec.trial_resources
+    if spec.training.sync_batchnorm and (claim.gpu <= 1 or claim.num_workers == 1):
+        yield Problem(
+            "training.sync_batchnorm",
+            "must be false unless several workers with a GPU each train a student, got true with "
+            f"trial_resources.gpu: {claim.gpu:g} and {claim.num_workers} workers; PyTorch's SyncBatchNorm needs GPUs",
         )
 
 

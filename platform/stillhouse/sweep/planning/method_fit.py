@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stillhouse import methods, tasks
-from stillhouse.distill.ddp import split_problem
+from stillhouse.distill.ddp import split_problem, sync_batchnorm_problem
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
 from stillhouse.distill.stages import check_stages
@@ -144,6 +144,8 @@ class DrawChecker:
                 method = make_method(draw.method, draw.hyperparameters)
                 if (divided := self._divided_batches()) and (problem := split_problem(method)):
                     return PassedOver(f"{problem}, and {divided}")
+                if self._spec.training.sync_batchnorm and (problem := sync_batchnorm_problem(method)):
+                    return PassedOver(f"{problem}; training.sync_batchnorm is true")
                 if not method.serves(self._task.name):
                     return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
                 fit = fit_method(method, student, teachers)
