@@ -116,7 +116,7 @@ class Combine(Method):
         return any(part.needs_whole_batch for part in self.parts.values())
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        """The first stages of the parts, one by one, then one stage that all parts share.
+        """The first stages of the parts, one by one, then one that all share, at the lowest of their rates and bounds.
 
         Raises:
             MethodError: a part never computes the student's logits, or the first stages take all epochs.
@@ -126,8 +126,15 @@ class Combine(Method):
             if stages[-1].until is not None:
                 raise MethodError(f"cannot combine '{name}': its training never computes the student's logits", names=[name])
         first = [(name, stage) for name, stages in of_parts.items() for stage in stages[:-1]]
+        last = [stages[-1] for stages in of_parts.values()]
+        bounds = [stage.gradient_clip for stage in last if stage.gradient_clip is not None]
+        joint = Stage(
+            epochs=setup.epochs,
+            rate_factor=min(stage.rate_factor for stage in last),
+            gradient_clip=min(bounds, default=None),
+        )
         if not first:
-            return super().stages(setup)
+            return (joint,)
         taken = sum(stage.epochs for _, stage in first)
         if taken >= setup.epochs:
             owners = ", ".join(dict.fromkeys(name for name, _ in first))
@@ -141,7 +148,7 @@ class Combine(Method):
                 replace(stage, name=f"{name}{_STAGE_JOINT}{stage.name}", knowledge=self._needed(name, stage, setup))
                 for name, stage in first
             ),
-            Stage(epochs=setup.epochs - taken, knowledge=tuple(shared)),
+            replace(joint, epochs=setup.epochs - taken, knowledge=tuple(shared)),
         ]
 
     def _needed(self, name: str, stage: Stage, setup: Setup) -> tuple[str, ...]:

@@ -5,24 +5,31 @@
 The student uses no labels. It learns the logits, because the softmax makes the differences between small probabilities tiny.
 
 Variant: `classes="mean"` averages the squares over the classes, 2 / C times the paper's loss, as some libraries do.
-Deviations: `logit_weight` scales the loss; it is 1 in the paper, which can choose the learning rate for this loss. In a sweep
-all methods share a learning rate that suits cross-entropy, so the default is 0.1, equivalent to a tenth of that rate, as in
-`noisy_teacher`. Students of 1000 digits at a learning rate of 0.05: with weight 1 a perceptron diverges, with 0.1 it has 97.3%;
-a LeNet is unstable with both; with gradients clipped at 5, both students train with both weights (96.7% to 98.4%).
-`label_weight` adds the labels; 0 in the paper.
+Training: as in `noisy_teacher`, the norm of the gradients is bounded by 5, so that the paper's weight, 1, trains at a
+learning rate that suits cross-entropy. Validation accuracy in % of students of 1,257 digits, 12 epochs at a rate of 0.05,
+mean of 2 seeds (`scratch`: 95.4, 95.3, 97.7):
+
+    logit_weight, bound    mlp          lenet        resnet8
+    1, 5                   97.5         96.1         98.0
+    0.1, 5                 94.9         94.2         97.6
+    0.1, none              94.9         71.4         97.8
+    1, none                at chance    at chance    97.3
+
+Deviations: `label_weight` adds the labels; 0 in the paper.
 
 Verified against the value of the paper's formula and the numbers of Knowledge-Distillation-Zoo.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.method import Card, Method, Step, hyperparameter
+from stillhouse.distill.method import Card, Method, Setup, Stage, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits
-from stillhouse.methods.noisy_teacher import logit_regression_loss
+from stillhouse.methods.noisy_teacher import GRADIENT_CLIP, logit_regression_loss
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
@@ -41,15 +48,16 @@ class LogitRegression(Method):
         arxiv="1312.6184",
         family="L",
         equations="equation 1",
-        deviations="the loss is scaled by logit_weight, 0.1 by default and 1 in the paper; labels can be added; the low-rank "
-        "layer of section 3 is not part of the method, but of the student",
-        suggested="logit_weight 1 with gradients clipped at 5; 0.01 to 0.1 without, at a learning rate for cross-entropy",
-        interactions="gradients grow with the teacher's logits: a student without BatchNorm needs a lower learning rate or "
-        "clipped gradients, whatever the weight",
+        deviations="gradients are bounded by 5, so that the paper's weight trains at a learning rate for cross-entropy; labels "
+        "can be added; the low-rank layer of section 3 is not part of the method, but of the student",
+        suggested="logit_weight 1, the paper's; 0.1 trains more slowly (digits, 12 epochs: an mlp has 94.9% instead of 97.5%)",
+        interactions="gradients grow with the teacher's logits",
     )
 
+    revision: ClassVar[int] = 2
+
     logit_weight: float = hyperparameter(
-        0.1, above=0, prior=LogUniform(0.01, 0.2), help="weight of the regression, 1 in the paper"
+        1.0, above=0, prior=LogUniform(0.01, 2), help="weight of the regression, 1 in the paper"
     )
     label_weight: float = hyperparameter(0.0, minimum=0, help="weight of the cross-entropy with the labels; 0 in the paper")
     classes: Literal["sum", "mean"] = hyperparameter(
@@ -58,6 +66,9 @@ class LogitRegression(Method):
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()}
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return (Stage(epochs=setup.epochs, gradient_clip=GRADIENT_CLIP),)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         regression = logit_regression_loss if self.classes == "sum" else mean_logit_regression_loss

@@ -6,24 +6,36 @@
 The student learns the teacher's logits by regression and uses no labels. Each sample of a batch is chosen with probability
 alpha. sigma = 0 or alpha = 0 is plain logit regression (Ba, Caruana 2014, arXiv 1312.6184).
 
-Deviations: `logit_weight` scales the loss; it is 1 in the paper, which can choose the learning rate for this loss. In a sweep
-all methods share a learning rate that suits cross-entropy, so the default is 0.1, equivalent to a tenth of that rate. Students
-of 1000 digits at a learning rate of 0.05: with weight 1 a perceptron diverges, with 0.1 it has 97.2%; a LeNet diverges with 1
-and is unstable with 0.1; with gradients clipped at 5, both students train with both weights (95.6% to 97.4%).
+Training: the gradients of this loss grow with the teacher's logits, and at a learning rate that suits cross-entropy it
+diverges. The paper can choose a rate for its loss; in a sweep all methods share one. The norm of the gradients is therefore
+bounded by 5, or by `training.gradient_clip` if that is smaller, and `logit_weight` is 1, as in the paper. Validation accuracy
+in % of students of 1,257 digits, 12 epochs at a rate of 0.05, mean of 2 seeds (`scratch`: 95.4, 95.3, 97.7):
+
+    logit_weight, bound    mlp                       lenet                     resnet8
+    1, 5                   96.0                      87.4                      97.1
+    0.1, 5                 94.2                      88.3                      97.1
+    0.1, none              93.9                      84.6                      98.0
+    1, none                at chance                 diverges                  96.6
+
+In place of the bound, a tenth of the rate is no more stable (lenet: 64.3 and 89.8); a bound of 1 is too slow (lenet: 74.4).
 
 Verified against the formula in float64 on recorded draws. The authors published no code; that of others differs (noise without
 the 1, or one draw per class).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from stillhouse.distill.method import Card, Method, Step, hyperparameter
+from stillhouse.distill.method import Card, Method, Setup, Stage, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform, Uniform
+
+GRADIENT_CLIP = 5.0
+"""The largest norm of the gradients of a regression on logits; measured, see above."""
 
 
 def logit_regression_loss(student_logits: Tensor, target_logits: Tensor) -> Tensor:
@@ -51,26 +63,26 @@ class NoisyTeacher(Method):
         arxiv="1610.09650",
         family="L",
         equations="the squared error of logits and the multiplicative noise of section 3",
-        deviations="the loss is scaled by logit_weight, 0.1 by default and 1 in the paper",
-        suggested="sigma up to 1, alpha around 0.5 (the paper varies both); logit_weight 1 with gradients clipped at 5",
-        interactions="gradients grow with the teacher's logits: a student without BatchNorm needs a lower learning rate or "
-        "clipped gradients, whatever the weight",
+        deviations="gradients are bounded by 5, so that the paper's weight trains at a learning rate for cross-entropy",
+        suggested="sigma up to 1, alpha around 0.5 (the paper varies both)",
+        interactions="gradients grow with the teacher's logits; strong noise needs a longer training (digits, 12 epochs: a "
+        "LeNet has 87.4% with sigma 0.9, 96.1% without noise, 95.3% without a teacher)",
     )
+
+    revision: ClassVar[int] = 2
 
     sigma: float = hyperparameter(0.9, minimum=0, prior=Uniform(0.1, 1.0), help="standard deviation of the noise xi")
     alpha: float = hyperparameter(
         0.5, minimum=0, maximum=1, prior=Uniform(0.1, 1.0), help="probability that a sample's logits get noise"
     )
 
-    logit_weight: float = hyperparameter(
-        0.1,
-        above=0,
-        prior=LogUniform(0.01, 0.2),
-        help="weight of the loss; 1 in the paper, 0.1 suits SGD at usual learning rates",
-    )
+    logit_weight: float = hyperparameter(1.0, above=0, prior=LogUniform(0.01, 2), help="weight of the loss; 1 in the paper")
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         return {"logits": logits()}
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return (Stage(epochs=setup.epochs, gradient_clip=GRADIENT_CLIP),)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         batch = len(step.labels)

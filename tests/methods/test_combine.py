@@ -146,6 +146,15 @@ def test_in_the_shared_stage_a_part_receives_its_own_last_stage() -> None:
     torch.testing.assert_close(terms["kd.kd"], 0.9 * (2 / 3) * kd_loss(student, logits, KD().temperature))
 
 
+def test_parts_keep_the_rate_and_the_bound_of_their_stages() -> None:
+    flow, shared = MethodTrial(Combine(methods=("fsp", "noisy_teacher"))).trainer().stages
+    assert (flow.rate_factor, flow.gradient_clip, shared.rate_factor, shared.gradient_clip) == (0.01, 5.0, 1.0, 5.0)
+    bounds = [
+        MethodTrial(Combine(methods=parts)).trainer().stages[0].gradient_clip for parts in (("kd", "noisy_teacher"), ("kd",))
+    ]
+    assert bounds == [5.0, None]
+
+
 def test_without_first_stages_the_stage_names_no_knowledge() -> None:
     (stage,) = MethodTrial(Combine()).trainer().stages
     assert stage.knowledge is None

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -131,6 +132,14 @@ def test_the_first_stage_ends_at_the_last_map_and_the_second_uses_only_labels() 
     second = make_step(student_logits=torch.randn(2, 10), stage=Stage(name="classify", epochs=1))
     terms = FSP().loss(second)
     torch.testing.assert_close(terms, {"cross_entropy": F.cross_entropy(second.logits, second.labels)})
+
+
+@pytest.mark.parametrize(("form", "factor"), [("paper", 0.01), ("mean", 1.0)])
+def test_the_first_stage_has_a_hundredth_of_the_rate_as_in_the_paper(form: Literal["paper", "mean"], factor: float) -> None:
+    maps = architecture((16, 8, 8), (32, 4, 4))
+    flow, classify = FSP(form=form).stages(setup(maps, maps, 8))
+    assert (flow.rate_factor, classify.rate_factor) == (factor, 1.0)
+    assert (flow.gradient_clip, classify.gradient_clip) == (5.0, None)
 
 
 def test_a_student_with_one_map_does_not_suit() -> None:
