@@ -21,6 +21,7 @@ from stillhouse.models.registry import build_model, model_problems
 from stillhouse.spec.hyperparameter import Configured
 from stillhouse.spec.hyperparameter import HyperParameter as HyperParameter
 from stillhouse.spec.hyperparameter import hyperparameter as hyperparameter
+from stillhouse.spec.training import Training
 from stillhouse.tasks import Task
 from stillhouse.tasks import default as default_task
 from stillhouse.tasks import find as find_task
@@ -341,6 +342,16 @@ class Update(Protocol):
     def minimise(self, loss: Tensor, *groups: str) -> None:
         """One optimiser step on `loss` for the named groups: `student` and helpers by name; all of them by default."""
 
+    def minimise_separately(self, losses: Mapping[str, Tensor], momentum_shifts: Mapping[str, float]) -> None:
+        """One step of SGD on the sum of several losses, for all groups; each loss has momentum of its own.
+
+        Args:
+            losses: scalars by name. Weight decay is added to the gradient of the first one that reaches a weight.
+            momentum_shifts: for each loss, what is added to the recipe's momentum for its gradients. A weight that only one of
+                the losses reaches has the recipe's momentum. A method that uses shifts says in `recipe_problem` which recipes
+                it cannot use.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Configured):
@@ -386,6 +397,10 @@ class Method(Configured):
         neither by micro-batches nor with several workers.
         """
         return False
+
+    def recipe_problem(self, training: Training) -> str | None:
+        """Why the method cannot train a student with this recipe; None if it can. The plan passes over such trials."""
+        return None
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> Mapping[str, Knowledge]:
         """What the loss needs from the teacher, by the name under which `step.teacher` has it.

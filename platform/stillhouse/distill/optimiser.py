@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.schedule import learning_rate
+from stillhouse.distill.separate_momentum import separate_gradients, step_separately, summed
 from stillhouse.spec.training import Training
 
 
@@ -82,6 +83,31 @@ class Optimisers:
         self.clear(*groups)
         self.accumulate(loss)
         self.apply(*groups)
+
+    def minimise_separately(self, losses: Mapping[str, Tensor], momentum_shifts: Mapping[str, float]) -> None:
+        """One step of all groups on the sum of the losses, each with momentum of its own; see `step_separately`.
+
+        Gradients are clipped by the norm of their sum. A group whose optimiser is not SGD takes its usual step on the sum.
+        """
+        assert not self._scaler.is_enabled(), "separate momentum has no scaled gradients"
+        groups = {name: [p for group in each.param_groups for p in group["params"]] for name, each in self._groups.items()}
+        gradients = separate_gradients(losses, [parameter for parameters in groups.values() for parameter in parameters])
+        first = 0
+        for name, parameters in groups.items():
+            own = {loss: each[first : first + len(parameters)] for loss, each in gradients.items()}
+            first += len(parameters)
+            totals = summed(own)
+            for parameter, total in zip(parameters, totals, strict=True):
+                parameter.grad = total
+            optimizer, clip = self._groups[name], self._training[name].gradient_clip
+            if not isinstance(optimizer, torch.optim.SGD):
+                self.apply(name)
+                continue
+            scale = None
+            if clip is not None:
+                norm = nn.utils.get_total_norm([total for total in totals if total is not None])
+                scale = (clip / (norm + 1e-6)).clamp(max=1.0)  # as in torch's clip_grad_norm_
+            step_separately(optimizer, own, momentum_shifts, scale)
 
     def clear(self, *groups: str) -> None:
         """Drops the gradients of the named groups, by default of all."""

@@ -153,6 +153,8 @@ class Trainer:
         in_parts = in_several_parts(self._workers, self.micro_batch)
         if in_parts and (problem := split_problem(self.method)):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
+        if unsuited := self.method.recipe_problem(self._training):
+            raise MethodError(unsuited)
         by_torch = self._training.sync_batchnorm
         if by_torch and (problem := sync_batchnorm_problem(self.method)):
             raise MethodError(f"{problem}: set training.sync_batchnorm to false")

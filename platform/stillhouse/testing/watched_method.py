@@ -104,9 +104,21 @@ class _WatchedUpdate:
         self.updates = 0
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
+        self._check_loss(loss)
+        self._update.minimise(loss, *groups)
+        self._check_gradients(groups)
+
+    def minimise_separately(self, losses: Mapping[str, Tensor], momentum_shifts: Mapping[str, float]) -> None:
+        for loss in losses.values():
+            self._check_loss(loss)
+        self._update.minimise_separately(losses, momentum_shifts)
+        self._check_gradients(())
+
+    def _check_loss(self, loss: Tensor) -> None:
         assert loss.ndim == 0, f"a loss must be a scalar, got shape {tuple(loss.shape)}"
         assert bool(loss.isfinite()), f"the loss is {loss.item()} in stage '{self._stage}'"
-        self._update.minimise(loss, *groups)
+
+    def _check_gradients(self, groups: Sequence[str]) -> None:
         self.updates += 1
         for group in groups or self._networks:
             gradients = {name: p.grad for name, p in self._networks[group].named_parameters() if p.grad is not None}

@@ -20,8 +20,8 @@ from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.draws import Draw
 from stillhouse.sweep.search.trial_queue import start_queue
 
-UNTAUGHT = {"scratch", "label_smoothing", "mutual_learning"}
-"""By their papers: controls without a teacher, and students that learn from each other."""
+UNTAUGHT = {"scratch", "label_smoothing", "mutual_learning", "self_kd"}
+"""By their papers: controls without a teacher, students that learn from each other, and one that learns from itself."""
 SMALL = (10, (1, 8, 8))
 
 
@@ -126,3 +126,15 @@ def test_calls_on_generated_inputs_cannot_be_cached() -> None:
         "must be auto, served or inline for data_free_adversarial, which calls the teacher on inputs that it generates, "
         "got 'cached'",
     )
+
+
+def test_a_method_that_the_recipe_does_not_suit_is_named_and_never_drawn() -> None:
+    spec = spec_for("random", methods={"distillation_oriented": {}, "kd": {}}, training={"optimizer": "adamw"})
+    (problem,) = survey(spec).problems
+    reason = "needs training.optimizer sgd, whose momentum it splits, got adamw"
+    assert problem == Problem(
+        "methods.distillation_oriented", f"fits no student: for resnet8 with big it {reason}; remove distillation_oriented"
+    )
+    assert settle(draw_of("distillation_oriented"), spec, describe) is None
+    assert settle(draw_of("distillation_oriented"), spec_for("random"), describe) == draw_of("distillation_oriented")
+    assert settle(draw_of("distillation_oriented", momentum_shift=0.2), spec_for("random"), describe) is None

@@ -93,7 +93,7 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
         teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
-            if not method.serves(tasks.find(spec.task).name):
+            if not method.serves(tasks.find(spec.task).name) or method.recipe_problem(spec.training):
                 return None
             fit = fit_method(method, student, teachers)
     except Exception:  # a user's method can raise anything about a combination of values
@@ -146,6 +146,8 @@ class DrawChecker:
                     return PassedOver(f"{problem}, and {divided}")
                 if self._spec.training.sync_batchnorm and (problem := sync_batchnorm_problem(method)):
                     return PassedOver(f"{problem}; training.sync_batchnorm is true")
+                if self._sound("training") and (unsuited := method.recipe_problem(self._spec.training)):
+                    return PassedOver(unsuited)
                 if not method.serves(self._task.name):
                     return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
                 fit = fit_method(method, student, teachers)
