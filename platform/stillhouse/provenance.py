@@ -54,6 +54,14 @@ def environment_facts() -> dict[str, str | int | None]:
     }
 
 
+def place_of(device: str, threads: int) -> str:
+    """The hardware that computes on `device` in this process: the GPU's name, or the processor with its number of threads."""
+    where = torch.device(device)
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -1,5 +1,6 @@
 """A limit on latency, which is known only when the students have been measured."""
 
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,9 +77,12 @@ class MeasuringCluster:
     def __init__(self) -> None:
         self.measured: list[list[str]] = []
 
-    def measure_latency(self, models: dict[str, Any], _data: Any) -> dict[str, dict[str, float]]:
-        self.measured.append(list(models))
-        return {name: {"latency_ms": 0.25} for name in models}
+    def measure_latency(
+        self, models: dict[str, Any], _data: Any, *, known: Collection[str], place: str
+    ) -> tuple[dict[str, dict[str, float]], str]:
+        names = [name for name in models if place != "here" or name not in known]
+        self.measured.append(names)
+        return {name: {"latency_ms": 0.25} for name in names}, "here"
 
 
 def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path: Path) -> None:
     context = context_of(tmp_path, "random")
     names = [student_key(planned.student) for planned in context.plan.students]
     assert measure_latencies(cluster, context, {}) == {name: {"latency_ms": 0.25} for name in names}
-    context.sweep_home.write_latencies({names[0]: {"latency_ms": 0.5}})
+    context.sweep_home.write_latencies({names[0]: {"latency_ms": 0.5}}, "here")
     for _ in range(2):
         measured = measure_latencies(cluster, context_of(tmp_path, "random"), {})
         assert measured == {names[0]: {"latency_ms": 0.5}, names[1]: {"latency_ms": 0.25}}

@@ -1,7 +1,7 @@
 """Several sweeps in one page: the best over all of them where their data are the same, and each one's own answers."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -102,7 +102,8 @@ def write_comparison(sources: Sequence[Source], folder: Path, budgets: Sequence[
     for sweep in data.sweeps if data.apart else ():
         best += [answer.to_json() | {"sweep": sweep.facts.name} for answer in sweep.answers]
     datasets = {sweep.facts.name: sweep.facts.dataset for sweep in data.sweeps}
-    about = {"sweeps": data.names, "datasets": datasets}
+    places = {sweep.facts.name: sweep.facts.latency_place for sweep in data.sweeps}
+    about = {"sweeps": data.names, "datasets": datasets, "latency_places": places}
     return write_files(folder, compared_table(data.sweeps), about, still, _render(data, still), best)
 
 
@@ -122,6 +123,21 @@ def differences(sources: Sequence[Source]) -> list[str]:
         first = f"the figure shows those of {sources[0].name} and of sweeps with the same metric"
         sentences.append(f"These sweeps judge their students by different metrics ({judged}); {first}.")
     return sentences
+
+
+def latency_places(sources: Iterable[SweepFacts]) -> str:
+    """Where the latencies of each sweep were measured, if that is not the same place for all; else nothing."""
+    places = {facts.name: facts.latency_place or _unrecorded_place(facts) for facts in sources}
+    if len(set(places.values())) == 1:
+        return ""
+    listed = wording.listed([f"those of {name} on {place}" for name, place in places.items()])
+    return f"Latencies were measured on different hardware and cannot be compared: {listed}."
+
+
+def _unrecorded_place(facts: SweepFacts) -> str:
+    """The hardware of a sweep of the first release, which does not record the device of its trials."""
+    known = [facts.environment.get(name) for name in ("processor", "gpu")]
+    return f"a device of a machine with {wording.listed([str(each) for each in known if each]) or 'unknown hardware'}"
 
 
 def _data_labels(sources: Sequence[Source]) -> list[str]:
@@ -185,6 +201,8 @@ def _render(data: ComparisonData, still: bytes) -> str:
     tried = [(sweep.facts.name, len(sweep.records)) for sweep in data.sweeps]
     trials = wording.counted(sum(count for _, count in tried), "trial")
     lead = narrative.compared_lead(data.names, data.metric, data.over_all, data.apart, tried)
+    places = latency_places(sweep.facts for sweep in data.sweeps)
+    lead += [places] if places else []
     baseline = data.sweeps[0].facts.baseline
     return (
         environment()

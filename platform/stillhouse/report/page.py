@@ -54,6 +54,7 @@ def write_report(
     still = tradeoff_png(data.tradeoff)
     later = [run.command for run in facts.later_runs]
     about = {"sweep": facts.name, "dataset": facts.dataset, "command": facts.command, "started": facts.started}
+    about |= {"latency_place": facts.latency_place}
     best = [answer.to_json() for answer in data.answers]
     return write_files(folder, data.table, about | {"later_commands": later}, still, render_page(data, still), best)
 

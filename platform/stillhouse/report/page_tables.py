@@ -182,6 +182,8 @@ def trial_rows(data: ReportData, *, most: int = MAX_ROWS) -> dict[str, Any]:
         f"seeds), then the best by validation {metric.label}. {COLUMN_WORDS} Click a heading to sort. All columns are in "
         "tradeoff.csv and tradeoff.parquet."
     )
+    if data.facts.latency_place:
+        words += f" Latency was measured on {data.facts.latency_place}."
     if len(records) > MAX_ROWS:
         words += f" The page shows {MAX_ROWS:,} of {len(records):,} rows; those files have all."
     return {"rows": rows, "columns": _TABLE_COLUMNS, "words": words if records else "There are no trials."}

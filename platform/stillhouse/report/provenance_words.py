@@ -19,6 +19,7 @@ def provenance(facts: SweepFacts) -> list[tuple[str, str]]:
     rows += [(f"Continued {moment(run.started)}", _continued(run)) for run in facts.later_runs]
     rows += [(f"Data: {name}", _flat(value)) for name, value in mask_data(facts.dataset).items()]
     rows += [(name, _flat(value)) for name, value in mask_data(facts.environment).items()]
+    rows += [("Latency measured on", facts.latency_place)] if facts.latency_place else []
     rows += [(f"Teacher {teacher.name}", f"{teacher.model}, key {teacher.key}") for teacher in facts.teachers]
     rows += [(f"Tracking: {name}", _flat(value)) for name, value in mask_data(facts.tracking).items() if value]
     if any(facts.tracking.values()):

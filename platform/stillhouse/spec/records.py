@@ -229,6 +229,8 @@ class SweepFacts(_Record):
         seconds: of all these runs.
         open_fills: length in bytes of the log of fills when a run began that did not end properly; later lines of the log are
             not yet counted in `teachers`.
+        latency_place: where all latencies of the sweep were measured, as `provenance.place_of`; empty in facts of the first
+            release.
     """
 
     name: str
@@ -247,6 +249,7 @@ class SweepFacts(_Record):
     open_fills: int | None = None
     metric: Metric = ACCURACY
     later_runs: list[RunFacts] = Field(default_factory=list)
+    latency_place: str = ""
 
     @property
     def test_samples(self) -> int | None:

@@ -40,6 +40,8 @@ def reusable_records(context: RunContext, *, again: Collection[str] = ()) -> dic
 def take_over_trials(origin: SweepHome, context: RunContext, phases: Phases, records: dict[str, TrialRecord]) -> None:
     """Copies the records that the plan wants from the sweep that this one is a fork of; adds them to `records`."""
     plan = context.plan
+    if not context.sweep_home.read_latencies():
+        context.sweep_home.write_latencies(origin.read_latencies(), origin.latency_place())
     check = _check(context, origin, origin.read_records())
     # Winners and controls are known only once the (possibly inherited) search phase is complete.
     for queue_of in (phases.search, phases.confirm):

@@ -17,7 +17,7 @@ from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvi
 from stillhouse.sweep.facts import inherited_teachers, initial_facts, with_seconds
 from stillhouse.sweep.failures import interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
-from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes
+from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes, store_latencies
 from stillhouse.sweep.outdated import Reason, of_other_evaluation, set_aside
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
@@ -81,7 +81,7 @@ def run_sweep(
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
         outcome = _outcome(phases, records, known, teachers, accounts)
         notes = _closing_notes(context, phases, records, budget, teachers, outcome)
-        facts = _closing_facts(facts, accounts, teachers, outcome, notes, tracker)
+        facts = _closing_facts(context, facts, accounts, teachers, outcome, notes, tracker)
         if missing or earlier is None:
             facts = with_seconds(facts, time.perf_counter() - started)
         files = _write_outcome(context, facts, outcome.records, tracker)
@@ -131,7 +131,8 @@ def _publish_teachers(
 ) -> None:
     """Stores what is known of the teachers before the first trial: a later run may find nothing missing and start none."""
     known = [accounts.total(teacher, records.values()) for teacher in teachers]
-    published = facts.model_copy(update={"teachers": known, "open_fills": accounts.log_start})
+    place = sweep_home.latency_place()
+    published = facts.model_copy(update={"teachers": known, "open_fills": accounts.log_start, "latency_place": place})
     sweep_home.write_facts(published)
     tracker.know(published)
 
@@ -176,7 +177,9 @@ def _run_missing(
         _set_aside_taught_by_others(context, records, ready)
         environment = _trial_environment(cluster, context, ready, evaluation)
         on_teachers([teacher.facts for teacher in ready.values()])
-        for record in evaluate_again(context, records, environment).values():
+        changed = evaluate_again(context, records, environment)
+        changed |= store_latencies(context, records, environment.latencies)
+        for record in changed.values():
             tracker.log_trial(record)
         if any(queue_of().has_next() for queue_of in queues):
             # Only now: latency is measured on a quiet machine.
@@ -300,6 +303,7 @@ def _outcome(
 
 
 def _closing_facts(
+    context: RunContext,
     facts: SweepFacts,
     accounts: TeacherAccounts,
     teachers: Sequence[TeacherFacts],
@@ -310,7 +314,10 @@ def _closing_facts(
     """The facts with what the run did."""
     totals = [accounts.total(each, outcome.records, outcome.uses[each.name]) for each in teachers]
     tracking = {**facts.tracking, "run_id": tracker.run_id}
-    return facts.model_copy(update={"teachers": totals, "notes": [*facts.notes, *notes], "tracking": tracking})
+    place = context.sweep_home.latency_place()
+    return facts.model_copy(
+        update={"teachers": totals, "notes": [*facts.notes, *notes], "tracking": tracking, "latency_place": place}
+    )
 
 
 def _is_new(record: TrialRecord, known: Mapping[str, TrialRecord]) -> bool:

@@ -166,6 +166,7 @@ def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
             "home_id": home_id,
             "dataset": facts.dataset.get("name"),
             "baseline": facts.baseline,
+            "latency_place": facts.latency_place or None,
             "planned": facts.planned,
             "objectives": ", ".join(f"{name}: {goal}" for name, goal in facts.objectives.items()) or None,
             "command": facts.command or None,

@@ -36,7 +36,7 @@ def test_a_model_that_cannot_run_has_a_reason_and_the_others_their_latency(
     monkeypatch.setattr(ray, "get_gpu_ids", list)
     models: dict[str, tuple[str, dict[str, Any]]] = {"whole": ("mlp", {"hidden": [4]}), "broken": ("broken_nets:broken", {})}
     threads = torch.get_num_threads()
-    found, reasons = measure_models(models, 10, (1, 8, 8), threads, [])
+    found, reasons, _ = measure_models(models, 10, (1, 8, 8), threads, [])
     assert found.keys() == {"whole"}
     assert found["whole"].keys() == {"latency_ms", "latency_p95_ms", "latency_batch64_ms"}
     assert reasons == {"broken": "RuntimeError: no such kernel (broken_nets.py:11)"}
@@ -53,7 +53,7 @@ def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypat
     monkeypatch.setattr("stillhouse.sweep.execution.latency.measure_latency", measure)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
     models: dict[str, tuple[str, dict[str, Any]]] = {str(number): ("mlp", {}) for number in range(networks)}
-    found, _ = measure_models(models, 10, (1, 8, 8), torch.get_num_threads(), [])
+    found, _, _ = measure_models(models, 10, (1, 8, 8), torch.get_num_threads(), [])
     assert len(found) == len(given) == networks
     # For each network one image and a batch, and for each of them as long again to warm up.
     assert 0 < 4 * sum(given) <= 60 * 1.001

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -150,11 +150,22 @@ class Cluster:
         return starter.start(definitions, data, self._data_reference, views)
 
     def measure_latency(
-        self, models: Mapping[str, tuple[str, Mapping[str, Any]]], data: ImageData
-    ) -> dict[str, dict[str, float]]:
+        self,
+        models: Mapping[str, tuple[str, Mapping[str, Any]]],
+        data: ImageData,
+        *,
+        known: Collection[str] = (),
+        place: str = "",
+    ) -> tuple[dict[str, dict[str, float]], str]:
         """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources.
 
         A model that cannot run has none; the reason is shown.
+
+        Args:
+            known: names of models that were measured at `place`; they are measured again only if the worker is elsewhere.
+
+        Returns:
+            the metrics, and where they were measured.
 
         Raises:
             InfrastructureError: the worker died.
@@ -165,16 +176,24 @@ class Cluster:
             num_gpus=resources.gpu / resources.num_workers,
             **ray_options(resources),
         )
-        call = task.remote(dict(models), data.num_classes, data.input_shape, self.threads, list(self.import_paths))
+        call = task.remote(
+            dict(models),
+            data.num_classes,
+            data.input_shape,
+            self.threads,
+            list(self.import_paths),
+            known=list(known),
+            place=place,
+        )
         found: dict[str, dict[str, float]]
         try:
-            found, reasons = ray.get(call)
+            found, reasons, here = ray.get(call)
         except RayError as error:
             reason = last_line(str(error), WORKER_DIED)
             raise InfrastructureError(f"the students' latency cannot be measured: {reason}") from error
         for name, reason in reasons.items():
             self._progress.note(f"the latency of {name} is unknown: {reason}")
-        return found
+        return found, here
 
     def run(
         self,

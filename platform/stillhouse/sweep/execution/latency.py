@@ -1,11 +1,12 @@
 """Latency of every distinct network, measured once on a quiet worker with a trial's share of the machine."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency
+from stillhouse.provenance import place_of
 from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
@@ -23,13 +24,25 @@ def measure_models(
     input_shape: tuple[int, int, int],
     threads: int,
     import_paths: list[str],
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    *,
+    known: Collection[str] = (),
+    place: str = "",
+) -> tuple[dict[str, dict[str, float]], dict[str, str], str]:
     """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker.
 
     A model that cannot run has a reason in the second dict instead; each of its trials will fail alone.
+
+    Args:
+        known: names of models that were measured at `place`; they are measured again only if this worker is elsewhere.
+
+    Returns:
+        the metrics, the reasons, and where they were measured, as `place_of`.
     """
     prepare_worker(import_paths, threads)
     device = own_device()
+    here = place_of(device, threads)
+    if here == place:
+        models = {name: model for name, model in models.items() if name not in known}
     found: dict[str, dict[str, float]] = {}
     reasons: dict[str, str] = {}
     budget_s = min(_BUDGET_S, _ALL_S / (_MEASUREMENTS * max(1, len(models))))
@@ -39,7 +52,7 @@ def measure_models(
                 found[name] = latency_metrics(model, options, num_classes, input_shape, device, budget_s)
         except Exception as error:  # a user's model can raise anything, and a large one may not fit a share of a GPU
             reasons[name] = failure_reason(error)
-    return found, reasons
+    return found, reasons, here
 
 
 def latency_metrics(

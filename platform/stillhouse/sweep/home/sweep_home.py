@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +50,15 @@ _DECIDES_NO_RESULT = (
 TRIALS_PER_METHOD = "search.trials_per_method"
 _SUGGESTIONS = TypeAdapter(dict[str, dict[str, Any]])
 _LATENCIES = TypeAdapter(dict[str, dict[str, float]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    place: str = ""
+    networks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+_MEASURED = TypeAdapter(_Measured)
 _ADDRESSES = TypeAdapter(dict[str, str])
 _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 """How long to wait for the lock: `is_running` also holds it, for a moment."""
@@ -297,16 +307,27 @@ class SweepHome:
         except (OSError, Damaged, ValidationError):
             return {}
 
-    def write_latencies(self, latencies: Mapping[str, Mapping[str, float]]) -> None:
-        """Stores the latencies of students and teachers, by `student_key`."""
-        write_json(self.folder / "latencies.json", latencies)
+    def write_latencies(self, latencies: Mapping[str, Mapping[str, float]], place: str = "") -> None:
+        """Stores the latencies of students and teachers, by `student_key`, and where all of them were measured."""
+        write_json(self.folder / "latencies.json", {"place": place, "networks": latencies})
 
     def read_latencies(self) -> dict[str, dict[str, float]]:
         """What `write_latencies` stored; empty when nothing was measured, or the file is damaged."""
+        return self._measured().networks
+
+    def latency_place(self) -> str:
+        """Where all latencies were measured, as `provenance.place_of`; empty if it is not recorded."""
+        return self._measured().place
+
+    def _measured(self) -> _Measured:
         try:
-            return _LATENCIES.validate_python(read_json(self.folder / "latencies.json"))
+            document = read_json(self.folder / "latencies.json")
+            if isinstance(document, dict) and document.keys() == {"place", "networks"}:
+                return _MEASURED.validate_python(document)
+            # Of the first release.
+            return _Measured(networks=_LATENCIES.validate_python(document))
         except (OSError, Damaged, ValidationError):
-            return {}
+            return _Measured()
 
     def read_addresses(self) -> dict[str, str]:
         """What `write_addresses` stored; empty when nothing was tracked, or the file is damaged."""
