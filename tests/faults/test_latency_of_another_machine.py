@@ -181,9 +181,9 @@ def test_a_fork_takes_the_latencies_with_the_trials(
     measure_latencies(Machine(NEAR, monkeypatch), origin, {})  # type: ignore[arg-type]
     record_of(origin, latency_ms=1.0)
     fork = make_context(SMALL, name="fork")
-    take_over_trials(
-        origin.sweep_home, fork, Phases(plan=fork.plan, read_latencies=fork.sweep_home.read_latencies), records := {}
-    )
+    phases = Phases(plan=fork.plan, read_latencies=fork.sweep_home.read_latencies)
+    records: dict[str, TrialRecord] = {}
+    take_over_trials(origin.sweep_home, fork, phases, records)
     assert len(records) == 1
     assert (fork.sweep_home.read_latencies(), fork.sweep_home.latency_place()) == (origin.sweep_home.read_latencies(), NEAR)
 
