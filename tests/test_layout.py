@@ -15,7 +15,9 @@ from stillhouse import compress
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "platform" / "stillhouse"
 METHOD_NAMES = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
-TASK_NAMES = sorted(path.stem for path in (CORE / "tasks").glob("*.py") if path.stem not in ("__init__", "task"))
+TASK_NAMES = sorted(
+    path.stem for path in (CORE / "tasks").glob("*.py") if not path.stem.startswith("_") and path.stem != "task"
+)
 
 OPERATORS = [CORE / "compress" / f"{name}.py" for name in compress.names()]
 

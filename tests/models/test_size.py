@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stillhouse.models.registry import build_model, sketch_model
-from stillhouse.models.size import measure_latency, measure_size
+from stillhouse.models.size import measure_latency, measure_size, peak_memory
 from stillhouse.models.weights import save_weights
 
 
@@ -84,3 +84,20 @@ def test_a_spent_budget_ends_the_timing_after_three_passes() -> None:
     net.register_forward_hook(lambda _module, _inputs, _output: passes.append(1))
     measure_latency(net, (1, 8, 8), batch_sizes=(1,), warmup=2, repeats=50, budget_s=0)
     assert len(passes) == 2 + 3
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_peak_of_a_chain_is_its_weights_with_the_two_largest_neighbours(batch: int) -> None:
+    """Flattening copies nothing; the input outlives the pass, and while ReLU runs, it and the result hold 100 numbers each."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 100, bias=False), nn.ReLU(), nn.Linear(100, 10, bias=False))
+    assert peak_memory(model, (1, 8, 8), batch) == 4 * (64 * 100 + 100 * 10) + 4 * batch * (64 + 100 + 100)
+
+
+def test_memory_that_is_freed_and_taken_again_counts_once() -> None:
+    layers = [nn.ReLU() for _ in range(50)]
+    assert peak_memory(nn.Sequential(*layers), (1, 10, 10)) == peak_memory(nn.Sequential(*layers[:2]), (1, 10, 10)) == 4 * 300
+
+
+def test_a_weight_that_two_layers_share_counts_once_and_an_operation_in_place_adds_nothing() -> None:
+    first = nn.Linear(10, 10, bias=False)
+    assert peak_memory(nn.Sequential(first, nn.ReLU(inplace=True), first), (10,)) == 4 * (100 + 10 + 10 + 10)  # type: ignore[arg-type]

@@ -50,7 +50,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_every_task_file_is_found_by_its_name() -> None:
     folder = Path(tasks.__file__).parent
-    assert tasks.names() == sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "task"))
+    assert tasks.names() == sorted(
+        path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "task"
+    )
     for name in tasks.names():
         assert tasks.find(name).name == name
 

@@ -1,4 +1,6 @@
-"""Evaluating a model on a split by its task's metric, in whole or by several processes."""
+"""Evaluating a model on a split by its task's metric, in whole or by several processes, or keeping what it returned."""
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from stillhouse.data.images import ImageData, Split, read_ahead
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.errors import StillhouseError
 from stillhouse.models.batch_parts import BatchParts
-from stillhouse.tasks import Evaluator, Task, of
+from stillhouse.tasks import Evaluator, SplitOutputs, Task, of
 
 _BATCH = 512
 
@@ -35,16 +37,53 @@ def evaluate(
         NoNumbersError: the model returns NaN, from which a metric may still make a number; raised on every worker.
     """
     task = of(data)
-    evaluator, spoiled = _evaluated(model, task, data, split, device, memory_format, (workers.rank, workers.size))
+    evaluator = task.evaluator()
+    spoiled = _forward(model, task, data, split, device, memory_format, (workers.rank, workers.size), evaluator.update)
     counts = workers.gather(spoiled) if workers.size > 1 else [spoiled]
-    if count := sum(int(each) for each in counts):
-        raise NoNumbersError(f"the model returns NaN for {count} of {len(split)} images")
+    _refuse_nan(sum(int(each) for each in counts), split)
     if workers.size > 1:
         evaluator = _merged(evaluator, task, workers, device)
     return evaluator.result()
 
 
-def _evaluated(
+def split_outputs(
+    model: nn.Module,
+    data: ImageData,
+    split: Split,
+    device: str,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> SplitOutputs:
+    """What `model` returns for the split's images as they are, in evaluation mode; its mode is restored.
+
+    Args:
+        model: as for `evaluate`.
+
+    Raises:
+        NoNumbersError: the model returns NaN.
+    """
+    batches: list[Mapping[str, Tensor]] = []
+
+    def keep(outputs: Mapping[str, Tensor], _targets: Tensor) -> None:
+        batches.append({name: value.float() for name, value in outputs.items()})
+
+    _refuse_nan(int(_forward(model, of(data), data, split, device, memory_format, (0, 1), keep)), split)
+    whole = {name: torch.cat([each[name] for each in batches]).cpu() for name in batches[0]} if batches else {}
+    return SplitOutputs(outputs=whole, targets=split.labels.cpu())
+
+
+def value_of(outputs: SplitOutputs, task: Task) -> float:
+    """The value of the task's metric for outputs that `split_outputs` kept."""
+    evaluator = task.evaluator()
+    evaluator.update(outputs.outputs, outputs.targets)
+    return evaluator.result()
+
+
+def _refuse_nan(count: int, split: Split) -> None:
+    if count:
+        raise NoNumbersError(f"the model returns NaN for {count} of {len(split)} images")
+
+
+def _forward(
     model: nn.Module,
     task: Task,
     data: ImageData,
@@ -52,11 +91,15 @@ def _evaluated(
     device: str,
     memory_format: torch.memory_format,
     part: tuple[int, int],
-) -> tuple[Evaluator, Tensor]:
-    """An evaluator that has seen every n-th batch of the split from batch k on, for `part` (k, n); how many images gave NaN."""
+    take: Callable[[Mapping[str, Tensor], Tensor], None],
+) -> Tensor:
+    """Gives outputs and targets of every n-th batch of the split from batch k on, for `part` (k, n), to `take`.
+
+    Returns:
+        int64 [1] on the device: how many images gave NaN.
+    """
     was_training = model.training
     model.eval()
-    evaluator = task.evaluator()
     # On the outputs' device: reading a number off a GPU would wait for it after every batch.
     spoiled = torch.zeros(1, dtype=torch.int64, device=device)
     starts = range(part[0] * _BATCH, len(split.labels), part[1] * _BATCH)
@@ -72,10 +115,10 @@ def _evaluated(
                 return rows, task.outputs(raw)
 
             for rows, outputs in parts.apply(images, run):
-                evaluator.update(outputs, labels[rows])
+                take(outputs, labels[rows])
                 spoiled += torch.stack([each.isnan().flatten(1).any(1) for each in outputs.values()]).any(0).sum()
     model.train(was_training)
-    return evaluator, spoiled
+    return spoiled
 
 
 def _merged(own: Evaluator, task: Task, workers: Workers, device: str) -> Evaluator:

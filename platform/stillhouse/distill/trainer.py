@@ -19,7 +19,7 @@ from stillhouse.distill.batches import TrainingSplit
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.ddp import ALONE, Workers, share_statistics, split_problem, sync_batchnorm_problem
-from stillhouse.distill.evaluation import NoNumbersError, evaluate, has_finite_weights
+from stillhouse.distill.evaluation import NoNumbersError, evaluate, has_finite_weights, split_outputs
 from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
@@ -30,7 +30,7 @@ from stillhouse.durable import Damaged
 from stillhouse.errors import TrialError
 from stillhouse.models.architecture import Architecture, describe
 from stillhouse.spec.training import Training
-from stillhouse.tasks import of
+from stillhouse.tasks import SplitOutputs, of
 
 _CHECKPOINT_VERSION = 1
 
@@ -265,6 +265,10 @@ class Trainer:
         """The task's metric of what counts as the student, or of `model`, on the split's images as they are."""
         model = self.classifier if model is None else model
         return evaluate(model, self._data, split, self.device, self._memory_format)
+
+    def outputs(self, split: Split) -> SplitOutputs:
+        """What the student, or what counts as it, returns for the split's images as they are."""
+        return split_outputs(self.classifier, self._data, split, self.device, self._memory_format)
 
     def gradients_by_parts(self, stage_index: int, ends: Sequence[int]) -> dict[str, Tensor]:
         """The summed gradients of the parts [ends[i], ends[i+1]) of the first rows of a batch, for tests.

@@ -34,11 +34,11 @@ _IDLE_S = 120.0
 """A writer that made no call for this long is closed when another one waits for its view."""
 
 _FILES = re.compile(
-    r"teachers/[0-9a-f]+/(card|weights\.safetensors|checkpoint)"
+    r"teachers/[0-9a-f]+/(card|weights\.safetensors|checkpoint|outputs-[0-9a-f]+)"
     r"|given/[0-9a-f]+"
-    r"|sweeps/[^/]+/(ledger/[^/]+\.record|students/[^/]+\.safetensors|trials/[^/]+/checkpoint)"
+    r"|sweeps/[^/]+/(ledger/[^/]+\.record|(students|outputs)/[^/]+\.safetensors|trials/[^/]+/checkpoint)"
 )
-"""The files that nodes may read and write besides views: teachers, and the trials' records, weights and checkpoints."""
+"""The files besides views that nodes may read and write: those of teachers, and the records, weights and states of trials."""
 
 
 class WriterGoneError(StillhouseError):

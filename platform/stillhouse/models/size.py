@@ -1,13 +1,17 @@
-"""What a model costs: parameters, stored bytes, multiply-accumulates, latency."""
+"""What a model costs: parameters, stored bytes, multiply-accumulates, memory, latency."""
 
 import copy
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.models.layers import Shape
@@ -49,6 +53,52 @@ def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
         size_bytes=stored_bytes(model),
         macs=counter.get_total_flops() // 2,
     )
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.watch, result)
+        return result
+
+    def watch(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        weakref.finalize(storage, self._gone, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def peak_memory(model: nn.Module, input_shape: Shape, batch_size: int = 1) -> int:
+    """The largest number of bytes that weights, buffers, inputs and results of operations hold together in one forward pass.
+
+    Memory that one operation uses inside, such as the workspace of a convolution, and what an allocator holds in reserve are
+    not in it, so that it does not depend on the machine.
+
+    Args:
+        model: is not changed; not on the meta device.
+    """
+    with evaluating(model), torch.no_grad(), _LiveBytes() as live:
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.watch(tensor)
+        images = _zeros(model, batch_size, input_shape)
+        live.watch(images)
+        model(images)
+    return int(live.peak)
 
 
 def measure_latency(

@@ -133,6 +133,11 @@ class Configuration:
         values = [record.metrics[name] for record in self.reported if math.isfinite(record.metrics.get(name, math.nan))]
         return float(median(values)) if values else None
 
+    def mean(self, name: str) -> float | None:
+        """The mean over the reported seeds that have it; None where none has."""
+        values = [record.metrics[name] for record in self.reported if math.isfinite(record.metrics.get(name, math.nan))]
+        return fmean(values) if values else None
+
     def by_seed(self, *, every: bool = False) -> dict[int, float]:
         """The metric on the test split by seed, of the reported seeds or of every one."""
         records = self.records if every else self.reported

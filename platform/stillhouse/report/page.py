@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stillhouse.report import answer_cards, narrative, provenance_words, teacher_words
+from stillhouse.report import answer_cards, evidence_words, narrative, provenance_words, teacher_words
 from stillhouse.report import formatting as wording
 from stillhouse.report.answers import Answer
 from stillhouse.report.files import ReportFiles, json_text, write_files
@@ -90,6 +90,7 @@ def render_page(data: ReportData, still: bytes) -> str:
             tradeoff_caption=caption(tradeoff, metric) if tradeoff else "",
             still=base64.b64encode(still).decode() if tradeoff else "",
             chips=chips(data.tradeoff),
+            examined=evidence_words.examined(data),
             curves=list(curves),
             curve_first=next((each.best.student for each in data.answers if each.best and each.best.student in curves), None),
             sensitivity=data.sensitivities[:MAX_SENSITIVITIES],

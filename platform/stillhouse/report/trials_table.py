@@ -60,6 +60,9 @@ _TRAILING: tuple[Column, ...] = (
     Column("trainable_parameters", "Int64", "parameters", "parameters of the student that were trained"),
     Column("latency_p95_ms", "float64", "ms", "95th percentile of the time of a forward pass of one sample"),
     Column("latency_batch64_ms", "float64", "ms", "median time of a forward pass of 64 samples"),
+    Column("images_per_second", "float64", "1/s", "images of a forward pass of 64 samples by its median time"),
+    Column("peak_memory_bytes", "Int64", "bytes", "weights, inputs and results in a forward pass of one sample, at their peak"),
+    Column("peak_memory_batch64_bytes", "Int64", "bytes", "the same in a forward pass of 64 samples"),
     Column("way", "str", "", "delivery mode of the teacher's knowledge: cached, served or inline"),
     Column("samples_gathered", "Int64", "samples", "samples whose knowledge the trial used"),
     Column("bytes_gathered", "Int64", "bytes", "knowledge that the trial used"),
@@ -86,6 +89,9 @@ _MEASURED = (
     "trainable_parameters",
     "latency_p95_ms",
     "latency_batch64_ms",
+    "images_per_second",
+    "peak_memory_bytes",
+    "peak_memory_batch64_bytes",
 )
 _TEACHING = ("way", "samples_gathered", "bytes_gathered", "wait_seconds")
 
@@ -127,7 +133,7 @@ def _described(column: Column) -> dict[str, str]:
 def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> TrialsTable:
     """The table of `trials_table` with the description of its columns."""
     leading, trailing = _leading(facts.metric), _trailing(facts.metric)
-    taken = {column.name for column in (*leading, *trailing, _COLLAPSED)}
+    taken = {column.name for column in (*leading, *trailing, _COLLAPSED)} | {measure.name for measure in facts.measures}
     hyperparameters = _varying(
         records, lambda record: record.trial.hyperparameters, "hyperparameter_", taken, "hyper-parameter {}"
     )
@@ -135,6 +141,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         records, lambda record: record.trial.student.options, "student_", taken, "option {} of the student", always=True
     )
     known = {*_MEASURED, *_score_columns(facts.metric), *_comparison_columns(facts.metric)}
+    known |= {measure.name for measure in facts.measures}
     extras = _varying(
         records,
         lambda record: {name: value for name, value in record.metrics.items() if name not in known},
@@ -142,6 +149,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         taken,
         "metric {}, recorded by the trial",
     )
+    measured = _measured_columns(facts, records)
     rows = _fixed_values(facts, records)
     data: dict[str, Any] = {}
     columns: list[Column] = []
@@ -151,12 +159,24 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         [(column, rows[column.name]) for column in trailing],
         options,
         extras,
+        measured,
         [(_COLLAPSED, rows[_COLLAPSED.name])],
     ):
         for column, values in group:
             columns.append(column)
             data[column.name] = _typed(values, column.dtype)
     return TrialsTable(pd.DataFrame(data, index=pd.RangeIndex(len(records))), tuple(columns))
+
+
+def _measured_columns(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[tuple[Column, list[Any]]]:
+    """What the task measures beside its metric: these columns are there whether or not any record has a value."""
+    return [
+        (
+            Column(measure.name, "float64", "fraction" if measure.percent else "", measure.description),
+            [record.metrics.get(measure.name) for record in records],
+        )
+        for measure in facts.measures
+    ]
 
 
 def _score_columns(metric: Metric) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillhouse.durable import canonical_json
+from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import ACCURACY, Metric
 
 TEACHER_JOINT = "+"
@@ -105,6 +106,8 @@ class TrialRecord(_Record):
         collapsed: whether a finished student is no better than a model that ignores the image; None if the task does not know
             that model's value, and in records of the first release. `spec.collapse.is_collapsed` reads both.
         basis: what the numbers depend on besides the key.
+        details: lists that the task's part of the page is drawn from, as `Evidence.details`; empty in records of the first
+            release.
     """
 
     trial: Trial
@@ -122,6 +125,7 @@ class TrialRecord(_Record):
     started: str = ""
     finished: str = ""
     basis: Basis = Field(default_factory=Basis)
+    details: dict[str, list[Any]] = Field(default_factory=dict)
 
 
 class KnowledgeFacts(_Record):
@@ -225,6 +229,7 @@ class SweepFacts(_Record):
         tracking: `uri`, `experiment`, `run_id`.
         environment: versions, hardware, commit of the first run.
         command: how the first run was called; of sweeps of the first release, the latest run.
+        measures: what the task measures beside its metric; empty in facts of the first release.
         later_runs: the runs after it that trained something. A run that found nothing to do is not recorded.
         seconds: of all these runs.
         open_fills: length in bytes of the log of fills when a run began that did not end properly; later lines of the log are
@@ -248,6 +253,7 @@ class SweepFacts(_Record):
     seconds: float = 0.0
     open_fills: int | None = None
     metric: Metric = ACCURACY
+    measures: list[Measure] = Field(default_factory=list)
     later_runs: list[RunFacts] = Field(default_factory=list)
     latency_place: str = ""
 

@@ -37,6 +37,7 @@ def initial_facts(
         dataset={**describe_data(data), "trivial": _trivial_values(data), "evaluation": evaluation_identity(data)},
         baseline=methods.baseline(),
         metric=plan.metric,
+        measures=list(tasks.of(data).measures),
         planned=plan.num_trials,
         teachers=list((earlier and earlier.teachers) or teachers),
         objectives=plan.spec.objectives,

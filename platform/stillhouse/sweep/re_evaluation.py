@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, MutableMapping
 
-from stillhouse.distill.evaluation import evaluate
+from stillhouse import tasks
+from stillhouse.distill.evaluation import evaluate, split_outputs
 from stillhouse.errors import UsageError
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
+from stillhouse.sweep.execution.examination import examine
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.outdated import of_other_evaluation
 from stillhouse.sweep.results.trained_students import load_student
@@ -54,6 +56,17 @@ def _evaluated(context: RunContext, record: TrialRecord, metric: Metric, environ
         student = load_student(context.sweep_home, context.spec, record, data)
     except UsageError:
         return None
-    metrics: Mapping[str, float] = {**record.metrics, column: evaluate(student, data, data.test, "cpu")}
+    task = tasks.of(data)
+    value, evidence = examine(
+        lambda split: split_outputs(student, data, split, "cpu"),
+        lambda split: evaluate(student, data, split, "cpu"),
+        data,
+        task,
+        record.trial,
+        environment,
+    )
+    kept = {name: each for name, each in record.metrics.items() if name not in {measure.name for measure in task.measures}}
+    metrics: Mapping[str, float] = {**kept, column: value, **evidence.numbers}
     metrics = {**metrics, **environment.against_teachers(metrics, record.trial, metric)}
-    return record.model_copy(update={"metrics": metrics, "basis": record.basis.model_copy(update=dict(environment.evaluation))})
+    basis = record.basis.model_copy(update=dict(environment.evaluation))
+    return record.model_copy(update={"metrics": metrics, "basis": basis, "details": dict(evidence.details)})

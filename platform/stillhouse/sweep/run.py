@@ -23,6 +23,7 @@ from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.re_evaluation import evaluate_again
 from stillhouse.sweep.results.mlflow_sync import store_front
+from stillhouse.sweep.results.predictions import drop_outputs, write_predictions
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.reuse import reusable_records, take_over_trials
 from stillhouse.sweep.run_context import RunContext
@@ -250,6 +251,7 @@ def _trial_environment(
                 parameters=teacher.facts.parameters,
                 test_value=teacher.facts.value(metric.column("test")) or 0.0,
                 identity=teacher.facts.identity,
+                outputs=teacher.outputs,
             )
             for name, teacher in teachers.items()
         },
@@ -354,6 +356,10 @@ def _write_outcome(context: RunContext, facts: SweepFacts, records: Sequence[Tri
         sweep_home.write_addresses(addresses)
     budgets = [parse_budget(text) for text in context.spec.report.budgets]
     files = write_report(facts, records, sweep_home.report, budgets, sweep_home.read_addresses())
+    if note := write_predictions(facts, records, context.data.test.labels.numpy(), sweep_home):
+        context.progress.note(note)
+    if not context.shutdown.requested:
+        drop_outputs(facts, records, sweep_home)
     results = Results(facts=facts, records=records, sweep_home=sweep_home, planned=len(records), files=files)
     _complete_tracking(context, results, files, tracker, timeout_s)
     return files

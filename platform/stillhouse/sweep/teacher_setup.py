@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse import methods
+from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import StillhouseError
@@ -32,11 +32,16 @@ _MLFLOW = "mlflow:"
 
 @dataclass
 class ReadyTeacher:
-    """A loaded teacher with everything that trials and the report need of it."""
+    """A loaded teacher with everything that trials and the report need of it.
+
+    Attributes:
+        outputs: the file with its outputs on the validation and test splits, where the task finds evidence in them.
+    """
 
     running: RunningTeacher
     ticket: TeacherTicket
     facts: TeacherFacts
+    outputs: str = ""
 
     @property
     def network(self) -> StudentChoice:
@@ -138,6 +143,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
             running,
             _ticket(running, cluster, spec, kinds, choices, calls),
             _facts(running, explained, context.plan.metric),
+            call_actor(running.handle, "store_outputs") if tasks.of(data).measures else "",
         )
     quota.check_forced()
     if removed := quota.evict():

@@ -1,7 +1,7 @@
 """Finds tasks by name: a shipped one by its file's name, a user-defined one as `module:Class`.
 
-A task file is a module of this package with one `Task` subclass. The task that data sets mean which declare none is the one
-whose class says so (`Task.default`).
+A task file is a module of this package with one `Task` subclass; a file whose name begins with `_` helps one. The task that
+data sets mean which declare none is the one whose class says so (`Task.default`).
 """
 
 import importlib
@@ -14,10 +14,23 @@ from types import ModuleType
 from stillhouse.data.images import ImageData
 from stillhouse.errors import UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.knowledge.code_version import named_version
-from stillhouse.tasks.task import SHIPPED, Evaluator, OutputProblem, Reduction, Task
+from stillhouse.tasks.task import SHIPPED, Evaluator, Evidence, OutputProblem, Reduction, SplitOutputs, Task
 from stillhouse.user_code import import_user_module, user_code
 
-__all__ = ["Evaluator", "OutputProblem", "Reduction", "Task", "default", "find", "name_of", "names", "of", "own_version"]
+__all__ = [
+    "Evaluator",
+    "Evidence",
+    "OutputProblem",
+    "Reduction",
+    "SplitOutputs",
+    "Task",
+    "default",
+    "find",
+    "name_of",
+    "names",
+    "of",
+    "own_version",
+]
 
 _PROTOCOL = "task"
 

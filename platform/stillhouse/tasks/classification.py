@@ -14,11 +14,76 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
+from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.tasks.task import OutputProblem, Reduction, Task
+from stillhouse.tasks import _class_evidence as class_evidence
+from stillhouse.tasks.task import Evidence, OutputProblem, Reduction, SplitOutputs, Task
 
 _ROUNDING = 1e-3
 """Of sums of probabilities that were computed in half precision."""
+
+
+_CONFUSIONS = 100
+"""Of the most frequent mistakes, how many pairs of classes a record holds: all of them for up to ten classes."""
+
+MEASURES = (
+    Measure(
+        name="teacher_agreement",
+        label="Same class as the teacher",
+        direction="max",
+        percent=True,
+        digits=2,
+        of_teacher=True,
+        description="share of test samples for which student and teacher predict the same class",
+    ),
+    Measure(
+        name="teacher_kl",
+        label="KL divergence from the teacher",
+        direction="min",
+        digits=4,
+        of_teacher=True,
+        description="mean KL divergence of the student's probabilities from the teacher's, KL(teacher || student), in nats",
+    ),
+    Measure(
+        name="teacher_mistakes_repeated",
+        label="Repeats the teacher's mistakes",
+        percent=True,
+        digits=2,
+        of_teacher=True,
+        description="of the test samples that the teacher gets wrong, the share for which the student predicts the same class",
+    ),
+    Measure(
+        name="nll",
+        label="Negative log-likelihood",
+        direction="min",
+        digits=4,
+        description="mean negative log-likelihood of the test labels, in nats",
+    ),
+    Measure(
+        name="ece",
+        label="Calibration error (ECE)",
+        direction="min",
+        percent=True,
+        digits=2,
+        description="expected calibration error on the test split, 15 bins of equal width",
+    ),
+    Measure(
+        name="ece_scaled",
+        label="ECE after scaling",
+        direction="min",
+        percent=True,
+        digits=2,
+        description="expected calibration error on the test split after scaling by one temperature from the validation split",
+    ),
+    Measure(
+        name="worst_class_accuracy",
+        label="Worst class",
+        direction="max",
+        percent=True,
+        digits=2,
+        description="accuracy on the test split of the class with the lowest accuracy",
+    ),
+)
 
 
 class Accuracy:
@@ -52,6 +117,7 @@ class Classification(Task):
     targets: ClassVar[TargetRule] = CLASS_LABELS
     output: ClassVar[str] = "logits"
     mixes: ClassVar[bool] = True
+    measures: ClassVar[tuple[Measure, ...]] = MEASURES
 
     def mix(self, own: Tensor, others: Tensor, shares: Tensor, num_outputs: int) -> Tensor:
         """Class probabilities [B, C]: `shares` [B] of the own class, the rest of the other sample's."""
@@ -85,6 +151,48 @@ class Classification(Task):
     def trivial_value(self, targets: Tensor) -> float:
         """The share of the most common class."""
         return int(torch.bincount(targets).max()) / len(targets)
+
+    def evidence(self, validation: SplitOutputs, test: SplitOutputs, teacher: SplitOutputs | None) -> Evidence:
+        """Calibration, single classes, and how faithfully the student imitates its teacher (2106.05945).
+
+        There is none where a logit is infinite.
+        """
+        logits, labels = test.outputs["logits"], test.targets
+        if not all(bool(each.outputs["logits"].isfinite().all()) for each in (validation, test)):
+            return Evidence()
+        temperature = class_evidence.fitted_temperature(validation.outputs["logits"], validation.targets)
+        bins = class_evidence.calibration_bins(logits, labels)
+        counts, right = class_evidence.class_counts(logits, labels)
+        numbers = {
+            "nll": class_evidence.negative_log_likelihood(logits, labels),
+            "ece": class_evidence.calibration_error(bins),
+            "ece_scaled": class_evidence.calibration_error(class_evidence.calibration_bins(logits / temperature, labels)),
+            "worst_class_accuracy": class_evidence.worst_class(counts, right),
+        }
+        if teacher is not None and bool(teacher.outputs["logits"].isfinite().all()):
+            numbers |= _fidelity(logits, labels, teacher.outputs["logits"])
+        return Evidence(
+            numbers=numbers,
+            details={
+                "temperature": [temperature],
+                "calibration": bins.tolist(),
+                "class_samples": counts.tolist(),
+                "class_right": right.tolist(),
+                "confusions": class_evidence.confusions(logits, labels, _CONFUSIONS),
+            },
+        )
+
+
+def _fidelity(logits: Tensor, labels: Tensor, reference: Tensor) -> dict[str, float]:
+    same = class_evidence.agreement(logits, reference)
+    numbers = {
+        "teacher_agreement": int(same.sum()) / len(labels),
+        "teacher_kl": class_evidence.divergence(logits, reference),
+    }
+    wrong = reference.argmax(1) != labels
+    if bool(wrong.any()):
+        numbers["teacher_mistakes_repeated"] = int(same[wrong].sum()) / int(wrong.sum())
+    return numbers
 
 
 def _is_one(sums: Tensor) -> bool:

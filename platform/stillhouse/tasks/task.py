@@ -5,8 +5,8 @@ samples of a split, K numbers that a model returns for each sample.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from stillhouse.data.images import ImageData, Images
 from stillhouse.data.targets import TargetRule
 from stillhouse.data.views import Views
+from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import Metric
 
 Reduction = Literal["mean", "sum"]
@@ -35,6 +36,32 @@ class OutputProblem:
     description: str
     remedy: str
     certain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOutputs:
+    """What a model returned for a whole split, in evaluation mode, on the CPU.
+
+    Attributes:
+        outputs: {name: float32 [N, ...]}, as `Task.outputs` names them.
+        targets: [N] or [N, K], the samples' own.
+    """
+
+    outputs: Mapping[str, Tensor]
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a task finds out about a finished student besides its metric.
+
+    Attributes:
+        numbers: by the names of `Task.measures`; what does not apply is missing.
+        details: lists of numbers that the task's part of the page is drawn from; small, since each record holds them.
+    """
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -73,6 +100,7 @@ class Task(ABC):
         targets: what the targets of a data set must look like.
         output: the name of the tensor that a model returns.
         mixes: whether the targets of two samples can be mixed, so that views may mix their images.
+        measures: what `evidence` finds; a task without any is not asked.
     """
 
     default: ClassVar[bool] = False
@@ -80,6 +108,7 @@ class Task(ABC):
     targets: ClassVar[TargetRule]
     output: ClassVar[str] = "prediction"
     mixes: ClassVar[bool] = False
+    measures: ClassVar[tuple[Measure, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -153,3 +182,13 @@ class Task(ABC):
             targets: [N] or [N, K], of a whole split.
         """
         return None
+
+    def evidence(self, validation: SplitOutputs, test: SplitOutputs, teacher: SplitOutputs | None) -> Evidence:
+        """What the outputs of a finished student tell besides the metric. Nothing is chosen by it.
+
+        Args:
+            validation: for what has to be fitted before it can be reported, such as a temperature.
+            test: what is reported.
+            teacher: the outputs on the test split of the teacher that the student is compared with; None where there is none.
+        """
+        return Evidence()

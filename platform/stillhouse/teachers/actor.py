@@ -169,6 +169,11 @@ class TeacherActor(Leased):
     def evaluate(self, split: str) -> float:
         return self._answer(self._ready().evaluate, split)
 
+    def store_outputs(self) -> str:
+        """The file of `TeacherService.store_outputs`, as the driver sees it."""
+        home = node_home(self._home_address)
+        return str(home.there(self._answer(self._ready().store_outputs, home)))
+
     def counters(self) -> dict[str, float]:
         return self._ready().counters()
 

@@ -5,6 +5,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stillhouse.device import Float32Precision
 from stillhouse.distill.calls import Procedure
 from stillhouse.distill.sources import Reading, layers_of
 from stillhouse.errors import InfrastructureError, StillhouseError, as_disk_full
+from stillhouse.home_access.node_home import NodeHome
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.features import FeatureReader
@@ -24,6 +26,7 @@ from stillhouse.teachers.call_queue import FairLock
 from stillhouse.teachers.definition import base_identity, view_identity
 from stillhouse.teachers.library import LoadedTeacher, score
 from stillhouse.teachers.model_server import ModelServer
+from stillhouse.teachers.stored_outputs import compute_outputs, outputs_file
 from stillhouse.teachers.ticket import FillRequest
 from stillhouse.teachers.verify import verify_sealed
 from stillhouse.teachers.view_filler import FillingStopped, ViewFiller
@@ -169,6 +172,19 @@ class TeacherService:
         """The value of the task's metric on `validation` or `test`."""
         with self._model_lock:
             return score(self.teacher.model, self._data, split, self._device)
+
+    def store_outputs(self, home: NodeHome) -> Path:
+        """The file with the teacher's outputs on the validation and test splits; they are computed unless it exists."""
+        teacher = self.teacher
+        path = outputs_file(
+            teacher.path.parent,
+            self._data,
+            weights_hash=teacher.weights_hash,
+            normalization=teacher.definition.normalization,
+        )
+        with self._model_lock:
+            compute_outputs(teacher.model, self._data, path, self._device, home)
+        return path
 
     def forward(
         self,

@@ -38,7 +38,9 @@ def test_a_model_that_cannot_run_has_a_reason_and_the_others_their_latency(
     threads = torch.get_num_threads()
     found, reasons, _ = measure_models(models, 10, (1, 8, 8), threads, [])
     assert found.keys() == {"whole"}
-    assert found["whole"].keys() == {"latency_ms", "latency_p95_ms", "latency_batch64_ms"}
+    times = {"latency_ms", "latency_p95_ms", "latency_batch64_ms"}
+    assert found["whole"].keys() == times | {"images_per_second", "peak_memory_bytes", "peak_memory_batch64_bytes"}
+    assert found["whole"]["images_per_second"] == 64_000 / found["whole"]["latency_batch64_ms"]
     assert reasons == {"broken": "RuntimeError: no such kernel (broken_nets.py:11)"}
 
 

@@ -1,6 +1,6 @@
 """What all trials of a sweep share, as plain data that is sent to each worker once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stillhouse.data.views import Views
@@ -10,6 +10,8 @@ from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Basis, Trial
 from stillhouse.spec.teacher_comparison import against_teacher
 from stillhouse.spec.training import Training
+from stillhouse.tasks import SplitOutputs
+from stillhouse.teachers.stored_outputs import outputs_here
 from stillhouse.teachers.ticket import TeacherTicket
 
 CHECKPOINT_INTERVAL_S = 5.0
@@ -22,11 +24,14 @@ class TeacherScore:
     Attributes:
         test_value: of the task's metric on the test split.
         identity: of the network, as `TeacherFacts.identity`.
+        outputs: the file with its outputs on the validation and test splits, as the driver sees it; empty where the task
+            finds no evidence in them.
     """
 
     parameters: int
     test_value: float
     identity: str = ""
+    outputs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +75,24 @@ class TrialEnvironment:
 
     def against_teachers(self, metrics: Mapping[str, float], trial: Trial, metric: Metric) -> dict[str, float]:
         """`against_teacher` for the metrics of a finished trial and the best of its teachers; empty without a teacher."""
-        scores = [self.teachers[name] for name in trial.teachers]
-        if not scores:
+        if not trial.teachers:
             return {}
-        best = max(scores, key=lambda each: metric.sign * each.test_value)
+        best = self._best_teacher(trial.teachers, metric)
         return against_teacher(metrics, metric, parameters=best.parameters, score=best.test_value)
+
+    def teacher_outputs(self, trial: Trial, metric: Metric) -> SplitOutputs | None:
+        """On the test split: of the best of the trial's teachers, or of the sweep's for a student that learned alone.
+
+        Raises:
+            InfrastructureError: they cannot be read.
+        """
+        if not self.teachers:
+            return None
+        best = self._best_teacher(trial.teachers or tuple(self.teachers), metric)
+        return outputs_here(best.outputs, self.own_home, "test") if best.outputs else None
+
+    def _best_teacher(self, names: Iterable[str], metric: Metric) -> TeacherScore:
+        return max((self.teachers[name] for name in names), key=lambda each: metric.sign * each.test_value)
 
     @property
     def own_home(self) -> NodeHome:

@@ -27,6 +27,7 @@ from stillhouse.models.weights import save_weights
 from stillhouse.provenance import code_facts
 from stillhouse.spec.collapse import no_better
 from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.sweep.execution.examination import examine
 from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
@@ -197,13 +198,18 @@ class TrialRunner:
 
     def finish(self) -> TrialRecord:
         """Evaluates on the test split, stores the student's weights, writes the record, removes the checkpoint."""
-        student, metric = self._trainer.classifier, self._trainer.task.metric
+        student, task = self._trainer.classifier, self._trainer.task
+        metric = task.metric
+        value, evidence = examine(
+            self._trainer.outputs, self._trainer.evaluate, self._data, task, self.trial, self._environment
+        )
         metrics = {
             **size_metrics(measure_size(student, self._data.input_shape)),
             **self._environment.latencies.get(student_key(self.trial.student), {}),
             metric.column("validation"): self._trainer.curve[-1][metric.column("validation")],
-            metric.column("test"): self._trainer.evaluate(self._data.test),
+            metric.column("test"): value,
             "train_seconds": self._trainer.train_seconds,
+            **evidence.numbers,
         }
         if self._environment.training.micro_batch == "auto" and self._trainer.micro_batch is not None:
             metrics["micro_batch"] = self._trainer.micro_batch
@@ -219,9 +225,16 @@ class TrialRunner:
             {"trial": self.trial.key, "model": self.trial.student.model},
         )
         self._home.push(self._sweep / weights)
-        trivial = self._trainer.task.trivial_value(self._data.validation.labels)
+        trivial = task.trivial_value(self._data.validation.labels)
         collapsed = no_better(metrics[metric.column("validation")], trivial, metric)
-        return self._write("finished", metrics=metrics, weights=str(weights), weights_hash=digest, collapsed=collapsed)
+        return self._write(
+            "finished",
+            metrics=metrics,
+            weights=str(weights),
+            weights_hash=digest,
+            collapsed=collapsed,
+            details=dict(evidence.details),
+        )
 
     def fail(self, reason: str) -> TrialRecord:
         """Writes the record of a trial that failed."""

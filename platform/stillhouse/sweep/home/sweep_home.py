@@ -80,8 +80,9 @@ class SweepHome:
     """The folder of one sweep under the home.
 
     Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that ran again),
-    `students/*.safetensors`, `trials/` with checkpoints of running trials, `latencies.json`, `suggestions`, `runs.json`
-    (addresses in MLflow), `report/`; `lock`, `stop` (a request to end) and `state.json` of the driver.
+    `students/*.safetensors`, `outputs/*.safetensors` (what winners return for the test split), `trials/` with checkpoints of
+    running trials, `latencies.json`, `suggestions`, `runs.json` (addresses in MLflow), `report/`; `lock`, `stop` (a request to
+    end) and `state.json` of the driver.
     """
 
     def __init__(self, home: Path, name: str) -> None:

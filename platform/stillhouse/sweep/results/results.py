@@ -111,8 +111,8 @@ class Results:
     def pareto(self, objectives: Mapping[str, Literal["max", "min"]] | None = None) -> pd.DataFrame:
         """The Pareto front as a table: one row for each student of `front`, the best in the first objective first.
 
-        A row is that of the trial which names the student on the page. Its values of the metric are means over the `seeds`
-        that the report counts.
+        A row is that of the trial which names the student on the page. Its values of the metric and of what the task measures
+        beside it are means over the `seeds` that the report counts.
         """
         front = self.front(objectives)
         table = self.table()
@@ -121,6 +121,8 @@ class Results:
         rows["seeds"] = [len(each.reported) for each in front]
         for split in ("validation", "test"):
             rows[self.facts.metric.column(split)] = [each.score(split).mean for each in front]
+        for measure in self.facts.measures:
+            rows[measure.name] = [each.mean(measure.name) for each in front]
         return rows
 
     def best(self) -> Configuration | None:
@@ -157,7 +159,8 @@ class Results:
         """The document that `stillhouse sweep --json` ends with."""
         statuses = [record.status for record in self.records]
         metric = self.facts.metric
-        front_keys = (*_FRONT_KEYS, metric.column("validation"), metric.column("test"))
+        measures = [measure.name for measure in self.facts.measures]
+        front_keys = (*_FRONT_KEYS, metric.column("validation"), metric.column("test"), *measures)
         return {
             "sweep": self.facts.name,
             "home": str(self.home),
