@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DiskFullError, InfrastructureError, Interrupted, UsageError
-from stillhouse.sweep.failures import check_not_removed, interrupted_message, unless_removed, user_errors
+from stillhouse.sweep.failures import check_folder, folder_errors, interrupted_message, user_errors
 from stillhouse.sweep.home.sweep_home import SweepHome
 
 
@@ -57,12 +57,12 @@ def test_errors_with_a_sentence_of_their_own_keep_it(sweep_home: SweepHome) -> N
 
 
 def test_a_folder_that_was_removed_is_the_reason_of_what_fails(sweep_home: SweepHome) -> None:
-    check_not_removed(sweep_home)
+    check_folder(sweep_home)
     (sweep_home.folder / "spec.json").unlink()
-    with pytest.raises(InfrastructureError, match="was removed while the sweep ran"), unless_removed(sweep_home):
+    with pytest.raises(InfrastructureError, match="was removed while the sweep ran"), folder_errors(sweep_home):
         raise FileNotFoundError(2, "No such file or directory", str(sweep_home.folder / "ledger"))
 
 
 def test_an_error_of_a_sweep_that_is_still_there_stays_as_it_is(sweep_home: SweepHome) -> None:
-    with pytest.raises(FileNotFoundError), unless_removed(sweep_home):
+    with pytest.raises(FileNotFoundError), folder_errors(sweep_home):
         raise FileNotFoundError(2, "No such file or directory")

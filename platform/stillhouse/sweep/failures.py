@@ -44,27 +44,39 @@ def user_errors(sweep_home: SweepHome) -> Iterator[None]:
 
 
 @contextmanager
-def unless_removed(sweep_home: SweepHome) -> Iterator[None]:
-    """Reports the removal of the sweep's folder as the reason of whatever fails because of it.
+def folder_errors(sweep_home: SweepHome) -> Iterator[None]:
+    """Reports a folder that was removed, or that cannot be written, as the reason of whatever fails because of it.
 
     Raises:
-        InfrastructureError: the folder was removed.
+        InfrastructureError: the sweep's folder was removed, or cannot be written.
     """
     try:
         yield
     except (OSError, StillhouseError, KeyboardInterrupt) as error:
-        check_not_removed(sweep_home, error)
+        check_folder(sweep_home, error)
         raise
 
 
-def check_not_removed(sweep_home: SweepHome, cause: BaseException | None = None) -> None:
+def check_folder(sweep_home: SweepHome, cause: BaseException | None = None) -> None:
     """Refuses to go on without the sweep's folder.
 
     Raises:
-        InfrastructureError: the folder was removed since the sweep started.
+        InfrastructureError: the folder was removed since the sweep started, or cannot be written.
     """
+    if (problem := folder_problem(sweep_home)) is not None:
+        raise InfrastructureError(problem) from cause
+
+
+def folder_problem(sweep_home: SweepHome) -> str | None:
+    """Why no trial of the sweep can store its result; None if it can, as far as this process can tell."""
     if sweep_home.is_removed:
-        raise InfrastructureError(
+        return (
             f"the folder {sweep_home.folder} was removed while the sweep ran, and its finished trials with it; "
             f"teachers and their knowledge are still there. Start the sweep again with its YAML file"
-        ) from cause
+        )
+    if (folder := sweep_home.unwritable_folder()) is not None:
+        return (
+            f"the folder {folder} cannot be written; finished trials are stored. Make it writable and continue with: "
+            f"{resume_command(sweep_home)}"
+        )
+    return None

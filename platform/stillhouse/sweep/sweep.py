@@ -13,7 +13,7 @@ from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
-from stillhouse.sweep.failures import interrupted_message, stored_message, unless_removed, user_errors
+from stillhouse.sweep.failures import check_folder, folder_errors, interrupted_message, stored_message, user_errors
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
@@ -158,12 +158,13 @@ class Sweep:
             context = self._context()
             # Another process that sees the lock may request the sweep to end.
             with self.sweep_home.locked(), self._shutdown:
+                check_folder(self.sweep_home)
                 kept = self._as_begun()
                 spec = without_key(spec_to_dict(context.spec, secrets=True), kept)
                 self.sweep_home.write_spec(
                     spec, may_change=self._may_change, complete=lambda stored: without_key(_with_defaults(stored), kept)
                 )
-                with unless_removed(self.sweep_home), publish_status(self._progress, self.sweep_home):
+                with folder_errors(self.sweep_home), publish_status(self._progress, self.sweep_home):
                     return run_sweep(context, started=started, again=again, origin=self._origin, command=self._command)
 
     def verify(self, pairs: int = VERIFIED_PAIRS) -> dict[str, Any]:

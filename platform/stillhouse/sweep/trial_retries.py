@@ -11,7 +11,7 @@ from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.trial_watch import LostTrial
 from stillhouse.sweep.cluster.tune_run import RESTARTS_OF_A_TRIAL
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
-from stillhouse.sweep.failures import check_not_removed
+from stillhouse.sweep.failures import check_folder, folder_problem
 from stillhouse.sweep.home.ledger import now
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.phases import Phases, Records
@@ -38,7 +38,8 @@ def run_phase(
         on_record: called with each new record; adds it to `records`.
 
     Raises:
-        InfrastructureError: trials are lost again and again, or the sweep's folder was removed; finished trials are stored.
+        InfrastructureError: trials are lost again and again, or the sweep's folder was removed or cannot be written; finished
+            trials are stored.
     """
     sweep_home = context.sweep_home
     begun, deaths = len(records), dict[str, LostTrial]()
@@ -52,9 +53,9 @@ def run_phase(
             parameters=lambda trial: context.plan.size_of(trial).parameters,
             history=list(records.values()),
             on_record=on_record,
-            give_up=lambda: sweep_home.is_removed,
+            give_up=lambda: folder_problem(sweep_home) is not None,
         )
-        check_not_removed(sweep_home)
+        check_folder(sweep_home)
         if context.shutdown.requested or not lost:
             return
         deaths = {each.key: _with_earlier_deaths(each, deaths.get(each.key)) for each in lost}

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +30,7 @@ from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError,
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.spec.secret_masking import HIDDEN
+from stillhouse.sweep.home.latency_file import read_latency_file, write_latency_file
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.user_paths import is_utf8, resolve_path, show_path
 
@@ -49,16 +49,7 @@ _DECIDES_NO_RESULT = (
 """Keys that decide which trials run and which are stopped early, but not the result of a trial that runs to its end."""
 TRIALS_PER_METHOD = "search.trials_per_method"
 _SUGGESTIONS = TypeAdapter(dict[str, dict[str, Any]])
-_LATENCIES = TypeAdapter(dict[str, dict[str, float]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    place: str = ""
-    networks: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-_MEASURED = TypeAdapter(_Measured)
+_LATENCIES = "latencies.json"
 _ADDRESSES = TypeAdapter(dict[str, str])
 _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 """How long to wait for the lock: `is_running` also holds it, for a moment."""
@@ -151,6 +142,11 @@ class SweepHome:
         """Whether the folder was removed since `write_spec`; workers may have created parts of it again."""
         return self._started and not os.path.lexists(self._spec_file)
 
+    def unwritable_folder(self) -> Path | None:
+        """The first folder of the sweep in which this process cannot create files; None if it can in all that exist."""
+        parts = (self.folder, self.ledger.folder, self.folder / "students", self.folder / "trials", self.report)
+        return next((each for each in parts if each.is_dir() and not os.access(each, os.W_OK | os.X_OK)), None)
+
     def write_spec(
         self,
         spec: Mapping[str, Any],
@@ -180,7 +176,7 @@ class SweepHome:
                     f"sweep '{self.name}' was started with another spec: {', '.join(changed)} changed; {_remedy(changed)}"
                 )
             if changed:
-                for outdated in ("facts", "latencies.json", "suggestions"):
+                for outdated in ("facts", _LATENCIES, "suggestions"):
                     (self.folder / outdated).unlink(missing_ok=True)
         if damaged:
             set_aside(self._spec_file)
@@ -310,25 +306,15 @@ class SweepHome:
 
     def write_latencies(self, latencies: Mapping[str, Mapping[str, float]], place: str = "") -> None:
         """Stores the latencies of students and teachers, by `student_key`, and where all of them were measured."""
-        write_json(self.folder / "latencies.json", {"place": place, "networks": latencies})
+        write_latency_file(self.folder / _LATENCIES, latencies, place)
 
     def read_latencies(self) -> dict[str, dict[str, float]]:
         """What `write_latencies` stored; empty when nothing was measured, or the file is damaged."""
-        return self._measured().networks
+        return read_latency_file(self.folder / _LATENCIES).networks
 
     def latency_place(self) -> str:
         """Where all latencies were measured, as `provenance.place_of`; empty if it is not recorded."""
-        return self._measured().place
-
-    def _measured(self) -> _Measured:
-        try:
-            document = read_json(self.folder / "latencies.json")
-            if isinstance(document, dict) and document.keys() == {"place", "networks"}:
-                return _MEASURED.validate_python(document)
-            # Of the first release.
-            return _Measured(networks=_LATENCIES.validate_python(document))
-        except (OSError, Damaged, ValidationError):
-            return _Measured()
+        return read_latency_file(self.folder / _LATENCIES).place
 
     def read_addresses(self) -> dict[str, str]:
         """What `write_addresses` stored; empty when nothing was tracked, or the file is damaged."""
