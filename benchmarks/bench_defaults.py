@@ -1,17 +1,21 @@
-"""Training at its defaults: every shipped student with `scratch`, and every method on one student, on seven data sets.
+"""Training at its defaults: every shipped student with `scratch`, and every method on one student, on small data sets.
 
-    python benchmarks/bench_defaults.py --root DIR [--students a,b] [--methods a,b] [--data a,b] [--out FILE]
+    python benchmarks/bench_defaults.py --root DIR --out FILE [--students a,b] [--methods a,b] [--data a,b]
+    python benchmarks/bench_defaults.py --table FILE
 
 DIR holds torchvision's MNIST and FashionMNIST, `cifar10_jpeg/{train,test}/CLASS/*.jpg`, and the BCCD data set
-(`bccd/VOCdevkit/VOC2007`), whose blood cells are cut out of their photographs. Images are few and trainings are short, so that
-nothing but the defaults of a spec (`stillhouse.spec.recipes`) keeps a student from collapsing. The teacher of the methods is
-trained once per data set. No Ray: the teacher computes its knowledge in the trial's process.
+(`bccd/VOCdevkit/VOC2007`), whose blood cells are cut out of their photographs. Images are few and small and trainings are
+short, so that nothing but the defaults of a spec (`stillhouse.spec.recipes`) keeps a student from collapsing. The teacher of
+the methods is trained once per data set, with the same defaults. No Ray: the teacher computes its knowledge in the trial's
+process.
 
-Prints one line per run and one table per data set, and exits with 1 if a run is no better than a model that ignores the image.
+Appends one JSON line per run to FILE, and passes over the runs that it holds, so that an interrupted benchmark goes on where it
+was. The cheapest networks come first. Exits with 1 if a run is no better than a model that ignores the image.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import sys
@@ -42,18 +46,22 @@ from stillhouse.spec.collapse import no_better
 from stillhouse.spec.recipes import NEWEST, recipe_defaults
 from stillhouse.spec.training import Training
 
-EPOCHS, BATCH = 8, 64
-TEACHER, TEACHER_EPOCHS, STUDENT = "resnet14", 16, "resnet8"
+STEPS = 64
+"""Of a training. The teacher takes twice as many."""
+TEACHER, STUDENT = "resnet14", "resnet8"
+WIDTHS = {"resnet50": 0.25, "resnet32x4": 0.5}
+"""Of the networks that would take most of the time at their own width."""
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def photographs(root: str, train: int, test: int) -> tuple[Arrays, Arrays]:
-    """The first photographs of each class of CIFAR-10 as JPEG files, uint8 [N, 3, 32, 32]."""
+def photographs(root: str, train: int, test: int, classes: int) -> tuple[Arrays, Arrays]:
+    """The first photographs of each of the first classes of CIFAR-10 as JPEG files, uint8 [N, 3, 32, 32]."""
     halves = []
     for half, count in (("train", train), ("test", test)):
         images, labels = [], []
-        for label, folder in enumerate(sorted(path for path in Path(root, "cifar10_jpeg", half).iterdir() if path.is_dir())):
-            for file in sorted(folder.glob("*.jpg"))[: count // 10]:
+        folders = sorted(path for path in Path(root, "cifar10_jpeg", half).iterdir() if path.is_dir())
+        for label, folder in enumerate(folders[:classes]):
+            for file in sorted(folder.glob("*.jpg"))[: count // classes]:
                 images.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
                 labels.append(label)
         halves.append((np.stack(images), np.array(labels)))
@@ -110,26 +118,37 @@ def hand_signs(train: int, test: int) -> tuple[Arrays, Arrays]:
 
 
 def data_sets(root: str) -> dict[str, functools.partial[ImageData]]:
-    """The data sets, six of them real, with few and many samples of each class."""
-    load = functools.partial(load_dataset, validation=0.2)
+    """Of each 240 training images, or a few of each class, and 160 validation images."""
     own = f"{Path(__file__).stem}:"
+    load = functools.partial(load_dataset, validation=160, size=12)
+    many = {"limit": 400, "limit_test": 100}
+    few = {"limit": 280, "limit_test": 100}
     return {
-        "digits": functools.partial(load, "digits"),
-        "digits, 12 a class": functools.partial(load, "digits", options={"limit": 150}),
-        "mnist": functools.partial(load, "mnist", root=root, options={"limit": 800, "limit_test": 500}),
-        "fashion": functools.partial(load, "fashion_mnist", root=root, options={"limit": 800, "limit_test": 500}),
-        "photographs": functools.partial(load, f"{own}photographs", options={"root": root, "train": 700, "test": 200}),
-        "hand signs": functools.partial(load, f"{own}hand_signs", options={"train": 1100, "test": 200}),
-        "blood cells": functools.partial(load, f"{own}blood_cells", options={"root": root, "train": 600, "test": 200}),
+        "digits": functools.partial(load_dataset, "digits", validation=160, options={"limit": 400}),
+        "digits, 12 a class": functools.partial(load_dataset, "digits", validation=160, options={"limit": 280}),
+        "MNIST": functools.partial(load, "mnist", root=root, options=many),
+        "Fashion-MNIST": functools.partial(load, "fashion_mnist", root=root, options=many),
+        "photographs": functools.partial(
+            load, f"{own}photographs", options={"root": root, "train": 400, "test": 100, "classes": 5}
+        ),
+        "photographs, 12 a class": functools.partial(
+            load, f"{own}photographs", options={"root": root, "train": 208, "test": 100, "classes": 4}
+        ),
+        "blood cells": functools.partial(load, f"{own}blood_cells", options={"root": root, "train": 400, "test": 100}),
+        "MNIST, 12 a class": functools.partial(load, "mnist", root=root, options=few),
+        "hand signs (drawn)": functools.partial(
+            load_dataset, f"{own}hand_signs", validation=0.2, options={"train": 1100, "test": 200}
+        ),
     }
 
 
 def views_of(data: ImageData) -> Views:
-    return Views(({"crop": {"padding": 1}},), 2, data.input_shape, len(data.train))
+    return Views(({"crop": {"padding": 1}},), 4, data.input_shape, len(data.train))
 
 
 def new_model(name: str, data: ImageData) -> nn.Module:
-    return build_model(name, num_classes=data.num_classes, input_shape=data.input_shape)
+    width = {"width": WIDTHS[name]} if name in WIDTHS else {}
+    return build_model(name, num_classes=data.num_classes, input_shape=data.input_shape, **width)
 
 
 def run(
@@ -161,75 +180,137 @@ def run(
     return trainer
 
 
-def planned(arguments: argparse.Namespace, data: ImageData) -> Iterator[tuple[str, str]]:
-    """(method, student) of every run on a data set."""
-    for student in arguments.students:
-        if not model_problems(student, {}, num_classes=data.num_classes, input_shape=data.input_shape):
-            yield "scratch", student
-    for method in arguments.methods:
-        yield method, arguments.student
+def epochs_of(data: ImageData, training: Training, steps: int) -> int:
+    """As many epochs as `steps` steps take."""
+    return -(-steps // -(-len(data.train) // training.batch_size))
 
 
-def measure(arguments: argparse.Namespace, name: str, data: ImageData) -> Iterator[dict[str, Any]]:
-    """The result of every run on one data set."""
-    task = tasks.of(data)
-    trivial = task.trivial_value(data.validation.labels)
-    training = Training.model_validate({"batch_size": BATCH} | recipe_defaults(arguments.recipe) | arguments.set)
-    teacher = None
+def cost(data: ImageData, student: str) -> float:
+    """Seconds of a step of training."""
+    model, images = new_model(student, data), torch.zeros(16, *data.input_shape)
+    started = time.process_time()
+    model(images).sum().backward()
+    return time.process_time() - started
+
+
+def planned(arguments: argparse.Namespace, data: ImageData) -> list[tuple[str, str]]:
+    """(method, student) of every run on a data set, the cheapest students first."""
+    shape = {"num_classes": data.num_classes, "input_shape": data.input_shape}
+    students = [name for name in arguments.students if not model_problems(name, {}, **shape)]
+    runs = [(cost(data, student), "scratch", student) for student in students]
     if arguments.methods:
-        trained = run(data, "scratch", TEACHER, training, 0, TEACHER_EPOCHS)
-        teacher = trained.student.eval().requires_grad_(False)
-        print(f"{name}: teacher {TEACHER} {trained.curve[-1]['validation_accuracy']:.3f}", flush=True)
-    for method, student in planned(arguments, data):
-        for seed in range(arguments.seeds):
-            started = time.perf_counter()
-            line: dict[str, Any] = {"data": name, "method": method, "student": student, "seed": seed, "trivial": trivial}
-            try:
-                trainer = run(data, method, student, training, seed, arguments.epochs, teacher)
-                value = trainer.curve[-1]["validation_accuracy"]
-                line |= {"validation": value, "collapsed": bool(no_better(value, trivial, task.metric))}
-            except Exception as error:
-                line |= {"validation": None, "collapsed": True, "error": f"{type(error).__name__}: {error}"}
-            yield line | {"seconds": round(time.perf_counter() - started, 1)}
+        runs += [(cost(data, arguments.student), method, arguments.student) for method in arguments.methods]
+    return list(dict.fromkeys((method, student) for _, method, student in sorted(runs)))
+
+
+def trained_teacher(data: ImageData, training: Training, steps: int) -> nn.Module:
+    trained = run(data, "scratch", TEACHER, training, 0, epochs_of(data, training, steps))
+    print(f"teacher {TEACHER} {trained.curve[-1]['validation_accuracy']:.3f}", flush=True)
+    return trained.student.eval().requires_grad_(False)
+
+
+class Bench:
+    """The data sets, their teachers, and one run after the other."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._teachers: dict[str, nn.Module] = {}
+        given = arguments.set
+        self._training = Training.model_validate(recipe_defaults(arguments.recipe, given) | given)
+        known = data_sets(arguments.root)
+        self.data = {name: known[name]() for name in arguments.data or known}
+
+    def runs(self) -> Iterator[tuple[str, str, str, int]]:
+        """(data set, method, student, seed), the data sets in turn."""
+        plans = [[(name, *each) for each in planned(self._arguments, data)] for name, data in self.data.items()]
+        for turn in itertools.zip_longest(*plans):
+            for one in turn:
+                yield from ((*one, seed) for seed in range(self._arguments.seeds)) if one else ()
+
+    def measure(self, name: str, method: str, student: str, seed: int) -> dict[str, Any]:
+        """Trains one student."""
+        data, steps = self.data[name], self._arguments.steps
+        task = tasks.of(data)
+        trivial = task.trivial_value(data.validation.labels)
+        line = {"data": name, "method": method, "student": student, "seed": seed, "recipe": self._arguments.recipe}
+        line |= {"set": self._arguments.set, "trivial": trivial, "steps": steps}
+        if method != "scratch" and name not in self._teachers:
+            self._teachers[name] = trained_teacher(data, self._training, 2 * steps)
+        started = time.process_time()
+        try:
+            teacher = None if method == "scratch" else self._teachers[name]
+            trainer = run(data, method, student, self._training, seed, epochs_of(data, self._training, steps), teacher)
+            value = trainer.curve[-1]["validation_accuracy"]
+            line |= {"validation": value, "collapsed": no_better(value, trivial, task.metric, len(data.validation))}
+        except Exception as error:
+            line |= {"validation": None, "collapsed": None, "error": f"{type(error).__name__}: {error}"}
+        return line | {"cpu_s": round(time.process_time() - started, 1)}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: a row per student and per method, validation accuracy in percent."""
+    columns = list(dict.fromkeys(line["data"] for line in lines))
+    rows = dict.fromkeys((line["method"], line["student"]) for line in lines)
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for line in lines:
+        value = "error" if line["validation"] is None else f"{100 * line['validation']:.1f}{' c' if line['collapsed'] else ''}"
+        cells.setdefault((line["method"], line["student"], line["data"]), []).append(value)
+    text = ["| method | student | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for method, student in rows:
+        text.append(
+            "| "
+            + " | ".join([method, student, *(", ".join(cells.get((method, student, data), [])) for data in columns)])
+            + " |"
+        )
+    return "\n".join(text)
 
 
 def parse() -> argparse.Namespace:
     def names(text: str) -> list[str]:
-        return [name for name in text.split(",") if name]
+        return [name for name in text.split(";" if ";" in text else ",") if name]
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--root", required=True)
+    parser.add_argument("--root")
     parser.add_argument("--students", type=names, default=model_names())
     parser.add_argument("--methods", type=names, default=methods.names())
     parser.add_argument("--student", default=STUDENT, help="what the methods train")
-    parser.add_argument("--data", type=names, default=None)
+    parser.add_argument("--data", type=names, default=None, help="separated by semicolons")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--recipe", type=int, default=NEWEST)
     parser.add_argument("--set", type=json.loads, default={}, help="fields of Training as JSON, in place of the defaults")
     parser.add_argument("--out", type=Path, help="a file that gets one JSON line per run")
+    parser.add_argument("--table", type=Path, help="prints the table of such a file, and trains nothing")
     return parser.parse_args()
+
+
+def stored(path: Path | None) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def main() -> int:
     arguments = parse()
+    if arguments.table:
+        print(table(stored(arguments.table)))
+        return 0
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent))
-    collapsed = runs = 0
-    for name, load in data_sets(arguments.root).items():
-        if arguments.data and name.split(",")[0] not in arguments.data and name not in arguments.data:
+    lines = stored(arguments.out)
+    done = {(line["data"], line["method"], line["student"], line["seed"]) for line in lines}
+    bench = Bench(arguments)
+    for key in bench.runs():
+        if key in done:
             continue
-        for line in measure(arguments, name, load()):
-            runs += 1
-            collapsed += line["collapsed"]
-            shown = line.get("error") or f"{line['validation']:.3f}"
-            mark = "  COLLAPSED" if line["collapsed"] else ""
-            who = f"{name}  {line['method']}  {line['student']}  seed {line['seed']}"
-            print(f"{who}  {shown}{mark}  {line['seconds']} s", flush=True)
-            if arguments.out:
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-    print(f"{collapsed} of {runs} runs collapsed (a model that ignores the image is as good)")
+        line = bench.measure(*key)
+        lines.append(line)
+        shown = line.get("error") or f"{line['validation']:.3f}{'  COLLAPSED' if line['collapsed'] else ''}"
+        print(f"{'  '.join(map(str, key))}  {shown}  {line['cpu_s']} s", flush=True)
+        if arguments.out:
+            with arguments.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+    collapsed = sum(line["collapsed"] is not False for line in lines)
+    print(f"{collapsed} of {len(lines)} runs collapsed or failed")
     return 1 if collapsed else 0
 
 

@@ -70,6 +70,7 @@ def trainer(make, method=None, recipe=(), **fields):
 cases = {
     "plain": trainer(build("mlp", hidden=[16])),
     "batch norm": trainer(normed),
+    "recomputed statistics": trainer(normed, recipe={"batchnorm_statistics": "recomputed"}),
     "hints with a helper and a stage": trainer(build("lenet"), find("fitnets")()),
     "noise of its own": trainer(build("mlp", hidden=[16]), find("noisy_teacher")()),
     "micro-batches besides": trainer(build("mlp", hidden=[16]), recipe={"micro_batch": 7}),
@@ -95,7 +96,10 @@ if rank == 0:
     torch.save(results, folder / "results")
 """
 
-CASES = ("plain", "batch norm", "hints with a helper and a stage", "noise of its own", "micro-batches besides")
+CASES = (
+    *("plain", "batch norm", "recomputed statistics", "hints with a helper and a stage", "noise of its own"),
+    "micro-batches besides",
+)
 
 
 def train_all(folder: Path, size: int) -> dict[str, dict[str, Tensor]]:

@@ -27,7 +27,7 @@ from stillhouse.models.architecture import Architecture
 
 MakeTrainer = Callable[..., Trainer]
 
-BUSY_RECIPE = {"optimizer": "adamw", "gradient_clip": 1.0, "warmup_epochs": 0.5}
+BUSY_RECIPE = {"optimizer": "adamw", "gradient_clip": 1.0, "warmup_epochs": 0.5, "batchnorm_statistics": "recomputed"}
 
 
 class BusyStudent(nn.Module):

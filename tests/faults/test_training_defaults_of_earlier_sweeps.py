@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.spec.load import spec_to_dict, validate
+from stillhouse.spec.load import spec_to_dict, validate_stored
 from stillhouse.spec.records import TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.sweep import Sweep
@@ -55,7 +55,7 @@ def store_spec(sweep: Sweep) -> None:
     """As the first run of a sweep does."""
     sweep.sweep_home.folder.mkdir(parents=True, exist_ok=True)
     sweep.sweep_home.write_spec(
-        spec_to_dict(sweep.spec, secrets=True), complete=lambda stored: spec_to_dict(validate(stored), secrets=True)
+        spec_to_dict(sweep.spec, secrets=True), complete=lambda stored: spec_to_dict(validate_stored(stored), secrets=True)
     )
 
 

@@ -33,7 +33,11 @@ def notes(**sections: Any) -> list[str]:
         ),
         ({"views": {"count": 4}}, "views.count has no effect with an empty views.policy: all views are the unchanged images"),
         ({"training": {"optimizer": "adam", "nesterov": True}}, "training.nesterov has no effect with optimizer: adam"),
-        ({"training": {"gamma": 0.5}}, "training.gamma has no effect with schedule: cosine"),
+        ({"training": {"gamma": 0.5}}, "training.gamma has no effect with schedule: one_cycle"),
+        (
+            {"training": {"schedule": "one_cycle", "warmup_epochs": 0.5}},
+            "training.warmup_epochs has no effect with schedule: one_cycle, which includes a warm-up",
+        ),
         (
             {"teachers": {"big": {"model": "mlp", "weights": "torchvision:X", "train": {"epochs": 3}}}},
             "teachers.big.train has no effect with teachers.big.weights",

@@ -15,6 +15,7 @@ from stillhouse.data.hashing import derive_seed
 from stillhouse.data.images import split_for
 from stillhouse.data.views import Views
 from stillhouse.device import is_out_of_memory
+from stillhouse.distill.batch_statistics import recompute_statistics
 from stillhouse.distill.batches import TrainingSplit
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
@@ -224,6 +225,8 @@ class Trainer:
         if teacher is not None:
             self.wait_seconds += teacher.wait_seconds - waited
         entry = self._entry(current.stage, means, rate)
+        if self._training.batchnorm_statistics == "recomputed" and not current.stage.data_free:
+            self._recompute_statistics()
         entry |= self._validated(current.stage, rate)
         self.epoch += 1
         entry["seconds"] = time.perf_counter() - started - self._suspended_s
@@ -252,6 +255,19 @@ class Trainer:
                 self._suspended_s += time.perf_counter() - suspended
         summed = self._workers.sum(torch.stack(list(totals.values())))
         return {name: float(total) / samples for name, total in zip(totals, summed, strict=True)}, rate
+
+    def _recompute_statistics(self) -> None:
+        batch_size = self._training.batch_size
+        recompute_statistics(
+            self._classifiers,
+            self._data,
+            self.split.images,
+            seed=self._seed,
+            batch_size=batch_size if self.micro_batch is None else max(2, min(batch_size, self.micro_batch)),
+            device=self.device,
+            memory_format=self._memory_format,
+            workers=self._workers,
+        )
 
     def finalise(self) -> None:
         """Brings the trained students into the form in which they are judged and stored; training cannot go on then."""

@@ -13,9 +13,25 @@ from stillhouse.spec.records import SweepFacts, TrialRecord
 _USUAL_CLIP = 5
 
 
-def no_better(value: float, trivial: float | None, metric: Metric) -> bool | None:
-    """Whether a student's `value` is no better than the `trivial` one of the same split; None if that is unknown."""
-    return None if trivial is None else not metric.better(value, trivial)
+def no_better(value: float, trivial: float | None, metric: Metric, samples: int | None = None) -> bool | None:
+    """Whether a student's `value` is no better than the `trivial` one of the same split; None if that is unknown.
+
+    A value that is better by chance is no better: for shares such as accuracy, the trivial value must be outside of the 95 %
+    interval of the student's. A student that makes at most half of the trivial model's errors is better in any case: where
+    nearly all samples have one class, the interval of a perfect student may hold the trivial value.
+
+    Args:
+        samples: of the split, for the interval; None compares the values alone.
+    """
+    if trivial is None:
+        return None
+    if not metric.better(value, trivial):
+        return True
+    interval = metric.sampling_interval(value, samples)
+    if interval is None:
+        return False
+    worst, perfect = (interval[0], 1.0) if metric.direction == "max" else (interval[1], 0.0)
+    return not metric.better(worst, trivial) and abs(perfect - value) > abs(perfect - trivial) / 2
 
 
 def trivial_value(facts: SweepFacts, split: Split) -> float | None:

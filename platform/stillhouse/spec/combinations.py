@@ -215,6 +215,8 @@ def _idle_training(key: str, training: Training) -> Iterator[str]:
         for field in ("momentum", "nesterov"):
             if getattr(training, field) != getattr(default, field):
                 yield f"{key}.{field} has no effect with optimizer: {training.optimizer}"
+    if training.schedule == "one_cycle" and training.warmup_epochs:
+        yield f"{key}.warmup_epochs has no effect with schedule: one_cycle, which includes a warm-up"
     if training.schedule != "step":
         for field in ("milestones", "gamma"):
             if getattr(training, field) != getattr(default, field):

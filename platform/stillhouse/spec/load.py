@@ -53,19 +53,28 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         SpecError: with every problem.
     """
-    draft = read_draft(path, overrides)
-    if draft.problems or draft.spec is None:
-        raise SpecError(draft.problems)
-    return draft.spec
+    return _whole(read_draft(path, overrides))
 
 
 def validate(raw: Mapping[str, Any]) -> SweepSpec:
-    """The spec that a plain mapping describes; relative paths stay as they are.
+    """The spec that a plain mapping of the user's describes, with today's training defaults; relative paths stay as they are.
 
     Raises:
         SpecError: with every problem.
     """
-    draft = draft_of(raw)
+    return _whole(new_draft(raw))
+
+
+def validate_stored(stored: Mapping[str, Any]) -> SweepSpec:
+    """A spec that a sweep stored, with the training defaults of its recipe.
+
+    Raises:
+        SpecError: with every problem.
+    """
+    return _whole(draft_of(stored))
+
+
+def _whole(draft: Draft) -> SweepSpec:
     if draft.problems or draft.spec is None:
         raise SpecError(draft.problems)
     return draft.spec
@@ -89,7 +98,15 @@ def read_draft(path: str | Path, overrides: Sequence[str] = ()) -> Draft:
         raw = apply_overrides(raw, overrides)
     except SpecError as error:
         problems += error.problems
-    complete, added = with_recipe(resolve_paths(raw, path.absolute().parent), NEWEST)
+    return new_draft(resolve_paths(raw, path.absolute().parent), problems)
+
+
+def new_draft(raw: Mapping[str, Any], problems: Sequence[Problem] = (), recipe: int = NEWEST) -> Draft:
+    """As `draft_of`, for a spec that a user wrote: keys of the training that it lacks get the defaults of a recipe.
+
+    A sweep that is in a home already replaces them by those of its own recipe, see `in_recipe`.
+    """
+    complete, added = with_recipe(raw, recipe)
     draft = draft_of(complete, problems)
     if draft.spec is not None:
         draft.spec._from_recipe = added
@@ -100,10 +117,17 @@ def in_recipe(spec: SweepSpec, recipe: int) -> SweepSpec:
     """The spec with the training defaults of another recipe, unless the user named the recipe: `recipe: 2`."""
     if spec.recipe == recipe or RECIPE not in spec._from_recipe:
         return spec
-    complete, added = with_recipe(without(spec_to_dict(spec, secrets=True), spec._from_recipe), recipe)
-    changed = validate(complete)
-    changed._from_recipe = added
-    return changed
+    sections: dict[str, BaseModel] = {"training": spec.training, "search": spec.search}
+    sections |= {f"teachers.{name}.train": teacher.train for name, teacher in spec.teachers.items()}
+    # Without the keys that nobody wrote, on which defaults of a recipe may depend.
+    unset = {
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key in type(section).model_fields
+        if key not in section.model_fields_set
+    }
+    written = without(spec_to_dict(spec, secrets=True), spec._from_recipe | unset)
+    return _whole(new_draft(written, recipe=recipe))
 
 
 def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -128,7 +152,10 @@ def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
-    """Validates `raw` section by section, so that one problem does not hide another; `problems` were found before."""
+    """Validates `raw` section by section, so that one problem does not hide another; `problems` were found before.
+
+    Without a recipe, `raw` has the training defaults of the first release, whose stored specs name none.
+    """
     found = list(problems)
     plain = _plain(raw, (), found, [0], ())
     assert isinstance(plain, dict)

@@ -13,6 +13,7 @@ from pydantic import Field, PlainValidator, PrivateAttr, TypeAdapter
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
 from stillhouse.spec.metric import ACCURACY, Metric
+from stillhouse.spec.recipes import FIRST, NEWEST
 from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
@@ -421,7 +422,7 @@ class SweepSpec(Section):
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
     method_paths: tuple[str, ...] = ()
-    recipe: Literal[1, 2] = 1
+    recipe: Annotated[int, Field(ge=FIRST, le=NEWEST)] = FIRST
     # The dotted keys that `spec.recipes.with_recipe` added: the user did not write them.
     _from_recipe: frozenset[str] = PrivateAttr(frozenset())
 

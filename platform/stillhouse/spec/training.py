@@ -18,6 +18,8 @@ class Training(BaseModel):
         micro_batch: the largest number of samples in a forward pass; the gradients of a larger batch are accumulated. `auto`
             begins with whole batches, and restarts a trial with half the size whenever memory runs out. BatchNorm normalises
             each micro-batch.
+        batchnorm_statistics: by which BatchNorm normalises in evaluation mode: the `running` averages over past steps, or means
+            that are `recomputed` after every epoch from up to 1,024 training images with the weights of then.
         compile: whether the student's forward pass goes through torch.compile.
         sync_batchnorm: whether several workers with a GPU each share the statistics of BatchNorm by PyTorch's SyncBatchNorm,
             which makes fewer collective calls than the default; results differ by rounding.
@@ -39,6 +41,7 @@ class Training(BaseModel):
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
     channels_last: bool = False
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    batchnorm_statistics: Literal["running", "recomputed"] = "running"
     compile: bool = False
     sync_batchnorm: bool = False
 
@@ -48,6 +51,8 @@ class Training(BaseModel):
         # Keeps the identity of recipes from before these keys existed.
         if self.micro_batch is None:
             del plain["micro_batch"]
+        if self.batchnorm_statistics == "running":
+            del plain["batchnorm_statistics"]
         if not self.sync_batchnorm:
             del plain["sync_batchnorm"]
         return plain

@@ -256,6 +256,6 @@ def _checked(stored: dict[str, Any]) -> SweepSpec:
 def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored spec with the defaults of keys that were added later; unchanged if it cannot be read any more."""
     try:
-        return spec_to_dict(check(stored), secrets=True)
+        return spec_to_dict(check(draft_of(stored)), secrets=True)
     except SpecError:
         return stored

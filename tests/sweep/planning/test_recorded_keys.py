@@ -19,7 +19,7 @@ import pytest
 
 from stillhouse import methods
 from stillhouse.data.datasets import ImageData, load_dataset
-from stillhouse.spec.load import validate
+from stillhouse.spec.load import validate_stored
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
@@ -72,7 +72,7 @@ def with_accuracies(trials: Sequence[Trial]) -> list[TrialRecord]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_trials_have_the_keys_that_were_recorded(case: dict[str, Any], folder: Path) -> None:
-    spec = validate(case["spec"])
+    spec = validate_stored(case["spec"])
     data = data_of(spec)
     plan = make_plan(spec, data)
     check(plan.trials, [line_of(trial) for trial in plan.trials], case["trials"])
@@ -82,7 +82,7 @@ def test_trials_have_the_keys_that_were_recorded(case: dict[str, Any], folder: P
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_teachers_have_the_keys_that_were_recorded(case: dict[str, Any], folder: Path) -> None:
-    spec = validate(case["spec"])
+    spec = validate_stored(case["spec"])
     data = data_of(spec)
     found = {}
     for name, teacher in spec.teachers.items():

@@ -83,7 +83,7 @@ def test_what_does_not_decide_a_result_leaves_the_keys_alone(
     [
         ("search.seed", 1),
         ("search.max_epochs", 7),
-        ("training.batch_size", 64),
+        ("training.batch_size", 32),
         ("training.learning_rate", 0.1),
         ("views.count", 5),
         ("views.policy", [{"crop": {"padding": 3}}]),

@@ -226,7 +226,7 @@ class TrialRunner:
         )
         self._home.push(self._sweep / weights)
         trivial = task.trivial_value(self._data.validation.labels)
-        collapsed = no_better(metrics[metric.column("validation")], trivial, metric)
+        collapsed = no_better(metrics[metric.column("validation")], trivial, metric, len(self._data.validation))
         return self._write(
             "finished",
             metrics=metrics,

@@ -22,7 +22,7 @@ from stillhouse.spec.combinations import (
     objective_problems,
 )
 from stillhouse.spec.display import show
-from stillhouse.spec.load import Draft, draft_of, read_draft
+from stillhouse.spec.load import Draft, new_draft, read_draft
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec, default_objectives, find_code_in
@@ -85,7 +85,7 @@ def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:
         return spec
     if isinstance(spec, SweepSpec):
         return Draft(spec, tuple(combination_problems(spec)), student_places=tuple(range(len(spec.students))))
-    return draft_of(spec)
+    return new_draft(spec)
 
 
 class _Surveyor:

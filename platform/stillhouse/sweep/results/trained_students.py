@@ -16,7 +16,7 @@ from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.weights import load_state, state_hash
-from stillhouse.spec.load import validate
+from stillhouse.spec.load import validate_stored
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.execution.students import build_student
@@ -65,7 +65,7 @@ def read_spec(sweep_home: SweepHome) -> SweepSpec:
     stored = sweep_home.read_spec()
     if stored is None:
         raise UsageError(f"sweep '{sweep_home.name}' has no spec under {sweep_home.folder}")
-    spec = validate(stored)
+    spec = validate_stored(stored)
     find_code_in(Path.cwd(), spec)
     return spec
 
