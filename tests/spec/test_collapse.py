@@ -65,12 +65,34 @@ def test_the_number_of_classes_says_nothing_about_another_metric() -> None:
 
 def test_the_remedy_names_what_is_not_yet_set() -> None:
     assert collapse_remedy({"learning_rate": None, "gradient_clip": None, "warmup_epochs": 0.0}) == (
-        "set training.gradient_clip to 5, lower training.learning_rate, set training.warmup_epochs to 1, "
-        "or train for more epochs"
+        "train for more epochs, set training.batchnorm_statistics to recomputed, set training.gradient_clip to 5, "
+        "lower training.learning_rate, or set training.warmup_epochs to 1"
     )
-    assert collapse_remedy({"learning_rate": 0.2, "gradient_clip": 1.0, "warmup_epochs": 1.0}) == (
-        "lower training.learning_rate (it is 0.2), or train for more epochs"
-    )
+    set_already = {"learning_rate": 0.2, "gradient_clip": 1.0, "batchnorm_statistics": "recomputed"}
+    expected = "train for more epochs, or lower training.learning_rate (it is 0.2)"
+    assert collapse_remedy({**set_already, "warmup_epochs": 1.0}) == expected
+    assert collapse_remedy({**set_already, "schedule": "one_cycle"}) == expected
+
+
+# 100 images of ten equal classes: Wilson's interval of 17 right ones begins at 0.1089, that of 16 at 0.1010, of 15 at 0.0931
+# (tables of the score interval).
+@pytest.mark.parametrize(("right", "collapsed"), [(10, True), (15, True), (16, False), (17, False)])
+def test_an_accuracy_that_is_better_by_chance_is_a_collapse(right: int, collapsed: bool) -> None:
+    assert no_better(right / 100, 0.1, ACCURACY, 100) is collapsed
+
+
+def test_more_images_make_the_same_difference_certain() -> None:
+    assert [no_better(0.12, 0.1, ACCURACY, samples) for samples in (100, 10_000)] == [True, False]
+
+
+@pytest.mark.parametrize(("right", "collapsed"), [(39, True), (40, False)])
+def test_a_perfect_student_of_a_very_uneven_data_set_did_not_collapse(right: int, collapsed: bool) -> None:
+    """Of 40 images, 39 have one class: the interval of 40 right ones begins at 0.912."""
+    assert no_better(right / 40, 39 / 40, ACCURACY, 40) is collapsed
+
+
+def test_another_metric_has_no_margin() -> None:
+    assert no_better(29.9, 30.0, ERROR, 10) is False
 
 
 def test_the_words_name_the_value_if_it_is_known() -> None:

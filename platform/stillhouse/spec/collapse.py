@@ -80,17 +80,18 @@ def collapse_words(metric: Metric, trivial: float | None) -> str:
 
 
 def collapse_remedy(training: Mapping[str, Any]) -> str:
-    """Which setting to change so that students do not collapse.
+    """Which setting to change so that students do not collapse, the likeliest first.
 
     Args:
         training: the section of the spec, with all defaults.
     """
-    lower = "lower training.learning_rate"
-    if training.get("learning_rate") is not None:
-        lower += f" (it is {training['learning_rate']:g})"
-    steps = [] if training.get("gradient_clip") else [f"set training.gradient_clip to {_USUAL_CLIP}"]
-    steps.append(lower)
-    if not training.get("warmup_epochs"):
+    steps = ["train for more epochs"]
+    if training.get("batchnorm_statistics", "running") == "running":
+        steps.append("set training.batchnorm_statistics to recomputed")
+    if not training.get("gradient_clip"):
+        steps.append(f"set training.gradient_clip to {_USUAL_CLIP}")
+    known = training.get("learning_rate")
+    steps.append("lower training.learning_rate" + ("" if known is None else f" (it is {known:g})"))
+    if training.get("schedule") != "one_cycle" and not training.get("warmup_epochs"):
         steps.append("set training.warmup_epochs to 1")
-    steps.append("train for more epochs")
     return ", or ".join([", ".join(steps[:-1]), steps[-1]])
