@@ -77,7 +77,7 @@ def test_a_frozen_norm_and_a_network_in_evaluation_mode_keep_their_statistics(mo
     recompute(model, digits)
     assert torch.equal(model.bn1.running_mean, torch.zeros(4))
     assert not torch.equal(model.bn2.running_mean, torch.zeros(6))
-    frozen = Normed().eval()
+    frozen: Any = Normed().eval()
     recompute(frozen, digits)
     assert torch.equal(frozen.bn2.running_mean, torch.zeros(6))
 
@@ -107,7 +107,7 @@ def test_of_many_images_a_part_is_read_which_the_seed_chooses(digits: ImageData)
 
     means = []
     for seed in (0, 0, 1):
-        model = Counting()
+        model: Any = Counting()
         recompute_statistics({"student": model}, digits, images, seed=seed, batch_size=100, device="cpu")
         means.append(float(model.norm.running_mean))
     assert sum(read) == 3 * NUM_SAMPLES

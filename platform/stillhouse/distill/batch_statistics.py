@@ -79,4 +79,4 @@ def _averaging(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
             yield
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum  # type: ignore[assignment]
+                norm.momentum = momentum
