@@ -8,8 +8,8 @@ Training rounds in every forward pass. Ranges are observed, or learnt after `WAR
 `freeze_at` of the training. With `train: false` the network trains in full precision and is rounded at its end, with ranges
 from `calibration_samples` samples of the training split.
 
-At the end, batch normalisation becomes a part of the layer before it. Since scales are per channel, the whole numbers of the
-weights remain the same, or change their sign. The stored file has these numbers, packed to their bits (`parts.bit_packing`):
+At the end, batch normalisation becomes a part of the rounded layer before it. Since scales are per channel, the whole numbers
+of the weights remain the same, or change their sign. The stored file has these numbers, packed to their bits (`parts.bit_packing`):
 for a layer `conv` the tensors `conv.weight.packed`, uint8, the numbers plus n in the order of the weight, and
 `conv.weight_scale`, float32 for each output channel.
 
@@ -58,8 +58,6 @@ from stillhouse.models.modes import evaluating
 WARM_UP_STEPS = 20
 """Training steps in which learnt ranges are observed."""
 _FULL = 32
-FOLDED = "folded_norm"
-"""The attribute of a layer that names the normalisation which finalise puts into it."""
 _SAMPLES = "_calibration_samples"
 _BITS = (2, 3, 4, 5, 6, 7, 8, _FULL)
 
@@ -133,8 +131,8 @@ class Quantize(Operator):
                 "all; set exempt to none",
                 option="exempt",
             )
-        folded = following_norms(model, context.example(model, 2))
-        history = {"layers": chosen, "folded": {name: norm for name, norm in folded.items() if name in layers}}
+        folded = following_norms(model, context.example(model, 2)) if self.weight_bits < _FULL else {}
+        history = {"layers": chosen, "folded": {name: norm for name, norm in folded.items() if name in chosen}}
         self._apply(model, history)
         if not self.train and context.calibration is not None:
             # finalise has no context.
@@ -164,14 +162,13 @@ class Quantize(Operator):
     def finalise(self, model: nn.Module) -> None:
         if not self.train:
             self._calibrate(model)
-        rounded = {name for name, layer in quantized_layers(model) if finalise_layer(layer)}
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, nn.Conv2d | nn.Linear) and (norm := getattr(layer, FOLDED, None)) is not None:
-                bits = self.weight_bits if name in rounded else None
-                fold(layer, model.get_submodule(norm), bits)  # type: ignore[arg-type]
-                parent, _, child = norm.rpartition(".")
+        for _, layer in list(quantized_layers(model)):
+            if finalise_layer(layer) and layer.folded_norm is not None:
+                norm = model.get_submodule(layer.folded_norm)
+                assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+                fold(layer, norm, self.weight_bits)
+                parent, _, child = layer.folded_norm.rpartition(".")
                 setattr(model.get_submodule(parent), child, nn.Identity())
-                delattr(layer, FOLDED)
 
     def pack(self, model: nn.Module, state: State, history: History) -> State:
         if self.weight_bits == _FULL:
@@ -210,8 +207,8 @@ class Quantize(Operator):
                 train=self.train,
             )
         replace_layers(model, replacements)
-        for name, norm in history["folded"].items():
-            setattr(model.get_submodule(name), FOLDED, norm)
+        for name, quantized in quantized_layers(model):
+            quantized.folded_norm = history["folded"].get(name)
 
     @torch.no_grad()
     def _calibrate(self, model: nn.Module) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillhouse.compress.parts.quantized_layers import numbers_of, weight_of
+from stillhouse.compress.parts.quantized_layers import QuantizedLayer, numbers_of, weight_of
 from stillhouse.compress.parts.rounding import by_channel
 from stillhouse.models.modes import evaluating
 
-Layer = nn.Conv2d | nn.Linear
 _SMALLEST = 1e-30
 """A smaller scale counts as 0: its products with whole numbers may be too small for float32."""
 
@@ -52,24 +51,21 @@ def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 @torch.no_grad()
-def fold(layer: Layer, norm: nn.modules.batchnorm._BatchNorm, bits: int | None) -> None:
-    """Puts `norm`, in evaluation mode, into the layer's weight and bias.
+def fold(layer: QuantizedLayer, norm: nn.modules.batchnorm._BatchNorm, bits: int) -> None:
+    """Puts `norm`, as it is in evaluation mode, into the layer's weight and bias.
 
     Args:
-        layer: gets a bias if it has none. With `bits`, its weight is on the grid of its buffer `weight_scale`, and remains so.
-        bits: of the layer's weight; None for a weight that is not rounded.
+        layer: gets a bias if it has none. Its weight is on the grid of its buffer `weight_scale`, and remains so.
+        bits: of the layer's weight.
     """
     assert norm.running_var is not None
     assert norm.running_mean is not None
     factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    if bits is None:
-        layer.weight.copy_(layer.weight * by_channel(factor, layer.weight))
-    else:
-        scale = layer.get_buffer("weight_scale")
-        numbers = numbers_of(layer.weight, scale, bits) * by_channel(factor.sign(), layer.weight)
-        scaled = scale * factor.abs()
-        scale.copy_(torch.where(scaled < _SMALLEST, 0.0, scaled))
-        layer.weight.copy_(weight_of(numbers, scale, layer.weight))
+    scale = layer.get_buffer("weight_scale")
+    numbers = numbers_of(layer.weight, scale, bits) * by_channel(factor.sign(), layer.weight)
+    scaled = scale * factor.abs()
+    scale.copy_(torch.where(scaled < _SMALLEST, 0.0, scaled))
+    layer.weight.copy_(weight_of(numbers, scale, layer.weight))
     old = 0.0 if layer.bias is None else layer.bias
     bias = norm.bias + factor * (old - norm.running_mean)
     layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)

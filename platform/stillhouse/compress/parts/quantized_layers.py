@@ -154,6 +154,8 @@ class FixedInput(nn.Module):
 class QuantizedConv2d(nn.Conv2d):
     """A convolution with rounded weight and inputs."""
 
+    folded_norm: str | None = None
+    """The normalisation that becomes a part of this layer at the end, by its name."""
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
 
@@ -166,6 +168,7 @@ class QuantizedConv2d(nn.Conv2d):
 class QuantizedLinear(nn.Linear):
     """A linear layer with rounded weight and inputs."""
 
+    folded_norm: str | None = None
     input_quantizer: nn.Module
     weight_quantizer: nn.Module
 
