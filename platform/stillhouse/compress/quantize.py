@@ -9,9 +9,9 @@ Training rounds in every forward pass. Ranges are observed, or learnt after `WAR
 from `calibration_samples` samples of the training split.
 
 At the end, batch normalisation becomes a part of the rounded layer before it. Since scales are per channel, the whole numbers
-of the weights remain the same, or change their sign. The stored file has these numbers, packed to their bits (`parts.bit_packing`):
-for a layer `conv` the tensors `conv.weight.packed`, uint8, the numbers plus n in the order of the weight, and
-`conv.weight_scale`, float32 for each output channel.
+of the weights remain the same, or change their sign. The stored file has these numbers, packed to their bits
+(`parts.bit_packing`): for a layer `conv` the tensors `conv.weight.packed`, uint8, the numbers plus n in the order of the weight,
+and `conv.weight_scale`, float32 for each output channel.
 
 Deviations: activations are rounded where a layer reads them, and not where they are made; LSQ has no zero point for inputs.
 Verified against torch's fake quantization, Max's table of 1960 and LSQ's gradient.
