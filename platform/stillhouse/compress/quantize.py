@@ -10,7 +10,7 @@ from `calibration_samples` samples of the training split.
 
 At the end, batch normalisation becomes a part of the rounded layer before it. Since scales are per channel, the whole numbers
 of the weights remain the same, or change their sign. The stored file has these numbers, packed to their bits
-(`parts.bit_packing`): for a layer `conv` the tensors `conv.weight.packed`, uint8, the numbers plus n in the order of the weight,
+(`parts.bit_packing`): for a layer `conv` the tensors `conv.weight.packed`, uint8, the numbers plus n in the weight's order,
 and `conv.weight_scale`, float32 for each output channel.
 
 Deviations: activations are rounded where a layer reads them, and not where they are made; LSQ has no zero point for inputs.
