@@ -178,7 +178,7 @@ class BornAgain(Method):
             teacher_logits = step.teacher["logits"]
         else:
             with torch.no_grad():
-                teacher_logits = step.modules["generations"](step.images)
+                teacher_logits = step.run_network(step.modules["generations"], step.images)
         match self.variant:
             case "cwtm":
                 return {"weighted_cross_entropy": confidence_weighted_loss(step.logits, teacher_logits, step.targets)}

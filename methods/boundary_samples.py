@@ -177,5 +177,5 @@ class BoundarySamples(Method):
         )
         if self.outcome == "target":
             used = used & (attacked_logits.argmax(dim=1) == targets)
-        losses = soft_losses(step.student(images), attacked_logits, self.temperature)
+        losses = soft_losses(step.run_network(step.student, images), attacked_logits, self.temperature)
         return (used * losses).sum() / used.sum().clamp_min(1)

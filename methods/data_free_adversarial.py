@@ -118,11 +118,11 @@ class DataFreeAdversarial(Method):
         losses = []
         for _ in range(self.student_steps):
             with torch.no_grad():
-                made = generator(step.normal(size, self.noise_size))
+                made = step.run_network(generator, step.normal(size, self.noise_size))
                 teacher_logits = step.call_teacher(made)
-            losses.append(discrepancy(step.student(made), teacher_logits))
+            losses.append(discrepancy(step.run_network(step.student, made), teacher_logits))
             update.minimise(losses[-1], "student")
-        made = generator(step.normal(size, self.noise_size))
-        disagreement = discrepancy(step.student(made), step.call_teacher(made))
+        made = step.run_network(generator, step.normal(size, self.noise_size))
+        disagreement = discrepancy(step.run_network(step.student, made), step.call_teacher(made))
         update.minimise(generator_loss(disagreement, self.generator_form), "generator")
         return {"discrepancy": torch.stack([loss.detach() for loss in losses]).mean()}

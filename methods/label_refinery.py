@@ -55,7 +55,9 @@ def refinery_loss(student_logits: Tensor, refined_logits: Tensor) -> Tensor:
     return loss
 
 
-def adversarial_images(images: Tensor, student_logits: Tensor, refined_logits: Tensor, eta: float) -> Tensor:
+def adversarial_images(
+    images: Tensor, student_logits: Tensor, refined_logits: Tensor, eta: float, scale: float = 1.0
+) -> Tensor:
     """The images after one step of gradient ascent on each sample's own loss, [B, channels, H, W], detached.
 
     Args:
@@ -63,10 +65,11 @@ def adversarial_images(images: Tensor, student_logits: Tensor, refined_logits: T
         student_logits: [B, C].
         refined_logits: [B, C], taken as constants.
         eta: factor of the gradient.
+        scale: of the loss while it is differentiated, so that no gradient in float16 becomes 0.
     """
     loss = len(images) * refinery_loss(student_logits, refined_logits.detach())
-    (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
-    return (images + eta * gradient).detach()
+    (scaled,) = torch.autograd.grad(loss * scale, images, retain_graph=True)
+    return (images + eta * (scaled / scale)).detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +134,12 @@ class LabelRefinery(Method):
     def _refined(self, step: Step) -> dict[str, Tensor]:
         refinery = step.modules["refinery"]
         with torch.no_grad():
-            refined = refinery(step.images)
+            refined = step.run_network(refinery, step.images)
         loss = refinery_loss(step.logits, refined)
         if not self.adversarial_step:
             return {"refined_labels": loss}
-        images = adversarial_images(step.images, step.logits, refined, self.adversarial_step)
+        images = adversarial_images(step.images, step.logits, refined, self.adversarial_step, step.gradient_scale)
         with torch.no_grad():
-            refined = refinery(images)
-        return {"refined_labels": loss / 2, "adversarial": refinery_loss(step.student(images), refined) / 2}
+            refined = step.run_network(refinery, images)
+        taught = step.run_network(step.student, images)
+        return {"refined_labels": loss / 2, "adversarial": refinery_loss(taught, refined) / 2}

@@ -16,6 +16,7 @@ Verified against the numbers of Knowledge-Distillation-Zoo and, for three networ
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -78,7 +79,7 @@ class MutualLearning(Method):
 
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:
         networks: dict[str, nn.Module] = {"student": step.student, **step.modules}
-        logits = {"student": step.logits} | {name: peer(step.images) for name, peer in step.modules.items()}
+        logits = {"student": step.logits} | {name: step.run_network(peer, step.images) for name, peer in step.modules.items()}
         known, last = dict(logits), [*networks][-1]
         terms: dict[str, Tensor] = {}
         for name, network in networks.items():
@@ -89,5 +90,5 @@ class MutualLearning(Method):
             update.minimise(mine["cross_entropy"] + mine["mimicry"], name)
             terms = terms or mine
             if name != last:
-                known[name] = predict(network, step.images)
+                known[name] = step.run_network(partial(predict, network), step.images)
         return terms

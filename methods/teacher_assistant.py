@@ -101,12 +101,12 @@ class TeacherAssistant(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The terms of the network that the stage trains."""
         if step.stage.name == "assistant":
-            return self._terms(step.modules["assistant"](step.images), step.teacher["logits"], step.targets)
+            return self._terms(step.run_network(step.modules["assistant"], step.images), step.teacher["logits"], step.targets)
         if not self.kd_weight:
             return super().loss(step)
         assistant = step.modules["assistant"]
         with torch.no_grad(), evaluating(assistant):
-            taught = assistant(step.images)
+            taught = step.run_network(assistant, step.images)
         return self._terms(step.logits, taught, step.targets)
 
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:

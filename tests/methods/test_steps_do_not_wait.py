@@ -1,17 +1,20 @@
-"""No training step of a shipped method waits for a GPU: nothing reads a number off the device or sends Python data to it.
+"""No training step of a shipped method waits for a GPU, and all passes of the student have the training's precision.
 
 On a GPU a step of a small student takes about 2 ms, in which the processor only queues work. Whatever needs a tensor's value
 (`.item()`, `bool(tensor)`, boolean indexing, whose result's size is a value, a decomposition, whose error flags are read) waits
 until the queue is empty. Here the calls are counted on a CPU, for every method that is found, with every choice that it offers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -142,21 +145,34 @@ _AWAY_FROM_ZERO = 0.1
 
 def _variants() -> list[Any]:
     return [
-        pytest.param(name, changes, id=name + (f" {changes}" if changes else ""))
+        pytest.param(name, json.dumps(changes), id=name + (f" {changes}" if changes else ""))
         for name in methods.names()
         for changes in [{}, *_choices(name)]
     ]
 
 
-@pytest.mark.parametrize(("name", "settings"), _variants())
-def test_no_step_of_a_method_waits_for_the_device(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Except in the first epoch, and in the first step of a later one: some methods look at a whole epoch and change course."""
-    # No setting makes a training diverge at this rate.
-    monkeypatch.setattr(method_trial, "TRAINING", method_trial.TRAINING.model_copy(update={"learning_rate": 1e-4}))
-    method = methods.find(name)(**settings)
-    trainer = MethodTrial(method).trainer()
-    step, apply = type(method).step, Optimisers.apply
+@dataclass(frozen=True)
+class Observed:
+    """What a training showed.
+
+    Attributes:
+        waits: by epoch and step, the calls that would wait for a GPU.
+        passes: of each forward pass in training of the student and of networks that are evaluated beside it, whether it had the
+            training's precision.
+    """
+
+    waits: Mapping[tuple[int, int], list[str]]
+    passes: Sequence[bool]
+
+
+@functools.cache
+def _observe(name: str, settings: str) -> Observed:
+    """A training in bfloat16, as on a GPU; no setting makes it diverge at this rate."""
+    method = methods.find(name)(**json.loads(settings))
+    method_trial.trained_teacher(MethodTrial(method).teacher)  # which other tests have too, with its usual recipe
     waits: dict[tuple[int, int], list[str]] = {}
+    passes: list[bool] = []
+    step, apply = type(method).step, Optimisers.apply
 
     def counted_step(self: Method, given: Step, update: Update) -> dict[str, Tensor]:
         place = (given.epoch, sum(epoch == given.epoch for epoch, _ in waits))
@@ -170,9 +186,32 @@ def test_no_step_of_a_method_waits_for_the_device(name: str, settings: dict[str,
         apply(self, *groups)
         del own[before:]
 
-    monkeypatch.setattr(type(method), "step", counted_step)
-    monkeypatch.setattr(Optimisers, "apply", uncounted)
-    trainer.fit()
+    def note(student: nn.Module, _inputs: Any) -> None:
+        if student.training:
+            passes.append(torch.is_autocast_enabled("cpu"))
+
+    recipe = {"learning_rate": 1e-4, "mixed_precision": "bfloat16", "mixed_passes": "all"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method_trial, "TRAINING", method_trial.TRAINING.model_copy(update=recipe))
+        patch.setattr(type(method), "step", counted_step)
+        patch.setattr(Optimisers, "apply", uncounted)
+        trainer = MethodTrial(method).trainer()
+        for network in (trainer.student, *trainer.peers().values()):
+            network.register_forward_pre_hook(note)
+        trainer.fit()
+    return Observed(waits, passes)
+
+
+@pytest.mark.parametrize(("name", "settings"), _variants())
+def test_no_step_of_a_method_waits_for_the_device(name: str, settings: str) -> None:
+    """Except in the first epoch, and in the first step of a later one: some methods look at a whole epoch and change course."""
+    waits = _observe(name, settings).waits
     assert len(waits) == 4 * 4
     found = {place: set(noted) - ALLOWED.get(name, set()) for place, noted in waits.items() if place[0] > 0 and place[1] > 0}
     assert {place: noted for place, noted in found.items() if noted} == {}
+
+
+@pytest.mark.parametrize(("name", "settings"), _variants())
+def test_all_passes_of_the_student_in_training_have_the_trainings_precision(name: str, settings: str) -> None:
+    passes = _observe(name, settings).passes
+    assert all(passes), f"{passes.count(False)} of {len(passes)} passes are not in bfloat16; use step.run_network"

@@ -38,6 +38,7 @@ TODAY = {
     "schedule": "one_cycle",
     "gradient_clip": 5.0,
     "batchnorm_statistics": "recomputed",
+    "mixed_passes": "all",
 }
 
 

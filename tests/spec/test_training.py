@@ -21,7 +21,10 @@ def test_equal_recipes_have_equal_identities_and_others_have_not() -> None:
 
 
 def test_an_identity_without_micro_batches_is_that_of_versions_that_had_none() -> None:
-    assert not {"micro_batch", "sync_batchnorm"} & Training().identity().keys()
+    assert not {"micro_batch", "sync_batchnorm", "mixed_passes"} & Training().identity().keys()
+    assert "mixed_passes" not in Training(mixed_passes="all").identity(), "without mixed precision it changes nothing"
+    assert "mixed_passes" not in Training(mixed_precision="bfloat16").identity(), "as the first release did"
+    assert Training(mixed_precision="bfloat16", mixed_passes="all").identity()["mixed_passes"] == "all"
     assert Training(sync_batchnorm=True).identity()["sync_batchnorm"] is True
     assert Training(micro_batch="auto").identity()["micro_batch"] == "auto"
 

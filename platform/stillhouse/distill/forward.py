@@ -1,11 +1,11 @@
 """The student's forward passes in one stage of a training."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from stillhouse.distill.precision import autocast
 from stillhouse.models.features import FeatureReader
 from stillhouse.spec.training import Training
 from stillhouse.tasks import Task
@@ -34,7 +34,7 @@ class ForwardPass:
     ) -> None:
         self._task = task
         self._precision = training.mixed_precision
-        self._device = torch.device(device).type
+        self._device = torch.device(device)
         self._reader = FeatureReader(student, layers, until=until)
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if training.compile and not layers and until is None and not twice:
@@ -43,10 +43,9 @@ class ForwardPass:
 
     def __call__(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """{name: [B, ...]} of the outputs, and {layer: output}, for normalised images [B, channels, H, W]."""
-        half = torch.bfloat16 if self._precision == "bfloat16" else torch.float16
         raw: Tensor | None
         features: dict[str, Tensor] = {}
-        with nullcontext() if self._precision == "off" else torch.autocast(self._device, dtype=half):
+        with autocast(self._precision, self._device):
             if self._compiled is not None:
                 raw = self._compiled(images)
             else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.calls import CallableTeacher, Procedure
 from stillhouse.distill.draws import DeviceDraws
+from stillhouse.distill.precision import Precision, run_network
 from stillhouse.knowledge.kinds import LOGITS, Knowledge
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
@@ -188,6 +189,7 @@ class Step:
         part: (first row, rows of the whole batch) when this is a part of a batch: one worker's slice, or a micro-batch.
         task: what the student is trained to do.
         gradient_scale: the factor that keeps gradients in a float16 student above the smallest number; see `input_gradient`.
+        precision: of the passes that the method makes itself; see `run_network`.
     """
 
     images: Tensor
@@ -209,6 +211,7 @@ class Step:
     num_views: int = 1
     task: Task = field(default_factory=find_task)
     gradient_scale: float = 1.0
+    precision: Precision = "off"
     _generator: torch.Generator | None = None
     _draws: DeviceDraws | None = None
 
@@ -269,6 +272,14 @@ class Step:
     def from_each(self, name: str) -> list[Tensor]:
         """The knowledge called `name` of every teacher of this trial, in the order of the sweep's teachers."""
         return [value for key, value in self.teacher.items() if key == name or key.endswith(f"/{name}")]
+
+    def run_network(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """What a network returns for inputs [B, ...], in the precision of the student's own passes; the result is float32.
+
+        For passes of whole networks that a method makes itself: of the student on other images, a peer, an earlier generation,
+        a generator. What is computed from their outputs, such as a loss, is computed in float32.
+        """
+        return run_network(self.precision, network, *inputs)
 
     def input_gradient(self) -> Tensor:
         """The gradient dL(s(x), y) / dx of each sample's own supervised loss L, [B, channels, H, W]: cross-entropy for classes.

@@ -256,6 +256,7 @@ class StageTraining:
             num_views=given.num_views,
             task=given.task,
             gradient_scale=_FLOAT16_SCALE if given.training.mixed_precision == "float16" else 1.0,
+            precision=given.training.mixed_precision if given.training.mixed_passes == "all" else "off",
         )
 
 

@@ -18,12 +18,14 @@ _DEFAULTS: Mapping[int, Mapping[str, Any]] = {
         "schedule": "cosine",
         "gradient_clip": None,
         "batchnorm_statistics": "running",
+        "mixed_passes": "student",
     },
     NEWEST: {
         "batch_size": 64,
         "schedule": "one_cycle",
         "gradient_clip": 5.0,
         "batchnorm_statistics": "recomputed",
+        "mixed_passes": "all",
     },
 }
 """The training keys whose defaults depend on the recipe, the same keys in every recipe; docs/decisions/0030 has the reasons."""

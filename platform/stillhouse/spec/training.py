@@ -15,6 +15,8 @@ class Training(BaseModel):
         warmup_epochs: linear warm-up before the schedule, in epochs.
         gradient_clip: the largest global gradient norm of an optimiser's parameters; null does not clip.
         mixed_precision: autocast type of the forward pass; float16 scales the loss and needs a GPU.
+        mixed_passes: which passes have that type: `student`: its passes in training steps; `all`: also those that a method
+            makes itself, of the student and of other networks. Losses, and a teacher's passes, are computed in float32.
         micro_batch: the largest number of samples in a forward pass; the gradients of a larger batch are accumulated. `auto`
             begins with whole batches, and restarts a trial with half the size whenever memory runs out. BatchNorm normalises
             each micro-batch.
@@ -39,6 +41,7 @@ class Training(BaseModel):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
+    mixed_passes: Literal["student", "all"] = "student"
     channels_last: bool = False
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     batchnorm_statistics: Literal["running", "recomputed"] = "running"
@@ -53,6 +56,8 @@ class Training(BaseModel):
             del plain["micro_batch"]
         if self.batchnorm_statistics == "running":
             del plain["batchnorm_statistics"]
+        if self.mixed_precision == "off" or self.mixed_passes == "student":
+            del plain["mixed_passes"]
         if not self.sync_batchnorm:
             del plain["sync_batchnorm"]
         return plain
