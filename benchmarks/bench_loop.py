@@ -71,7 +71,9 @@ def gather_rates(folder: Path, device: str) -> dict[str, float]:
 
             def read(view: View = view, batches: tuple[Tensor, ...] = batches) -> None:
                 for batch in batches:
-                    view.gather(batch).to(device)
+                    gathered = view.gather(batch)
+                    if device != "cpu":
+                        gathered.to(device)
 
             read()
             seconds = statistics.median(timed(read, device) for _ in range(REPEATS))
