@@ -184,3 +184,23 @@ def test_a_command_with_credentials_is_tagged_without_them(make_facts: FactsMake
 )
 def test_moments_become_unix_time(moment: str, expected: Any) -> None:
     assert milliseconds(moment) == expected
+
+
+def test_a_student_with_operators_has_their_numbers_and_its_origin(make_record: RecordMaker) -> None:
+    plain = make_record()
+    student = plain.trial.student.model_copy(update={"compress": [{"cut": {"ratio": 0.5}}], "derived_from": "big"})
+    record = plain.model_copy(
+        update={
+            "trial": plain.trial.model_copy(update={"student": student}),
+            "compression": "cut(ratio=0.5)",
+            "metrics": {**plain.metrics, "weight_bits": 4.0, "activation_bits": 8.0, "nonzero_parameters": 500.0},
+        }
+    )
+    entry = trial_entry(record, sweep="s")
+    assert entry.params["compression"] == "cut(ratio=0.5)"
+    assert entry.params["student.from"] == "big"
+    points = {point.name: point.value for point in entry.points if point.step == 0}
+    assert (points["weight_bits"], points["activation_bits"], points["nonzero_parameters"]) == (4, 8, 500)
+    points = {point.name: point.value for point in trial_entry(plain, sweep="s").points}
+    assert (points["weight_bits"], points["activation_bits"]) == (32, 32)
+    assert "nonzero_parameters" not in points

@@ -21,7 +21,7 @@ from stillhouse.user_code import import_user_module, user_code
 __all__ = ["find", "make_operator", "names", "version_in_key"]
 
 ENTRY_POINTS = "stillhouse.operators"
-_MACHINERY = ("chain", "operator")
+_MACHINERY = ("chain", "operator", "storage", "students")
 """The files of this package that are no operators."""
 
 

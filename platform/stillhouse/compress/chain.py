@@ -13,6 +13,7 @@ from stillhouse.compress import make_operator
 from stillhouse.compress.operator import Context, Conversion, History, Moment, Operator, OperatorError, State
 from stillhouse.errors import describe_error
 from stillhouse.models.weights import state_bytes
+from stillhouse.spec.records import FULL_BITS
 from stillhouse.user_code import user_code
 
 Entry = Mapping[str, Mapping[str, Any]]
@@ -51,10 +52,16 @@ class Chain:
 
         Raises:
             UsageError: there is no such operator.
-            ValueError: a value breaks its rule.
+            ChainError: a value breaks its rule, or several one together.
         """
         pairs = [pair for entry in entries for pair in entry.items()]
-        return cls(tuple(name for name, _ in pairs), tuple(make_operator(name, options) for name, options in pairs))
+        operators = []
+        for place, (name, options) in enumerate(pairs):
+            try:
+                operators.append(make_operator(name, options))
+            except ValueError as error:
+                raise ChainError(place, name, OperatorError(str(error))) from error
+        return cls(tuple(name for name, _ in pairs), tuple(operators))
 
     def __bool__(self) -> bool:
         return bool(self.operators)
@@ -66,11 +73,11 @@ class Chain:
 
     @property
     def weight_bits(self) -> int:
-        return min((operator.weight_bits for operator in self.operators), default=32)
+        return min((operator.weight_bits for operator in self.operators), default=FULL_BITS)
 
     @property
     def activation_bits(self) -> int:
-        return min((operator.activation_bits for operator in self.operators), default=32)
+        return min((operator.activation_bits for operator in self.operators), default=FULL_BITS)
 
     @property
     def sizes_are_estimates(self) -> bool:

@@ -29,7 +29,14 @@ def render_card(document: dict[str, Any]) -> str:
     environment.filters |= {"cell": _cell, "count": _count, "number": _number, "score": _score}
     of_split = metric.sampling_interval(document["metrics"].get(metric.column("test")), document["dataset"].get("test_samples"))
     return environment.get_template("card.md.j2").render(
-        {"output": "logits", **document, "metric": metric, "test_split_interval": of_split}
+        {
+            "output": "logits",
+            "compression": "",
+            "derived_from": None,
+            **document,
+            "metric": metric,
+            "test_split_interval": of_split,
+        }
     )
 
 

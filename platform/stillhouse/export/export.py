@@ -80,7 +80,8 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     trial, data = student.record.trial, student.data
     metadata = {"trial": trial.key, "sweep": student.facts.name, "model": trial.student.model}
     digest = save_weights(student.model, place / WEIGHTS, metadata)
-    if digest != student.record.weights_hash:
+    # What operators packed was unpacked when the student was loaded and compared with its record.
+    if not trial.student.compress and digest != student.record.weights_hash:
         raise UsageError(f"the weights of trial {trial.key} are not those of its record ({digest})")
     tell("tracing the student")
     traced = program.make_program(student.model, data.input_shape)
@@ -152,6 +153,8 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
         "phase": trial.phase,
         "epochs": record.epochs_run,
         "weights_hash": record.weights_hash,
+        "compression": record.compression,
+        "derived_from": trial.student.derived_from,
         "output": tasks.of(student.data).output,
         "metric": facts.metric.model_dump(),
         "metrics": record.metrics,

@@ -21,10 +21,17 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model's size and layers."""
+    """A model's size and layers.
+
+    Attributes:
+        estimated: whether the sizes depend on weights that are not known yet.
+        notes: what operators report about the model.
+    """
 
     size: ModelSize
     architecture: Architecture
+    estimated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def blueprint(model: str, options: Mapping[str, Any], num_classes: int, input_shape: Shape) -> Blueprint:

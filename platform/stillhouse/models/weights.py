@@ -49,7 +49,16 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     Raises:
         OSError: the disk is full or the folder is not writable; an older file at `path` is unchanged.
     """
-    state = _stored(model)
+    return save_state(_tensors(model), path, metadata)
+
+
+def save_state(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> str:
+    """Writes tensors as safetensors, whole or not at all, and returns their `state_hash`.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; an older file at `path` is unchanged.
+    """
+    state = _detached(state)
     write_atomic(Path(path), safetensors.torch.save(state, dict(metadata) if metadata else None))
     return state_hash(state)
 
@@ -105,7 +114,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
 
 def weights_hash(model: nn.Module) -> str:
     """Hex blake2b-128 of the names, dtypes, shapes and bytes of the model's weights; the same on every device."""
-    return state_hash(_stored(model))
+    return state_hash(_detached(_tensors(model)))
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
@@ -173,9 +182,9 @@ def _common_prefix_removed(own: dict[str, Tensor], state: dict[str, Tensor]) -> 
     return own, state
 
 
-def _stored(model: nn.Module) -> dict[str, Tensor]:
+def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as safetensors requires them: contiguous, on the CPU, without shared memory."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in _tensors(model).items()}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
 
 def _and_more(names: list[str]) -> str:

@@ -239,10 +239,11 @@ def choice_labels(records: Iterable[TrialRecord]) -> dict[str, str]:
         by_name[record.trial.student.name][record.trial.student.variant] = record.trial.student
     labels = {}
     for name, choices in by_name.items():
-        told_apart = _differing([choice.options | {"model": choice.model} for choice in choices.values()])
+        told_apart = _differing([choice.settings | {"model": choice.model} for choice in choices.values()])
         for key, choice in choices.items():
-            options = choice.options | {"model": choice.model}
-            shown = [f"{option}={_brief(options[option])}" for option in told_apart if option in options]
+            options = choice.settings | {"model": choice.model}
+            # Of an operator's option the place in the list is left out: prune.ratio=0.5.
+            shown = [f"{name.rpartition('].')[2]}={_brief(options[name])}" for name in told_apart if name in options]
             labels[key] = " ".join([name, *shown])
     return labels
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.metric import Metric
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord, operator_settings
 from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
 
@@ -80,6 +80,12 @@ _COLLAPSED = Column(
     "",
     "whether a finished student is no better than a model that ignores the image",
 )
+_OPERATORS = (
+    Column("weight_bits", "Int64", "bits", "bits of a stored weight in the layers that have the fewest"),
+    Column("activation_bits", "Int64", "bits", "bits of a layer's input in the layers that have the fewest"),
+    Column("compression", "str", "", "operators that were applied to the student, in order"),
+    Column("nonzero_parameters", "Int64", "parameters", "parameters of the student that are not zero; empty without operators"),
+)
 _MEASURED = (
     "parameters",
     "size_bytes",
@@ -133,14 +139,22 @@ def _described(column: Column) -> dict[str, str]:
 def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> TrialsTable:
     """The table of `trials_table` with the description of its columns."""
     leading, trailing = _leading(facts.metric), _trailing(facts.metric)
-    taken = {column.name for column in (*leading, *trailing, _COLLAPSED)} | {measure.name for measure in facts.measures}
+    taken = {column.name for column in (*leading, *trailing, _COLLAPSED, *_OPERATORS)}
+    taken |= {measure.name for measure in facts.measures}
     hyperparameters = _varying(
         records, lambda record: record.trial.hyperparameters, "hyperparameter_", taken, "hyper-parameter {}"
     )
+    searched = _searched_options(records)
     options = _varying(
-        records, lambda record: record.trial.student.options, "student_", taken, "option {} of the student", always=True
+        records,
+        lambda record: record.trial.student.options | searched(record),
+        "student_",
+        taken,
+        "option {} of the student",
+        always=True,
     )
-    known = {*_MEASURED, *_score_columns(facts.metric), *_comparison_columns(facts.metric)}
+    operators = [column.name for column in _OPERATORS]
+    known = {*_MEASURED, *operators, *_score_columns(facts.metric), *_comparison_columns(facts.metric)}
     known |= {measure.name for measure in facts.measures}
     extras = _varying(
         records,
@@ -160,7 +174,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         options,
         extras,
         measured,
-        [(_COLLAPSED, rows[_COLLAPSED.name])],
+        [(column, rows[column.name]) for column in (_COLLAPSED, *_OPERATORS)],
     ):
         for column, values in group:
             columns.append(column)
@@ -220,7 +234,9 @@ def _trailing(metric: Metric) -> tuple[Column, ...]:
 def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str, list[Any]]:
     """The values of the columns that every table has, by column."""
     metric = facts.metric
-    rows: dict[str, list[Any]] = {column.name: [] for column in (*_leading(metric), *_trailing(metric), _COLLAPSED)}
+    rows: dict[str, list[Any]] = {
+        column.name: [] for column in (*_leading(metric), *_trailing(metric), _COLLAPSED, *_OPERATORS)
+    }
     trivial = trivial_value(facts, "validation")
     teachers = {record.trial.teacher: reference_teacher(facts.teachers, record.trial.teachers, metric) for record in records}
     for record in records:
@@ -243,6 +259,7 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
             "started": record.started or None,
             "finished": record.finished or None,
             _COLLAPSED.name: is_collapsed(record, metric, trivial),
+            **_operator_values(record),
             **{name: record.metrics.get(name) for name in (*_MEASURED, *_score_columns(metric))},
             **{name: record.teaching.get(name) for name in _TEACHING},
             **_against(teachers[trial.teacher], record, metric),
@@ -251,6 +268,33 @@ def _fixed_values(facts: SweepFacts, records: Sequence[TrialRecord]) -> dict[str
         for name, column in rows.items():
             column.append(values[name])
     return rows
+
+
+def _operator_values(record: TrialRecord) -> dict[str, Any]:
+    """What operators left of the student. Bits are known of a student without operators, and of a finished one."""
+    full = None if record.trial.student.compress else FULL_BITS
+    return {
+        "weight_bits": record.metrics.get("weight_bits", full),
+        "activation_bits": record.metrics.get("activation_bits", full),
+        "compression": record.compression or None,
+        "nonzero_parameters": record.metrics.get("nonzero_parameters"),
+    }
+
+
+def _searched_options(records: Sequence[TrialRecord]) -> Callable[[TrialRecord], dict[str, Any]]:
+    """The options of operators in which the students of one label differ, by their dotted keys."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        student = record.trial.student
+        for name, value in operator_settings(student.compress).items():
+            seen.setdefault((student.name, name), set()).add(repr(value))
+
+    def of(record: TrialRecord) -> dict[str, Any]:
+        student = record.trial.student
+        values = operator_settings(student.compress)
+        return {name: value for name, value in values.items() if len(seen[student.name, name]) > 1}
+
+    return of
 
 
 def _test_range(record: TrialRecord, facts: SweepFacts) -> dict[str, float | None]:

@@ -30,6 +30,7 @@ def combination_problems(
             Problem("methods", "or teachers must be given; list the methods to compare, such as methods: [scratch]")
         )
     problems += _labels(spec, student_places or range(len(spec.students)))
+    problems += _sources(spec, student_places or range(len(spec.students)), sound)
     if sound("objectives"):
         problems += _objectives(spec, empty=not sound.touched("objectives"))
     if sound("search.scheduler", "search.grace_epochs", "search.max_epochs"):
@@ -165,6 +166,16 @@ def _labels(spec: SweepSpec, places: Sequence[int]) -> Iterator[Problem]:
                 f"must be unique, '{student.name}' is the name of students[{first[student.name]}] too; give the entry a name:",
             )
         first.setdefault(student.name, place)
+
+
+def _sources(spec: SweepSpec, places: Sequence[int], sound: Soundness) -> Iterator[Problem]:
+    for place, student in zip(places, spec.students, strict=True):
+        if student.source is None or student.source in spec.teachers:
+            continue
+        # A teacher with problems of its own is left out of the spec.
+        if sound("teachers") and sound(f"teachers.{student.source}"):
+            hint = did_you_mean(student.source, spec.teachers) if spec.teachers else "; the spec has none"
+            yield Problem(f"students[{place}].from", f"must name a teacher of the spec, got '{student.source}'{hint}")
 
 
 def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:

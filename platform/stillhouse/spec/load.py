@@ -207,7 +207,14 @@ def _model(plain: Mapping[str, Any]) -> SweepSpec:
     if isinstance(teachers := plain.get("teachers"), dict):
         fields["teachers"] = {name: TeacherSpec.from_entry(entry) for name, entry in teachers.items()}
     # Strict JSON: no "5" or true for a number, and still lists for tuples and 1 for 1.0.
-    return SweepSpec.model_validate_json(json.dumps(fields, allow_nan=False), strict=True)
+    spec = SweepSpec.model_validate_json(json.dumps(fields, allow_nan=False), strict=True)
+    return spec.model_copy(update={"students": tuple(_derived(student, spec) for student in spec.students)})
+
+
+def _derived(student: StudentSpec, spec: SweepSpec) -> StudentSpec:
+    """The student with the model of the teacher that it begins with."""
+    teacher = spec.teachers.get(student.source or "")
+    return student if teacher is None else student.model_copy(update={"model": teacher.model, "options": teacher.options})
 
 
 def _entry(place: Place) -> Place:
@@ -291,6 +298,8 @@ def _unparse(value: Any) -> Any:
     """Plain data in the layout that the user writes."""
     if isinstance(value, Prior):
         return value.to_json()
+    if isinstance(value, StudentSpec):
+        return _unparse(value.to_entry())
     if isinstance(value, BaseModel):
         plain = {key: _unparse(getattr(value, key)) for key in type(value).model_fields}
         if "options" in plain and "model" in plain:

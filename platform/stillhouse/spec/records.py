@@ -3,9 +3,10 @@
 Plain data that every package may read. The ledger stores them; the report and MLflow are derived from them.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from stillhouse.durable import canonical_json
 from stillhouse.spec.measure import Measure
@@ -14,26 +15,60 @@ from stillhouse.spec.metric import ACCURACY, Metric
 TEACHER_JOINT = "+"
 """Joins the names of teachers that teach one trial together; a teacher's name does not contain it."""
 
+FULL_BITS = 32
+"""Of weights and activations that no operator has changed."""
+
 
 class _Record(BaseModel):
+    """Plain data. Fields named in `omitted` are left out of JSON while they are empty, as in earlier releases."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    omitted: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialise(self)
+        return {name: value for name, value in data.items() if value or name not in self.omitted}
 
 
 class StudentChoice(_Record):
-    """One concrete student: a model with every option decided.
+    """One concrete student: a model with every option decided, and the operators that change it.
 
     `name` is the label of the spec's entry: its model's name, or the `name` that the user gave. All students of one entry share
     it.
+
+    Attributes:
+        compress: the operators in order, each as {name: options}.
+        derived_from: the teacher whose trained weights the student begins with; None for fresh weights.
     """
 
+    omitted: ClassVar[tuple[str, ...]] = ("compress", "derived_from")
     name: str
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
+    compress: list[dict[str, dict[str, Any]]] = Field(default_factory=list)
+    derived_from: str | None = None
 
     @property
     def variant(self) -> str:
-        """Text that is equal if and only if label, model and options are."""
-        return canonical_json([self.name, self.model, self.options])
+        """Text that is equal if and only if label, model, options, operators and origin are."""
+        changed = [self.compress, self.derived_from] if self.compress or self.derived_from else []
+        return canonical_json([self.name, self.model, self.options, *changed])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model's options by name, and the operators' by their place: `compress[0].prune.ratio`."""
+        return {**self.options, **operator_settings(self.compress)}
+
+
+def operator_settings(compress: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The options of operators by their dotted keys below a student: `compress[0].prune.ratio`."""
+    return {
+        f"compress[{place}].{name}.{option}": value
+        for place, entry in enumerate(compress)
+        for name, options in entry.items()
+        for option, value in options.items()
+    }
 
 
 class Trial(_Record):
@@ -60,6 +95,12 @@ class Trial(_Record):
         """The teachers' names: none, one, or several that teach the trial together."""
         return tuple(self.teacher.split(TEACHER_JOINT)) if self.teacher else ()
 
+    @property
+    def loaded_teachers(self) -> tuple[str, ...]:
+        """The teachers without which the trial cannot run: those that teach it, and the one whose weights it begins with."""
+        source = self.student.derived_from
+        return self.teachers if source is None or source in self.teachers else (*self.teachers, source)
+
 
 class Basis(_Record):
     """What the numbers of a record depend on besides its key: it can change while the spec does not.
@@ -73,13 +114,16 @@ class Basis(_Record):
         normalisation: hash of the pixels' normalisation.
         teachers: identities of the networks that taught the trial, as they were loaded, in the order of `Trial.teachers`.
         given: hash of the weights that a user-defined student brings with it, such as those that its function reads.
+        source: identity of the teacher whose weights the student began with.
     """
 
+    omitted: ClassVar[tuple[str, ...]] = ("source",)
     test: str = ""
     classes: str = ""
     normalisation: str = ""
     teachers: list[str] = Field(default_factory=list)
     given: str = ""
+    source: str = ""
 
     @property
     def evaluation(self) -> dict[str, str]:
@@ -97,7 +141,8 @@ class TrialRecord(_Record):
         metrics: numbers of the end state: `validation_accuracy`, `test_accuracy` (fractions in [0, 1]), `parameters`,
             `trainable_parameters`, `size_bytes`, `macs`, `latency_ms` (p50, batch 1), `latency_p95_ms`,
             `latency_batch64_ms` (p50 of a whole batch), `train_seconds`, `helper_bytes` (modules that the method trains
-            with the student: regressors, memories, peers) if there are any, and what the method adds.
+            with the student: regressors, memories, peers) if there are any, and what the method adds. Students with operators
+            have `weight_bits` and `activation_bits` (of the layers that have the fewest) and `nonzero_parameters` too.
         curve: one entry per epoch: `epoch` (from 1), `stage`, `train_loss`, each loss term by name,
             `validation_accuracy`, `learning_rate`, `seconds`, and `comparable: false` in stages whose value does
             not describe the final student.
@@ -108,8 +153,11 @@ class TrialRecord(_Record):
         basis: what the numbers depend on besides the key.
         details: lists that the task's part of the page is drawn from, as `Evidence.details`; empty in records of the first
             release.
+        conversion: what the student's operators decided (`Conversion.history`), from which its network is built again.
+        compression: the student's operators, readable: `prune(ratio=0.5)`; empty without operators.
     """
 
+    omitted: ClassVar[tuple[str, ...]] = ("conversion", "compression")
     trial: Trial
     status: Literal["finished", "stopped", "failed"]
     reason: str | None = None
@@ -126,6 +174,8 @@ class TrialRecord(_Record):
     finished: str = ""
     basis: Basis = Field(default_factory=Basis)
     details: dict[str, list[Any]] = Field(default_factory=dict)
+    conversion: dict[str, Any] = Field(default_factory=dict)
+    compression: str = ""
 
 
 class KnowledgeFacts(_Record):

@@ -4,16 +4,17 @@ Validate through `stillhouse.spec.load`, which reports all problems in the user'
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, PrivateAttr, TypeAdapter
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, TypeAdapter, model_validator
 
 from stillhouse.errors import UsageError
 from stillhouse.spec.display import show
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.recipes import FIRST, NEWEST
+from stillhouse.spec.records import StudentChoice, operator_settings
 from stillhouse.spec.size_bound import bound_problem, parse_budget, parse_number
 from stillhouse.spec.sizes import parse_bytes
 from stillhouse.spec.training import Training
@@ -207,21 +208,83 @@ class TeacherSpec(Section):
         return gather_options(entry, frozenset(cls.model_fields) - {"options"})
 
 
+def _name_operator(value: Any) -> Any:
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        if isinstance(name, str) and (options is None or isinstance(options, Mapping)):
+            return {name: dict(options or {})}
+    raise invalid(f"must be the name of an operator or {{name: {{option: value}}}}, got {show(value)}")
+
+
 class StudentSpec(Section):
-    """One entry of `students`; keys other than `model` and `name` are options of its model, or priors of them.
+    """One entry of `students`; keys that are not listed here are options of its model, or priors of them.
 
     Attributes:
         name: the label in every table; the model's name unless given.
+        source: `from`, the teacher whose model and trained weights the student begins with.
+        compress: operators that make it smaller, in order, each as {name: settings}.
     """
 
-    model: str
+    model: str = ""
     name: StudentName = ""
     options: dict[str, Setting] = Field(default_factory=dict)
+    source: Annotated[str | None, Field(alias="from")] = None
+    compress: tuple[Annotated[dict[str, dict[str, Setting]], BeforeValidator(_name_operator)], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if self.source is None and not self.model:
+            raise invalid("is required; name the model, such as model: mlp", below="model")
+        if self.source is not None and (self.model or self.options):
+            given = "model" if self.model else next(iter(self.options))
+            raise invalid(f"must not be given with from: {self.source}, whose model the student has", below=given)
+        if self.source is not None and not self.name:
+            raise invalid("must be given to a student with from; name it, such as name: pruned", below="name")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values and priors of the model's options by name, and of the operators' by their place: `compress[0].prune.ratio`."""
+        return {**self.options, **operator_settings(self.compress)}
+
+    def choose(self, values: Mapping[str, Any]) -> StudentChoice:
+        """The concrete student with a value for each of `settings`."""
+        compress = [
+            {name: {option: values[f"compress[{place}].{name}.{option}"] for option in options}}
+            for place, entry in enumerate(self.compress)
+            for name, options in entry.items()
+        ]
+        return StudentChoice(
+            name=self.name,
+            model=self.model,
+            options={name: values[name] for name in self.options},
+            compress=compress,
+            derived_from=self.source,
+        )
+
+    def only(self, wanted: Callable[[Any], bool]) -> "StudentSpec":
+        """The student without the settings that are not wanted."""
+        compress = tuple(
+            {name: {key: value for key, value in options.items() if wanted(value)} for name, options in entry.items()}
+            for entry in self.compress
+        )
+        options = {key: value for key, value in self.options.items() if wanted(value)}
+        return self.model_copy(update={"options": options, "compress": compress})
+
+    def to_entry(self) -> dict[str, Any]:
+        """The entry as the user writes it, with priors as they are."""
+        if self.source is None:
+            entry: dict[str, Any] = {"model": self.model, "name": self.name, **self.options}
+        else:
+            entry = {"name": self.name, "from": self.source}
+        return {**entry, "compress": self.compress} if self.compress else entry
 
     @classmethod
     def from_entry(cls, entry: Any) -> Any:
         """The spec's entry in the layout of the fields: a bare name is a model, its label is the model's name."""
-        entry = gather_options(entry, frozenset(cls.model_fields) - {"options"})
+        entry = gather_options(entry, frozenset({"model", "name", "from", "compress"}))
         if isinstance(entry, Mapping) and isinstance(entry.get("model"), str) and "name" not in entry:
             return {**entry, "name": re.sub(r"[^A-Za-z0-9._:-]", "-", entry["model"]).lstrip("._:-") or "student"}
         return entry
@@ -436,9 +499,10 @@ class SweepSpec(Section):
 
 
 def named_code(spec: SweepSpec) -> list[str | None]:
-    """What may be `module:function` in a spec: its task, its data set, and the models of students and teachers."""
+    """What may be `module:function` in a spec: its task, its data set, the models of students and teachers, and operators."""
+    operators = [name for student in spec.students for entry in student.compress for name in entry]
     models = [*(student.model for student in spec.students), *(teacher.model for teacher in spec.teachers.values())]
-    return [spec.task, spec.dataset.name, *models]
+    return [spec.task, spec.dataset.name, *models, *operators]
 
 
 def find_code_in(folder: Path, spec: SweepSpec) -> None:

@@ -63,7 +63,7 @@ def inherited_teachers(origin: SweepFacts | None, records: Iterable[TrialRecord]
 
     What they cost was spent by the other sweep.
     """
-    taught = {name for record in records for name in record.trial.teachers}
+    taught = {name for record in records for name in record.trial.loaded_teachers}
     free = {"samples_filled": 0, "bytes_written": 0, "fill_seconds": 0.0, "train_seconds": 0.0, "trained_now": False}
     return [teacher.model_copy(update=free) for teacher in (origin.teachers if origin else ()) if teacher.name in taught]
 

@@ -36,8 +36,7 @@ def measure_latencies(cluster: Cluster, context: RunContext, teachers: Mapping[s
     latencies, place = context.sweep_home.read_latencies(), context.sweep_home.latency_place()
     if missing := networks.keys() - latencies.keys():
         context.progress.note(f"measuring the latency of {len(missing)} networks")
-        wanted = {key: (each.model, each.options) for key, each in networks.items()}
-        found, here = cluster.measure_latency(wanted, context.data, known=latencies.keys(), place=place)
+        found, here = cluster.measure_latency(networks, context.data, known=latencies.keys(), place=place)
         if latencies and here != place:
             before = place or "a place that is not recorded"
             context.progress.note(f"earlier latencies were measured on {before}; all are measured again on {here}")

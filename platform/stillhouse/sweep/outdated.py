@@ -61,7 +61,7 @@ class RecordCheck:
             return Reason.CODE
         if not self._keys.stands_for(trial):
             return Reason.CONTENT
-        pairs = zip(trial.teachers, self._taught_by(record), strict=False)
+        pairs = taught_by(trial, record.basis.model_copy(update={"teachers": self._taught_by(record)}))
         if any(identity and self._teachers.get(name, identity) != identity for name, identity in pairs):
             return Reason.TEACHER
         if record.basis.given and record.basis.given != self.given(trial.student):
@@ -100,6 +100,12 @@ class RecordCheck:
             return state_hash(safetensors.torch.load(content)) == record.weights_hash
         except (OSError, safetensors.SafetensorError):
             return False
+
+
+def taught_by(trial: Trial, basis: Basis) -> list[tuple[str, str]]:
+    """The name and the recorded identity of each teacher, including the one whose weights the student began with."""
+    pairs = list(zip(trial.teachers, basis.teachers, strict=False))
+    return pairs if trial.student.derived_from is None else [*pairs, (trial.student.derived_from, basis.source)]
 
 
 def set_aside(

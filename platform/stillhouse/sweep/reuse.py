@@ -58,7 +58,7 @@ def take_over_trials(origin: SweepHome, context: RunContext, phases: Phases, rec
 
 def _check(context: RunContext, sweep_home: SweepHome, records: Collection[TrialRecord]) -> RecordCheck:
     """The check of the records of one sweep; the teachers are looked up only if some trial was taught."""
-    taught = any(record.trial.teachers for record in records)
+    taught = any(record.trial.loaded_teachers for record in records)
     return RecordCheck(
         context.plan.keys,
         context.data,

@@ -18,7 +18,7 @@ from stillhouse.sweep.facts import inherited_teachers, initial_facts, with_secon
 from stillhouse.sweep.failures import interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes, store_latencies
-from stillhouse.sweep.outdated import Reason, of_other_evaluation, set_aside
+from stillhouse.sweep.outdated import Reason, of_other_evaluation, set_aside, taught_by
 from stillhouse.sweep.phases import Phases
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.re_evaluation import evaluate_again
@@ -214,7 +214,7 @@ def _queues(
 def _knows_teachers(facts: SweepFacts, records: Iterable[TrialRecord]) -> bool:
     """Whether the facts have every teacher that taught a trial."""
     known = {teacher.name for teacher in facts.teachers}
-    return all(known.issuperset(record.trial.teachers) for record in records)
+    return all(known.issuperset(record.trial.loaded_teachers) for record in records)
 
 
 def _set_aside_taught_by_others(
@@ -224,7 +224,7 @@ def _set_aside_taught_by_others(
     loaded = {name: teacher.facts.identity for name, teacher in teachers.items()}
 
     def reason(record: TrialRecord) -> Reason | None:
-        pairs = zip(record.trial.teachers, record.basis.teachers, strict=False)
+        pairs = taught_by(record.trial, record.basis)
         return Reason.TEACHER if any(identity and loaded.get(name, identity) != identity for name, identity in pairs) else None
 
     set_aside(context, records, reason)

@@ -112,7 +112,8 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
     """
     spec, data, views = context.spec, context.data, context.views
     demand = plan_demand(context.plan, data)
-    definitions = [definition_in(context, name) for name in spec.teachers if name in demand]
+    sources = {planned.student.derived_from for planned in context.plan.students}
+    definitions = [definition_in(context, name) for name in spec.teachers if name in demand or name in sources]
     calling = {
         name
         for trial in context.plan.representative_trials
@@ -123,7 +124,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
     quota = StoreQuota(spec.knowledge, context.sweep_home.home)
     for running in cluster.start_teachers(definitions, data, views):
         name = running.definition.name
-        kinds = demand[name]
+        kinds = demand.get(name, {})
         measured = call_actor(running.handle, "measure", [each.kind for each in kinds.values()])
         choices = quota.choose(kinds, measured, running.facts["base"], views.num_samples)
         for key, choice in choices.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from stillhouse.durable import content_hash
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.spec.teacher_comparison import against_teacher, reference_teacher
 
@@ -94,7 +94,11 @@ def trial_entry(
         "mlflow.source.name": "stillhouse",
         "mlflow.source.git.commit": record.code.get("commit"),
     }
-    params: dict[str, Any] = {f"student.{name}": value for name, value in trial.student.options.items()}
+    params: dict[str, Any] = {f"student.{name}": value for name, value in trial.student.settings.items()}
+    if record.compression:
+        params["compression"] = record.compression
+    if trial.student.derived_from is not None:
+        params["student.from"] = trial.student.derived_from
     own = {"student": trial.student.name, "method": trial.method, "seed": trial.seed, "epochs": trial.epochs}
     if trial.teacher is not None:
         own["teacher"] = trial.teacher
@@ -115,7 +119,8 @@ def trial_entry(
 
 
 def _points(record: TrialRecord, teachers: Sequence[TeacherFacts], metric: Metric) -> Iterator[Point]:
-    yield from _numbers(record.metrics)
+    full = {} if record.trial.student.compress else {"weight_bits": FULL_BITS, "activation_bits": FULL_BITS}
+    yield from _numbers(full | record.metrics)
     yield Point(name="epochs_run", value=float(record.epochs_run))
     yield from _numbers({f"teaching_{name}": value for name, value in record.teaching.items()})
     for name, value in comparison(record.metrics, record.trial.teachers, teachers, metric).items():

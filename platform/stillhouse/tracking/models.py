@@ -278,7 +278,7 @@ class _Registry:
             source_run_id=run.info.run_id,
             tags=dict(tags),
             params=clean_params(
-                {f"student.{key}": value for key, value in trial.student.options.items()} | trial.hyperparameters
+                {f"student.{key}": value for key, value in trial.student.settings.items()} | trial.hyperparameters
             ),
             model_type=_MODEL_TYPE,
         )

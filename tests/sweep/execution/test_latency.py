@@ -8,6 +8,7 @@ import ray
 import torch
 
 from stillhouse.models.size import Latency
+from stillhouse.spec.records import StudentChoice
 from stillhouse.sweep.execution.latency import measure_models
 
 BROKEN = """
@@ -34,7 +35,10 @@ def test_a_model_that_cannot_run_has_a_reason_and_the_others_their_latency(
     (tmp_path / "broken_nets.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    models: dict[str, tuple[str, dict[str, Any]]] = {"whole": ("mlp", {"hidden": [4]}), "broken": ("broken_nets:broken", {})}
+    models = {
+        "whole": StudentChoice(name="whole", model="mlp", options={"hidden": [4]}),
+        "broken": StudentChoice(name="broken", model="broken_nets:broken"),
+    }
     threads = torch.get_num_threads()
     found, reasons, _ = measure_models(models, 10, (1, 8, 8), threads, [])
     assert found.keys() == {"whole"}
@@ -54,7 +58,7 @@ def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypat
 
     monkeypatch.setattr("stillhouse.sweep.execution.latency.measure_latency", measure)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    models: dict[str, tuple[str, dict[str, Any]]] = {str(number): ("mlp", {}) for number in range(networks)}
+    models = {str(number): StudentChoice(name="mlp", model="mlp") for number in range(networks)}
     found, _, _ = measure_models(models, 10, (1, 8, 8), torch.get_num_threads(), [])
     assert len(found) == len(given) == networks
     # For each network one image and a batch, and for each of them as long again to warm up.

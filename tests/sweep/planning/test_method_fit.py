@@ -88,8 +88,8 @@ def draw_of(method: str, teacher: str | None = "big", **hyperparameters: Any) ->
     return Draw(method, StudentChoice(name="resnet8", model="resnet8"), teacher, hyperparameters)
 
 
-def describe(model: str, options: Any) -> Architecture:
-    return blueprint(model, options, *SMALL).architecture
+def describe(network: StudentChoice) -> Architecture:
+    return blueprint(network.model, network.options, *SMALL).architecture
 
 
 def test_a_draw_keeps_its_teacher_only_where_it_is_needed_and_gets_typed_values() -> None:

@@ -12,6 +12,7 @@ from stillhouse.distill.sources import compute_knowledge
 from stillhouse.knowledge import input_gradient
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
+from stillhouse.spec.records import StudentChoice
 from stillhouse.spec.training import Training
 from stillhouse.sweep.preview import speed
 from stillhouse.sweep.preview.speed import Job, measure_speeds
@@ -28,7 +29,9 @@ def test_a_network_of_many_times_the_work_takes_longer(monkeypatch: pytest.Monke
     monkeypatch.setattr(speed, "compute_knowledge", watched)
     data = load_dataset("digits", validation=100, options={"limit": 500})
     gradients = pickle.dumps([input_gradient()])
-    jobs = [Job("mlp", {"hidden": [8]}), Job("resnet8", {"width": 1.0}), Job("resnet8", {"width": 1.0}, gradients)]
+    few = StudentChoice(name="few", model="mlp", options={"hidden": [8]})
+    many = StudentChoice(name="many", model="resnet8", options={"width": 1.0})
+    jobs = [Job(few), Job(many), Job(many, gradients)]
     _, (small, large, teacher) = measure_speeds(jobs, data, Training(), ({"crop": {"padding": 1}},))
     assert 0 < small.forward < large.forward
     assert 0 < small.train < large.train

@@ -29,7 +29,7 @@ from stillhouse.home_access.keeper import start_keeper
 from stillhouse.home_access.leases import LeaseHolder
 from stillhouse.models.size_brackets import size_bracket
 from stillhouse.spec.metric import Metric
-from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.cluster_nodes import addable_nodes, nodes_of_cluster
 from stillhouse.sweep.cluster.connection import connect
@@ -151,13 +151,13 @@ class Cluster:
 
     def measure_latency(
         self,
-        models: Mapping[str, tuple[str, Mapping[str, Any]]],
+        models: Mapping[str, StudentChoice],
         data: ImageData,
         *,
         known: Collection[str] = (),
         place: str = "",
     ) -> tuple[dict[str, dict[str, float]], str]:
-        """Latency metrics of each (model, options), by the given names, on one quiet worker with a trial's resources.
+        """Latency metrics of each network, by the given names, on one quiet worker with a trial's resources.
 
         A model that cannot run has none; the reason is shown.
 

@@ -1,12 +1,12 @@
 """Latency of every distinct network, measured once on a quiet worker with a trial's share of the machine."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
+from stillhouse.compress.students import finalised_student
 from stillhouse.home_access.ray_process import own_device
-from stillhouse.models.registry import build_model
 from stillhouse.models.size import measure_latency, peak_memory
 from stillhouse.provenance import place_of
+from stillhouse.spec.records import StudentChoice
 from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
@@ -19,7 +19,7 @@ _MEASUREMENTS = 4
 
 
 def measure_models(
-    models: Mapping[str, tuple[str, Mapping[str, Any]]],
+    models: Mapping[str, StudentChoice],
     num_classes: int,
     input_shape: tuple[int, int, int],
     threads: int,
@@ -28,7 +28,7 @@ def measure_models(
     known: Collection[str] = (),
     place: str = "",
 ) -> tuple[dict[str, dict[str, float]], dict[str, str], str]:
-    """Latency metrics of each (model, options), by name, in milliseconds, on the device of this worker.
+    """Latency metrics of each network, by name, in milliseconds, on the device of this worker.
 
     A model that cannot run has a reason in the second dict instead; each of its trials will fail alone.
 
@@ -46,24 +46,24 @@ def measure_models(
     found: dict[str, dict[str, float]] = {}
     reasons: dict[str, str] = {}
     budget_s = min(_BUDGET_S, _ALL_S / (_MEASUREMENTS * max(1, len(models))))
-    for name, (model, options) in models.items():
+    for name, network in models.items():
         try:
             with user_code():
-                found[name] = latency_metrics(model, options, num_classes, input_shape, device, budget_s)
+                found[name] = latency_metrics(network, num_classes, input_shape, device, budget_s)
         except Exception as error:  # a user's model can raise anything, and a large one may not fit a share of a GPU
             reasons[name] = failure_reason(error)
     return found, reasons, here
 
 
 def latency_metrics(
-    model: str, options: Mapping[str, Any], num_classes: int, input_shape: tuple[int, int, int], device: str, budget_s: float
+    network: StudentChoice, num_classes: int, input_shape: tuple[int, int, int], device: str, budget_s: float
 ) -> dict[str, float]:
     """p50 and p95 of one image, p50 of a batch of 64, in milliseconds; its images per second; memory at both sizes in bytes.
 
     Args:
         budget_s: as `measure_latency` takes it.
     """
-    built = build_model(model, num_classes=num_classes, input_shape=input_shape, **options).to(device)
+    built = finalised_student(network, num_classes, input_shape).to(device)
     measured = measure_latency(built, input_shape, device=device, budget_s=budget_s)
     return {
         "latency_ms": measured[1].p50_ms,

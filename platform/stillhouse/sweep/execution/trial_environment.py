@@ -71,7 +71,12 @@ class TrialEnvironment:
             given: the `given_content` of its student.
         """
         known = {name: score.identity for name, score in self.teachers.items()}
-        return Basis(**self.evaluation, teachers=[known.get(name, "") for name in trial.teachers], given=given)
+        return Basis(
+            **self.evaluation,
+            teachers=[known.get(name, "") for name in trial.teachers],
+            given=given,
+            source=known.get(trial.student.derived_from or "", ""),
+        )
 
     def against_teachers(self, metrics: Mapping[str, float], trial: Trial, metric: Metric) -> dict[str, float]:
         """`against_teacher` for the metrics of a finished trial and the best of its teachers; empty without a teacher."""

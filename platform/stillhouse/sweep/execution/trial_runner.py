@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from stillhouse.compress.storage import nonzero_parameters, packed_state
+from stillhouse.compress.students import chain_of, student_blueprint
 from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory, is_out_of_memory
 from stillhouse.distill.ddp import ALONE, Workers, split_problem
@@ -19,16 +22,15 @@ from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
-from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.given_content import given_content
 from stillhouse.models.size import measure_size
-from stillhouse.models.weights import save_weights
+from stillhouse.models.weights import save_state, save_weights, state_bytes
 from stillhouse.provenance import code_facts
 from stillhouse.spec.collapse import no_better
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.execution.examination import examine
-from stillhouse.sweep.execution.students import build_student, size_metrics, student_key
+from stillhouse.sweep.execution.students import make_student, size_metrics, student_key
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
 from stillhouse.sweep.home.ledger import now
@@ -62,6 +64,9 @@ class TrialRunner:
         self._folder = self._sweep / "trials" / trial.key
         self._saved = time.monotonic()
         self._teachers: list[TrialTeacher] = []
+        self._chain = chain_of(trial.student)
+        self._conversion: dict[str, Any] | None = None
+        self._source: Mapping[str, Tensor] | None = None
         # Now, not at the end: a file that the model's function reads may be replaced meanwhile.
         student = trial.student
         self._given = given_content(student.model, student.options, data.num_classes, data.input_shape)
@@ -198,15 +203,24 @@ class TrialRunner:
 
     def finish(self) -> TrialRecord:
         """Evaluates on the test split, stores the student's weights, writes the record, removes the checkpoint."""
-        student, task = self._trainer.classifier, self._trainer.task
+        task = self._trainer.task
         metric = task.metric
+        validation = self._trainer.curve[-1][metric.column("validation")]
+        if self._chain:
+            self._trainer.finalise()
+            validation = self._trainer.evaluate(self._data.validation)
+        student = self._trainer.classifier
+        weights = Path("students") / f"{self.trial.key}.safetensors"
+        stored = packed_state(self._chain, self._conversion or {}, self._trainer.student, student) if self._chain else None
+        digest = self._store(student, stored, self._sweep / weights)
         value, evidence = examine(
             self._trainer.outputs, self._trainer.evaluate, self._data, task, self.trial, self._environment
         )
         metrics = {
             **size_metrics(measure_size(student, self._data.input_shape)),
+            **self._operator_metrics(student, stored),
             **self._environment.latencies.get(student_key(self.trial.student), {}),
-            metric.column("validation"): self._trainer.curve[-1][metric.column("validation")],
+            metric.column("validation"): validation,
             metric.column("test"): value,
             "train_seconds": self._trainer.train_seconds,
             **evidence.numbers,
@@ -218,13 +232,6 @@ class TrialRunner:
         for name, peer in self._trainer.peers().items():
             metrics[f"{metric.column('test')}_{name}"] = self._trainer.evaluate(self._data.test, peer)
         metrics |= self._environment.against_teachers(metrics, self.trial, metric)
-        weights = Path("students") / f"{self.trial.key}.safetensors"
-        digest = save_weights(
-            student,
-            self._sweep / weights,
-            {"trial": self.trial.key, "model": self.trial.student.model},
-        )
-        self._home.push(self._sweep / weights)
         trivial = task.trivial_value(self._data.validation.labels)
         collapsed = no_better(metrics[metric.column("validation")], trivial, metric, len(self._data.validation))
         return self._write(
@@ -235,6 +242,28 @@ class TrialRunner:
             collapsed=collapsed,
             details=dict(evidence.details),
         )
+
+    def _store(self, student: nn.Module, stored: Mapping[str, Tensor] | None, path: Path) -> str:
+        """Writes the student's file; returns the hash of its tensors.
+
+        Args:
+            stored: its tensors, if operators packed them.
+        """
+        facts = {"trial": self.trial.key, "model": self.trial.student.model}
+        digest = save_weights(student, path, facts) if stored is None else save_state(stored, path, facts)
+        self._home.push(path)
+        return digest
+
+    def _operator_metrics(self, student: nn.Module, stored: Mapping[str, Tensor] | None) -> dict[str, float]:
+        """What the operators left of the network; empty without operators."""
+        if stored is None:
+            return {}
+        return {
+            "size_bytes": state_bytes(stored),
+            "nonzero_parameters": nonzero_parameters(student),
+            "weight_bits": self._chain.weight_bits,
+            "activation_bits": self._chain.activation_bits,
+        }
 
     def fail(self, reason: str) -> TrialRecord:
         """Writes the record of a trial that failed."""
@@ -254,6 +283,8 @@ class TrialRunner:
                 "device": self._device,
                 "code": code_facts(),
                 "basis": self._environment.basis(self.trial, self._given),
+                "conversion": self._conversion or {},
+                "compression": self._chain.readable,
                 "started": self._started,
                 "finished": now(),
                 **fields,
@@ -272,11 +303,12 @@ class TrialRunner:
         return self._folder / "checkpoint"
 
     def _make_trainer(self, micro_batch: int | None = None) -> Trainer:
-        trial = self.trial
+        trial, self._conversion = self.trial, None
         method = make_method(trial.method, trial.hyperparameters)
         tickets = [self._environment.tickets[name] for name in trial.teachers]
-        architectures = [self._describe(each.definition.model, each.definition.options) for each in tickets]
-        student = self._describe(trial.student.model, trial.student.options)
+        facts = self._data.num_classes, self._data.input_shape
+        architectures = [blueprint(each.definition.model, each.definition.options, *facts).architecture for each in tickets]
+        student = student_blueprint(trial.student, *facts).architecture
         self._teachers = []
         for ticket, architecture in zip(tickets, architectures, strict=True):
             prefix = f"{ticket.definition.name}/" if len(tickets) > 1 else ""
@@ -285,7 +317,7 @@ class TrialRunner:
                 TrialTeacher(ticket, needs, labels=self._data.train.labels, calls=method.calls_teacher, device=self._device)
             )
         return Trainer(
-            new_student=lambda: build_student(trial.student, self._data),
+            new_student=self._new_student,
             method=method,
             data=self._data,
             views=self._environment.views,
@@ -301,10 +333,19 @@ class TrialRunner:
             workers=self._workers,
             micro_batch=micro_batch,
             images_on_device=self._images_on_device,
+            operators=self._chain,
         )
 
-    def _describe(self, model: str, options: Mapping[str, Any]) -> Architecture:
-        return blueprint(model, options, self._data.num_classes, self._data.input_shape).architecture
+    def _new_student(self) -> nn.Module:
+        """A student before training: with its teacher's weights if it is derived, and with its operators applied."""
+        student = self.trial.student
+        if student.derived_from is not None and self._source is None:
+            self._source = load_file(weights_here(self._environment.tickets[student.derived_from]))
+        converted = make_student(student, self._data, seed=self.trial.seed, source=self._source)
+        if self._chain and self._conversion is None:
+            # The trained one is the first; methods may make others.
+            self._conversion = dict(converted.history)
+        return converted.model
 
 
 def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> TrialRecord:

@@ -77,7 +77,7 @@ def _settings(trial: Trial) -> str:
 def count_confirm_trials(spec: SweepSpec, trials: Iterable[Trial]) -> int:
     """How many trials the confirm phase has at most: each winner and, where students are searched, a control for each."""
     searched = {
-        student.name for student in spec.students if any(isinstance(value, Prior) for value in student.options.values())
+        student.name for student in spec.students if any(isinstance(value, Prior) for value in student.settings.values())
     }
     pairs = {(trial.method, trial.student.name) for trial in trials}
     methods_of = Counter(student for _, student in pairs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse import methods
+from stillhouse.compress.students import chain_of, student_blueprint
 from stillhouse.data.datasets import ImageData
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size import ModelSize
@@ -21,16 +22,33 @@ _TRAINING_PASSES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStudent:
-    """A student that trials train, and how many of them do."""
+    """A student that trials train, and how many of them do.
+
+    Attributes:
+        compression: its operators, readable.
+        estimated: whether its size depends on weights that are not known yet.
+    """
 
     student: StudentChoice
     size: ModelSize
     trials: int
+    compression: str = ""
+    estimated: bool = False
+
+    @property
+    def changes(self) -> list[str]:
+        """Where the student's weights come from, and its operators; empty for a new model as it is."""
+        source = self.student.derived_from
+        return [*([f"from {source}"] if source else []), *([self.compression] if self.compression else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTeacher:
-    """A teacher, how many trials use it, and whether it must be trained if that was never done."""
+    """A teacher, how many trials use it, and whether it must be trained if that was never done.
+
+    Attributes:
+        derived: how many trials train a student that begins with its weights.
+    """
 
     name: str
     model: str
@@ -38,6 +56,11 @@ class PlannedTeacher:
     size: ModelSize
     trials: int
     trains: bool
+    derived: int = 0
+
+    @property
+    def is_needed(self) -> bool:
+        return self.trials > 0 or self.derived > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +99,28 @@ def planned_students(trials: Iterable[Trial], data: ImageData) -> tuple[PlannedS
         text = trial.student.variant
         choices.setdefault(text, trial.student)
         counts[text] += 1
-    return tuple(
-        PlannedStudent(
-            student=choice,
-            size=student_size(choice, data),
-            trials=counts[text],
-        )
-        for text, choice in choices.items()
+    return tuple(planned_student(choice, data, counts[text]) for text, choice in choices.items())
+
+
+def planned_student(choice: StudentChoice, data: ImageData, trials: int) -> PlannedStudent:
+    known = student_blueprint(choice, data.num_classes, data.input_shape)
+    return PlannedStudent(
+        student=choice,
+        size=known.size,
+        trials=trials,
+        compression=chain_of(choice).readable,
+        estimated=known.estimated,
     )
 
 
 def student_size(choice: StudentChoice, data: ImageData) -> ModelSize:
-    return blueprint(choice.model, choice.options, data.num_classes, data.input_shape).size
+    return student_blueprint(choice, data.num_classes, data.input_shape).size
 
 
 def planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) -> tuple[PlannedTeacher, ...]:
+    trials = list(trials)
     counts = Counter(name for trial in trials for name in trial.teachers)
+    derived = Counter(trial.student.derived_from for trial in trials)
     return tuple(
         PlannedTeacher(
             name=name,
@@ -100,6 +129,7 @@ def planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) 
             size=blueprint(teacher.model, teacher.options, data.num_classes, data.input_shape).size,
             trials=counts[name],
             trains=teacher.weights is None,
+            derived=derived[name],
         )
         for name, teacher in spec.teachers.items()
     )
@@ -118,7 +148,7 @@ def estimate_cost(
     seen = min(make_views(spec, data).count, epochs) * samples
     # How often trials call the teacher on generated inputs is known only after they ran.
     reading = Counter(name for trial in trials if not methods.find(trial.method).calls_teacher for name in trial.teachers)
-    used = [teacher for teacher in teachers if teacher.trials]
+    used = [teacher for teacher in teachers if teacher.is_needed]
     read = [teacher for teacher in teachers if reading[teacher.name]]
     return Cost(
         students=sum(_TRAINING_PASSES * planned.size.macs * planned.trials * samples * epochs for planned in students),

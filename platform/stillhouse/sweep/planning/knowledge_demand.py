@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillhouse.compress.students import sketch_student, student_blueprint
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import make_method
@@ -15,7 +16,7 @@ from stillhouse.distill.sources import is_named
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.blueprint import blueprint, sketch
+from stillhouse.models.blueprint import blueprint
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import KnowledgeSpec, SweepSpec
 from stillhouse.sweep.planning.method_fit import fit_method
@@ -50,7 +51,7 @@ def knowledge_demand(
         if not trial.teachers:
             continue
         seeds = range(trial.seed, trial.seed + spec.search.confirm_seeds + 1)
-        student = _describe(trial.student.model, trial.student.options, data)
+        student = student_blueprint(trial.student, data.num_classes, data.input_shape).architecture
         teachers = [_describe(spec.teachers[name].model, spec.teachers[name].options, data) for name in trial.teachers]
         fit = fit_method(make_method(trial.method, trial.hyperparameters), student, teachers)
         for name, teacher, knowledge in zip(trial.teachers, teachers, fit.knowledge, strict=True):
@@ -110,7 +111,7 @@ def _epochs_of(
     """By the method's name of a kind, the ranges [first, last) of epochs whose stages read it."""
 
     def new_student() -> nn.Module:
-        return sketch(trial.student.model, trial.student.options, data.num_classes, data.input_shape)
+        return sketch_student(trial.student, data.num_classes, data.input_shape)
 
     setup = Setup(
         teacher=teacher, student=student, new_student=new_student, num_samples=len(data.train.labels), epochs=trial.epochs

@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse import methods, tasks
+from stillhouse.compress.students import sketch_student
 from stillhouse.distill.ddp import split_problem, sync_batchnorm_problem
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
@@ -17,16 +17,15 @@ from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, describe_error
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.architecture import Architecture, UnknownLayer
-from stillhouse.models.blueprint import sketch
 from stillhouse.spec.combinations import Soundness
 from stillhouse.spec.hyperparameter import plain
-from stillhouse.spec.records import TEACHER_JOINT
+from stillhouse.spec.records import TEACHER_JOINT, StudentChoice
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.search.draws import Draw
 from stillhouse.tasks import Task
 from stillhouse.user_code import user_code
 
-Describe = Callable[[str, Mapping[str, Any]], Architecture]
+Describe = Callable[[StudentChoice], Architecture]
 
 NEEDS_TEACHER = "needs a teacher"
 _ASSUMED_SAMPLES = 1000
@@ -85,12 +84,13 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
     """The draw as its trial runs; None when it cannot run.
 
     Args:
-        describe: the architecture of a model with its options.
+        describe: the architecture of a network.
     """
     names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
     try:
-        student = describe(draw.student.model, draw.student.options)
-        teachers = [describe(spec.teachers[name].model, spec.teachers[name].options) for name in names]
+        student = describe(draw.student)
+        networks = [(name, spec.teachers[name]) for name in names]
+        teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options)) for name, each in networks]
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
             if not method.serves(tasks.find(spec.task).name) or method.recipe_problem(spec.training):
@@ -209,7 +209,7 @@ class DrawChecker:
         """
 
         def new_student() -> nn.Module:
-            return sketch(draw.student.model, draw.student.options, self._num_classes, student.input_shape)
+            return sketch_student(draw.student, self._num_classes, student.input_shape)
 
         setup = Setup(
             teacher=teacher,
@@ -228,7 +228,7 @@ class DrawChecker:
                 if stage.until is not None:
                     student.shape(stage.until)
         shaping = {name: value for name, value in draw.hyperparameters.items() if not isinstance(value, float)}
-        options = {name: value for name, value in draw.student.options.items() if not isinstance(value, float)}
+        options = {name: value for name, value in draw.student.settings.items() if not isinstance(value, float)}
         seen = canonical_json([draw.method, shaping, draw.student.name, options, draw.teacher])
         if seen not in self._modules_checked:
             self._modules_checked.add(seen)

@@ -13,6 +13,7 @@ from stillhouse.models.registry import unknown_options
 from stillhouse.models.weights import load_state
 from stillhouse.spec.schema import StudentSpec, TeacherSpec, TeacherTraining
 from stillhouse.sweep.planning.method_settings import prior_corners
+from stillhouse.sweep.planning.operator_check import check_operators, source_problem
 from stillhouse.sweep.planning.student_outputs import student_output_problem
 from stillhouse.sweep.planning.survey import Survey
 from stillhouse.tasks import Task
@@ -66,11 +67,30 @@ class ModelChecker:
                 self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
         return sound
 
-    def check_student(self, key: str, student: StudentSpec) -> bool:
-        """Whether the student can be built and returns what the task's losses expect."""
-        return self._check_model(key, student.model, student.options) and self._check_outputs(
+    def check_student(
+        self, key: str, student: StudentSpec, teachers: Mapping[str, TeacherSpec], *, fixed: bool
+    ) -> StudentSpec | None:
+        """The student with every option of its operators; None if it cannot be built or its outputs are not the task's.
+
+        Args:
+            teachers: those that can be built.
+            fixed: whether options that the spec does not name have their defaults.
+        """
+        if student.source is not None:
+            # What is wrong with a teacher is reported there.
+            if student.source not in teachers:
+                return None
+            if problem := source_problem(student, key, teachers[student.source], self._data):
+                self._survey.problems.append(problem)
+                return None
+        elif not self._check_model(key, student.model, student.options) or not self._check_outputs(
             key, student.model, student.options
-        )
+        ):
+            return None
+        found = check_operators(student, key, self._facts, fixed=fixed)
+        self._survey.problems += found.problems
+        self._survey.note(*(f"{key} ({student.name}): {note}" for note in found.notes))
+        return None if found.problems else found.student
 
     def _check_model(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
         """Whether the model can be built at every end of the options' priors."""

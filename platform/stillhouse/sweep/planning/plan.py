@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from stillhouse.compress.students import student_blueprint
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.description import training_notes
 from stillhouse.errors import Problem, SpecError
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size import ModelSize
 from stillhouse.models.size_limits import known_sizes, over_limit
 from stillhouse.spec.metric import Metric
@@ -23,6 +23,7 @@ from stillhouse.sweep.planning.cost import (
     PlannedTeacher,
     estimate_cost,
     expected_trials,
+    planned_student,
     planned_students,
     planned_teachers,
     student_size,
@@ -126,7 +127,13 @@ class Plan:
             "confirm_trials": self.confirm_trials,
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "students": [
-                {**planned.student.model_dump(mode="json"), **asdict(planned.size), "trials": planned.trials}
+                {
+                    **planned.student.model_dump(mode="json"),
+                    **asdict(planned.size),
+                    "trials": planned.trials,
+                    "compression": planned.compression,
+                    "estimated": planned.estimated,
+                }
                 for planned in self.students
             ],
             "teachers": [
@@ -137,6 +144,7 @@ class Plan:
                     **asdict(teacher.size),
                     "trials": teacher.trials,
                     "trains": teacher.trains,
+                    "derived": teacher.derived,
                 }
                 for teacher in self.teachers
             ],
@@ -240,11 +248,7 @@ def _further_students(search: AdaptiveSearch | None, expected: Iterable[Trial], 
         return []
     known = {trial.student.variant for trial in expected}
     pool = {choice.variant: choice for study in search.studies for choice in study.students}
-    return [
-        PlannedStudent(student=choice, size=student_size(choice, data), trials=0)
-        for variant, choice in pool.items()
-        if variant not in known
-    ]
+    return [planned_student(choice, data, 0) for variant, choice in pool.items() if variant not in known]
 
 
 def _interleaved(trials: Iterable[Trial], spec: SweepSpec) -> list[Trial]:
@@ -269,8 +273,8 @@ def _excess(spec: SweepSpec, choice: StudentChoice, data: ImageData) -> str | No
 def _adaptive_search(
     spec: SweepSpec, draws: Iterable[Draw], samples: Iterable[Trial], keys: TrialKeys, data: ImageData
 ) -> AdaptiveSearch:
-    def describe(model: str, options: Mapping[str, Any]) -> Architecture:
-        return blueprint(model, options, data.num_classes, data.input_shape).architecture
+    def describe(student: StudentChoice) -> Architecture:
+        return student_blueprint(student, data.num_classes, data.input_shape).architecture
 
     def make_trial(draw: Draw) -> Trial | None:
         settled = settle(draw, spec, describe)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import methods, tasks
+from stillhouse.compress.students import student_blueprint
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UsageError, describe_error
@@ -122,11 +123,12 @@ class _Surveyor:
         sized = self._data if self._sound("trial_resources", "training") else None
         self._survey.problems += [] if sized is None else last_batch_problems(self._spec, len(sized.train))
         teachers = {name: spec for name, spec in self._spec.teachers.items() if models.check_teacher(name, spec)}
-        students = [
-            student
+        fixed = self._spec.search.algorithm == "grid"
+        checked = [
+            models.check_student(f"students[{place}]", student, teachers, fixed=fixed)
             for place, student in zip(self._student_places, self._spec.students, strict=True)
-            if models.check_student(f"students[{place}]", student)
         ]
+        students = [student for student in checked if student is not None]
         self._survey.problems += [] if sized is None else lone_sample_problems(self._spec, students, teachers, sized)
         resolved_methods = resolve_methods(self._spec, self._sound, self._task)
         self._survey.problems += resolved_methods.problems
@@ -134,7 +136,11 @@ class _Surveyor:
         settings = resolved_methods.settings
         known = self._num_classes is not None and self._input_shape is not None
         # Which of all methods fit is only known with the shape of the images.
-        resolved = self._spec.model_copy(update={"methods": settings if known or self._names_methods else None})
+        by_name = {student.name: student for student in students}
+        spelled_out = tuple(by_name.get(student.name, student) for student in self._spec.students)
+        resolved = self._spec.model_copy(
+            update={"methods": settings if known or self._names_methods else None, "students": spelled_out}
+        )
         # Without the unsound parts, so that a bad student does not hide a method's problem with another one.
         partial = resolved.model_copy(update={"methods": settings, "students": tuple(students), "teachers": teachers})
         if self._check_grid(partial) and self._num_classes is not None and self._input_shape is not None:
@@ -245,7 +251,7 @@ class _Surveyor:
         searched = [
             (f"students[{self._places[student.name]}].{option}", setting)
             for student in spec.students
-            for option, setting in student.options.items()
+            for option, setting in student.settings.items()
         ]
         searched += [
             (f"methods.{name}.{key}", setting)
@@ -278,11 +284,11 @@ class _Surveyor:
             if draw.method in unmet:
                 continue
             try:
-                student = blueprint(draw.student.model, draw.student.options, num_classes, input_shape).architecture
+                student = student_blueprint(draw.student, num_classes, input_shape).architecture
             except Exception as error:
                 place = self._places[draw.student.name]
                 self._survey.add(
-                    f"students[{place}]", f"cannot be built with {show(draw.student.options)}: {describe_error(error)}"
+                    f"students[{place}]", f"cannot be built with {show(draw.student.settings)}: {describe_error(error)}"
                 )
                 continue
             names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
@@ -327,6 +333,7 @@ class _Surveyor:
                 "teachers: some are never tried"
             )
         used = {name for draw in self._survey.draws for name in (draw.teacher or "").split(TEACHER_JOINT)}
+        used |= {student.source for student in spec.students if student.source is not None}
         for name in spec.teachers:
             if self._survey.draws and name not in used and not self._survey.problems:
                 self._survey.note(f"no trial needs teacher {name}")

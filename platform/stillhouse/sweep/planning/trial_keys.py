@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stillhouse import methods, tasks
+from stillhouse import compress, methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.durable import bytes_hash, content_hash
@@ -45,7 +45,7 @@ class TrialKeys:
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher, data) for name, teacher in spec.teachers.items()}
         self._methods = frozenset(spec.methods or ())
-        self._own_code: dict[tuple[tuple[str, ...], str, str | None], str] = {}
+        self._own_code: dict[tuple[tuple[str, ...], tuple[str, ...], str | None], str] = {}
         self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
 
     def own_code(self, method: str, hyperparameters: Mapping[str, Any], student: StudentChoice, teacher: str | None) -> str:
@@ -54,27 +54,43 @@ class TrialKeys:
         Empty if all of it is shipped and is as in the first release.
         """
         run = (method, *methods.find(method).other_methods(hyperparameters))
-        combination = run, student.model, teacher
+        operators = tuple(name for entry in student.compress for name in entry)
+        combination = run, (student.model, *operators), teacher
         if combination not in self._own_code:
             models = [student.model, *(self._teacher_models[name] for name in (teacher or "").split(TEACHER_JOINT) if name)]
             versions = [*map(methods.version_in_key, run), *map(named_version, models)]
             if self._task is not None:
                 versions.append(tasks.own_version(self._task))
+            versions += map(compress.version_in_key, operators)
             self._own_code[combination] = content_hash(versions, digits=KEY_DIGITS) if any(versions) else ""
         return self._own_code[combination]
 
+    def _student_identity(self, student: StudentChoice) -> dict[str, Any]:
+        """Of a student without operators and origin, the identity of its model, as in the first release."""
+        identity = _model_identity(student.model, student.options)
+        if student.compress:
+            identity["compress"] = student.compress
+        if student.derived_from is not None:
+            identity["from"] = self._teachers[student.derived_from]
+        return identity
+
     def is_of_other_code(self, trial: Trial) -> bool:
         """Whether user-defined code or the method's revision has changed since the trial was made."""
-        if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
+        if not self._knows(trial):
             return False
         return trial.own_code != self.own_code(trial.method, trial.hyperparameters, trial.student, trial.teacher)
+
+    def _knows(self, trial: Trial) -> bool:
+        """Whether the spec still names the trial's method and its teachers, that of its student's weights included."""
+        needed = {*trial.teachers, *([trial.student.derived_from] if trial.student.derived_from else [])}
+        return trial.method in self._methods and self._teacher_models.keys() >= needed
 
     def stands_for(self, trial: Trial) -> bool:
         """Whether the trial has the key that its settings give now: not if data, code or a teacher's file have changed since.
 
         True for a trial of a method or a teacher that the spec no longer names.
         """
-        if trial.method not in self._methods or not self._teacher_models.keys() >= {*trial.teachers}:
+        if not self._knows(trial):
             return True
         draw = Draw(trial.method, trial.student, trial.teacher, trial.hyperparameters)
         return self.make_trial(draw, seed=trial.seed, epochs=trial.epochs, phase=trial.phase).key == trial.key
@@ -83,7 +99,7 @@ class TrialKeys:
         """The trial with its key."""
         identity: dict[str, Any] = {
             **self._common,
-            "student": _model_identity(draw.student.model, draw.student.options),
+            "student": self._student_identity(draw.student),
             "method": draw.method,
             "hyperparameters": dict(draw.hyperparameters),
             "seed": seed,

@@ -8,7 +8,8 @@ from typing import Any
 from ray import cloudpickle
 
 from stillhouse.data.datasets import ImageData
-from stillhouse.durable import canonical_json
+from stillhouse.spec.records import StudentChoice
+from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan
@@ -80,11 +81,11 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     """
     spec = plan.spec
     chosen = _spread(plan.students)
-    students = {_key(planned.student.model, planned.student.options): planned for planned in plan.students}
+    students = {student_key(planned.student): planned for planned in plan.students}
     measure = measure_on_cluster(spec, data) if remote else measure_here(spec, data)
-    jobs = [Job(planned.student.model, planned.student.options) for planned in chosen]
+    jobs = [Job(planned.student) for planned in chosen]
     where, speeds = measure(jobs, spec.training, one_worker(spec.trial_resources))
-    of_student = dict(zip((_key(job.model, job.options) for job in jobs), speeds, strict=True))
+    of_student = dict(zip((student_key(job.network) for job in jobs), speeds, strict=True))
     for key, planned in students.items():
         of_student.setdefault(key, _scaled(planned, chosen, of_student, on_gpu=spec.trial_resources.gpu > 0))
 
@@ -103,20 +104,22 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     taught = Counter(name for trial in plan.representative_trials for name in trial.teachers)
     shared_s = training_s = inside_s = 0.0
     for teacher in plan.teachers:
-        if not teacher.trials:
+        if not teacher.is_needed:
             continue
         recipe = spec.teachers[teacher.name]
         needed = list(demand.get(teacher.name, {}).values())
-        job = Job(teacher.model, teacher.options, cloudpickle.dumps([each.kind for each in needed]))
+        network = StudentChoice(name=teacher.name, model=teacher.model, options=dict(teacher.options))
+        job = Job(network, cloudpickle.dumps([each.kind for each in needed]) if needed else b"")
         _, (speed,) = measure([job], recipe.train, recipe.resources)
         seen = min(views.count, epochs) * samples
         training = recipe.train.epochs * (samples * speed.train + validation * speed.forward) if teacher.trains else 0.0
         # Inline, a trial pays for a backward pass only if it needs input gradients, and almost nothing for its reductions.
         back = min(1.0, sum(each.trials for each in needed if each.kind.of_input) / max(1, taught[teacher.name]))
-        shared_s += seen * speed.teach
+        passes_s = (seen if teacher.trials else 0) * speed.teach
+        shared_s += passes_s
         inside_s += scale * teacher.trials * samples * epochs * (speed.forward + back * max(0.0, speed.teach - speed.forward))
         training_s += training
-        gpu_s += (training + seen * speed.teach) * recipe.resources.gpu
+        gpu_s += (training + passes_s) * recipe.resources.gpu
     mean_s = trials_s / plan.num_trials if plan.num_trials else 0.0
     return Estimate(
         where=where,
@@ -148,14 +151,10 @@ def _scaled(planned: PlannedStudent, measured: Sequence[PlannedStudent], speeds:
     """
     same = [each for each in measured if each.student.model == planned.student.model] or measured
     nearest = min(same, key=lambda each: abs(each.size.macs - planned.size.macs))
-    speed = speeds[_key(nearest.student.model, nearest.student.options)]
+    speed = speeds[student_key(nearest.student)]
     ratio = planned.size.macs / nearest.size.macs if nearest.size.macs else 1.0
     ratio = max(1.0, ratio) if on_gpu else ratio
     return Speed(train=ratio * speed.train, forward=ratio * speed.forward)
-
-
-def _key(model: str, options: Mapping[str, Any]) -> str:
-    return f"{model} {canonical_json(dict(options))}"
 
 
 def _hours(hours: float) -> str:

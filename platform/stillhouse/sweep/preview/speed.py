@@ -1,7 +1,7 @@
 """Measures how fast networks train and teach: about a second for each, here or on the cluster that will run them."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from ray import cloudpickle
 from torch import nn
 
 from stillhouse import tasks
+from stillhouse.compress.students import chain_of, fresh_student
 from stillhouse.data.datasets import ImageData, Split
 from stillhouse.data.views import Views
 from stillhouse.distill.evaluation import evaluate as evaluate_model
@@ -18,7 +19,7 @@ from stillhouse.distill.method import Method
 from stillhouse.distill.sources import compute_knowledge, layers_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.models.features import FeatureReader
-from stillhouse.models.registry import build_model
+from stillhouse.spec.records import StudentChoice
 from stillhouse.spec.schema import Resources, SweepSpec, TrialResources
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import ray_options
@@ -48,8 +49,7 @@ class Speed:
 class Job(NamedTuple):
     """A network to measure, and the kinds of knowledge that it computes as a teacher, pickled."""
 
-    model: str
-    options: Mapping[str, Any]
+    network: StudentChoice
     knowledge: bytes = b""
 
 
@@ -102,15 +102,16 @@ def measure_speeds(
 def _speed(job: Job, data: ImageData, training: Training, policy: tuple[Any, ...], device: str) -> Speed:
     epochs = 10_000
     trainer = Trainer(
-        new_student=lambda: build_model(job.model, num_classes=data.num_classes, input_shape=data.input_shape, **job.options),
+        new_student=lambda: fresh_student(job.network, data.num_classes, data.input_shape),
         method=Method(),
         data=data,
         views=Views(policy, epochs if policy else 1, data.input_shape, len(data.train.labels), 0),
         # Almost no learning: training must not reach a loss that is not finite.
         training=training.model_copy(update={"learning_rate": 1e-12, "warmup_epochs": 0.0, "compile": False}),
         epochs=epochs,
-        student_name=job.model,
+        student_name=job.network.model,
         device=device,
+        operators=chain_of(job.network),
     )
 
     def evaluate() -> None:

@@ -15,7 +15,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(Text(plan.spec.name, style="bold") + Text(f": {plan.num_trials} trials{_confirm(plan)}"), soft_wrap=True)
     students = _table("student", "options", "parameters", "MACs", "bytes", "trials")
     for planned in plan.students:
-        options = ", ".join(f"{name}={value}" for name, value in planned.student.options.items())
+        options = ", ".join([*(f"{name}={value}" for name, value in planned.student.options.items()), *planned.changes])
         size = planned.size
         cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(planned.trials))
         students.add_row(planned.student.name, options, *cells)

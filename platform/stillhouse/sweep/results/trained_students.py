@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from stillhouse import methods
+from stillhouse.compress.storage import unpacked_state
+from stillhouse.compress.students import chain_of, rebuilt_student
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.method import Setup
@@ -19,7 +21,6 @@ from stillhouse.models.weights import load_state, state_hash
 from stillhouse.spec.load import validate_stored
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec, find_code_in
-from stillhouse.sweep.execution.students import build_student
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep_data import load_sweep_data
@@ -103,12 +104,16 @@ def load_student(sweep_home: SweepHome, spec: SweepSpec, record: TrialRecord, da
         raise UsageError(f"{path} cannot be read ({error}); {redo}") from error
     if state_hash(state) != record.weights_hash:
         raise UsageError(f"{path} is damaged: its content is not what trial {record.trial.key} stored; {redo}")
+    facts = data.num_classes, data.input_shape
     with torch.random.fork_rng(devices=[]):
-        student = build_student(record.trial.student, data)
-        if set(state) != set(student.state_dict()):
-            student = _whole_classifier(spec, record, data, student)
-    load_state(student, state, source=str(path))
-    return student.eval().requires_grad_(requires_grad=False)
+        student = classifier = rebuilt_student(record.trial.student, record.conversion, *facts)
+        chain = chain_of(record.trial.student)
+        restored = unpacked_state(chain, record.conversion, student, classifier, state)
+        if set(restored) != set(student.state_dict()):
+            classifier = _whole_classifier(spec, record, data, student)
+            restored = unpacked_state(chain, record.conversion, student, classifier, state)
+    load_state(classifier, restored, source=str(path))
+    return classifier.eval().requires_grad_(requires_grad=False)
 
 
 def _best(results: Results) -> TrialRecord:
@@ -131,7 +136,7 @@ def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, stu
     setup = Setup(
         teacher=architectures[0] if architectures else None,
         student=describe(student, name=trial.student.name, input_shape=shape),
-        new_student=lambda: build_student(trial.student, data),
+        new_student=lambda: rebuilt_student(trial.student, record.conversion, data.num_classes, data.input_shape),
         num_samples=len(data.train),
         epochs=trial.epochs,
     )

@@ -80,14 +80,12 @@ def student_variants(spec: SweepSpec, student: StudentSpec) -> list[StudentChoic
     All of them if the priors can be listed and give few, else the first draws of a random search. They do not depend on the
     number of trials.
     """
-    if all(map(enumerable, student.options.values())):
-        size = math.prod(len(_values(option)) for option in student.options.values())
+    if all(map(enumerable, student.settings.values())):
+        size = math.prod(len(_values(option)) for option in student.settings.values())
         if size <= _MAX_VARIANTS:
-            return [
-                StudentChoice(name=student.name, model=student.model, options=options) for options in _product(student.options)
-            ]
+            return [student.choose(values) for values in _product(student.settings)]
     drawn = _student_column(spec, student, max(_DRAWN_VARIANTS, spec.search.startup_trials))
-    return list({repr(choice.options): choice for choice in drawn}.values())
+    return list({choice.variant: choice for choice in drawn}.values())
 
 
 def random_draws(spec: SweepSpec, method: str, student: StudentSpec, count: int) -> list[Draw]:
@@ -130,17 +128,14 @@ def draws_at_least(spec: SweepSpec) -> int:
     if spec.search.algorithm != "grid":
         return spec.search.trials_per_method * max(1, len(named))
     listed = {name: {key: value for key, value in settings.items() if enumerable(value)} for name, settings in named.items()}
-    students = tuple(
-        student.model_copy(update={"options": {key: value for key, value in student.options.items() if enumerable(value)}})
-        for student in spec.students
-    )
+    students = tuple(student.only(enumerable) for student in spec.students)
     # Teachers multiply only the trials of the methods that need one.
     return grid_size(spec.model_copy(update={"methods": listed or {"": {}}, "students": students, "teachers": {}}))
 
 
 def grid_size(spec: SweepSpec) -> int:
     """The number of combinations of a grid, duplicates included."""
-    students = sum(math.prod(len(_values(option)) for option in student.options.values()) for student in spec.students)
+    students = sum(math.prod(len(_values(option)) for option in student.settings.values()) for student in spec.students)
     settings = sum(math.prod(len(_values(value)) for value in settings.values()) for settings in (spec.methods or {}).values())
     return students * settings * max(1, len(spec.teachers))
 
@@ -165,8 +160,8 @@ def _grid(spec: SweepSpec) -> Iterator[Draw]:
             first = None
             if spec.search.start == DEFAULTS:
                 yield (first := Draw(method, first_student(student), teachers[0], first_settings(method, settings)))
-            for options in _product(student.options):
-                choice = StudentChoice(name=student.name, model=student.model, options=options)
+            for values in _product(student.settings):
+                choice = student.choose(values)
                 for teacher in teachers:
                     for hyperparameters in _product(settings):
                         if (draw := Draw(method, choice, teacher, hyperparameters)) != first:
@@ -186,9 +181,8 @@ def _values(setting: Any) -> Sequence[Any]:
 
 def _student_column(spec: SweepSpec, student: StudentSpec, count: int) -> list[StudentChoice]:
     first = [first_student(student)] if spec.search.start == DEFAULTS else []
-    rows = _rows(student.options, count - len(first), "student", spec.search.seed, student.name)
-    drawn = [StudentChoice(name=student.name, model=student.model, options=options) for options in rows]
-    return [*first, *drawn][:count]
+    rows = _rows(student.settings, count - len(first), "student", spec.search.seed, student.name)
+    return [*first, *map(student.choose, rows)][:count]
 
 
 def _setting_column(

@@ -26,5 +26,4 @@ def first_settings(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_student(student: StudentSpec) -> StudentChoice:
     """The student of the first trial, each searched option in the middle of its prior."""
-    options = {name: middle(option) if isinstance(option, Prior) else option for name, option in student.options.items()}
-    return StudentChoice(name=student.name, model=student.model, options=options)
+    return student.choose({name: middle(each) if isinstance(each, Prior) else each for name, each in student.settings.items()})

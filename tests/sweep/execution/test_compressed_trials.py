@@ -1,0 +1,173 @@
+"""Trials of students with operators, in this process: what they begin with, what they store, and how that is loaded again."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from stillhouse.compress.storage import unpacked_state
+from stillhouse.compress.students import chain_of, rebuilt_student
+from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.views import Views
+from stillhouse.distill.evaluation import evaluate
+from stillhouse.home_access.home_address import HomeAddress
+from stillhouse.knowledge import feature, logits
+from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.models.weights import state_bytes
+from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
+from stillhouse.spec.training import Training
+from stillhouse.sweep.execution.students import make_student
+from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
+from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.teachers.service import TeacherService
+from stillhouse.teachers.ticket import TeacherTicket
+
+MakeTrial = Callable[..., Trial]
+PRUNED = {"prune": {"ratio": 0.5, "importance": "taylor"}}
+SPARSE = {"prune": {"ratio": 0.75, "pattern": "unstructured"}}
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_dataset("digits", options={"limit": 200}, validation=40)
+
+
+@pytest.fixture(scope="module")
+def views(digits: ImageData) -> Views:
+    return Views(("crop",), 2, digits.input_shape, len(digits.train))
+
+
+@pytest.fixture(scope="module")
+def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: Views) -> TeacherTicket:
+    """A teacher whose logits are sealed in all views, so that no actor is called."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "knowledge").mkdir()
+    definition = TeacherDefinition(name="big", model="resnet8", epochs=2, num_classes=10, input_shape=(1, 8, 8))
+    teacher = TeacherLibrary(home / "teachers").obtain(definition, digits, views)
+    service = TeacherService(teacher, digits, views, KnowledgeStore(home / "knowledge"))
+    for view in range(views.count):
+        service.fill(view, [logits()])
+    return TeacherTicket(
+        definition=definition,
+        weights_path=str(teacher.path),
+        weights_hash=teacher.weights_hash,
+        base=service.base,
+        home=HomeAddress(path=str(home)),
+        actor="never-asked",
+        modes={logits().id: "cached", feature("pool").id: "inline"},
+    )
+
+
+@pytest.fixture
+def environment(tmp_path: Path, views: Views, ticket: TeacherTicket) -> TrialEnvironment:
+    return TrialEnvironment(
+        folder=str(tmp_path / "sweep"),
+        views=views,
+        training=Training(batch_size=40),
+        tickets={"big": ticket},
+        teachers={"big": TeacherScore(parameters=78_000, test_value=0.5, identity="that network")},
+        checkpoint_interval_s=0.0,
+    )
+
+
+def derived(*operators: dict[str, Any]) -> StudentChoice:
+    return StudentChoice(name="derived", model="resnet8", compress=list(operators), derived_from="big")
+
+
+def stored(record: TrialRecord, environment: TrialEnvironment) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(environment.folder) / str(record.weights))
+
+
+@pytest.mark.parametrize("operators", [(PRUNED,), (SPARSE,), (PRUNED, SPARSE)], ids=["pruned", "sparse", "both"])
+def test_a_stored_student_is_built_again_from_its_record_and_judged_alike(
+    operators: tuple[dict[str, Any], ...], environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    record = run_to_end(make_trial(student=derived(*operators), method="kd", teacher="big"), environment, digits)
+    assert record.status == "finished", record.reason
+    record = TrialRecord.model_validate_json(record.model_dump_json())
+    student, tensors = rebuilt_student(record.trial.student, record.conversion, 10, (1, 8, 8)), stored(record, environment)
+    student.load_state_dict(
+        unpacked_state(chain_of(record.trial.student), record.conversion, student, student, tensors), strict=True
+    )
+    assert evaluate(student, digits, digits.test, "cpu") == record.metrics["test_accuracy"]
+    assert evaluate(student, digits, digits.validation, "cpu") == record.metrics["validation_accuracy"]
+    # Without its metadata, the file has the length that is reported.
+    content = (Path(environment.folder) / str(record.weights)).read_bytes()
+    with safetensors.safe_open(Path(environment.folder) / str(record.weights), framework="pt") as file:
+        assert file.metadata() == {"trial": record.trial.key, "model": "resnet8"}
+    assert record.metrics["size_bytes"] == state_bytes(tensors) <= len(content) <= state_bytes(tensors) + 200
+    nonzero = sum(int(weight.count_nonzero()) for weight in student.parameters())
+    assert record.metrics["nonzero_parameters"] == nonzero <= record.metrics["parameters"]
+    assert (record.metrics["weight_bits"], record.metrics["activation_bits"]) == (32, 32)
+    assert record.basis.source == "that network"
+
+
+def test_zeros_stay_zero_and_make_the_file_smaller(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    plain = run_to_end(make_trial("plain", student=derived()), environment, digits)
+    sparse = run_to_end(make_trial("sparse", student=derived(SPARSE)), environment, digits)
+    assert sparse.metrics["parameters"] == plain.metrics["parameters"]
+    assert sparse.metrics["macs"] == plain.metrics["macs"]
+    # 1/32 for the bits and 1/4 of the values; shortcuts, batch normalisation and the last layer stay as they are.
+    assert 0.28 < sparse.metrics["size_bytes"] / plain.metrics["size_bytes"] < 0.35
+    assert 0.25 < sparse.metrics["nonzero_parameters"] / plain.metrics["parameters"] < 0.3
+    assert "nonzero_parameters" not in plain.metrics
+
+
+def test_a_derived_student_begins_with_what_its_teacher_learned(
+    environment: TrialEnvironment, digits: ImageData, ticket: TeacherTicket
+) -> None:
+    source = safetensors.torch.load_file(ticket.weights_path)
+    taken = make_student(derived(), digits, seed=3, source=source).model.state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in source.items())
+    # Ten epochs would be a test of the optimiser; the untrained student shows what it took over.
+    student = make_student(derived(), digits, seed=3, source=source).model
+    fresh = make_student(StudentChoice(name="fresh", model="resnet8"), digits, seed=3, source=None).model
+    assert evaluate(student, digits, digits.train, "cpu") > evaluate(fresh, digits, digits.train, "cpu")
+
+
+@pytest.mark.parametrize("method", ["scratch", "mutual_learning", "simkd", "born_again"])
+def test_methods_that_make_more_students_or_replace_layers_store_what_is_judged(
+    method: str, environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    teacher = "big" if method in ("simkd", "born_again") else None
+    trial = make_trial(student=derived(SPARSE), method=method, teacher=teacher, epochs=3)
+    record = run_to_end(trial, environment, digits)
+    assert record.status == "finished", record.reason
+    tensors = stored(record, environment)
+    assert record.metrics["size_bytes"] == state_bytes(tensors)
+    assert any(name.endswith(".nonzero") for name in tensors)
+    helpers = [name for name in tensors if name.startswith("helpers/")]
+    assert bool(helpers) is (method == "simkd"), "only there the classifier has more than the student"
+
+
+def test_an_interrupted_trial_ends_with_the_same_bits(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    trial = make_trial("straight", student=derived(PRUNED, SPARSE), epochs=3)
+    straight = run_to_end(trial, environment, digits)
+    for _ in range(3):
+        runner = TrialRunner(trial.model_copy(update={"key": "resumed"}), environment, digits)
+        runner.run_epoch()
+        runner.save()
+    resumed = TrialRunner(trial.model_copy(update={"key": "resumed"}), environment, digits).finish()
+    assert resumed.weights_hash == straight.weights_hash
+    assert resumed.conversion == straight.conversion
+    assert resumed.metrics["validation_accuracy"] == straight.metrics["validation_accuracy"]
+
+
+def test_a_teacher_whose_weights_are_gone_is_a_failure_of_the_infrastructure(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, ticket: TeacherTicket
+) -> None:
+    from stillhouse.errors import InfrastructureError
+
+    lost = dataclasses.replace(ticket, weights_hash="another")
+    with pytest.raises(InfrastructureError, match="no longer holds the weights that teacher 'big' was loaded from"):
+        TrialRunner(make_trial(student=derived(PRUNED)), dataclasses.replace(environment, tickets={"big": lost}), digits)
