@@ -51,8 +51,9 @@ def _check(name: str, settings: Settings) -> dict[str, Any]:
     from stillhouse.testing import CHECKS, MethodTrial
 
     started = time.perf_counter()
-    shortest = _epochs(methods.find(name)(), settings)
-    trial = MethodTrial(methods.find(name)(), epochs=shortest, device=settings.device)
+    method = methods.find(name).shortened()
+    shortest = _epochs(method, settings)
+    trial = MethodTrial(method, epochs=shortest, device=settings.device)
     found: dict[str, Any] = {"name": name, "passed": 0, "skipped": 0, "problems": [], "syncs": 0.0}
     chosen = settings.size(list(CHECKS), list(CHECKS)[-4:])
     for check in chosen:

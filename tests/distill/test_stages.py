@@ -1,12 +1,17 @@
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from stillhouse.distill.method import Method, MethodError, Setup, Stage
+from stillhouse.distill.method import Method, MethodError, Setup, Stage, Step, Update
 from stillhouse.distill.stages import epochs_of_first_stage, generations, training_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.spec.training import Training
+from stillhouse.testing import MethodTrial
+from stillhouse.testing.method_trial import TRAINING
 
 
 @pytest.mark.parametrize(
@@ -93,3 +98,43 @@ def test_a_stage_bounds_the_gradients_of_its_epochs_as_the_trial_would(make_trai
 def test_a_rate_and_a_bound_of_a_stage_must_be_positive(make_trainer: Callable[..., Trainer], method: Method) -> None:
     with pytest.raises(ValueError, match="need a rate_factor and a gradient_clip above 0"):
         make_trainer(method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(Method):
+    """Notes each step, on nothing but its random numbers."""
+
+    steps_per_epoch: int | None = 5
+    data_free: bool = True
+
+    def stages(self, setup: Setup) -> Sequence[Stage]:
+        return (Stage(epochs=setup.epochs, data_free=self.data_free, steps_per_epoch=self.steps_per_epoch),)
+
+    def step(self, step: Step, update: Update) -> dict[str, Tensor]:
+        weight = next(step.student.parameters())
+        NOTED.append((step.epoch, step.progress, step.seed, len(step.indices)))
+        update.minimise(weight.square().sum(), "student")
+        return {"nothing": weight.sum()}
+
+
+NOTED: list[tuple[int, float, int, int]] = []
+
+
+@pytest.mark.parametrize("steps", [1, 5, 40])
+def test_a_stage_without_data_has_as_many_steps_as_it_names(steps: int) -> None:
+    NOTED.clear()
+    trainer = MethodTrial(Generated(steps_per_epoch=steps), epochs=2).trainer()
+    trainer.fit()
+    assert [epoch for epoch, *_ in NOTED] == [0] * steps + [1] * steps
+    assert [progress for _, progress, *_ in NOTED] == [number / (2 * steps) for number in range(2 * steps)]
+    assert len({seed for _, _, seed, _ in NOTED}) == 2 * steps
+    assert {size for *_, size in NOTED} == {TRAINING.batch_size}
+    # The rate is that of the last step: a cosine over all of them.
+    expected = 0.01 * (1 + math.cos(math.pi * (2 * steps - 1) / (2 * steps))) / 2
+    assert trainer.curve[-1]["learning_rate"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("settings", [{"data_free": False}, {"steps_per_epoch": 0}])
+def test_steps_of_its_own_are_refused_for_a_stage_with_data_and_must_be_at_least_one(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="steps_per_epoch only if it is data_free, and then at least 1"):
+        MethodTrial(Generated(**settings), epochs=2).trainer()

@@ -26,7 +26,8 @@ SPEC = {
 
 def test_every_method_finishes_in_a_sweep_with_one_pass_of_the_teacher_per_view(tmp_path: Path) -> None:
     names = [name for name in methods.names() if methods.find(name).__module__.startswith(methods.__name__)]
-    results = Sweep(validate({**SPEC, "methods": names}), home=tmp_path).run()
+    chosen = {name: dict(methods.find(name).brief) or "defaults" for name in names}
+    results = Sweep(validate({**SPEC, "methods": chosen}), home=tmp_path).run()
     assert {record.trial.method: record.reason for record in results.records if record.status != "finished"} == {}
     assert {record.trial.method for record in results.records} == set(names)
     assert results.forwarded == {"big": 2 * 200}

@@ -23,7 +23,9 @@ SPEC: dict[str, Any] = {
     "dataset": {"name": "digits", "validation": 100, "options": {"limit": 420, "limit_test": 100}},
     "teachers": {"big": {"model": "lenet", "train": {"epochs": 2}}},
     "students": [{"model": "lenet", "width": 0.5}],
-    "methods": {"data_free_adversarial": {"student_steps": 1, "generator_channels": 8}},
+    "methods": {
+        "data_free_adversarial": {"student_steps": 1, "generator_channels": 8, "generated_batch": 32, "generator_steps": 30}
+    },
     "search": {"algorithm": "grid", "max_epochs": 3, "scheduler": "none", "confirm_seeds": 0},
     "training": {"batch_size": 32, "optimizer": "sgd", "learning_rate": 0.001, "momentum": 0.0},
     "max_concurrent_trials": 1,
@@ -89,8 +91,8 @@ def test_a_student_is_the_same_whether_its_teacher_is_inline_or_served_by_an_act
     for name, weights in one.items():
         torch.testing.assert_close(weights, other[name], rtol=1e-4, atol=1e-5)
     (record,) = [record for record in served.records if record.trial.method == "data_free_adversarial"]
-    # 320 samples, one step of the student and one of the generator, three epochs.
-    assert record.teaching["samples_called"] == 2 * 320 * 3
+    # 30 steps of the student and of the generator, 32 images each.
+    assert record.teaching["samples_called"] == 2 * 30 * 32
     assert record.teaching["way"] == "served"
-    # 10 batches of an epoch take two forward calls and a backward call each; a call that the kill hits is repeated.
+    # The 10 steps of an epoch take two forward calls and a backward call each; a call that the kill hits is repeated.
     assert record.teaching["remote_calls"] >= 3 * 10 * 3

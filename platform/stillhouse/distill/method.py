@@ -85,6 +85,7 @@ class Stage:
             stage otherwise.
         data_free: whether the method generates all inputs. The student then sees no image of the data set: `step.images`,
             `labels`, `targets` and `outputs` are empty, and only `indices` has the size of the batch.
+        steps_per_epoch: how many steps an epoch of a stage that is `data_free` has. None: as many as an epoch of the data set.
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
         rate_factor: what the trial's learning rate is multiplied by, for a loss whose paper trains at another rate.
         gradient_clip: the largest norm of the gradients, for a loss that needs a bound; a smaller one of the trial comes first.
@@ -95,6 +96,7 @@ class Stage:
     until: str | None = None
     comparable: bool = True
     data_free: bool = False
+    steps_per_epoch: int | None = None
     knowledge: tuple[str, ...] | None = None
     rate_factor: float = 1.0
     gradient_clip: float | None = None
@@ -385,6 +387,14 @@ class Method(Configured):
     calls_teacher: ClassVar[bool] = False
     """Whether steps call the teacher on inputs that the method generates, by `step.call_teacher`; it calls the first of several
     teachers."""
+    brief: ClassVar[Mapping[str, Any]] = {}
+    """Hyper-parameters of a training that is short enough for the tests that every method goes through; for a method whose
+    steps are not counted in epochs of the data set."""
+
+    @classmethod
+    def shortened(cls, **hyperparameters: Any) -> "Method":
+        """The method with the hyper-parameters of `brief`, and the given ones, for tests."""
+        return cls(**{**cls.brief, **hyperparameters})
 
     @classmethod
     def other_methods(cls, hyperparameters: Mapping[str, Any]) -> Sequence[str]:

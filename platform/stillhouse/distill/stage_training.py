@@ -1,16 +1,19 @@
 """The training steps of one stage: from the indices of a batch to the update of the weights."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.chain import Chain
 from stillhouse.compress.operator import Moment
+from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.batches import Batch, Indices, TrainingSplit, even_parts
 from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.ddp import JointLoss, Workers
@@ -86,7 +89,7 @@ class StageTraining:
         self._given = ingredients
         self._modules = ingredients.modules
         self._micro_batch = micro_batch
-        training, student, split = ingredients.training, ingredients.student, ingredients.split
+        training, student = ingredients.training, ingredients.student
         self._forward = ForwardPass(
             student,
             ingredients.task,
@@ -106,8 +109,8 @@ class StageTraining:
         self.optimisers = Optimisers(
             groups,
             recipes,
-            steps_per_epoch=split.batches_per_epoch,
-            total_steps=stage.epochs * split.batches_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=stage.epochs * self.steps_per_epoch,
             device=ingredients.device,
         )
         in_parts = in_several_parts(ingredients.workers, micro_batch)
@@ -121,6 +124,17 @@ class StageTraining:
     def teacher(self) -> KnowledgeSource | None:
         """The source of the knowledge that the stage needs; None when it needs none."""
         return None if self.stage.knowledge == () or self.stage.data_free else self._given.teacher
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches `batches` gives."""
+        return self.stage.steps_per_epoch or self._given.split.batches_per_epoch
+
+    def batches(self, at: EpochPlace) -> Iterator[Indices]:
+        """The samples of each step of an epoch; in a stage with steps of its own only their number means anything."""
+        if self.stage.steps_per_epoch is None:
+            return self._given.split.batches(at.epoch)
+        return itertools.repeat(np.arange(self._given.training.batch_size), self.stage.steps_per_epoch)
 
     @contextmanager
     def read_ahead(self, at: EpochPlace) -> Iterator[None]:
@@ -143,7 +157,7 @@ class StageTraining:
     @contextmanager
     def _operators_around(self, at: EpochPlace, number: int) -> Iterator[None]:
         """The hooks of the operators before and after batch `number` of the epoch, for every student of the trial."""
-        operators, per_epoch = self._given.operators, self._given.split.batches_per_epoch
+        operators, per_epoch = self._given.operators, self.steps_per_epoch
         if not operators.needs_hooks:
             yield
             return
@@ -234,7 +248,7 @@ class StageTraining:
         knowledge: Mapping[str, Tensor],
         part: tuple[int, int] | None,
     ) -> Step:
-        given, per_epoch = self._given, self._given.split.batches_per_epoch
+        given, per_epoch = self._given, self.steps_per_epoch
         global_step = at.epoch * per_epoch + number
         return Step(
             images=batch.images,
@@ -250,7 +264,7 @@ class StageTraining:
             epoch=at.epoch,
             progress=global_step / (given.epochs * per_epoch),
             stage_progress=(at.stage_epoch + number / per_epoch) / self.stage.epochs,
-            seed=step_seed(given.seed, global_step),
+            seed=self._seed_of(at, number, global_step),
             callable_teacher=given.callable_teacher,
             part=part,
             num_views=given.num_views,
@@ -258,6 +272,12 @@ class StageTraining:
             gradient_scale=_FLOAT16_SCALE if given.training.mixed_precision == "float16" else 1.0,
             precision=given.training.mixed_precision if given.training.mixed_passes == "all" else "off",
         )
+
+    def _seed_of(self, at: EpochPlace, number: int, global_step: int) -> int:
+        if self.stage.steps_per_epoch is None:
+            return step_seed(self._given.seed, global_step)
+        # The numbers of steps of stages whose epochs differ in length would overlap.
+        return derive_seed(self._given.seed, "step", at.epoch, number)
 
 
 def in_several_parts(workers: Workers, micro_batch: int | None) -> bool:

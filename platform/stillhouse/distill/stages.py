@@ -66,6 +66,9 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
         raise ValueError(f"its stages must take {setup.epochs} epochs in all, they take {total}")
     if any(not stage.rate_factor > 0 or (stage.gradient_clip is not None and not stage.gradient_clip > 0) for stage in stages):
         raise ValueError("its stages need a rate_factor and a gradient_clip above 0")
+    for stage in stages:
+        if stage.steps_per_epoch is not None and (not stage.data_free or stage.steps_per_epoch < 1):
+            raise ValueError(f"stage '{stage.name}' may have steps_per_epoch only if it is data_free, and then at least 1")
     needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
     if needed and setup.teacher is not None:
         known = method.knowledge(setup.teacher, setup.student)

@@ -243,8 +243,8 @@ class Trainer:
         own = (self._workers.rank,) if self._workers.rank else ()
         with torch.random.fork_rng(devices=rng_devices(self.device)), current.read_ahead(at):
             torch.manual_seed(derive_seed(self._seed, "epoch", at.epoch, *own))
-            for number, indices in enumerate(self.split.batches(at.epoch)):
-                rate = current.optimisers.set_step(at.stage_epoch * self.split.batches_per_epoch + number)
+            for number, indices in enumerate(current.batches(at)):
+                rate = current.optimisers.set_step(at.stage_epoch * current.steps_per_epoch + number)
                 terms = current.train_on(indices, at, number)
                 samples += len(indices)
                 for name, term in terms.items():
