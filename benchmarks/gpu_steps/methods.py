@@ -1,4 +1,4 @@
-"""Step 2: every method passes the conformance suite on the device, begins as on the CPU, and does not make the host wait."""
+"""Step 2: methods and operators pass their suites on the device; methods begin as on the CPU and do not make the host wait."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ _TINY = ("kd", "attention_transfer")
 
 def conformance(settings: Settings) -> dict[str, Any]:
     """Runs every check of every method; methods in several processes at a time."""
-    from stillhouse import methods
+    from stillhouse import compress, methods
 
     names = settings.size(methods.names(), [name for name in methods.names() if name in _TINY])
     if settings.tiny:
@@ -29,9 +29,11 @@ def conformance(settings: Settings) -> dict[str, Any]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=context, initializer=_prepare) as pool:
             found = list(pool.map(_check, names, [settings] * len(names)))
+    found += [_check_operator(name, settings) for name in settings.size(compress.names(), compress.names()[:1])]
     problems = [problem for each in found for problem in each["problems"]]
     figures = {
         "methods": len(names),
+        "operators": len(found) - len(names),
         "checks_passed": sum(each["passed"] for each in found),
         "checks_skipped": sum(each["skipped"] for each in found),
         "syncs_per_step": {each["name"]: each["syncs"] for each in found if each["syncs"]},
@@ -54,23 +56,38 @@ def _check(name: str, settings: Settings) -> dict[str, Any]:
     method = methods.find(name).shortened()
     shortest = _epochs(method, settings)
     trial = MethodTrial(method, epochs=shortest, device=settings.device)
-    found: dict[str, Any] = {"name": name, "passed": 0, "skipped": 0, "problems": [], "syncs": 0.0}
-    chosen = settings.size(list(CHECKS), list(CHECKS)[-4:])
-    for check in chosen:
-        try:
-            CHECKS[check](trial)
-            found["passed"] += 1
-        except Exception as error:
-            if missing_package(error, replaced) is not None:
-                found["skipped"] += 1
-            else:
-                found["problems"].append(f"{name}, {check}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
+    found = _run_checks(name, CHECKS, trial, settings, replaced)
     try:
         _compare_losses(trial, found)
         _count_syncs(trial, settings, found)
     except Exception as error:
         found["problems"].append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
     found["seconds"] = round(time.perf_counter() - started, 1)
+    return found
+
+
+def _check_operator(name: str, settings: Settings) -> dict[str, Any]:
+    from stillhouse import compress
+    from stillhouse.testing import OPERATOR_CHECKS, OperatorTrial
+
+    started = time.perf_counter()
+    trial = OperatorTrial(compress.find(name)(), device=settings.device)
+    found = _run_checks(name, OPERATOR_CHECKS, trial, settings, ())
+    return {**found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _run_checks(name: str, checks: Any, trial: Any, settings: Settings, replaced: Any) -> dict[str, Any]:
+    """How many checks passed and were skipped for a missing package, and what is wrong; with tiny sizes the last ones only."""
+    found: dict[str, Any] = {"name": name, "passed": 0, "skipped": 0, "problems": [], "syncs": 0.0}
+    for check in settings.size(list(checks), list(checks)[-4:]):
+        try:
+            checks[check](trial)
+            found["passed"] += 1
+        except Exception as error:
+            if missing_package(error, replaced) is not None:
+                found["skipped"] += 1
+            else:
+                found["problems"].append(f"{name}, {check}: {type(error).__name__}: {str(error).splitlines()[0][:300]}")
     return found
 
 

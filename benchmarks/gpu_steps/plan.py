@@ -85,7 +85,7 @@ class Step:
 STEPS = {
     0: Step("machine", "parts.machine", 10),
     1: Step("views and normalisation are equal on both devices", "parts.pixels", 30),
-    2: Step("conformance of every method", "methods.conformance", 120),
+    2: Step("conformance of every method and operator", "methods.conformance", 120),
     3: Step("precision, optimisers and resuming", "training.resuming", 40),
     4: Step("a training step", "training.step_times", 60),
     5: Step("filling and verifying views", "teachers.filling", 60),

@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from stillhouse import compress
 from stillhouse.compress.operator import Card, Context, Conversion, History, Moment, Operator, State
 from stillhouse.testing import OPERATOR_CHECKS, OperatorTrial, check_operator
+from stillhouse.testing import operators as operators_module
 
 ROOT = Path(__file__).parents[2]
 RESUMED = "a_resumed_training_ends_with_the_same_weights"
@@ -36,6 +37,18 @@ def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Operator
 @pytest.mark.parametrize("model", ["resnet8", "lenet", "mlp"])
 def test_the_documented_operator_passes_every_check(documented: type[Operator], model: str) -> None:
     check_operator(documented(), model=model)
+
+
+def test_networks_are_trained_and_run_on_the_device_of_the_trial(
+    documented: type[Operator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device `meta` stands for a GPU: tensors have a place there, but no values."""
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(operators_module, "Trainer", lambda **given: made.update(given))
+    trial = OperatorTrial(documented(), device="meta")
+    trial.trainer()
+    assert made["device"] == "meta"
+    assert trial.outputs(trial.convert().model).device.type == "meta"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import functools
 import json
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,20 +32,24 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.models.registry import sketch_model
 from stillhouse.testing.checks import check_configured, run_checks, train_resumed
 from stillhouse.testing.method_trial import NUM_TRAINING, TRAINING, build_student, digits, trained_teacher
+from stillhouse.testing.tolerance import tolerance_on
 
 
-def check_operator(operator: Operator, *, model: str = "resnet8") -> None:
+def check_operator(operator: Operator, *, model: str = "resnet8", device: str = "cpu") -> None:
     """Runs every check of `OPERATOR_CHECKS`; takes a few seconds.
+
+    What is equal bit for bit on a CPU may differ by the tolerances of `stillhouse.testing.tolerance` on another device.
 
     Args:
         operator: an instance with the options to try.
         model: name of a shipped model that suits the operator.
+        device: where the converted networks are trained and run, such as `cuda`. They are converted on the CPU, as in trials.
 
     Raises:
         AssertionError: the operator fails a check. The message lists every failed check, what it requires and what was found.
             Any other exception of the operator is raised as it is, with a note that names the check.
     """
-    run_checks(OPERATOR_CHECKS, OperatorTrial(operator, model), operator.readable)
+    run_checks(OPERATOR_CHECKS, OperatorTrial(operator, model, device), operator.readable)
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,24 @@ class OperatorTrial:
     Attributes:
         operator: an instance with the options to try.
         model: name of a shipped model.
+        device: where converted networks are trained and run.
     """
 
     operator: Operator
     model: str = "resnet8"
+    device: str = "cpu"
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        """What the model returns for some images on the trial's device, [B, C], in evaluation mode."""
+        data = digits()
+        model.to(self.device).eval()
+        with torch.no_grad():
+            outputs: Tensor = model(data.normalise(data.test.images[:64]).to(self.device))
+        return outputs
+
+    def assert_same(self, value: Tensor, expected: Tensor, what: str) -> None:
+        """Raises an AssertionError that names `what` unless the values are equal, up to the tolerance of the device."""
+        tolerance_on(self.device).assert_repeated(value, expected, what)
 
     @property
     def chain(self) -> Chain:
@@ -103,6 +121,7 @@ class OperatorTrial:
             training=TRAINING,
             epochs=epochs,
             operators=self.chain,
+            device=self.device,
         )
 
 
@@ -122,14 +141,14 @@ def check_options(trial: OperatorTrial) -> None:
 
 
 def check_neutral_options_change_nothing(trial: OperatorTrial) -> None:
-    """With the options of `neutral`, the converted network computes bit for bit what it did before."""
+    """With the options of `neutral`, the converted network computes what it did before; on a CPU, bit for bit."""
     kind = type(trial.operator)
     neutral = dataclasses.replace(trial, operator=kind(**kind.neutral))
-    before = _outputs(trial.trained())
-    model = neutral.convert().model
-    assert torch.equal(_outputs(model), before), f"{neutral.operator.readable} changes the outputs"
+    before, model = trial.outputs(trial.trained()), neutral.convert().model
+    name = neutral.operator.readable
+    trial.assert_same(trial.outputs(model), before, f"the output with {name}")
     neutral.chain.finalise(model)
-    assert torch.equal(_outputs(model), before), f"finalise of {neutral.operator.readable} changes the outputs"
+    trial.assert_same(trial.outputs(model), before, f"the output after finalise of {name}")
 
 
 def check_shapes_without_values_are_the_real_ones(trial: OperatorTrial) -> None:
@@ -149,13 +168,13 @@ def check_conversions_are_equal(trial: OperatorTrial) -> None:
     first, second = trial.convert(), trial.convert()
     assert json.loads(json.dumps(first.history)) == first.history, "the history is not what JSON returns of it"
     assert first.history == second.history, "the histories differ"
-    _assert_equal(first.model.state_dict(), second.model.state_dict())
+    _assert_same_weights(trial, first.model, second.model)
 
 
 def check_a_stored_network_is_the_trained_one(trial: OperatorTrial) -> None:
-    """A network that `replay` builds, with the tensors of the stored file, computes what the trained one did, bit for bit.
+    """A network that `replay` builds, with the tensors of the stored file, computes what the trained one did.
 
-    The file has the length that a plan gives, unless weights decide sizes.
+    On a CPU that holds bit for bit. The file has the length that a plan gives, unless weights decide sizes.
     """
     trainer, history = trial.trainer(epochs=1), trial.convert().history
     trainer.fit()
@@ -172,23 +191,23 @@ def check_a_stored_network_is_the_trained_one(trial: OperatorTrial) -> None:
         path = Path(folder) / "student.safetensors"
         path.write_bytes(content)
         stored = load_file(path)
-    data = digits()
     fresh = build_student(trial.model)
     again = trial.chain.replay(fresh, history, dataclasses.replace(trial.context, calibration=None))
     trial.chain.finalise(again)
     again.load_state_dict(trial.chain.unpack(again, stored, history), strict=True)
-    assert torch.equal(_outputs(again), _outputs(trainer.student)), "the loaded network computes something else"
-    assert again(data.normalise(data.test.images[:2])).shape == (2, data.num_classes)
+    outputs = trial.outputs(again)
+    trial.assert_same(outputs, trial.outputs(trainer.student), "the output of the loaded network")
+    assert outputs.shape == (64, digits().num_classes)
 
 
 def check_a_resumed_training_ends_with_the_same_weights(trial: OperatorTrial) -> None:
-    """Saving and loading after every epoch changes no bit of the network, finalised or not."""
+    """Saving and loading after every epoch changes nothing in the network, finalised or not; on a CPU, no bit."""
     with tempfile.TemporaryDirectory() as folder:
         straight = trial.trainer()
         straight.fit()
         resumed = train_resumed(trial.trainer, Path(folder) / "resumed")
     for _ in range(2):
-        _assert_equal(straight.student.state_dict(), resumed.student.state_dict())
+        _assert_same_weights(trial, straight.student, resumed.student)
         straight.finalise()
         resumed.finalise()
 
@@ -220,19 +239,12 @@ def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return sum_of_terms(task.losses(task.outputs(outputs), targets))
 
 
-def _outputs(model: nn.Module) -> Tensor:
-    data = digits()
-    model.eval()
-    with torch.no_grad():
-        outputs: Tensor = model(data.normalise(data.test.images[:64]))
-    return outputs
-
-
 def _shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     return {name: (tuple(value.shape), value.dtype) for name, value in model.state_dict().items()}
 
 
-def _assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    assert one.keys() == other.keys(), f"these exist once only: {sorted(one.keys() ^ other.keys())}"
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), f"'{name}' differs"
+def _assert_same_weights(trial: OperatorTrial, one: nn.Module, other: nn.Module) -> None:
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys(), f"these exist once only: {sorted(weights.keys() ^ others.keys())}"
+    for name, value in weights.items():
+        trial.assert_same(value, others[name], f"'{name}'")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stillhouse.data import images as images_module
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.spec.records import Trial, TrialRecord
@@ -158,9 +159,10 @@ def test_images_are_copied_to_the_device_once_unless_they_are_large(data: ImageD
     """The device `meta` stands for a GPU."""
     images = data.train.images
     assert on_device(data, "cpu") is data
-    monkeypatch.setattr(packed_worker, "memory_limit", lambda _device: 5 * images.nbytes)
+    for module in (packed_worker, images_module):
+        monkeypatch.setattr(module, "memory_limit", lambda _device: 5 * images.nbytes)
     there = on_device(data, "meta")
     assert {there.train.images.device.type, there.validation.images.device.type} == {"meta"}
     assert torch.equal(there.train.labels, data.train.labels)
-    monkeypatch.setattr(packed_worker, "memory_limit", lambda _device: 5 * images.nbytes - 1)
+    monkeypatch.setattr(images_module, "memory_limit", lambda _device: 5 * images.nbytes - 1)
     assert on_device(data, "meta").train.images.device.type == "cpu"

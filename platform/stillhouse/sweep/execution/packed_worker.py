@@ -12,15 +12,13 @@ import ray
 from torch import Tensor
 
 from stillhouse.data.datasets import ImageData, Split
+from stillhouse.data.images import images_for
 from stillhouse.device import is_lost, memory_limit
 from stillhouse.distill.interleaver import Interleaver
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.sweep.execution.trainable import TRIAL_CONFIG, TrialSession
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.workers import prepare_worker
-
-_LARGEST_SHARE = 0.2
-"""Of the device's memory, for a copy of the images that all trials share. Larger splits are left to each trial."""
 
 
 class PackedWorker:
@@ -96,11 +94,11 @@ class PackedWorker:
 
 def on_device(data: ImageData, device: str) -> ImageData:
     """The data set with the images of its training and validation splits on the device, if they are small beside its memory."""
-    limit = memory_limit(device)
-    if limit is None:
+    if memory_limit(device) is None:
         return data
     splits: dict[str, Split] = {}
     for name, split in (("train", data.train), ("validation", data.validation)):
-        if isinstance(split.images, Tensor) and split.images.nbytes <= _LARGEST_SHARE * limit:
-            splits[name] = dataclasses.replace(split, images=split.images.to(device))
+        # Larger splits, and those that find no memory, are left to each trial.
+        if isinstance(split.images, Tensor) and isinstance(images := images_for(split.images, device), Tensor):
+            splits[name] = dataclasses.replace(split, images=images)
     return dataclasses.replace(data, **splits)  # type: ignore[arg-type]
