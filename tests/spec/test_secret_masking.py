@@ -60,6 +60,8 @@ ADDRESSES = [
 HARMLESS = [
     "sqlite:////home/me@work/mlflow.db",
     "http://127.0.0.1:5000/a/me@work",
+    "http://[::1]:5000/a:b@work",
+    "http://[fe80::1%25eth0]:5000/runs/a:b@c",
     "mail me@example.org",
     "http://127.0.0.1:5000 answers, mail me@example.org",
     "http://127.0.0.1:5000",

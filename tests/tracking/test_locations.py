@@ -35,6 +35,23 @@ def test_a_page_loses_the_stores_own_credentials_and_nothing_else(tmp_path: Path
     assert location.hide(page) == "<script>'://a@b'</script> postgresql://***@db/mlflow, then ***@db"
 
 
+@pytest.mark.parametrize("folder", ["a:b@c", "me@work", "u:p@db"])
+def test_a_path_with_an_at_sign_is_no_credential(folder: str, tmp_path: Path) -> None:
+    for location in (
+        locate(None, tmp_path / folder),
+        locate(f"sqlite:////{folder}/mlflow.db", tmp_path),
+        locate(f"http://[::1]:5000/{folder}", tmp_path),
+        locate(f"http://host:5000/{folder}", tmp_path),
+    ):
+        text = f"{location.uri} and a:b@c, me@work"
+        assert location.hide(text) == text
+
+
+def test_credentials_are_hidden_where_they_are_a_word_and_not_within_another(tmp_path: Path) -> None:
+    location = locate("postgresql://u:p@db/mlflow", tmp_path)
+    assert location.hide("menu:p@ge u:p@db 'u:p@db' //u:p@db") == "menu:p@ge ***@db '***@db' //***@db"
+
+
 def test_an_address_is_shown_without_its_credentials(tmp_path: Path) -> None:
     assert locate("postgresql://me:hush@db/mlflow", tmp_path).shown == "postgresql://***@db/mlflow"
     assert locate("https://hush@tracking.example", tmp_path).shown == "https://***@tracking.example"

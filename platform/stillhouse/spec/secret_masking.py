@@ -15,11 +15,14 @@ _SECRET_KEY = re.compile(_WORD)
 
 # Every repetition is bounded, since these run over whole reports: an unbounded one takes quadratic time on long words.
 _USER = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s/?#'\"<>]{0,1000}@")
-# In SQLAlchemy's addresses (`make_url`), a password may contain any character. Digits and a slash after a host are a port.
-_PASSWORD = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}[/?#])[^\s'\"<>]{1,1000}@")
+# In SQLAlchemy's addresses (`make_url`), a password may contain any character. Digits and a slash after a host are a port. A
+# bracket begins the host of an IPv6 address.
+_PASSWORD = re.compile(
+    r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?!\[)[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}[/?#])[^\s'\"<>]{1,1000}@"
+)
 # A text that is an address and nothing else, such as a value of the spec: its password may contain spaces and quotes too.
 _ONE_ADDRESS = re.compile(
-    r"(?P<scheme>\s{0,40}(?:[\w.\[\]-]{1,200}=)?\s{0,40}[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)"
+    r"(?P<scheme>\s{0,40}(?:[\w.\[\]-]{1,200}=)?\s{0,40}[a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?!\[)"
     r"[^\s:/?#@'\"<>]{0,200}:(?!\d{1,5}(?:[/?#\s]|$))"
     r"[^\n]{1,1000}@(?=[^\s@/]{1,300}(?:[/?#][^\s]{0,4000})?$)"
 )

@@ -66,7 +66,8 @@ class Location:
         """`text` without the credentials of this store; the rest is unchanged: a page may contain similar code."""
         user = user_part(self.uri)
         hidden = text.replace(self.uri, self.shown)
-        return hidden.replace(user, f"{HIDDEN}@") if user else hidden
+        # Not within a longer word: `u:p@` is no part of `menu:p@ge`.
+        return re.sub(rf"(?<!\w){re.escape(user)}", f"{HIDDEN}@", hidden) if user else hidden
 
     @property
     def address(self) -> tuple[str, int] | None:
