@@ -201,6 +201,12 @@ def test_impossible_combinations_are_problems(sections: dict[str, Any], key: str
     assert list(problems_with(**sections)) == [key]
 
 
+def test_an_unknown_key_without_a_value_is_an_error_and_a_known_one_means_its_default() -> None:
+    with pytest.raises(SpecError, match=r"serch is not a key of a spec; did you mean 'search'\?"):
+        validate({**SMALL, "serch": None})
+    assert validate({**SMALL, "search": None}) == validate(SMALL)
+
+
 def test_an_override_of_an_unknown_key_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"search.trials_per_metod is not a key of search; did you mean 'trials_per_method'\?"):
         load_spec(write(tmp_path, DESIGN), ["search.trials_per_metod=4"])

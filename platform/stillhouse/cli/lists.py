@@ -59,12 +59,12 @@ def list_methods(
 
     for folder in folders or ():
         methods.add_folder(folder)
-    facts = [method_facts(each) for each in ([name] if name else methods.names())]
+    facts = [method_facts(each) for each in ([name] if name is not None else methods.names())]
     if as_json:
-        print_json(facts[0] if name else facts)
+        print_json(facts[0] if name is not None else facts)
     elif markdown:
         print(methods_page(facts), end="")
-    elif name:
+    elif name is not None:
         print_method(facts[0])
     else:
         table = make_table("method", "family", "arXiv", "needs from teacher", "title")
@@ -86,11 +86,11 @@ def list_models(
     from stillhouse.cli.catalogue import model_facts
     from stillhouse.models.registry import model_names
 
-    facts = [model_facts(each, full=name is not None) for each in ([name] if name else model_names())]
+    facts = [model_facts(each, full=name is not None) for each in ([name] if name is not None else model_names())]
     if as_json:
-        print_json(facts[0] if name else facts)
+        print_json(facts[0] if name is not None else facts)
         return OK
-    if name:
+    if name is not None:
         for key, value in facts[0].items():
             print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
         return OK

@@ -159,8 +159,8 @@ def draft_of(raw: Mapping[str, Any], problems: Sequence[Problem] = ()) -> Draft:
     found = list(problems)
     plain = _plain(raw, (), found, [0], ())
     assert isinstance(plain, dict)
-    # A section whose keys are all commented out is null.
-    plain = {key: value for key, value in plain.items() if value is not None}
+    # A section whose keys are all commented out is null; a key that no spec has is an error with any value.
+    plain = {key: value for key, value in plain.items() if value is not None or key not in SweepSpec.model_fields}
     reported = {problem.key for problem in found}
     broken = {_entry(parse_key(key) or ()) for key in reported}
     indices: Sequence[int] = ()
