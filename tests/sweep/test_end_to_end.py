@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 import torch
@@ -138,6 +139,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed
     assert set(document["pareto"][0]) == {
         *("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms"),
         *("validation_accuracy", "test_accuracy", "test_split_interval"),
+        *("teacher_agreement", "teacher_kl", "teacher_mistakes_repeated", "nll", "ece", "ece_scaled", "worst_class_accuracy"),
     }
     assert all(Path(document["report"][name]).is_file() for name in ("page", "table", "figure"))
     assert set(document["tracking"]) == {"uri", "experiment", "run_id"}
@@ -150,6 +152,28 @@ def test_the_table_has_one_row_per_trial_and_the_promised_columns(undisturbed: U
         *("trial", "method", "student", "teacher", "seed", "parameters", "size_bytes", "macs", "latency_ms"),
         *("validation_accuracy", "test_accuracy", "temperature", "hint_weight"),
     } <= set(table.columns)
+
+
+def test_every_student_is_examined_on_the_test_split(undisturbed: Undisturbed) -> None:
+    """The control too, against the sweep's teacher; agreement and accuracy of each bound each other."""
+    results = undisturbed.results
+    measured = results.table()[[measure.name for measure in results.facts.measures]]
+    assert measured.drop(columns="teacher_mistakes_repeated").notna().all(axis=None)
+    (teacher,) = results.facts.teachers
+    for record in results.records:
+        assert teacher.test_accuracy is not None
+        apart = 1 - record.metrics["teacher_agreement"]
+        assert abs(record.metrics["test_accuracy"] - teacher.test_accuracy) <= apart + 1e-9
+        assert record.metrics["worst_class_accuracy"] <= record.metrics["test_accuracy"]
+        samples, right = record.details["class_samples"], record.details["class_right"]
+        assert sum(right) / sum(samples) == pytest.approx(record.metrics["test_accuracy"])
+    predictions = pd.read_parquet(results.sweep_home.report / "predictions.parquet")
+    hit = predictions["logits"].map(lambda row: int(row.argmax())) == predictions["target"]
+    for key, value in hit.groupby(predictions["trial"]).mean().items():
+        (record,) = [each for each in results.records if each.trial.key == key]
+        assert value == pytest.approx(record.metrics["test_accuracy"])
+    kept = {path.stem for path in (results.sweep_home.folder / "outputs").iterdir()}
+    assert kept == set(predictions["trial"])
 
 
 def test_all_trials_stand_in_mlflow_under_the_sweep(undisturbed: Undisturbed) -> None:

@@ -50,6 +50,11 @@ def dataset_names() -> list[str]:
     return list(_FACTS)
 
 
+def dataset_options(name: str) -> tuple[str, ...]:
+    """The keys that `dataset.options` may have for a shipped data set."""
+    return _OPTIONS.get(name, _LIMITS)
+
+
 def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, Any] | None = None) -> DatasetFacts:
     """What is known of data set `name` without reading it, after resizing to `size`.
 

@@ -71,11 +71,12 @@ class DatasetSpec(Section):
     """The data set.
 
     Attributes:
+        name: a built-in data set, `image_folder`, `pack`, or `module:function` of a user-defined one.
         root: the folder of its files; relative to the spec file's folder.
         validation: how many samples of the training split, or which fraction, become the validation split.
         download: whether missing files may be downloaded.
         size: height and width to which images are resized.
-        options: further arguments of the data set.
+        options: further arguments of the data set, such as `limit` and `limit_test`, which take a part of it.
     """
 
     name: str
@@ -87,7 +88,12 @@ class DatasetSpec(Section):
 
 
 class ViewsSpec(Section):
-    """How images are augmented, and how many augmentations of the whole data set the trials share."""
+    """How images are augmented, and how many augmentations of the whole data set the trials share.
+
+    Attributes:
+        policy: the operations in their order, each a name or `{name: {option: value}}`; none leaves images as they are.
+        count: how many augmentations of the whole data set there are; a trial reads another one in each epoch.
+    """
 
     policy: tuple[Annotated[Any, PlainValidator(_parse_policy_entry)], ...] = ()
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
@@ -134,7 +140,12 @@ class Claim(Section):
 
 
 class Resources(Claim):
-    """What a teacher claims of the cluster."""
+    """What a teacher claims of the cluster.
+
+    Attributes:
+        cpu: cores; a teacher that only fills views needs none of its own.
+        gpu: GPUs, or a share of one.
+    """
 
     cpu: Annotated[float, Field(ge=0)] = 0.0
     gpu: Annotated[float, Field(ge=0)] = 0.0
@@ -144,6 +155,8 @@ class TrialResources(Claim):
     """What one trial claims of the cluster while it runs.
 
     Attributes:
+        cpu: cores of one trial; as many threads compute in it.
+        gpu: GPUs of one trial, or a share of one; 0 trains on the CPU.
         workers: processes on one node that train each student together and share the rest evenly; null means one for each GPU.
         packed: how many trials share one process, and its claim, by taking turns; 1 gives each trial a process of its own.
     """
@@ -159,7 +172,12 @@ class TrialResources(Claim):
 
 
 class TeacherTraining(Training):
-    """The recipe of a teacher that the sweep trains, once."""
+    """The recipe of a teacher that the sweep trains, once.
+
+    Attributes:
+        epochs: how long it is trained.
+        seed: determines its first weights and its batches.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 30
     seed: Annotated[int, Field(ge=0)] = 0
@@ -183,12 +201,16 @@ class TeacherSpec(Section):
     """One teacher; keys that are not listed here are options of its model.
 
     Attributes:
+        model: a shipped model, or `module:function` of a user-defined one.
+        options: options of the model; in a spec they stand beside `model`.
         weights: a checkpoint file (relative to the spec file's folder), `torchvision:<weights enum>` or
             `mlflow:models:/name/1`; null trains the teacher by the recipe `train`.
         normalization: of the pixels, as given weights expect it: `dataset`, `imagenet`, `0..1`, `-1..1`, `0..255`, or
             `{mean: [...], std: [...]}` for pixels in [0, 1]. Null takes what torchvision, or a file beside the weights, states,
             or else that of the data set.
         num_classes: the expected number of classes; checked against the data set.
+        train: how a teacher without given weights is trained; the keys of `training`, `epochs` and `seed`.
+        resources: what it claims of the cluster.
         replicas: how many actors share its work, each with these `resources`: they fill views together; a trial calls
             the one on its node, or else the one with the fewest waiting calls.
     """
@@ -222,8 +244,10 @@ class StudentSpec(Section):
     """One entry of `students`; keys that are not listed here are options of its model, or priors of them.
 
     Attributes:
+        model: a shipped model, or `module:function` of a user-defined one.
         name: the label in every table; the model's name unless given.
-        source: `from`, the teacher whose model and trained weights the student begins with.
+        options: options of the model, or priors of them; in a spec they stand beside `model`.
+        source: the key `from`: the teacher whose model and trained weights the student begins with.
         compress: operators that make it smaller, in order, each as {name: settings}.
     """
 
@@ -414,7 +438,12 @@ class KnowledgeSpec(Section):
 
 
 class TrackingSpec(Section):
-    """Where runs are tracked with MLflow; a null `uri` means an embedded SQLite store in the sweep home."""
+    """Where runs are tracked with MLflow.
+
+    Attributes:
+        uri: the address of a tracking server or store; null means an embedded SQLite store in the home.
+        experiment: the name of the experiment; null means the sweep's name.
+    """
 
     uri: str | None = None
     experiment: str | None = None
@@ -431,7 +460,11 @@ def _parse_budget(value: Any) -> str:
 
 
 class ReportSpec(Section):
-    """The questions of the report: the best student within each of `budgets`, such as `parameters=100k`."""
+    """The questions of the report.
+
+    Attributes:
+        budgets: size bounds, such as `parameters=100k`; the page names the best student within each.
+    """
 
     budgets: tuple[Annotated[str, PlainValidator(_parse_budget)], ...] = ()
 
@@ -462,6 +495,19 @@ class SweepSpec(Section):
     """One sweep: data set x teachers x students x methods x priors x seeds, with one budget.
 
     Attributes:
+        name: the sweep's name, which is also that of its folder and of its experiment in MLflow.
+        dataset: what the students learn.
+        views: how images are augmented.
+        teachers: each by a name of its own; none for methods that need no teacher.
+        students: what is trained.
+        search: how trials are chosen.
+        training: how every student is trained.
+        objectives: columns of the table with `max` or `min`, by which the Pareto front is made and adaptive searches choose.
+        trial_resources: what a trial claims of the cluster.
+        max_concurrent_trials: how many trials may run at the same time; null means as many as fit.
+        knowledge: how the teachers' knowledge is delivered and stored.
+        tracking: where runs are tracked.
+        report: what the report answers.
         task: what the students are trained to do, `module:Class` of a user-defined one; null means the task that the data set
             declares.
         methods: hyper-parameters by method; null means every known method that can run with the teachers.

@@ -9,14 +9,21 @@ class Training(BaseModel):
     """The recipe of one training run. Its defaults are those of the first release; `spec.recipes` has those of new sweeps.
 
     Attributes:
-        batch_size: a last batch of one sample is left out of an epoch, since BatchNorm cannot train on it.
+        batch_size: samples of one step; a last batch of one sample is left out of an epoch, since BatchNorm cannot train on it.
+        optimizer: `sgd` has momentum; `adam` and `adamw` have their usual constants.
         learning_rate: the peak rate; null means 0.05 for sgd and 0.001 for adam and adamw.
+        momentum: the momentum of `sgd`.
+        nesterov: whether `sgd` uses Nesterov's momentum.
+        weight_decay: the factor by which all parameters decay, those of biases and normalisation layers included.
+        schedule: how the rate changes over the run: not at all, in steps, along a cosine to zero, or up and down (one cycle).
         milestones: fractions of the run after which the `step` schedule multiplies the rate by `gamma`.
+        gamma: the factor of the `step` schedule.
         warmup_epochs: linear warm-up before the schedule, in epochs.
         gradient_clip: the largest global gradient norm of an optimiser's parameters; null does not clip.
         mixed_precision: autocast type of the forward pass; float16 scales the loss and needs a GPU.
         mixed_passes: which passes have that type: `student`: its passes in training steps; `all`: also those that a method
             makes itself, of the student and of other networks. Losses, and a teacher's passes, are computed in float32.
+        channels_last: whether images and convolutions use that memory format, which is faster on many GPUs.
         micro_batch: the largest number of samples in a forward pass; the gradients of a larger batch are accumulated. `auto`
             begins with whole batches, and restarts a trial with half the size whenever memory runs out. BatchNorm normalises
             each micro-batch.
