@@ -19,7 +19,8 @@ from stillhouse.spec.reference import Entry, find, json_schema, reference
 SCHEMA_FILE = "sweep.schema.json"
 _INTRODUCTION = f"""# The keys of a spec
 
-`stillhouse spec --markdown` prints this page from the schema; `stillhouse spec KEY` shows one key, or all keys of a section.
+This page lists every key of a spec; `stillhouse spec KEY` shows one key, or all keys of a section. The program prints the page
+from its schema (`stillhouse spec --markdown`).
 `NAME` stands for a name that you choose, `[]` for each entry of a list. A default is that of a new spec;
 `stillhouse sweep SPEC --print-config` prints a spec with all its values.
 

@@ -65,7 +65,7 @@ _EXAMPLES: dict[str, Any] = {
     "weights": "teacher.safetensors",
     "normalization": "imagenet",
     "num_classes": 10,
-    "batch_size": 64,
+    "batch_size": 256,
     "learning_rate": 0.1,
     "momentum": 0.95,
     "weight_decay": 0.0001,
