@@ -1,31 +1,61 @@
-"""A sweep whose trials share a process: the students are those of trials with a process each."""
+"""A sweep whose trials share a process: whatever happens to one of them, or to all, the students are those of trials apart."""
 
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from stillhouse.errors import SpecError
+from stillhouse.errors import Interrupted, SpecError
 from stillhouse.spec.load import validate
+from stillhouse.spec.records import TrialRecord
+from stillhouse.sweep.cluster import cluster as cluster_module
+from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep import Sweep
 from stillhouse.workers import environment_of_workers
 
+EPOCHS = 25
+"""Long enough that a signal arrives in the middle of the trials."""
 SPEC: dict[str, Any] = {
     "name": "packed",
     "dataset": {"name": "digits", "validation": 80, "options": {"limit": 400, "limit_test": 100}},
     "views": {"policy": [{"crop": {"padding": 1}}], "count": 2},
     "teachers": {"big": {"model": "lenet", "train": {"epochs": 1}}},
     "students": [{"model": "mlp", "hidden": [16]}],
-    "methods": {"kd": {"temperature": {"uniform": [2.0, 6.0]}}},
-    "search": {"trials_per_method": 3, "max_epochs": 2, "confirm_seeds": 0},
+    "methods": {"kd": {"temperature": {"uniform": [2.0, 6.0]}}, "unstable": {"scale": {"choice": [1.0, 1e38]}}},
+    "search": {"trials_per_method": 2, "max_epochs": EPOCHS, "confirm_seeds": 0},
+    "tracking": {"uri": "http://127.0.0.1:9"},
 }
+"""Five trials: one of the baseline, two that learn from the teacher, and two of which one diverges."""
+UNSTABLE = '''
+"""A method whose loss is not finite at a large scale."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stillhouse.distill.method import Card, Method, hyperparameter
 
 
-@pytest.fixture
+@dataclass(frozen=True, kw_only=True)
+class Unstable(Method):
+    """Multiplies the supervised loss."""
+
+    card: ClassVar[Card] = Card(title="Unstable", equations="none")
+    scale: float = hyperparameter(1.0, above=0)
+
+    def loss(self, step):
+        return {name: term * self.scale * self.scale for name, term in super().loss(step).items()}
+'''
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     ray.init(
         address="local",
@@ -39,19 +69,150 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def sweep(home: Path, packed: int) -> Results:
-    spec = validate({**SPEC, "trial_resources": {"packed": packed}, "max_concurrent_trials": max(2, packed)})
-    return Sweep(spec, home=home, progress=Progress("packed", quiet=True)).run()
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all sweeps: they share the teacher and what it knows."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "own").mkdir()
+    (folder / "own" / "unstable.py").write_text(UNSTABLE, encoding="utf-8")
+    return folder / "home"
+
+
+@dataclass
+class Events(Progress):
+    """Does `act` once, after an epoch of each of the sweep's first trials."""
+
+    act: Callable[[], None] = lambda: None
+    epochs: dict[str, list[int]] = field(default_factory=dict)
+    acted: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__("packed", quiet=True)
+
+    def trial_epoch(self, key: str, epoch: int, value: float) -> None:
+        super().trial_epoch(key, epoch, value)
+        self.epochs.setdefault(key, []).append(epoch)
+        if not self.acted and len(self.epochs) >= 3:
+            self.acted = True
+            self.act()
+
+
+def sweep(home: Path, name: str, packed: int, events: Events | None = None, **search: Any) -> Sweep:
+    changes = {"trial_resources": {"packed": packed}, "max_concurrent_trials": max(2, packed)}
+    own = {"method_paths": [str(home.parent / "own")], "search": {**SPEC["search"], **search}}
+    return Sweep(validate({**SPEC, "name": name, **changes, **own}), home=home, progress=events or Events())
+
+
+@pytest.fixture(scope="module")
+def apart(cluster: None, home: Path) -> Results:
+    """Each trial in a process of its own."""
+    return sweep(home, "apart", 1).run()
+
+
+def weights_of(results: Results) -> dict[str, str | None]:
+    return {record.trial.key: record.weights_hash for record in results.records}
+
+
+def without_times(record: TrialRecord) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in record.curve]
+
+
+class StopsOne:
+    """Early stopping of the trial that reports first, after its third epoch."""
+
+    def __init__(self) -> None:
+        self.chosen: str | None = None
+
+    def stops(self, key: str, epoch: int, score: float) -> bool:
+        self.chosen = self.chosen or key
+        return key == self.chosen and epoch == 3
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_packed_trials_end_with_the_students_of_trials_that_have_a_process_each(cluster: None, tmp_path: Path) -> None:
-    packed, apart = sweep(tmp_path / "packed", 3), sweep(tmp_path / "apart", 1)
-    assert {record.status for record in packed.records} == {"finished"}
-    weights = [{record.trial.key: record.weights_hash for record in results.records} for results in (packed, apart)]
-    assert weights[0] == weights[1]
-    assert len(weights[0]) == 4  # three of kd, and the baseline
+def test_packed_trials_end_as_trials_apart_also_beside_one_that_diverges_and_one_that_is_stopped(
+    apart: Results, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = StopsOne()
+    monkeypatch.setattr(cluster_module, "make_stopping_rule", lambda _search: rule)
+    results = sweep(home, "together", 3, scheduler="median", grace_epochs=1).run()
+    expected = {record.trial.key: record for record in apart.records}
+    found = {record.trial.key: record for record in results.records}
+    assert found.keys() == expected.keys()
+    assert len(found) == 5
+    assert rule.chosen is not None
+    stopped = found.pop(rule.chosen)
+    assert (stopped.status, stopped.epochs_run) == ("stopped", 3)
+    assert without_times(stopped) == without_times(expected[rule.chosen])[:3]
+    for key, record in found.items():
+        assert (record.status, record.weights_hash) == (expected[key].status, expected[key].weights_hash)
+        assert without_times(record) == without_times(expected[key])
+    (failed,) = results.failed
+    assert failed.trial.hyperparameters == {"scale": 1e38}
+    assert str(failed.reason).startswith("diverged in epoch 1")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_packed_trials_that_are_interrupted_and_whose_process_is_killed_then_end_as_trials_apart(
+    apart: Results, home: Path
+) -> None:
+    first = Events(act=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        sweep(home, "interrupted", 3, first).run()
+    trials = SweepHome(home, "interrupted").folder / "trials"
+    stored = {path.parent.name for path in trials.glob("*/checkpoint")}
+    assert stored
+    assert stored <= first.epochs.keys()
+    wait_until_gone()
+
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.extend(packed_processes())
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+
+    second = Events(act=kill)
+    results = Sweep.named("interrupted", home=home, progress=second).run()
+    assert all(second.epochs[key][0] > 1 for key in stored), "they do not begin again"
+    assert len(killed) == 1
+    assert weights_of(results) == weights_of(apart)
+    assert {record.trial.key: record.status for record in results.records} == {
+        record.trial.key: record.status for record in apart.records
+    }
+
+
+def packed_processes() -> list[int]:
+    """The processes of packed workers below this one, by the titles that Ray gives them."""
+    parents: dict[int, int] = {}
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            title = (folder / "cmdline").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
+        if title.startswith("ray::PackedWorker"):
+            found.append(int(folder.name))
+
+    def is_below(process: int) -> bool:
+        while process > 1:
+            if process == os.getpid():
+                return True
+            process = parents.get(process, 0)
+        return False
+
+    return [process for process in found if is_below(process)]
+
+
+def wait_until_gone() -> None:
+    """Waits until the run has left no packed worker."""
+    deadline = time.monotonic() + 60
+    while packed_processes():
+        assert time.monotonic() < deadline, "the interrupted run left a packed worker"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
