@@ -150,11 +150,13 @@ class Moment:
         progress: fraction of the whole training that is done, in [0, 1).
         epoch: from 0.
         step: training steps done before this one, over all epochs.
+        full_precision: whether the method trains the student in full precision now, so that operators round nothing yet.
     """
 
     progress: float
     epoch: int
     step: int
+    full_precision: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

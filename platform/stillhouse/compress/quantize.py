@@ -4,7 +4,7 @@ The numbers are those of `parts.rounding`: weights symmetric with one scale per 
 linear layers with one scale and zero point per layer. The first and the last layer stay in full precision by default, as in the
 literature (Zhou et al., DoReFa-Net, arXiv 1606.06160). Learnt ranges are LSQ's (Esser et al., arXiv 1902.08153).
 
-Training rounds in every forward pass. Ranges are observed, or learnt after `WARM_UP_STEPS` steps, and frozen at the fraction
+Training rounds in every forward pass. Ranges are observed, or learnt after `WARM_UP_STEPS` passes, and frozen at the fraction
 `freeze_at` of the training. With `train: false` the network trains in full precision and is rounded at its end, with ranges
 from `calibration_samples` samples of the training split.
 
@@ -49,6 +49,7 @@ from stillhouse.compress.parts.quantized_layers import (
     numbers_of,
     quantized_layer,
     quantized_layers,
+    set_active,
     set_phase,
     weight_of,
 )
@@ -56,7 +57,7 @@ from stillhouse.compress.parts.rounding import weight_levels
 from stillhouse.models.modes import evaluating
 
 WARM_UP_STEPS = 20
-"""Training steps in which learnt ranges are observed."""
+"""Forward passes in which learnt ranges of inputs are observed."""
 _FULL = 32
 _SAMPLES = "_calibration_samples"
 _BITS = (2, 3, 4, 5, 6, 7, 8, _FULL)
@@ -146,17 +147,19 @@ class Quantize(Operator):
         return model
 
     def before_step(self, model: nn.Module, moment: Moment) -> None:
-        """Begins the phase that the moment belongs to: warm-up, learning, frozen ranges."""
+        """Begins the phase that the moment belongs to: full precision, warm-up, learning, frozen ranges."""
         if self._changes_nothing or not self.train:
+            return
+        for _, layer in quantized_layers(model):
+            set_active(layer, active=not moment.full_precision)
+        if moment.full_precision:
             return
         if self.freeze_at < 1 and moment.progress >= self.freeze_at:
             phase = Phase.FROZEN
-        elif self.ranges == "learnt" and moment.step >= WARM_UP_STEPS:
-            phase = Phase.LEARNING
         else:
-            phase = Phase.OBSERVING
+            phase = Phase.LEARNING if self.ranges == "learnt" else Phase.OBSERVING
         for quantizer in _quantizers(model):
-            if quantizer.known_phase != phase:
+            if quantizer.known_phase != phase and (phase == Phase.OBSERVING or quantizer.has_seen(WARM_UP_STEPS)):
                 set_phase(quantizer, phase)
 
     def finalise(self, model: nn.Module) -> None:

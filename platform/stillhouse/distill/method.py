@@ -89,6 +89,7 @@ class Stage:
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
         rate_factor: what the trial's learning rate is multiplied by, for a loss whose paper trains at another rate.
         gradient_clip: the largest norm of the gradients, for a loss that needs a bound; a smaller one of the trial comes first.
+        full_precision: whether operators that round numbers wait, so that the student trains in full precision.
     """
 
     name: str = "train"
@@ -100,6 +101,7 @@ class Stage:
     knowledge: tuple[str, ...] | None = None
     rate_factor: float = 1.0
     gradient_clip: float | None = None
+    full_precision: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

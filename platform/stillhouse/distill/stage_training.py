@@ -162,7 +162,12 @@ class StageTraining:
             yield
             return
         step = at.epoch * per_epoch + number
-        moment = Moment(progress=step / (self._given.epochs * per_epoch), epoch=at.epoch, step=step)
+        moment = Moment(
+            progress=step / (self._given.epochs * per_epoch),
+            epoch=at.epoch,
+            step=step,
+            full_precision=self.stage.full_precision,
+        )
         for student in self._given.new_student.built:
             operators.before_step(student, moment)
         yield

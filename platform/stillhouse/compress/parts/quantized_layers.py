@@ -47,6 +47,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.learnt = learnt
+        self.active = True
         self.known_phase: Phase | None = None
         self.register_buffer("seen_scale", scale)
         self.register_buffer("phase", _phase(scale))
@@ -65,7 +66,13 @@ class WeightQuantizer(nn.Module):
             return torch.where(frozen, self.seen_scale, own)
         return torch.where(frozen, self.seen_scale, observed_scale(weight, self.bits))
 
+    def has_seen(self, _passes: int) -> bool:
+        """Whether the scale may be learnt: it begins from the weight itself."""
+        return True
+
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.active:
+            return weight
         scale = self.current_scale(weight)
         if self.training:
             self.seen_scale.copy_(scale.detach())
@@ -105,6 +112,10 @@ class InputQuantizer(nn.Module):
             own_low, own_high = self.ends[0].clamp_max(0), self.ends[1].clamp_min(0)
             return torch.where(learning, own_low, low), torch.where(learning, own_high, high)
         return low, high
+
+    def has_seen(self, passes: int) -> bool:
+        """Whether so many batches were observed. Waits for a GPU, so it is asked in the first steps only."""
+        return int(self.batches) >= passes
 
     def observe(self, inputs: Tensor) -> None:
         """Widens or narrows the observed range towards that of a batch, unless the range is frozen or learnt by now."""
@@ -223,6 +234,19 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedConv2d | QuantizedLinear):
             yield name, module
+
+
+def set_active(layer: QuantizedLayer, *, active: bool) -> None:
+    """Whether the layer rounds. While it does not, scales follow the weight, so that they begin from the trained one."""
+    for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+        if isinstance(quantizer, WeightQuantizer | InputQuantizer):
+            quantizer.active = active
+    weights = layer.weight_quantizer
+    if not active and isinstance(weights, WeightQuantizer):
+        with torch.no_grad():
+            weights.seen_scale.copy_(_first_scale(layer.weight, weights.bits, learnt=weights.learnt))
+            if weights.learnt:
+                weights.scale.copy_(weights.seen_scale)
 
 
 def set_phase(quantizer: WeightQuantizer | InputQuantizer, phase: Phase) -> None:

@@ -332,8 +332,19 @@ class _Surveyor:
                 f"search.trials_per_method = {spec.search.trials_per_method} is less than the {cells} pairs of students and "
                 "teachers: some are never tried"
             )
+        if spec.teachers:
+            self._note_methods_without_views()
         used = {name for draw in self._survey.draws for name in (draw.teacher or "").split(TEACHER_JOINT)}
         used |= {student.source for student in spec.students if student.source is not None}
         for name in spec.teachers:
             if self._survey.draws and name not in used and not self._survey.problems:
                 self._survey.note(f"no trial needs teacher {name}")
+
+    def _note_methods_without_views(self) -> None:
+        """Names the methods, other than controls, of which some trials need nothing from the spec's teachers."""
+        alone = Counter(draw.method for draw in self._survey.draws if draw.teacher is None)
+        total = Counter(draw.method for draw in self._survey.draws)
+        for method, count in alone.items():
+            if methods.find(method).card.family != "control":
+                share = "its trials read" if count == total[method] else f"{count} of its {total[method]} draws read"
+                self._survey.note(f"methods.{method}: {share} no sealed view, since nothing is needed from a teacher")
