@@ -56,6 +56,8 @@ def test_mobilenet_v2_at_half_width_is_the_published_one() -> None:
         ("mlp_800_800", 10, (1, 28, 28), 1276810),
         # 75*64+64 + 1600*128+128 + 8192*1024+1024 + 1024*10+10.
         ("modified_lenet", 10, (3, 32, 32), 8609674),
+        # 9*64+64 + 576*128+128 + 6272*1024+1024 + 1024*10+10.
+        ("cnn", 10, (1, 28, 28), 6508298),
         # As published for Network in Network on CIFAR-10.
         ("nin", 10, (3, 32, 32), 966986),
     ],

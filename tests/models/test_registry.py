@@ -33,7 +33,7 @@ def test_every_model_accepts_the_images_of_every_data_set(model: str, input_shap
     assert [layer for layer in sketch.preactivation_layers if layer not in layers] == []  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("model", ["resnet8", "resnet8x4", "vgg8", "nin", "lenet", "shufflenet_v1", "ghost_resnet8"])
+@pytest.mark.parametrize("model", ["resnet8", "resnet8x4", "vgg8", "nin", "lenet", "cnn", "shufflenet_v1", "ghost_resnet8"])
 def test_preactivation_maps_are_the_stages_before_their_relu(model: str) -> None:
     torch.manual_seed(0)
     net = build_model(model, num_classes=3, input_shape=(3, 16, 16)).eval()
@@ -51,6 +51,7 @@ def test_preactivation_maps_are_the_stages_before_their_relu(model: str) -> None
     [
         "mlp",
         "lenet",
+        "cnn",
         "nin",
         "resnet8",
         "wrn_16_1",

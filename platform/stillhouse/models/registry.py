@@ -19,6 +19,7 @@ from stillhouse.errors import (
     suggestion,
 )
 from stillhouse.models import (
+    cnn,
     ghost,
     ghost_cifar,
     lenet,
@@ -39,7 +40,7 @@ from stillhouse.user_code import check_origin, import_user_module, user_code
 
 Builder = Callable[..., nn.Module]
 
-_FAMILIES = (mlp, lenet, nin, resnet, wide_resnet, vgg, mobilenet_v2, shufflenet_v1, shufflenet_v2, ghost, ghost_cifar)
+_FAMILIES = (mlp, lenet, cnn, nin, resnet, wide_resnet, vgg, mobilenet_v2, shufflenet_v1, shufflenet_v2, ghost, ghost_cifar)
 _SHIPPED: dict[str, Builder] = {name: builder for family in _FAMILIES for name, builder in family.MODELS.items()}
 _TORCHVISION = "torchvision"
 _GIVEN = ("num_classes", "input_shape")
