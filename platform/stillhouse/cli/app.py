@@ -32,7 +32,6 @@ app = typer.Typer(
     help="Sweep knowledge distillation over a Ray cluster: train small students from shared teachers, and compare their "
     "accuracy with their size.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli import completion
 from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json
 from stillhouse.cli.output import make_console, make_table, print_json
@@ -45,7 +46,9 @@ def list_all(home: Home = None, as_json: Json = False, debug: Debug = False) -> 
 @app.command(name="methods")
 @as_exit_code
 def list_methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this method in full.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this method in full.", autocompletion=completion.methods)
+    ] = None,
     folders: Annotated[
         list[Path] | None, typer.Option("--folder", metavar="DIR", help="Also read method files from this folder. Repeatable.")
     ] = None,
@@ -78,7 +81,10 @@ def list_methods(
 @app.command(name="models")
 @as_exit_code
 def list_models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this model with its layers and options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show this model with its layers and options.", autocompletion=completion.models),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli import completion
 from stillhouse.errors import UsageError
 from stillhouse.spec.sizes import parse_bytes
 
@@ -29,7 +30,7 @@ Address = Annotated[
     ),
 ]
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's YAML file.")]
-SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the sweep.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the sweep.", autocompletion=completion.sweeps)]
 
 
 def parse_size(text: str, option: str) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.cli import completion
 from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Json
 from stillhouse.cli.output import make_console, make_table, print_json
@@ -37,7 +38,12 @@ keys in a spec whose first line names it:
 @as_exit_code
 def explain_spec(
     key: Annotated[
-        str | None, typer.Argument(metavar="[KEY]", help="A key such as search.max_epochs, or a section such as search.")
+        str | None,
+        typer.Argument(
+            metavar="[KEY]",
+            help="A key such as search.max_epochs, or a section such as search.",
+            autocompletion=completion.spec_keys,
+        ),
     ] = None,
     schema: Annotated[bool, typer.Option("--json-schema", help="Print the spec's JSON Schema, for editors.")] = False,
     markdown: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.cli import completion
 from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json, SweepArgument
 from stillhouse.cli.output import answer_line, make_console, make_table, metric_on, print_json
@@ -19,7 +20,12 @@ from stillhouse.text_table import log_line
 @as_exit_code
 def report(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME", help="The name of a sweep; several names give one page that compares them.")
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="The name of a sweep; several names give one page that compares them.",
+            autocompletion=completion.sweeps,
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder to write to. Default: the sweep's own folder.")
@@ -65,7 +71,9 @@ def export(
     trial: Annotated[
         str,
         typer.Argument(
-            metavar="TRIAL", help="A trial's key, the beginning of it, or 'best': the best student on validation data."
+            metavar="TRIAL",
+            help="A trial's key, the beginning of it, or 'best': the best student on validation data.",
+            autocompletion=completion.trials,
         ),
     ],
     to: Annotated[
@@ -123,7 +131,10 @@ def _print_export(document: Mapping[str, Any]) -> None:
 @as_exit_code
 def ui(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The sweep whose saved view's address is printed.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The sweep whose saved view's address is printed.", autocompletion=completion.sweeps
+        ),
     ] = None,
     home: Home = None,
     port: Annotated[int, typer.Option(help="The port on the loopback interface.")] = 5000,
