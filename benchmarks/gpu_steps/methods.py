@@ -50,12 +50,12 @@ def _check(name: str, settings: Settings) -> dict[str, Any]:
     """Runs in a process of its own: the checks of one method, its first loss, and its synchronisations."""
     replaced = replace_missing()
     from stillhouse import methods
-    from stillhouse.testing import CHECKS, MethodTrial
+    from stillhouse.testing import CHECKS, suiting_trial
 
     started = time.perf_counter()
     method = methods.find(name).shortened()
     shortest = _epochs(method, settings)
-    trial = MethodTrial(method, epochs=shortest, device=settings.device)
+    trial = suiting_trial(method, epochs=shortest, device=settings.device)
     found = _run_checks(name, CHECKS, trial, settings, replaced)
     try:
         _compare_losses(trial, found)
@@ -93,11 +93,11 @@ def _run_checks(name: str, checks: Any, trial: Any, settings: Settings, replaced
 
 def _epochs(method: Any, settings: Settings) -> int:
     """The fewest epochs with which the method's stages can be made."""
-    from stillhouse.testing import MethodTrial
+    from stillhouse.testing import suiting_trial
 
     for epochs in range(1, 5):
         try:
-            MethodTrial(method, epochs=epochs, device=settings.device).trainer()
+            suiting_trial(method, epochs=epochs, device=settings.device).trainer()
         except Exception:
             continue
         return epochs

@@ -1,10 +1,10 @@
 import pytest
 
 from stillhouse import methods
-from stillhouse.testing import CHECKS, MethodTrial
+from stillhouse.testing import CHECKS, suiting_trial
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_passes_the_check(name: str, check: str) -> None:
-    CHECKS[check](MethodTrial(methods.find(name).shortened()))
+    CHECKS[check](suiting_trial(methods.find(name).shortened()))

@@ -8,7 +8,7 @@ If a reduction must change, change its entry, too, and say so in CHANGELOG.md.
 import pytest
 
 from stillhouse import methods
-from stillhouse.testing import MethodTrial
+from stillhouse.testing import suiting_trial
 
 RECORDED = {
     "stillhouse.distill.maps:shrink": "709a6dc2efaea839",
@@ -29,7 +29,7 @@ VARIANTS = [("nst", {"kernel": "linear"}), ("overhaul", {"margins": "data"})]
 
 @pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in methods.names()), *VARIANTS])
 def test_a_reduction_has_its_recorded_version(name: str, settings: dict[str, str]) -> None:
-    kinds = MethodTrial(methods.find(name)(**settings)).knowledge().values()
+    kinds = suiting_trial(methods.find(name)(**settings)).knowledge().values()
     reductions = [identity for identity in (kind.identity() for kind in kinds) if "reduction" in identity]
     for identity in reductions:
         # A new method has no recorded version.

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stillhouse import methods
 from stillhouse.distill.method import Method, Step, Update
 from stillhouse.distill.optimiser import Optimisers
-from stillhouse.testing import MethodTrial, method_trial
+from stillhouse.testing import method_trial, suiting_trial
 
 READS = {
     name: getattr(Tensor, name) for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
@@ -169,7 +169,7 @@ class Observed:
 def _observe(name: str, settings: str) -> Observed:
     """A training in bfloat16, as on a GPU; no setting makes it diverge at this rate."""
     method = methods.find(name).shortened(**json.loads(settings))
-    method_trial.trained_teacher(MethodTrial(method).teacher)  # which other tests have too, with its usual recipe
+    method_trial.trained_teacher(suiting_trial(method).teacher)  # which other tests have too, with its usual recipe
     waits: dict[tuple[int, int], list[str]] = {}
     passes: list[bool] = []
     step, apply = type(method).step, Optimisers.apply
@@ -195,7 +195,7 @@ def _observe(name: str, settings: str) -> Observed:
         patch.setattr(method_trial, "TRAINING", method_trial.TRAINING.model_copy(update=recipe))
         patch.setattr(type(method), "step", counted_step)
         patch.setattr(Optimisers, "apply", uncounted)
-        trainer = MethodTrial(method).trainer()
+        trainer = suiting_trial(method).trainer()
         for network in (trainer.student, *trainer.peers().values()):
             network.register_forward_pre_hook(note)
         trainer.fit()

@@ -1,7 +1,7 @@
 """Unusual input gives a defined value or an error of one sentence, in every method."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -23,7 +23,7 @@ from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model, model_names
 from stillhouse.spec.training import Training
-from stillhouse.testing import MethodTrial, make_step
+from stillhouse.testing import MethodTrial, make_step, suiting_trial
 
 EVERY_METHOD = pytest.mark.parametrize("name", methods.names())
 
@@ -44,13 +44,14 @@ def build(model: str, data: ImageData) -> nn.Module:
 
 
 def train(method: Method, data: ImageData, teacher: nn.Module | None = None) -> Trainer:
-    """Trains a lenet with a resnet8 as teacher."""
+    """Trains a lenet, or another student that suits the method, with a resnet8 as teacher."""
+    model = suiting_trial(method).student
     teacher = build("resnet8", data).eval() if teacher is None else teacher
     of_teacher = describe(teacher, name="resnet8", input_shape=data.input_shape)
-    of_student = describe(build("lenet", data), name="lenet", input_shape=data.input_shape)
+    of_student = describe(build(model, data), name=model, input_shape=data.input_shape)
     knowledge = method.knowledge(of_teacher, of_student)
     trainer = Trainer(
-        new_student=lambda: build("lenet", data),
+        new_student=lambda: build(model, data),
         method=method,
         data=data,
         views=Views((), 1, data.input_shape, len(data.train.labels)),
@@ -84,8 +85,8 @@ def test_batches_of_a_single_class_have_a_finite_loss(name: str, digits: ImageDa
 @EVERY_METHOD
 def test_a_teacher_with_logits_only_works_or_is_rejected_with_what_is_missing(name: str) -> None:
     logits_only = Architecture(name="net", num_classes=10, input_shape=(1, 8, 8), shapes={"answer": (10,)})
-    student = MethodTrial(Method()).student_architecture
     method = methods.find(name)()
+    student = suiting_trial(method).student_architecture
     try:
         needed = method.knowledge(logits_only, student)
     except MethodError as error:
@@ -135,14 +136,12 @@ def test_a_part_of_weight_zero_needs_nothing_and_changes_no_bit() -> None:
 
 
 def taught() -> list[str]:
-    trial = MethodTrial(Method())
-    networks = trial.teacher_architecture, trial.student_architecture
-    return [name for name in methods.names() if methods.find(name)().knowledge(*networks)]
+    return [name for name in methods.names() if suiting_trial(methods.find(name)()).knowledge()]
 
 
 def reads_layers(name: str) -> bool:
-    trial = MethodTrial(Method())
-    return bool(methods.find(name)().student_layers(trial.teacher_architecture, trial.student_architecture))
+    trial = suiting_trial(methods.find(name)())
+    return bool(trial.method.student_layers(trial.teacher_architecture, trial.student_architecture))
 
 
 LAYERED = [name for name in taught() if reads_layers(name)]
@@ -161,19 +160,23 @@ def outputs(architecture: Architecture, layers: Iterable[str]) -> dict[str, Tens
     return {layer: torch.randn(3, *architecture.shape(layer)).relu().requires_grad_() for layer in layers}
 
 
-def losses_on_default_layers(method: Method, teacher: Architecture, student: Architecture) -> list[Tensor]:
+def losses_on_default_layers(
+    method: Method, teacher: Architecture, student: Architecture, networks: Mapping[str, nn.Module]
+) -> list[Tensor]:
     """The loss of every stage, for three samples and random outputs of the shapes of the two networks."""
     kinds = method.knowledge(teacher, student)
     setup = Setup(teacher=teacher, student=student, new_student=nn.Identity, num_samples=8, epochs=4)
     of_teacher, logits = outputs(teacher, (layer for kind in kinds.values() for layer in kind.layers)), torch.randn(3, 10)
     knowledge = {}
     for name, kind in kinds.items():
-        weights = [torch.randn(of_teacher[kind.layers[0]].shape[1]) for _ in kind.weights]
+        state = networks[teacher.name].state_dict()
+        weights = [state[weight] for weight in kind.weights]
         knowledge[name] = kind.compute(logits, of_teacher, weights).detach()
     modules = {name: helper.module for name, helper in method.modules(setup).items()}
     losses = []
     for stage in method.stages(setup):
         step = make_step(
+            student=networks[student.name],
             student_logits=torch.randn(3, 10, requires_grad=True) if stage.until is None else None,
             labels=torch.tensor([0, 1, 1]),
             teacher=knowledge,
@@ -190,9 +193,10 @@ def losses_on_default_layers(method: Method, teacher: Architecture, student: Arc
 def test_every_shipped_model_has_default_layers_or_is_reported_as_unsuitable(model: str) -> None:
     """As teacher and student, and as either of them with a network of another family; at 32 x 32 and width 0.25."""
     ours, other = (blueprint(name, {"width": 0.25}, 10, (3, 32, 32)).architecture for name in (model, "resnet14"))
+    networks = {name: build_model(name, num_classes=10, input_shape=(3, 32, 32), width=0.25) for name in (model, "resnet14")}
     for name, (teacher, student) in itertools.product(LAYERED, ((ours, ours), (other, ours), (ours, other))):
         try:
-            losses = losses_on_default_layers(methods.find(name)(), teacher, student)
+            losses = losses_on_default_layers(methods.find(name)(), teacher, student, networks)
         except MethodError as error:
             assert str(error).startswith("needs ")  # noqa: PT017
         else:

@@ -6,7 +6,7 @@ import torch
 
 from stillhouse import methods
 from stillhouse.distill.calls import InlineTeacher, ServedTeacher
-from stillhouse.testing import MethodTrial, method_trial
+from stillhouse.testing import MethodTrial, method_trial, suiting_trial
 from stillhouse.testing.method_trial import NUM_TRAINING, TRAINING, RemoteModel, digits, trained_teacher
 
 
@@ -70,3 +70,15 @@ def test_knowledge_is_computed_on_the_device_of_the_trial(monkeypatch: pytest.Mo
     MethodTrial(methods.find("kd")(), device="meta").trainer(cached_in=tmp_path)
     made["teacher"].begin_epoch(0)
     assert devices == [torch.device("meta")]
+
+
+def test_the_student_of_a_suiting_trial_is_the_first_that_suits_the_method() -> None:
+    assert suiting_trial(methods.find("kd")()) == MethodTrial(methods.find("kd")())
+    needs_a_class_map = methods.find("scale_decoupled")()
+    assert suiting_trial(needs_a_class_map, epochs=2) == MethodTrial(needs_a_class_map, student="resnet8", epochs=2)
+
+
+def test_a_method_that_no_student_suits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method_trial, "STUDENTS", ("mlp",))
+    with pytest.raises(AssertionError, match="none of mlp suits AttentionTransfer; name the student that does"):
+        suiting_trial(methods.find("attention_transfer")())

@@ -11,7 +11,7 @@ Where to find what:
     steps             `make_step`: one batch, as a loss receives it.
 """
 
-from stillhouse.testing.method_trial import MethodTrial
+from stillhouse.testing.method_trial import MethodTrial, suiting_trial
 from stillhouse.testing.methods import CHECKS, check_method
 from stillhouse.testing.operators import OPERATOR_CHECKS, OperatorTrial, check_operator
 from stillhouse.testing.reference_cases import ReferenceCase
@@ -30,4 +30,5 @@ __all__ = [
     "check_operator",
     "check_task",
     "make_step",
+    "suiting_trial",
 ]

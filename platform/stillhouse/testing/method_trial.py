@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, Procedure, pull_back, run_procedure, run_teacher
-from stillhouse.distill.method import Method
+from stillhouse.distill.method import Method, Unsuitable
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
 from stillhouse.knowledge.kinds import Knowledge
@@ -27,6 +27,8 @@ from stillhouse.spec.training import Training
 from stillhouse.testing.tolerance import Tolerance, tolerance_on
 
 TRAINING = Training(batch_size=64, learning_rate=0.01)
+STUDENTS = ("lenet", "resnet8")
+"""On which methods are checked: the first that suits a method."""
 NUM_TRAINING, NUM_VALIDATION = 256, 64
 """Multiples of the batch size: every forward pass then has the same shape, and the same result bit for bit."""
 
@@ -147,6 +149,19 @@ class MethodTrial:
             student_name=self.student,
             device=self.device,
         )
+
+
+def suiting_trial(method: Method, **fields: Any) -> MethodTrial:
+    """A trial with the first of `STUDENTS` that suits the method; the other fields are those of `MethodTrial`."""
+    for student in STUDENTS:
+        trial = MethodTrial(method, student=student, **fields)
+        try:
+            trial.knowledge()
+            method.student_layers(trial.teacher_architecture, trial.student_architecture)
+        except Unsuitable:
+            continue
+        return trial
+    raise AssertionError(f"none of {', '.join(STUDENTS)} suits {type(method).__name__}; name the student that does")
 
 
 class RemoteModel:

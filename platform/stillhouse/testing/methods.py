@@ -38,13 +38,14 @@ from stillhouse.testing.method_trial import (
     build_student,
     compute_in_batches,
     digits,
+    suiting_trial,
 )
 from stillhouse.testing.tolerance import Tolerance
 from stillhouse.testing.watched_method import UnlabelledMethod, WatchedMethod
 
 
 def check_method(
-    method: Method, *, teacher: str = "resnet8", student: str = "lenet", epochs: int = 4, device: str = "cpu"
+    method: Method, *, teacher: str = "resnet8", student: str | None = None, epochs: int = 4, device: str = "cpu"
 ) -> None:
     """Runs every check of `CHECKS`; takes a few seconds.
 
@@ -53,7 +54,7 @@ def check_method(
     Args:
         method: an instance with the hyper-parameters to try.
         teacher: name of a shipped model.
-        student: name of a shipped model that suits the method.
+        student: name of a shipped model that suits the method; by default the first of lenet and resnet8 that does.
         epochs: at least one for each of the method's stages.
         device: of student, helpers and teacher, such as `cuda`.
 
@@ -61,7 +62,9 @@ def check_method(
         AssertionError: the method fails a check. The message lists every failed check, what it requires and what was found.
             Any other exception of the method is raised as it is, with a note that names the check.
     """
-    run_checks(CHECKS, MethodTrial(method, teacher, student, epochs, device), type(method).__name__)
+    fields: dict[str, Any] = {"teacher": teacher, "epochs": epochs, "device": device}
+    trial = suiting_trial(method, **fields) if student is None else MethodTrial(method, student=student, **fields)
+    run_checks(CHECKS, trial, type(method).__name__)
 
 
 def check_card(trial: MethodTrial) -> None:
