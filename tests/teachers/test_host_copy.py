@@ -40,6 +40,16 @@ def test_values_have_the_bits_that_numpy_gives_them(dtype: str) -> None:
     assert copy.rows("a").tobytes() == values.numpy().astype(dtype).tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_flags_and_whole_numbers_become_numbers_of_the_format(dtype: str) -> None:
+    values = {"flags": torch.tensor([True, False]), "whole": torch.tensor([3, -2])}
+    copy = HostCopy(values, dtype, noted(**values), DeviceClock("cpu"))
+    copy.wait()
+    assert copy.rows("flags").tolist() == [1.0, 0.0]
+    assert copy.rows("whole").tolist() == [3.0, -2.0]
+    assert {copy.rows(name).dtype for name in values} == {np.dtype(dtype)}
+
+
 def test_what_was_too_large_for_the_format_is_known_by_its_size() -> None:
     values = torch.tensor([[1.0, -1e5]])
     half = HostCopy({"a": values}, "float16", noted(a=values), DeviceClock("cpu"))

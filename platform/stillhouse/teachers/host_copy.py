@@ -29,10 +29,11 @@ class HostCopy:
 
     def __init__(self, values: Mapping[str, Tensor], dtype: str, finiteness: Finiteness, clock: DeviceClock) -> None:
         wanted = _DTYPES[dtype]
-        self._values = {name: to_host(value.float().to(wanted)) for name, value in values.items()}
+        whole = {name: value.float() for name, value in values.items()}
+        self._values = {name: to_host(value.to(wanted)) for name, value in whole.items()}
         # What a value was before it became infinite in the smaller format.
-        narrows = wanted != torch.float32
-        self._largest = {name: to_host(value.abs().amax().float()) for name, value in values.items()} if narrows else {}
+        narrowed = whole if wanted != torch.float32 else {}
+        self._largest = {name: to_host(value.abs().amax()) for name, value in narrowed.items()}
         self._finiteness = finiteness
         finiteness.send_to_host()
         self._clock = clock
