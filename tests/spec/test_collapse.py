@@ -96,5 +96,8 @@ def test_another_metric_has_no_margin() -> None:
 
 
 def test_the_words_name_the_value_if_it_is_known() -> None:
-    assert collapse_words(ACCURACY, 0.125) == "no better than a model that ignores the image (accuracy 0.1250)"
-    assert collapse_words(ACCURACY, None) == "no better than a model that ignores the image"
+    assert (
+        collapse_words(ACCURACY, 0.125)
+        == "no better than a model that ignores the image (accuracy 0.1250), or better by chance alone"
+    )
+    assert collapse_words(ACCURACY, None) == "no better than a model that ignores the image, or better by chance alone"

@@ -172,7 +172,7 @@ def test_a_collapsed_trial_is_named_with_the_value_that_it_did_not_exceed(make_r
     progress.trial_done(make_record("b", (0.5, 0.25)))
     assert untimed(stream) == [
         "[1/2] a scratch mlp seed 0 finished after 2 epochs, validation accuracy 0.1250; "
-        "COLLAPSED: no better than a model that ignores the image (accuracy 0.1250)",
+        "COLLAPSED: no better than a model that ignores the image (accuracy 0.1250), or better by chance alone",
         "[2/2] b scratch mlp seed 0 finished after 2 epochs, validation accuracy 0.2500",
     ]
     assert progress.snapshot()["collapsed"] == 1

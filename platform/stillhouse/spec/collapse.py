@@ -76,7 +76,7 @@ def collapse_words(metric: Metric, trivial: float | None) -> str:
         trivial: as for `is_collapsed`.
     """
     known = "" if trivial is None else f" ({metric.label} {trivial:.4f})"
-    return f"no better than a model that ignores the image{known}"
+    return f"no better than a model that ignores the image{known}, or better by chance alone"
 
 
 def collapse_remedy(training: Mapping[str, Any]) -> str:

@@ -110,6 +110,20 @@ def test_a_trial_ends_with_a_record_of_all_that_was_found(
     assert record.started <= record.finished
 
 
+@pytest.mark.parametrize(("learning_rate", "collapsed"), [(1e-12, True), (0.1, False)])
+def test_a_student_that_learned_nothing_is_marked_in_the_ledger(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, learning_rate: float, collapsed: bool
+) -> None:
+    """Of 40 validation images of ten equal classes, Wilson's interval of 8 right ones begins at 0.105."""
+    training = Training(batch_size=40, learning_rate=learning_rate)
+    record = run_to_end(make_trial("marked", epochs=6), dataclasses.replace(environment, training=training), digits)
+    assert record.collapsed is collapsed
+    assert collapsed is (record.metrics["validation_accuracy"] < 8 / 40)
+    stored = ledger_of(environment).read("marked")
+    assert stored is not None
+    assert stored.collapsed is collapsed
+
+
 def test_what_a_method_kept_beside_the_student_is_reported_and_not_counted_as_student(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
 ) -> None:
