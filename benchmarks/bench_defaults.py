@@ -195,7 +195,7 @@ def cost(data: ImageData, student: str) -> float:
 
 def planned(arguments: argparse.Namespace, data: ImageData) -> list[tuple[str, str]]:
     """(method, student) of every run on a data set, the cheapest students first."""
-    shape = {"num_classes": data.num_classes, "input_shape": data.input_shape}
+    shape: dict[str, Any] = {"num_classes": data.num_classes, "input_shape": data.input_shape}
     students = [name for name in arguments.students if not model_problems(name, {}, **shape)]
     runs = [(cost(data, student), "scratch", student) for student in students]
     if arguments.methods:
