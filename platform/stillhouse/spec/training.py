@@ -74,3 +74,12 @@ class Training(BaseModel):
         if self.learning_rate is not None:
             return self.learning_rate
         return 0.05 if self.optimizer == "sgd" else 0.001
+
+    def words(self) -> str:
+        """The settings that decide most how well a network learns, for people."""
+        warmup = (
+            f" after {self.warmup_epochs:g} epochs of warm-up" if self.warmup_epochs and self.schedule != "one_cycle" else ""
+        )
+        clip = "unbounded gradients" if self.gradient_clip is None else f"gradients up to {self.gradient_clip:g}"
+        rate = f"{self.optimizer} at {self.peak_learning_rate:g} with {self.schedule}{warmup}"
+        return f"{rate}, batches of {self.batch_size}, {clip}, {self.batchnorm_statistics} statistics of BatchNorm"

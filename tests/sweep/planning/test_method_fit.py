@@ -31,11 +31,12 @@ def data() -> ImageData:
 
 
 def spec_for(algorithm: str, **sections: Any) -> SweepSpec:
-    """Every known method on one pair of networks that all of them fit."""
+    """Every known method on one pair of networks and with an optimizer that all of them fit."""
     return validate(
         {
             "name": "families",
             "dataset": {"name": "digits"},
+            "training": {"optimizer": "sgd"},
             "teachers": {"big": {"model": "resnet14"}},
             "students": ["resnet8"],
             "search": {"algorithm": algorithm, "trials_per_method": 4, "startup_trials": 2, "max_epochs": 6},

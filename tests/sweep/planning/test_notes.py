@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
+from stillhouse.spec.load import validate
 from stillhouse.spec.schema import SearchBudget, SweepSpec
-from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes, start_notes
+from stillhouse.sweep.planning.notes import (
+    budget_notes,
+    duplicate_notes,
+    limit_notes,
+    search_notes,
+    skip_notes,
+    start_notes,
+    step_notes,
+)
 from stillhouse.sweep.planning.survey import Skipped
 
 
@@ -56,3 +65,12 @@ def test_a_search_of_nothing_but_defaults_is_noted(spec_with: Callable[..., Swee
 def test_fixed_hyperparameters_need_no_note_about_the_start(spec_with: Callable[..., SweepSpec]) -> None:
     spec = spec_with("search", {"start": "defaults", "trials_per_method": 1})
     assert start_notes(spec.model_copy(update={"methods": {"kd": {"temperature": 4.0}}})) == []
+
+
+@pytest.mark.parametrize(("samples", "epochs", "batch_size", "steps"), [(120, 8, 64, 16), (120, 8, 16, None), (64, 49, 64, 49)])
+def test_a_training_of_very_few_steps_is_noted(samples: int, epochs: int, batch_size: int, steps: int | None) -> None:
+    """The last batch of 120 images in batches of 64 has 56 images: 2 steps in an epoch."""
+    raw = {"name": "s", "dataset": {"name": "digits"}, "students": ["mlp"], "methods": {"scratch": {}}}
+    spec = validate({**raw, "search": {"max_epochs": epochs}, "training": {"batch_size": batch_size}})
+    notes = step_notes(spec, samples)
+    assert [f"a training has {steps} steps" in note for note in notes] == [True] * (steps is not None)

@@ -69,7 +69,7 @@ def test_defaults_and_grids_fix_what_is_not_mentioned_at_the_papers_values(secti
 
 
 def test_a_spec_without_methods_sweeps_all_of_them() -> None:
-    pair = {"teachers": {"big": {"model": "resnet14"}}, "students": ["resnet8"]}
+    pair = {"teachers": {"big": {"model": "resnet14"}}, "students": ["resnet8"], "training": {"optimizer": "sgd"}}
     spec = check({key: value for key, value in (SPEC | pair).items() if key != "methods"})
     assert spec.methods is not None
     assert set(spec.methods) == set(methods.names())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -64,4 +65,24 @@ def test_where_the_search_starts_is_printed_unless_it_is_drawn(plan: Plan) -> No
         return [line for line in printed(changed) if line.startswith("each method and student starts at the method's defaults")]
 
     assert (len(lines("defaults")), len(lines("random"))) == (1, 0)
-    assert plan.to_dict()["start"] == "random"
+    assert plan.to_dict()["start"] == "defaults"
+
+
+def test_how_students_and_teachers_are_trained_is_printed_with_the_values_of_the_recipe() -> None:
+    def lines(**sections: Any) -> list[str]:
+        spec: dict[str, Any] = {"name": "s", "dataset": {"name": "digits"}, "students": ["mlp"], "methods": {"kd": {}}}
+        spec["teachers"] = {"big": {"model": "lenet"}}
+        plan = make_plan(check({**spec, **sections}), load_dataset("digits"))
+        return [line for line in printed(plan) if line.startswith("training of")]
+
+    today = "adamw at 0.003 with one_cycle, batches of 64, gradients up to 5, recomputed statistics of BatchNorm"
+    first = "sgd at 0.05 with cosine, batches of 128, unbounded gradients, running statistics of BatchNorm"
+    warm = (
+        "sgd at 0.1 with cosine after 2 epochs of warm-up, batches of 64, gradients up to 5, recomputed statistics of BatchNorm"
+    )
+    assert lines() == [f"training of students, big: {today}"]
+    assert lines(recipe=1) == [f"training of students, big: {first}"]
+    assert lines(training={"learning_rate": 0.1, "warmup_epochs": 2}) == [
+        f"training of students: {warm}",
+        f"training of big: {today}",
+    ]

@@ -9,6 +9,9 @@ from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.search.adaptive import AdaptiveSearch
 
+_FEW_STEPS = 50
+"""With 16 steps deep networks end at chance, with 64 they learn; `benchmarks/README.md`, training at its defaults."""
+
 
 def skip_notes(skipped: Iterable[Skipped]) -> list[str]:
     return [
@@ -48,6 +51,21 @@ def start_notes(spec: SweepSpec) -> list[str]:
     return [
         f"search.trials_per_method = {search.trials_per_method} gives each method and student one trial at most, which has the "
         "method's defaults (search.start): no hyper-parameter is searched"
+    ]
+
+
+def step_notes(spec: SweepSpec, num_samples: int) -> list[str]:
+    """Says so where a training has so few steps that students may learn nothing.
+
+    Args:
+        num_samples: of the training split.
+    """
+    steps = spec.search.max_epochs * -(-num_samples // spec.training.batch_size)
+    if steps >= _FEW_STEPS:
+        return []
+    return [
+        f"a training has {steps} steps, and with fewer than {_FEW_STEPS} a student may learn nothing: raise search.max_epochs "
+        f"(it is {spec.search.max_epochs}) or lower training.batch_size (it is {spec.training.batch_size})"
     ]
 
 

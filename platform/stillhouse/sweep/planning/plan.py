@@ -29,7 +29,15 @@ from stillhouse.sweep.planning.cost import (
     student_size,
 )
 from stillhouse.sweep.planning.method_fit import settle
-from stillhouse.sweep.planning.notes import budget_notes, duplicate_notes, limit_notes, search_notes, skip_notes, start_notes
+from stillhouse.sweep.planning.notes import (
+    budget_notes,
+    duplicate_notes,
+    limit_notes,
+    search_notes,
+    skip_notes,
+    start_notes,
+    step_notes,
+)
 from stillhouse.sweep.planning.spec_check import metric_of, survey
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.planning.trial_keys import TrialKeys
@@ -125,6 +133,7 @@ class Plan:
             "planned": self.num_trials,
             "start": self.spec.search.start,
             "confirm_trials": self.confirm_trials,
+            "training": self.spec.training.model_dump(mode="json"),
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "students": [
                 {
@@ -198,6 +207,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *duplicate_notes(duplicates),
             *search_notes(search, ordered, students),
             *start_notes(spec),
+            *step_notes(spec, len(data.train)),
             *budget_notes(spec.search.budget),
         ),
         keys=keys,

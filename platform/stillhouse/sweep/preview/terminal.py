@@ -35,6 +35,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     cost = plan.cost
     for line in (
         *_start(plan),
+        *_trainings(plan),
         f"students: {cost.students:.3g} MACs, a training step counted as three forward passes",
         f"teachers shared: {cost.teacher_shared:.3g} MACs for at most {cost.samples_forwarded:,} samples; "
         f"{cost.ratio_shared:.2f} times the students alone",
@@ -60,6 +61,17 @@ def _start(plan: Plan) -> list[str]:
     if plan.spec.search.start != DEFAULTS:
         return []
     return ["each method and student starts at the method's defaults, with searched options of the student in the middle"]
+
+
+def _trainings(plan: Plan) -> list[str]:
+    """How students are trained, and the teachers that the sweep trains, by settings."""
+    trained: dict[str, list[str]] = {}
+    for who, training in (
+        ("students", plan.spec.training),
+        *((teacher.name, plan.spec.teachers[teacher.name].train) for teacher in plan.teachers if teacher.trains),
+    ):
+        trained.setdefault(training.words(), []).append(who)
+    return [f"training of {', '.join(names)}: {words}" for words, names in trained.items()]
 
 
 def _table(*columns: str) -> TextTable:
