@@ -29,7 +29,7 @@ def pretend(patch: pytest.MonkeyPatch, speeds: Mapping[str, Speed]) -> None:
     """Stands in for the clock: speeds by model, or by model and first hidden width."""
 
     def measure(jobs: Any, *_rest: Any) -> tuple[str, list[Speed]]:
-        return "paper", [speeds[f"{model} {options.get('hidden', [''])[0]}".strip()] for model, options, _ in jobs]
+        return "paper", [speeds[f"{network.model} {network.options.get('hidden', [''])[0]}".strip()] for network, _ in jobs]
 
     patch.setattr(speed, "measure_speeds", measure)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.spec.load import validate
+from stillhouse.spec.load import validate_stored
 from stillhouse.sweep.search.draws import Draw, draw_trials, grid_size, stratified
 
 SPEC: dict[str, Any] = {
@@ -19,7 +19,7 @@ SPEC: dict[str, Any] = {
 
 
 def draws_of(**search: Any) -> list[Draw]:
-    return list(draw_trials(validate({**SPEC, "search": {**SPEC["search"], **search}})))
+    return list(draw_trials(validate_stored({**SPEC, "search": {**SPEC["search"], **search}})))
 
 
 @pytest.mark.parametrize("key", [0, 1, 12345678901234567890])
@@ -56,7 +56,7 @@ def test_extending_the_search_keeps_the_trials_that_there_are() -> None:
 
 
 def test_a_method_added_to_the_sweep_leaves_the_others_draws_alone() -> None:
-    more = validate({**SPEC, "methods": {"nst": {"x": {"uniform": [0, 1]}}, **SPEC["methods"]}})
+    more = validate_stored({**SPEC, "methods": {"nst": {"x": {"uniform": [0, 1]}}, **SPEC["methods"]}})
     assert [draw for draw in draw_trials(more) if draw.method != "nst"] == draws_of()
 
 
@@ -67,7 +67,7 @@ def test_another_seed_draws_other_values() -> None:
 
 
 def test_a_grid_is_the_full_product() -> None:
-    spec = validate(
+    spec = validate_stored(
         {
             **SPEC,
             "students": ["lenet", {"model": "mlp", "width": {"choice": [0.5, 1.0]}}],
