@@ -34,6 +34,7 @@ from stillhouse.models import (
     wide_resnet,
 )
 from stillhouse.models.architecture import describe
+from stillhouse.models.layer_limit import TooManyLayersError, bounded_building, check_layers
 from stillhouse.models.layers import Shape
 from stillhouse.models.options import broken_rule
 from stillhouse.user_code import check_origin, import_user_module, user_code
@@ -71,14 +72,15 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
         options: those of `model_options(model)`.
 
     Raises:
-        UsageError: there is no such model, an option is unknown or breaks its rule, or the model cannot be built.
+        UsageError: there is no such model, an option is unknown or breaks its rule, or the model cannot be built or has
+            more than `MAX_LAYERS` layers.
     """
     builder = _builder(model)
     problems = _option_problems(model, builder, options)
     if problems:
         raise UsageError("; ".join(map(str, problems)))
     try:
-        with user_code():
+        with user_code(), bounded_building(model):
             built = builder(num_classes=num_classes, input_shape=input_shape, **options)
     except StillhouseError:
         raise
@@ -86,6 +88,7 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
         raise UsageError(f"{model} cannot be built for {_images(input_shape)}: {describe_error(error)}") from error
     if not isinstance(built, nn.Module):
         raise UsageError(f"{model} must return a torch.nn.Module, got {type(built).__name__}")
+    check_layers(model, built)
     return built
 
 
@@ -98,6 +101,8 @@ def sketch_model(model: str, *, num_classes: int, input_shape: Shape, **options:
         try:
             with torch.device("meta"):
                 return build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
+        except TooManyLayersError:
+            raise
         except UsageError:
             return build_model(model, num_classes=num_classes, input_shape=input_shape, **options)
 
