@@ -26,7 +26,7 @@ def test_an_option_that_breaks_its_rule_is_refused() -> None:
     [
         (Shrink(), f"{Shrink.__module__}:Shrink()"),
         (Shrink(ratio=0.25), f"{Shrink.__module__}:Shrink(ratio=0.25)"),
-        (Shrink(kind="l2", per_layer=True), f"{Shrink.__module__}:Shrink(kind='l2', per_layer=true)"),
+        (Shrink(kind="l2", per_layer=True), f"{Shrink.__module__}:Shrink(kind=l2, per_layer=true)"),
     ],
 )
 def test_the_readable_form_has_the_options_that_are_not_at_their_defaults(operator: Operator, readable: str) -> None:

@@ -226,3 +226,15 @@ def test_a_network_of_one_layer_is_refused(pattern: str, message: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
     with pytest.raises(OperatorError, match=message):
         Prune(pattern=pattern).convert(model, CONTEXT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "readable"),
+    [
+        ({"ratio": 0.5}, "prune(ratio=0.5)"),
+        ({"ratio": 0.3, "of": "macs"}, "prune(ratio=0.3, of=macs)"),
+        ({"pattern": "2:4"}, "prune(pattern=2:4)"),
+    ],
+)
+def test_it_is_shown_with_its_ratio(options: dict[str, Any], readable: str) -> None:
+    assert Prune(**options).readable == readable

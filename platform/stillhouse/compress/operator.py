@@ -206,7 +206,12 @@ class Operator(Configured):
         """The operator as tables show it: `prune(ratio=0.5)`, with the options that are not at their defaults."""
         defaults = self.defaults()
         changed = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
-        return f"{self.name}({', '.join(f'{name}={show(value)}' for name, value in changed.items())})"
+        return self.name_with(changed)
+
+    def name_with(self, options: Mapping[str, Any]) -> str:
+        """The operator's name with some of its options: `prune(ratio=0.5)`."""
+        shown = [f"{name}={value if isinstance(value, str) else show(value)}" for name, value in options.items()]
+        return f"{self.name}({', '.join(shown)})"
 
     @property
     def name(self) -> str:

@@ -116,6 +116,12 @@ class Prune(Operator):
     def weights_decide_sizes(self) -> bool:
         return self.scope == "global" and self.ratio > 0 and self.pattern != "2:4"
 
+    @property
+    def readable(self) -> str:
+        defaults = self.defaults()
+        changed = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        return self.name_with(changed if self.pattern == "2:4" else {"ratio": self.ratio, **changed})
+
     def convert(self, model: nn.Module, context: Context) -> Conversion:
         if self.ratio == 0:
             return Conversion(model=model)

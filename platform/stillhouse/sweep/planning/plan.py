@@ -38,6 +38,7 @@ from stillhouse.sweep.planning.notes import (
     start_notes,
     step_notes,
 )
+from stillhouse.sweep.planning.size_ranges import size_ranges, unmet_bounds
 from stillhouse.sweep.planning.spec_check import metric_of, survey
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.planning.trial_keys import TrialKeys
@@ -145,6 +146,7 @@ class Plan:
                 }
                 for planned in self.students
             ],
+            "sizes": [asdict(each) for each in size_ranges(self.students)],
             "teachers": [
                 {
                     "name": teacher.name,
@@ -208,6 +210,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *search_notes(search, ordered, students),
             *start_notes(spec),
             *step_notes(spec, len(data.train)),
+            *unmet_bounds(spec.report.budgets, students),
             *budget_notes(spec.search.budget),
         ),
         keys=keys,

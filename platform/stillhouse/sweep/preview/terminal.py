@@ -7,6 +7,7 @@ from rich.text import Text
 
 from stillhouse.spec.schema import DEFAULTS
 from stillhouse.sweep.planning.plan import Plan
+from stillhouse.sweep.planning.size_ranges import size_ranges
 from stillhouse.text_table import TextTable
 
 
@@ -17,9 +18,12 @@ def print_plan(plan: Plan, console: Console) -> None:
     for planned in plan.students:
         options = ", ".join([*(f"{name}={value}" for name, value in planned.student.options.items()), *planned.changes])
         size = planned.size
-        cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(planned.trials))
+        about = "about " if planned.estimated else ""
+        numbers = (size.parameters, size.macs, size.size_bytes)
+        cells = (*(f"{about}{number:,}" for number in numbers), str(planned.trials))
         students.add_row(planned.student.name, options, *cells)
     students.print(console)
+    _print_ranges(plan, console)
     counts = plan.trials_per_method
     methods = _table("method", "trials", "duplicates dropped")
     for method in plan.spec.methods or {}:
@@ -29,7 +33,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         teachers = _table("teacher", "model", "parameters", "MACs", "bytes", "used by trials", "weights")
         for teacher in plan.teachers:
             size = teacher.size
-            cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", str(teacher.trials))
+            used = f"{teacher.trials} + {teacher.derived} derived" if teacher.derived else str(teacher.trials)
+            cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", used)
             teachers.add_row(teacher.name, teacher.model, *cells, "trained once" if teacher.trains else "given")
         teachers.print(console)
     cost = plan.cost
@@ -45,6 +50,21 @@ def print_plan(plan: Plan, console: Console) -> None:
         *(f"note: {note}" for note in plan.notes),
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_ranges(plan: Plan, console: Console) -> None:
+    """The smallest, median and largest planned students of each entry that has several."""
+    ranges = size_ranges(plan.students)
+    if not ranges:
+        return
+    table = _table("entry", "students", "size", "smallest", "median", "largest")
+    labels = {"parameters": "parameters", "macs": "MACs", "size_bytes": "bytes"}
+    for each in ranges:
+        about = "about " if each.estimated else ""
+        for metric, label in labels.items():
+            numbers = (each.smallest[metric], each.median[metric], each.largest[metric])
+            table.add_row(each.student, str(each.students), label, *(f"{about}{number:,.0f}" for number in numbers))
+    table.print(console)
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
@@ -75,5 +95,5 @@ def _trainings(plan: Plan) -> list[str]:
 
 
 def _table(*columns: str) -> TextTable:
-    words = ("options", "model", "weights")
+    words = ("options", "model", "weights", "size")
     return TextTable(columns, right=[name for number, name in enumerate(columns) if number and name not in words])
