@@ -39,7 +39,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which a user's modules lie."""
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("mydata", "mynet"):
+    for name in ("mydata", "mynet", "half"):
         sys.modules.pop(name, None)
 
 
@@ -86,6 +86,23 @@ def test_a_student_of_the_users_own_is_planned_with_its_choices(beside: Path) ->
     # A convolution of 3x3 weights and a bias on one channel, and ten classes behind it, for 8, 16 and 32 channels.
     assert found <= {10 * width + 10 * width + 10 for width in (8, 16, 32)}
     assert len(found) > 1
+
+
+def test_the_routes_of_the_page_are_planned_with_their_sizes(beside: Path) -> None:
+    (routes,) = map(yaml.safe_load, blocks("compressing.md", "yaml"))
+    search = {"trials_per_method": len(routes["students"]), "max_epochs": 1}
+    plan = planned(SPEC | routes | {"search": search}, beside / "home")
+    whole = next(each for each in plan["teachers"] if each["name"] == "big")
+    changed = {each["name"]: each for each in plan["students"] if each["compression"]}
+    assert set(changed) == {"pruned", "factored", "low-bit", "both", "ghost"}
+    assert all(each["size_bytes"] < whole["size_bytes"] for each in changed.values())
+
+
+def test_a_user_defined_operator_is_planned_as_the_page_says(beside: Path) -> None:
+    (beside / "half.py").write_text(blocks("your-own-operator.md", "python")[0])
+    (students,) = map(yaml.safe_load, blocks("your-own-operator.md", "yaml"))
+    plan = planned(SPEC | students, beside / "home")
+    assert [each["compression"] for each in plan["students"]] == ["half:Half()"]
 
 
 def test_a_teachers_weights_come_from_a_file_as_the_page_says(beside: Path) -> None:

@@ -30,6 +30,7 @@ from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
 PRUNED = {"prune": {"ratio": 0.5, "importance": "taylor"}}
+LOW_BIT = {"quantize": {"weight_bits": 4}}
 SPARSE = {"prune": {"ratio": 0.75, "pattern": "unstructured"}}
 
 
@@ -84,9 +85,23 @@ def stored(record: TrialRecord, environment: TrialEnvironment) -> dict[str, torc
     return safetensors.torch.load_file(Path(environment.folder) / str(record.weights))
 
 
-@pytest.mark.parametrize("operators", [(PRUNED,), (SPARSE,), (PRUNED, SPARSE)], ids=["pruned", "sparse", "both"])
+@pytest.mark.parametrize(
+    ("operators", "bits"),
+    [
+        ((PRUNED,), (32, 32)),
+        ((SPARSE,), (32, 32)),
+        ((PRUNED, SPARSE, LOW_BIT), (4, 8)),
+        (({"low_rank": {"energy": 0.9}}, {"share_weights": {"k": 8}}), (3, 32)),
+        (({"compact": {}}, LOW_BIT), (4, 8)),
+    ],
+    ids=["pruned", "sparse", "pruned, sparse and in low precision", "factored and shared", "compact and in low precision"],
+)
 def test_a_stored_student_is_built_again_from_its_record_and_judged_alike(
-    operators: tuple[dict[str, Any], ...], environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+    operators: tuple[dict[str, Any], ...],
+    bits: tuple[int, int],
+    environment: TrialEnvironment,
+    digits: ImageData,
+    make_trial: MakeTrial,
 ) -> None:
     record = run_to_end(make_trial(student=derived(*operators), method="kd", teacher="big"), environment, digits)
     assert record.status == "finished", record.reason
@@ -104,7 +119,7 @@ def test_a_stored_student_is_built_again_from_its_record_and_judged_alike(
     assert record.metrics["size_bytes"] == state_bytes(tensors) <= len(content) <= state_bytes(tensors) + 200
     nonzero = sum(int(weight.count_nonzero()) for weight in student.parameters())
     assert record.metrics["nonzero_parameters"] == nonzero <= record.metrics["parameters"]
-    assert (record.metrics["weight_bits"], record.metrics["activation_bits"]) == (32, 32)
+    assert (record.metrics["weight_bits"], record.metrics["activation_bits"]) == bits
     assert record.basis.source == "that network"
 
 
