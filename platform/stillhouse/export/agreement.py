@@ -64,10 +64,10 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
 
 def latency_of(answer: Answer, input_shape: Shape) -> dict[int, Latency]:
     """The latency on the CPU, at the batch sizes of the card."""
-    return measure_latency(_Answering(answer), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
+    return measure_latency(Answering(answer), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
 
 
-class _Answering(nn.Module):
+class Answering(nn.Module):
     """A module around an exported form: latency is measured of modules, and a loaded program refuses `eval()`."""
 
     def __init__(self, answer: Answer) -> None:

@@ -33,6 +33,7 @@ def render_card(document: dict[str, Any]) -> str:
             "output": "logits",
             "compression": "",
             "derived_from": None,
+            "int8": None,
             **document,
             "metric": metric,
             "test_split_interval": of_split,

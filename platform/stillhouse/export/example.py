@@ -43,11 +43,11 @@ def run_program(images: NDArray[np.float32]) -> NDArray[np.float32]:
     return outputs
 
 
-def run_onnx(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The outputs, by onnxruntime."""
+def run_onnx(images: NDArray[np.float32], name: str = "student.onnx") -> NDArray[np.float32]:
+    """The outputs of an ONNX file of this folder, by onnxruntime."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(FOLDER / name, providers=["CPUExecutionProvider"])
     outputs: NDArray[np.float32] = session.run(None, {"images": images})[0]
     return outputs
 
@@ -65,10 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the exported student on images.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--onnx", action="store_true", help="run student.onnx instead of student.pt2")
+    parser.add_argument("--int8", action="store_true", help="run student.int8.onnx, which only a student of 8 bits has")
     arguments = parser.parse_args()
     facts = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
     images = np.stack([prepare(path, facts) for path in arguments.images])
-    outputs = run_onnx(images) if arguments.onnx else run_program(images)
+    if arguments.int8:
+        outputs = run_onnx(images, "student.int8.onnx")
+    else:
+        outputs = run_onnx(images) if arguments.onnx else run_program(images)
     for path, row in zip(arguments.images, outputs, strict=True):
         print(f"{path}: {describe(row, facts)}")
 

@@ -14,7 +14,7 @@ from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.durable import write_json
 from stillhouse.errors import UsageError
-from stillhouse.export import example, onnx, program
+from stillhouse.export import example, int8, onnx, program
 from stillhouse.export.agreement import Answer, agreement, latency_of
 from stillhouse.export.card import render_card
 from stillhouse.export.folder import MARK, check_target, filled
@@ -27,6 +27,8 @@ from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 WEIGHTS, PROGRAM, ONNX = "student.safetensors", "student.pt2", "student.onnx"
 PREPROCESSING, EXAMPLE, CARD = "preprocessing.json", "example.py", "README.md"
 FILES = (WEIGHTS, PROGRAM, ONNX, PREPROCESSING, EXAMPLE, CARD, MARK)
+INT8 = int8.FILE
+"""Of a student of 8 bits only."""
 
 _FORMAT = 1
 _MAX_IMAGES = 512
@@ -70,7 +72,7 @@ def export_student(student: Student, folder: str | Path, *, tell: Callable[[str]
         InfrastructureError: the folder cannot be written.
     """
     onnx.require_packages()
-    target = check_target(folder, FILES)
+    target = check_target(folder, (*FILES, INT8))
     with filled(target) as place:
         document = _fill(student, place, tell)
     return {**document, "folder": str(target)}
@@ -96,15 +98,38 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
         form: asdict(agreement(student.model, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)
     }
+    by_int8 = _write_int8(student, place, tell)
+    if by_int8 is not None:
+        answers["int8"] = onnx.load_answer(place / INT8)
     tell("measuring latency")
     latency = _latencies(student, answers)
     write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized))
     (place / EXAMPLE).write_text(Path(example.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    document = _document(student, agreements, latency)
+    document = _document(student, agreements, latency) | {"int8": by_int8}
     (place / CARD).write_text(render_card(document), encoding="utf-8")
-    document["files"] = {name: _file_facts(place / name) for name in FILES if name != MARK}
+    document["files"] = {name: _file_facts(place / name) for name in (*FILES, INT8) if name != MARK and (place / name).exists()}
     write_json(place / MARK, document)
     return document
+
+
+def _write_int8(student: Student, place: Path, tell: Callable[[str], None]) -> dict[str, float] | None:
+    """Writes a student of 8 bits as int8 ONNX too; returns how well it agrees. None for a student that has no such form.
+
+    Raises:
+        UsageError: the file computes something else.
+    """
+    if not int8.computes_in_int8(student.model):
+        return None
+    tell("writing int8 ONNX")
+    data = student.data
+    images = data.normalise(data.train.images[:_MAX_IMAGES])
+    try:
+        int8.save_int8(student.model, data.input_shape, images, place / INT8, tasks.of(data).output)
+    except int8.NotInt8Error as error:
+        (place / INT8).unlink(missing_ok=True)
+        tell(str(error))
+        return None
+    return int8.compare(student.model, onnx.load_answer(place / INT8), data)
 
 
 def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
