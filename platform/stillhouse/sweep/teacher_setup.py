@@ -9,6 +9,7 @@ from stillhouse import methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.distill.sources import Reading
 from stillhouse.errors import StillhouseError
+from stillhouse.knowledge.kinds import logits
 from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
 from stillhouse.spec.metric import ACCURACY, Metric
@@ -22,6 +23,7 @@ from stillhouse.sweep.planning.store_quota import StoreQuota
 from stillhouse.sweep.run_context import RunContext
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.delivery_choice import DeliveryChoice, choose_calling_mode
+from stillhouse.teachers.given_checks import check_outputs
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.own_normalisation import is_stated, own_normalisation
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
@@ -107,7 +109,8 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
     """Starts every teacher that a trial needs, and decides the delivery mode of each kind of its knowledge.
 
     Raises:
-        UsageError: weights that cannot be read or do not fit; knowledge that cannot be delivered as the spec wants.
+        UsageError: weights that cannot be read or do not fit; outputs that methods must not read; knowledge that cannot be
+            delivered as the spec wants.
         InfrastructureError: a teacher's actor cannot be placed or keeps dying, or a disk is full.
     """
     spec, data, views = context.spec, context.data, context.views
@@ -125,6 +128,10 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
     for running in cluster.start_teachers(definitions, data, views):
         name = running.definition.name
         kinds = demand.get(name, {})
+        if not any(context.sweep_home.ledger.keys()):
+            # A sweep that began with an earlier release, which only warned, may be completed.
+            read = [each.kind for each in kinds.values()] + ([logits()] if name in calling else [])
+            check_outputs(name, running.facts.get("unfit_outputs", ""), read)
         measured = call_actor(running.handle, "measure", [each.kind for each in kinds.values()])
         choices = quota.choose(kinds, measured, running.facts["base"], views.num_samples)
         for key, choice in choices.items():

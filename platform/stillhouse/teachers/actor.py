@@ -229,6 +229,7 @@ class TeacherActor(Leased):
             "train_seconds": teacher.train_seconds,
             "trained_now": teacher.trained_now,
             "doubts": list(teacher.doubts),
+            "unfit_outputs": teacher.unfit_outputs,
             "device": self._device,
             "seconds_per_sample": service.measure(())["seconds_per_sample"],
             "base": service.base,

@@ -1,7 +1,7 @@
 """What is measured of a loaded teacher: whether its outputs are logits, and whether another normalisation suits it better."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from stillhouse import tasks
 from stillhouse.data.images import ImageData, Split
 from stillhouse.data.normalisation import DATASET, Normalisation, alternatives
 from stillhouse.distill.evaluation import evaluate
+from stillhouse.errors import UsageError
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.tasks import OutputProblem
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.own_normalisation import OwnNormalisation
 
@@ -26,11 +29,36 @@ def doubts(definition: TeacherDefinition, model: nn.Module, data: ImageData, dev
     return found
 
 
-def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
+def unfit_outputs(model: nn.Module, data: ImageData, device: str) -> str:
+    """Why the loaded teacher's outputs must not be read as what the task expects of them, with the remedy; "" if they may."""
+    problem = _output_problem(model, data, device)
+    return f"{problem.description}; {problem.remedy}" if problem is not None and problem.certain else ""
+
+
+def check_outputs(name: str, unfit: str, kinds: Iterable[Knowledge]) -> None:
+    """Refuses a teacher with unfit outputs where some kind of knowledge is computed from outputs, not from layers alone.
+
+    Args:
+        unfit: as `unfit_outputs` returns it.
+
+    Raises:
+        UsageError: naming these kinds.
+    """
+    if unfit and (read := sorted({str(kind) for kind in kinds if not kind.layers})):
+        raise UsageError(
+            f"teachers.{name} cannot teach: its methods need {', '.join(read)}, but {unfit}, "
+            "or use only methods that read layers"
+        )
+
+
+def _output_problem(model: nn.Module, data: ImageData, device: str) -> OutputProblem | None:
     task = tasks.of(data)
     with torch.inference_mode():
-        outputs = task.outputs(model(data.normalise(data.validation.images[:_OUTPUTS].to(device))))
-    if (problem := task.output_problem(outputs)) is not None:
+        return task.output_problem(task.outputs(model(data.normalise(data.validation.images[:_OUTPUTS].to(device)))))
+
+
+def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
+    if (problem := _output_problem(model, data, device)) is not None:
         yield f"teacher {definition.name}: {problem.description}; {problem.remedy}"
 
 

@@ -28,7 +28,7 @@ from stillhouse.models.checkpoint_files import read_checkpoint
 from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.given_checks import doubts
+from stillhouse.teachers.given_checks import doubts, unfit_outputs
 
 CHECKPOINT_INTERVAL_S = 10.0
 _CARD = {"model", "options", "dataset", "weights_hash", "train_seconds", "made"}
@@ -46,6 +46,7 @@ class LoadedTeacher:
         train_seconds: how long its training took, in this or an earlier call; 0 for given weights.
         trained_now: whether this call trained it.
         doubts: what looks wrong about it, with the remedy, as sentences.
+        unfit_outputs: as `given_checks.unfit_outputs`.
     """
 
     definition: TeacherDefinition
@@ -57,6 +58,7 @@ class LoadedTeacher:
     train_seconds: float
     trained_now: bool
     doubts: tuple[str, ...] = ()
+    unfit_outputs: str = ""
 
 
 class TeacherLibrary:
@@ -131,6 +133,7 @@ class TeacherLibrary:
             train_seconds=card["train_seconds"],
             trained_now=is_new and definition.weights is None,
             doubts=tuple(doubts(definition, model, data, device)),
+            unfit_outputs=unfit_outputs(model, data, device),
         )
 
     def content(self, definition: TeacherDefinition, data: ImageData, views: Views) -> str | None:
