@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
+from stillhouse.distill.schedule import risen
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -103,7 +104,7 @@ class Decoupled(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)
         labels = step.targets if step.targets.ndim == 1 else step.targets.argmax(dim=1)
-        warm = min(step.progress / self.warmup_fraction, 1.0) if self.warmup_fraction else 1.0
+        warm = risen(step.progress, self.warmup_fraction)
         for name, weight, loss in (
             ("target_class", self.target_weight, target_class_loss),
             ("other_classes", self.others_weight, other_classes_loss),

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.distill.method import Card, Method, Step, hyperparameter
+from stillhouse.distill.schedule import risen
 from stillhouse.knowledge.kinds import Knowledge, logits
 from stillhouse.methods.decoupled import target_log_odds
 from stillhouse.models.architecture import Architecture
@@ -101,11 +102,11 @@ class RefinedLogits(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = super().loss(step)
         labels = step.targets if step.targets.ndim == 1 else step.targets.argmax(dim=1)
-        risen = min(step.progress / self.warmup_fraction, 1.0) if self.warmup_fraction else 1.0
+        warm = risen(step.progress, self.warmup_fraction)
         for name, weight, loss, temperature in (
             ("confidence", self.confidence_weight, confidence_loss, self.confidence_temperature),
             ("correlation", self.correlation_weight, masked_correlation_loss, self.temperature),
         ):
             if weight:
-                terms[name] = risen * weight * loss(step.logits, step.teacher["logits"], labels, temperature)
+                terms[name] = warm * weight * loss(step.logits, step.teacher["logits"], labels, temperature)
         return terms

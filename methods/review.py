@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
+from stillhouse.distill.schedule import risen
 from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -182,8 +183,8 @@ class Review(MapMethod):
         student = [_as_map(features) for features in step.student_features.values()]
         reviews = step.modules["reviewer"](student, [(maps.shape[2], maps.shape[3]) for maps in teacher])
         losses = [hierarchical_context_loss(review, maps) for review, maps in zip(reviews, teacher, strict=True)]
-        risen = min(1.0, step.progress / self.warmup_fraction) if self.warmup_fraction else 1.0
-        return terms | {"review": self.review_weight * risen * torch.stack(losses).sum()}
+        warm = risen(step.progress, self.warmup_fraction)
+        return terms | {"review": self.review_weight * warm * torch.stack(losses).sum()}
 
 
 def _as_map(features: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from stillhouse.distill.maps import shrink
 from stillhouse.distill.method import Card, Helper, Method, MethodError, Setup, Step, Unsuitable, hyperparameter
+from stillhouse.distill.schedule import risen
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
 from stillhouse.methods.decoupled import target_log_odds, without_target
 from stillhouse.models.architecture import Architecture
@@ -204,7 +205,7 @@ class ScaleDecoupled(Method):
         factors = conflict_factors(teacher, labels, self.conflict_factor).flatten()
         repeated = labels.unsqueeze(1).expand(student.shape[:2]).flatten()
         losses = cell_losses(student.flatten(0, 1), teacher.flatten(0, 1), repeated, self.temperature, self.base)
-        warm = min(step.progress / self.warmup_fraction, 1.0) if self.warmup_fraction else 1.0
+        warm = risen(step.progress, self.warmup_fraction)
         for name, weight, of_cells in zip(
             ("target_class", "other_classes"), (self.target_weight, self.others_weight), losses, strict=True
         ):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.distill.schedule import learning_rate
+from stillhouse.distill.schedule import learning_rate, risen
 from stillhouse.spec.training import Training
 
 
@@ -87,3 +87,10 @@ def test_every_rate_is_positive_and_at_most_the_peak(schedule: str, total: int, 
 def test_the_peak_depends_on_the_optimiser_unless_given() -> None:
     peaks = {name: Training(optimizer=name).peak_learning_rate for name in ("sgd", "adam", "adamw")}
     assert peaks == {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("progress", "fraction", "share"), [(0.0, 0.5, 0.0), (0.125, 0.5, 0.25), (0.5, 0.5, 1.0), (0.9, 0.5, 1.0), (0.0, 0.0, 1.0)]
+)
+def test_a_weight_rises_linearly_over_a_fraction_of_the_training(progress: float, fraction: float, share: float) -> None:
+    assert risen(progress, fraction) == share

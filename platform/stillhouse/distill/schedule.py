@@ -36,3 +36,12 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int, total_ste
 
 def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+def risen(progress: float, fraction: float) -> float:
+    """How far a weight has risen linearly from 0 to 1, over the first `fraction` of a training; 1 where that is 0.
+
+    Args:
+        progress: of the training, in [0, 1).
+    """
+    return min(progress / fraction, 1.0) if fraction else 1.0
