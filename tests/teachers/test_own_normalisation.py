@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
+from stillhouse.spec.schema import TeacherSpec
 from stillhouse.teachers.definition import TeacherDefinition, base_identity, view_identity
 from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.teachers.own_normalisation import OwnNormalisation, own_normalisation
@@ -31,6 +34,10 @@ RANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "-1..1": lambda pixels: pixels.float() / 127.5 - 1,
     "0..255": lambda pixels: pixels.float(),
 }
+
+
+def spec_of(weights: Path | str, setting: Any = None, model: str = "lenet") -> TeacherSpec:
+    return TeacherSpec.model_validate({"model": model, "weights": str(weights), "normalization": setting})
 
 
 def colours(seed: int = 0) -> ImageData:
@@ -72,7 +79,7 @@ def test_imagenet_is_what_torchvisions_transform_gives() -> None:
     seen: list[torch.Tensor] = []
     model = nn.Sequential(nn.Identity())
     model[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    found = own_normalisation(None, "torchvision:ResNet18_Weights.IMAGENET1K_V1", data)
+    found = own_normalisation(spec_of("torchvision:ResNet18_Weights.IMAGENET1K_V1"), data)
     assert found is not None
     found.attach(model)
     model(data.normalise(data.train.images))
@@ -111,13 +118,13 @@ def weights(tmp_path: Path) -> Path:
 )
 def test_our_exports_and_timms_configuration_state_it(weights: Path, file: str, content: dict[str, Any]) -> None:
     data = colours()
-    assert own_normalisation(None, str(weights), data) is None
+    assert own_normalisation(spec_of(weights), data) is None
     (weights.parent / file).write_text(json.dumps(content))
     assert beside(weights, data) == (Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), file)
-    found = own_normalisation(None, str(weights), data)
+    found = own_normalisation(spec_of(weights), data)
     assert found is not None
     assert found.own.mean == (0.1, 0.2, 0.3)
-    assert own_normalisation("dataset", str(weights), data) is None, "the spec comes first"
+    assert own_normalisation(spec_of(weights, "dataset"), data) is None, "the spec comes first"
 
 
 def test_files_that_state_nothing_are_passed_over(weights: Path) -> None:
@@ -143,7 +150,7 @@ def definition_of(weights: Path, data: ImageData, setting: Any = None) -> Teache
         weights=str(weights),
         num_classes=10,
         input_shape=(3, 8, 8),
-        normalisation=own_normalisation(setting, str(weights), data),
+        normalisation=own_normalisation(spec_of(weights, setting), data),
         normalisation_is_stated=setting is not None,
     )
 
@@ -184,3 +191,38 @@ def test_identities_change_only_where_the_normalisation_is_the_teachers_own(weig
     assert base("0..1") != base(None)
     keys = {str(setting): definition_of(weights, data, setting).key(data, views) for setting in (None, "dataset", "0..1")}
     assert keys["None"] == keys["dataset"] != keys["0..1"]
+
+
+HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture
+def of_timm(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A function whose network has the attribute of timm's networks."""
+    module = types.ModuleType("timm_like")
+
+    def net(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+        network.pretrained_cfg = {"architecture": "net", "input_size": (3, 224, 224), **HALVES}  # type: ignore[assignment]
+        return network
+
+    module.net = net  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm_like", module)
+    return "timm_like:net"
+
+
+def test_the_configuration_of_a_timm_network_states_its_normalisation(of_timm: str, tmp_path: Path) -> None:
+    found = own_normalisation(spec_of(tmp_path / "given.pt", model=of_timm), colours())
+    assert found is not None
+    assert (found.own, found.source) == (Normalisation(HALVES["mean"], HALVES["std"]), "pretrained_cfg of timm_like:net")
+
+
+def test_the_spec_and_a_file_beside_the_weights_come_before_the_networks_attribute(of_timm: str, tmp_path: Path) -> None:
+    weights = tmp_path / "given.pt"
+    chosen_one = own_normalisation(spec_of(weights, "0..255", of_timm), colours())
+    assert chosen_one is not None
+    assert chosen_one.source == "the spec"
+    (tmp_path / "config.json").write_text(json.dumps({"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}))
+    beside_it = own_normalisation(spec_of(weights, model=of_timm), colours())
+    assert beside_it is not None
+    assert (beside_it.own.mean, beside_it.source) == ((0.1, 0.2, 0.3), "config.json")

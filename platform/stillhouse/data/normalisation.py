@@ -17,6 +17,7 @@ _RANGES = {"0..1": (0.0, 1.0), "-1..1": (0.5, 0.5), "0..255": (0.0, 1 / 255)}
 """Mean and deviation with which pixels in [0, 1] get this range."""
 NAMES = NORMALIZATIONS
 OWN_EXPORT, TIMM_CONFIG = "preprocessing.json", "config.json"
+TIMM_ATTRIBUTE = "pretrained_cfg"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def stated_by_torchvision(name: str, data: ImageData) -> Normalisation | None:
     except (KeyError, ValueError, AttributeError, TypeError):
         return None
     return _stated({"mean": getattr(transforms, "mean", None), "std": getattr(transforms, "std", None)}, data)
+
+
+def stated_by_model(model: object, data: ImageData) -> Normalisation | None:
+    """What a network of timm, or one that has such an attribute, was trained with; None where it does not tell."""
+    return _stated(getattr(model, TIMM_ATTRIBUTE, None), data)
 
 
 def _stated(content: Any, data: ImageData) -> Normalisation | None:

@@ -62,7 +62,7 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     weights = teacher.weights
     if weights is not None and weights.startswith(_MLFLOW):
         weights = str(fetch_weights(weights.removeprefix(_MLFLOW), spec.tracking.uri, home=home))
-    own = own_normalisation(teacher.normalization, weights, data)
+    own = own_normalisation(teacher, data, weights)
     recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
     return TeacherDefinition(
         name=name,
@@ -76,7 +76,7 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
         input_shape=data.input_shape,
         task=data.task,
         normalisation=own,
-        normalisation_is_stated=is_stated(teacher.normalization, weights, data),
+        normalisation_is_stated=is_stated(teacher, data, weights),
     )
 
 

@@ -1,16 +1,24 @@
 """A given teacher's own normalisation: where it is known from, and how the network gets it from the pixels of a student."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stillhouse.data.images import ImageData
-from stillhouse.data.normalisation import Normalisation, beside, chosen, stated_by_torchvision
+from stillhouse.data.normalisation import (
+    TIMM_ATTRIBUTE,
+    Normalisation,
+    beside,
+    chosen,
+    stated_by_model,
+    stated_by_torchvision,
+)
+from stillhouse.models.blueprint import sketch
+from stillhouse.models.registry import is_user_defined
+from stillhouse.spec.schema import TeacherSpec
 
 _TORCHVISION = "torchvision:"
 
@@ -49,34 +57,38 @@ class _Conversion:
         return (images * self._scale.to(images.dtype) + self._shift.to(images.dtype), *rest)
 
 
-def own_normalisation(setting: str | Mapping[str, Any] | None, weights: str | None, data: ImageData) -> OwnNormalisation | None:
+def own_normalisation(teacher: TeacherSpec, data: ImageData, weights: str | None = None) -> OwnNormalisation | None:
     """The normalisation of a teacher; None where it is the data set's, or where nothing states another.
 
     Args:
-        setting: the spec's `normalization`; null takes what is stated with the weights.
-        weights: as in the spec, or the path of the fetched file; None for a teacher that the sweep trains.
+        teacher: without `normalization`, what is stated with the weights is taken, then what its model states.
+        weights: the path of the weights if they were fetched to another one than `teacher` names.
 
     Raises:
         UsageError: it does not fit the data's channels.
     """
-    found, source = _found(setting, weights, data)
+    found, source = _found(teacher, data, weights or teacher.weights)
     data_normalisation = Normalisation.of(data)
     if found is None or found == data_normalisation:
         return None
     return OwnNormalisation(found, data_normalisation, source)
 
 
-def is_stated(setting: str | Mapping[str, Any] | None, weights: str | None, data: ImageData) -> bool:
-    """Whether the spec or the weights state a normalisation, that of the data set included."""
-    return _found(setting, weights, data)[0] is not None
+def is_stated(teacher: TeacherSpec, data: ImageData, weights: str | None = None) -> bool:
+    """Whether the spec, the weights or the model state a normalisation, that of the data set included."""
+    return _found(teacher, data, weights or teacher.weights)[0] is not None
 
 
-def _found(setting: str | Mapping[str, Any] | None, weights: str | None, data: ImageData) -> tuple[Normalisation | None, str]:
+def _found(teacher: TeacherSpec, data: ImageData, weights: str | None) -> tuple[Normalisation | None, str]:
     if weights is None:
         return None, ""
-    if setting is not None:
-        return chosen(setting, data), "the spec"
+    if teacher.normalization is not None:
+        return chosen(teacher.normalization, data), "the spec"
     if weights.startswith(_TORCHVISION):
         return stated_by_torchvision(weights.removeprefix(_TORCHVISION), data), "torchvision"
-    stated = beside(Path(weights), data)
-    return (None, "") if stated is None else stated
+    if (stated := beside(Path(weights), data)) is not None:
+        return stated
+    if is_user_defined(teacher.model):
+        network = sketch(teacher.model, teacher.options, data.num_classes, data.input_shape)
+        return stated_by_model(network, data), f"{TIMM_ATTRIBUTE} of {teacher.model}"
+    return None, ""

@@ -62,7 +62,7 @@ def check_operators(student: StudentSpec, key: str, facts: tuple[int, Shape] | N
 
 def source_problem(student: StudentSpec, key: str, teacher: TeacherSpec, data: ImageData | None) -> Problem | None:
     """Why the student cannot begin with this teacher's weights."""
-    if data is None or own_normalisation(teacher.normalization, teacher.weights, data) is None:
+    if data is None or own_normalisation(teacher, data) is None:
         return None
     return Problem(
         f"{key}.from",

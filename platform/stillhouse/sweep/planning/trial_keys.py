@@ -142,7 +142,7 @@ def teacher_identity(teacher: TeacherSpec, data: ImageData) -> dict[str, Any]:
     A normalisation counts where it is stated and not that of the data set.
     """
     identity = _model_identity(teacher.model, teacher.options)
-    if (stated := own_normalisation(teacher.normalization, teacher.weights, data)) is not None:
+    if (stated := own_normalisation(teacher, data)) is not None:
         identity["normalization"] = stated.own.to_json()
     if teacher.weights is None:
         return {**identity, "train": teacher.train.identity()}
