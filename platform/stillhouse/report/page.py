@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stillhouse.report import answer_cards, evidence_words, narrative, provenance_words, teacher_words
+from stillhouse.report import answer_cards, evidence_words, narrative, provenance_words, routes, teacher_words
 from stillhouse.report import formatting as wording
 from stillhouse.report.answers import Answer
 from stillhouse.report.files import ReportFiles, json_text, write_files
@@ -22,6 +22,7 @@ from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
 from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
+from stillhouse.report.routes import RouteComparison, compare_routes
 from stillhouse.report.sensitivity_figures import sensitivity_figures
 from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
 from stillhouse.spec.collapse import collapse_words, trivial_value
@@ -83,6 +84,7 @@ def render_page(data: ReportData, still: bytes) -> str:
             about_data=mask_text(narrative.about_data(facts)),
             lead=[mask_text(sentence) for sentence in narrative.lead(data)],
             cards=[card(answer, facts.baseline, data.addresses) for answer in data.answers],
+            routes=[route_rows(each) for each in compare_routes(data.tradeoff.winners)],
             strip=narrative.strip(data),
             trust=narrative.trust(metric, facts.baseline, data.tradeoff.configurations, data.gains),
             tradeoff=tradeoff,
@@ -179,6 +181,27 @@ def card(answer: Answer, baseline: str, addresses: Mapping[str, str]) -> dict[st
         "tag": answer_cards.verdict_tag(answer),
         "verdict": f"{answer_cards.verdict(answer)} {answer_cards.level_words(answer)}".strip() if answer.best else "",
         "settings": answer_cards.card_settings(answer.best) if answer.best else [],
+    }
+
+
+def route_rows(comparison: RouteComparison) -> dict[str, Any]:
+    """The comparison of routes within one bound as the page shows it."""
+    return {
+        "bound": answer_cards.budget_words(comparison.bound),
+        "state": comparison.state,
+        "verdict": routes.route_verdict(comparison),
+        "rows": [
+            {
+                "route": each.route,
+                "student": f"{each.best.choice}, {each.best.method}",
+                "size": wording.size(each.best.median("size_bytes")),
+                "latency": wording.milliseconds(each.best.median("latency_ms")),
+                "test": routes.test_words(each),
+                "behind": routes.behind_words(each),
+                "gain": routes.gain_words(each),
+            }
+            for each in comparison.results
+        ],
     }
 
 
