@@ -41,6 +41,7 @@ def make_record(
     options: dict[str, Any] | None = None,
     parameters: int = 61_706,
     key: str | None = None,
+    teacher: str | None = "large",
     **fields: Any,
 ) -> TrialRecord:
     """One record with as much of a result as the test needs."""
@@ -57,11 +58,11 @@ def make_record(
     return TrialRecord(
         trial=Trial(
             key=key or f"{method}-{student}-{options}-{hyperparameters}-{seed}-{phase}",
-            phase="confirm" if phase == "confirm" else "search",
+            phase="confirm" if phase == "confirm" else "control" if phase == "control" else "search",
             student=StudentChoice(name=student, model=student, options=options or {}),
             method=method,
             hyperparameters=hyperparameters or {},
-            teacher=None if method == BASELINE else "large",
+            teacher=None if method == BASELINE else teacher,
             seed=seed,
             epochs=10,
         ),

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.data.hashing import derive_seed
 from stillhouse.data.views import Views
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import UsageError
@@ -272,3 +274,41 @@ def test_stored_views_are_listed(trained: Trained) -> None:
     (entry,) = TeacherLibrary(root).entries()
     assert (entry["key"], entry["model"], entry["bytes"]) == (teacher.key, "lenet", teacher.path.stat().st_size)
     assert list(TeacherLibrary(root / "nowhere").entries()) == []
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_untrained_teacher_has_the_weights_that_its_training_would_begin_with(
+    make_definition: MakeDefinition, digits: ImageData, views: Views, tmp_path: Path
+) -> None:
+    definition = make_definition(untrained=True)
+    library = TeacherLibrary(tmp_path)
+    teacher = library.obtain(definition, digits, views)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(definition.seed, "teacher"))
+        assert teacher.weights_hash == weights_hash(definition.build())
+    assert (teacher.trained_now, teacher.train_seconds) == (False, 0.0)
+    assert library.content(definition, digits, views) == teacher.weights_hash
+    assert library.obtain(definition, digits, views).weights_hash == teacher.weights_hash
+    other = library.obtain(make_definition(untrained=True, seed=definition.seed + 1), digits, views)
+    assert other.weights_hash != teacher.weights_hash
+    assert len({each.key(digits, views) for each in (definition, make_definition(), other.definition)}) == 3
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_untrained_teacher_keeps_no_weight_that_a_users_function_brings(
+    make_definition: MakeDefinition, digits: ImageData, views: Views, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brings_weights.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def net(num_classes, input_shape):\n"
+        "    model = nn.Sequential(nn.Flatten(), nn.Linear(input_shape[1] * input_shape[2], num_classes))\n"
+        "    nn.init.eye_(model[1].weight)\n"
+        "    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    definition = make_definition(model="brings_weights:net", options={}, untrained=True)
+    teachers = [TeacherLibrary(tmp_path / name).obtain(definition, digits, views) for name in ("a", "b")]
+    assert teachers[0].weights_hash == teachers[1].weights_hash
+    layer = teachers[0].model.get_submodule("1")
+    assert isinstance(layer, nn.Linear)
+    assert not torch.equal(layer.weight, nn.init.eye_(torch.empty_like(layer.weight)))

@@ -3,6 +3,7 @@
 from stillhouse.report.answers import best_student
 from stillhouse.report.comparison import Source, write_comparison
 from stillhouse.report.configurations import Configuration
+from stillhouse.report.control_gains import gains_of_best, gains_to_json
 from stillhouse.report.files import ReportFiles
 from stillhouse.report.fronts import sweep_front, sweep_winners
 from stillhouse.report.page import write_report
@@ -16,6 +17,8 @@ __all__ = [
     "ReportFiles",
     "Source",
     "best_student",
+    "gains_of_best",
+    "gains_to_json",
     "pareto_front",
     "parse_budget",
     "sweep_front",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from stillhouse.report.answers import Answer
 from stillhouse.report.configurations import Configuration
+from stillhouse.report.estimates import Estimate
 from stillhouse.report.formatting import (
     against_parameters,
     counted,
@@ -19,6 +20,7 @@ from stillhouse.report.formatting import (
     value_text,
     without_interval,
 )
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.preference import TIE_WORDS
 from stillhouse.spec.size_bound import Budget
 
@@ -157,9 +159,11 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
     if answer.teacher is not None and (compared := against_teacher(answer)):
         rows.append(("Against teacher", f"{', '.join(compared)} than {answer.teacher.name}"))
     if answer.gain is not None:
-        rows.append((f"Gain over {baseline}", _gain_words(answer)))
+        rows.append((f"Gain over {baseline}", _gain_words(answer.gain, answer.gain_kind, answer.metric)))
     elif answer.control is not None and answer.control.num_collapsed:
         rows.append((f"Gain over {baseline}", f"not known: {baseline} collapsed"))
+    if answer.untrained_gain is not None:
+        rows.append(("Gain over an untrained teacher", _gain_words(answer.untrained_gain, "paired", answer.metric)))
     if answer.best is not None and answer.best.num_collapsed:
         rows.append(("Collapsed", f"{answer.best.num_collapsed} of its {counted(len(answer.best.reported), 'seed')}"))
     if answer.best is not None:
@@ -169,13 +173,10 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _gain_words(answer: Answer) -> str:
-    gain = answer.gain
-    if gain is None:
-        return ""
-    spread = "" if gain.half_width is None else f" ± {difference(gain.half_width, answer.metric)}"
+def _gain_words(gain: Estimate, kind: str, metric: Metric) -> str:
+    spread = "" if gain.half_width is None else f" ± {difference(gain.half_width, metric)}"
     seeds = without_interval(gain.n) if gain.half_width is None else sample(gain.n)
-    return f"{difference(gain.mean, answer.metric, signed=True)}{spread}{unit(answer.metric)} ({answer.gain_kind}, {seeds})"
+    return f"{difference(gain.mean, metric, signed=True)}{spread}{unit(metric)} ({kind}, {seeds})"
 
 
 def card_settings(best: Configuration) -> list[tuple[str, str]]:

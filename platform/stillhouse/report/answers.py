@@ -1,7 +1,7 @@
 """The questions that a sweep answers: the best student of a size, how sure that is, what it gained and lost."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from stillhouse.report.estimates import Estimate
 from stillhouse.report.fronts import configuration_front
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts
+from stillhouse.spec.schema import RANDOM_TEACHER
 from stillhouse.spec.size_bound import SIZES, Budget
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
 
@@ -40,6 +41,7 @@ class Answer:
         least: the smallest size that any finished student has, in the budget's own measure.
         gain: over the baseline on the same student, positive where `best` is better; paired where they share seeds. None where
             seeds of either collapsed.
+        untrained_gain: over the same method with an untrained teacher; None if that did not run, or either collapsed.
         control: the baseline on the same student; None if it has no result, or is `best` itself.
     """
 
@@ -57,6 +59,7 @@ class Answer:
     control: Configuration | None = None
     gain: Estimate | None = None
     gain_kind: Literal["paired", "unpaired"] = "paired"
+    untrained_gain: Estimate | None = None
 
     @property
     def title(self) -> str:
@@ -117,22 +120,45 @@ class Answer:
             "gain": self.gain.mean if self.gain else None,
             "gain_interval": _interval(self.gain),
             "gain_seeds": self.gain.n if self.gain else None,
+            **_gain_over_untrained(self.untrained_gain),
             "tied_with": [each.key for each in (*self.better, *self.tied)],
             "level_on_validation": [each.key for each in self.level],
         }
+
+
+def _gain_over_untrained(gain: Estimate | None) -> dict[str, Any]:
+    """The gain over the control with an untrained teacher, where the sweep has it."""
+    if gain is None:
+        return {}
+    key = f"gain_over_{RANDOM_TEACHER}"
+    return {key: gain.mean, f"{key}_interval": _interval(gain), f"{key}_seeds": gain.n}
 
 
 def _interval(estimate: Estimate | None) -> list[float] | None:
     return None if estimate is None or estimate.half_width is None else [estimate.low, estimate.high]
 
 
-def answers(facts: SweepFacts, best: Sequence[Configuration], budgets: Iterable[Budget] = ()) -> list[Answer]:
+def answers(
+    facts: SweepFacts,
+    best: Sequence[Configuration],
+    budgets: Iterable[Budget] = (),
+    untrained: Mapping[str, Configuration] | None = None,
+) -> list[Answer]:
     """One answer per budget; without budgets the best student, the knees of the front and its smallest student.
 
     Args:
         best: the winner of every method and concrete student.
+        untrained: what `untrained_controls` returns of them.
     """
-    return pooled_answers({each.sweep: facts for each in best} or {"": facts}, best, budgets)
+    found = pooled_answers({each.sweep: facts for each in best} or {"": facts}, best, budgets)
+    return [replace(answer, untrained_gain=_over_untrained(answer.best, untrained or {})) for answer in found]
+
+
+def _over_untrained(best: Configuration | None, untrained: Mapping[str, Configuration]) -> Estimate | None:
+    control = None if best is None else untrained.get(best.key)
+    if best is None or control is None or best.num_collapsed or control.num_collapsed:
+        return None
+    return compare(best, control)[0]
 
 
 def best_student(best: Iterable[Configuration]) -> Configuration | None:

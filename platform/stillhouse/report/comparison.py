@@ -11,6 +11,7 @@ import pandas as pd
 from stillhouse.report import answer_cards, narrative, provenance_words
 from stillhouse.report import formatting as wording
 from stillhouse.report.answers import Answer, pooled_answers
+from stillhouse.report.columns import Column
 from stillhouse.report.configurations import choice_labels
 from stillhouse.report.files import ReportFiles, write_files
 from stillhouse.report.page import alternative, caption, card, chips, section_context
@@ -21,7 +22,7 @@ from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
 from stillhouse.report.tradeoff_figure import tradeoff_figure
-from stillhouse.report.trials_table import Column, TrialsTable
+from stillhouse.report.trials_table import TrialsTable
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_text

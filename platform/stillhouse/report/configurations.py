@@ -154,10 +154,12 @@ def configurations(
     baseline: str | None = None,
     test_samples: int | None = None,
     trivial: float | None = None,
+    controls: bool = False,
 ) -> list[Configuration]:
     """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
 
     Args:
+        controls: whether to gather the trials with untrained teachers, which are never chosen, instead of the others.
         sweep: noted with each of them.
         labels: of the concrete students by `StudentChoice.variant`; by default those that `records` need.
         devices: that each trial held.
@@ -166,6 +168,7 @@ def configurations(
         trivial: the value of a model that ignores the image, on the validation split, if it is known.
     """
     labels = choice_labels(records) if labels is None else labels
+    records = [record for record in records if record.trial.is_control == controls]
     considered: dict[tuple[str, str], int] = defaultdict(int)
     for record in records:
         if record.trial.phase == "search" and record.status != "failed":

@@ -88,9 +88,14 @@ def sweep_winners(facts: SweepFacts, records: Sequence[TrialRecord]) -> list[Con
 
 
 def sweep_configurations(
-    facts: SweepFacts, records: Sequence[TrialRecord], *, sweep: str = "", labels: Mapping[str, str] | None = None
+    facts: SweepFacts,
+    records: Sequence[TrialRecord],
+    *,
+    sweep: str = "",
+    labels: Mapping[str, str] | None = None,
+    controls: bool = False,
 ) -> list[Configuration]:
-    """The configurations of a sweep; `sweep` and `labels` as for `configurations`."""
+    """The configurations of a sweep; `sweep`, `labels` and `controls` as for `configurations`."""
     return configurations(
         records,
         facts.metric,
@@ -100,4 +105,5 @@ def sweep_configurations(
         baseline=facts.baseline,
         test_samples=facts.test_samples,
         trivial=trivial_value(facts, "validation"),
+        controls=controls,
     )

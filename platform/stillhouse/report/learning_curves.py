@@ -28,7 +28,8 @@ def curve_figures(data: ReportData) -> dict[str, list[dict[str, Any]]]:
     """The metric on the validation split by epoch, one figure per student: winners bold, other trials faint."""
     best = winners(data.tradeoff.winners, lambda each: (each.method, each.student))
     by_place = {(each.method, each.student): each for each in best}
-    with_curves = [record for record in data.records if len(_curve(record, data.metric)[0]) > 0]
+    records = [record for record in data.records if not record.trial.is_control]
+    with_curves = [record for record in records if len(_curve(record, data.metric)[0]) > 0]
     by_student = grouped(with_curves, lambda record: record.trial.student.name)
     return {
         student: [_curve_figure(data, student, group, by_place)] for student, group in list(by_student.items())[:MAX_FIGURES]

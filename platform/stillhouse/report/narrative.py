@@ -51,7 +51,7 @@ def lead(data: ReportData) -> list[str]:
             return [*_collapsed(data), "So there is no answer."]
         return [f"Of {ended}, none finished with a test {data.metric.label}, so there is no answer yet."]
     answer = [_best_sentence(answered[0]), _certainty(answered[0])]
-    return [*answer, *_outdone(data), *_collapsed(data), _gained(data)]
+    return [*answer, *_outdone(data), *_collapsed(data), _gained(data), *_gained_over_untrained(data)]
 
 
 def _collapsed(data: ReportData) -> list[str]:
@@ -186,6 +186,22 @@ def _gained(data: ReportData) -> str:
     return f"{text}{f', below zero for {worse}' if worse else ''}."
 
 
+def _gained_over_untrained(data: ReportData) -> list[str]:
+    """How much of the gains an untrained teacher does not give, where the sweep has that control."""
+    known = [gain.difference for gain in data.untrained_gains if gain.difference is not None]
+    if not known:
+        return []
+    low, high = (
+        difference(value, data.metric, signed=True) for value in (min(e.mean for e in known), max(e.mean for e in known))
+    )
+    sure = sum(estimate.sign() == 1 for estimate in known)
+    pairs = "pair" if len(known) == 1 else "pairs"
+    return [
+        f"Compared with an untrained teacher of the same architecture, they gained {low} to {high} {gain_unit(data.metric)}: "
+        f"what the teacher has learnt contributes this. The 95% interval lies above zero for {sure} of {len(known)} {pairs}."
+    ]
+
+
 def gain_unit(metric: Metric) -> str:
     """The words after a gain: "points of test accuracy", "in test mean error (positive is better)"."""
     if metric.direction == "max":
@@ -241,6 +257,8 @@ def strip(data: ReportData) -> list[tuple[str, str]]:
     numbers = [(f"{data.facts.planned:,}", "trials planned")]
     if again := sum(record.trial.phase == "confirm" for record in records):
         numbers.append((f"{again:,}", "on fresh seeds"))
+    if controls := sum(record.trial.is_control for record in records):
+        numbers.append((f"{controls:,}", "with an untrained teacher"))
     numbers.append((f"{by_status['finished']:,}", "finished"))
     if data.collapsed_trials:
         numbers.append((f"{len(data.collapsed_trials):,}", "of them collapsed"))

@@ -18,7 +18,7 @@ from stillhouse.report.answers import Answer
 from stillhouse.report.files import ReportFiles, json_text, write_files
 from stillhouse.report.learning_curves import curve_figures
 from stillhouse.report.page_assets import environment, shared_context
-from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
+from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows, untrained_heat
 from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
@@ -125,6 +125,7 @@ def section_context(data: ReportData) -> dict[str, Any]:
     return {
         "facts": facts,
         "heat": heat(data),
+        "untrained_heat": untrained_heat(data),
         "failed": reasons([record for record in data.records if record.status == "failed"]),
         "failed_words": "A failed trial does not stop the others.",
         "stopped": reasons([record for record in data.records if record.status == "stopped"]),

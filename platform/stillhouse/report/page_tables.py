@@ -22,12 +22,24 @@ MAX_REASONS = 100
 
 
 def heat(data: ReportData) -> dict[str, Any]:
-    """The gains as a table whose cells are coloured by their size."""
-    gained, baseline, metric = data.gains, data.facts.baseline, data.metric
-    with_value = [gain.difference.mean for gain in gained if gain.difference is not None]
-    if not gained:
+    """The gains over the baseline as a table whose cells are coloured by their size."""
+    baseline = data.facts.baseline
+    if not data.gains:
         return {"rows": [], "words": f"No method other than {baseline} finished, so there is no gain to show."}
-    columns = _heat_columns(data)
+    return _heat(data, data.gains, f"{baseline} on the same student")
+
+
+def untrained_heat(data: ReportData) -> dict[str, Any] | None:
+    """The gains over the same method with an untrained teacher; None without that control."""
+    if not data.untrained_gains:
+        return None
+    return _heat(data, data.untrained_gains, "itself with an untrained teacher, on the same student with the same settings")
+
+
+def _heat(data: ReportData, gained: Sequence[Gain], base: str) -> dict[str, Any]:
+    metric = data.metric
+    with_value = [gain.difference.mean for gain in gained if gain.difference is not None]
+    columns = _heat_columns(data, gained)
     # One method that failed badly would leave all others without colour.
     largest = float(np.quantile(np.abs(with_value), 0.9)) if with_value else 0.0
     largest = largest or 1.0
@@ -53,7 +65,7 @@ def heat(data: ReportData) -> dict[str, Any]:
     single = sum(gain.difference is not None and gain.difference.half_width is None for gain in gained)
     kind = f"in percentage points of test {metric.label}" if metric.percent else f"in test {metric.label}"
     words = (
-        f"By how much each method is better than {baseline} on the same student, {kind}; positive is better. "
+        f"By how much each method is better than {base}, {kind}; positive is better. "
         "Winners on validation data are compared. ± is the 95% interval over seeds, n the number of seeds that both have. "
         "A gain is bold where its interval does not contain zero. "
     )
@@ -74,9 +86,9 @@ def _all_of_one_seed(gained: Sequence[Gain]) -> bool:
     return all(difference.n == 1 for difference in alone)
 
 
-def _heat_columns(data: ReportData) -> list[dict[str, Any]]:
+def _heat_columns(data: ReportData, gained: Sequence[Gain]) -> list[dict[str, Any]]:
     """The students, smallest first, with their sizes."""
-    wanted = {gain.column for gain in data.gains}
+    wanted = {gain.column for gain in gained}
     sizes: dict[str, list[float]] = {column: [] for column in wanted}
     for record in data.records:
         parameters = record.metrics.get("parameters", math.nan)

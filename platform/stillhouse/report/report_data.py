@@ -8,7 +8,7 @@ from stillhouse.report.answers import Answer, answers
 from stillhouse.report.axes import AXES
 from stillhouse.report.configurations import Configuration, choice_labels, winners
 from stillhouse.report.fronts import configuration_front, objective_front, sweep_configurations
-from stillhouse.report.gains import Gain, gains
+from stillhouse.report.gains import Gain, gains, untrained_controls, untrained_gains
 from stillhouse.report.links import web_addresses
 from stillhouse.report.pareto import default_objectives
 from stillhouse.report.plot_style import PlotStyle
@@ -58,7 +58,7 @@ class TradeoffData:
             configurations=tuple(found),
             winners=tuple(best),
             fronts={axis: tuple(configuration_front(best, axis)) for axis in AXES},
-            teachers=tuple(teachers),
+            teachers=tuple(teacher for teacher in teachers if not teacher.untrained),
             style=style,
             addresses=addresses,
         )
@@ -74,6 +74,7 @@ class ReportData:
         tradeoff: configurations, winners and fronts.
         answers: to the budgets, or to the questions that every sweep answers.
         gains: of every method over the baseline.
+        untrained_gains: of every method over itself with an untrained teacher; empty without the control `random_teacher`.
         front_trials: the reported trials of the students on the Pareto front by the sweep's objectives, by key.
         collapsed_trials: the finished trials whose students are no better than a model that ignores the image, by key.
         addresses: the web page of each trial's run by trial key, and of the sweep's by the empty key.
@@ -86,6 +87,7 @@ class ReportData:
     tradeoff: TradeoffData
     answers: tuple[Answer, ...]
     gains: tuple[Gain, ...]
+    untrained_gains: tuple[Gain, ...]
     front_trials: frozenset[str]
     collapsed_trials: frozenset[str]
     teacher_costs: tuple[TeacherCost, ...]
@@ -118,8 +120,10 @@ class ReportData:
         metric, addresses = facts.metric, web_addresses(addresses or {})
         labels = choice_labels(records) if labels is None else labels
         found = sweep_configurations(facts, records, sweep=sweep, labels=labels)
+        controls = sweep_configurations(facts, records, sweep=sweep, labels=labels, controls=True)
         style = PlotStyle.of(facts, records)
         tradeoff = TradeoffData.of(facts.name, metric, found, facts.teachers, style, addresses)
+        untrained = untrained_controls(tradeoff.winners, controls)
         table = described_table(facts, records)
         objectives = {name: direction for name, direction in facts.objectives.items() if name in table.frame}
         front = objective_front(tradeoff.winners, table.frame, metric, objectives or default_objectives(metric))
@@ -129,8 +133,9 @@ class ReportData:
             labels=labels,
             table=table,
             tradeoff=tradeoff,
-            answers=tuple(answers(facts, tradeoff.winners, budgets)),
+            answers=tuple(answers(facts, tradeoff.winners, budgets, untrained)),
             gains=tuple(gains(tradeoff.winners, facts.baseline)),
+            untrained_gains=tuple(untrained_gains(tradeoff.winners, untrained)),
             front_trials=frozenset(record.trial.key for each in front for record in each.reported),
             collapsed_trials=frozenset(_collapsed(facts, records)),
             teacher_costs=tuple(teacher_costs(facts, records)),
@@ -141,4 +146,6 @@ class ReportData:
 
 def _collapsed(facts: SweepFacts, records: Sequence[TrialRecord]) -> Iterator[str]:
     trivial = trivial_value(facts, "validation")
-    return (record.trial.key for record in records if is_collapsed(record, facts.metric, trivial))
+    # That a student learns nothing from an untrained teacher is what the control measures.
+    own = (record for record in records if not record.trial.is_control)
+    return (record.trial.key for record in own if is_collapsed(record, facts.metric, trivial))

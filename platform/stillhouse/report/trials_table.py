@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stillhouse.report.columns import Column
+from stillhouse.report.control_columns import gains_over_controls
 from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord, operator_settings
@@ -19,16 +21,6 @@ from stillhouse.spec.secret_masking import mask_text
 from stillhouse.spec.teacher_comparison import RATIO_COLUMN, against_teacher, reference_teacher
 
 _LARGEST_INTEGER = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a reader of the table must know of one column; goes into the Parquet schema."""
-
-    name: str
-    dtype: Literal["str", "Int64", "float64", "boolean"]
-    unit: str
-    description: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,9 @@ _LEADING: tuple[Column, ...] = (
 )
 _TRAILING: tuple[Column, ...] = (
     Column("status", "str", "", "finished, stopped (early, by the scheduler) or failed"),
-    Column("phase", "str", "", "search, or confirm (a winner of the search again, on a fresh seed)"),
+    Column(
+        "phase", "str", "", "search, confirm (a winner again, on a fresh seed), or control (again, with an untrained teacher)"
+    ),
     Column("epochs_run", "Int64", "epochs", "epochs that were trained"),
     Column("epochs", "Int64", "epochs", "epochs that the trial was given"),
     Column("train_seconds", "float64", "s", "time spent training"),
@@ -174,6 +168,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         options,
         extras,
         measured,
+        gains_over_controls(facts, records, taken),
         [(column, rows[column.name]) for column in (_COLLAPSED, *_OPERATORS)],
     ):
         for column, values in group:

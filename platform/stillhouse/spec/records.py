@@ -18,6 +18,26 @@ TEACHER_JOINT = "+"
 FULL_BITS = 32
 """Of weights and activations that no operator has changed."""
 
+Phase = Literal["search", "confirm", "control"]
+
+_UNTRAINED = ".untrained"
+"""Ends the name of an untrained network of a teacher's architecture; a name in the spec has no dot."""
+
+
+def untrained_name(teacher: str) -> str:
+    """The name of the untrained counterpart of a teacher, or of each of several that are joined."""
+    return TEACHER_JOINT.join(f"{name}{_UNTRAINED}" for name in teacher.split(TEACHER_JOINT))
+
+
+def is_untrained(teacher: str) -> bool:
+    """Whether the name is that of an untrained counterpart."""
+    return teacher.endswith(_UNTRAINED)
+
+
+def trained_name(teacher: str) -> str:
+    """The name of the teacher that an untrained one is the counterpart of."""
+    return teacher.removesuffix(_UNTRAINED)
+
 
 class _Record(BaseModel):
     """Plain data. Fields named in `omitted` are left out of JSON while they are empty, as in earlier releases."""
@@ -75,13 +95,14 @@ class Trial(_Record):
     """One student, one method, one set of hyper-parameters, one seed. `key` is the hash of all that determines the result.
 
     Attributes:
+        phase: `search`; `confirm`, a winner of the search on a fresh seed; or `control`, a winner with an untrained teacher.
         teacher: the teacher's name, or the names of several joined by `+`.
         own_code: the version of the user-defined method and models of the trial and of a shipped method that was revised;
             empty if there are none.
     """
 
     key: str
-    phase: Literal["search", "confirm"] = "search"
+    phase: Phase = "search"
     student: StudentChoice
     method: str
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
@@ -100,6 +121,11 @@ class Trial(_Record):
         """The teachers without which the trial cannot run: those that teach it, and the one whose weights it begins with."""
         source = self.student.derived_from
         return self.teachers if source is None or source in self.teachers else (*self.teachers, source)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether an untrained network taught it: it is compared with, and never chosen."""
+        return self.phase == "control"
 
 
 class Basis(_Record):
@@ -236,6 +262,11 @@ class TeacherFacts(_Record):
     metrics: dict[str, float] = Field(default_factory=dict)
     normalization: str = ""
     doubts: list[str] = Field(default_factory=list)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is the untrained counterpart of a teacher, which is no teacher that a student could be compared with."""
+        return is_untrained(self.name)
 
     @property
     def identity(self) -> str:

@@ -486,6 +486,20 @@ def _methods(value: Any) -> Any:
 _METHODS = TypeAdapter(dict[str, MethodSettings])
 
 
+RANDOM_TEACHER = "random_teacher"
+"""The control that every winner with a teacher is compared with: the same trial, taught by an untrained network."""
+
+
+def _parse_controls(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise invalid(f"must be a list such as [scratch, {RANDOM_TEACHER}], got {show(value)}")
+    if twice := [item for number, item in enumerate(value) if item in value[:number]]:
+        raise invalid(f"must name each control once, '{twice[0]}' appears twice")
+    return tuple(value)
+
+
 def default_objectives(metric: Metric = ACCURACY) -> dict[str, Literal["max", "min"]]:
     """The objectives of a spec that names none: the task's metric and the number of parameters."""
     return {metric.column("validation"): metric.direction, "parameters": "min"}
@@ -512,6 +526,8 @@ class SweepSpec(Section):
             declares.
         methods: hyper-parameters by method; null means every known method that can run with the teachers.
         method_paths: folders with user-defined method files; relative to the spec file's folder.
+        controls: what the methods' students are compared with: the method that learns without a teacher, which every sweep
+            runs, and `random_teacher`, each winner again with an untrained teacher. Null means the first one alone.
         recipe: the training defaults that complete the spec (`spec.recipes`); 1 in specs that the first release stored.
     """
 
@@ -531,6 +547,7 @@ class SweepSpec(Section):
     tracking: TrackingSpec = Field(default_factory=TrackingSpec)
     report: ReportSpec = Field(default_factory=ReportSpec)
     method_paths: tuple[str, ...] = ()
+    controls: Annotated[tuple[str, ...] | None, PlainValidator(_parse_controls)] = None
     recipe: Annotated[int, Field(ge=FIRST, le=NEWEST)] = FIRST
     # The dotted keys that `spec.recipes.with_recipe` added: the user did not write them.
     _from_recipe: frozenset[str] = PrivateAttr(frozenset())

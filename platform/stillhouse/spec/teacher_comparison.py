@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from stillhouse.spec.metric import Metric
-from stillhouse.spec.records import TeacherFacts
+from stillhouse.spec.records import TeacherFacts, trained_name
 
 RATIO_COLUMN = "compression_ratio"
 
@@ -22,13 +22,16 @@ def reference_teacher(teachers: Sequence[TeacherFacts], taught_by: Sequence[str]
         known = (teacher.value(metric.column(split)) for split in ("test", "validation"))
         return next((value for value in known if value is not None and math.isfinite(value)), metric.worst)
 
-    own = [teacher for teacher in teachers if teacher.name in taught_by] or list(teachers)
+    # A student of an untrained network is compared with its trained counterpart.
+    trained = [teacher for teacher in teachers if not teacher.untrained]
+    names = {trained_name(name) for name in taught_by}
+    own = [teacher for teacher in trained if teacher.name in names] or trained
     return max(own, key=lambda teacher: metric.sign * score(teacher), default=None)
 
 
 def outdone_teachers(teachers: Sequence[TeacherFacts], best: float, metric: Metric) -> list[TeacherFacts]:
     """The teachers that are worse on the validation split than `best`, the value of the best student."""
-    values = ((teacher, teacher.value(metric.column("validation"))) for teacher in teachers)
+    values = ((teacher, teacher.value(metric.column("validation"))) for teacher in teachers if not teacher.untrained)
     return [teacher for teacher, value in values if value is not None and metric.better(best, value)]
 
 

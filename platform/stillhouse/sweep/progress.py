@@ -82,10 +82,10 @@ class Tally:
             return
         self._keys.add(record.trial.key)
         self.counts[record.status] += 1
-        self.collapsed += bool(is_collapsed(record, self.metric, self.trivial))
+        self.collapsed += not record.trial.is_control and bool(is_collapsed(record, self.metric, self.trivial))
         self.train_seconds += record.metrics.get("train_seconds", sum(entry.get("seconds", 0.0) for entry in record.curve))
         column = self.metric.column("validation")
-        if record.status != "finished" or column not in record.metrics:
+        if record.status != "finished" or column not in record.metrics or record.trial.is_control:
             return
         bracket = size_bracket(record.metrics["parameters"])
         holder = self._best.get(bracket)

@@ -12,8 +12,9 @@ from stillhouse.errors import StillhouseError
 from stillhouse.knowledge.kinds import logits
 from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
+from stillhouse.spec.controls import all_teachers, teacher_spec
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial
+from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial, is_untrained
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.cluster import Cluster
@@ -58,11 +59,13 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     Raises:
         UsageError: MLflow has no such weights.
     """
-    teacher = spec.teachers[name]
-    weights = teacher.weights
+    teacher, untrained = teacher_spec(spec, name), is_untrained(name)
+    weights = None if untrained else teacher.weights
     if weights is not None and weights.startswith(_MLFLOW):
         weights = str(fetch_weights(weights.removeprefix(_MLFLOW), spec.tracking.uri, home=home))
-    own = own_normalisation(teacher, data, weights)
+    # An untrained network expects no normalisation of its own: it sees that of the data set.
+    expecting = teacher.model_copy(update={"normalization": None, "weights": None}) if untrained else teacher
+    own = own_normalisation(expecting, data, weights)
     recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
     return TeacherDefinition(
         name=name,
@@ -76,7 +79,8 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
         input_shape=data.input_shape,
         task=data.task,
         normalisation=own,
-        normalisation_is_stated=is_stated(teacher, data, weights),
+        normalisation_is_stated=is_stated(expecting, data, weights),
+        untrained=untrained,
     )
 
 
@@ -93,7 +97,7 @@ def known_teachers(context: RunContext) -> dict[str, str]:
     A teacher whose weights cannot be read now is missing, with a note: a sweep that has everything does not need it.
     """
     library, known = TeacherLibrary(context.sweep_home.home / "teachers"), {}
-    for name in context.spec.teachers:
+    for name in all_teachers(context.spec):
         try:
             definition = definition_in(context, name)
             content = library.content(definition, context.data, context.views)
@@ -116,7 +120,7 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
     spec, data, views = context.spec, context.data, context.views
     demand = plan_demand(context.plan, data)
     sources = {planned.student.derived_from for planned in context.plan.students}
-    definitions = [definition_in(context, name) for name in spec.teachers if name in demand or name in sources]
+    definitions = [definition_in(context, name) for name in all_teachers(spec) if name in demand or name in sources]
     calling = {
         name
         for trial in context.plan.representative_trials
@@ -161,9 +165,14 @@ def start_teachers(cluster: Cluster, context: RunContext) -> dict[str, ReadyTeac
 
 
 def start_filling(teachers: Iterable[ReadyTeacher], context: RunContext) -> None:
-    """Lets the teachers fill the views that trials will read, in that order; nothing waits for it."""
+    """Lets the teachers fill the views that trials will read, in that order; nothing waits for it.
+
+    Which trials read those of an untrained teacher is known after the search, so they are filled when a trial opens them.
+    """
     ahead = planned_views(context.plan.representative_trials, context)
     for teacher in teachers:
+        if teacher.facts.untrained:
+            continue
         request_ahead(teacher.running, ahead, teacher.ticket.plan, context.spec.name)
 
 

@@ -32,6 +32,7 @@ class TeacherDefinition:
         task: what it is trained to do; None for the default task.
         normalisation: of given weights, where it is not that of the data set.
         normalisation_is_stated: whether the spec or the weights state one.
+        untrained: whether it keeps its first random weights: the control `random_teacher`. It has no given ones then.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TeacherDefinition:
     task: str | None = None
     normalisation: OwnNormalisation | None = None
     normalisation_is_stated: bool = False
+    untrained: bool = False
 
     def build(self) -> nn.Module:
         """The untrained model; the caller seeds."""
@@ -64,7 +66,7 @@ class TeacherDefinition:
 
     def given(self) -> str:
         """The `given_content` from which its training begins; empty where all weights are given or random."""
-        if self.weights is not None:
+        if self.weights is not None or self.untrained:
             return ""
         return given_content(self.model, self.options, self.num_classes, self.input_shape)
 
@@ -82,13 +84,15 @@ class TeacherDefinition:
         }
 
     def key(self, data: ImageData, views: Views) -> str:
-        """The address of the trained teacher: equal for equal model, recipe, data and view policy, whatever its name."""
+        """The address of the loaded teacher: equal for equal model, recipe, data and view policy, whatever its name."""
         identity: dict[str, Any] = {**self.architecture(), "data": data.fingerprint}
         if self.weights is not None:
             path = Path(self.weights)
             identity["weights"] = bytes_hash(path.read_bytes()) if path.is_file() else self.weights
             if self.normalisation is not None:
                 identity["normalization"] = self.normalisation.own.to_json()
+        elif self.untrained:
+            identity |= {"untrained": self.seed}
         else:
             identity |= {
                 "training": self.training.identity(),

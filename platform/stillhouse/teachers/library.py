@@ -25,6 +25,8 @@ from stillhouse.durable import Damaged, canonical_json, make_folder, read_checke
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
 from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.given_content import given_content
+from stillhouse.models.reset import reset_weights
 from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.definition import TeacherDefinition
@@ -109,7 +111,7 @@ class TeacherLibrary:
             is_new, seconds = card is None, 0.0
             if is_new and definition.weights is not None:
                 _load_given(model, definition)
-            elif is_new:
+            elif is_new and not definition.untrained:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
                 model, seconds = self._train(definition, data, views, folder, given, device, progress, ending)
                 # What the training held beside the model: the data set's copy, the optimiser, gradients, activations.
@@ -131,7 +133,7 @@ class TeacherLibrary:
             weights_hash=card["weights_hash"],
             validation_value=card[column],
             train_seconds=card["train_seconds"],
-            trained_now=is_new and definition.weights is None,
+            trained_now=is_new and definition.weights is None and not definition.untrained,
             doubts=tuple(doubts(definition, model, data, device)),
             unfit_outputs=unfit_outputs(model, data, device),
         )
@@ -148,6 +150,8 @@ class TeacherLibrary:
         if card is not None:
             given = definition.given()
             return str(card["weights_hash"]) if _starts_from(card, given) else f"trained from {given}"
+        if definition.untrained:
+            return weights_hash(_build(definition))
         if definition.weights is None or not Path(definition.weights).is_file():
             return None
         model = _build(definition)
@@ -268,9 +272,20 @@ def _starts_from(stored: Mapping[str, Any], given: str) -> bool:
 
 
 def _build(definition: TeacherDefinition) -> nn.Module:
+    """The model before its training or loading; for an untrained teacher, as it stays.
+
+    Raises:
+        ValueError: an untrained teacher's function brings weights, and a layer cannot draw new ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(definition.seed, "teacher"))
-        return definition.build()
+        model = definition.build()
+    if definition.untrained and given_content(
+        definition.model, definition.options, definition.num_classes, definition.input_shape
+    ):
+        # A user-defined function may return a trained network.
+        return reset_weights(model, derive_seed(definition.seed, "untrained"))
+    return model
 
 
 def _restore(model: nn.Module, path: Path, digest: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from stillhouse.durable import content_hash
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord
+from stillhouse.spec.schema import RANDOM_TEACHER
 from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.spec.teacher_comparison import against_teacher, reference_teacher
 
@@ -84,6 +85,7 @@ def trial_entry(
         "teacher": trial.teacher,
         "seed": trial.seed,
         "phase": trial.phase,
+        "control": RANDOM_TEACHER if trial.is_control else None,
         "status": record.status,
         "reason": record.reason,
         "collapsed": "true" if record.collapsed else None,

@@ -10,7 +10,8 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.planning.plan import make_plan
+from stillhouse.sweep.planning.knowledge_demand import plan_demand
+from stillhouse.sweep.planning.plan import Plan, make_plan
 
 MakeSpec = Callable[..., SweepSpec]
 
@@ -86,3 +87,73 @@ def test_where_lower_is_better_the_lowest_wins(data: ImageData, spec_with: MakeS
     ]
     confirmed = replace(plan, metric=error).trials_to_confirm(lowest)
     assert confirmed == plan.trials_to_confirm(highest) != []
+
+
+def controls_of(plan: Plan, records: list[TrialRecord]) -> list[Trial]:
+    return [trial for trial in plan.trials_to_confirm(records) if trial.is_control]
+
+
+def test_each_winner_with_a_teacher_runs_again_with_an_untrained_one_and_nothing_else_changed(
+    data: ImageData, spec_with: MakeSpec
+) -> None:
+    plan = make_plan(spec_with("controls", ["scratch", "random_teacher"]), data)
+    records = [record(trial, 0.5 + 0.01 * place) for place, trial in enumerate(plan.trials)]
+    confirmed = [trial for trial in plan.trials_to_confirm(records) if trial.phase == "confirm" and trial.teacher]
+    controls = controls_of(plan, records)
+    assert {trial.teacher for trial in controls} == {"big.untrained"}
+    assert {trial.method for trial in controls} == {"kd"}, "mutual_learning and the baseline use no teacher"
+
+    def settings(trial: Trial) -> tuple[Any, ...]:
+        return trial.method, trial.student.variant, json.dumps(trial.hyperparameters), trial.seed, trial.epochs
+
+    assert sorted(map(settings, controls)) == sorted(map(settings, confirmed)), "on the seeds that are reported"
+    assert not {trial.key for trial in controls} & {trial.key for trial in (*confirmed, *plan.trials)}
+    assert len(controls) == plan.control_trials == 4
+    assert plan.to_dict()["control_trials"] == 4
+
+
+def test_without_a_confirm_phase_the_control_has_the_seed_of_the_search(data: ImageData, spec_with: MakeSpec) -> None:
+    spec = spec_with("controls", ["scratch", "random_teacher"])
+    plan = make_plan(spec.model_copy(update={"search": spec.search.model_copy(update={"confirm_seeds": 0, "seed": 3})}), data)
+    records = [record(trial, 0.5) for trial in plan.trials]
+    assert [trial.seed for trial in controls_of(plan, records)] == [3, 3]
+    assert plan.control_trials == len(plan.trials_to_confirm(records)) == 2
+
+
+def test_a_control_is_never_a_winner(data: ImageData, spec_with: MakeSpec) -> None:
+    plan = make_plan(spec_with("controls", ["scratch", "random_teacher"]), data)
+    records = [record(trial, 0.5) for trial in plan.trials]
+    before = plan.trials_to_confirm(records)
+    records += [record(trial, 0.99) for trial in before if trial.is_control]
+    assert plan.trials_to_confirm(records) == before
+
+
+def test_the_control_changes_no_other_trial(data: ImageData, spec_with: MakeSpec) -> None:
+    plain, controlled = make_plan(spec_with(), data), make_plan(spec_with("controls", ["scratch", "random_teacher"]), data)
+    records = [record(trial, 0.5) for trial in plain.trials]
+    assert plain.trials == controlled.trials
+    assert plain.trials_to_confirm(records) == [
+        trial for trial in controlled.trials_to_confirm(records) if not trial.is_control
+    ]
+    assert plain.control_trials == 0
+
+
+def test_an_untrained_teacher_is_another_one_by_its_seed_and_not_by_its_training(data: ImageData, spec_with: MakeSpec) -> None:
+    def key(**train: Any) -> str:
+        spec = spec_with("controls", ["scratch", "random_teacher"])
+        big = spec.teachers["big"]
+        changed = big.model_copy(update={"train": big.train.model_copy(update=train)})
+        plan = make_plan(spec.model_copy(update={"teachers": {"big": changed}}), data)
+        return controls_of(plan, [record(plan.trials[1], 0.5)])[0].key
+
+    assert key(epochs=5) == key(epochs=50)
+    assert key(seed=0) != key(seed=1)
+
+
+def test_the_plan_names_what_the_control_costs_and_who_has_none(data: ImageData, spec_with: MakeSpec) -> None:
+    plan = make_plan(spec_with("controls", ["random_teacher"]), data)
+    (note,) = [note for note in plan.notes if note.startswith("random_teacher")]
+    assert "up to 4 trials follow" in note
+    assert note.endswith("none for scratch, mutual_learning, which use no teacher")
+    demand = plan_demand(plan, data)
+    assert demand["big"].keys() == demand["big.untrained"].keys() != set()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillhouse.spec.controls import all_teachers
+from stillhouse.spec.records import trained_name
 from stillhouse.spec.schema import Claim, Resources, SweepSpec, TrialResources
 
 _LEAST = 1e-9
@@ -91,12 +93,12 @@ def place_sweep(spec: SweepSpec, nodes: Sequence[NodeKind], addable: Sequence[No
         nodes: the existing nodes, as if nothing ran on them.
         addable: kinds that an autoscaler may add.
     """
-    claims = [(name, teacher.resources) for name, teacher in spec.teachers.items() for _ in range(teacher.replicas)]
+    claims = [(name, teacher.resources) for name, teacher in all_teachers(spec).items() for _ in range(teacher.replicas)]
     found = _Search([claim for _, claim in claims], spec.trial_resources, nodes, addable).best
     problems = []
-    teachers: dict[str, tuple[str, ...]] = dict.fromkeys(spec.teachers, ())
+    teachers: dict[str, tuple[str, ...]] = dict.fromkeys(all_teachers(spec), ())
     for (name, claim), node_id in zip(claims, found.nodes, strict=True):
-        problem = _reason(f"teachers.{name}.resources", claim, [*nodes, *addable]) if node_id is None else None
+        problem = _reason(f"teachers.{trained_name(name)}.resources", claim, [*nodes, *addable]) if node_id is None else None
         if problem is not None and problem not in problems:
             problems.append(problem)
         teachers[name] += (node_id or "",)

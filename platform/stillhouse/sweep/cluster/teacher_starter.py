@@ -17,6 +17,7 @@ from stillhouse.errors import InfrastructureError, Interrupted
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.leases import EXPIRE_S, LeaseHolder
 from stillhouse.home_access.ray_process import ACTOR_TIMEOUT_S
+from stillhouse.spec.controls import teacher_spec
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.cluster.placement import ray_options
 from stillhouse.sweep.cluster.ray_internals import prefer_node
@@ -84,7 +85,7 @@ class TeacherStarter:
         starts = [
             [
                 partial(self._start, definition, data, data_reference, views, replica)
-                for replica in range(self._spec.teachers[definition.name].replicas)
+                for replica in range(teacher_spec(self._spec, definition.name).replicas)
             ]
             for definition in definitions
         ]
@@ -103,7 +104,7 @@ class TeacherStarter:
         self, definition: TeacherDefinition, data: ImageData, data_reference: Any, views: Views, replica: int
     ) -> tuple[str, Any]:
         """The name and the handle of the teacher's actor, leased where it could outlive this process."""
-        resources = self._spec.teachers[definition.name].resources
+        resources = teacher_spec(self._spec, definition.name).resources
         name, handle = start_actor(
             bring_weights(definition, self._home),
             data,

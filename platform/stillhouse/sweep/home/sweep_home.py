@@ -37,11 +37,11 @@ from stillhouse.user_paths import is_utf8, resolve_path, show_path
 HOME_VARIABLE = "STILLHOUSE_HOME"
 
 _FREE_TO_CHANGE = re.compile(
-    r"(tracking|report|trial_resources|max_concurrent_trials"
+    r"(tracking|report|controls|trial_resources|max_concurrent_trials"
     r"|knowledge\.(way|ways|max_bytes)|teachers\.[^.]+\.(resources|replicas))([.\[].*)?"
 )
-"""Keys that may change between runs: where a sweep runs and where its results are stored. A forced delivery mode gives the
-same results as `auto`."""
+"""Keys that may change between runs: where a sweep runs, where its results are stored, and what they are compared with. A
+forced delivery mode gives the same results as `auto`."""
 _DECIDES_NO_RESULT = (
     *("search.scheduler", "search.grace_epochs", "search.reduction_factor", "search.budget"),
     *(f"search.budget.{key}" for key in SearchBudget.model_fields),

@@ -1,14 +1,15 @@
-"""The confirm phase: the winners of the search and their controls again, on fresh seeds."""
+"""The confirm phase: the winners of the search and their controls again, on fresh seeds, and with untrained teachers."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from stillhouse import methods
 from stillhouse.durable import canonical_json
+from stillhouse.spec.controls import has_untrained_teachers
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.preference import Preference, record_preference
 from stillhouse.spec.priors import Prior
-from stillhouse.spec.records import Trial, TrialRecord
+from stillhouse.spec.records import Trial, TrialRecord, untrained_name
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.planning.trial_keys import TrialKeys
 from stillhouse.sweep.search.draws import Draw
@@ -19,7 +20,8 @@ def confirm_trials(
 ) -> list[Trial]:
     """The best finished search trial of each (method, student label) again, on `search.confirm_seeds` fresh seeds.
 
-    The baseline also runs with the exact student of each winner, so that every gain is a paired difference.
+    The baseline also runs with the exact student of each winner, so that every gain is a paired difference. With the control
+    `random_teacher`, each winner that has a teacher follows on the seeds by which it is reported, taught by an untrained one.
 
     Args:
         searched: the trials of the search phase.
@@ -41,7 +43,30 @@ def confirm_trials(
         for offset in range(1, spec.search.confirm_seeds + 1):
             again = keys.make_trial(draw, seed=spec.search.seed + offset, epochs=trial.epochs, phase="confirm")
             confirmed.setdefault(again.key, again)
+    if has_untrained_teachers(spec):
+        for trial in control_trials(spec, keys, winners.values()):
+            confirmed.setdefault(trial.key, trial)
     return list(confirmed.values())
+
+
+def control_trials(spec: SweepSpec, keys: TrialKeys, winners: Iterable[Trial]) -> list[Trial]:
+    """The winners that have a teacher, each again with the untrained counterpart of its teacher and nothing else changed.
+
+    They run on the seeds by which winners are reported: the fresh ones of the confirm phase, or else the seed of the search.
+    """
+    first = 1 if spec.search.confirm_seeds else 0
+    seeds = range(spec.search.seed + first, spec.search.seed + spec.search.confirm_seeds + 1)
+    return [
+        keys.make_trial(
+            Draw(trial.method, trial.student, untrained_name(trial.teacher), trial.hyperparameters),
+            seed=seed,
+            epochs=trial.epochs,
+            phase="control",
+        )
+        for trial in winners
+        if trial.teacher is not None
+        for seed in seeds
+    ]
 
 
 def _winners(
@@ -72,6 +97,14 @@ def _winners(
 def _settings(trial: Trial) -> str:
     """Equal for trials that differ in phase and seed only."""
     return canonical_json([trial.method, trial.student.variant, trial.teacher, trial.hyperparameters, trial.epochs])
+
+
+def count_control_trials(spec: SweepSpec, trials: Iterable[Trial]) -> int:
+    """How many trials the control `random_teacher` adds at most: one per seed for each method and student with a teacher."""
+    if not has_untrained_teachers(spec):
+        return 0
+    taught = {(trial.method, trial.student.name) for trial in trials if trial.teacher is not None}
+    return max(1, spec.search.confirm_seeds) * len(taught)
 
 
 def count_confirm_trials(spec: SweepSpec, trials: Iterable[Trial]) -> int:

@@ -17,6 +17,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.top_k import TopK
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
+from stillhouse.spec.controls import teacher_spec
 from stillhouse.spec.records import Trial
 from stillhouse.spec.schema import KnowledgeSpec, SweepSpec
 from stillhouse.sweep.planning.method_fit import fit_method
@@ -52,7 +53,8 @@ def knowledge_demand(
             continue
         seeds = range(trial.seed, trial.seed + spec.search.confirm_seeds + 1)
         student = student_blueprint(trial.student, data.num_classes, data.input_shape).architecture
-        teachers = [_describe(spec.teachers[name].model, spec.teachers[name].options, data) for name in trial.teachers]
+        taught_by = [teacher_spec(spec, name) for name in trial.teachers]
+        teachers = [_describe(each.model, each.options, data) for each in taught_by]
         fit = fit_method(make_method(trial.method, trial.hyperparameters), student, teachers)
         for name, teacher, knowledge in zip(trial.teachers, teachers, fit.knowledge, strict=True):
             kinds = found.setdefault(name, {})

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from stillhouse.spec.controls import has_untrained_teachers
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial
-from stillhouse.spec.schema import DEFAULTS, SearchBudget, SweepSpec
+from stillhouse.spec.schema import DEFAULTS, RANDOM_TEACHER, SearchBudget, SweepSpec
+from stillhouse.sweep.planning.confirm import count_control_trials
 from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.survey import Skipped
 from stillhouse.sweep.search.adaptive import AdaptiveSearch
@@ -66,6 +68,20 @@ def step_notes(spec: SweepSpec, num_samples: int) -> list[str]:
     return [
         f"a training has {steps} steps, and with fewer than {_FEW_STEPS} a student may learn nothing: raise search.max_epochs "
         f"(it is {spec.search.max_epochs}) or lower training.batch_size (it is {spec.training.batch_size})"
+    ]
+
+
+def control_notes(spec: SweepSpec, trials: Iterable[Trial]) -> list[str]:
+    """What the control with untrained teachers costs, and which methods have none since they use no teacher."""
+    if not has_untrained_teachers(spec):
+        return []
+    trials = list(trials)
+    taught = {trial.method for trial in trials if trial.teacher is not None}
+    without = [method for method in spec.methods or {} if method not in taught]
+    return [
+        f"{RANDOM_TEACHER}: up to {count_control_trials(spec, trials)} trials follow, the winner of each method and student "
+        "that has a teacher, again with an untrained one"
+        + (f"; none for {', '.join(without)}, which {'uses' if len(without) == 1 else 'use'} no teacher" if without else "")
     ]
 
 

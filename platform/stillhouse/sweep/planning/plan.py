@@ -13,10 +13,11 @@ from stillhouse.errors import Problem, SpecError
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.size import ModelSize
 from stillhouse.models.size_limits import known_sizes, over_limit
+from stillhouse.spec.controls import has_untrained_teachers
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.schema import ADAPTIVE, SearchBudget, SweepSpec
-from stillhouse.sweep.planning.confirm import confirm_trials, count_confirm_trials
+from stillhouse.sweep.planning.confirm import confirm_trials, control_trials, count_confirm_trials, count_control_trials
 from stillhouse.sweep.planning.cost import (
     Cost,
     PlannedStudent,
@@ -31,6 +32,7 @@ from stillhouse.sweep.planning.cost import (
 from stillhouse.sweep.planning.method_fit import settle
 from stillhouse.sweep.planning.notes import (
     budget_notes,
+    control_notes,
     duplicate_notes,
     limit_notes,
     search_notes,
@@ -57,6 +59,7 @@ class Plan:
         trials: of the search phase, in the order in which they start; of an adaptive search, those known before any result.
         duplicates: how many trials were dropped because another one has the same settings, by method.
         confirm_trials: how many trials the confirm phase adds at most.
+        control_trials: how many trials with untrained teachers follow at most.
         metric: what the task judges students by.
         search: chooses the other trials of an adaptive search; None for the other algorithms.
     """
@@ -68,6 +71,7 @@ class Plan:
     skipped: tuple[Skipped, ...]
     duplicates: Mapping[str, int]
     confirm_trials: int
+    control_trials: int
     cost: Cost
     notes: tuple[str, ...]
     keys: TrialKeys
@@ -89,10 +93,21 @@ class Plan:
             counts[study.method] += study.trials
         return counts
 
+    @cached_property
+    def _searched(self) -> tuple[Trial, ...]:
+        return self.trials if self.search is None else (*self.trials, *self.search.samples)
+
+    @cached_property
+    def _controls(self) -> tuple[Trial, ...]:
+        """Which of them wins is not known yet, so any may run again with an untrained teacher."""
+        if not has_untrained_teachers(self.spec):
+            return ()
+        return tuple(control_trials(self.spec, self.keys, self._searched))
+
     @property
     def representative_trials(self) -> tuple[Trial, ...]:
-        """Trials that cover every kind of knowledge that the search may need."""
-        return self.trials if self.search is None else (*self.trials, *self.search.samples)
+        """Trials that cover every kind of knowledge that the sweep may need of any of its teachers."""
+        return (*self._searched, *self._controls)
 
     def queue(
         self,
@@ -135,6 +150,7 @@ class Plan:
             "start": self.spec.search.start,
             "confirm_trials": self.confirm_trials,
             "training": self.spec.training.model_dump(mode="json"),
+            "control_trials": self.control_trials,
             "trials": [trial.model_dump(mode="json") for trial in self.trials],
             "students": [
                 {
@@ -200,6 +216,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
         skipped=tuple(found.skipped),
         duplicates=dict(duplicates),
         confirm_trials=count_confirm_trials(spec, ordered),
+        control_trials=count_control_trials(spec, ordered),
         cost=estimate_cost(spec, expected, students, teachers, data),
         notes=(
             *training_notes(data),
@@ -211,6 +228,7 @@ def make_plan(spec: SweepSpec, data: ImageData) -> Plan:
             *start_notes(spec),
             *step_notes(spec, len(data.train)),
             *unmet_bounds(spec.report.budgets, students),
+            *control_notes(spec, ordered),
             *budget_notes(spec.search.budget),
         ),
         keys=keys,

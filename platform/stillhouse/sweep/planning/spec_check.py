@@ -28,6 +28,7 @@ from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import TEACHER_JOINT
 from stillhouse.spec.schema import SweepSpec, default_objectives, find_code_in
 from stillhouse.sweep.planning.batch_checks import last_batch_problems, lone_sample_problems
+from stillhouse.sweep.planning.control_checks import with_controls
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import resolve_methods
 from stillhouse.sweep.planning.model_checks import ModelChecker
@@ -130,6 +131,9 @@ class _Surveyor:
         ]
         students = [student for student in checked if student is not None]
         self._survey.problems += [] if sized is None else lone_sample_problems(self._spec, students, teachers, sized)
+        if self._sound("controls"):
+            self._spec, problems = with_controls(self._spec, teachers, self._num_classes, self._input_shape)
+            self._survey.problems += problems
         resolved_methods = resolve_methods(self._spec, self._sound, self._task)
         self._survey.problems += resolved_methods.problems
         self._survey.note(*resolved_methods.notes)

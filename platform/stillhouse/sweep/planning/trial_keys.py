@@ -10,8 +10,9 @@ from stillhouse.durable import bytes_hash, content_hash
 from stillhouse.knowledge.code_version import named_version
 from stillhouse.models.checkpoint_files import checkpoint_file
 from stillhouse.models.registry import model_options
+from stillhouse.spec.controls import teacher_spec
 from stillhouse.spec.hyperparameter import plain
-from stillhouse.spec.records import TEACHER_JOINT, StudentChoice, Trial
+from stillhouse.spec.records import TEACHER_JOINT, Phase, StudentChoice, Trial, untrained_name
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
 from stillhouse.sweep.planning.model_checks import MLFLOW, TORCHVISION
 from stillhouse.sweep.search.draws import Draw
@@ -46,7 +47,8 @@ class TrialKeys:
         self._teachers = {name: teacher_identity(teacher, data) for name, teacher in spec.teachers.items()}
         self._methods = frozenset(spec.methods or ())
         self._own_code: dict[tuple[tuple[str, ...], tuple[str, ...], str | None], str] = {}
-        self._teacher_models = {name: teacher.model for name, teacher in spec.teachers.items()}
+        self._teachers |= {untrained_name(name): _untrained_identity(teacher) for name, teacher in spec.teachers.items()}
+        self._teacher_models = {name: teacher_spec(spec, name).model for name in self._teachers}
 
     def own_code(self, method: str, hyperparameters: Mapping[str, Any], student: StudentChoice, teacher: str | None) -> str:
         """The version of the code that a trial runs: method, task, student, teachers.
@@ -95,7 +97,7 @@ class TrialKeys:
         draw = Draw(trial.method, trial.student, trial.teacher, trial.hyperparameters)
         return self.make_trial(draw, seed=trial.seed, epochs=trial.epochs, phase=trial.phase).key == trial.key
 
-    def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: str = "search") -> Trial:
+    def make_trial(self, draw: Draw, *, seed: int, epochs: int, phase: Phase = "search") -> Trial:
         """The trial with its key."""
         identity: dict[str, Any] = {
             **self._common,
@@ -115,7 +117,7 @@ class TrialKeys:
                 identity["top_k"] = self._top_k
         return Trial(
             key=content_hash(identity, digits=KEY_DIGITS),
-            phase="confirm" if phase == "confirm" else "search",
+            phase=phase,
             student=draw.student,
             method=draw.method,
             hyperparameters=dict(draw.hyperparameters),
@@ -150,6 +152,11 @@ def teacher_identity(teacher: TeacherSpec, data: ImageData) -> dict[str, Any]:
         return {**identity, "weights": teacher.weights}
     file, key = checkpoint_file(teacher.weights)
     return {**identity, "weights": bytes_hash(file.read_bytes()), **({"weights_key": key} if key else {})}
+
+
+def _untrained_identity(teacher: TeacherSpec) -> dict[str, Any]:
+    """As `teacher_identity`, of the untrained counterpart: given weights, training and normalisation do not belong to it."""
+    return {**_model_identity(teacher.model, teacher.options), "untrained": teacher.train.seed}
 
 
 def _model_identity(model: str, options: Mapping[str, Any]) -> dict[str, Any]:

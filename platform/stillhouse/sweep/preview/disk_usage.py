@@ -17,6 +17,7 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.blueprint import sketch
 from stillhouse.models.features import FeatureReader
+from stillhouse.spec.controls import teacher_spec
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.store_quota import StoreQuota
@@ -112,7 +113,7 @@ def measure_disk_usage(plan: Plan, data: ImageData, home: Path) -> DiskUsage:
     quota = StoreQuota(spec.knowledge, home)
     kinds: list[KindDiskUsage] = []
     for name, demand in plan_demand(plan, data).items():
-        teacher = spec.teachers[name]
+        teacher = teacher_spec(spec, name)
         shapes = _shapes(teacher.model, teacher.options, {key: each.kind for key, each in demand.items()}, data)
         sizes = {key: None if shape is None else width * math.prod(shape) for key, shape in shapes.items()}
         # As if reading a kind took no longer than computing it: only the space decides.

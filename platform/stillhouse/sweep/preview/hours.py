@@ -32,7 +32,7 @@ class Estimate:
         teacher_hours: one pass of each teacher over the views that the trials read, for all kinds of knowledge together.
         teacher_training_hours: training the teachers without given weights, if they are not trained yet.
         inside_hours: the teachers' passes if a teacher ran inside every trial.
-        confirm_hours: of the confirm phase, at most.
+        confirm_hours: of the confirm phase and of the trials with untrained teachers, at most.
         sharing: how many trials share a GPU, each of which was measured alone; 1 without sharing.
     """
 
@@ -130,7 +130,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         teacher_hours=shared_s / _HOUR_S,
         teacher_training_hours=training_s / _HOUR_S,
         inside_hours=inside_s / _HOUR_S,
-        confirm_hours=plan.confirm_trials * mean_s / _HOUR_S,
+        confirm_hours=(plan.confirm_trials + plan.control_trials) * mean_s / _HOUR_S,
         sharing=int(1 / spec.trial_resources.gpu) if 0 < spec.trial_resources.gpu < 1 else 1,
     )
 

@@ -74,7 +74,8 @@ def print_lines(lines: Iterable[str], console: Console) -> None:
 
 
 def _confirm(plan: Plan) -> str:
-    return f", then up to {plan.confirm_trials} to confirm" if plan.confirm_trials else ""
+    parts = [(plan.confirm_trials, "to confirm"), (plan.control_trials, "with untrained teachers")]
+    return "".join(f", then up to {count} {what}" for count, what in parts if count)
 
 
 def _start(plan: Plan) -> list[str]:

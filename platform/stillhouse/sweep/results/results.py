@@ -15,6 +15,8 @@ from stillhouse.report import (
     ReportFiles,
     Source,
     best_student,
+    gains_of_best,
+    gains_to_json,
     parse_budget,
     sweep_front,
     sweep_winners,
@@ -94,7 +96,8 @@ class Results:
     def collapsed(self) -> list[TrialRecord]:
         """The finished trials whose students are no better than a model that ignores the image."""
         trivial = trivial_value(self.facts, "validation")
-        return [record for record in self.records if is_collapsed(record, self.facts.metric, trivial)]
+        own = [record for record in self.records if not record.trial.is_control]
+        return [record for record in own if is_collapsed(record, self.facts.metric, trivial)]
 
     def table(self) -> pd.DataFrame:
         """One row per trial."""
@@ -130,12 +133,12 @@ class Results:
         return best_student(sweep_winners(self.facts, self.records))
 
     def best_numbers(self) -> dict[str, float]:
-        """The metric on both splits and the size of `best`; empty if no trial finished."""
+        """The metric on both splits, the size and the gains over the controls of `best`; empty if no trial finished."""
         if (best := self.best()) is None:
             return {}
         scores = {self.facts.metric.column(split): best.score(split).mean for split in ("validation", "test")}
         sizes = {name: size for name in ("parameters", "size_bytes") if (size := best.median(name)) is not None}
-        return scores | sizes
+        return scores | sizes | gains_of_best(self.facts, self.records)
 
     def report(self, folder: str | Path, budgets: Sequence[Budget] | None = None) -> ReportFiles:
         """Writes page, figure and tables into `folder`.
@@ -188,6 +191,7 @@ class Results:
                 | {"test_split_interval": self._of_split(row[metric.column("test")])}
                 for row in self.pareto().to_dict(orient="records")
             ],
+            "gains": gains_to_json(self.facts, self.records),
             "report": {name: str(getattr(self.files, name)) for name in ("page", "table", "figure")} if self.files else None,
             "tracking": dict(self.tracking),
             "seconds": round(self.seconds, 3),

@@ -18,6 +18,7 @@ from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.weights import load_state, state_hash
+from stillhouse.spec.controls import teacher_spec
 from stillhouse.spec.load import validate_stored
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec, find_code_in
@@ -130,7 +131,7 @@ def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, stu
     for folder in spec.method_paths:
         methods.add_folder(Path(folder))
     method = make_method(trial.method, trial.hyperparameters)
-    teachers = [spec.teachers[name] for name in trial.teachers]
+    teachers = [teacher_spec(spec, name) for name in trial.teachers]
     shape = data.input_shape
     architectures = [blueprint(each.model, each.options, data.num_classes, shape).architecture for each in teachers]
     setup = Setup(
