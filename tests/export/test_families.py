@@ -28,6 +28,8 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("mobilenet_v2", {"width": 0.25}),
     ("shufflenet_v1", {"width": 0.5}),
     ("shufflenet_v2", {"width": 0.5}),
+    ("vit", {"width": 0.125, "depth": 2}),
+    ("vit", {"width": 0.125, "depth": 2, "distillation_token": True}),
     ("ghostnet", {"width": 0.25}),
     ("ghost_resnet8", {"width": 0.5}),
     ("ghost_vgg8", {"width": 0.125}),
@@ -46,7 +48,7 @@ def trained(name: str, options: dict[str, Any]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL, ids=[name for name, _ in SMALL])
+@pytest.mark.parametrize(("name", "options"), SMALL, ids=[f"{name} {options}" for name, options in SMALL])
 def test_program_and_onnx_answer_as_the_model(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     model = trained(name, options)
     traced = program.make_program(model, SHAPE)

@@ -128,6 +128,7 @@ def test_shufflenet_v2_has_the_papers_channels_at_its_widths(width: float, chann
         "shufflenet_v2",
         "nin",
         "lenet",
+        "vit",
         "ghostnet",
         "ghost_resnet8",
         "ghost_vgg8",

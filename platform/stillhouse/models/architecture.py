@@ -30,7 +30,8 @@ class Architecture:
         name: the model's name in the spec.
         input_shape: (channels, height, width).
         shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
-        stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution.
+        stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution; of a model with a single
+            resolution, some that divide its depth evenly.
         pooled: the layer whose output is the embedding [K] before the classifier, if there is one.
         preactivations: layers whose outputs are the stages' maps before their last ReLU, if there are such layers.
         batch_norms: the BatchNorm layers with weights, in the order in which they run.

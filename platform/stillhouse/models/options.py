@@ -43,6 +43,15 @@ def _kernel(value: Any) -> str | None:
     return None if _positive(value) and value % 2 else "must be an odd number >= 1"
 
 
+def _depth(value: Any) -> str | None:
+    good = _positive(value) and value <= MAX_LAYERS
+    return None if good else f"must be a whole number from 1 to {MAX_LAYERS}"
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
 RULES: Mapping[str, Callable[[Any], str | None]] = {
     "width": _width,
     "dropout": _dropout,
@@ -51,6 +60,10 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "ratio": _ratio,
     "dw_size": _kernel,
     "primary_kernel": _kernel,
+    "patch": _ratio,
+    "heads": _ratio,
+    "depth": _depth,
+    "distillation_token": _flag,
 }
 
 

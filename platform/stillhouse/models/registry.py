@@ -31,6 +31,7 @@ from stillhouse.models import (
     shufflenet_v2,
     torchvision_models,
     vgg,
+    vit,
     wide_resnet,
 )
 from stillhouse.models.architecture import describe
@@ -41,7 +42,21 @@ from stillhouse.user_code import check_origin, import_user_module, user_code
 
 Builder = Callable[..., nn.Module]
 
-_FAMILIES = (mlp, lenet, cnn, nin, resnet, wide_resnet, vgg, mobilenet_v2, shufflenet_v1, shufflenet_v2, ghost, ghost_cifar)
+_FAMILIES = (
+    mlp,
+    lenet,
+    cnn,
+    nin,
+    resnet,
+    wide_resnet,
+    vgg,
+    mobilenet_v2,
+    shufflenet_v1,
+    shufflenet_v2,
+    vit,
+    ghost,
+    ghost_cifar,
+)
 _SHIPPED: dict[str, Builder] = {name: builder for family in _FAMILIES for name, builder in family.MODELS.items()}
 _TORCHVISION = "torchvision"
 _GIVEN = ("num_classes", "input_shape")
