@@ -15,7 +15,7 @@ from stillhouse.cli.app import as_exit_code
 from stillhouse.errors import InfrastructureError, Interrupted, Problem, SpecError, UsageError
 
 COMMANDS = [
-    *("sweep", "resume", "extend", "retry", "status", "stop", "rm", "ls", "methods", "models"),
+    *("sweep", "resume", "extend", "retry", "status", "stop", "rm", "ls", "methods", "operators", "models"),
     *("report", "export", "ui", "sync", "doctor"),
 ]
 

@@ -1,4 +1,4 @@
-"""`ls`, `methods` and `models`: a table for people, a document for scripts."""
+"""`ls`, `methods`, `operators` and `models`: a table for people, a document for scripts."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from stillhouse import methods
+from stillhouse import compress, methods
 from stillhouse.cli import app
 
 
@@ -104,3 +104,28 @@ def test_a_home_without_sweeps_has_an_empty_list(tmp_path: Path) -> None:
         "used",
     ]
     assert json.loads(run("ls", "--home", str(tmp_path), "--json").stdout) == []
+
+
+def test_operators_are_listed_with_what_they_change() -> None:
+    heading, *rows = run("operators").stdout.splitlines()
+    assert heading.split()[:3] == ["operator", "arXiv", "changes"]
+    assert {row.split()[0] for row in rows} >= set(compress.names())
+    listed = json.loads(run("operators", "--json").stdout)
+    assert [each["name"] for each in listed] == compress.names()
+    assert all(each["does"] and each["effect"] for each in listed)
+
+
+def test_one_operator_is_shown_with_its_options_and_priors() -> None:
+    shown = run("operators", "prune").stdout
+    assert "(arXiv 2301.12900)" in shown
+    assert "uniform: [0.2, 0.8]" in shown
+    assert {each["name"] for each in json.loads(run("operators", "prune", "--json").stdout)["options"]} >= {
+        "ratio",
+        "importance",
+    }
+
+
+def test_an_unknown_operator_is_wrong_usage_with_a_suggestion() -> None:
+    done = CliRunner().invoke(app, ["operators", "prun"])
+    assert done.exit_code == 2
+    assert "no operator 'prun'; did you mean 'prune'" in done.stderr

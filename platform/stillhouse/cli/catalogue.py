@@ -1,4 +1,4 @@
-"""The catalogue of methods and models: their facts, a page of all methods, one method in full."""
+"""The catalogue of methods, operators and models: their facts, a page of all methods, one method or operator in full."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stillhouse import methods
+from stillhouse import compress, methods
 from stillhouse.cli.output import make_console, make_table
 from stillhouse.distill.method import ANY_TASK, Method
 from stillhouse.errors import UsageError
@@ -14,6 +14,7 @@ from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.registry import build_model, model_names, model_options, model_problems
 from stillhouse.models.size import measure_size
+from stillhouse.spec.hyperparameter import Configured
 
 _NUM_CLASSES = 100
 _INPUT_SHAPE = (3, 32, 32)
@@ -38,7 +39,6 @@ def method_facts(name: str) -> dict[str, Any]:
         UsageError: there is no such method.
     """
     method = methods.find(name)
-    defaults = method.defaults()
     return {
         "name": name,
         "title": method.card.title,
@@ -46,10 +46,7 @@ def method_facts(name: str) -> dict[str, Any]:
         "family": method.card.family,
         "tasks": list(method.tasks),
         "knowledge": needed_by_default(method),
-        "hyperparameters": [
-            {"name": key, "default": defaults[key], "prior": rule.prior.to_json() if rule.prior else None, "help": rule.help}
-            for key, rule in method.hyperparameters().items()
-        ],
+        "hyperparameters": _settings_of(method),
         "equations": method.card.equations,
         "deviations": method.card.deviations,
         "suggested": method.card.suggested,
@@ -132,8 +129,52 @@ def print_method(facts: Mapping[str, Any]) -> None:
     for key in ("equations", "deviations", "suggested", "interactions"):
         if facts[key]:
             print(f"{key}: {facts[key]}")
-    table = make_table("hyper-parameter", "default", "prior", "meaning")
-    for each in facts["hyperparameters"]:
+    _print_settings("hyper-parameter", facts["hyperparameters"])
+
+
+def operator_facts(name: str) -> dict[str, Any]:
+    """Everything the catalogue has about one operator, as plain data.
+
+    Raises:
+        UsageError: there is no such operator.
+    """
+    operator = compress.find(name)
+    card = operator.card
+    return {
+        "name": name,
+        "title": card.title,
+        "arxiv": card.arxiv,
+        "changes": str(operator().level),
+        "does": card.does,
+        "effect": card.effect,
+        "options": _settings_of(operator),
+        "deviations": card.deviations,
+        "suggested": card.suggested,
+        "interactions": card.interactions,
+    }
+
+
+def print_operator(facts: Mapping[str, Any]) -> None:
+    """Prints one operator with its effect and its options."""
+    print(f"{facts['name']}: {facts['title']}" + (f" (arXiv {facts['arxiv']})" if facts["arxiv"] else ""))
+    for key in ("does", "effect", "deviations", "suggested", "interactions"):
+        if facts[key]:
+            print(f"{key}: {facts[key]}")
+    _print_settings("option", facts["options"])
+
+
+def _settings_of(kind: type[Configured]) -> list[dict[str, Any]]:
+    """Each option with its default, prior and meaning."""
+    defaults = kind.defaults()
+    return [
+        {"name": key, "default": defaults[key], "prior": rule.prior.to_json() if rule.prior else None, "help": rule.help}
+        for key, rule in kind.hyperparameters().items()
+    ]
+
+
+def _print_settings(heading: str, settings: Sequence[Mapping[str, Any]]) -> None:
+    table = make_table(heading, "default", "prior", "meaning")
+    for each in settings:
         prior = "" if each["prior"] is None else _prior_text(each["prior"])
         table.add_row(each["name"], str(each["default"]), prior, each["help"])
     table.print(make_console())

@@ -47,6 +47,13 @@ def trials(ctx: typer.Context) -> Sequence[str]:
 
 
 @_beginning
+def operators(ctx: typer.Context) -> Sequence[str]:
+    from stillhouse import compress
+
+    return compress.names()
+
+
+@_beginning
 def methods(ctx: typer.Context) -> Sequence[str]:
     from stillhouse.methods import names
 

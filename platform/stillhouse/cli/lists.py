@@ -1,4 +1,4 @@
-"""The commands that list sweeps, methods and models."""
+"""The commands that list sweeps, methods, operators and models."""
 
 import json
 from pathlib import Path
@@ -74,6 +74,35 @@ def list_methods(
         for each in facts:
             knowledge = ", ".join(each["knowledge"]) or "nothing"
             table.add_row(each["name"], each["family"], each["arxiv"] or "", knowledge, each["title"])
+        table.print(make_console())
+    return OK
+
+
+@app.command(name="operators")
+@as_exit_code
+def list_operators(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Show this operator in full; or module:Class.", autocompletion=completion.operators
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the operators that make students smaller, or show one with its options."""
+    from stillhouse import compress
+    from stillhouse.cli.catalogue import operator_facts, print_operator
+
+    facts = [operator_facts(each) for each in ([name] if name is not None else compress.names())]
+    if as_json:
+        print_json(facts[0] if name is not None else facts)
+    elif name is not None:
+        print_operator(facts[0])
+    else:
+        table = make_table("operator", "arXiv", "changes", "what it does")
+        for each in facts:
+            table.add_row(each["name"], each["arxiv"] or "", each["changes"], each["does"])
         table.print(make_console())
     return OK
 
