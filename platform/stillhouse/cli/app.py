@@ -41,7 +41,9 @@ teachers_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(teachers_app)
-data_app = typer.Typer(name="data", help="Prepare data sets that are larger than memory.", no_args_is_help=True)
+data_app = typer.Typer(
+    name="data", help="Prepare data sets that are larger than memory, and remove decoded images.", no_args_is_help=True
+)
 app.add_typer(data_app)
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stillhouse.cli.app import OK, as_exit_code, data_app
-from stillhouse.cli.options import Debug, Json, parse_size
+from stillhouse.cli.options import Debug, Home, Json, parse_size
 from stillhouse.cli.output import print_json
 from stillhouse.errors import Interrupted
 from stillhouse.text_table import log_line
@@ -62,6 +62,33 @@ def data_pack(
         counts = ", ".join(f"{count:,} {split}" for split, count in packed.images.items())
         print(f"{counts} images of {packed.num_classes} classes in {packed.shards} shards, {packed.num_bytes:,} bytes")
         print(f"use it as: dataset: {{name: pack, root: {_yaml_text(str(packed.root))}, size: 224}}")
+    return OK
+
+
+@data_app.command(name="prune")
+@as_exit_code
+def data_prune(
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="SIZE", help="How much to keep, for example 500MB or 20GB; 0 removes everything.")
+    ] = "0",
+    home: Home = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Remove decoded images of image folders from the home, least recently used first. A sweep decodes them again."""
+    from stillhouse.data.decoded_cache import entries, prune
+    from stillhouse.sweep.home.sweep_home import resolve_home
+
+    cache = resolve_home(home) / "data"
+    removed = prune(cache, parse_size(keep, "--keep"))
+    document = {
+        what: {"data_sets": len(found), "bytes": sum(entry["bytes"] for entry in found)}
+        for what, found in (("removed", removed), ("kept", entries(cache)))
+    }
+    if as_json:
+        print_json(document)
+    else:
+        print("; ".join(f"{what} {each['data_sets']} data sets, {each['bytes']:,} bytes" for what, each in document.items()))
     return OK
 
 

@@ -8,8 +8,10 @@ of 45 kB it was 0.06 s against 2.2 s for 1,500 (one core, files in the page cach
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,8 @@ def read_decoded(folder: Path) -> DecodedImages:
     images: NDArray[np.uint8] = np.load(folder / "images.npy", allow_pickle=False)
     if list(images.shape) != facts["shape"] or images.dtype != np.uint8 or array_hash(images) != facts["hash"]:
         raise Damaged(f"{folder / 'images.npy'} does not match its checksum")
+    with suppress(OSError):
+        os.utime(folder)  # when the entry was last used
     return DecodedImages(images, int(facts["transparent"]))
 
 
@@ -111,3 +115,31 @@ def _hash_or_error(path: str) -> str | OSError:
             return bytes_hash(file.read())
     except OSError as error:
         return error
+
+
+def entries(cache: Path) -> list[dict[str, Any]]:
+    """`folder`, `bytes` and `last_used` (seconds since 1970) of each entry, those of earlier releases included."""
+    found = []
+    for folder in sorted(cache.iterdir()) if cache.is_dir() else []:
+        with suppress(OSError):
+            if folder.is_dir() and not folder.is_symlink() and (folder / "images.npy").is_file():
+                used = max(each.stat().st_mtime for each in (folder, folder / "images.npy"))
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append({"folder": folder, "bytes": size, "last_used": used})
+    return found
+
+
+def prune(cache: Path, keep_bytes: int) -> list[dict[str, Any]]:
+    """Removes the least recently used entries until at most `keep_bytes` remain; returns the removed ones.
+
+    A sweep that runs has its images in memory; one that needs an entry later decodes the files again.
+    """
+    known = sorted(entries(cache), key=lambda entry: entry["last_used"])
+    total, removed = sum(entry["bytes"] for entry in known), []
+    for entry in known:
+        if total <= keep_bytes:
+            break
+        shutil.rmtree(entry["folder"])
+        total -= entry["bytes"]
+        removed.append(entry)
+    return removed
