@@ -55,5 +55,5 @@ def test_the_example_has_the_dtype_and_device_of_the_model() -> None:
 
 
 def test_levels_are_ordered_and_have_names() -> None:
-    assert Level.ARCHITECTURE < Level.VALUES < Level.PRECISION
-    assert [str(level) for level in Level] == ["the layers", "the values of weights", "the precision"]
+    assert Level.ARCHITECTURE < Level.ZEROS < Level.VALUES < Level.PRECISION
+    assert [str(level) for level in Level] == ["the layers", "which weights are zero", "the values of weights", "the precision"]

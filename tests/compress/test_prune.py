@@ -186,7 +186,7 @@ def test_the_last_layer_keeps_its_outputs_and_its_weights() -> None:
 
 def test_levels() -> None:
     assert Prune().level == Level.ARCHITECTURE
-    assert Prune(pattern="unstructured").level == Level.VALUES
+    assert Prune(pattern="unstructured").level == Level.ZEROS
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import nn
 from stillhouse.compress.chain import Chain
 from stillhouse.compress.operator import Calibration, Context, Moment, OperatorError
 from stillhouse.compress.parts.quantized_layers import InputQuantizer, Phase, quantized_layers
+from stillhouse.compress.prune import Prune
 from stillhouse.compress.quantize import WARM_UP_STEPS, Quantize
 from stillhouse.data.datasets import load_dataset
 from stillhouse.data.views import Views
@@ -163,6 +164,20 @@ def test_a_low_bit_network_learns() -> None:
     assert accuracy > 0.8
     trainer.finalise()
     assert trainer.evaluate(data.validation) == pytest.approx(accuracy, abs=0.01)
+
+
+def test_a_pruned_network_keeps_its_zeros_when_it_is_quantized() -> None:
+    chain = Chain(("prune", "quantize"), (Prune(ratio=0.5, pattern="unstructured"), Quantize(weight_bits=4)))
+    conversion = chain.convert(network(), CONTEXT)
+    zeros = {name: layer.weight == 0 for name, layer in quantized_layers(conversion.model)}
+    optimiser = torch.optim.SGD(conversion.model.parameters(), lr=0.1)
+    conversion.model(images()).square().sum().backward()
+    optimiser.step()
+    chain.after_step(conversion.model, Moment(progress=0, epoch=0, step=0))
+    chain.finalise(conversion.model)
+    for name, layer in quantized_layers(conversion.model):
+        assert bool((layer.weight[zeros[name]] == 0).all())
+        assert 0.45 < float(zeros[name].float().mean()) < 0.55
 
 
 def test_parameters_are_those_of_the_folded_network() -> None:

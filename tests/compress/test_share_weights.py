@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.compress.chain import Chain
+from stillhouse.compress.chain import Chain, ChainError
 from stillhouse.compress.operator import Context, Moment, OperatorError
+from stillhouse.compress.prune import Prune
 from stillhouse.compress.quantize import Quantize
 from stillhouse.compress.share_weights import ShareWeights
 from stillhouse.models.registry import build_model
@@ -129,6 +130,25 @@ def test_a_shared_network_can_be_quantized_and_the_file_has_the_quantized_number
     assert "conv1.weight.indices" in packed, "the first layer is not quantized, so its values are stored as shared ones"
     unpacked = chain.unpack(conversion.model, packed, conversion.history)
     assert all(torch.equal(unpacked[name], value) for name, value in conversion.model.state_dict().items())
+
+
+def test_pruned_weights_stay_zero_and_are_shared_after_pruning_only() -> None:
+    prune, share = Prune(ratio=0.05, pattern="unstructured"), ShareWeights(k=4)
+    chain = Chain(("prune", "share_weights"), (prune, share))
+    chain.check_order()
+    conversion = chain.convert(network(), TRAINED)
+    pruned = conversion.model.get_parameter("layer3.0.conv1.weight") == 0
+    assert 0.04 < float(pruned.float().mean()) < 0.06
+    chain.before_step(conversion.model, START)
+    with torch.no_grad():
+        for weight in conversion.model.parameters():
+            weight.add_(0.1)
+    chain.after_step(conversion.model, START)
+    chain.finalise(conversion.model)
+    assert bool((conversion.model.get_parameter("layer3.0.conv1.weight")[pruned] == 0).all())
+    assert num_values(conversion.model, "layer3.0.conv1") <= 4
+    with pytest.raises(ChainError, match="prune must come before share_weights"):
+        Chain(("share_weights", "prune"), (share, prune)).check_order()
 
 
 @pytest.mark.parametrize("options", [{"k": 1}, {"k": 257}, {"share_at": 1}, {"share_at": -0.1}, {"start": "random"}])

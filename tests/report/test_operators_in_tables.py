@@ -11,7 +11,7 @@ from stillhouse.spec.records import StudentChoice, SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]
 Facts = Callable[..., SweepFacts]
-LAST = ["collapsed", "weight_bits", "activation_bits", "compression", "nonzero_parameters"]
+LAST = ["collapsed", "weight_bits", "activation_bits", "compression", "nonzero_parameters", "int8_latency_ms"]
 
 
 def changed(record: TrialRecord, *operators: dict[str, dict[str, Any]], **fields: Any) -> TrialRecord:
@@ -22,19 +22,21 @@ def changed(record: TrialRecord, *operators: dict[str, dict[str, Any]], **fields
 
 def test_the_columns_of_operators_come_last_and_say_nothing_of_a_plain_student(facts: Facts, record: Make) -> None:
     table = trials_table(facts(), [record()])
-    assert table.columns.tolist()[-5:] == LAST
+    assert table.columns.tolist()[-len(LAST) :] == LAST
     row = table.iloc[0]
     assert (row["weight_bits"], row["activation_bits"]) == (32, 32)
     assert pd.isna(row["compression"])
     assert pd.isna(row["nonzero_parameters"])
+    assert pd.isna(row["int8_latency_ms"])
 
 
 def test_a_student_with_operators_has_their_numbers_once(facts: Facts, record: Make) -> None:
-    metrics = {"weight_bits": 4.0, "activation_bits": 8.0, "nonzero_parameters": 1234.0, "parameters": 2000.0}
+    metrics = {"weight_bits": 4.0, "activation_bits": 8.0, "nonzero_parameters": 1234.0, "int8_latency_ms": 0.5}
     made = changed(record(), {"cut": {"ratio": 0.5}}, compression="cut(ratio=0.5)", metrics=metrics)
     table = trials_table(facts(), [made])
     row = table.iloc[0]
     assert (row["weight_bits"], row["activation_bits"], row["nonzero_parameters"]) == (4, 8, 1234)
+    assert row["int8_latency_ms"] == 0.5
     assert row["compression"] == "cut(ratio=0.5)"
     assert not [name for name in table.columns if name.startswith("metric_")]
 

@@ -55,13 +55,15 @@ class Level(IntEnum):
 
     ARCHITECTURE = 1
     """Which layers there are, and their shapes."""
-    VALUES = 2
-    """Which values the weights may have: zero under a mask, one of a codebook."""
-    PRECISION = 3
+    ZEROS = 2
+    """Which weights are zero, under a mask."""
+    VALUES = 3
+    """Which values the other weights may have, such as those of a codebook."""
+    PRECISION = 4
     """With how many bits weights and activations are represented."""
 
     def __str__(self) -> str:
-        return {1: "the layers", 2: "the values of weights", 3: "the precision"}[self]
+        return {1: "the layers", 2: "which weights are zero", 3: "the values of weights", 4: "the precision"}[self]
 
 
 @dataclass(frozen=True, kw_only=True)

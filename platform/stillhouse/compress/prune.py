@@ -110,7 +110,7 @@ class Prune(Operator):
 
     @property
     def level(self) -> Level:
-        return Level.ARCHITECTURE if self.pattern == "channels" else Level.VALUES
+        return Level.ARCHITECTURE if self.pattern == "channels" else Level.ZEROS
 
     @property
     def weights_decide_sizes(self) -> bool:

@@ -7,6 +7,7 @@ images; the simulation in PyTorch does not round them, so both agree up to `TOLE
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from stillhouse.data.images import ImageData
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.errors import UsageError
 from stillhouse.export import onnx, program
-from stillhouse.export.agreement import Answer, Answering
+from stillhouse.export.agreement import Answer, Answering, latency_of
 from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
 
@@ -83,6 +84,19 @@ def save_int8(model: nn.Module, input_shape: Shape, images: Tensor, path: Path, 
     onnx.save_onnx(program.make_program(plain.eval(), input_shape), path, output)
     _insert(path, layers)
     onnx.check_onnx(path)
+
+
+def latency_ms(model: nn.Module, input_shape: Shape) -> float:
+    """Median time of one sample by onnxruntime on the CPU, of a network that `computes_in_int8`; its weights may be any.
+
+    Raises:
+        UsageError: the packages of the extra are not installed, or the network has no int8 file.
+    """
+    onnx.require_packages()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE
+        save_int8(model, input_shape, torch.zeros(2, *input_shape), path, "output")
+        return latency_of(onnx.load_answer(path), input_shape)[1].p50_ms
 
 
 def compare(model: nn.Module, answer: Answer, data: ImageData) -> dict[str, float]:
@@ -198,7 +212,7 @@ class _Graph:
 
             bias = library.numpy_helper.to_array(self._initializers.pop(node.input[2]))
             scale = (np.float32(layer.input_scale) * layer.weight_scale).astype(np.float32)
-            numbers = np.clip(np.rint(bias / scale), -(2**31), 2**31 - 1).astype(np.int32)
+            numbers = np.clip(np.rint(bias.astype(np.float64) / scale), -(2**31), 2**31 - 1).astype(np.int32)
             node.input[2] = self._constant(f"{name}.bias", numbers, scale, np.int32, before=node)
 
     def quantize_output(self, name: str, layer: Int8Layer) -> None:

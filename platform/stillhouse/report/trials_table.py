@@ -79,6 +79,7 @@ _OPERATORS = (
     Column("activation_bits", "Int64", "bits", "bits of a layer's input in the layers that have the fewest"),
     Column("compression", "str", "", "operators that were applied to the student, in order"),
     Column("nonzero_parameters", "Int64", "parameters", "parameters of the student that are not zero; empty without operators"),
+    Column("int8_latency_ms", "float64", "ms", "median time of one sample in int8, by onnxruntime; empty without an int8 form"),
 )
 _MEASURED = (
     "parameters",
@@ -273,6 +274,7 @@ def _operator_values(record: TrialRecord) -> dict[str, Any]:
         "activation_bits": record.metrics.get("activation_bits", full),
         "compression": record.compression or None,
         "nonzero_parameters": record.metrics.get("nonzero_parameters"),
+        "int8_latency_ms": record.metrics.get("int8_latency_ms"),
     }
 
 

@@ -12,7 +12,15 @@ from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.run_context import RunContext
 
 LATENCY = "latency_ms"
-_METRICS = (LATENCY, "latency_p95_ms", "latency_batch64_ms")
+_METRICS = (
+    LATENCY,
+    "latency_p95_ms",
+    "latency_batch64_ms",
+    "images_per_second",
+    "peak_memory_bytes",
+    "peak_memory_batch64_bytes",
+    "int8_latency_ms",
+)
 _SHOWN_STUDENTS = 5
 
 Latencies = Mapping[str, Mapping[str, float]]

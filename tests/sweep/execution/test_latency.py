@@ -64,3 +64,15 @@ def test_all_networks_together_are_given_about_a_minute(networks: int, monkeypat
     # For each network one image and a batch, and for each of them as long again to warm up.
     assert 0 < 4 * sum(given) <= 60 * 1.001
     assert max(given) <= 1.5
+
+
+def test_a_student_of_8_bits_has_the_latency_of_its_int8_form_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    models = {
+        bits: StudentChoice(name=bits, model="lenet", compress=[{"quantize": {"weight_bits": 8, "activation_bits": int(bits)}}])
+        for bits in ("4", "8")
+    }
+    found, reasons, _ = measure_models(models, 10, (1, 28, 28), torch.get_num_threads(), [])
+    assert reasons == {}
+    assert "int8_latency_ms" not in found["4"]
+    assert 0 < found["8"]["int8_latency_ms"] < 1000

@@ -54,11 +54,11 @@ def nearest(values: Tensor, codebook: Tensor) -> Tensor:
 def cluster(weight: Tensor, k: int, start: Start = "linear") -> tuple[Tensor, Tensor]:
     """Codebook, float64 and ascending, of at most `k` values, and the place of each weight in it, uint8.
 
-    If a tenth of the weights or more are exactly zero, as after pruning, zero is one of the values and only theirs.
+    If weights are exactly zero, as after pruning, zero is one of the values and only theirs.
     """
     flat = weight.detach().cpu().double()
     zeros = flat == 0
-    if not bool(zeros.any()) or float(zeros.double().mean()) < 0.1:
+    if not bool(zeros.any()):
         codebook = kmeans(flat.flatten(), k, start)
         return codebook, nearest(flat, codebook)
     others = flat[~zeros]

@@ -2,7 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
+from torch import nn
+
 from stillhouse.compress.students import finalised_student
+from stillhouse.errors import UsageError
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.size import measure_latency, peak_memory
 from stillhouse.provenance import place_of
@@ -60,6 +63,9 @@ def latency_metrics(
 ) -> dict[str, float]:
     """p50 and p95 of one image, p50 of a batch of 64, in milliseconds; its images per second; memory at both sizes in bytes.
 
+    A network with operators that has an int8 form has `int8_latency_ms` too: p50 of one image on the CPU, by onnxruntime. It is
+    absent where the packages of the extra `export` are not installed.
+
     Args:
         budget_s: as `measure_latency` takes it.
     """
@@ -72,4 +78,19 @@ def latency_metrics(
         "images_per_second": 64_000 / measured[64].p50_ms,
         "peak_memory_bytes": float(peak_memory(built, input_shape)),
         "peak_memory_batch64_bytes": float(peak_memory(built, input_shape, 64)),
+        **(_int8_latency(built, input_shape) if network.compress else {}),
     }
+
+
+def _int8_latency(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, float]:
+    """By the name of the metric; {} for a network without an int8 form."""
+    from stillhouse.export import int8  # only where it is needed: it is of an extra
+
+    network = network.cpu().eval()
+    if not int8.computes_in_int8(network):
+        return {}
+    try:
+        return {"int8_latency_ms": int8.latency_ms(network, input_shape)}
+    except UsageError:
+        # No packages, or a layer without an integer kernel: the network itself was measured.
+        return {}
