@@ -17,6 +17,9 @@ the activation is a mean over elements.
 Known from reports on the authors' code: the paper's accuracies on CIFAR are hard to reproduce, and small batches fail, since
 the entropy of classes is that of one batch.
 
+After 376 generator steps with batches of 128, a ResNet-8 of width 0.25 has 62.3 % validation accuracy (digits, taught by a
+ResNet-14 of 98.3 %, a rate of 0.05, one seed).
+
 A generator step costs 1.9 times a step of `kd` at batches of equal size (resnet8 taught by resnet20, digits, one thread).
 
 Verified against the numbers of the authors' code (reference cases dafl-generator, kd-dafl), and against finite differences
