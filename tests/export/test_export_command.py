@@ -63,8 +63,10 @@ def test_what_cannot_be_exported_is_reported_in_one_sentence(
 
 
 def test_best_is_the_most_accurate_of_the_front_on_the_validation_split(swept: Any, change_record: Change) -> None:
-    change_record(LENET, metrics=swept.record(LENET).metrics | {"validation_accuracy": 0.5, "test_accuracy": 0.9})
-    change_record(MLP, metrics=swept.record(MLP).metrics | {"validation_accuracy": 0.75, "test_accuracy": 0.1})
+    change_record(
+        LENET, collapsed=False, metrics=swept.record(LENET).metrics | {"validation_accuracy": 0.5, "test_accuracy": 0.9}
+    )
+    change_record(MLP, collapsed=False, metrics=swept.record(MLP).metrics | {"validation_accuracy": 0.75, "test_accuracy": 0.1})
     assert find_trial(Results.read(swept.home, "tiny"), "best").trial.key == MLP
     change_record(LENET, metrics=swept.record(LENET).metrics | {"validation_accuracy": 0.875})
     assert find_trial(Results.read(swept.home, "tiny"), "best").trial.key == LENET
