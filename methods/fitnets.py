@@ -3,6 +3,14 @@
     stage "hint"     L = 1/2 |hint - r(guided)|^2                           (equation 3), up to the guided layer only
     stage "distill"  L = CE(y, p_1(s)) + lambda CE(p_T(z), p_T(s))          (equation 2), lambda falls linearly
 
+One stage (`num_stages=1`), as the CRD benchmark has it (Tian, Krishnan, Isola 2020, arXiv 1910.10699), whose CIFAR-100 numbers
+belong to it, with `hint_weight=100`:
+
+    L = CE(y, s) + hint_weight mean (hint - r(guided))^2,   the mean over all elements
+
+r is then followed by BatchNorm and ReLU between maps, and trained with the student by the trial's recipe; there are no soft
+targets. A guided map of twice the hint's size is mapped by the kernel of section 2.2, where the benchmark has a stride of 2.
+
 r is a convolution without padding, whose kernel size makes the guided map as large as the hint (section 2.2). It is a
 transposed convolution if the guided map is smaller, and a fully connected layer between vectors.
 
@@ -91,7 +99,8 @@ class FitNets(Method):
         equations="equations 2 and 3; the two stages of algorithm 1",
         deviations="linear regressor, trained by Adam; squares averaged over positions, as in the authors' code; one learning "
         "rate for all layers in stage 2",
-        suggested="temperature 3, kd_weight 4, final_kd_weight 1 (authors, on CIFAR-10); final_kd_weight 0 on MNIST",
+        suggested="temperature 3, kd_weight 4, final_kd_weight 1 (authors, on CIFAR-10); final_kd_weight 0 on MNIST; "
+        "hint_weight 100 with num_stages 1 (CRD benchmark, CIFAR-100)",
         interactions="hints close to the output over-regularise a small student (section 2.2 of the paper); in a short "
         "training, stage 1 lowers the accuracy: 94.9% with 0.3 of 12 epochs, 96.5% with 0.1, 96.8% without stage 1, 95.7% "
         "without a teacher (1000 digits, resnet8 of width 0.25, 4 seeds)",
@@ -112,6 +121,9 @@ class FitNets(Method):
     )
     positions: Literal["mean", "sum"] = hyperparameter(
         "mean", choices=("mean", "sum"), help="whether the hint loss averages or sums over positions"
+    )
+    num_stages: int = hyperparameter(
+        2, choices=(1, 2), added_later=True, help="2: the paper; 1: labels and hint together, as the CRD benchmark"
     )
 
     def serves(self, task: str) -> bool:
@@ -144,10 +156,10 @@ class FitNets(Method):
     @property
     def _is_soft(self) -> bool:
         """Whether the second stage has soft targets."""
-        return self.kd_weight > 0 or self.final_kd_weight > 0
+        return self.num_stages == 2 and (self.kd_weight > 0 or self.final_kd_weight > 0)
 
     def stages(self, setup: Setup) -> Sequence[Stage]:
-        if not self.hint_weight:
+        if not self.hint_weight or self.num_stages == 1:
             return (Stage(name="distill", epochs=setup.epochs),)
         assert setup.teacher is not None, "hints come from a teacher"
         hint_epochs = epochs_of_first_stage(setup.epochs, self.hint_fraction)
@@ -168,6 +180,8 @@ class FitNets(Method):
         assert setup.teacher is not None, "hints come from a teacher"
         hint, guided = self.layers(setup.teacher, setup.student)
         regressor = make_regressor(setup.student.shape(guided), setup.teacher.shape(hint))
+        if self.num_stages == 1:
+            return {"regressor": Helper(module=_normalised(regressor, setup.teacher.shape(hint)))}
         return {"regressor": Helper(module=regressor, training={"optimizer": "adam", "learning_rate": 0.001})}
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -175,11 +189,20 @@ class FitNets(Method):
             (guided,) = step.student_features.values()
             regressed = step.modules["regressor"](guided)
             return {"hint": self.hint_weight * hint_loss(regressed, step.teacher["hint"], self.positions)}
+        if self.num_stages == 1 and self.hint_weight:
+            (guided,) = step.student_features.values()
+            hint = F.mse_loss(step.modules["regressor"](guided), step.teacher["hint"])
+            return {"cross_entropy": step.supervised(), "hint": self.hint_weight * hint}
         if not self._is_soft:
             return super().loss(step)
         weight = self.kd_weight + (self.final_kd_weight - self.kd_weight) * step.stage_progress
         soft = softened_cross_entropy(step.logits, step.teacher["logits"], self.temperature)
         return {"cross_entropy": step.supervised(), "soft_cross_entropy": weight * soft}
+
+
+def _normalised(regressor: nn.Module, hint: tuple[int, ...]) -> nn.Module:
+    """The regressor of the CRD benchmark: with BatchNorm and ReLU between maps, as it is between vectors."""
+    return nn.Sequential(regressor, nn.BatchNorm2d(hint[0]), nn.ReLU()) if len(hint) == 3 else regressor
 
 
 def _middle(teacher: Architecture, *, of_maps: bool) -> str:

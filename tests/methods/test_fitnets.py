@@ -8,7 +8,7 @@ from torch import nn
 from stillhouse.distill.method import MethodError, Setup, Stage, Step, Unsuitable
 from stillhouse.methods.fitnets import FitNets, hint_loss, make_regressor, softened_cross_entropy
 from stillhouse.models.architecture import Architecture, UnknownLayer
-from stillhouse.testing import MethodTrial, ReferenceCase, make_step
+from stillhouse.testing import CHECKS, MethodTrial, ReferenceCase, make_step
 
 Open = Callable[[str], ReferenceCase]
 
@@ -192,3 +192,38 @@ def test_each_stage_goes_from_its_beginning_to_its_end(monkeypatch: pytest.Monke
     MethodTrial(FitNets(hint_fraction=0.5), epochs=4).trainer().fit()
     eighths = [number / 8 for number in range(8)]
     assert seen == [(stage, progress) for stage in ("hint", "distill") for progress in eighths]
+
+
+def test_in_one_stage_labels_and_the_mean_squared_error_of_the_hint_are_learnt_together() -> None:
+    """The loss of the CRD benchmark: cross-entropy, and 100 times torch's mean squared error."""
+    method = FitNets(num_stages=1, hint_weight=100.0)
+    maps = architecture((4, 16, 16), (6, 8, 8), (8, 4, 4))
+    (stage,) = method.stages(setup(maps, maps, 5))
+    assert (stage.epochs, stage.until, stage.comparable) == (5, None, True)
+    assert [*method.knowledge(maps, maps)] == ["hint"]
+    regressor = method.modules(setup(maps, maps, 5))["regressor"]
+    assert [type(layer) for layer in regressor.module.children()] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert regressor.training == {}, "the trial's recipe trains it with the student"
+    guided, hint = torch.randn(5, 6, 8, 8), torch.randn(5, 6, 8, 8)
+    step = make_step(
+        student_logits=torch.randn(5, 10),
+        student_features={"stage1": guided},
+        teacher={"hint": hint},
+        modules={"regressor": regressor.module},
+        stage=stage,
+    )
+    terms = method.loss(step)
+    squares = (regressor.module(guided) - hint).square()
+    torch.testing.assert_close(terms["hint"], 100 * squares.sum() / (5 * 6 * 8 * 8))
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(step.logits, step.labels))
+    assert len(terms) == 2
+
+
+def test_in_one_stage_without_a_hint_the_labels_remain() -> None:
+    step = make_step(student_logits=torch.randn(5, 10), stage=Stage(name="distill", epochs=1))
+    assert [*FitNets(num_stages=1, hint_weight=0.0).loss(step)] == ["cross_entropy"]
+
+
+@pytest.mark.parametrize("check", ["losses_and_gradients_are_finite", "a_resumed_training_ends_with_the_same_weights"])
+def test_one_stage_trains_like_any_method(check: str) -> None:
+    CHECKS[check](MethodTrial(FitNets(num_stages=1, hint_weight=100.0)))

@@ -28,6 +28,7 @@ class HyperParameter:
     maximum: float | None = None
     choices: tuple[Any, ...] | None = None
     help: str = ""
+    added_later: bool = False
 
     def broken_by(self, value: Any) -> str | None:
         """The rule that `value` breaks, as in "must be > 0"; None when it breaks none."""
@@ -57,8 +58,14 @@ def hyperparameter(
     maximum: float | None = None,
     choices: Sequence[Any] | None = None,
     help: str = "",
+    added_later: bool = False,
 ) -> Any:
-    """A dataclass field with the paper's default, a rule and a prior; without a prior it is not searched by default."""
+    """A dataclass field with the paper's default, a rule and a prior; without a prior it is not searched by default.
+
+    Args:
+        added_later: of an option that a release added without changing what its default computes: at its default it is no part
+            of a trial, so that trials of earlier releases keep their keys.
+    """
     rule = HyperParameter(
         prior=prior,
         above=above,
@@ -67,6 +74,7 @@ def hyperparameter(
         maximum=maximum,
         choices=None if choices is None else tuple(choices),
         help=help,
+        added_later=added_later,
     )
     return field(default=default, metadata={"hyperparameter": rule})
 

@@ -7,8 +7,9 @@ import pytest
 from stillhouse import methods, tasks
 from stillhouse.spec.combinations import Soundness
 from stillhouse.spec.load import validate
-from stillhouse.spec.priors import Uniform
+from stillhouse.spec.priors import Choice, Uniform
 from stillhouse.sweep.planning.method_settings import MethodSettings, can_serve, prior_corners, resolve_methods
+from stillhouse.sweep.planning.spec_check import check
 
 TASK = tasks.find()
 
@@ -62,3 +63,14 @@ def test_each_prior_is_tried_at_both_of_its_ends() -> None:
 def test_every_method_serves_the_default_task_and_a_broken_setting_is_another_problem() -> None:
     assert all(can_serve(name, {}, TASK) for name in methods.names())
     assert can_serve("kd", {"temperature": -1.0}, TASK)
+
+
+def test_an_option_that_came_later_is_part_of_a_trial_only_where_its_value_is_another_one() -> None:
+    def settings(given: Any) -> Any:
+        spec = {"name": "s", "dataset": {"name": "digits"}, "students": ["lenet"], "teachers": {"t": {"model": "lenet"}}}
+        return (check({**spec, "methods": {"fitnets": given}}).methods or {})["fitnets"]
+
+    assert "num_stages" not in settings({})
+    assert "num_stages" not in settings({"num_stages": 2})
+    assert settings({"num_stages": 1})["num_stages"] == 1
+    assert settings({"num_stages": {"choice": [1, 2]}})["num_stages"] == Choice((1, 2))

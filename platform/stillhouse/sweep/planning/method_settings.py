@@ -110,6 +110,8 @@ def _spelled_out(kind: type[Method], given: Mapping[str, Any], *, fixed: bool) -
     defaults = kind.defaults()
     values: dict[str, Any] = {}
     for key, rule in kind.hyperparameters().items():
+        if rule.added_later and given.get(key, defaults[key]) == plain(defaults[key]):
+            continue
         if key in given:
             value = given[key]
             values[key] = value if isinstance(value, Prior) else plain(typed(kind, key, value))
