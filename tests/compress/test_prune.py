@@ -209,6 +209,7 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
     [
         ("resnet8", {"ratio": 0.99}, "leaves no channel of .*; lower ratio"),
         ("lenet", {"ratio": 0.9999, "of": "macs"}, r"cannot remove 0\.9999 of the macs; lower ratio"),
+        ("vit", {"ratio": 0.5}, "cannot follow the channels of this network: .*; prune another model"),
         ("shufflenet_v1", {"ratio": 0.5}, "cannot follow the channels of this network: .*; prune another model"),
     ],
 )

@@ -201,7 +201,7 @@ def _check_outputs(model: nn.Module, context: Context) -> None:
         with evaluating(model), torch.no_grad():
             shape = tuple(model(context.example(model, 2)).shape)
     except Exception as error:
-        raise OperatorError(f"breaks this network: {describe_error(error)}") from error
+        raise _not_followed(error) from error
     if shape[1:] != (context.num_classes,):
         raise OperatorError(f"changes the number of outputs, from {context.num_classes} to {shape[-1]}")
 
@@ -216,6 +216,10 @@ def _tracing(model: nn.Module) -> Iterator[None]:
     except OperatorError:
         raise
     except Exception as error:
-        raise OperatorError(
-            f"cannot follow the channels of this network: {describe_error(error)}; prune another model, or single weights"
-        ) from error
+        raise _not_followed(error) from error
+
+
+def _not_followed(error: Exception) -> OperatorError:
+    return OperatorError(
+        f"cannot follow the channels of this network: {describe_error(error)}; prune another model, or single weights"
+    )
