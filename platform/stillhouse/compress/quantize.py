@@ -74,7 +74,7 @@ class Quantize(Operator):
         effect="Fewer stored bytes, at the true number of bits. Parameters and MACs hardly change. "
         "Latency falls only where int8 is computed, as by onnxruntime; PyTorch simulates it and is slower.",
         deviations="inputs have a zero point; activations are rounded where they are read",
-        suggested="8/8 loses little, also with train: false; 4/4 needs training; ranges: learnt for 2 and 3 bits",
+        suggested="8/8 also with train: false; fewer bits need training; the paper learns ranges down to 2 bits",
         interactions="last in the list of operators; a high temperature costs low-bit students accuracy",
     )
     neutral: ClassVar[Mapping[str, Any]] = {"weight_bits": 32, "activation_bits": 32}
