@@ -8,6 +8,7 @@ Where to find what:
     tasks             `check_task` and `TASK_CHECKS`: what every task must satisfy.
     operators         `check_operator` and `OPERATOR_CHECKS`: what every operator must satisfy.
     tolerance         how far results may differ on a device.
+    waits             `counted`: the calls that would make the processor wait for a GPU.
     steps             `make_step`: one batch, as a loss receives it.
 """
 
