@@ -167,3 +167,17 @@ def test_without_training_the_layer_computes_in_full_precision_until_the_end() -
     assert torch.equal(quantized(images()), layer(images()))
     finalise_layer(quantized)
     assert quantized.weight.detach().unique().numel() <= 3 * 5
+
+
+def test_inputs_of_half_precision_are_rounded_to_the_steps_of_their_range() -> None:
+    _, quantized = layer_of()
+    quantizer = quantized.input_quantizer
+    assert isinstance(quantizer, InputQuantizer)
+    inputs = images().bfloat16()
+    rounded = quantizer(inputs)
+    scale = (inputs.float().max() - inputs.float().min()) / 255
+    assert float((rounded - inputs.float()).abs().max()) <= 0.51 * float(scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantized(inputs).float().square().sum().backward()
+    assert quantized.weight.grad is not None
+    assert bool(quantized.weight.grad.isfinite().all())

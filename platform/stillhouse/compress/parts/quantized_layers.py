@@ -138,6 +138,7 @@ class InputQuantizer(nn.Module):
             self.widen(inputs)
         if not self.active:
             return inputs
+        inputs = _wide(inputs)
         if self.training:
             self.observe(inputs)
         scale, zero_point = scale_of_range(*self.current_range(), self.bits)
@@ -159,7 +160,7 @@ class FixedInput(nn.Module):
         self.zero_point: Tensor
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return rounded_input(inputs, self.scale, self.zero_point, self.bits)
+        return rounded_input(_wide(inputs), self.scale, self.zero_point, self.bits)
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -315,6 +316,11 @@ def _with_gradient_of(values: Tensor, factor: float) -> Tensor:
     """The values; their gradient is multiplied by `factor`."""
     scaled = values * factor
     return (values - scaled).detach() + scaled
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    """Inputs of half precision as float32: bfloat16 has too few digits to be divided into 255 steps."""
+    return inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
 
 
 def _phase(like: Tensor) -> Tensor:
