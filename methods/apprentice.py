@@ -107,7 +107,7 @@ class Apprentice(Method):
             return step.supervised_terms()
         terms = {"cross_entropy": self.beta * step.supervised()}
         if self.scheme == "joint":
-            teacher_logits = step.modules["teacher"](step.images)
+            teacher_logits = step.run_network(step.modules["teacher"], step.images)
             terms["teacher_cross_entropy"] = self.alpha * F.cross_entropy(teacher_logits, step.targets)
         else:
             teacher_logits = step.teacher["logits"]
