@@ -132,8 +132,9 @@ def test_the_teacher_forwards_each_view_once_for_all_trials_and_kinds(undisturbe
 def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed) -> None:
     document = json.loads(json.dumps(undisturbed.results.to_json(), allow_nan=False))
     assert set(document) == {
-        *("sweep", "home", "status", "trials", "teachers", "collapsed", "pareto", "report", "tracking", "seconds"),
+        *("sweep", "home", "status", "trials", "teachers", "collapsed", "pareto", "gains", "report", "tracking", "seconds"),
     }
+    assert {(gain["control"], gain["method"]) for gain in document["gains"]} == {("scratch", "kd"), ("scratch", "fitnets")}
     assert document["trials"] == {"planned": 10, "finished": 10, "failed": 0, "reused": 0}
     assert set(document["teachers"][0]) == {
         *("name", "accuracy", "test_split_interval", "way", "samples_forwarded", "samples_reused"),
