@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_check.py                       # on a machine with a GPU: about ten minutes
     python benchmarks/gpu_check.py --steps 3,4           # some steps
-    python benchmarks/gpu_check.py --device cpu          # tiny sizes on a CPU, in a minute: checks the script itself
+    python benchmarks/gpu_check.py --device cpu          # tiny sizes on a CPU, two at a time: checks the script itself
 
 Needs only a checkout and PyTorch with NumPy. Steps 1 to 6 and 9 run without Ray, pydantic and the other dependencies, by
 replacements that suffice for them (`gpu_steps/replacements.py`); a step that needs the real package is skipped with its name.
