@@ -76,7 +76,17 @@ def test_a_method_serves_the_tasks_that_it_names_by_default_the_default_task() -
 
 ANY = [
     *("attention_transfer", "correlation", "darkrank", "factor_transfer", "fsp", "inter_channel", "kd_svd", "mgd", "nst"),
-    *("orthogonal_projection", "overhaul", "probabilistic", "relational", "review", "scratch", "similarity", "variational"),
+    *(
+        "orthogonal_projection",
+        "overhaul",
+        "probabilistic",
+        "quantization_mimic",
+        "relational",
+        "review",
+        "scratch",
+        "similarity",
+        "variational",
+    ),
 ]
 
 
