@@ -6,7 +6,7 @@ Jegou 2021, arXiv 2012.12877): DeiT's distillation token.
     answer = the mean of both heads' logits
 
 The student has two heads: the one of the class token learns the labels, the one of the distillation token the teacher. In
-the paper w is 1/2 for `hard`, and w = 0.1 with T = 3 for `soft`. The model `vit` with `distillation_token: true` has such
+the paper w is 1/2 for `hard`, and w = 0.1 with T = 3 for `soft`. The model `vit` with `distilled: true` has such
 heads, as have others whose layers are called `head` and `head_dist`.
 
 Any other student keeps its own head for the labels and gets a second one on its embedding; the head is then a part of the

@@ -29,7 +29,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("shufflenet_v1", {"width": 0.5}),
     ("shufflenet_v2", {"width": 0.5}),
     ("vit", {"width": 0.125, "depth": 2}),
-    ("vit", {"width": 0.125, "depth": 2, "distillation_token": True}),
+    ("vit", {"width": 0.125, "depth": 2, "distilled": True}),
     ("ghostnet", {"width": 0.25}),
     ("ghost_resnet8", {"width": 0.5}),
     ("ghost_vgg8", {"width": 0.125}),

@@ -20,7 +20,7 @@ from stillhouse.spec.training import Training
 from stillhouse.testing import MethodTrial, make_step
 from stillhouse.testing.method_trial import digits, trained_teacher
 
-SMALL_VIT = {"width": 0.125, "patch": 4, "depth": 2, "heads": 2, "distillation_token": True}
+SMALL_VIT = {"width": 0.125, "patch": 4, "depth": 2, "heads": 2, "distilled": True}
 
 
 def logs(*rows: Sequence[float]) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_a_vit_with_a_distillation_token_uses_its_own_heads() -> None:
         describe(
             build_model("vit", num_classes=10, input_shape=(1, 8, 8), **SMALL_VIT | changes), name="vit", input_shape=(1, 8, 8)
         )
-        for changes in ({}, {"distillation_token": False})
+        for changes in ({}, {"distilled": False})
     )
     assert DistillationToken().student_layers(None, with_token) == ("head", "head_dist")
     assert DistillationToken().student_layers(None, without) == ("embedding",)

@@ -63,7 +63,7 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "patch": _ratio,
     "heads": _ratio,
     "depth": _depth,
-    "distillation_token": _flag,
+    "distilled": _flag,
 }
 
 

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al., arXiv 2010.11929) in DeiT's form (Touvron et al., arXiv 2012.12877).
 
 Images are cut into patches, each of which becomes a token; a class token and a learned position for each token are added. Every
-block normalises before its attention and before its perceptron. The logits come from the class token. With `distillation_token`
+block normalises before its attention and before its perceptron. The logits come from the class token. With `distilled`
 there is a second token with a head of its own, and the logits are the mean of both heads, as DeiT answers.
 
 At width 1 a token has 192 numbers, as in DeiT-Ti, whose parameters and names of weights are those of `patch: 16, depth: 12` on
@@ -161,7 +161,7 @@ def vit(
     patch: int = 4,
     depth: int = 6,
     heads: int = 3,
-    distillation_token: bool = False,
+    distilled: bool = False,
 ) -> VisionTransformer:
     """A vision transformer whose tokens have 192 numbers times `width`, rounded to a multiple of `heads`."""
     return VisionTransformer(
@@ -171,7 +171,7 @@ def vit(
         patch=patch,
         depth=depth,
         heads=heads,
-        distilled=distillation_token,
+        distilled=distilled,
     )
 
 
