@@ -39,6 +39,7 @@ _VALUES = {
     "report.budgets": "list of texts such as parameters=100k",
     "objectives": "mapping of columns to max or min",
     "method_paths": "list of folders",
+    "controls": "list of names of controls",
 }
 
 
@@ -106,6 +107,7 @@ _EXAMPLES: dict[str, Any] = {
     "experiment": "compression",
     "budgets": ["parameters=100k"],
     "method_paths": ["methods"],
+    "controls": ["CONTROL"],
     "recipe": 1,
 }
 
