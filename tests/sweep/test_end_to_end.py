@@ -148,6 +148,26 @@ def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed
     assert set(document["tracking"]) == {"uri", "experiment", "run_id"}
 
 
+def test_a_finished_sweep_takes_up_the_control_with_untrained_teachers(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.home, tmp_path / "home")
+    spec = write_spec(tmp_path / "tiny.yaml", controls=["scratch", "random_teacher"])
+    before = {record.trial.key for record in undisturbed.results.records}
+    results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+    added = [record for record in results.records if record.trial.key not in before]
+    assert {record.trial.key for record in results.records} - {record.trial.key for record in added} == before
+    assert sorted((record.trial.method, record.trial.student.name, record.trial.teacher) for record in added) == [
+        (method, student, "big.untrained") for method in ("fitnets", "kd") for student in ("lenet", "mlp")
+    ]
+    assert {(record.status, record.trial.phase) for record in added} == {("finished", "control")}
+    trained, untrained = results.facts.teachers
+    assert (untrained.name, untrained.train_seconds, untrained.trained_now) == ("big.untrained", 0.0, False)
+    assert untrained.key != trained.key
+    # Its views are filled once, when the first of its trials opens them, and shared by all four.
+    assert (untrained.samples_filled, untrained.samples_reused) == (VIEWS * TRAIN, 4 * EPOCHS * TRAIN)
+    over = [gain for gain in results.to_json()["gains"] if gain["control"] == "random_teacher"]
+    assert {gain["method"] for gain in over} == {"fitnets", "kd"}
+
+
 def test_the_table_has_one_row_per_trial_and_the_promised_columns(undisturbed: Undisturbed) -> None:
     table = undisturbed.results.table()
     assert len(table) == 10
