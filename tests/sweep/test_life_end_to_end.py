@@ -502,19 +502,19 @@ def test_a_sweep_whose_folder_cannot_be_written_any_more_ends_at_once_and_goes_o
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, sweep_home = write_spec(tmp_path / "life.yaml", **SHORT), SweepHome(tmp_path / "home", "life")
-    ledger, may = sweep_home.ledger.folder, os.access
+    folder, may = sweep_home.folder, os.access
 
     def take_rights() -> None:
-        ledger.chmod(0o555)
+        folder.chmod(0o555)
         if os.geteuid() == 0:  # to whom rights do not apply
-            monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and Path(path) != ledger)
+            monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and Path(path) != folder)
 
     events = Events(at="epoch", act=take_rights)
-    with pytest.raises(InfrastructureError, match=rf"^the folder {ledger} cannot be written; .* stillhouse resume life"):
+    with pytest.raises(InfrastructureError, match=rf"^the folder {folder} cannot be written; .* stillhouse resume life"):
         Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()
     assert len(events.started) <= 2, "no other trial is started"
     monkeypatch.undo()
-    ledger.chmod(0o755)
+    folder.chmod(0o755)
     assert [record.status for record in Sweep.from_yaml(spec, home=sweep_home.home).run().records] == ["finished"] * 3
 
 
