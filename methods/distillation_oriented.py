@@ -48,7 +48,7 @@ class DOT(WrappingMethod):
         equations="SGD with momentum m + delta for the distillation loss and m - delta for the labels",
         deviations="with Nesterov's momentum if the recipe has it",
         suggested="momentum_shift 0.075 at momentum 0.9 with kd (authors' code, CIFAR-100)",
-        interactions="needs SGD, whole batches and no float16; runs the backward pass twice",
+        interactions="needs training.optimizer sgd (not the default), whole batches and no float16; two backward passes",
     )
 
     method: str = hyperparameter("kd", help="name of the method that is trained")
