@@ -49,7 +49,7 @@ def test_softmax_of_log_probabilities_is_the_distribution_itself() -> None:
         ([reduced(squared)], "squared(logits)"),
         ([logits(), input_gradient()], "input_gradient, logits"),
     ],
-    ids=str,
+    ids=["outputs", "layer and outputs", "input", "reduced outputs", "outputs and input"],
 )
 def test_methods_that_read_outputs_are_refused_with_what_they_need(kinds: Sequence[Knowledge], named: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -59,7 +59,9 @@ def test_methods_that_read_outputs_are_refused_with_what_they_need(kinds: Sequen
     )
 
 
-@pytest.mark.parametrize("kinds", [[], [feature("layer3")], [reduced(squared, "layer1"), feature("layer2")]], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [[], [feature("layer3")], [reduced(squared, "layer1"), feature("layer2")]], ids=["nothing", "layer", "layers"]
+)
 def test_methods_that_read_layers_are_not_affected(kinds: Sequence[Knowledge]) -> None:
     check_outputs("big", SENTENCE, kinds)
 
