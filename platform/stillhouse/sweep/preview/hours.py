@@ -8,7 +8,9 @@ from typing import Any
 from ray import cloudpickle
 
 from stillhouse.data.datasets import ImageData
+from stillhouse.distill.batch_statistics import NUM_SAMPLES
 from stillhouse.spec.records import StudentChoice
+from stillhouse.spec.training import Training
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
@@ -90,7 +92,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         of_student.setdefault(key, _scaled(planned, chosen, of_student, on_gpu=spec.trial_resources.gpu > 0))
 
     samples, validation, epochs = len(data.train.labels), len(data.validation.labels), spec.search.max_epochs
-    per_epoch = {key: samples * speed.train + validation * speed.forward for key, speed in of_student.items()}
+    per_epoch = {key: _epoch_s(speed, spec.training, samples, validation) for key, speed in of_student.items()}
     # Assumes that workers of one trial share its samples without overhead.
     trial_s = {key: epochs * seconds / spec.trial_resources.num_workers for key, seconds in per_epoch.items()}
     known = sum(planned.trials for planned in plan.students)
@@ -112,7 +114,7 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         job = Job(network, cloudpickle.dumps([each.kind for each in needed]) if needed else b"")
         _, (speed,) = measure([job], recipe.train, recipe.resources)
         seen = min(views.count, epochs) * samples
-        training = recipe.train.epochs * (samples * speed.train + validation * speed.forward) if teacher.trains else 0.0
+        training = recipe.train.epochs * _epoch_s(speed, recipe.train, samples, validation) if teacher.trains else 0.0
         # Inline, a trial pays for a backward pass only if it needs input gradients, and almost nothing for its reductions.
         back = min(1.0, sum(each.trials for each in needed if each.kind.of_input) / max(1, taught[teacher.name]))
         passes_s = (seen if teacher.trials else 0) * speed.teach
@@ -133,6 +135,12 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         confirm_hours=(plan.confirm_trials + plan.control_trials) * mean_s / _HOUR_S,
         sharing=int(1 / spec.trial_resources.gpu) if 0 < spec.trial_resources.gpu < 1 else 1,
     )
+
+
+def _epoch_s(speed: Speed, training: Training, samples: int, validation: int) -> float:
+    """Seconds of an epoch: its steps, its evaluation, and the passes that recompute the statistics of BatchNorm."""
+    again = min(samples, NUM_SAMPLES) if training.batchnorm_statistics == "recomputed" else 0
+    return samples * speed.train + (validation + again) * speed.forward
 
 
 def _spread(students: Sequence[PlannedStudent]) -> list[PlannedStudent]:
