@@ -92,11 +92,13 @@ def test_trials_are_stopped_within_their_size_and_the_winners_are_confirmed_on_f
     for student in ("small", "large"):
         finished = [each for each in searched if each.trial.student.name == student and each.status == "finished"]
         # A large student that is better from its first epoch on does not stop all small ones.
-        winner = max(finished, key=lambda each: each.metrics["validation_accuracy"])
+        best = max(each.metrics["validation_accuracy"] for each in finished)
+        # Several may be equally good by 80 validation images; one of them is confirmed.
+        winners = {str(each.trial.hyperparameters): each for each in finished if each.metrics["validation_accuracy"] == best}
         confirmed = [each for each in results.records if each.trial.phase == "confirm" and each.trial.student.name == student]
         assert [(each.status, each.epochs_run) for each in confirmed] == [("finished", 6)] * 2
-        assert {str(each.trial.hyperparameters) for each in confirmed} == {str(winner.trial.hyperparameters)}
-        assert len({winner.trial.seed, *(each.trial.seed for each in confirmed)}) == 3
+        (chosen,) = {str(each.trial.hyperparameters) for each in confirmed}
+        assert len({winners[chosen].trial.seed, *(each.trial.seed for each in confirmed)}) == 3
     again = Sweep(spec, home=tmp_path).run()
     assert (again.planned, again.reused) == (14, 14), "what was stopped stays so"
 

@@ -46,7 +46,8 @@ def test_the_hours_are_those_of_a_sum_by_hand(make_sweep: MakeSweep, monkeypatch
     sweep = make_sweep()
     plan = sweep.plan()
     found = estimate(plan, sweep.data())
-    # An epoch trains 400 samples, passes them once more for the statistics of BatchNorm, and evaluates 100. The control is one trial of each student, kd has each twice.
+    # An epoch trains 400 samples, passes them once more for the statistics of BatchNorm, and evaluates 100. The control is one
+    # trial of each student, kd has each twice.
     trials = {planned.student.name: planned.trials for planned in plan.students}
     trial_s = {"mlp": 3 * (400 * 1 + 500 * 0.5), "wide": 3 * (400 * 2 + 500 * 1)}
     trials_s = sum(count * trial_s[name] for name, count in trials.items())
