@@ -153,7 +153,7 @@ class SimKD(Method):
         if teacher.pooled is None:
             raise MethodError(f"needs an embedding before the classifier, teacher {teacher.name} has none")
         channels = teacher.shape(teacher.pooled)[0]
-        of_teacher = self.teacher_layer or _last_map(teacher, channels) or teacher.pooled
+        of_teacher = self.teacher_layer or _averaged_map(teacher, channels) or teacher.pooled
         if teacher.shape(of_teacher)[0] != channels:
             raise MethodError(
                 f"teacher_layer '{of_teacher}' must have {channels} channels, the input size of the classifier, "
@@ -225,13 +225,22 @@ def _check_copy(step: Step) -> None:
         )
 
 
-def _last_map(architecture: Architecture, channels: int | None = None) -> str | None:
-    """The last map before the embedding; only one with `channels` channels if given."""
-    layers = list(architecture.shapes)
-    before = layers[: layers.index(architecture.pooled)] if architecture.pooled else layers
-    shapes = {layer: architecture.shape(layer) for layer in before}
-    maps = [layer for layer, shape in shapes.items() if len(shape) == 3 and channels in (None, shape[0])]
+def _averaged_map(architecture: Architecture, channels: int) -> str | None:
+    """The map with `channels` channels whose mean is the embedding; None where other layers, such as tokens, are between."""
+    before = _before_embedding(architecture)
+    shape = architecture.shape(before[-1]) if before else ()
+    return before[-1] if len(shape) == 3 and shape[0] == channels else None
+
+
+def _last_map(architecture: Architecture) -> str | None:
+    """The last map before the embedding."""
+    maps = [layer for layer in _before_embedding(architecture) if len(architecture.shape(layer)) == 3]
     return maps[-1] if maps else None
+
+
+def _before_embedding(architecture: Architecture) -> list[str]:
+    layers = list(architecture.shapes)
+    return layers[: layers.index(architecture.pooled)] if architecture.pooled else layers
 
 
 def _shape_as_map(architecture: Architecture, layer: str) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.export import export_trial
 
 SWEEP = "tiny"
+EPOCHS = 8
+"""Enough that no student is at chance: those would be on no front. The smaller one has fewer, so that both are on it."""
 SPEC: dict[str, Any] = {
     "name": SWEEP,
     "dataset": {"name": "digits", "validation": 100, "options": {"limit": 300}},
@@ -32,8 +34,9 @@ SPEC: dict[str, Any] = {
     "teachers": {"big": {"model": "resnet8"}},
     "students": ["lenet", {"model": "mlp", "hidden": [16]}],
     "methods": {"scratch": {}},
-    "search": {"max_epochs": 1},
+    "search": {"max_epochs": EPOCHS},
 }
+TRAINING = Training(batch_size=32, optimizer="adamw", learning_rate=0.01)
 LENET, MLP, STOPPED, FAILED = "aa00000000000001", "ab00000000000002", "ac00000000000003", "fd00000000000004"
 
 
@@ -76,9 +79,9 @@ def digits() -> ImageData:
     return load_dataset("digits", validation=100, options={"limit": 300})
 
 
-def trial(key: str, model: str, **options: Any) -> Trial:
+def trial(key: str, model: str, epochs: int = EPOCHS, **options: Any) -> Trial:
     student = StudentChoice(name=model, model=model, options=options)
-    return Trial(key=key, student=student, method="scratch", seed=3, epochs=1)
+    return Trial(key=key, student=student, method="scratch", seed=3, epochs=epochs)
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +89,8 @@ def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     sweep_home, data = SweepHome(home, SWEEP), digits()
     views = Views((), 1, data.input_shape, len(data.train))
-    environment = TrialEnvironment(folder=str(sweep_home.folder), views=views, training=Training(batch_size=32))
-    for each in (trial(LENET, "lenet"), trial(MLP, "mlp", hidden=[16])):
+    environment = TrialEnvironment(folder=str(sweep_home.folder), views=views, training=TRAINING)
+    for each in (trial(LENET, "lenet"), trial(MLP, "mlp", 2, hidden=[16])):
         record = run_to_end(each, environment, data)
         assert record.status == "finished", record.reason
     ledger = Ledger(sweep_home.folder / "ledger")
