@@ -183,12 +183,15 @@ def test_a_node_with_another_version_is_found_and_holds_a_sweep_back(
     finally:
         ray.shutdown()
         site.nodes.remove_node(node)
+        # Until Ray knows that it is gone, a driver on this machine may be attached to it.
+        site.nodes.wait_for_nodes()
 
 
 def test_the_doctor_makes_every_check_on_every_node_and_fails_for_a_gpu_that_cannot_be_used(site: Site) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["doctor", "--address", site.nodes.address, "--home", str(site.folder / "home"), "--json"])
     assert done.exit_code == 4
+    assert done.stdout, done.stderr
     findings = [Finding(**finding) for finding in json.loads(done.stdout)]
     for name, node_id in site.ids.items():
         found = of_node(findings, node_id)
