@@ -11,8 +11,8 @@ the temperature is reversed, with a weight that grows from 0, so that the task b
 Methods:
       curriculum_temperature: {method: decoupled, settings: [decoupled.others_weight=2]}
 
-`method` is any method on logits with one `temperature`; all its terms are reversed for theta, also those in front of which the
-method puts T^2. theta has the student's optimiser, with weight decay, as in the authors' code.
+`method` is any method on logits with one `temperature`; theta gets the reversed gradient of all its terms, also of those that
+the method multiplies by T^2. theta has the student's optimiser, with weight decay, as in the authors' code.
 
 Deviations: lambda grows with every step, not with every epoch. The temperature of each sample from a small network (the paper's
 instance-wise form) is not part of this file.

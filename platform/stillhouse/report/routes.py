@@ -106,7 +106,7 @@ def route_verdict(comparison: RouteComparison) -> str:
 
 
 def behind_words(result: RouteResult) -> str:
-    """How far the route is behind the leader."""
+    """By how much the best student of the route is worse than the best of all routes."""
     if result.behind is None:
         return "chosen on validation data"
     return _difference_words(result.behind, result.behind_kind, result.best)

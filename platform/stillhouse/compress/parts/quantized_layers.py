@@ -114,7 +114,7 @@ class InputQuantizer(nn.Module):
         return low, high
 
     def has_seen(self, passes: int) -> bool:
-        """Whether so many batches were observed. Waits for a GPU, so it is asked in the first steps only."""
+        """Whether that number of batches was observed. It waits for a GPU, so only the first steps call it."""
         return int(self.batches) >= passes
 
     def observe(self, inputs: Tensor) -> None:

@@ -21,7 +21,7 @@ from stillhouse.tasks import Task
 TORCHVISION = "torchvision:"
 MLFLOW = "mlflow:"
 
-# Classes and shape that stand in for an unknown data set, to find out what is wrong with options alone.
+# Classes and shape in place of those of an unknown data set, so that options can be checked without it.
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
 
 
