@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
 
 
-@pytest.fixture(autouse=True)
-def _known_methods() -> Iterator[None]:
-    """Forgets the method folders that a test made known."""
+@contextmanager
+def _forgets_method_folders() -> Iterator[None]:
     before = list(methods.__path__)
     yield
     if methods.__path__ != before:
         methods.__path__[:] = before
         methods.find.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _known_methods_of_a_module() -> Iterator[None]:
+    """Forgets the method folders that fixtures of a whole file made known."""
+    with _forgets_method_folders():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _known_methods() -> Iterator[None]:
+    """Forgets the method folders that a test made known."""
+    with _forgets_method_folders():
+        yield
 
 
 @pytest.fixture(scope="session")
