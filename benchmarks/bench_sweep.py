@@ -34,6 +34,7 @@ import matplotlib as mpl
 import numpy as np
 import ray
 
+from stillhouse.spec.recipes import NEWEST
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.spec_check import check
@@ -157,10 +158,18 @@ class Bench:
     """Runs the variants of one pair in fresh homes under `folder`."""
 
     def __init__(
-        self, pair: Pair, root: str | None, folder: Path, trials: int, concurrent: int, shares: GpuShares = NO_GPU
+        self,
+        pair: Pair,
+        root: str | None,
+        folder: Path,
+        trials: int,
+        concurrent: int,
+        shares: GpuShares = NO_GPU,
+        recipe: int = NEWEST,
     ) -> None:
         self.pair = pair
         self._shares = shares
+        self._recipe = recipe
         self._folder = folder
         self._concurrent = concurrent
         self._trials = trials
@@ -186,6 +195,7 @@ class Bench:
         teacher["resources"] = {"gpu": self._shares.teacher}
         return {
             "name": "benchmark",
+            "recipe": self._recipe,
             "dataset": self._dataset,
             "views": {"policy": list(pair.policy), "count": pair.views},
             "teachers": {"teacher": teacher},
@@ -276,6 +286,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="besides the first two")
     parser.add_argument("--torchdistill", help="a Python that can import torchdistill and this environment's packages")
     add_gpu_options(parser)
+    add_recipe_option(parser)
     arguments = parser.parse_args()
     pair = PAIRS[arguments.pair]
     if arguments.epochs:
@@ -288,7 +299,7 @@ def main() -> None:
     start_ray()
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
         shares = GpuShares(arguments.gpu, arguments.teacher_gpu)
-        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent, shares)
+        bench = Bench(pair, arguments.root, Path(folder), arguments.trials, arguments.concurrent, shares, arguments.recipe)
         bench.prepare()
         if arguments.curve:
             answer = curve(bench, arguments.repeats, [int(number) for number in arguments.curve.split(",")], arguments.picture)
@@ -311,6 +322,10 @@ def main() -> None:
         "machine": platform.machine(),
     }
     print(json.dumps({"benchmark": "sweep", **facts, **answer}))
+
+
+def add_recipe_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", type=int, default=NEWEST, help="training defaults; 1 to compare with release 0.1.0")
 
 
 def add_gpu_options(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench_sweep import PAIRS, Bench, GpuShares, add_gpu_options, start_ray
+from bench_sweep import PAIRS, Bench, GpuShares, add_gpu_options, add_recipe_option, start_ray
 
 TRIALS = 12
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=int, default=6000, help="images in the benchmark of the filling")
     add_gpu_options(parser)
+    add_recipe_option(parser)
     arguments = parser.parse_args()
     shares = GpuShares(arguments.gpu, arguments.teacher_gpu)
     start_ray()
@@ -38,10 +39,10 @@ def main() -> None:
     between, per_epoch, first, alone, filling, waits = [], [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as folder:
         benches = {
-            epochs: Bench(replace(short, epochs=epochs), None, Path(folder) / str(epochs), TRIALS, 1, shares)
+            epochs: Bench(replace(short, epochs=epochs), None, Path(folder) / str(epochs), TRIALS, 1, shares, arguments.recipe)
             for epochs in (1, 21)
         }
-        pair = Bench(one_view, None, Path(folder) / "pair", 1, 1, shares)
+        pair = Bench(one_view, None, Path(folder) / "pair", 1, 1, shares, arguments.recipe)
         pair.prepare()
         benches[1].run("student only")
         for repeat in range(arguments.repeats):
