@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from stillhouse.models.example_input import example_input
 from stillhouse.models.layers import Shape
 from stillhouse.spec.display import show
 from stillhouse.spec.hyperparameter import Configured
@@ -124,9 +125,8 @@ class Context:
         return torch.Generator().manual_seed(self.seed)
 
     def example(self, model: nn.Module, count: int = 1) -> Tensor:
-        """Zeros [count, channels, H, W] on the model's device and in its floating dtype."""
-        weight = next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
-        return torch.zeros(count, *self.input_shape, device=weight.device, dtype=weight.dtype)
+        """Zeros [count, *input_shape] for the model, on its device: `models/example_input.py`."""
+        return example_input(model, count, self.input_shape)
 
 
 @dataclass(frozen=True, kw_only=True)

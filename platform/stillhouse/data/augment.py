@@ -19,7 +19,7 @@ from torch import Tensor
 from stillhouse.data.hashing import derive_key, integers, permutation, uniform
 from stillhouse.errors import Problem
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Parameters = Mapping[str, Tensor]
 _TABLE_SIZE = 4096
 _CUTOUT_SIZE = 8

@@ -24,7 +24,7 @@ class DatasetFacts:
     """
 
     num_classes: int | None
-    input_shape: tuple[int, int, int] | None
+    input_shape: tuple[int, ...] | None
     task: str | None = None
 
 

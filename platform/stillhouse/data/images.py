@@ -44,7 +44,7 @@ class ImageDataFacts(TypedDict):
 
     name: str
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     fingerprint: str
     mean: tuple[float, ...]
@@ -60,6 +60,7 @@ class ImageData:
 
     Attributes:
         num_classes: how many numbers a model returns for each sample; for classes, their number.
+        input_shape: of one sample as the splits hold it, (channels, height, width) for images.
         class_names: empty if there are no classes.
         task: what models of this data set are trained to do, by name; None for the default task.
         folder: the name of the folder that the images are in, which tells two data sets of the same `name` apart; None for
@@ -74,7 +75,7 @@ class ImageData:
 
     name: str
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     fingerprint: str
     mean: tuple[float, ...]
@@ -155,11 +156,10 @@ class ImageData:
             images = PackedImages.of_facts(facts["pack"], pack, name, arrays[f"{name}_rows"])
             return Split.of_pack(images, _tensor_over(arrays[f"{name}_labels"]))
 
-        channels, height, width = facts["input_shape"]
         return cls(
             name=facts["name"],
             num_classes=facts["num_classes"],
-            input_shape=(channels, height, width),
+            input_shape=tuple(facts["input_shape"]),
             class_names=tuple(facts["class_names"]),
             fingerprint=facts["fingerprint"],
             mean=tuple(facts["mean"]),

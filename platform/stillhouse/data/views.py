@@ -70,13 +70,16 @@ class Views:
     def augment(self, images: Images, indices: Tensor, view: int) -> Tensor:
         """The pixels of samples `indices` in `view`, uint8 [B, C, H, W] on the images' device.
 
+        Without operations, samples that are no images are returned as they are.
+
         Args:
             images: the whole split, uint8 [N, C, H, W], in memory or decoded when it is read.
             indices: int64 [B], on any device; on the CPU for images that are no tensor, which wait for a GPU's otherwise.
             view: in 0..count-1.
         """
-        if images.dtype != torch.uint8 or tuple(images.shape) != (self.num_samples, *self.input_shape):
-            expected = f"uint8 {[self.num_samples, *self.input_shape]}"
+        dtype = torch.uint8 if self._operations else images.dtype
+        if images.dtype != dtype or tuple(images.shape) != (self.num_samples, *self.input_shape):
+            expected = f"{dtype} {[self.num_samples, *self.input_shape]}"
             raise ValueError(f"images must be the whole split, {expected}, got {images.dtype} {list(images.shape)}")
         places = indices.to(images.device, non_blocking=True)
         if isinstance(images, Tensor):
@@ -184,6 +187,8 @@ def policy_problems(policy: Sequence[PolicyEntry], input_shape: Shape | None = N
     """What is wrong with a policy, for images of `input_shape` if it is known; keys begin with `policy`."""
     if isinstance(policy, str | Mapping) or not isinstance(policy, Sequence):
         return [Problem("policy", "must be a list such as [crop, flip]", repr(policy))]
+    if policy and input_shape is not None and len(input_shape) != 3:
+        return [Problem("policy", "must be empty for samples that are no images", repr(list(policy)), "set it to []")]
     problems: list[Problem] = []
     last = len(policy) - 1
     for position, entry in enumerate(policy):

@@ -18,6 +18,7 @@ from stillhouse.data.images import ImageData, Images, read_ahead
 from stillhouse.distill.batches import even_parts
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.models.modes import evaluating
+from stillhouse.tasks import of
 
 NUM_SAMPLES = 1024
 """Training images whose statistics are taken; arXiv 2105.07576 found 1,000 to 10,000 enough."""
@@ -49,6 +50,7 @@ def recompute_statistics(
     places = permutation(derive_key("statistics", seed), len(images))[:NUM_SAMPLES]
     batches = [places[first:end] for first, end in even_parts(0, len(places), batch_size)]
     done: set[nn.Module] = set()
+    task = of(data)
     for model in models.values():
         norms = [each for each in model.modules() if each not in done and _is_trained(each)]
         done.update(norms)
@@ -58,7 +60,8 @@ def recompute_statistics(
         with torch.no_grad(), _averaging(model, norms), read_ahead(images, iter(shares)):
             for share in shares:
                 read = images.index_select(0, share.to(images.device) if isinstance(images, torch.Tensor) else share)
-                model(data.normalise(read.to(device)).contiguous(memory_format=memory_format))
+                inputs = task.evaluation_inputs(data, read.to(device), share.to(device))
+                model(inputs.contiguous(memory_format=memory_format))
 
 
 def _is_trained(module: nn.Module) -> bool:

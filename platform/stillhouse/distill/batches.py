@@ -126,7 +126,7 @@ class TrainingSplit:
         """A batch whose images are not read: no image, no label, only the places."""
         none = self.labels[:0]
         places = torch.from_numpy(indices).to(self._device, non_blocking=True)
-        return Batch(self._data.normalise(self.images[:0]), none, none, places)
+        return Batch(self._task.evaluation_inputs(self._data, self.images[:0], places[:0]), none, none, places)
 
     @contextmanager
     def read_ahead(self, parts: Iterable[Indices], view: int) -> Iterator[None]:

@@ -109,9 +109,11 @@ def _forward(
         for start in starts:
             images = split.images[start : start + _BATCH].to(device)
             labels = split.labels[start : start + _BATCH].to(device)
+            indices = torch.arange(start, start + len(labels), device=device)
 
-            def run(rows: slice, images: Tensor = images) -> tuple[slice, dict[str, Tensor]]:
-                raw = model(data.normalise(images[rows]).contiguous(memory_format=memory_format))
+            def run(rows: slice, images: Tensor = images, indices: Tensor = indices) -> tuple[slice, dict[str, Tensor]]:
+                inputs = task.evaluation_inputs(data, images[rows], indices[rows])
+                raw = model(inputs.contiguous(memory_format=memory_format))
                 return rows, task.outputs(raw)
 
             for rows, outputs in parts.apply(images, run):

@@ -241,7 +241,7 @@ class Step:
         Each is a scalar, the mean over the batch. It takes the student's outputs and the batch's targets.
         """
         assert self.outputs, f"stage '{self.stage.name}' does not run the student to its end"
-        return self.task.losses(self.outputs, self.targets)
+        return self.task.supervised_terms(self.student, self.outputs, self.targets)
 
     def supervised(self) -> Tensor:
         """The task's supervised loss on this batch: the sum of `supervised_terms`, a scalar."""
@@ -292,7 +292,7 @@ class Step:
         can be differentiated again. With BatchNorm in the student a sample's gradient includes its part in the batch's
         statistics.
         """
-        loss = sum_of_terms(self.task.losses(self.outputs, self.labels, "sum"))
+        loss = sum_of_terms(self.task.supervised_terms(self.student, self.outputs, self.labels, "sum"))
         if self.gradient_scale == 1:
             (gradient,) = torch.autograd.grad(loss, self.images, create_graph=True)
             return gradient

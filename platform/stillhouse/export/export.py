@@ -93,7 +93,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     onnx.check_onnx(place / ONNX)
     tell("comparing on validation images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
-    images = data.normalise(data.validation.images[:_MAX_IMAGES])
+    images = tasks.of(data).first_inputs(data, data.validation, _MAX_IMAGES)
     agreements = {
         form: asdict(agreement(student.model, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)
@@ -122,7 +122,7 @@ def _write_int8(student: Student, place: Path, tell: Callable[[str], None]) -> d
         return None
     tell("writing int8 ONNX")
     data = student.data
-    images = data.normalise(data.train.images[:_MAX_IMAGES])
+    images = tasks.of(data).first_inputs(data, data.train, _MAX_IMAGES)
     try:
         int8.save_int8(student.model, data.input_shape, images, place / INT8, tasks.of(data).output)
     except int8.NotInt8Error as error:

@@ -8,6 +8,7 @@ from torch.export import Dim, ExportedProgram
 
 from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
+from stillhouse.models.example_input import example_input
 from stillhouse.models.layers import Shape
 
 # torch.export takes a size of 0 or 1 for a constant.
@@ -20,7 +21,7 @@ def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
     Raises:
         UsageError: torch cannot trace the model, for example because its control flow depends on the pixels.
     """
-    example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
+    example = example_input(model, _EXAMPLE_BATCH, input_shape)
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from stillhouse.errors import did_you_mean
+from stillhouse.models.example_input import example_input
+from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
 
 
@@ -28,7 +30,7 @@ class Architecture:
 
     Attributes:
         name: the model's name in the spec.
-        input_shape: (channels, height, width).
+        input_shape: of one sample of the data set, (channels, height, width) for images.
         shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
         stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution; of a model with a single
             resolution, some that divide its depth evenly.
@@ -39,7 +41,7 @@ class Architecture:
 
     name: str
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     shapes: Mapping[str, tuple[int, ...]]
     stages: tuple[str, ...] = ()
     pooled: str | None = None
@@ -81,7 +83,7 @@ def needs_two_samples(architecture: Architecture) -> bool:
     return any(len(shape) == 1 or _is_point(shape) for shape in shapes)
 
 
-def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) -> Architecture:
+def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture:
     """Runs one batch of zeros through `model` and records the output shape of every layer.
 
     `stages` and `pooled` come from the model's attributes `stage_layers` and `pooled_layer` if it has them; stages whose map is
@@ -89,12 +91,14 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
     each resolution, and the last vector before the output.
 
     Args:
-        model: takes [B, C, H, W] and returns logits [B, num_classes]; may be on the meta device. Its mode is restored.
+        model: takes what `example_input` makes, and returns [B, num_classes]; a model that returns anything else, such as an
+            image, has an attribute `num_outputs`, the number that counts as `num_classes`. It may be on the meta device; its
+            mode is restored.
         name: the model's name in messages.
         input_shape: (channels, height, width).
 
     Raises:
-        ValueError: the model does not return one tensor [B, num_classes].
+        ValueError: the model does not return one tensor [B, num_classes], and has no `num_outputs`.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     modules = dict(model.named_modules())
@@ -108,14 +112,14 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
                 shapes[layer] = tuple(output.shape[1:])
 
         handles.append(module.register_forward_hook(note))
-    parameter = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     try:
         with evaluating(model), torch.no_grad():
-            logits = model(torch.zeros(2, *input_shape, device=parameter.device, dtype=parameter.dtype))
+            logits = model(example_input(model, 2, input_shape))
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
+    num_outputs: int | None = getattr(model, "num_outputs", None)
+    if num_outputs is None and not (isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.shape[0] == 2):
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{name} must return logits [batch, classes], got {got} for a batch of 2")
     stages = getattr(model, "stage_layers", None)
@@ -123,7 +127,7 @@ def describe(model: nn.Module, *, name: str, input_shape: tuple[int, int, int]) 
     pooled = getattr(model, "pooled_layer", None)
     return Architecture(
         name=name,
-        num_classes=int(logits.shape[1]),
+        num_classes=int(logits.shape[1]) if num_outputs is None else num_outputs,
         input_shape=input_shape,
         shapes=shapes,
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),

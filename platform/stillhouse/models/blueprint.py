@@ -11,12 +11,11 @@ from torch import nn
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem
 from stillhouse.models.architecture import Architecture, describe
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import model_problems, sketch_model
 from stillhouse.models.size import ModelSize, measure_size
 
 _KEPT = 20_000
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
+"""Of one sample: (channels, height, width) for an image."""
 
 
 def scaled(channels: int, width: float, *, multiple: int = 1) -> int:

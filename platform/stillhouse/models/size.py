@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from stillhouse.models.example_input import example_input
 from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
 from stillhouse.models.weights import stored_bytes
@@ -45,7 +46,7 @@ class Latency:
 def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
     """The size of `model` for one sample of `input_shape`; the model may be on the meta device and is not changed."""
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(_zeros(model, 1, input_shape))
+        model(example_input(model, 1, input_shape))
     parameters = list(model.parameters())
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -95,7 +96,7 @@ def peak_memory(model: nn.Module, input_shape: Shape, batch_size: int = 1) -> in
     with evaluating(model), torch.no_grad(), _LiveBytes() as live:
         for tensor in (*model.parameters(), *model.buffers()):
             live.watch(tensor)
-        images = _zeros(model, batch_size, input_shape)
+        images = example_input(model, batch_size, input_shape)
         live.watch(images)
         model(images)
     return int(live.peak)
@@ -128,7 +129,7 @@ def measure_latency(
     latencies = {}
     with torch.no_grad():
         for batch_size in batch_sizes:
-            images = _zeros(probe, batch_size, input_shape)
+            images = example_input(probe, batch_size, input_shape)
             _timed_ms(probe, images, repeats=warmup, budget_s=budget_s)
             times_ms = _timed_ms(probe, images, repeats=repeats, budget_s=budget_s)
             p50, p95 = np.percentile(times_ms, (50, 95))
@@ -151,11 +152,3 @@ def _timed_ms(model: nn.Module, images: Tensor, *, repeats: int, budget_s: float
 def _synchronise(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _zeros(model: nn.Module, batch_size: int, input_shape: Shape) -> Tensor:
-    """A batch of zeros on the model's device and in its floating dtype."""
-    parameter = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
-    if parameter is None:
-        return torch.zeros(batch_size, *input_shape)
-    return torch.zeros(batch_size, *input_shape, device=parameter.device, dtype=parameter.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.models.example_input import example_input
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
@@ -63,12 +64,11 @@ def _leave_out_unused(model: nn.Module, layer: str, input_shape: Shape) -> None:
         if isinstance(output, Tensor):
             shapes[module] = tuple(output.shape[1:])
 
-    some = next(model.parameters(), torch.empty(0))
     with FeatureReader(model, [layer]) as reader, evaluating(model), torch.enable_grad():
         handles = [module.register_forward_pre_hook(begin) for module in model.modules()]
         handles += [module.register_forward_hook(end) for module in model.modules()]
         try:
-            output = reader(torch.zeros(2, *input_shape, device=some.device, dtype=some.dtype))[1][layer]
+            output = reader(example_input(model, 2, input_shape))[1][layer]
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stillhouse.data.images import ImageData, Images
+from stillhouse.data.images import ImageData, Images, Split
 from stillhouse.data.targets import TargetRule
 from stillhouse.data.views import Views
 from stillhouse.spec.measure import Measure
@@ -136,6 +136,20 @@ class Task(ABC):
         """
         return data.normalise(views.augment(images, indices, view))
 
+    def evaluation_inputs(self, data: ImageData, images: Tensor, indices: Tensor) -> Tensor:
+        """What a model reads of samples as they are, without a view: in evaluation, in exports, for statistics.
+
+        Args:
+            images: the samples' own, as a split holds them, uint8 [B, channels, H, W] on the model's device.
+            indices: int64 [B], their places in the split.
+        """
+        return data.normalise(images)
+
+    def first_inputs(self, data: ImageData, split: Split, count: int, device: str | torch.device = "cpu") -> Tensor:
+        """What a model reads of the first `count` samples of a split as they are."""
+        images = split.images[:count].to(device)
+        return self.evaluation_inputs(data, images, torch.arange(len(images), device=device))
+
     def mix(self, own: Tensor, others: Tensor, shares: Tensor, num_outputs: int) -> Tensor:
         """The targets of mixed samples: `shares` [B] of the own targets, the rest of those of the others.
 
@@ -143,8 +157,8 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{self.name} does not mix targets")
 
-    def outputs(self, raw: Tensor) -> dict[str, Tensor]:
-        """The named outputs {name: [B, ...]} of what a model returned."""
+    def outputs(self, raw: Any) -> dict[str, Tensor]:
+        """The named outputs {name: [B, ...]} of what a model returned: a tensor, or what else the task's models return."""
         return {self.output: raw}
 
     def output_shapes(self, num_outputs: int) -> dict[str, tuple[int, ...]]:
@@ -168,6 +182,16 @@ class Task(ABC):
             targets: [B] or [B, K], or what `mix` makes of them.
             reduction: `mean` over the batch, or the `sum` of the samples' own losses.
         """
+
+    def supervised_terms(
+        self, student: nn.Module, outputs: Mapping[str, Tensor], targets: Tensor, reduction: Reduction = "mean"
+    ) -> dict[str, Tensor]:
+        """As `losses`, for a task whose loss needs a part of the network itself, such as a head that runs on chosen regions.
+
+        Args:
+            student: the network that returned the outputs.
+        """
+        return self.losses(outputs, targets, reduction)
 
     @abstractmethod
     def evaluator(self) -> Evaluator:

@@ -43,7 +43,7 @@ class TeacherDefinition:
     epochs: int = 30
     seed: int = 0
     num_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     task: str | None = None
     normalisation: OwnNormalisation | None = None
     normalisation_is_stated: bool = False

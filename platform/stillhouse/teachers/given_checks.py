@@ -54,7 +54,7 @@ def check_outputs(name: str, unfit: str, kinds: Iterable[Knowledge]) -> None:
 def _output_problem(model: nn.Module, data: ImageData, device: str) -> OutputProblem | None:
     task = tasks.of(data)
     with torch.inference_mode():
-        return task.output_problem(task.outputs(model(data.normalise(data.validation.images[:_OUTPUTS].to(device)))))
+        return task.output_problem(task.outputs(model(task.first_inputs(data, data.validation, _OUTPUTS, device))))
 
 
 def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:

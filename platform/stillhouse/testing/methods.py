@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillhouse import tasks
 from stillhouse.distill.calls import ServedTeacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.ddp import split_problem
@@ -112,7 +113,7 @@ def check_a_method_for_any_task_reads_no_labels(trial: MethodTrial) -> None:
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
     """Each sample has one finite row, which does not depend on the other samples of its batch, so that it can be cached."""
     knowledge, data = trial.knowledge(), digits()
-    images = data.normalise(data.train.images[:128].to(trial.device))
+    images = tasks.of(data).first_inputs(data, data.train, 128, trial.device)
     labels = data.train.labels[:128].to(trial.device)
     shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0)).to(trial.device)
     with FeatureReader(trial.teacher_model, layers_of(knowledge)) as reader:

@@ -71,7 +71,7 @@ class OperatorTrial:
         data = digits()
         model.to(self.device).eval()
         with torch.no_grad():
-            outputs: Tensor = model(data.normalise(data.test.images[:64]).to(self.device))
+            outputs: Tensor = model(tasks.of(data).first_inputs(data, data.test, 64, self.device))
         return outputs
 
     def assert_same(self, value: Tensor, expected: Tensor, what: str) -> None:
@@ -230,7 +230,7 @@ OPERATOR_CHECKS: dict[str, Check] = {
 
 def _batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
     data = digits()
-    images, targets = data.normalise(data.train.images[:count]), data.train.labels[:count]
+    images, targets = tasks.of(data).first_inputs(data, data.train, count), data.train.labels[:count]
     yield from zip(images.split(64), targets.split(64), strict=True)
 
 

@@ -24,7 +24,7 @@ _MEASUREMENTS = 4
 def measure_models(
     models: Mapping[str, StudentChoice],
     num_classes: int,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     threads: int,
     import_paths: list[str],
     *,
@@ -59,7 +59,7 @@ def measure_models(
 
 
 def latency_metrics(
-    network: StudentChoice, num_classes: int, input_shape: tuple[int, int, int], device: str, budget_s: float
+    network: StudentChoice, num_classes: int, input_shape: tuple[int, ...], device: str, budget_s: float
 ) -> dict[str, float]:
     """p50 and p95 of one image, p50 of a batch of 64, in milliseconds; its images per second; memory at both sizes in bytes.
 
@@ -82,7 +82,7 @@ def latency_metrics(
     }
 
 
-def _int8_latency(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, float]:
+def _int8_latency(network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, float]:
     """By the name of the metric; {} for a network without an int8 form."""
     from stillhouse.export import int8  # only where it is needed: it is of an extra
 

@@ -76,9 +76,10 @@ def size_metrics(size: ModelSize) -> dict[str, float]:
 
 def _calibration_batches(data: ImageData, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Samples of the training split in an order of their own: that of a folder goes class by class."""
+    task = tasks.of(data)
     order = torch.from_numpy(reading_order(_CALIBRATION_SEED, 0, len(data.train))[:count])
     for places in order.split(_CALIBRATION_BATCH):
-        yield data.normalise(data.train.images[places]), data.train.labels[places]
+        yield task.evaluation_inputs(data, data.train.images[places], places), data.train.labels[places]
 
 
 def _calibration_loss(data: ImageData, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from stillhouse import methods
 from stillhouse.errors import Problem, did_you_mean
-from stillhouse.models.blueprint import Shape
 from stillhouse.models.given_content import given_content
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import build_model
 from stillhouse.models.reset import reset_problem
 from stillhouse.spec.controls import has_untrained_teachers, resolved_controls

@@ -95,7 +95,7 @@ class _ViewsOfEpochs:
     def __init__(self, views: Views) -> None:
         self._views = views
         self._orders: dict[int, list[int]] = {}
-        self._known: dict[tuple[int, int, int], frozenset[int]] = {}
+        self._known: dict[tuple[int, ...], frozenset[int]] = {}
 
     def views(self, seed: int, first: int, last: int) -> frozenset[int]:
         """Those that a trial with this seed sees in epochs [first, last)."""

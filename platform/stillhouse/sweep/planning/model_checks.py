@@ -7,8 +7,9 @@ from typing import Any
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.normalisation import chosen
 from stillhouse.errors import Problem, UnknownNameError, UsageError
-from stillhouse.models.blueprint import Shape, build_problems, sketch
+from stillhouse.models.blueprint import build_problems, sketch
 from stillhouse.models.checkpoint_files import open_checkpoint
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import unknown_options
 from stillhouse.models.weights import load_state
 from stillhouse.spec.schema import StudentSpec, TeacherSpec, TeacherTraining

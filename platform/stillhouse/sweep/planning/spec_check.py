@@ -14,7 +14,8 @@ from stillhouse.compress.students import student_blueprint
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UsageError, describe_error
-from stillhouse.models.blueprint import Shape, blueprint
+from stillhouse.models.blueprint import blueprint
+from stillhouse.models.layers import Shape
 from stillhouse.spec.combinations import (
     Soundness,
     combination_problems,

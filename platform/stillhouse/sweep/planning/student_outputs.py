@@ -9,7 +9,8 @@ import torch
 
 from stillhouse import tasks
 from stillhouse.durable import canonical_json
-from stillhouse.models.blueprint import Shape
+from stillhouse.models.example_input import example_input
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import build_model, is_user_defined
 from stillhouse.tasks import OutputProblem
 
@@ -31,7 +32,8 @@ def _tried(model: str, options: str, num_classes: int, input_shape: Shape, task:
         torch.manual_seed(0)
         try:
             built = build_model(model, num_classes=num_classes, input_shape=input_shape, **json.loads(options)).eval()
-            raw = built(torch.randn(_IMAGES, *input_shape))
+            example = example_input(built, _IMAGES, input_shape)
+            raw = built(torch.randn_like(example) if example.is_floating_point() else example)
             outputs = tasks.find(task).outputs(raw)
         except Exception:  # other checks report a model that cannot be built or run
             return None

@@ -131,7 +131,7 @@ def _teaching_s(model: nn.Module, job: Job, data: ImageData, device: str) -> flo
     kinds = {str(number): kind for number, kind in enumerate(cloudpickle.loads(job.knowledge))}
     count = min(_TAUGHT, len(data.train.labels))
     places, labels = torch.arange(count), data.train.labels[:count].to(device)
-    images = data.normalise(data.train.images.index_select(0, places).to(device))
+    images = tasks.of(data).first_inputs(data, data.train, count, device)
     with FeatureReader(model.eval(), layers_of(kinds)) as reader:
         seconds = _median_s(
             lambda: compute_knowledge(reader, kinds, images, labels, (0, places), tasks.of(data)), SECONDS_EACH / 2

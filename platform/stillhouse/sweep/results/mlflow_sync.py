@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec
@@ -53,7 +54,7 @@ def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data
     assert record.weights is not None
     return TrainedStudent(
         model=load_student(results.sweep_home, spec, record, data),
-        example=data.normalise(data.validation.images[:_EXAMPLE_IMAGES]).numpy(),
+        example=tasks.of(data).first_inputs(data, data.validation, _EXAMPLE_IMAGES).numpy(),
         files={WEIGHTS_NAME: results.sweep_home.folder / record.weights},
     )
 
