@@ -61,7 +61,7 @@ def class_entropy_loss(teacher_logits: Tensor) -> Tensor:
 class LayerGenerator(Generator):
     """A generator that knows which layer of the teacher its images should excite."""
 
-    def __init__(self, noise_size: int, num_channels: int, image_shape: tuple[int, int, int], teacher_layer: str) -> None:
+    def __init__(self, noise_size: int, num_channels: int, image_shape: tuple[int, ...], teacher_layer: str) -> None:
         super().__init__(noise_size, num_channels, image_shape)
         self.teacher_layer = teacher_layer
 

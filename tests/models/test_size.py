@@ -100,4 +100,4 @@ def test_memory_that_is_freed_and_taken_again_counts_once() -> None:
 
 def test_a_weight_that_two_layers_share_counts_once_and_an_operation_in_place_adds_nothing() -> None:
     first = nn.Linear(10, 10, bias=False)
-    assert peak_memory(nn.Sequential(first, nn.ReLU(inplace=True), first), (10,)) == 4 * (100 + 10 + 10 + 10)  # type: ignore[arg-type]
+    assert peak_memory(nn.Sequential(first, nn.ReLU(inplace=True), first), (10,)) == 4 * (100 + 10 + 10 + 10)

@@ -26,7 +26,7 @@ class Generator(nn.Module):
         num_channels: channels of the maps before the last convolution; earlier maps have twice as many.
     """
 
-    def __init__(self, noise_size: int, num_channels: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, noise_size: int, num_channels: int, image_shape: tuple[int, ...]) -> None:
         super().__init__()
         channels, height, width = image_shape
         self._sizes = [(math.ceil(height / part), math.ceil(width / part)) for part in (4, 2, 1)]
