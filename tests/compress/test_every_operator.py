@@ -1,6 +1,7 @@
 """Every operator on every family of models: it converts the network or refuses it with a reason, before any training."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -48,3 +49,24 @@ def test_a_network_is_converted_or_refused_with_a_reason(name: str, model: str) 
     assert finalised(images).shape == (2, FACTS[0])
     if not found.estimated:
         assert found.size.parameters == sum(weight.numel() for weight in finalised.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shown"),
+    [
+        ("share_weights", {}, "share_weights(k=16)"),
+        ("share_weights", {"k": 4, "start": "density"}, "share_weights(k=4, start=density)"),
+        ("compact", {}, "compact(kind=ghost, ratio=2)"),
+        ("compact", {"dw_size": 5}, "compact(kind=ghost, ratio=2, dw_size=5)"),
+        ("compact", {"kind": "depthwise_separable"}, "compact(kind=depthwise_separable)"),
+        ("low_rank", {}, "low_rank(energy=0.9)"),
+        ("low_rank", {"ratio": 0.25, "form": "spatial"}, "low_rank(ratio=0.25, form=spatial)"),
+        ("prune", {}, "prune(ratio=0.5)"),
+        ("quantize", {}, "quantize(8/8)"),
+        ("quantize", {"weight_bits": 2, "ranges": "learnt"}, "quantize(2/8, ranges=learnt)"),
+    ],
+)
+def test_a_table_shows_what_decides_the_size_and_what_tells_students_apart(
+    name: str, options: dict[str, Any], shown: str
+) -> None:
+    assert compress.make_operator(name, options).readable == shown

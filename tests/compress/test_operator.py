@@ -16,6 +16,10 @@ class Shrink(Operator):
     per_layer: bool = option(False)
 
 
+class ShrinkWithRatio(Shrink):
+    main_options = ("ratio",)
+
+
 def test_an_option_that_breaks_its_rule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ratio must be < 1, got 1\.5"):
         Shrink(ratio=1.5)
@@ -26,10 +30,11 @@ def test_an_option_that_breaks_its_rule_is_refused() -> None:
     [
         (Shrink(), f"{Shrink.__module__}:Shrink()"),
         (Shrink(ratio=0.25), f"{Shrink.__module__}:Shrink(ratio=0.25)"),
+        (ShrinkWithRatio(kind="l2"), f"{Shrink.__module__}:ShrinkWithRatio(ratio=0.5, kind=l2)"),
         (Shrink(kind="l2", per_layer=True), f"{Shrink.__module__}:Shrink(kind=l2, per_layer=true)"),
     ],
 )
-def test_the_readable_form_has_the_options_that_are_not_at_their_defaults(operator: Operator, readable: str) -> None:
+def test_the_readable_form_has_main_and_changed_options(operator: Operator, readable: str) -> None:
     assert operator.readable == readable
 
 

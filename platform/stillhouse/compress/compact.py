@@ -39,6 +39,8 @@ class Compact(Operator):
     neutral: ClassVar[Mapping[str, Any]] = {"kind": "ghost", "ratio": 1}
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"kind": "depthwise_separable"}, {"kind": "grouped"})
 
+    main_options: ClassVar[Sequence[str]] = ("kind",)
+
     kind: Literal["ghost", "depthwise_separable", "grouped"] = option(
         "ghost", choices=("ghost", "depthwise_separable", "grouped"), help="the form of the new convolutions"
     )
@@ -55,6 +57,12 @@ class Compact(Operator):
         for name in unused.get(self.kind, ()):
             if getattr(self, name) != self.defaults()[name]:
                 warnings.warn(f"{name} has no effect with kind={self.kind!r}", stacklevel=3)
+
+    @property
+    def readable(self) -> str:
+        if self.kind == "depthwise_separable":
+            return super().readable
+        return self.name_with({"kind": self.kind, "ratio": self.ratio} | self.changed_options())
 
     def convert(self, model: nn.Module, context: Context) -> Conversion:
         convolutions = {name: layer for name, layer in plain_layers(model, nn.Conv2d).items() if isinstance(layer, nn.Conv2d)}

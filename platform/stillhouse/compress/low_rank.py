@@ -71,6 +71,15 @@ class LowRank(Operator):
     def weights_decide_sizes(self) -> bool:
         return self.ratio is None
 
+    @property
+    def readable(self) -> str:
+        share = {"energy": self._energy} if self.ratio is None else {"ratio": self.ratio}
+        return self.name_with(share | self.changed_options())
+
+    @property
+    def _energy(self) -> float:
+        return _ENERGY if self.energy is None else self.energy
+
     def convert(self, model: nn.Module, context: Context) -> Conversion:
         layers = plain_layers(model, nn.Conv2d, nn.Linear)
         if not layers:
@@ -103,7 +112,7 @@ class LowRank(Operator):
         weight = _weight(layer)
         if self.ratio is not None:
             return ranks_by_ratio(tuple(weight.shape), self.form, self.ratio)
-        return ranks_by_energy(weight, self.form, _ENERGY if self.energy is None else self.energy)
+        return ranks_by_energy(weight, self.form, self._energy)
 
     def _replace(self, model: nn.Module, layers: Mapping[str, nn.Module], ranks: Mapping[str, Sequence[int]]) -> None:
         replace_layers(model, {layers[name]: self._factored(layers[name], tuple(each)) for name, each in ranks.items()})

@@ -161,6 +161,11 @@ class Moment:
     full_precision: bool = False
 
 
+def options_shown(options: Mapping[str, Any]) -> list[str]:
+    """`ratio=0.5` for each option."""
+    return [f"{name}={value if isinstance(value, str) else show(value)}" for name, value in options.items()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator(Configured):
     """Changes nothing; the base class of every operator.
@@ -179,6 +184,8 @@ class Operator(Configured):
     """Options with which the operator changes nothing: the converted network computes bit for bit what it did before."""
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
     """Small settings that the conformance suite tries, one for each kind of the operator."""
+    main_options: ClassVar[Sequence[str]] = ()
+    """The options that tables show even at their defaults, since they decide how much smaller the network becomes."""
 
     @property
     def level(self) -> Level:
@@ -205,15 +212,17 @@ class Operator(Configured):
 
     @property
     def readable(self) -> str:
-        """The operator as tables show it: `prune(ratio=0.5)`, with the options that are not at their defaults."""
+        """As tables show it: `prune(ratio=0.5)`, with the main options and those that are not at their defaults."""
+        return self.name_with({name: getattr(self, name) for name in self.main_options} | self.changed_options())
+
+    def changed_options(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
         defaults = self.defaults()
-        changed = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
-        return self.name_with(changed)
+        return {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
 
     def name_with(self, options: Mapping[str, Any]) -> str:
         """The operator's name with some of its options: `prune(ratio=0.5)`."""
-        shown = [f"{name}={value if isinstance(value, str) else show(value)}" for name, value in options.items()]
-        return f"{self.name}({', '.join(shown)})"
+        return f"{self.name}({', '.join(options_shown(options))})"
 
     @property
     def name(self) -> str:

@@ -81,6 +81,8 @@ class Prune(Operator):
         {"pattern": "2:4", "ratio": 0.5, "importance": "l1"},
     )
 
+    main_options: ClassVar[Sequence[str]] = ("ratio",)
+
     ratio: float = option(0.5, prior=Uniform(0.2, 0.8), minimum=0, below=1, help="the share that is removed")
     of: Literal["channels", "macs", "parameters"] = option(
         "channels", choices=("channels", "macs", "parameters"), help="what ratio is a share of"
@@ -118,9 +120,7 @@ class Prune(Operator):
 
     @property
     def readable(self) -> str:
-        defaults = self.defaults()
-        changed = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
-        return self.name_with(changed if self.pattern == "2:4" else {"ratio": self.ratio, **changed})
+        return self.name_with(self.changed_options()) if self.pattern == "2:4" else super().readable
 
     def convert(self, model: nn.Module, context: Context) -> Conversion:
         if self.ratio == 0:

@@ -37,6 +37,7 @@ from stillhouse.compress.operator import (
     OperatorError,
     State,
     option,
+    options_shown,
 )
 from stillhouse.compress.parts.bit_packing import pack_bits, unpack_bits
 from stillhouse.compress.parts.folding import fold, following_norms
@@ -60,6 +61,8 @@ WARM_UP_STEPS = 20
 """Forward passes in which learnt ranges of inputs are observed."""
 _FULL = 32
 _SAMPLES = "_calibration_samples"
+_IN_SHORT = ("weight_bits", "activation_bits", "train")
+"""The options that `readable` has without their names."""
 _BITS = (2, 3, 4, 5, 6, 7, 8, _FULL)
 
 
@@ -112,7 +115,9 @@ class Quantize(Operator):
 
     @property
     def readable(self) -> str:
-        return f"{self.name}({self.weight_bits}/{self.activation_bits}{'' if self.train else ', after training'})"
+        others = {name: value for name, value in self.changed_options().items() if name not in _IN_SHORT}
+        shown = [f"{self.weight_bits}/{self.activation_bits}", *([] if self.train else ["after training"])]
+        return f"{self.name}({', '.join([*shown, *options_shown(others)])})"
 
     @property
     def _changes_nothing(self) -> bool:

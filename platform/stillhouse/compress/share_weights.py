@@ -63,6 +63,8 @@ class ShareWeights(Operator):
     neutral: ClassVar[Mapping[str, Any]] = {"k": None}
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({"k": 16}, {"k": 5, "share_at": 0.5, "start": "density"})
 
+    main_options: ClassVar[Sequence[str]] = ("k",)
+
     k: int | None = option(16, minimum=2, maximum=256, help="values that a layer's weights share; null: all, no sharing")
     start: Literal["linear", "density"] = option(
         "linear", choices=("linear", "density"), help="first centroids: at equal distances, or at equal shares of the weights"
