@@ -67,7 +67,12 @@ def test_there_is_a_task() -> None:
 
 @pytest.mark.parametrize("path", core_files(), ids=lambda path: str(path.relative_to(CORE)))
 def test_the_core_never_names_a_task(path: Path) -> None:
-    """What depends on the task is a hook of the task protocol; which task is the default is a flag of its class."""
+    """What depends on the task is a hook of the task protocol; which task is the default is a flag of its class.
+
+    A task may build on another one, and a data set with a file of its own declares its task.
+    """
+    if path.parent in (CORE / "tasks", CORE / "data" / "sets") and path.name != "__init__.py":
+        return
     named = [f"line {line}: {word}" for word, line in words_of(ast.parse(path.read_text())) if word in TASK_NAMES]
     assert not named
 

@@ -1,31 +1,19 @@
 """The data sets that a spec can name: what is known of each before it is read, and what is wrong with its arguments."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.data import sets
 from stillhouse.data.decode import parse_ground
 from stillhouse.data.published import declared_task
+from stillhouse.data.shipped import DatasetFacts
 from stillhouse.errors import Problem, UnknownNameError, did_you_mean, suggestion
 from stillhouse.user_paths import is_folder, show_path
 
 MAX_SIZE = 65_500
 """The longest side of a JPEG that common encoders write; nothing is trained on larger images."""
 _LIMITS = ("limit", "limit_test")
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What is known of a data set before it is read; None where only its files can tell.
-
-    Attributes:
-        task: the task that the data set declares; None for the default task.
-    """
-
-    num_classes: int | None
-    input_shape: tuple[int, ...] | None
-    task: str | None = None
 
 
 _FACTS = {
@@ -47,11 +35,13 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 
 def dataset_names() -> list[str]:
     """The names of the shipped data sets; any "module:function" names a user-defined one."""
-    return list(_FACTS)
+    return [*_FACTS, *sets.names()]
 
 
 def dataset_options(name: str) -> tuple[str, ...]:
     """The keys that `dataset.options` may have for a shipped data set."""
+    if (own := sets.find(name)) is not None:
+        return (*_LIMITS, *own.options)
     return _OPTIONS.get(name, _LIMITS)
 
 
@@ -63,6 +53,8 @@ def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, A
     """
     if ":" in name:
         return DatasetFacts(None, None, declared_task(name))
+    if (own := sets.find(name)) is not None:
+        return own.facts(size, options or {})
     if name not in _FACTS:
         raise _unknown(name)
     facts = _FACTS[name]
@@ -84,7 +76,8 @@ def dataset_problems(
 ) -> list[Problem]:
     """What is wrong with the arguments of `load_dataset`, without reading any data; keys begin with `dataset`."""
     problems: list[Problem] = []
-    known = name in _FACTS
+    own = sets.find(name)
+    known = name in _FACTS or own is not None
     if not known and ":" not in name:
         problems.append(Problem.caused_by(_unknown(name), "dataset.name"))
     if known and name != "digits":
@@ -96,21 +89,27 @@ def dataset_problems(
     fraction = isinstance(validation, float)
     if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 1):
         problems.append(Problem("dataset.validation", "must be a count >= 1 or a share in (0, 1)", repr(validation)))
-    if size is not None and not (_is_count(size) and size <= MAX_SIZE):
+    if size is not None and own is not None and not own.has_size:
+        problems.append(Problem("dataset.size", f"has no effect on {name}", _shown(size), "remove it"))
+    elif size is not None and not (_is_count(size) and size <= MAX_SIZE):
         problems.append(Problem("dataset.size", f"must be a whole number of pixels in 1..{MAX_SIZE}", _shown(size)))
     return [*problems, *_option_problems(name, options or {})]
 
 
 def _option_problems(name: str, options: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a data set's options. A user-defined function checks its options itself, except for the limits."""
-    known = name in _FACTS
+    own = sets.find(name)
+    known, possible = name in _FACTS or own is not None, dataset_options(name)
     for option, value in options.items():
         key = f"dataset.options.{option}"
         if option in _LIMITS:
             if not _is_count(value):
                 yield Problem(key, "must be a whole number >= 1", repr(value))
-        elif known and option not in _OPTIONS.get(name, _LIMITS):
-            yield Problem(key, f"is not an option of {name}", remedy=suggestion(option, _OPTIONS.get(name, _LIMITS)))
+        elif known and option not in possible:
+            yield Problem(key, f"is not an option of {name}", remedy=suggestion(option, possible))
+        elif own is not None:
+            if (rule := own.broken_rule(option, value)) is not None:
+                yield Problem(key, rule, _shown(value))
         elif known and option == "grey" and not isinstance(value, bool):
             yield Problem(key, "must be true or false", repr(value))
         elif known and option == "ground" and parse_ground(value) is None:
@@ -131,4 +130,6 @@ def _is_count(value: Any) -> bool:
 
 
 def _unknown(name: str) -> UnknownNameError:
-    return UnknownNameError(f"no data set '{name}'{did_you_mean(name, _FACTS)}; or module:function for a user-defined one")
+    return UnknownNameError(
+        f"no data set '{name}'{did_you_mean(name, dataset_names())}; or module:function for a user-defined one"
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.data.catalogue import DatasetFacts, dataset_facts, dataset_names, dataset_problems
+from stillhouse.data import sets
+from stillhouse.data.catalogue import dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.decode import WHITE, parse_ground
 from stillhouse.data.folders import ImageFolder
 from stillhouse.data.hashing import array_hash
@@ -17,6 +18,7 @@ from stillhouse.data.images import Arrays, ImageData, Split, channel_statistics,
 from stillhouse.data.memory import check_memory
 from stillhouse.data.packed_data import packed_data
 from stillhouse.data.published import TORCHVISION, Published, Reader, digits, user_function
+from stillhouse.data.shipped import DatasetFacts, Request
 from stillhouse.data.splitting import Splitting, own_validation_note
 from stillhouse.data.targets import CLASS_LABELS, TargetRule
 from stillhouse.durable import content_hash
@@ -68,7 +70,15 @@ def load_dataset(
     folder = None if root is None else resolve_path(root, "dataset.root")
     where = name if folder is None else f"{name} in {folder}"
     splitting = Splitting(where, targets, validation, seed, limited=limits[0] is not None)
-    if name == "pack":
+    if (own := sets.find(name)) is not None:
+        assert folder is not None, "the catalogue requires a root"
+        splitting = replace(splitting, sample=own.sample)
+        with _readable(where):
+            data = own.read(
+                Request(root=folder, limits=limits, splitting=splitting, size=size, options=options, cache=cache, task=task)
+            )
+        data.sample = own.sample
+    elif name == "pack":
         assert folder is not None, "a pack has a root"
         splitting = replace(splitting, where=f"the pack {folder}")
         with _readable(f"pack in {folder}"):
@@ -77,7 +87,7 @@ def load_dataset(
         with _readable(where):
             published = _find(name, folder, download=download, size=size, options=options, cache=cache, targets=targets)
         data = _in_memory(name, published, limits, splitting, size, task)
-    if ":" not in name:
+    if ":" not in name and own is None:
         data.ground = options.get("ground", WHITE)
     if folder is not None and name not in TORCHVISION:
         data.folder = folder.name

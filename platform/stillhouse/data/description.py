@@ -1,4 +1,4 @@
-"""What a sweep records about its data set: the numbers of images, the classes, and what a user should know of them."""
+"""What a sweep records about its data set: the numbers of samples, the classes, and what a user should know of them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,27 +37,29 @@ def describe_data(data: ImageData) -> dict[str, Any]:
 
 
 def training_notes(data: ImageData) -> Iterator[str]:
-    """What a user should know of the images for training and validation, as sentences; the test split is not read."""
+    """What a user should know of the samples for training and validation, as sentences; the test split is not read."""
     yield from data.notes
     if data.class_names:
         yield from _rare_classes(data)
         if count := in_two_classes(data):
-            yield f"{_counted(count, len(data.train), 'training')} the same as one of another class."
+            yield f"{_counted(data, count, len(data.train), 'training')} the same as one of another class."
     if count := shared_with_training(data, data.validation):
-        yield f"{_counted(count, len(data.validation), 'validation')} among the training images too, so validation is too good."
+        counted = _counted(data, count, len(data.validation), "validation")
+        yield f"{counted} among the training {data.sample}s too, so validation is too good."
 
 
 def notes_on_test(data: ImageData) -> Iterator[str]:
-    """What a user should know of the test images, as sentences. The test split is loaded, unless it was before."""
+    """What a user should know of the test samples, as sentences. The test split is loaded, unless it was before."""
     before = len(data.notes)
     split = data.test
     yield from data.notes[before:]
     if data.class_names:
         counts = np.bincount(split.labels.numpy(), minlength=len(data.class_names))
         if missing := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
-            yield f"The test split has no image of {_named(missing)}."
+            yield f"The test split has no {data.sample} of {_named(missing)}."
     if count := shared_with_training(data, split):
-        yield f"{_counted(count, len(split), 'test')} among the training images too, so test results are too good."
+        counted = _counted(data, count, len(split), "test")
+        yield f"{counted} among the training {data.sample}s too, so test results are too good."
 
 
 def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -67,17 +69,17 @@ def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rare_classes(data: ImageData) -> Iterator[str]:
-    """Classes with one training image, and classes that the validation split lacks."""
+    """Classes with one training sample, and classes that the validation split lacks."""
     names = data.class_names
     trained, judged = (np.bincount(each.labels.numpy(), minlength=len(names)) for each in (data.train, data.validation))
     if single := [name for name, count in zip(names, trained, strict=True) if count == 1]:
-        yield f"Only one training image has {_named(single)}."
+        yield f"Only one training {data.sample} has {_named(single)}."
     if missing := [name for name, count in zip(names, judged, strict=True) if not count]:
-        yield f"The validation split has no image of {_named(missing)}; dataset.validation may be larger."
+        yield f"The validation split has no {data.sample} of {_named(missing)}; dataset.validation may be larger."
 
 
-def _counted(count: int, total: int, split: str) -> str:
-    return f"{count} of the {total} {split} images {'is' if count == 1 else 'are'}"
+def _counted(data: ImageData, count: int, total: int, split: str) -> str:
+    return f"{count} of the {total} {split} {data.sample}s {'is' if count == 1 else 'are'}"
 
 
 def _named(names: list[str]) -> str:

@@ -69,6 +69,9 @@ class ImageData:
         mean: of each channel over the training split, with pixels in [0, 1].
         std: likewise, the standard deviation.
         ground: the colour on which transparent images are laid.
+        sample: what one sample is called in messages.
+        model_options: options that every model of this data set is built with, if it has them, such as the number of tokens.
+        files: what a user of a trained model needs besides it, by file name, such as a tokenizer.
         notes: what a user should know of the data, as sentences; reading the test split may add some.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
     """
@@ -86,6 +89,9 @@ class ImageData:
     task: str | None = None
     folder: str | None = None
     ground: Ground = WHITE
+    sample: str = "image"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)

@@ -1,4 +1,4 @@
-"""How a data set's training images are divided into a training and a validation split."""
+"""How a data set's training samples are divided into a training and a validation split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ class Splitting:
         validation: how many samples, or their share.
         seed: determines which ones.
         limited: whether only a part of the data set's samples is used.
+        sample: what one sample is called in messages.
     """
 
     where: str
@@ -30,6 +31,7 @@ class Splitting:
     validation: float
     seed: int
     limited: bool = False
+    sample: str = "image"
 
     def convert(self, labels: NDArray[Any], num_classes: int, class_names: Sequence[str], *, split: str = "") -> NDArray[Any]:
         """The targets of one split in the task's type; `num_classes` and `class_names` are those that `outputs` gave."""
@@ -48,7 +50,7 @@ class Splitting:
             raise UsageError(f"labels of {self.where} {problem}")
         if missing := self.targets.split_problem(labels, class_names):
             remedy = "raise dataset.options.limit" if self.limited else "add some, or correct the labels"
-            raise UsageError(f"{missing} of {self.where} has no training image; {remedy}")
+            raise UsageError(f"{missing} of {self.where} has no training {self.sample}; {remedy}")
 
     def split(self, labels: NDArray[Any], class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows for training and those for validation, both ascending.
@@ -61,18 +63,18 @@ class Splitting:
         wanted = round(self.validation * len(labels)) if share else int(self.validation)
         if not 1 <= wanted < len(labels):
             raise UsageError(
-                f"dataset.validation requests {wanted} of the {len(labels)} training images of {self.where}; "
+                f"dataset.validation requests {wanted} of the {len(labels)} training {self.sample}s of {self.where}; "
                 f"it must be at least 1 and leave some for training"
             )
         rest, taken = stratified_split(self.targets.strata(labels), wanted, derive_key("validation", self.seed))
         if missing := self.targets.split_problem(labels[rest], class_names):
             raise UsageError(
-                f"{missing} of {self.where} has no training image besides the {wanted} for validation; "
+                f"{missing} of {self.where} has no training {self.sample} besides the {wanted} for validation; "
                 f"add some, or lower dataset.validation"
             )
         return rest, taken
 
 
-def own_validation_note(where: str) -> str:
+def own_validation_note(where: str, samples: str = "images", place: str = "folder") -> str:
     """What the user of a data set with a validation split of its own should know."""
-    return f"{where}: the validation images are those of its own folder; dataset.validation has no effect."
+    return f"{where}: the validation {samples} are those of its own {place}; dataset.validation has no effect."

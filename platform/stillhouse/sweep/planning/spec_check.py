@@ -188,7 +188,7 @@ class _Surveyor:
         declared = None
         if self._data is not None:
             declared = self._data.task
-        elif ":" in self._spec.dataset.name and self._sound("dataset.name"):
+        elif self._sound("dataset.name") and (":" in self._spec.dataset.name or self._spec.dataset.name in dataset_names()):
             declared = dataset_facts(self._spec.dataset.name).task
         name = self._spec.task or declared
         try:
