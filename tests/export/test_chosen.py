@@ -17,11 +17,12 @@ from stillhouse.models.weights import save_weights
 from stillhouse.spec.load import spec_to_dict, validate
 from stillhouse.spec.records import StudentChoice, SweepFacts, Trial, TrialRecord
 from stillhouse.spec.training import Training
+from stillhouse.sweep.execution.stored_student import load_student
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_runner import run_to_end
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.results.results import Results
-from stillhouse.sweep.results.trained_students import find_trial, load_data, load_student, read_spec
+from stillhouse.sweep.results.trained_students import find_trial, load_data, read_spec
 from stillhouse.testing import MethodTrial
 
 LENET = "aa00000000000001"

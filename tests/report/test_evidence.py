@@ -109,3 +109,41 @@ def test_many_classes_are_a_list_and_no_matrix(data: ReportData) -> None:
     assert words["matrix"] == ()
     assert len(words["classes"]) == len(words["mistakes"]) == 15
     assert words["classes"][0].name == "0"
+
+
+# On degraded images
+
+
+def degraded(data: ReportData) -> ReportData:
+    """The same sweep with the accuracy on noisy and blurred images: 0.8 and 0.5 of the student, 0.5 and 0.4 of the control."""
+    values = {"soft_targets": (0.8, 0.5), "control": (0.5, 0.4)}
+    records = []
+    for record in data.records:
+        noise, blur = values[record.trial.method]
+        metrics = record.metrics | {"robustness_noise": noise + record.trial.seed / 50, "robustness_blur": blur}
+        records.append(record.model_copy(update={"metrics": metrics}))
+    return ReportData.of(data.facts, records)
+
+
+def test_the_metric_on_degraded_images_is_shown_beside_the_one_on_clean_images_and_the_control(data: ReportData) -> None:
+    found = examination(degraded(data))
+    assert found is not None
+    assert [row.measure.label for row in found.robustness] == ["as they are", "noise", "blur"]
+    clean, noise, _ = found.robustness
+    assert noise.control is not None
+    assert noise.difference is not None
+    assert (clean.best.mean, noise.best.mean, noise.control.mean) == pytest.approx((0.9, 0.81, 0.51))
+    assert noise.difference.mean == pytest.approx(0.3)
+
+
+def test_the_largest_loss_on_degraded_images_is_named(data: ReportData) -> None:
+    words = examined(degraded(data))
+    assert words is not None
+    # 0.9 - 0.5 of the student, 0.6 - 0.4 of the control.
+    assert words["robustness_words"].endswith("It loses most by blur: 40.0 points, the control 20.0 points.")
+
+
+def test_without_degraded_images_nothing_is_said_of_them(data: ReportData) -> None:
+    words = examined(data)
+    assert words is not None
+    assert (words["robustness"], words["robustness_words"]) == ([], "")

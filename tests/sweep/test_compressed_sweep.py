@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from stillhouse.distill.evaluation import evaluate
+from stillhouse.sweep.execution.stored_student import load_student
 from stillhouse.sweep.planning.spec_check import check
 from stillhouse.sweep.results.export import export_trial
 from stillhouse.sweep.results.results import Results
-from stillhouse.sweep.results.trained_students import load_student
 from stillhouse.sweep.sweep import Sweep
 
 pytestmark = pytest.mark.ray

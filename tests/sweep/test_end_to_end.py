@@ -113,6 +113,20 @@ def test_every_planned_trial_finishes_with_its_weights_and_its_record(undisturbe
     assert not any((results.sweep_home.folder / "trials").glob("*")), "checkpoints of finished trials are dropped"
 
 
+def test_a_finished_sweep_gets_the_accuracy_on_degraded_images_without_training(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.home, tmp_path / "home")
+    spec = write_spec(tmp_path / "tiny.yaml", report={"robustness": True})
+    results = Sweep.from_yaml(spec, home=tmp_path / "home").run()
+    assert results.reused == results.planned
+    assert weights_of(results.records) == weights_of(undisturbed.results.records)
+    rows = results.to_json()["pareto"]
+    assert rows
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("robustness_noise", "robustness_blur", "robustness_jpeg"))
+    assert "Does it survive poor images?" in results.report(tmp_path / "out").page.read_text(encoding="utf-8")
+
+
 def test_the_teacher_forwards_each_view_once_for_all_trials_and_kinds(undisturbed: Undisturbed) -> None:
     (teacher,) = undisturbed.results.facts.teachers
     assert teacher.way == "cached"

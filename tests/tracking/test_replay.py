@@ -78,3 +78,17 @@ def test_a_store_of_a_newer_mlflow_is_said_in_one_sentence(
         database.commit()
     with pytest.raises(InfrastructureError, match=r"cannot write to the tracking store .*mlflow.db: .+"):
         sync(None, home, "tests", make_facts(), [make_record(0)], {})
+
+
+def test_numbers_that_were_measured_later_are_added_to_the_run_that_is_there(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    record = make_record(0)
+    sync(None, home, "tests", make_facts(), [record], {})
+    (before,) = runs_in(locate(None, home))
+    later = record.model_copy(update={"metrics": record.metrics | {"onnx_latency_ms": 0.125, "robustness_blur": 0.5}})
+    results = [sync(None, home, "tests", make_facts(), [later], {}) for _ in range(2)]
+    (after,) = runs_in(locate(None, home))
+    assert after.info.run_id == before.info.run_id
+    assert after.data.metrics == before.data.metrics | {"onnx_latency_ms": 0.125, "robustness_blur": 0.5}
+    assert [(result.created, result.skipped) for result in results] == [(1, 0), (0, 1)]

@@ -20,9 +20,13 @@ def require_packages() -> None:
     Raises:
         UsageError: one is missing.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         raise UsageError(f"exporting needs {' and '.join(missing)}, not installed here: pip install 'stillhouse[export]'")
+
+
+def missing_packages() -> list[str]:
+    """The packages of the extra that are not installed here; none is imported."""
+    return [name for name in _PACKAGES if find_spec(name) is None]
 
 
 def save_onnx(program: ExportedProgram, path: Path, output: str) -> None:

@@ -16,7 +16,7 @@ _EXAMPLE_BATCH = 2
 
 
 def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
-    """The program of a model in evaluation mode on the CPU, for batches of any size.
+    """The program of a model in evaluation mode, on its device, for batches of any size.
 
     Raises:
         UsageError: torch cannot trace the model, for example because its control flow depends on the pixels.

@@ -129,7 +129,7 @@ def measure_latency(
     latencies = {}
     with torch.no_grad():
         for batch_size in batch_sizes:
-            images = example_input(probe, batch_size, input_shape)
+            images = example_input(probe, batch_size, input_shape).to(device)
             _timed_ms(probe, images, repeats=warmup, budget_s=budget_s)
             times_ms = _timed_ms(probe, images, repeats=repeats, budget_s=budget_s)
             p50, p95 = np.percentile(times_ms, (50, 95))

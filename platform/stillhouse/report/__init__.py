@@ -6,6 +6,7 @@ from stillhouse.report.configurations import Configuration
 from stillhouse.report.control_gains import gains_of_best, gains_to_json
 from stillhouse.report.files import ReportFiles
 from stillhouse.report.fronts import sweep_front, sweep_winners
+from stillhouse.report.late_columns import robustness_names
 from stillhouse.report.page import write_report
 from stillhouse.report.pareto import pareto_front
 from stillhouse.report.trials_table import trials_table
@@ -21,6 +22,7 @@ __all__ = [
     "gains_to_json",
     "pareto_front",
     "parse_budget",
+    "robustness_names",
     "sweep_front",
     "sweep_winners",
     "trials_table",

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
+from stillhouse.report.late_columns import robustness_names
 from stillhouse.report.report_data import ReportData
+from stillhouse.spec.late_metrics import ROBUSTNESS_PREFIX
 from stillhouse.spec.measure import Measure
 
 _MAX_MATRIX = 12
@@ -78,6 +80,8 @@ class Examination:
     """What is known of the student chosen besides its metric and its size.
 
     Attributes:
+        rows: of what the task measures.
+        robustness: the metric on test images as they are, and degraded; empty where none was measured.
         classes: worst first.
         matrix: for each class the shares of each predicted class; empty where there are many classes.
         mistakes: the most frequent ones, as shares of their class.
@@ -86,6 +90,7 @@ class Examination:
     best: Configuration
     control: Configuration | None
     rows: tuple[MeasureRow, ...]
+    robustness: tuple[MeasureRow, ...]
     bins: tuple[Bin, ...]
     classes: tuple[ClassRow, ...]
     matrix: tuple[tuple[str, tuple[float, ...]], ...]
@@ -99,7 +104,8 @@ def examination(data: ReportData) -> Examination | None:
         return None
     best, control = answer.best, answer.control
     rows = [row for measure in data.facts.measures if (row := _row(measure, best, control)) is not None]
-    if not rows:
+    robustness = _robustness(best, control)
+    if not rows and not robustness and best.median("peak_memory_bytes") is None:
         return None
     names = [str(name) for name in data.facts.dataset.get("class_names") or ()]
     classes = _classes(best, control, names)
@@ -107,6 +113,7 @@ def examination(data: ReportData) -> Examination | None:
         best=best,
         control=control,
         rows=tuple(rows),
+        robustness=tuple(robustness),
         bins=tuple(_bins(best)),
         classes=tuple(sorted(classes, key=lambda row: (row.best, row.name))),
         matrix=tuple(_matrix(best, names)),
@@ -136,6 +143,19 @@ def _row(measure: Measure, best: Configuration, control: Configuration | None) -
         difference=difference,
         verdict=verdict,
     )
+
+
+def _robustness(best: Configuration, control: Configuration | None) -> list[MeasureRow]:
+    metric = best.metric
+    degraded = {name: name.removeprefix(ROBUSTNESS_PREFIX) for name in robustness_names(best.reported)}
+    labels = {metric.column("test"): "as they are", **degraded} if degraded else {}
+    measures = [
+        Measure(
+            name=name, label=label, description=label, percent=metric.percent, digits=metric.digits, direction=metric.direction
+        )
+        for name, label in labels.items()
+    ]
+    return [row for measure in measures if (row := _row(measure, best, control)) is not None]
 
 
 def _by_seed(of: Configuration, name: str) -> dict[int, float]:

@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from stillhouse.report import formatting as wording
-from stillhouse.report.evidence import Bin, Examination, examination, largest_loss, shown
+from stillhouse.report.deployed_cost import deployed
+from stillhouse.report.evidence import Bin, Examination, MeasureRow, examination, largest_loss, shown
 from stillhouse.report.report_data import ReportData
 
 _MAX_CLASSES = 15
@@ -21,7 +22,10 @@ def examined(data: ReportData) -> dict[str, Any] | None:
         "student": best.method,
         "control": None if control is None else control.method,
         "words": _words(found),
-        "rows": [(row.measure.label, [shown(row, which) for which in cells]) for row in found.rows],
+        "rows": _cells(found.rows, cells),
+        "cost": deployed(best, data.facts.latency_place),
+        "robustness": _cells(found.robustness, cells),
+        "robustness_words": _robustness_words(found),
         "bins": [_drawn(each) for each in found.bins],
         "reliability_alt": _alternative(found.bins),
         "reliability_words": _reliability(found.bins),
@@ -31,6 +35,26 @@ def examined(data: ReportData) -> dict[str, Any] | None:
         "mistakes": found.mistakes,
         "mistake_words": _mistake_words(found),
     }
+
+
+def _cells(
+    rows: tuple[MeasureRow, ...], cells: tuple[Literal["best", "control", "difference"], ...]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(row.measure.label, [shown(row, which) for which in cells]) for row in rows]
+
+
+def _robustness_words(found: Examination) -> str:
+    if not found.robustness:
+        return ""
+    metric, clean, *degraded = found.best.metric, *found.robustness
+    worst = min(degraded, key=lambda row: metric.sign * row.best.mean)
+    lost = metric.gain(clean.best.mean, worst.best.mean)
+    words = f"Test {metric.label} on the same images with fixed noise, blur, and what JPEG loses at quality 25. "
+    words += f"It loses most by {worst.measure.label}: {wording.difference(lost, metric)}{wording.unit(metric)}"
+    if worst.control is not None and clean.control is not None:
+        others = metric.gain(clean.control.mean, worst.control.mean)
+        words += f", the control {wording.difference(others, metric)}{wording.unit(metric)}"
+    return words + "."
 
 
 def _words(found: Examination) -> str:

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 
 from stillhouse.report.columns import Column
 from stillhouse.report.control_columns import gains_over_controls
+from stillhouse.report.late_columns import late_columns, robustness_names
 from stillhouse.spec.collapse import is_collapsed, trivial_value
+from stillhouse.spec.late_metrics import EXPORTED_LATENCIES, is_late
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord, operator_settings
 from stillhouse.spec.secret_masking import mask_text
@@ -135,7 +137,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
     """The table of `trials_table` with the description of its columns."""
     leading, trailing = _leading(facts.metric), _trailing(facts.metric)
     taken = {column.name for column in (*leading, *trailing, _COLLAPSED, *_OPERATORS)}
-    taken |= {measure.name for measure in facts.measures}
+    taken |= {*(measure.name for measure in facts.measures), *EXPORTED_LATENCIES, *robustness_names(records)}
     hyperparameters = _varying(
         records, lambda record: record.trial.hyperparameters, "hyperparameter_", taken, "hyper-parameter {}"
     )
@@ -153,7 +155,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
     known |= {measure.name for measure in facts.measures}
     extras = _varying(
         records,
-        lambda record: {name: value for name, value in record.metrics.items() if name not in known},
+        lambda record: {name: value for name, value in record.metrics.items() if name not in known and not is_late(name)},
         "metric_",
         taken,
         "metric {}, recorded by the trial",
@@ -171,6 +173,7 @@ def described_table(facts: SweepFacts, records: Sequence[TrialRecord]) -> Trials
         measured,
         gains_over_controls(facts, records, taken),
         [(column, rows[column.name]) for column in (_COLLAPSED, *_OPERATORS)],
+        late_columns(facts, records),
     ):
         for column, values in group:
             columns.append(column)

@@ -464,9 +464,11 @@ class ReportSpec(Section):
 
     Attributes:
         budgets: size bounds, such as `parameters=100k`; the page names the best student within each.
+        robustness: whether winners are also evaluated on test images with noise, blur and the losses of JPEG.
     """
 
     budgets: tuple[Annotated[str, PlainValidator(_parse_budget)], ...] = ()
+    robustness: bool = False
 
 
 def _methods(value: Any) -> Any:

@@ -7,10 +7,11 @@ from stillhouse.distill.evaluation import evaluate, split_outputs
 from stillhouse.errors import UsageError
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TrialRecord
+from stillhouse.sweep.execution import robustness
 from stillhouse.sweep.execution.examination import examine
+from stillhouse.sweep.execution.stored_student import load_student
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.outdated import of_other_evaluation
-from stillhouse.sweep.results.trained_students import load_student
 from stillhouse.sweep.run_context import RunContext
 
 
@@ -65,7 +66,8 @@ def _evaluated(context: RunContext, record: TrialRecord, metric: Metric, environ
         record.trial,
         environment,
     )
-    kept = {name: each for name, each in record.metrics.items() if name not in {measure.name for measure in task.measures}}
+    stale = {*(measure.name for measure in task.measures), *robustness.NAMES}
+    kept = {name: each for name, each in record.metrics.items() if name not in stale}
     metrics: Mapping[str, float] = {**kept, column: value, **evidence.numbers}
     metrics = {**metrics, **environment.against_teachers(metrics, record.trial, metric)}
     basis = record.basis.model_copy(update=dict(environment.evaluation))

@@ -33,6 +33,7 @@ from stillhouse.sweep.shutdown import TIMEOUT_S
 from stillhouse.sweep.teacher_accounting import TeacherAccounts, TeacherUse, teacher_warnings
 from stillhouse.sweep.teacher_setup import ReadyTeacher, start_filling, start_teachers
 from stillhouse.sweep.trial_retries import run_phase
+from stillhouse.sweep.winner_measurements import lacking_robustness, measure_robustness, measure_winners
 from stillhouse.tracking import Tracker
 
 _TRACKING_TIMEOUT_S = 120.0
@@ -77,7 +78,11 @@ def run_sweep(
         publish = partial(_publish_teachers, sweep_home, tracker, accounts, facts, records)
         # Where the facts of an earlier run are lost, the teachers are loaded to know them again.
         needed = missing or bool(outdated) or not _knows_teachers(facts, records.values())
-        ready = _run_missing(context, phases, records, budget, tracker, evaluation, publish) if needed else {}
+        if needed:
+            ready = _run_missing(context, phases, records, budget, tracker, evaluation, publish, facts)
+        else:
+            ready = {}
+            _add_robustness(context, records, tracker, facts)
         sweep_home.drop_checkpoints(records)
         teachers = [teacher.facts for teacher in ready.values()] or facts.teachers
         outcome = _outcome(phases, records, known, teachers, accounts)
@@ -162,6 +167,7 @@ def _run_missing(
     tracker: Tracker,
     evaluation: Mapping[str, str],
     on_teachers: Callable[[Sequence[TeacherFacts]], None],
+    facts: SweepFacts,
 ) -> Mapping[str, ReadyTeacher]:
     """Runs the trials that `records` lacks and adds their records. Returns the teachers that it started.
 
@@ -169,6 +175,7 @@ def _run_missing(
         budget: consulted before each trial starts.
         evaluation: the `evaluation_identity` of the data; students that were evaluated otherwise are evaluated again.
         on_teachers: called with the teachers' facts when they are ready, before the first trial.
+        facts: by which winners are chosen when all trials have ended.
     """
     plan = context.plan
     queues = _queues(phases, records, budget)
@@ -201,7 +208,18 @@ def _run_missing(
             if context.shutdown.requested:
                 break
         _store_suggestions(plan, context.sweep_home)
+        for record in measure_winners(cluster, context, facts, records).values():
+            tracker.log_trial(record)
     return ready
+
+
+def _add_robustness(context: RunContext, records: dict[str, TrialRecord], tracker: Tracker, facts: SweepFacts) -> None:
+    """Evaluates winners of a finished sweep on degraded images, if the spec requests it since."""
+    if lacking_robustness(context, facts, records):
+        with context.connect() as cluster:
+            cluster.share(context.data)
+            for record in measure_robustness(cluster, context, facts, records).values():
+                tracker.log_trial(record)
 
 
 def _queues(

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from stillhouse.durable import content_hash
+from stillhouse.spec.late_metrics import is_late
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.schema import RANDOM_TEACHER
@@ -57,9 +58,10 @@ def record_digest(record: TrialRecord) -> str:
     """Content hash of a record: the same for a new record and for one read back from a file.
 
     Fields that the first release did not have do not count where they say nothing, so that its runs remain; the basis never
-    counts: it is added to stored records.
+    counts: it is added to stored records. Nor do numbers that are measured later: a run that is there gets them too.
     """
     content = json.loads(record.model_dump_json(exclude={"basis"}))
+    content["metrics"] = {name: value for name, value in content["metrics"].items() if not is_late(name)}
     if content["collapsed"] is None:
         del content["collapsed"]
     return content_hash(content)

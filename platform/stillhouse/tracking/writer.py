@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from stillhouse.spec.late_metrics import is_late
 from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_data, mask_text
 from stillhouse.tracking.entries import (
@@ -93,7 +94,7 @@ class SweepWriter:
             attempt(lambda: self._read_children(entry.key))
         child = self._children.get(entry.key)
         if child is not None and child.complete and child.digest == entry.digest:
-            return "skipped"
+            return self._add_later(child, entry)
         if child is not None and child.digest != entry.digest:
             # Params cannot be changed, and two attempts in one curve would mislead: the new record gets a new run.
             stale = child.run_id
@@ -102,6 +103,16 @@ class SweepWriter:
             del self._children[entry.key]
             child = None
         attempt(lambda: self._write_entry(entry, child))
+        return "created"
+
+    def _add_later(self, child: _Child, entry: RunEntry) -> Outcome:
+        """Adds the numbers to a complete run that were measured after it was written."""
+        later = [point for point in entry.points if point.step == 0 and is_late(point.name)]
+        changed = [point for point in later if child.metrics.get(point.name) != point.value]
+        if not changed:
+            return "skipped"
+        attempt(lambda: self._log(child.run_id, changed, {}, _now()))
+        child.metrics |= {point.name: point.value for point in changed}
         return "created"
 
     def finish(self, facts: SweepFacts, artifacts: Mapping[str, Path], best: Mapping[str, float]) -> list[str]:

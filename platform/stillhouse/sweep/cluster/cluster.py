@@ -44,7 +44,9 @@ from stillhouse.sweep.cluster.teacher_starter import TeacherStarter
 from stillhouse.sweep.cluster.trial_watch import WORKER_DIED, LostTrial, TrialWatch
 from stillhouse.sweep.cluster.tune_run import make_tuner
 from stillhouse.sweep.execution.early_stopping import BracketedScheduler, FifoScheduler, make_stopping_rule
+from stillhouse.sweep.execution.exported_latency import measure_exported
 from stillhouse.sweep.execution.latency import measure_models
+from stillhouse.sweep.execution.robustness import robustness_of
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.tune_searcher import QueueSearcher
 from stillhouse.sweep.home.ledger import Ledger
@@ -170,13 +172,7 @@ class Cluster:
         Raises:
             InfrastructureError: the worker died.
         """
-        resources = self._spec.trial_resources
-        task = ray.remote(measure_models).options(
-            num_cpus=resources.cpu / resources.num_workers,
-            num_gpus=resources.gpu / resources.num_workers,
-            **ray_options(resources),
-        )
-        call = task.remote(
+        call = self._task(measure_models).remote(
             dict(models),
             data.num_classes,
             data.input_shape,
@@ -186,14 +182,64 @@ class Cluster:
             place=place,
         )
         found: dict[str, dict[str, float]]
-        try:
-            found, reasons, here = ray.get(call)
-        except RayError as error:
-            reason = last_line(str(error), WORKER_DIED)
-            raise InfrastructureError(f"the students' latency cannot be measured: {reason}") from error
+        found, reasons, here = self._answer(call, "the students' latency cannot be measured")
         for name, reason in reasons.items():
             self._progress.note(f"the latency of {name} is unknown: {reason}")
         return found, here
+
+    def measure_exported(
+        self, models: Mapping[str, StudentChoice], data: ImageData, *, place: str, total_s: float
+    ) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """`measure_exported` of `sweep.execution.exported_latency` on one quiet worker with a trial's resources.
+
+        Raises:
+            InfrastructureError: the worker died.
+        """
+        call = self._task(measure_exported).remote(
+            dict(models),
+            data.num_classes,
+            data.input_shape,
+            self.threads,
+            list(self.import_paths),
+            place=place,
+            total_s=total_s,
+        )
+        measured: tuple[dict[str, dict[str, float]], list[str]]
+        measured = self._answer(call, "the latency of exported students cannot be measured")
+        return measured
+
+    def measure_robustness(
+        self, records: Sequence[TrialRecord], spec: SweepSpec
+    ) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """`robustness_of` for each record, on workers with a trial's resources: the metrics by trial key, and reasons.
+
+        Raises:
+            InfrastructureError: a worker died.
+        """
+        task = self._task(robustness_of)
+        paths, folders = list(self.import_paths), list(spec.method_paths)
+        calls = [
+            task.remote(record.model_dump_json(), spec, self.home, [self._data_reference], self.threads, paths, folders)
+            for record in records
+        ]
+        answers = self._answer(calls, "students cannot be evaluated on degraded images")
+        found = {record.trial.key: values for record, (values, _) in zip(records, answers, strict=True) if values}
+        return found, [reason for _, reason in answers if reason]
+
+    def _task(self, function: Callable[..., Any]) -> Any:
+        """The function as a task that claims what a trial's worker does."""
+        resources = self._spec.trial_resources
+        return ray.remote(function).options(
+            num_cpus=resources.cpu / resources.num_workers,
+            num_gpus=resources.gpu / resources.num_workers,
+            **ray_options(resources),
+        )
+
+    def _answer(self, call: Any, failure: str) -> Any:
+        try:
+            return ray.get(call)
+        except RayError as error:
+            raise InfrastructureError(f"{failure}: {last_line(str(error), WORKER_DIED)}") from error
 
     def run(
         self,

@@ -30,7 +30,7 @@ from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError,
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.spec.schema import SearchBudget
 from stillhouse.spec.secret_masking import HIDDEN
-from stillhouse.sweep.home.latency_file import read_latency_file, write_latency_file
+from stillhouse.sweep.home.latency_file import MeasuredLatencies, read_latency_file, write_latency_file
 from stillhouse.sweep.home.ledger import Ledger
 from stillhouse.user_paths import is_utf8, resolve_path, show_path
 
@@ -49,7 +49,7 @@ _DECIDES_NO_RESULT = (
 """Keys that decide which trials run and which are stopped early, but not the result of a trial that runs to its end."""
 TRIALS_PER_METHOD = "search.trials_per_method"
 _SUGGESTIONS = TypeAdapter(dict[str, dict[str, Any]])
-_LATENCIES = "latencies.json"
+_LATENCIES, _EXPORTED = "latencies.json", "exported_latencies.json"
 _ADDRESSES = TypeAdapter(dict[str, str])
 _LOCK_TIMEOUT_S, _LOCK_PAUSE_S = 0.5, 0.02
 """How long to wait for the lock: `is_running` also holds it, for a moment."""
@@ -72,8 +72,8 @@ class SweepHome:
 
     Layout: `spec.json`, `facts` and `ledger/*.record` (checked files), `ledger/aside/` (records of trials that ran again),
     `students/*.safetensors`, `outputs/*.safetensors` (what winners return for the test split), `trials/` with checkpoints of
-    running trials, `latencies.json`, `suggestions`, `runs.json` (addresses in MLflow), `report/`; `lock`, `stop` (a request to
-    end) and `state.json` of the driver.
+    running trials, `latencies.json`, `exported_latencies.json`, `suggestions`, `runs.json` (addresses in MLflow), `report/`;
+    `lock`, `stop` (a request to end) and `state.json` of the driver.
     """
 
     def __init__(self, home: Path, name: str) -> None:
@@ -315,6 +315,14 @@ class SweepHome:
     def latency_place(self) -> str:
         """Where all latencies were measured, as `provenance.place_of`; empty if it is not recorded."""
         return read_latency_file(self.folder / _LATENCIES).place
+
+    def write_exported_latencies(self, measured: MeasuredLatencies) -> None:
+        """Stores the latencies of winners' exported forms, by `student_key`."""
+        write_latency_file(self.folder / _EXPORTED, measured.networks, measured.place)
+
+    def read_exported_latencies(self) -> MeasuredLatencies:
+        """What `write_exported_latencies` stored; empty when nothing was measured, or the file is damaged."""
+        return read_latency_file(self.folder / _EXPORTED)
 
     def read_addresses(self) -> dict[str, str]:
         """What `write_addresses` stored; empty when nothing was tracked, or the file is damaged."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from stillhouse.data.degradations import can_degrade
+from stillhouse.data.images import ImageData
 from stillhouse.spec.controls import has_untrained_teachers
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial
@@ -83,6 +85,13 @@ def control_notes(spec: SweepSpec, trials: Iterable[Trial]) -> list[str]:
         "that has a teacher, again with an untrained one"
         + (f"; none for {', '.join(without)}, which {'uses' if len(without) == 1 else 'use'} no teacher" if without else "")
     ]
+
+
+def robustness_notes(spec: SweepSpec, data: ImageData) -> list[str]:
+    """Says so where images are to be degraded that do not exist."""
+    if not spec.report.robustness or can_degrade(data.validation):
+        return []
+    return [f"report.robustness has no effect: {data.name} has no images of whole numbers that could be degraded"]
 
 
 def budget_notes(budget: SearchBudget) -> list[str]:

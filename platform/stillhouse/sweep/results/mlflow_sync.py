@@ -6,8 +6,9 @@ from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec
+from stillhouse.sweep.execution.stored_student import load_student
 from stillhouse.sweep.results.results import Results
-from stillhouse.sweep.results.trained_students import load_data, load_student, read_spec
+from stillhouse.sweep.results.trained_students import load_data, read_spec
 from stillhouse.tracking import StoredStudents, SyncResult, TrainedStudent, store_students, sync
 
 WEIGHTS_NAME = "student.safetensors"

@@ -18,6 +18,7 @@ from stillhouse.report import (
     gains_of_best,
     gains_to_json,
     parse_budget,
+    robustness_names,
     sweep_front,
     sweep_winners,
     trials_table,
@@ -25,10 +26,15 @@ from stillhouse.report import (
     write_report,
 )
 from stillhouse.spec.collapse import is_collapsed, trivial_value
+from stillhouse.spec.late_metrics import EXPORTED_LATENCIES
 from stillhouse.spec.records import SweepFacts, TrialRecord
 from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
 from stillhouse.user_paths import resolve_path
 
+_COST_KEYS = (
+    *("latency_batch64_ms", "images_per_second", "peak_memory_bytes", "peak_memory_batch64_bytes"),
+    *EXPORTED_LATENCIES,
+)
 _FRONT_KEYS = ("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms")
 
 
@@ -124,8 +130,8 @@ class Results:
         rows["seeds"] = [len(each.reported) for each in front]
         for split in ("validation", "test"):
             rows[self.facts.metric.column(split)] = [each.score(split).mean for each in front]
-        for measure in self.facts.measures:
-            rows[measure.name] = [each.mean(measure.name) for each in front]
+        for name in (*(measure.name for measure in self.facts.measures), *robustness_names(self.records)):
+            rows[name] = [each.mean(name) for each in front]
         return rows
 
     def best(self) -> Configuration | None:
@@ -163,7 +169,8 @@ class Results:
         statuses = [record.status for record in self.records]
         metric = self.facts.metric
         measures = [measure.name for measure in self.facts.measures]
-        front_keys = (*_FRONT_KEYS, metric.column("validation"), metric.column("test"), *measures)
+        front_keys = (*_FRONT_KEYS, metric.column("validation"), metric.column("test"), *measures, *_COST_KEYS)
+        front_keys += tuple(robustness_names(self.records))
         return {
             "sweep": self.facts.name,
             "home": str(self.home),
