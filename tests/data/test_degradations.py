@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from stillhouse.data.datasets import load_dataset
-from stillhouse.data.degradations import DEGRADATIONS, blur, can_degrade, degraded, jpeg, noise
+from stillhouse.data.degradations import DEGRADATIONS, blur, degraded, jpeg, noise
 from stillhouse.data.hashing import derive_key
 from stillhouse.data.images import Split
 from stillhouse.distill.evaluation import evaluate
@@ -108,10 +108,3 @@ def test_only_whole_batches_are_read() -> None:
     split = degraded(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)), "noise")
     with pytest.raises(ValueError, match="consecutive"):
         split.images[::2]
-
-
-def test_only_images_of_bytes_can_be_degraded() -> None:
-    labels = torch.zeros(4, dtype=torch.int64)
-    assert can_degrade(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labels))
-    assert not can_degrade(Split(torch.zeros(4, 8, dtype=torch.int64), labels))
-    assert not can_degrade(Split(torch.zeros(4, 1, 8, 8), labels))

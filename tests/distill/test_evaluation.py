@@ -1,14 +1,17 @@
 """Evaluation: the task's metric of a model on a split, whatever batches and workers it is divided among."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillhouse.data.images import ImageData
+from stillhouse.data.images import ImageData, Split
 from stillhouse.distill.ddp import Workers
-from stillhouse.distill.evaluation import evaluate
+from stillhouse.distill.evaluation import can_degrade, evaluate
+from stillhouse.tasks.classification import Classification
 
 
 class Constant(nn.Module):
@@ -54,3 +57,18 @@ def test_a_share_is_every_second_batch(digits: ImageData, monkeypatch: pytest.Mo
     assert sum(sizes) == 40
     whole = evaluate(model, digits, digits.validation, "cpu")
     assert whole * 40 == pytest.approx(sum(share * size for share, size in zip(shares, sizes, strict=True)))
+
+
+class FromNoise(Classification):
+    """A task whose models do not read the images."""
+
+    def evaluation_inputs(self, data: ImageData, images: Tensor, indices: Tensor) -> Tensor:
+        return indices.float().view(-1, 1).expand(-1, 4)
+
+
+def test_only_images_that_models_read_can_be_degraded(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_degrade(digits)
+    tokens = Split(torch.zeros(4, 8, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    assert not can_degrade(dataclasses.replace(digits, validation=tokens))
+    monkeypatch.setattr("stillhouse.distill.evaluation.of", lambda _data: FromNoise())
+    assert not can_degrade(digits)

@@ -92,11 +92,6 @@ DEGRADATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {"noise": noise, "blu
 """By name: a function of consecutive images of a split and the place of the first."""
 
 
-def can_degrade(split: Split) -> bool:
-    """Whether the split has images: uint8 [N, C, H, W]."""
-    return split.images.dtype == torch.uint8 and len(split.images.shape) == 4
-
-
 def degraded(split: Split, name: str) -> Split:
     """The split with its images degraded when they are read; labels are the same.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from stillhouse.data.degradations import noise
 from stillhouse.data.images import ImageData, Split, read_ahead
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.errors import StillhouseError
@@ -69,6 +70,16 @@ def split_outputs(
     _refuse_nan(int(_forward(model, of(data), data, split, device, memory_format, (0, 1), keep)), split)
     whole = {name: torch.cat([each[name] for each in batches]).cpu() for name in batches[0]} if batches else {}
     return SplitOutputs(outputs=whole, targets=split.labels.cpu())
+
+
+def can_degrade(data: ImageData) -> bool:
+    """Whether there are images, uint8 [N, C, H, W], from which the task's models read what `degraded` changes."""
+    images = data.validation.images[:2]
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        return False
+    task, places = of(data), torch.arange(len(images))
+    inputs = [task.evaluation_inputs(data, each, places) for each in (images, noise(images, 0))]
+    return not torch.equal(*inputs)
 
 
 def value_of(outputs: SplitOutputs, task: Task) -> float:

@@ -62,17 +62,28 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
     return Agreement(images=len(images), largest_difference=difference, largest_logit=logit, same_class=same)
 
 
-def latency_of(answer: Answer, input_shape: Shape) -> dict[int, Latency]:
-    """The latency on the CPU, at the batch sizes of the card."""
-    return measure_latency(Answering(answer), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
+def latency_of(answer: Answer, input_shape: Shape, like: nn.Module | None = None) -> dict[int, Latency]:
+    """The latency on the CPU, at the batch sizes of the card.
+
+    Args:
+        like: the network that was exported, which knows what it reads; without it, images as float32.
+    """
+    return measure_latency(Answering(answer, like), input_shape, batch_sizes=BATCH_SIZES, budget_s=_BUDGET_S)
 
 
 class Answering(nn.Module):
-    """A module around an exported form: latency is measured of modules, and a loaded program refuses `eval()`."""
+    """A module around an exported form: latency is measured of modules, and a loaded program refuses `eval()`.
 
-    def __init__(self, answer: Answer) -> None:
+    Args:
+        like: the network that was exported; the module reads what it reads (`example_input`).
+    """
+
+    def __init__(self, answer: Answer, like: nn.Module | None = None) -> None:
         super().__init__()
         self._answer = answer
+        for name in ("input_dtype", "example_input"):
+            if (value := getattr(like, name, None)) is not None:
+                setattr(self, name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         return self._answer(images)

@@ -155,7 +155,7 @@ def _latencies(student: Student, answers: Mapping[str, Answer]) -> dict[str, dic
     shape = student.data.input_shape
     measured = {
         "eager": measure_latency(student.model, shape, budget_s=2.0),
-        **{form: latency_of(answer, shape) for form, answer in answers.items()},
+        **{form: latency_of(answer, shape, student.model) for form, answer in answers.items()},
     }
     return {form: {str(size): _milliseconds(one) for size, one in by_size.items()} for form, by_size in measured.items()}
 

@@ -96,7 +96,7 @@ def latency_ms(model: nn.Module, input_shape: Shape) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
         save_int8(model, input_shape, torch.zeros(2, *input_shape), path, "output")
-        return latency_of(onnx.load_answer(path), input_shape)[1].p50_ms
+        return latency_of(onnx.load_answer(path), input_shape, model)[1].p50_ms
 
 
 def compare(model: nn.Module, answer: Answer, data: ImageData) -> dict[str, float]:
@@ -109,7 +109,7 @@ def compare(model: nn.Module, answer: Answer, data: ImageData) -> dict[str, floa
         UsageError: they differ by more than `TOLERANCE`.
     """
     simulated = evaluate(model, data, data.validation, "cpu")
-    measured = evaluate(Answering(answer), data, data.validation, "cpu")
+    measured = evaluate(Answering(answer, model), data, data.validation, "cpu")
     if not abs(measured - simulated) <= TOLERANCE * max(1.0, abs(simulated)):
         raise UsageError(
             f"{FILE} does not do what the student does: on the validation split onnxruntime measures {measured:.4g} and the "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
-from stillhouse.data.degradations import can_degrade
+from stillhouse.distill.evaluation import can_degrade
 from stillhouse.report import sweep_front, sweep_winners
 from stillhouse.spec.late_metrics import EXPORTED_LATENCIES
 from stillhouse.spec.records import StudentChoice, SweepFacts, TrialRecord
@@ -45,7 +45,7 @@ def measure_robustness(cluster: Cluster, context: RunContext, facts: SweepFacts,
 
 def lacking_robustness(context: RunContext, facts: SweepFacts, records: Mapping[str, TrialRecord]) -> list[TrialRecord]:
     """The reported trials of winners without numbers on degraded images; none if the spec does not request them."""
-    if not context.spec.report.robustness or not can_degrade(context.data.validation):
+    if not context.spec.report.robustness or not can_degrade(context.data):
         return []
     return [
         record for record in _reported(facts, records) if record.weights is not None and not set(NAMES) <= set(record.metrics)

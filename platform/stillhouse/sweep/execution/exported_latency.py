@@ -74,7 +74,7 @@ def _of_program(network: nn.Module, input_shape: Shape, device: str) -> dict[str
         outputs: Tensor = module(images)
         return outputs
 
-    measured = measure_latency(Answering(answer), input_shape, device=device, budget_s=_BUDGET_S)
+    measured = measure_latency(Answering(answer, network), input_shape, device=device, budget_s=_BUDGET_S)
     return {PROGRAM_LATENCY: measured[1].p50_ms, PROGRAM_LATENCY_64: measured[64].p50_ms}
 
 
@@ -88,5 +88,5 @@ def _of_onnx(network: nn.Module, input_shape: Shape) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="stillhouse-latency-") as folder:
         path = Path(folder) / "student.onnx"
         onnx.save_onnx(program.make_program(network.cpu(), input_shape), path, "output")
-        measured = measure_latency(Answering(onnx.load_answer(path)), input_shape, budget_s=_BUDGET_S)
+        measured = measure_latency(Answering(onnx.load_answer(path), network), input_shape, budget_s=_BUDGET_S)
     return {ONNX_LATENCY: measured[1].p50_ms, ONNX_LATENCY_64: measured[64].p50_ms}

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from stillhouse.data.degradations import can_degrade
 from stillhouse.data.images import ImageData
+from stillhouse.distill.evaluation import can_degrade
 from stillhouse.spec.controls import has_untrained_teachers
 from stillhouse.spec.priors import Prior
 from stillhouse.spec.records import Trial
@@ -89,7 +89,7 @@ def control_notes(spec: SweepSpec, trials: Iterable[Trial]) -> list[str]:
 
 def robustness_notes(spec: SweepSpec, data: ImageData) -> list[str]:
     """Says so where images are to be degraded that do not exist."""
-    if not spec.report.robustness or can_degrade(data.validation):
+    if not spec.report.robustness or can_degrade(data):
         return []
     return [f"report.robustness has no effect: {data.name} has no images of whole numbers that could be degraded"]
 
