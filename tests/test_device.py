@@ -14,6 +14,7 @@ from stillhouse.device import (
     free_memory,
     is_lost,
     is_out_of_memory,
+    keep_what_is_loaded,
     limit_memory,
     memory_limit,
 )
@@ -156,3 +157,20 @@ def test_a_clock_on_a_cpu_measures_the_wall_clock(monkeypatch: pytest.MonkeyPatc
     clock.stop()
     clock.wait()
     assert clock.seconds == 2.5
+
+
+def test_what_is_loaded_is_passed_over_and_later_cycles_are_still_freed() -> None:
+    class Node:
+        itself: "Node"
+
+    try:
+        keep_what_is_loaded()
+        assert gc.get_freeze_count() > 10_000
+        later = Node()
+        later.itself = later
+        gone = weakref.ref(later)
+        del later
+        free_memory()
+        assert gone() is None
+    finally:
+        gc.unfreeze()

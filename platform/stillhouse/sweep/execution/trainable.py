@@ -10,7 +10,7 @@ from ray import tune
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
-from stillhouse.device import check_device, free_memory
+from stillhouse.device import check_device, free_memory, keep_what_is_loaded
 from stillhouse.distill.interleaver import run_out
 from stillhouse.errors import InfrastructureError, as_disk_full, is_disk_full
 from stillhouse.home_access.ray_process import own_device
@@ -37,8 +37,11 @@ class TrialSession:
     Checkpoints are the runner's own, found by the trial's key, so that any later run of the sweep goes on with them.
     """
 
+    _keeps_loaded_code = False
+
     def setup(self, config: dict[str, Any], environment: TrialEnvironment, data: list[Any]) -> None:
         prepare_worker(environment.import_paths, environment.threads, environment.method_folders, environment.gpu_share)
+        self._keeps_loaded_code = True
         self.start(config, environment, ImageData.from_arrays(*ray.get(data[0])), data)
 
     def start(self, config: dict[str, Any], environment: TrialEnvironment, data: ImageData, shared_data: list[Any]) -> None:
@@ -170,6 +173,9 @@ class TrialSession:
         """Frees the memory of the last trial: the process is reused."""
         self._runner = None
         free_memory()
+        if self._keeps_loaded_code:
+            keep_what_is_loaded()
+            self._keeps_loaded_code = False
 
 
 class DistillTrial(TrialSession, tune.Trainable):  # type: ignore[misc]  # ray is not typed
