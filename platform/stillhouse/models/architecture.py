@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.errors import did_you_mean
 from stillhouse.models.example_input import example_input
@@ -101,6 +101,7 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         ValueError: the model does not return one tensor [B, num_classes], and has no `num_outputs`.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    outputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
     handles = []
     for layer, module in modules.items():
@@ -110,6 +111,8 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         def note(_module: nn.Module, _inputs: object, output: object, layer: str = layer) -> None:
             if isinstance(output, torch.Tensor) and output.ndim >= 2:
                 shapes[layer] = tuple(output.shape[1:])
+                if output.ndim == 2:
+                    outputs[layer] = output
 
         handles.append(module.register_forward_hook(note))
     try:
@@ -131,7 +134,7 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         input_shape=input_shape,
         shapes=shapes,
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
-        pooled=pooled if pooled is not None else _pooled(shapes),
+        pooled=pooled if pooled is not None else _pooled(outputs, logits),
         preactivations=tuple(layer for layer in preactivations if not _is_point(shapes.get(layer))),
         batch_norms=tuple(layer for layer in shapes if _is_affine_norm(modules[layer])),
     )
@@ -154,6 +157,7 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _pooled(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    vectors = [layer for layer, shape in shapes.items() if len(shape) == 1]
-    return vectors[-2] if len(vectors) > 1 else None
+def _pooled(vectors: Mapping[str, Tensor], logits: Tensor) -> str | None:
+    """The last vector before the logits, which the last layer and those that contain it return."""
+    before = [layer for layer, vector in vectors.items() if vector is not logits]
+    return before[-1] if before and len(before) < len(vectors) else (before[-2] if len(before) > 1 else None)
