@@ -37,6 +37,8 @@ class Architecture:
         pooled: the layer whose output is the embedding [K] before the classifier, if there is one.
         preactivations: layers whose outputs are the stages' maps before their last ReLU, if there are such layers.
         batch_norms: the BatchNorm layers with weights, in the order in which they run.
+        kept_channels: of a student that began as its teacher, by layer, the teacher's channels that remain, where some were
+            removed; None for every other network.
     """
 
     name: str
@@ -47,6 +49,22 @@ class Architecture:
     pooled: str | None = None
     preactivations: tuple[str, ...] = ()
     batch_norms: tuple[str, ...] = ()
+    kept_channels: Mapping[str, tuple[int, ...]] | None = None
+
+    def channels_of(self, teacher: "Architecture", layer: str) -> tuple[int, ...] | None:
+        """The channels of the teacher's layer of the same name that this student's layer has, as it began as that teacher.
+
+        None if it did not, if the teacher has no such layer, or if it is not known which channels remain.
+
+        Raises:
+            UnknownLayer: the student has no such layer.
+        """
+        channels, *positions = self.shape(layer)
+        if self.kept_channels is None or layer not in teacher.shapes:
+            return None
+        of_teacher, *of_its_positions = teacher.shapes[layer]
+        kept = self.kept_channels.get(layer, tuple(range(of_teacher)))
+        return kept if positions == of_its_positions and len(kept) == channels and max(kept) < of_teacher else None
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """Output shape of `layer` without the batch dimension: (K,) or (K, H, W).
