@@ -28,6 +28,11 @@ _NO_MEMORY_STATUSES = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"
 PyTorch raises them as plain `RuntimeError`s, so that the name is all that identifies them."""
 
 
+def laid_out(batch: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    """The batch in the memory format; one that is no batch of images or maps [B, K, H, W] in PyTorch's own."""
+    return batch.contiguous(memory_format=memory_format if batch.ndim == 4 else torch.contiguous_format)
+
+
 def limit_memory(gpu_share: float) -> None:
     """Limits the allocator of this process to its share of the GPU, less what the process takes outside the allocator.
 

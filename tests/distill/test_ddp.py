@@ -18,6 +18,7 @@ from stillhouse.distill.ddp import Workers, split_problem
 from stillhouse.distill.method import Method, MethodError, Step
 from stillhouse.distill.stage_training import EpochPlace
 from stillhouse.distill.trainer import Trainer
+from stillhouse.tasks import find as find_task
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -268,7 +269,7 @@ class OwnStep(Method):
     ("method", "reason"), [(Related(), "relates the samples of a batch"), (OwnStep(), "has its own training step")]
 )
 def test_methods_that_need_the_whole_batch_refuse_a_part(make_trainer: MakeTrainer, method: Method, reason: str) -> None:
-    assert reason in (split_problem(method) or "")
+    assert reason in (split_problem(method, find_task()) or "")
     with pytest.raises(MethodError, match=reason):
         make_trainer(method, recipe={"micro_batch": 8})
     make_trainer(method, recipe={"micro_batch": "auto"})

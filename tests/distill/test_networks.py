@@ -10,6 +10,7 @@ from stillhouse.distill.ddp import ALONE
 from stillhouse.distill.method import Helper, Method, Setup
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
 from stillhouse.models.architecture import Architecture
+from stillhouse.tasks import find as find_task
 
 STUDENT = Architecture(name="mlp", num_classes=2, input_shape=(1, 8, 8), shapes={})
 
@@ -56,7 +57,9 @@ class Helped(Method):
 
 def test_helpers_depend_on_the_seed_and_only_trainable_ones_require_gradients() -> None:
     setup = Setup(teacher=None, student=STUDENT, new_student=nn.Identity, num_samples=4, epochs=1)
-    one, same, other = (make_helpers(Helped(), setup, seed=seed, device="cpu", workers=ALONE) for seed in (1, 1, 2))
+    one, same, other = (
+        make_helpers(Helped(), find_task(), setup, seed=seed, device="cpu", workers=ALONE) for seed in (1, 1, 2)
+    )
     assert torch.equal(weight(one["free"].module), weight(same["free"].module))
     assert not torch.equal(weight(one["free"].module), weight(other["free"].module))
     assert weight(one["free"].module).requires_grad
@@ -72,7 +75,9 @@ class WithMaps(Method):
 def test_helpers_on_a_gpu_have_the_students_memory_format(device: str, converted: bool) -> None:
     """On a CPU the bits of earlier versions matter more."""
     setup = Setup(teacher=None, student=STUDENT, new_student=nn.Identity, num_samples=4, epochs=1)
-    helpers = make_helpers(WithMaps(), setup, seed=1, device=device, workers=ALONE, memory_format=torch.channels_last)
+    helpers = make_helpers(
+        WithMaps(), find_task(), setup, seed=1, device=device, workers=ALONE, memory_format=torch.channels_last
+    )
     made = weight(helpers["connector"].module).is_contiguous(memory_format=torch.channels_last)
     assert made is converted
 

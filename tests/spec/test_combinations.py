@@ -31,7 +31,6 @@ def notes(**sections: Any) -> list[str]:
             {"search": {"algorithm": "grid", "trials_per_method": 3}},
             "search.trials_per_method has no effect with search.algorithm: grid, which runs every combination",
         ),
-        ({"views": {"count": 4}}, "views.count has no effect with an empty views.policy: all views are the unchanged images"),
         ({"training": {"optimizer": "adam", "nesterov": True}}, "training.nesterov has no effect with optimizer: adam"),
         ({"training": {"gamma": 0.5}}, "training.gamma has no effect with schedule: one_cycle"),
         (

@@ -56,7 +56,7 @@ def test_the_targets_of_mixed_samples_are_the_shares_of_both_classes() -> None:
 
 
 def test_a_teacher_provides_one_logit_for_each_class() -> None:
-    assert TASK.output_shapes(7) == {"logits": (7,)}
+    assert TASK.output_shapes(7, (1, 8, 8)) == {"logits": (7,)}
 
 
 def test_the_trivial_value_is_the_share_of_the_most_common_class() -> None:

@@ -74,7 +74,7 @@ class Misnamed(Classification):  # type: ignore[valid-type, misc]
 
 
 class Misshaped(Classification):  # type: ignore[valid-type, misc]
-    def output_shapes(self, num_outputs: int) -> dict[str, tuple[int, ...]]:
+    def output_shapes(self, num_outputs: int, input_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"logits": (num_outputs + 1,)}
 
 

@@ -62,9 +62,9 @@ def methods(ctx: typer.Context) -> Sequence[str]:
 
 @_beginning
 def models(ctx: typer.Context) -> Sequence[str]:
-    from stillhouse.models.registry import model_names
+    from stillhouse.models.registry import all_model_names
 
-    return model_names()
+    return all_model_names()
 
 
 @_beginning

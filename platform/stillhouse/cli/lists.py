@@ -119,9 +119,9 @@ def list_models(
 ) -> int:
     """List the models with their sizes for 100 classes on 3x32x32 images, or show one."""
     from stillhouse.cli.catalogue import model_facts
-    from stillhouse.models.registry import model_names
+    from stillhouse.models.registry import all_model_names
 
-    facts = [model_facts(each, full=name is not None) for each in ([name] if name is not None else model_names())]
+    facts = [model_facts(each, full=name is not None) for each in ([name] if name is not None else all_model_names())]
     if as_json:
         print_json(facts[0] if name is not None else facts)
         return OK

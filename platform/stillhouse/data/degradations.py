@@ -98,7 +98,7 @@ def degraded(split: Split, name: str) -> Split:
     Args:
         name: of `DEGRADATIONS`.
     """
-    return Split(cast("Tensor", _DegradedImages(split.images, DEGRADATIONS[name])), split.labels)
+    return Split(cast("Tensor", _DegradedImages(split.images, DEGRADATIONS[name])), split.labels, split.name)
 
 
 class _DegradedImages:

@@ -1,4 +1,4 @@
-"""What decides the value of a trained model on a data set, besides the model: test split, classes, normalisation."""
+"""What decides the value of a trained model on a data set, besides the model: test split, classes, normalisation, judge."""
 
 from typing import Any
 
@@ -14,15 +14,19 @@ from stillhouse.durable import bytes_hash, content_hash
 def evaluation_identity(data: ImageData) -> dict[str, str]:
     """Hashes by name, each equal for equal content: `test` (images and targets), `classes` (names and order), `normalisation`.
 
+    And `judge`, what the metric needs besides: `ImageData.prepared`, where there is something.
+
     The test split is loaded, unless it was before.
 
     Raises:
         UsageError: the files of the test split are missing or damaged.
     """
+    judge = {name: [list(array.shape), _hash(array)] for name, array in sorted(data.prepared.items())}
     return {
         "test": _split_hash(data.test),
         "classes": content_hash(list(data.class_names)),
         "normalisation": content_hash([list(data.mean), list(data.std)]),
+        **({"judge": content_hash(judge)} if judge else {}),
     }
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -23,12 +23,21 @@ Images = Tensor | PackedImages | HostImages
 """uint8 [N, C, H, W]: a tensor, packed images, which are decoded when they are read, or images outside of a GPU's memory."""
 
 
+_PREPARED = "prepared."
+"""What the names of the arrays of `ImageData.prepared` begin with."""
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and labels, on the CPU: int64 [N] for classes, float32 [N] or [N, K] for numbers."""
+    """Images uint8 [N, C, H, W] and labels, on the CPU: int64 [N] for classes, float32 [N] or [N, K] for numbers.
+
+    Attributes:
+        name: `train`, `validation` or `test`; a part of a split has its name.
+    """
 
     images: Tensor
     labels: Tensor
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,6 +82,7 @@ class ImageData:
         model_options: options that every model of this data set is built with, if it has them, such as the number of tokens.
         files: what a user of a trained model needs besides it, by file name, such as a tokenizer.
         notes: what a user should know of the data, as sentences; reading the test split may add some.
+        prepared: what the task's metric needs of the data set (`Task.prepare`), by name; travels to every process.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
     """
 
@@ -93,9 +103,13 @@ class ImageData:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     notes: list[str] = field(default_factory=list)
+    prepared: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     test_reads: int = 0
     _test: Split | None = field(default=None, repr=False)
     _scales: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.train, self.validation = replace(self.train, name="train"), replace(self.validation, name="validation")
 
     @property
     def test(self) -> Split:
@@ -106,7 +120,7 @@ class ImageData:
         """
         if self._test is None:
             read = self.read_test()
-            self._test = read if isinstance(read, Split) else split_of(read)
+            self._test = replace(read if isinstance(read, Split) else split_of(read), name="test")
             self.test_reads += 1
         return self._test
 
@@ -139,6 +153,7 @@ class ImageData:
             else:
                 arrays[f"{name}_images"] = split.images.numpy()
             arrays[f"{name}_labels"] = split.labels.numpy()
+        arrays |= {f"{_PREPARED}{name}": array for name, array in self.prepared.items()}
         return arrays, self.facts()
 
     @classmethod
@@ -175,6 +190,7 @@ class ImageData:
             read_test=read_test or (lambda: split("test")),
             task=facts.get("task"),
             folder=facts.get("folder"),
+            prepared={name.removeprefix(_PREPARED): array for name, array in arrays.items() if name.startswith(_PREPARED)},
         )
 
     def facts(self) -> ImageDataFacts:
@@ -232,7 +248,7 @@ def images_for(images: Images, device: str, *, resident: bool = True) -> Images:
 
 def split_for(split: Split, device: str, *, resident: bool = True) -> Split:
     """The split for computation on `device`, as `images_for`."""
-    return Split(cast("Tensor", images_for(split.images, device, resident=resident)), split.labels.to(device))
+    return Split(cast("Tensor", images_for(split.images, device, resident=resident)), split.labels.to(device), split.name)
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

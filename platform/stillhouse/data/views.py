@@ -29,7 +29,7 @@ class Views:
     """`count` augmentations of a split of `num_samples` images.
 
     The pixels of a sample are a pure function of (policy, seed, view, sample index). An empty policy has one view, the
-    images as they are.
+    images as they are, unless inputs are `drawn`.
 
     Parameters are computed for a whole view at its first use and then looked up: both together take 0.2 us per sample for
     crop and flip, 0.5 us with cutmix, in batches of 128 on one busy core.
@@ -37,6 +37,7 @@ class Views:
     Attributes:
         policy: names of operations, or {name: options}, in the order in which they are applied.
         count: number of distinct views.
+        drawn: whether a task draws its inputs anew in each view, so that views differ with an empty policy too.
 
     Raises:
         UsageError: the policy is wrong; the message has one line for each problem.
@@ -47,6 +48,7 @@ class Views:
     input_shape: Shape
     num_samples: int
     seed: int = 0
+    drawn: bool = False
     _operations: tuple[Operation, ...] = field(init=False, repr=False, compare=False)
     _lock: threading.Lock = field(init=False, repr=False, compare=False)
     _tables: dict[tuple[int, torch.device], "_Table"] = field(init=False, repr=False, compare=False)
@@ -58,7 +60,7 @@ class Views:
             raise UsageError(f"views need a count >= 1 of a split with samples, got {self.count} and {self.num_samples}")
         operations = tuple(_operation(entry) for entry in self.policy)
         object.__setattr__(self, "policy", tuple(self.policy))
-        object.__setattr__(self, "count", self.count if operations else 1)
+        object.__setattr__(self, "count", self.count if operations or self.drawn else 1)
         object.__setattr__(self, "_operations", operations)
         object.__setattr__(self, "_lock", threading.Lock())
         object.__setattr__(self, "_tables", {})
@@ -118,14 +120,17 @@ class Views:
 
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal if and only if the pixels of every view are, for the same images."""
+        drawn = {"drawn": True} if self.drawn else {}
         if not self._operations:
-            return {"version": POLICY_VERSION, "policy": [], "seed": 0, "input_shape": list(self.input_shape)}
+            seed = self.seed if self.drawn else 0
+            return {"version": POLICY_VERSION, "policy": [], "seed": seed, "input_shape": list(self.input_shape), **drawn}
         return {
             "version": POLICY_VERSION,
             "policy": [{operation.name: operation.options(self.input_shape)} for operation in self._operations],
             "seed": self.seed,
             "input_shape": list(self.input_shape),
             **({"num_samples": self.num_samples} if self.changes_labels else {}),
+            **drawn,
         }
 
     def _changed(self, images: Images, indices: Tensor, parameters: Sequence[Parameters]) -> Tensor:
@@ -171,7 +176,7 @@ class Views:
         return names, torch.from_numpy(stacked)
 
     def __reduce__(self) -> tuple[type["Views"], tuple[Any, ...]]:
-        return Views, (self.policy, self.count, self.input_shape, self.num_samples, self.seed)
+        return Views, (self.policy, self.count, self.input_shape, self.num_samples, self.seed, self.drawn)
 
 
 _Table = tuple[list[tuple[int, str]], Tensor]

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stillhouse.data.hashing import derive_key, permutation
 from stillhouse.data.images import ImageData, Images, read_ahead
+from stillhouse.device import laid_out
 from stillhouse.distill.batches import even_parts
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.models.modes import evaluating
@@ -61,7 +62,7 @@ def recompute_statistics(
             for share in shares:
                 read = images.index_select(0, share.to(images.device) if isinstance(images, torch.Tensor) else share)
                 inputs = task.evaluation_inputs(data, read.to(device), share.to(device))
-                model(inputs.contiguous(memory_format=memory_format))
+                model(laid_out(inputs, memory_format))
 
 
 def _is_trained(module: nn.Module) -> bool:

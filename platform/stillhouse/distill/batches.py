@@ -16,6 +16,7 @@ from stillhouse.data.hashing import reading_order
 from stillhouse.data.images import ImageData, read_ahead, split_for
 from stillhouse.data.uploaded_order import UploadedOrder
 from stillhouse.data.views import Views
+from stillhouse.device import laid_out
 from stillhouse.tasks import of
 
 Indices = NDArray[np.int64]
@@ -32,7 +33,7 @@ class Batch:
     Attributes:
         images: [B, channels, H, W] float32, augmented and normalised.
         labels: [B] or [B, K], the samples' own targets.
-        targets: what the supervised loss takes: `labels`, or what the task makes of them where the view mixes samples.
+        targets: what the supervised loss takes: `labels`, or what the task makes of them, as where the view mixes samples.
         indices: [B] int64 on the trainer's device, places in the training split.
     """
 
@@ -116,11 +117,11 @@ class TrainingSplit:
         read = places if isinstance(self.images, Tensor) else on_cpu
         inputs = self._task.inputs(self._data, self._views, self.images, read, view)
         labels = self.labels[places]
-        targets = labels
+        targets = self._task.training_targets(self._data, self._views, self.images, read, view, labels)
         if (mixing := self._views.mixing(places, view)) is not None:
             partners, shares = mixing
             targets = self._task.mix(labels, self.labels[partners], shares, self._data.num_classes)
-        return Batch(inputs.contiguous(memory_format=self._memory_format), labels, targets, places)
+        return Batch(laid_out(inputs, self._memory_format), labels, targets, places)
 
     def unread(self, indices: Indices) -> Batch:
         """A batch whose images are not read: no image, no label, only the places."""

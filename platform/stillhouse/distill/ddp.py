@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillhouse.distill.method import Method
+from stillhouse.tasks import Task
 
 Terms = dict[str, Tensor]
 
@@ -65,8 +66,10 @@ class Workers:
 ALONE = Workers()
 
 
-def split_problem(method: Method) -> str | None:
+def split_problem(method: Method, task: Task) -> str | None:
     """Why the method cannot train on a part of each batch; None when it can."""
+    if not task.separable and method.uses_supervised_loss:
+        return f"has the loss of task {task.name}, which must see each batch whole"
     if type(method).step is not Method.step:
         return "has its own training step, which must see each batch whole"
     if method.needs_whole_batch:

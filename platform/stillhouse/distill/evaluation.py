@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.degradations import noise
 from stillhouse.data.images import ImageData, Split, read_ahead
+from stillhouse.device import laid_out
 from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.errors import StillhouseError
 from stillhouse.models.batch_parts import BatchParts
@@ -38,12 +39,12 @@ def evaluate(
         NoNumbersError: the model returns NaN, from which a metric may still make a number; raised on every worker.
     """
     task = of(data)
-    evaluator = task.evaluator()
+    evaluator = task.evaluator_for(data)
     spoiled = _forward(model, task, data, split, device, memory_format, (workers.rank, workers.size), evaluator.update)
     counts = workers.gather(spoiled) if workers.size > 1 else [spoiled]
     _refuse_nan(sum(int(each) for each in counts), split)
     if workers.size > 1:
-        evaluator = _merged(evaluator, task, workers, device)
+        evaluator = _merged(evaluator, task.evaluator_for(data), workers, device)
     return evaluator.result()
 
 
@@ -82,9 +83,9 @@ def can_degrade(data: ImageData) -> bool:
     return not torch.equal(*inputs)
 
 
-def value_of(outputs: SplitOutputs, task: Task) -> float:
+def value_of(outputs: SplitOutputs, data: ImageData) -> float:
     """The value of the task's metric for outputs that `split_outputs` kept."""
-    evaluator = task.evaluator()
+    evaluator = of(data).evaluator_for(data)
     evaluator.update(outputs.outputs, outputs.targets)
     return evaluator.result()
 
@@ -104,7 +105,7 @@ def _forward(
     part: tuple[int, int],
     take: Callable[[Mapping[str, Tensor], Tensor], None],
 ) -> Tensor:
-    """Gives outputs and targets of every n-th batch of the split from batch k on, for `part` (k, n), to `take`.
+    """Gives judged outputs and targets of every n-th batch of the split from batch k on, for `part` (k, n), to `take`.
 
     Returns:
         int64 [1] on the device: how many images gave NaN.
@@ -123,21 +124,20 @@ def _forward(
             indices = torch.arange(start, start + len(labels), device=device)
 
             def run(rows: slice, images: Tensor = images, indices: Tensor = indices) -> tuple[slice, dict[str, Tensor]]:
-                inputs = task.evaluation_inputs(data, images[rows], indices[rows])
-                raw = model(inputs.contiguous(memory_format=memory_format))
+                inputs = task.split_inputs(data, split, images[rows], indices[rows])
+                raw = model(laid_out(inputs, memory_format))
                 return rows, task.outputs(raw)
 
             for rows, outputs in parts.apply(images, run):
-                take(outputs, labels[rows])
+                take(task.judged(data, outputs, start + (rows.start or 0)), labels[rows])
                 spoiled += torch.stack([each.isnan().flatten(1).any(1) for each in outputs.values()]).any(0).sum()
     model.train(was_training)
     return spoiled
 
 
-def _merged(own: Evaluator, task: Task, workers: Workers, device: str) -> Evaluator:
-    """An evaluator with what the evaluators of all workers have seen, the same one on each of them."""
+def _merged(own: Evaluator, whole: Evaluator, workers: Workers, device: str) -> Evaluator:
+    """The evaluator `whole`, which saw nothing, with what those of all workers have seen; the same on each of them."""
     gathered = {name: workers.gather(value.to(device)) for name, value in sorted(own.state().items())}
-    whole = task.evaluator()
     for rank in range(workers.size):
         whole.merge({name: values[rank] for name, values in gathered.items()})
     return whole

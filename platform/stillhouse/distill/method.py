@@ -241,7 +241,7 @@ class Step:
         Each is a scalar, the mean over the batch. It takes the student's outputs and the batch's targets.
         """
         assert self.outputs, f"stage '{self.stage.name}' does not run the student to its end"
-        return self.task.supervised_terms(self.student, self.outputs, self.targets)
+        return self.task.step_terms(self)
 
     def supervised(self) -> Tensor:
         """The task's supervised loss on this batch: the sum of `supervised_terms`, a scalar."""
@@ -411,6 +411,14 @@ class Method(Configured):
     def differentiates_images(self) -> bool:
         """Whether the loss reads the student's gradient with respect to its images: `step.input_gradient()`."""
         return False
+
+    @property
+    def uses_supervised_loss(self) -> bool:
+        """Whether the loss contains the task's supervised loss. If not, the task's own helpers are not trained.
+
+        True for most methods.
+        """
+        return True
 
     @property
     def needs_whole_batch(self) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.ddp import Workers, share_statistics
 from stillhouse.distill.method import Helper, Method, Setup
+from stillhouse.tasks import Task
 
 
 class StudentFactory:
@@ -44,6 +45,7 @@ class StudentFactory:
 
 def make_helpers(
     method: Method,
+    task: Task,
     setup: Setup,
     *,
     seed: int,
@@ -52,7 +54,7 @@ def make_helpers(
     memory_format: torch.memory_format = torch.contiguous_format,
     sync_batchnorm: bool = False,
 ) -> dict[str, Helper]:
-    """The method's helpers on the device, by name; only trainable ones require gradients.
+    """The helpers of the method and of its task on the device, by name; only trainable ones require gradients.
 
     Args:
         memory_format: of the student's images and maps; helpers on a GPU have it too, so that maps need not be converted. On a
@@ -62,6 +64,11 @@ def make_helpers(
     with torch.random.fork_rng(devices=rng_devices(device)):
         torch.manual_seed(derive_seed(seed, "helpers"))
         helpers = dict(method.modules(setup))
+        if method.uses_supervised_loss:
+            torch.manual_seed(derive_seed(seed, "helpers of the task"))
+            of_task = task.helpers(setup.student.num_classes, setup.student.input_shape)
+            assert not helpers.keys() & of_task.keys(), f"method and task both name a helper {', '.join(of_task)}"
+            helpers |= {name: Helper(module=module) for name, module in of_task.items()}
     for helper in helpers.values():
         helper.module.to(device)
         if torch.device(device).type != "cpu":

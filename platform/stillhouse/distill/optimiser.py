@@ -10,6 +10,9 @@ from stillhouse.distill.schedule import learning_rate
 from stillhouse.distill.separate_momentum import separate_gradients, step_separately, summed
 from stillhouse.spec.training import Training
 
+_BETA2 = 0.999
+"""PyTorch's own."""
+
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser that `training` names over all parameters of `module` that require gradients."""
@@ -25,9 +28,10 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
             nesterov=training.nesterov and training.momentum > 0,
             fused=fused,
         )
+    betas = training.adam_beta1, _BETA2
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused)
 
 
 def fuses(parameters: Iterable[Tensor]) -> bool | None:

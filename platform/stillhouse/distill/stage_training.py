@@ -177,7 +177,8 @@ class StageTraining:
     def _step_on(self, indices: Indices, at: EpochPlace, number: int) -> dict[str, Tensor]:
         method, workers = self._given.method, self._given.workers
         if self._joint_loss is None:
-            return method.step(self.make_step(indices, at, number), self.optimisers)
+            step = self.make_step(indices, at, number)
+            return self._train_task_helpers(step) | method.step(step, self.optimisers)
         logged: dict[str, Tensor] = {}
         parts = self._parts(indices)
         self.optimisers.clear()
@@ -192,6 +193,15 @@ class StageTraining:
                 logged[name] = logged.get(name, 0) + term.detach() * share
         self.optimisers.apply()
         return logged
+
+    def _train_task_helpers(self, step: Step) -> dict[str, Tensor]:
+        """One step of each helper that the task's loss needs; returns their terms to log."""
+        if not self._given.method.uses_supervised_loss:
+            return {}
+        terms = dict(self._given.task.helper_terms(step))
+        for name, loss in terms.items():
+            self.optimisers.minimise(loss, name)
+        return terms
 
     def make_step(self, indices: Indices, at: EpochPlace, number: int, *, part: tuple[int, int] | None = None) -> Step:
         """The step of the epoch's batch `number`, with the outputs of student and teacher.

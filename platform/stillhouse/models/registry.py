@@ -1,4 +1,4 @@
-"""Models by name: shipped ones, torchvision's, timm's, and user-defined functions."""
+"""Models by name: shipped ones, torchvision's, and user-defined functions."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +20,7 @@ from stillhouse.errors import (
 )
 from stillhouse.models import (
     cnn,
+    gan,
     ghost,
     ghost_cifar,
     lenet,
@@ -29,7 +30,6 @@ from stillhouse.models import (
     resnet,
     shufflenet_v1,
     shufflenet_v2,
-    timm_models,
     torchvision_models,
     vgg,
     vit,
@@ -39,7 +39,7 @@ from stillhouse.models.architecture import describe
 from stillhouse.models.layer_limit import TooManyLayersError, bounded_building, check_layers
 from stillhouse.models.layers import Shape
 from stillhouse.models.options import broken_rule
-from stillhouse.user_code import check_origin, import_user_module, is_of_library, user_code
+from stillhouse.user_code import check_origin, import_user_module, user_code
 
 Builder = Callable[..., nn.Module]
 
@@ -58,13 +58,22 @@ _FAMILIES = (
     ghost,
     ghost_cifar,
 )
-_SHIPPED: dict[str, Builder] = {name: builder for family in _FAMILIES for name, builder in family.MODELS.items()}
-_TORCHVISION, _TIMM = "torchvision", "timm"
+_OTHER_FAMILIES = (gan,)
+"""Of networks that do not classify images."""
+_SHIPPED: dict[str, Builder] = {
+    name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES) for name, builder in family.MODELS.items()
+}
+_TORCHVISION = "torchvision"
 _GIVEN = ("num_classes", "input_shape")
 
 
 def model_names() -> list[str]:
-    """The names of the shipped models, family by family."""
+    """The names of the shipped models that classify images, family by family."""
+    return [name for family in _FAMILIES for name in family.MODELS]
+
+
+def all_model_names() -> list[str]:
+    """The names of all shipped models: those of `model_names`, then those of other tasks."""
     return list(_SHIPPED)
 
 
@@ -81,7 +90,7 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     """A model with new weights from torch's global generator, which the caller seeds; its `forward` returns logits.
 
     Args:
-        model: a shipped name, `torchvision:<name>` (or the bare name if no shipped model has it), `timm:<name>`, or
+        model: a shipped name, `torchvision:<name>` (or the bare name if no shipped model has it), or
             `package.module:function` for a user-defined one, called with `num_classes`, `input_shape` and the options.
         num_classes: number of logits.
         input_shape: (channels, height, width).
@@ -162,17 +171,16 @@ def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
 
 def is_user_defined(model: str) -> bool:
     """Whether the model is a user's `package.module:function`."""
-    return ":" in model and not is_of_library(model)
+    prefix, colon, _ = model.partition(":")
+    return bool(colon) and prefix != _TORCHVISION
 
 
 def _builder(model: str) -> Builder:
     if model in _SHIPPED:
         return _SHIPPED[model]
     prefix, colon, rest = model.partition(":")
-    if is_user_defined(model):
+    if colon and prefix != _TORCHVISION:
         return _imported(model, prefix, rest)
-    if colon and prefix == _TIMM:
-        return partial(timm_models.build_timm, timm_models.timm_name(rest))
     name = rest if colon else model
     known = torchvision_models.torchvision_names()
     if name in known:
@@ -180,8 +188,7 @@ def _builder(model: str) -> Builder:
     if colon:
         raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, known)}")
     hint = did_you_mean(model, _SHIPPED)
-    others = "torchvision:<name>, timm:<name>, or package.module:function of your own"
-    raise UnknownNameError(f"no model '{model}'{hint}; or {others}")
+    raise UnknownNameError(f"no model '{model}'{hint}; or torchvision:<name>, or package.module:function of your own")
 
 
 def _imported(model: str, module_name: str, function_name: str) -> Builder:
@@ -226,7 +233,7 @@ def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -
 
 
 def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
-    """The rules are those of the shipped models and those of libraries: a user-defined `width` may mean something else."""
+    """The rules are those of the shipped models and torchvision's: a user-defined `width` may mean something else."""
     ours = builder in _SHIPPED.values() or isinstance(builder, partial)
     return broken_rule(option, value) if ours else None
 

@@ -146,8 +146,6 @@ def idle_settings(spec: SweepSpec) -> list[str]:
             )
     if spec.search.algorithm == "grid" and spec.search.trials_per_method != default.trials_per_method:
         notes.append("search.trials_per_method has no effect with search.algorithm: grid, which runs every combination")
-    if spec.views.count > 1 and not spec.views.policy:
-        notes.append("views.count has no effect with an empty views.policy: all views are the unchanged images")
     notes += _idle_training("training", spec.training)
     for name, teacher in spec.teachers.items():
         if teacher.weights is None:

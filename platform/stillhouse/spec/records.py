@@ -138,15 +138,17 @@ class Basis(_Record):
         test: hash of the test split.
         classes: hash of the classes' names, in their order.
         normalisation: hash of the pixels' normalisation.
+        judge: hash of what the metric needs besides, such as a classifier; empty where it needs nothing.
         teachers: identities of the networks that taught the trial, as they were loaded, in the order of `Trial.teachers`.
         given: hash of the weights that a user-defined student brings with it, such as those that its function reads.
         source: identity of the teacher whose weights the student began with.
     """
 
-    omitted: ClassVar[tuple[str, ...]] = ("source",)
+    omitted: ClassVar[tuple[str, ...]] = ("source", "judge")
     test: str = ""
     classes: str = ""
     normalisation: str = ""
+    judge: str = ""
     teachers: list[str] = Field(default_factory=list)
     given: str = ""
     source: str = ""
@@ -154,7 +156,7 @@ class Basis(_Record):
     @property
     def evaluation(self) -> dict[str, str]:
         """The part that decides the value of a trained student, by name, as far as it is known."""
-        known = {"test": self.test, "classes": self.classes, "normalisation": self.normalisation}
+        known = {"test": self.test, "classes": self.classes, "normalisation": self.normalisation, "judge": self.judge}
         return {name: value for name, value in known.items() if value}
 
 

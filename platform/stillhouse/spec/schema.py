@@ -98,11 +98,6 @@ class ViewsSpec(Section):
     policy: tuple[Annotated[Any, PlainValidator(_parse_policy_entry)], ...] = ()
     count: Annotated[int, Field(ge=1, le=100_000)] = 1
 
-    @property
-    def distinct(self) -> int:
-        """The number of views that differ: one if nothing is augmented."""
-        return self.count if self.policy else 1
-
 
 def _parse_custom(value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):

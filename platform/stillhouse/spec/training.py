@@ -4,6 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_BETA1 = 0.9
+"""PyTorch's own, and that of releases without the key."""
+
 
 class Training(BaseModel):
     """The recipe of one training run. Its defaults are those of the first release; `spec.recipes` has those of new sweeps.
@@ -13,6 +16,7 @@ class Training(BaseModel):
         optimizer: `sgd` has momentum; `adam` and `adamw` have their usual constants.
         learning_rate: the peak rate; null means 0.05 for sgd and 0.001 for adam and adamw.
         momentum: the momentum of `sgd`.
+        adam_beta1: the decay of the mean of gradients of `adam` and `adamw`; generators train better with 0.5.
         nesterov: whether `sgd` uses Nesterov's momentum.
         weight_decay: the factor by which all parameters decay, those of biases and normalisation layers included.
         schedule: how the rate changes over the run: not at all, in steps, along a cosine to zero, or up and down (one cycle).
@@ -40,6 +44,7 @@ class Training(BaseModel):
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = _BETA1
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
@@ -67,6 +72,8 @@ class Training(BaseModel):
             del plain["mixed_passes"]
         if not self.sync_batchnorm:
             del plain["sync_batchnorm"]
+        if self.adam_beta1 == _BETA1:
+            del plain["adam_beta1"]
         return plain
 
     @property

@@ -41,7 +41,7 @@ def initial_facts(
         planned=plan.num_trials,
         teachers=list((earlier and earlier.teachers) or teachers),
         objectives=plan.spec.objectives,
-        notes=[*plan.notes, *later_notes],
+        notes=[*plan.notes, *tasks.of(data).prepared_notes(data), *later_notes],
         environment=earlier.environment if earlier else here,
         command=earlier.command if earlier else command,
         started=earlier.started if earlier else now(),

@@ -28,6 +28,8 @@ from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
 from stillhouse.sweep.teacher_setup import teacher_definition, trained_teacher
+from stillhouse.teachers import judges
+from stillhouse.teachers.library import TeacherLibrary
 
 VERIFIED_PAIRS = 1024
 
@@ -159,6 +161,7 @@ class Sweep:
             # Another process that sees the lock may request the sweep to end.
             with self.sweep_home.locked(), self._shutdown:
                 check_folder(self.sweep_home)
+                self._prepare_judge()
                 kept = self._as_begun()
                 spec = without_key(spec_to_dict(context.spec, secrets=True), kept)
                 self.sweep_home.write_spec(
@@ -183,6 +186,7 @@ class Sweep:
         definitions = [teacher_definition(name, context.spec, context.data, self.sweep_home.home) for name in names]
         compared, differences = 0, []
         if definitions:
+            self._prepare_judge()
             with context.connect() as cluster:
                 cluster.share(context.data)
                 for running in cluster.start_teachers(definitions, context.data, context.views):
@@ -218,11 +222,21 @@ class Sweep:
                     self.spec, address=self._address, home=home, progress=self._progress, shutdown=self._shutdown
                 ) as cluster,
             ):
+                self._prepare_judge()
                 cluster.share(data)
                 teachers = cluster.start_teachers(definitions, data, make_views(self.spec, data))
                 return [trained_teacher(running, self.metric) for running in teachers]
         except (KeyboardInterrupt, Interrupted) as interrupt:
             raise Interrupted("interrupted; the same command continues the training") from interrupt
+
+    def _prepare_judge(self) -> None:
+        """Trains or finds what the task's metric needs, before any model is judged."""
+        judges.prepare(
+            self.data(),
+            TeacherLibrary(self.sweep_home.home / "teachers"),
+            progress=self._progress.note,
+            ending=lambda: self._shutdown.requested,
+        )
 
     def _as_begun(self) -> frozenset[str]:
         """The teachers that keep the normalisation with which an earlier release began the sweep."""

@@ -14,15 +14,27 @@ from types import ModuleType
 from stillhouse.data.images import ImageData
 from stillhouse.errors import UnknownNameError, UsageError, describe_error, did_you_mean
 from stillhouse.knowledge.code_version import named_version
-from stillhouse.tasks.task import SHIPPED, Evaluator, Evidence, OutputProblem, Reduction, SplitOutputs, Task
+from stillhouse.tasks.task import (
+    SHIPPED,
+    Evaluator,
+    Evidence,
+    Judge,
+    OutputProblem,
+    Reduction,
+    SplitOutputs,
+    SupervisedStep,
+    Task,
+)
 from stillhouse.user_code import import_user_module, user_code
 
 __all__ = [
     "Evaluator",
     "Evidence",
+    "Judge",
     "OutputProblem",
     "Reduction",
     "SplitOutputs",
+    "SupervisedStep",
     "Task",
     "default",
     "find",

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillhouse.data.images import ImageData, Images, Split
 from stillhouse.data.targets import TargetRule
 from stillhouse.data.views import Views
+from stillhouse.models.architecture import Architecture
+from stillhouse.models.layers import Shape
 from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import Metric
+from stillhouse.spec.training import Training
 
 Reduction = Literal["mean", "sum"]
 
@@ -43,7 +47,7 @@ class SplitOutputs:
     """What a model returned for a whole split, in evaluation mode, on the CPU.
 
     Attributes:
-        outputs: {name: float32 [N, ...]}, as `Task.outputs` names them.
+        outputs: {name: float32 [N, ...]}, as `Task.judged` returns them; some may have the first samples only.
         targets: [N] or [N, K], the samples' own.
     """
 
@@ -64,6 +68,39 @@ class Evidence:
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A classifier of the data set's own classes that a metric needs. A sweep trains it once, and finds it by its content.
+
+    Attributes:
+        model: a shipped name, with `options`.
+        training: its recipe.
+    """
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Training
+    epochs: int
+    seed: int = 0
+
+
+class SupervisedStep(Protocol):
+    """A training step as a task sees it; `distill.method.Step` describes the attributes."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def student(self) -> nn.Module: ...
+    @property
+    def outputs(self) -> Mapping[str, Tensor]: ...
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+
 class Evaluator(Protocol):
     """Accumulates what a metric needs over the batches of a split; parts that were seen apart can be merged.
 
@@ -74,7 +111,7 @@ class Evaluator(Protocol):
         """Adds one batch.
 
         Args:
-            outputs: {name: [B, ...]}, as `Task.outputs` names them, of a model in evaluation mode.
+            outputs: {name: [B, ...]}, as `Task.judged` returns them, of a model in evaluation mode.
             targets: [B] or [B, K], the samples' own, on the outputs' device.
         """
 
@@ -100,6 +137,9 @@ class Task(ABC):
         targets: what the targets of a data set must look like.
         output: the name of the tensor that a model returns.
         mixes: whether the targets of two samples can be mixed, so that views may mix their images.
+        draws: whether inputs are drawn anew in each view, so that views differ although nothing is augmented.
+        separable: whether the loss of a batch is the mean of its samples' own losses. If not, batches are not divided among
+            workers or micro-batches, and no sample has a gradient of its own.
         measures: what `evidence` finds; a task without any is not asked.
     """
 
@@ -108,6 +148,8 @@ class Task(ABC):
     targets: ClassVar[TargetRule]
     output: ClassVar[str] = "prediction"
     mixes: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    separable: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = ()
 
     @property
@@ -121,9 +163,25 @@ class Task(ABC):
         """What every model of this data set is built with: `num_classes`, how many numbers it returns, and `input_shape`."""
         return {"num_classes": data.num_classes, "input_shape": data.input_shape}
 
+    def sample_shape(self, num_outputs: int, input_shape: Shape) -> Shape:
+        """The shape of what a model reads of one sample.
+
+        Args:
+            num_outputs: `ImageData.num_classes`.
+            input_shape: of a sample of the data set.
+        """
+        return input_shape
+
     def example_input(self, data: ImageData, count: int = 1, device: str | torch.device = "cpu") -> Tensor:
-        """Inputs [count, channels, H, W] of the right shape and type; of no particular content."""
-        return torch.zeros(count, *data.input_shape, device=device)
+        """Inputs [count, *sample_shape] of the right shape and type; of no particular content."""
+        return torch.zeros(count, *self.sample_shape(data.num_classes, data.input_shape), device=device)
+
+    def model_problem(self, model: Architecture) -> str | None:
+        """Why a model cannot be trained for the task, as words that follow its name; None if nothing is known."""
+        given = self.sample_shape(model.num_classes, model.input_shape)
+        if model.reads == given:
+            return None
+        return f"reads {in_words(model.reads)} of each sample, task {self.name} gives {in_words(given)}"
 
     def inputs(self, data: ImageData, views: Views, images: Images, indices: Tensor, view: int) -> Tensor:
         """What student and teacher read of the samples `indices` in `view`: normalised float32 [B, channels, H, W].
@@ -145,10 +203,25 @@ class Task(ABC):
         """
         return data.normalise(images)
 
+    def split_inputs(self, data: ImageData, split: Split, images: Tensor, indices: Tensor) -> Tensor:
+        """As `evaluation_inputs`, for a task whose inputs depend on the split: its `name` tells which one it is."""
+        return self.evaluation_inputs(data, images, indices)
+
     def first_inputs(self, data: ImageData, split: Split, count: int, device: str | torch.device = "cpu") -> Tensor:
         """What a model reads of the first `count` samples of a split as they are."""
         images = split.images[:count].to(device)
-        return self.evaluation_inputs(data, images, torch.arange(len(images), device=device))
+        return self.split_inputs(data, split, images, torch.arange(len(images), device=device))
+
+    def training_targets(
+        self, data: ImageData, views: Views, images: Images, indices: Tensor, view: int, labels: Tensor
+    ) -> Tensor:
+        """What the supervised loss compares the outputs of a batch with: the samples' own targets, or what they imply.
+
+        Args:
+            images, indices, view: as for `inputs`.
+            labels: [B] or [B, K], the samples' own targets.
+        """
+        return labels
 
     def mix(self, own: Tensor, others: Tensor, shares: Tensor, num_outputs: int) -> Tensor:
         """The targets of mixed samples: `shares` [B] of the own targets, the rest of those of the others.
@@ -161,11 +234,12 @@ class Task(ABC):
         """The named outputs {name: [B, ...]} of what a model returned: a tensor, or what else the task's models return."""
         return {self.output: raw}
 
-    def output_shapes(self, num_outputs: int) -> dict[str, tuple[int, ...]]:
+    def output_shapes(self, num_outputs: int, input_shape: Shape) -> dict[str, tuple[int, ...]]:
         """The shape, for one sample, of each output that a teacher can provide.
 
         Args:
             num_outputs: how many numbers a model returns for each sample, `ImageData.num_classes`.
+            input_shape: of a sample of the data set.
         """
         return {self.output: (num_outputs,)}
 
@@ -193,9 +267,62 @@ class Task(ABC):
         """
         return self.losses(outputs, targets, reduction)
 
+    def step_terms(self, step: SupervisedStep) -> dict[str, Tensor]:
+        """As `supervised_terms`, for a task whose loss needs more of a training step, such as the task's helpers."""
+        return self.supervised_terms(step.student, step.outputs, step.targets)
+
+    def helpers(self, num_outputs: int, input_shape: Shape) -> Mapping[str, nn.Module]:
+        """Networks that the supervised loss needs beside the student, by name; built under the trial's seed.
+
+        They are trained with the student, by its recipe, for methods with `uses_supervised_loss`, and are no part of it.
+
+        Args:
+            num_outputs: `ImageData.num_classes`.
+            input_shape: of a sample of the data set.
+        """
+        return {}
+
+    def helper_terms(self, step: SupervisedStep) -> Mapping[str, Tensor]:
+        """The loss of each helper on this batch, a scalar; minimised before the student's step."""
+        return {}
+
     @abstractmethod
     def evaluator(self) -> Evaluator:
         """A new evaluator that has seen nothing."""
+
+    def evaluator_for(self, data: ImageData) -> Evaluator:
+        """As `evaluator`, for a task whose metric needs the data set, such as what `prepare` made of it."""
+        return self.evaluator()
+
+    def judge(self, data: ImageData) -> Judge | None:
+        """The classifier that the metric needs; None if it needs none.
+
+        Raises:
+            UsageError: the data set cannot be judged, such as one with too few samples.
+        """
+        return None
+
+    def prepare(self, data: ImageData, judge: nn.Module, score: float) -> Mapping[str, NDArray[Any]]:
+        """What the metric needs of the data set, computed once for a sweep: `ImageData.prepared` of every process.
+
+        Args:
+            judge: trained, in evaluation mode; takes `ImageData.normalise`d images and returns logits.
+            score: its accuracy on the validation split.
+        """
+        return {}
+
+    def prepared_notes(self, data: ImageData) -> Sequence[str]:
+        """What a reader of results should know of what `prepare` computed, as sentences."""
+        return ()
+
+    def judged(self, data: ImageData, outputs: Mapping[str, Tensor], first: int) -> Mapping[str, Tensor]:
+        """What evaluator and evidence read of a batch of outputs: the outputs, or less where they are large.
+
+        Args:
+            outputs: {name: [B, ...]} of a model in evaluation mode.
+            first: the place of the batch's first sample in its split.
+        """
+        return outputs
 
     def trivial_value(self, targets: Tensor) -> float | None:
         """The metric's value on these targets of the best model that ignores its input; None if that is unknown.
@@ -216,3 +343,8 @@ class Task(ABC):
             teacher: the outputs on the test split of the teacher that the student is compared with; None where there is none.
         """
         return Evidence()
+
+
+def in_words(shape: Shape) -> str:
+    """`1x28x28 numbers`, `100 numbers`."""
+    return f"{'x'.join(map(str, shape))} numbers"

@@ -24,7 +24,8 @@ _LEAST = 0.02
 def doubts(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> list[str]:
     """Sentences on what looks wrong about a loaded teacher, each with its remedy; empty if nothing does."""
     found = [*_other_outputs(definition, model, data, device)]
-    if definition.weights is not None and not definition.normalisation_is_stated:
+    reads_images = not tasks.of(data).draws
+    if definition.weights is not None and not definition.normalisation_is_stated and reads_images:
         found += _better_normalisation(definition, model, data, device)
     return found
 
@@ -65,7 +66,7 @@ def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageD
 def _better_normalisation(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
     """Compares the usual normalisations on validation images."""
     metric, count = tasks.of(data).metric, min(_IMAGES, len(data.validation))
-    some = Split(data.validation.images[:count], data.validation.labels[:count])
+    some = Split(data.validation.images[:count], data.validation.labels[:count], data.validation.name)
     values = {}
     for name, normalisation in alternatives(data).items():
         handle = OwnNormalisation(normalisation, Normalisation.of(data)).attach(model)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ class TeacherLibrary:
                 new_student=definition.build,
                 method=Method(),
                 data=data,
-                views=Views(views.policy, definition.epochs, views.input_shape, views.num_samples, views.seed),
+                views=replace(views, count=definition.epochs),
                 training=definition.training,
                 epochs=definition.epochs,
                 seed=definition.seed,

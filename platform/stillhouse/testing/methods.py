@@ -140,7 +140,7 @@ def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
 
 def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
     """Unless `needs_whole_batch` is True, parts of a batch give the gradients of the whole batch, so workers may share it."""
-    if split_problem(trial.method) is not None:
+    if split_problem(trial.method, tasks.of(digits())) is not None:
         return
     for stage in range(len(trial.trainer().stages)):
         whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, 32), (0, 12, 32)))

@@ -150,7 +150,7 @@ def check_models(trial: TaskTrial) -> None:
     arguments = trial.task.model_arguments(trial.data)
     fitting = [name for name in model_names() if not model_problems(name, {}, **arguments)]
     assert trial.model in fitting, f"{trial.model} cannot be built with {arguments}"
-    promised = trial.task.output_shapes(trial.data.num_classes)
+    promised = trial.task.output_shapes(trial.data.num_classes, trial.data.input_shape)
     for name in fitting:
         with torch.no_grad():
             sketched = sketch_model(name, **arguments).eval()

@@ -203,7 +203,7 @@ def test_a_grid_of_millions_is_refused_without_being_listed() -> None:
 def test_settings_without_effect_are_noted_and_no_problem() -> None:
     found = survey({**SPEC, "search": {"reduction_factor": 4}, "views": {"count": 3}, "training": {"gamma": 0.5}})
     assert not found.problems
-    assert [note.split(" ")[0] for note in found.notes] == ["search.reduction_factor", "views.count", "training.gamma"]
+    assert [note.split(" ")[0] for note in found.notes] == ["search.reduction_factor", "training.gamma", "views.count"]
 
 
 def test_a_warning_of_a_method_becomes_a_note() -> None:

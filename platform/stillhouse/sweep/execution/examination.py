@@ -51,4 +51,4 @@ def examine(
     write_atomic(path, save({name: value.contiguous() for name, value in test.outputs.items()}))
     home.push(path)
     finite = {name: value for name, value in found.numbers.items() if math.isfinite(value)}
-    return value_of(test, task), Evidence(numbers=finite, details=found.details)
+    return value_of(test, data), Evidence(numbers=finite, details=found.details)

@@ -25,7 +25,7 @@ from stillhouse.sweep.search.draws import Draw
 from stillhouse.tasks import Task
 from stillhouse.user_code import user_code
 
-Describe = Callable[[StudentChoice, Sequence[str]], Architecture]
+Describe = Callable[[StudentChoice], Architecture]
 
 NEEDS_TEACHER = "needs a teacher"
 _ASSUMED_SAMPLES = 1000
@@ -84,13 +84,13 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
     """The draw as its trial runs; None when it cannot run.
 
     Args:
-        describe: the architecture of a network, and for a student the names of its teachers.
+        describe: the architecture of a network.
     """
     names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
     try:
-        student = describe(draw.student, names)
+        student = describe(draw.student)
         networks = [(name, spec.teachers[name]) for name in names]
-        teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options), ()) for name, each in networks]
+        teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options)) for name, each in networks]
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
             if not method.serves(tasks.find(spec.task).name) or method.recipe_problem(spec.training):
@@ -142,7 +142,7 @@ class DrawChecker:
         try:
             with user_code():
                 method = make_method(draw.method, draw.hyperparameters)
-                if (divided := self._divided_batches()) and (problem := split_problem(method)):
+                if (divided := self._divided_batches()) and (problem := split_problem(method, self._task)):
                     return PassedOver(f"{problem}, and {divided}")
                 if self._spec.training.sync_batchnorm and (problem := sync_batchnorm_problem(method)):
                     return PassedOver(f"{problem}; training.sync_batchnorm is true")
@@ -182,11 +182,13 @@ class DrawChecker:
 
         Raises:
             UnknownLayer: it has no such layer.
-            MethodError: the task has no such output.
+            MethodError: the task has no such output, or its samples have no losses of their own.
         """
         for layer in kind.layers:
             teacher.shape(layer)
-        outputs = self._task.output_shapes(self._num_classes)
+        if kind.of_input and not self._task.separable:
+            raise MethodError(f"reads gradients of single samples' losses, which task {self._task.name} does not have")
+        outputs = self._task.output_shapes(self._num_classes, teacher.input_shape)
         if not kind.layers and not kind.of_input and kind.output not in outputs:
             raise MethodError(
                 f"needs the teacher's output '{kind.output}', but task {self._task.name} has {', '.join(outputs)} only"

@@ -7,7 +7,7 @@ from typing import Any
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.normalisation import chosen
 from stillhouse.errors import Problem, UnknownNameError, UsageError
-from stillhouse.models.blueprint import build_problems, sketch
+from stillhouse.models.blueprint import blueprint, build_problems, sketch
 from stillhouse.models.checkpoint_files import open_checkpoint
 from stillhouse.models.layers import Shape
 from stillhouse.models.registry import unknown_options
@@ -109,6 +109,10 @@ class ModelChecker:
                     self._survey.problems.append(problem.under(key))
                 elif self._facts is not None:
                     self._survey.add(key, f"cannot be used: {problem}")
+            if len(self._survey.problems) == before and self._facts is not None:
+                unfit = self._task.model_problem(blueprint(model, candidate, *self._facts).architecture)
+                if unfit is not None:
+                    self._survey.add(key, f"must name a model of task {self._task.name}: {model} {unfit}")
         return len(self._survey.problems) == before
 
     def _check_outputs(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
@@ -130,6 +134,8 @@ class ModelChecker:
             return
         if teacher.weights is None:
             self._survey.add(key, "needs weights: a teacher that the sweep trains has that of the data set; remove it")
+        elif self._task.draws:
+            self._survey.add(key, f"has no meaning for task {self._task.name}, whose models read no images; remove it")
         elif self._data is not None:
             try:
                 chosen(teacher.normalization, self._data)

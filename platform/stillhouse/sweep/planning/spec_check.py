@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import methods, tasks
-from stillhouse.compress.students import student_architecture
+from stillhouse.compress.students import student_blueprint
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UsageError, describe_error
@@ -240,6 +240,8 @@ class _Surveyor:
             self._survey.add(key, f"must name a module that can be imported, got {show(name)}; put its file beside the spec")
 
     def _check_views(self) -> None:
+        if self._spec.views.count > 1 and not self._spec.views.policy and not self._task.draws:
+            self._survey.note("views.count has no effect with an empty views.policy: all views are the unchanged images")
         if self._sound("views", "views.policy"):
             problems = policy_problems(self._spec.views.policy, self._input_shape)
             self._survey.problems += [problem.under("views") for problem in problems]
@@ -288,15 +290,15 @@ class _Surveyor:
         for draw in shown_after(draw_trials(spec), "trials checked"):
             if draw.method in unmet:
                 continue
-            names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
             try:
-                student = student_architecture(draw.student, names, num_classes, input_shape)
+                student = student_blueprint(draw.student, num_classes, input_shape).architecture
             except Exception as error:
                 place = self._places[draw.student.name]
                 self._survey.add(
                     f"students[{place}]", f"cannot be built with {show(draw.student.settings)}: {describe_error(error)}"
                 )
                 continue
+            names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
             outcome, cautions = checker.check(draw, student, [teachers[name] for name in names])
             self._survey.note(*(f"methods.{draw.method}: {caution}" for caution in cautions))
             if isinstance(outcome, Draw):

@@ -132,9 +132,10 @@ def make_views(spec: SweepSpec, data: ImageData) -> Views:
     """The views that all trials of the sweep share; they do not depend on the seed of the search."""
     return Views(
         policy=spec.views.policy,
-        count=spec.views.distinct,
+        count=spec.views.count,
         input_shape=data.input_shape,
         num_samples=len(data.train.labels),
+        drawn=tasks.of(data).draws,
     )
 
 

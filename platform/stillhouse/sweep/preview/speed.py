@@ -105,7 +105,7 @@ def _speed(job: Job, data: ImageData, training: Training, policy: tuple[Any, ...
         new_student=lambda: fresh_student(job.network, data.num_classes, data.input_shape),
         method=Method(),
         data=data,
-        views=Views(policy, epochs if policy else 1, data.input_shape, len(data.train.labels), 0),
+        views=Views(policy, epochs, data.input_shape, len(data.train.labels), drawn=tasks.of(data).draws),
         # Almost no learning: training must not reach a loss that is not finite.
         training=training.model_copy(update={"learning_rate": 1e-12, "warmup_epochs": 0.0, "compile": False}),
         epochs=epochs,
@@ -156,7 +156,7 @@ def _excerpt(data: ImageData, batch_size: int) -> ImageData:
     """A few batches of the data set: enough to measure, small enough to send."""
 
     def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.labels[:count])
+        return Split(split.images[:count], split.labels[:count], split.name)
 
     few = first(data.train, _FEW_BATCHES * batch_size)
     return ImageData(

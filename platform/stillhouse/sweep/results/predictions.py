@@ -71,8 +71,9 @@ def _tables(records: Sequence[TrialRecord], files: Sequence[Path], targets: NDAr
             outputs = load_file(file)
         except (OSError, SafetensorError):
             continue
-        if any(len(value) != len(targets) for value in outputs.values()):
-            # Of an earlier test split.
+        # The others are of an earlier test split, or of the first samples only.
+        outputs = {name: value for name, value in outputs.items() if len(value) == len(targets)}
+        if not outputs:
             continue
         trial, count = record.trial, len(targets)
         columns: dict[str, Any] = {

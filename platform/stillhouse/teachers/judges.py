@@ -1,0 +1,45 @@
+"""The judge that a task's metric needs: trained once for a data set, found by its content later."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from stillhouse import tasks
+from stillhouse.data.images import ImageData
+from stillhouse.data.views import Views
+from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.teachers.library import TeacherLibrary
+
+
+def prepare(
+    data: ImageData,
+    library: TeacherLibrary,
+    *,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _text: None,
+    ending: Callable[[], bool] = lambda: False,
+) -> None:
+    """Sets `data.prepared`, once; does nothing for a task without a judge.
+
+    The judge is a classifier of the data set's own classes, stored among the teachers of the home.
+
+    Raises:
+        Interrupted: the judge's training was to end; its checkpoint is written.
+        UsageError: the data set cannot be judged, or files of it are missing.
+    """
+    task = tasks.of(data)
+    judge = None if data.prepared else task.judge(data)
+    if judge is None:
+        return
+    definition = TeacherDefinition(
+        name=f"judge of {task.name}",
+        model=judge.model,
+        options=judge.options,
+        training=judge.training,
+        epochs=judge.epochs,
+        seed=judge.seed,
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+    )
+    views = Views((), 1, data.input_shape, len(data.train))
+    loaded = library.obtain(definition, replace(data, task=None), views, device=device, progress=progress, ending=ending)
+    data.prepared = dict(task.prepare(data, loaded.model, loaded.validation_value))
