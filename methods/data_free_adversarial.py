@@ -70,6 +70,10 @@ class DataFreeAdversarial(DataFreeMethod):
         help="the generator minimises -D (linear) or -log(1 + D) (log)",
     )
 
+    @property
+    def passes_per_step(self) -> int:
+        return self.student_steps + 1
+
     def step(self, step: Step, update: Update) -> dict[str, Tensor]:
         losses = []
         for _ in range(self.student_steps):

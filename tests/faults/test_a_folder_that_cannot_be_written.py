@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import InfrastructureError
-from stillhouse.sweep.failures import check_folder, folder_errors
+from stillhouse.sweep.failures import check_folder, check_teacher_folders, folder_errors
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.planning.spec_check import check
+from stillhouse.sweep.sweep import Sweep
 
 NOBODY = 65534
 PARTS = ("ledger", "students", "trials", "report")
@@ -80,3 +82,40 @@ def test_it_is_the_reason_of_what_fails_because_of_it(sweep_home: SweepHome) -> 
             raise InfrastructureError("2 of 2 trials did not finish")
 
     assert f"the folder {sweep_home.ledger.folder} cannot be written" in as_a_user(fails)
+
+
+@pytest.mark.parametrize(("part", "what"), [("teachers", "weights"), ("knowledge", "sealed views")])
+def test_a_folder_of_the_teachers_that_cannot_be_written_is_named(sweep_home: SweepHome, part: str, what: str) -> None:
+    folder = sweep_home.home / part
+    sentence = (
+        f"the folder {folder} cannot be written, and the teachers' {what} are stored there; make it writable, or choose "
+        "another home with --home"
+    )
+    assert as_a_user(lambda: check_teacher_folders(sweep_home.home)) == ""
+    folder.mkdir()
+    folder.chmod(0o555)
+    assert as_a_user(lambda: check_teacher_folders(sweep_home.home)) == sentence
+    folder.chmod(0o777)
+    assert as_a_user(lambda: check_teacher_folders(sweep_home.home)) == ""
+
+
+def test_a_sweep_with_teachers_names_it_before_a_cluster_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "knowledge").mkdir()
+    may = os.access
+    # Root may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path / "knowledge" and may(path, mode))
+    spec = {
+        "name": "s",
+        "dataset": {"name": "digits", "validation": 80, "options": {"limit": 200}},
+        "teachers": {"big": {"model": "lenet"}},
+        "students": ["mlp"],
+        "methods": {"scratch": {}},
+        "search": {"trials_per_method": 1, "max_epochs": 1},
+    }
+    started: list[str] = []
+    monkeypatch.setattr("stillhouse.sweep.run_context.Cluster", lambda *_arguments, **_options: started.append("cluster"))
+    monkeypatch.setattr("stillhouse.sweep.sweep.Cluster", lambda *_arguments, **_options: started.append("cluster"))
+    for action in (Sweep(check(spec), home=tmp_path).run, Sweep(check(spec), home=tmp_path).train_teachers):
+        with pytest.raises(InfrastructureError, match="knowledge cannot be written, and the teachers' sealed views"):
+            action()
+    assert started == []

@@ -598,8 +598,9 @@ class Troubled:
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
     folder = tmp_path_factory.mktemp("trou bled")
-    # One trial a time: each of the three drivers starts a worker less.
-    spec, sweep_home = write_spec(folder / "tiny.yaml", max_concurrent_trials=1), SweepHome(folder / "home", "tiny")
+    # One trial a time, and nobody listens to the tracking: each of the three drivers starts a worker less and no store.
+    changes: dict[str, Any] = {"max_concurrent_trials": 1, "tracking": {"uri": "http://127.0.0.1:9"}}
+    spec, sweep_home = write_spec(folder / "tiny.yaml", **changes), SweepHome(folder / "home", "tiny")
 
     def records() -> int:
         return len(list(sweep_home.ledger.folder.glob("*.record")))

@@ -40,7 +40,7 @@ from stillhouse.workers import environment_of_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SLOW_S = 0.3
+SLOW_S = 0.1
 # Long enough that a request arrives in the middle of a trial and of the teacher's training.
 EPOCHS, TEACHER_EPOCHS, SAMPLES = 150, 60, 320
 SPEC: dict[str, Any] = {
@@ -485,7 +485,8 @@ def test_a_sweep_that_an_older_version_began_goes_on(undisturbed: Results, copy:
 
 
 def test_a_sweep_whose_folder_is_removed_ends_with_what_happened_and_can_start_again(cluster: None, tmp_path: Path) -> None:
-    spec, sweep_home = write_spec(tmp_path / "life.yaml", **SHORT), SweepHome(tmp_path / "home", "life")
+    spec = write_spec(tmp_path / "life.yaml", **SHORT, tracking=NOWHERE)
+    sweep_home = SweepHome(tmp_path / "home", "life")
     events = Events(at="epoch", act=lambda: shutil.rmtree(sweep_home.folder, ignore_errors=True))
     with pytest.raises(InfrastructureError) as caught:
         Sweep.from_yaml(spec, home=sweep_home.home, progress=events).run()

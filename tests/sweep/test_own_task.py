@@ -18,7 +18,11 @@ from stillhouse.sweep.planning.spec_check import check
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-own-task.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
-SMALL = ["dataset.options.count=400", "dataset.validation=100", "teachers.big.train.epochs=1", "search.max_epochs=2"]
+SMALL = [
+    *("dataset.options.count=400", "dataset.validation=100", "teachers.big.train.epochs=1"),
+    *("search.max_epochs=2", "search.trials_per_method=2", "search.confirm_seeds=1"),
+    "tracking.uri=http://127.0.0.1:9",  # nobody listens there, which costs a sweep nothing
+]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The commands that start, continue, watch, stop and remove sweeps."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -298,9 +299,9 @@ def _print_collapsed(results: "Results") -> None:
 
     metric = results.facts.metric
     for record in results.collapsed:
-        value = record.metrics[metric.column("validation")]
+        split = "validation" if metric.column("validation") in record.metrics else "test"
         who = f"{record.trial.key} {record.trial.method} {record.trial.student.name}"
-        print(f"collapsed: {who}: validation {metric.label} {value:.4f}")
+        print(f"collapsed: {who}: {split} {metric.label} {record.metrics[metric.column(split)]:.4f}")
     words = collapse_words(metric, trivial_value(results.facts, "validation"))
     count = len(results.collapsed)
     print(
@@ -329,7 +330,7 @@ def _print_trials(results: "Results") -> None:
             row["student"],
             f"{row['parameters']:,.0f}",
             f"{latency:.3f}" if latency == latency else "",
-            f"{row[validation]:.4f}",
+            "" if math.isnan(row[validation]) else f"{row[validation]:.4f}",
             f"{row[test]:.4f}",
             *([_ends(metric.sampling_interval(row[test], results.facts.test_samples))] if of_split else []),
             "collapsed" if row["trial"] in collapsed else "pareto" if row["trial"] in front else "",

@@ -87,8 +87,8 @@ def dataset_problems(
             remedy = f"name the folder that holds {name}"
             problems.append(Problem("dataset.root", "must be a folder that exists", show_path(root), remedy))
     fraction = isinstance(validation, float)
-    if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 1):
-        problems.append(Problem("dataset.validation", "must be a count >= 1 or a share in (0, 1)", repr(validation)))
+    if isinstance(validation, bool) or not (0 < validation < 1 if fraction else validation >= 0):
+        problems.append(Problem("dataset.validation", "must be a count >= 0 or a share in (0, 1)", repr(validation)))
     if size is not None and own is not None and not own.has_size:
         problems.append(Problem("dataset.size", f"has no effect on {name}", _shown(size), "remove it"))
     elif size is not None and not (_is_count(size) and size <= MAX_SIZE):

@@ -46,8 +46,8 @@ def load_dataset(
     Args:
         name: one of `dataset_names()`, or "module:function" for a user-defined one, see `user_function`.
         root: the folder with the data: torchvision's root, or that of an image folder.
-        validation: how many training samples to split off, or their share; stratified, chosen by `seed`. Without effect for
-            an image folder or pack with a validation split of its own.
+        validation: how many training samples to split off, or their share; stratified, chosen by `seed`. With 0 the validation
+            split is empty. Without effect for an image folder or pack with a validation split of its own.
         seed: determines only the validation split.
         download: whether torchvision may download missing files.
         size: height and width to resize to (antialiased, in integer arithmetic).

@@ -32,7 +32,7 @@ def describe_data(data: ImageData) -> dict[str, Any]:
     }
     if data.class_names:
         described["class_names"] = list(data.class_names)
-        described["majority"] = {name: _majority(split, data.class_names) for name, split in splits.items()}
+        described["majority"] = {name: _majority(split, data.class_names) for name, split in splits.items() if len(split)}
     return described
 
 
@@ -69,12 +69,12 @@ def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rare_classes(data: ImageData) -> Iterator[str]:
-    """Classes with one training sample, and classes that the validation split lacks."""
+    """Classes with one training sample, and classes that the validation split, if there is one, lacks."""
     names = data.class_names
     trained, judged = (np.bincount(each.labels.numpy(), minlength=len(names)) for each in (data.train, data.validation))
     if single := [name for name, count in zip(names, trained, strict=True) if count == 1]:
         yield f"Only one training {data.sample} has {_named(single)}."
-    if missing := [name for name, count in zip(names, judged, strict=True) if not count]:
+    if len(data.validation) and (missing := [name for name, count in zip(names, judged, strict=True) if not count]):
         yield f"The validation split has no {data.sample} of {_named(missing)}; dataset.validation may be larger."
 
 

@@ -59,4 +59,4 @@ def permutation(key: int, length: int) -> NDArray[np.int64]:
 
 def array_hash(array: NDArray[Any]) -> str:
     """The hash of an array's bytes in C order."""
-    return bytes_hash(np.ascontiguousarray(array).data.cast("B"))
+    return bytes_hash(np.ascontiguousarray(array).data.cast("B") if array.size else b"")

@@ -65,7 +65,7 @@ class ImageDataFacts(TypedDict):
 
 @dataclass(eq=False, kw_only=True)
 class ImageData:
-    """A data set with its three splits.
+    """A data set with its three splits, of which the one for validation may be empty: then nothing is chosen.
 
     Attributes:
         num_classes: how many numbers a model returns for each sample; for classes, their number.
@@ -110,6 +110,11 @@ class ImageData:
 
     def __post_init__(self) -> None:
         self.train, self.validation = replace(self.train, name="train"), replace(self.validation, name="validation")
+
+    @property
+    def for_checks(self) -> Split:
+        """Images for checks by which nothing is chosen: those for validation, or those for training if there are none."""
+        return self.validation if len(self.validation) else self.train
 
     @property
     def test(self) -> Split:

@@ -53,12 +53,14 @@ class Splitting:
             raise UsageError(f"{missing} of {self.where} has no training {self.sample}; {remedy}")
 
     def split(self, labels: NDArray[Any], class_names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows for training and those for validation, both ascending.
+        """The rows for training and those for validation, both ascending; none for validation if that is 0.
 
         Raises:
             UsageError: there are too few samples.
         """
         self.check_training(labels, class_names)
+        if self.validation == 0:
+            return np.arange(len(labels)), np.arange(0)
         share = isinstance(self.validation, float)
         wanted = round(self.validation * len(labels)) if share else int(self.validation)
         if not 1 <= wanted < len(labels):

@@ -76,9 +76,15 @@ class DataFreeMethod(Method):
         16, minimum=1, help="channels of the generator's last maps; 64 in the papers, which costs about 14 times as much"
     )
 
+    @property
+    def passes_per_step(self) -> int:
+        """How many generated batches pass through the student in a step."""
+        return 1
+
     def stages(self, setup: Setup) -> Sequence[Stage]:
         steps = math.ceil(self.generator_steps / setup.epochs)
-        return (Stage(epochs=setup.epochs, data_free=True, steps_per_epoch=steps),)
+        samples = self.passes_per_step * self.generated_batch
+        return (Stage(epochs=setup.epochs, data_free=True, steps_per_epoch=steps, samples_per_step=samples),)
 
     def modules(self, setup: Setup) -> Mapping[str, Helper]:
         generator = Generator(self.noise_size, self.generator_channels, setup.student.input_shape)

@@ -86,6 +86,8 @@ class Stage:
         data_free: whether the method generates all inputs. The student then sees no image of the data set: `step.images`,
             `labels`, `targets` and `outputs` are empty, and only `indices` has the size of the batch.
         steps_per_epoch: how many steps an epoch of a stage that is `data_free` has. None: as many as an epoch of the data set.
+        samples_per_step: how many samples pass through the student, and through the teacher that it calls, in a step of a stage
+            that is `data_free`; estimates of time need it. None: those of a batch.
         knowledge: which of the names of `knowledge` the stage's losses read; only those are gathered. None: all.
         rate_factor: what the trial's learning rate is multiplied by, for a loss whose paper trains at another rate.
         gradient_clip: the largest norm of the gradients, for a loss that needs a bound; a smaller one of the trial comes first.
@@ -98,6 +100,7 @@ class Stage:
     comparable: bool = True
     data_free: bool = False
     steps_per_epoch: int | None = None
+    samples_per_step: int | None = None
     knowledge: tuple[str, ...] | None = None
     rate_factor: float = 1.0
     gradient_clip: float | None = None

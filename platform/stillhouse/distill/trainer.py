@@ -297,7 +297,7 @@ class Trainer:
         return current.gradients_by_parts(ends, view=int(self._views.order(self._seed)[0]))
 
     def _validated(self, stage: Stage, rate: float) -> dict[str, float]:
-        """The metric on the validation split, by column, of the student and of the helpers that are evaluated.
+        """The metric on the validation split, by column, of the student and of the helpers that are evaluated; none without it.
 
         Each worker evaluates its share.
 
@@ -309,6 +309,8 @@ class Trainer:
         for name, model in self._classifiers.items():
             if not has_finite_weights(model):
                 raise self._diverged(stage, rate, f"the weights of '{name}' are not finite")
+            if not len(self._validation):
+                continue
             try:
                 values[column if name == "student" else f"{column}_{name}"] = evaluate(
                     model, self._data, self._validation, self.device, self._memory_format, workers=self._workers

@@ -1,6 +1,6 @@
 """A trained student as a folder of files: weights, a `torch.export` program, ONNX, preprocessing facts, a model card.
 
-Every file is loaded again and compared with the student on real validation images before the folder gets its name. Needs the
+Every file is loaded again and compared with the student on real images of the data set before the folder gets its name. Needs the
 packages of the extra `export`; they are imported when something is exported, not before.
 """
 

@@ -53,7 +53,7 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
         logit = max(logit, _largest(expected))
         same += int((got.argmax(dim=1) == expected.argmax(dim=1)).sum())
     if not math.isfinite(logit):
-        raise UsageError("the student's logits are not finite on validation images; choose another trial")
+        raise UsageError("the student's logits are not finite on images of the data set; choose another trial")
     if not difference <= _TOLERANCE * max(1.0, logit):
         raise UsageError(
             f"{what} does not return the student's outputs: logits differ by {difference:.3g}; "

@@ -91,9 +91,9 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     tell("writing ONNX")
     onnx.save_onnx(traced, place / ONNX, tasks.of(data).output)
     onnx.check_onnx(place / ONNX)
-    tell("comparing on validation images")
+    tell(f"comparing on {'validation' if len(data.validation) else 'training'} images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
-    images = tasks.of(data).first_inputs(data, data.validation, _MAX_IMAGES)
+    images = tasks.of(data).first_inputs(data, data.for_checks, _MAX_IMAGES)
     agreements = {
         form: asdict(agreement(student.model, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)

@@ -100,7 +100,9 @@ def latency_ms(model: nn.Module, input_shape: Shape) -> float:
 
 
 def compare(model: nn.Module, answer: Answer, data: ImageData) -> dict[str, float]:
-    """The task's metric on the validation split, simulated by PyTorch and by onnxruntime, with the stated tolerance.
+    """The task's metric, simulated by PyTorch and by onnxruntime, with the stated tolerance.
+
+    Both are measured on the validation split, or on the training split if there is none.
 
     Args:
         answer: the int8 file, as onnxruntime runs it.
@@ -108,12 +110,12 @@ def compare(model: nn.Module, answer: Answer, data: ImageData) -> dict[str, floa
     Raises:
         UsageError: they differ by more than `TOLERANCE`.
     """
-    simulated = evaluate(model, data, data.validation, "cpu")
-    measured = evaluate(Answering(answer, model), data, data.validation, "cpu")
+    simulated = evaluate(model, data, data.for_checks, "cpu")
+    measured = evaluate(Answering(answer, model), data, data.for_checks, "cpu")
     if not abs(measured - simulated) <= TOLERANCE * max(1.0, abs(simulated)):
         raise UsageError(
-            f"{FILE} does not do what the student does: on the validation split onnxruntime measures {measured:.4g} and the "
-            f"simulation {simulated:.4g}, which differ by more than {TOLERANCE:g}"
+            f"{FILE} does not do what the student does: on {len(data.for_checks)} images onnxruntime measures {measured:.4g} "
+            f"and the simulation {simulated:.4g}, which differ by more than {TOLERANCE:g}"
         )
     return {"simulated": simulated, "onnxruntime": measured, "tolerance": TOLERANCE}
 

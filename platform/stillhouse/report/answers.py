@@ -162,18 +162,20 @@ def _over_untrained(best: Configuration | None, untrained: Mapping[str, Configur
 
 
 def best_student(best: Iterable[Configuration]) -> Configuration | None:
-    """Of the winners the one that validation data choose, of all sizes; None if there is none, or all collapsed."""
-    return min((each for each in best if not each.collapsed), key=preferred, default=None)
+    """Of the winners the one that validation data choose, of all sizes; None without validation data, or if all collapsed."""
+    return min((each for each in best if each.judged and not each.collapsed), key=preferred, default=None)
 
 
 def pooled_answers(
     facts: Mapping[str, SweepFacts], best: Sequence[Configuration], budgets: Iterable[Budget] = ()
 ) -> list[Answer]:
-    """`answers` over several sweeps with the same data and metric.
+    """`answers` over several sweeps with the same data and metric; none where no validation data choose.
 
     Args:
         facts: of each sweep, by its name.
     """
+    if best and not any(each.judged for each in best):
+        return []
     wanted = list(budgets)
     if wanted:
         return [_answer(facts, best, "budget", _chosen(best, budget), budget) for budget in wanted]

@@ -86,7 +86,15 @@ class Configuration:
 
     @cached_property
     def validation(self) -> Estimate:
+        """NaN where the data set has no validation split."""
+        if not self.judged:
+            return Estimate(math.nan, None, len(self.reported))
         return mean_with_interval(record.metrics[self.metric.column("validation")] for record in self.reported)
+
+    @property
+    def judged(self) -> bool:
+        """Whether it has values on a validation split; without one nothing is chosen."""
+        return all(self.metric.column("validation") in record.metrics for record in self.records)
 
     @property
     def quality(self) -> float:
@@ -109,7 +117,9 @@ class Configuration:
 
     @cached_property
     def search_validation(self) -> float:
-        """What the search saw on the validation split: the value by which this configuration won or lost."""
+        """What the search saw on the validation split: the value by which this configuration won or lost; NaN without one."""
+        if not self.judged:
+            return math.nan
         seen = [record for record in self.records if record.trial.phase == "search"] or self.records
         return fmean(record.metrics[self.metric.column("validation")] for record in seen)
 
@@ -156,7 +166,7 @@ def configurations(
     trivial: float | None = None,
     controls: bool = False,
 ) -> list[Configuration]:
-    """The finished trials with a value on both splits, gathered over their seeds; in order of their first record.
+    """The finished trials with their values, gathered over their seeds; in order of their first record.
 
     Args:
         controls: whether to gather the trials with untrained teachers, which are never chosen, instead of the others.
@@ -196,9 +206,9 @@ def configurations(
 
 
 def has_result(record: TrialRecord, metric: Metric) -> bool:
-    """Whether the trial finished with a value on both splits."""
-    columns = (metric.column("test"), metric.column("validation"))
-    return record.status == "finished" and all(math.isfinite(record.metrics.get(name, math.nan)) for name in columns)
+    """Whether the trial finished with a value on the test split and on the validation split, if the data set has one."""
+    values = (record.metrics.get(metric.column("test"), math.nan), record.metrics.get(metric.column("validation"), 0.0))
+    return record.status == "finished" and all(math.isfinite(value) for value in values)
 
 
 def winners(

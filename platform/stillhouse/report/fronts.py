@@ -23,9 +23,9 @@ def configuration_front(best: Sequence[Configuration], axis: str) -> list[Config
     """The configurations that no other one beats both by the mean on validation data and by one of `AXES`; smallest first.
 
     On every axis less is better. Of configurations that are equal in both the preferred one is on the front. A collapsed one is
-    on no front: a model of no size is as good.
+    on no front: a model of no size is as good. Without validation data there is no front.
     """
-    candidates = sorted((each for each in best if not each.collapsed), key=preferred)
+    candidates = sorted((each for each in best if each.judged and not each.collapsed), key=preferred)
     sized = [(each, value) for each in candidates if (value := axis_value(each, axis)) is not None and value > 0]
     table = pd.DataFrame(
         {
@@ -42,7 +42,7 @@ def objective_front(
 ) -> list[Configuration]:
     """The configurations that no other one beats in every objective; the best in the first objective first.
 
-    Collapsed ones are left out.
+    Collapsed ones are left out, and all where no validation data choose.
 
     Args:
         best: the winners of every method and concrete student.
@@ -54,7 +54,7 @@ def objective_front(
         UsageError: no objective, or one that the table cannot be compared by.
     """
     check_objectives(table, objectives)
-    ordered = sorted((each for each in best if not each.collapsed), key=preferred)
+    ordered = sorted((each for each in best if each.judged and not each.collapsed), key=preferred)
     row_of = {key: row for row, key in enumerate(table["trial"].tolist())}
     rows = [[row_of[record.trial.key] for record in each.reported] for each in ordered]
     means = {metric.column("validation"), metric.column("test")}

@@ -26,6 +26,10 @@ from stillhouse.spec.records import SweepFacts
 from stillhouse.spec.teacher_comparison import outdone_teachers
 
 _SHOWN_CLASSES = 12
+_UNJUDGED = (
+    "The data set has no validation split (dataset.validation: 0), so nothing is chosen: there is no best student and no "
+    "Pareto front. Each trial counts with its last epoch."
+)
 _SAMPLING_WORDS = (
     "The interval by the size of the test split is Wilson's 95% interval: what drawing other test samples would change. It "
     "does not shrink with more seeds. Two students are judged on the same samples, so their difference may be clearer than "
@@ -40,6 +44,8 @@ def lead(data: ReportData) -> list[str]:
     if not records:
         return [f"No trial has ended yet, of {counted(data.facts.planned, 'trial')} planned: there is nothing to report."]
     if not answered:
+        if data.tradeoff.winners and not any(each.judged for each in data.tradeoff.winners):
+            return [_UNJUDGED, *_collapsed(data), _gained(data), *_gained_over_untrained(data)]
         failed = sum(record.status == "failed" for record in records)
         if failed == len(records):
             every = "The only trial" if failed == 1 else f"All {counted(failed, 'trial')}"
@@ -139,7 +145,7 @@ def about_data(facts: SweepFacts) -> str:
     if names := dataset.get("class_names"):
         text += f" of {counted(len(names), 'class')} ({listed([str(name) for name in names], _SHOWN_CLASSES)})"
     train, validation = (f"{dataset.get(f'{split}_samples', 0):,}" for split in ("train", "validation"))
-    text += f", next to {train} for training and {validation} for validation."
+    text += f", next to {train} for training and {validation if dataset.get('validation_samples') else 'none'} for validation."
     if common := dataset.get("majority", {}).get("test"):
         text += f" Its most common class, {common['class']}, is {percent(common['share'])} of it."
     return text
@@ -211,22 +217,33 @@ def gain_unit(metric: Metric) -> str:
 
 def trust(metric: Metric, baseline: str, found: Sequence[Configuration], gained: Sequence[Gain]) -> list[str]:
     """How students were chosen, what an interval covers, and what it does not."""
-    best = "highest" if metric.direction == "max" else "lowest"
     unpaired = sum(gain.kind == "unpaired" and gain.difference is not None for gain in gained)
+    return [
+        *_how_chosen(metric, found),
+        "The interval after ± is Student's 95% interval over seeds. It covers the randomness of training, but not that of "
+        "drawing the test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts "
+        "as fixed. With one seed, or with seeds that give equal values, there is no such interval.",
+        *([_SAMPLING_WORDS] if metric.proportion else []),
+        f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"
+        + (f"; {counted(unpaired, 'gain')} could not be paired and compare means." if unpaired else "."),
+    ]
+
+
+def _how_chosen(metric: Metric, found: Sequence[Configuration]) -> list[str]:
+    if found and not any(each.judged for each in found):
+        return [
+            f"{_UNJUDGED} A trial reads the test split once, when it ends. Where a trial was run again on fresh seeds (the "
+            "confirm phase), only those seeds are reported."
+        ]
+    best = "highest" if metric.direction == "max" else "lowest"
     return [
         "Everything is chosen on validation data and reported on test data. A trial reads the test split once, when it ends. "
         f"Of equal results on validation data, the page takes {TIE_WORDS}.",
         f"The {best} of many validation values is partly luck: the same student, trained again, will usually be worse. "
         "Where a winner was run again on fresh seeds (the confirm phase), only those seeds are reported.",
         _selection_effect(metric, found),
-        "The interval after ± is Student's 95% interval over seeds. It covers the randomness of training, but not that of "
-        "drawing the test set, and it is not corrected for the number of comparisons. The teacher was trained once and counts "
-        "as fixed. With one seed, or with seeds that give equal values, there is no such interval.",
-        *([_SAMPLING_WORDS] if metric.proportion else []),
         "A student is on the Pareto front if no other student is both smaller and better on validation data. At a knee of the "
         "front, a larger student begins to gain less.",
-        f"A gain over {baseline} is paired: it compares the same student with the same seed and the same views of the data"
-        + (f"; {counted(unpaired, 'gain')} could not be paired and compare means." if unpaired else "."),
     ]
 
 

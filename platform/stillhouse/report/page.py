@@ -84,7 +84,7 @@ def render_page(data: ReportData, still: bytes) -> str:
             about_data=mask_text(narrative.about_data(facts)),
             lead=[mask_text(sentence) for sentence in narrative.lead(data)],
             cards=[card(answer, facts.baseline, data.addresses) for answer in data.answers],
-            routes=[route_rows(each) for each in compare_routes(data.tradeoff.winners)],
+            routes=[route_rows(each) for each in compare_routes([each for each in data.tradeoff.winners if each.judged])],
             strip=narrative.strip(data),
             trust=narrative.trust(metric, facts.baseline, data.tradeoff.configurations, data.gains),
             tradeoff=tradeoff,

@@ -149,7 +149,7 @@ def _legend_handles(data: TradeoffData) -> list[Line2D]:
         for student in dict.fromkeys(each.student for each in data.configurations)
     ]
     handles += [_marker("*", f"teacher {teacher.name}", markersize=11, color=TEACHER_COLOUR) for teacher in data.teachers]
-    if data.configurations:
+    if any(data.fronts.values()):
         handles.append(Line2D([], [], linestyle="--", color=FRONT_COLOUR, label="front (validation)"))
     return handles[:_MAX_HANDLES]
 

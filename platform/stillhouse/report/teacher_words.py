@@ -46,11 +46,12 @@ def teacher_facts(cost: TeacherCost, metric: Metric, test_samples: int | None = 
     """Terms and their values; `test_samples` is the size of the test split, if it is known."""
     teacher = cost.teacher
     test, validation = (score(teacher.value(metric.column(split)), metric, exact=True) for split in ("test", "validation"))
+    chosen_by = "" if teacher.value(metric.column("validation")) is None else f", validation {validation}"
     of_split = metric.sampling_interval(teacher.value(metric.column("test")), test_samples)
     if of_split is not None:
         test += f" ({score_range(of_split, metric)} by the size of the test split)"
     return [
-        (metric.heading, f"test {test}, validation {validation}"),
+        (metric.heading, f"test {test}{chosen_by}"),
         (
             "Size",
             f"{whole(teacher.parameters)} parameters, {size(teacher.size_bytes)}, {short(teacher.macs)} MACs, "

@@ -1,5 +1,6 @@
 """The interactive trade-off figure: the metric against size, as plotly JSON with the data of its switches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ def _point_trace(
     """The points of one sweep, method and student label."""
     first = points[0]
     errors = {split: [each.score(split).half_width for each in points] if large else None for split in _SPLITS}
-    ys = {split: [each.score(split).mean for each in points] for split in _SPLITS}
+    ys = {split: [_known(each.score(split).mean) for each in points] for split in _SPLITS}
     xs = {axis: [axis_value(each, axis) for each in points] for axis in AXES}
     spread = {axis: [spreads[axis](each) for each in points] for axis in AXES}
     style: PlotStyle = data.style
@@ -243,13 +244,17 @@ def _teacher_trace(teacher: TeacherFacts, metric: Metric) -> dict[str, Any]:
     }
 
 
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _tooltip(each: Configuration) -> str:
     def with_interval(name: str, estimate: Estimate) -> str:
         spread = "" if estimate.half_width is None else f" ± {difference(estimate.half_width, each.metric, exact=True)}"
         return f"{name} {score(estimate.mean, each.metric, exact=True)}{spread}"
 
     seeds = f"n = {each.test.n} " + ("fresh seeds" if each.confirmed else "seed" if each.test.n == 1 else "seeds")
-    scores = f"{with_interval('test', each.test)}, {with_interval('validation', each.validation)}"
+    scores = with_interval("test", each.test) + (f", {with_interval('validation', each.validation)}" if each.judged else "")
     lines = [
         f"<b>{escaped(each.method)}</b> on {escaped(each.choice)}" + (f", sweep {escaped(each.sweep)}" if each.sweep else ""),
         f"{escaped(each.metric.label)}: {scores}, {seeds}",

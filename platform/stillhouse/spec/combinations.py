@@ -35,6 +35,8 @@ def combination_problems(
         problems += _objectives(spec, empty=not sound.touched("objectives"))
     if sound("search.scheduler", "search.grace_epochs", "search.max_epochs"):
         problems += _search(spec.search)
+    if sound("dataset.validation", "search.scheduler", "search.algorithm"):
+        problems += _chosen_without_validation(spec)
     if sound("search.budget", "trial_resources.gpu") and spec.search.budget.gpu_hours and not spec.trial_resources.gpu:
         problems.append(Problem("search.budget.gpu_hours", "needs trial_resources.gpu > 0, got 0; use trial_hours"))
     problems += _training("training", spec.training, "trial_resources.gpu", spec.trial_resources.gpu, sound)
@@ -204,6 +206,18 @@ def objective_problems(objectives: Mapping[str, str], metric: Metric) -> Iterato
 def _search(search: SearchSpec) -> Iterator[Problem]:
     if search.scheduler != "none" and search.grace_epochs > search.max_epochs:
         yield Problem("search.grace_epochs", f"must be <= search.max_epochs = {search.max_epochs}, got {search.grace_epochs}")
+
+
+def _chosen_without_validation(spec: SweepSpec) -> Iterator[Problem]:
+    """Searches that use results on the validation split where the data set has none."""
+    uses = {
+        "scheduler": (spec.search.scheduler != "none", "stops trials"),
+        "algorithm": (spec.search.algorithm in ADAPTIVE, "chooses trials"),
+    }
+    for key, (used, what) in uses.items():
+        if used and spec.dataset.validation == 0:
+            setting = f"search.{key}: {getattr(spec.search, key)}"
+            yield Problem("dataset.validation", f"must be > 0 with {setting}, which {what} by validation results, got 0")
 
 
 def _training(key: str, training: Training, gpu_key: str, gpu: float, sound: Soundness) -> Iterator[Problem]:

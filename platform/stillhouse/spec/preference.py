@@ -21,14 +21,14 @@ def preference(value: float, metric: Metric, *, control: bool, sizes: Mapping[st
     """The sort key of a result; two results with equal first elements tie on the metric.
 
     Args:
-        value: of the metric on the validation split.
+        value: of the metric on the validation split; NaN, where there is no such split, comes last.
         control: whether the method is the baseline of the gains, which learns without a teacher.
         sizes: of the student: `parameters`, `size_bytes`, and `macs`, which is what it costs to run. An unknown one comes last.
         teachers: how many teach the student, which is what it costs to train. Measured times are not used: they differ between
             runs, and the choice must not.
     """
     known = tuple(math.inf if (size := sizes.get(name)) is None or math.isnan(size) else size for name in _SIZES)
-    return (-metric.sign * comparable(value), not control, known, teachers)
+    return (math.inf if math.isnan(value) else -metric.sign * comparable(value), not control, known, teachers)
 
 
 def comparable(value: float) -> float:
@@ -37,9 +37,9 @@ def comparable(value: float) -> float:
 
 
 def record_preference(record: TrialRecord, metric: Metric, baseline: str) -> Preference:
-    """The sort key of a trial that has a value of the metric on the validation split."""
+    """The sort key of a finished trial."""
     return preference(
-        record.metrics[metric.column("validation")],
+        record.metrics.get(metric.column("validation"), math.nan),
         metric,
         control=record.trial.method == baseline,
         sizes=record.metrics,

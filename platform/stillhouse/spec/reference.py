@@ -26,7 +26,7 @@ _RULES = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 # What a validator of our own accepts cannot be read off its type.
 _VALUES = {
-    "dataset.validation": "number of samples, or share in (0, 1)",
+    "dataset.validation": "number of samples, or share in (0, 1); 0 for none",
     "dataset.options": "mapping",
     "views.policy": "list of names or {name: {option: value}}",
     "teachers.NAME.normalization": "dataset, imagenet, 0..1, -1..1, 0..255, or {mean: [...], std: [...]}",

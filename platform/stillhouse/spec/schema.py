@@ -26,9 +26,9 @@ MAX_STUDENTS = 1_000
 
 
 def _parse_validation(value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0 or (isinstance(value, float) and value >= 1):
-        raise invalid(f"must be a number of samples >= 1 or a fraction between 0 and 1, got {show(value)}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (isinstance(value, float) and value >= 1):
+        raise invalid(f"must be a number of samples >= 0 or a fraction between 0 and 1, got {show(value)}")
+    return value or 0
 
 
 _SETTINGS = TypeAdapter(dict[str, Setting])
@@ -73,7 +73,8 @@ class DatasetSpec(Section):
     Attributes:
         name: a built-in data set, `image_folder`, `pack`, or `module:function` of a user-defined one.
         root: the folder of its files; relative to the spec file's folder.
-        validation: how many samples of the training split, or which fraction, become the validation split.
+        validation: how many samples of the training split, or which fraction, become the validation split. 0 makes none, as to
+            repeat a published result: students see all training samples, and nothing is chosen.
         download: whether missing files may be downloaded.
         size: height and width to which images are resized.
         options: further arguments of the data set, such as `limit` and `limit_test`, which take a part of it.

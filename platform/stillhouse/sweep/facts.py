@@ -70,7 +70,8 @@ def inherited_teachers(origin: SweepFacts | None, records: Iterable[TrialRecord]
 
 def _trivial_values(data: ImageData) -> dict[str, float | None]:
     task = tasks.of(data)
-    return {name: task.trivial_value(split.labels) for name, split in (("validation", data.validation), ("test", data.test))}
+    splits = {"validation": data.validation, "test": data.test}
+    return {name: task.trivial_value(split.labels) if len(split) else None for name, split in splits.items()}
 
 
 def _run(command: str, first: SweepFacts, here: Mapping[str, Any]) -> RunFacts:

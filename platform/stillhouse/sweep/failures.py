@@ -1,7 +1,9 @@
 """What ends a sweep too early, as one sentence for the user: an interrupt, a full disk, a folder that was removed."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from stillhouse.errors import DiskFullError, InfrastructureError, Interrupted, StillhouseError, as_disk_full
 from stillhouse.sweep.home.sweep_home import SweepHome
@@ -65,6 +67,22 @@ def check_folder(sweep_home: SweepHome, cause: BaseException | None = None) -> N
     """
     if (problem := folder_problem(sweep_home)) is not None:
         raise InfrastructureError(problem) from cause
+
+
+def check_teacher_folders(home: Path) -> None:
+    """Refuses to start teachers in a home where their weights or their sealed views cannot be stored.
+
+    Raises:
+        InfrastructureError: one of the folders cannot be written.
+    """
+    for part, what in (("teachers", "weights"), ("knowledge", "sealed views")):
+        folder = home / part
+        # A file in its place is set aside later.
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise InfrastructureError(
+                f"the folder {folder} cannot be written, and the teachers' {what} are stored there; make it writable, or "
+                "choose another home with --home"
+            )
 
 
 def folder_problem(sweep_home: SweepHome) -> str | None:

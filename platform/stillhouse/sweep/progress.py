@@ -193,8 +193,8 @@ class Progress:
         with self._lock:
             self._running[trial.key] = {"trial": trial, "since": time.monotonic(), "epoch": 0, "value": None}
 
-    def trial_epoch(self, key: str, epoch: int, value: float) -> None:
-        """`value` is that of the task's metric on the validation split."""
+    def trial_epoch(self, key: str, epoch: int, value: float | None) -> None:
+        """`value` is that of the task's metric on the validation split; None if there is no such split."""
         with self._lock:
             if key in self._running:
                 self._running[key] |= {"epoch": epoch, "value": value}

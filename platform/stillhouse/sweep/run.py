@@ -10,12 +10,13 @@ from functools import partial
 from stillhouse import tasks
 from stillhouse.errors import Interrupted
 from stillhouse.report import ReportFiles, parse_budget, write_report
+from stillhouse.spec.controls import all_teachers
 from stillhouse.spec.records import SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.execution.students import student_key
 from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
 from stillhouse.sweep.facts import inherited_teachers, initial_facts, with_seconds
-from stillhouse.sweep.failures import interrupted_message
+from stillhouse.sweep.failures import check_teacher_folders, interrupted_message
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.latency_limit import LATENCY, measure_latencies, slow_student_notes, store_latencies
 from stillhouse.sweep.outdated import Reason, of_other_evaluation, set_aside, taught_by
@@ -121,7 +122,8 @@ def _known_records(
     searched = phases.searched(records)
     claim = context.spec.trial_resources
     task = tasks.of(context.data)
-    context.progress.use_metric(task.metric, task.trivial_value(context.data.validation.labels))
+    judged = context.data.validation
+    context.progress.use_metric(task.metric, task.trivial_value(judged.labels) if len(judged) else None)
     context.progress.plan(searched.expected, [records[key] for key in searched.known if key in records])
     context.progress.claims(cpu=claim.cpu, gpu=claim.gpu)
     return records
@@ -179,6 +181,8 @@ def _run_missing(
     """
     plan = context.plan
     queues = _queues(phases, records, budget)
+    if all_teachers(context.spec):
+        check_teacher_folders(context.sweep_home.home)
     with context.connect() as cluster:
         cluster.share(context.data)
         ready = start_teachers(cluster, context)

@@ -13,7 +13,14 @@ from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.cluster.teacher_actors import call_actor
-from stillhouse.sweep.failures import check_folder, folder_errors, interrupted_message, stored_message, user_errors
+from stillhouse.sweep.failures import (
+    check_folder,
+    check_teacher_folders,
+    folder_errors,
+    interrupted_message,
+    stored_message,
+    user_errors,
+)
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
@@ -214,6 +221,7 @@ class Sweep:
         home, data = self.sweep_home.home, self.data()
         definitions = [teacher_definition(name, self.spec, data, home) for name in self.spec.teachers]
         home.mkdir(parents=True, exist_ok=True)
+        check_teacher_folders(home)
         self._shutdown.remedy = "the same command continues the training"
         try:
             with (

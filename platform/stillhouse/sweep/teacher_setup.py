@@ -249,8 +249,7 @@ def _facts(running: RunningTeacher, choices: Mapping[str, DeliveryChoice], metri
         doubts=known["doubts"],
     )
     # The test split too: a teacher is a fixed network, nothing is chosen by its value.
-    values = {
-        metric.column("validation"): known["validation_value"],
-        metric.column("test"): call_actor(running.handle, "evaluate", "test"),
-    }
+    values = {metric.column("test"): call_actor(running.handle, "evaluate", "test")}
+    if known["validation_value"] is not None:
+        values[metric.column("validation")] = known["validation_value"]
     return facts.model_copy(update=values if metric == ACCURACY else {"metrics": values})

@@ -6,8 +6,8 @@ z are a sample's logits, y its class; where a view mixes samples, y is a distrib
 cross-entropy with softmax(z).
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -158,23 +158,27 @@ class Classification(Task):
         There is none where a logit is infinite.
         """
         logits, labels = test.outputs["logits"], test.targets
-        if not all(bool(each.outputs["logits"].isfinite().all()) for each in (validation, test)):
+        if not all(bool(each.outputs["logits"].isfinite().all()) for each in (validation, test) if each.outputs):
             return Evidence()
-        temperature = class_evidence.fitted_temperature(validation.outputs["logits"], validation.targets)
         bins = class_evidence.calibration_bins(logits, labels)
         counts, right = class_evidence.class_counts(logits, labels)
         numbers = {
             "nll": class_evidence.negative_log_likelihood(logits, labels),
             "ece": class_evidence.calibration_error(bins),
-            "ece_scaled": class_evidence.calibration_error(class_evidence.calibration_bins(logits / temperature, labels)),
             "worst_class_accuracy": class_evidence.worst_class(counts, right),
         }
+        details: dict[str, Sequence[Any]] = {}
+        if validation.outputs:
+            temperature = class_evidence.fitted_temperature(validation.outputs["logits"], validation.targets)
+            scaled = class_evidence.calibration_bins(logits / temperature, labels)
+            numbers["ece_scaled"] = class_evidence.calibration_error(scaled)
+            details["temperature"] = [temperature]
         if teacher is not None and bool(teacher.outputs["logits"].isfinite().all()):
             numbers |= _fidelity(logits, labels, teacher.outputs["logits"])
         return Evidence(
             numbers=numbers,
-            details={
-                "temperature": [temperature],
+            details=details
+            | {
                 "calibration": bins.tolist(),
                 "class_samples": counts.tolist(),
                 "class_right": right.tolist(),

@@ -338,7 +338,8 @@ class Task(ABC):
         """What the outputs of a finished student tell besides the metric. Nothing is chosen by it.
 
         Args:
-            validation: for what has to be fitted before it can be reported, such as a temperature.
+            validation: for what has to be fitted before it can be reported, such as a temperature; without outputs where the
+                data set has no validation split.
             test: what is reported.
             teacher: the outputs on the test split of the teacher that the student is compared with; None where there is none.
         """

@@ -55,7 +55,7 @@ def check_outputs(name: str, unfit: str, kinds: Iterable[Knowledge]) -> None:
 def _output_problem(model: nn.Module, data: ImageData, device: str) -> OutputProblem | None:
     task = tasks.of(data)
     with torch.inference_mode():
-        return task.output_problem(task.outputs(model(task.first_inputs(data, data.validation, _OUTPUTS, device))))
+        return task.output_problem(task.outputs(model(task.first_inputs(data, data.for_checks, _OUTPUTS, device))))
 
 
 def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
@@ -64,9 +64,10 @@ def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageD
 
 
 def _better_normalisation(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
-    """Compares the usual normalisations on validation images."""
-    metric, count = tasks.of(data).metric, min(_IMAGES, len(data.validation))
-    some = Split(data.validation.images[:count], data.validation.labels[:count], data.validation.name)
+    """Compares the usual normalisations on validation images, or on training images where there are none."""
+    judged = data.for_checks
+    metric, count = tasks.of(data).metric, min(_IMAGES, len(judged))
+    some = Split(judged.images[:count], judged.labels[:count], judged.name)
     values = {}
     for name, normalisation in alternatives(data).items():
         handle = OwnNormalisation(normalisation, Normalisation.of(data)).attach(model)
@@ -76,7 +77,7 @@ def _better_normalisation(definition: TeacherDefinition, model: nn.Module, data:
     clear = max(_LEAST, 2 / math.sqrt(count)) * (1.0 if metric.percent else abs(values[DATASET]))
     if metric.sign * (values[best] - values[DATASET]) > clear:
         yield (
-            f"teacher {definition.name} sees the data set's normalisation, with which its {metric.label} on {count} validation "
-            f"images is {values[DATASET]:.4f}; with {best} it is {values[best]:.4f}: write teachers.{definition.name}."
-            f"normalization: {best}"
+            f"teacher {definition.name} sees the data set's normalisation, with which its {metric.label} on {count} "
+            f"{'validation' if len(data.validation) else 'training'} images is {values[DATASET]:.4f}; "
+            f"with {best} it is {values[best]:.4f}: write teachers.{definition.name}.normalization: {best}"
         )

@@ -44,7 +44,7 @@ class LoadedTeacher:
 
     Attributes:
         path: its weights in the library.
-        validation_value: of the task's metric, on this data set's validation split.
+        validation_value: of the task's metric, on this data set's validation split; None if there is none.
         train_seconds: how long its training took, in this or an earlier call; 0 for given weights.
         trained_now: whether this call trained it.
         doubts: what looks wrong about it, with the remedy, as sentences.
@@ -56,7 +56,7 @@ class LoadedTeacher:
     key: str
     path: Path
     weights_hash: str
-    validation_value: float
+    validation_value: float | None
     train_seconds: float
     trained_now: bool
     doubts: tuple[str, ...] = ()
@@ -124,14 +124,15 @@ class TeacherLibrary:
             elif "given" not in card:
                 card = card | {"given": given}
                 self._store_card(folder, card)
-        progress(f"teacher {definition.name}: validation {metric.label} {card[column]:.4f}")
+        value = card.get(column)
+        progress(f"teacher {definition.name}: {'ready' if value is None else f'validation {metric.label} {value:.4f}'}")
         return LoadedTeacher(
             definition=definition,
             model=model,
             key=key,
             path=folder / "weights.safetensors",
             weights_hash=card["weights_hash"],
-            validation_value=card[column],
+            validation_value=value,
             train_seconds=card["train_seconds"],
             trained_now=is_new and definition.weights is None and not definition.untrained,
             doubts=tuple(doubts(definition, model, data, device)),
@@ -226,9 +227,10 @@ class TeacherLibrary:
         saved = time.monotonic()
         while not trainer.finished:
             entry = trainer.run_epoch()
+            value = entry.get(metric.column("validation"))
             progress(
-                f"teacher {definition.name}: epoch {entry['epoch']}/{definition.epochs}, "
-                f"loss {entry['train_loss']:.3f}, validation {metric.label} {entry[metric.column('validation')]:.4f}"
+                f"teacher {definition.name}: epoch {entry['epoch']}/{definition.epochs}, loss {entry['train_loss']:.3f}"
+                + ("" if value is None else f", validation {metric.label} {value:.4f}")
             )
             if trainer.finished:
                 break
@@ -252,6 +254,7 @@ def _make_card(
 ) -> dict[str, Any]:
     """What the library records of a teacher; its metric is named unless it is accuracy, as in cards of the first release."""
     metric = tasks.of(data).metric
+    judged = {metric.column("validation"): score(model, data, "validation", device)} if len(data.validation) else {}
     return {
         "model": definition.model,
         "options": dict(definition.options),
@@ -259,7 +262,7 @@ def _make_card(
         **({"folder": data.folder} if data.folder else {}),
         "fingerprint": data.fingerprint,
         "weights_hash": weights_hash(model),
-        metric.column("validation"): score(model, data, "validation", device),
+        **judged,
         **({} if metric == ACCURACY else {"metric": metric.model_dump()}),
         "train_seconds": train_seconds,
         "made": time.time(),

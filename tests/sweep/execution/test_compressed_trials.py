@@ -11,21 +11,16 @@ import torch
 
 from stillhouse.compress.storage import unpacked_state
 from stillhouse.compress.students import chain_of, rebuilt_student
-from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.evaluation import evaluate
-from stillhouse.home_access.home_address import HomeAddress
-from stillhouse.knowledge import feature, logits
-from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.knowledge import feature
 from stillhouse.models.weights import state_bytes
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.training import Training
 from stillhouse.sweep.execution.students import make_student
 from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvironment
 from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
-from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
@@ -35,34 +30,8 @@ SPARSE = {"prune": {"ratio": 0.75, "pattern": "unstructured"}}
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_dataset("digits", options={"limit": 200}, validation=40)
-
-
-@pytest.fixture(scope="module")
-def views(digits: ImageData) -> Views:
-    return Views(("crop",), 2, digits.input_shape, len(digits.train))
-
-
-@pytest.fixture(scope="module")
-def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: Views) -> TeacherTicket:
-    """A teacher whose logits are sealed in all views, so that no actor is called."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "knowledge").mkdir()
-    definition = TeacherDefinition(name="big", model="resnet8", epochs=2, num_classes=10, input_shape=(1, 8, 8))
-    teacher = TeacherLibrary(home / "teachers").obtain(definition, digits, views)
-    service = TeacherService(teacher, digits, views, KnowledgeStore(home / "knowledge"))
-    for view in range(views.count):
-        service.fill(view, [logits()])
-    return TeacherTicket(
-        definition=definition,
-        weights_path=str(teacher.path),
-        weights_hash=teacher.weights_hash,
-        base=service.base,
-        home=HomeAddress(path=str(home)),
-        actor="never-asked",
-        modes={logits().id: "cached", feature("pool").id: "inline"},
-    )
+def ticket(sealed_teacher: Callable[..., TeacherTicket]) -> TeacherTicket:
+    return sealed_teacher("resnet8", {feature("pool").id: "inline"})
 
 
 @pytest.fixture

@@ -289,11 +289,6 @@ def test_micro_batches_that_are_not_used_leave_the_keys_of_trials_as_they_were()
 # Memory
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_dataset("digits", options={"limit": 200}, validation=40)
-
-
 @pytest.fixture
 def environment(tmp_path: Path, digits: ImageData) -> TrialEnvironment:
     views = Views(("crop",), 2, digits.input_shape, len(digits.train))

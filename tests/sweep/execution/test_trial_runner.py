@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from stillhouse import methods
-from stillhouse.data.datasets import ImageData, load_dataset
+from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, Setup, Stage, Step
 from stillhouse.distill.stage_training import StageTraining
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import InfrastructureError, TrialError
-from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.knowledge import logits
-from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import load_weights, weights_hash
 from stillhouse.spec.records import StudentChoice, Trial
@@ -31,22 +29,9 @@ from stillhouse.sweep.execution.trial_environment import TeacherScore, TrialEnvi
 from stillhouse.sweep.execution.trial_records import failure_reason
 from stillhouse.sweep.execution.trial_runner import TrialRunner, run_to_end
 from stillhouse.sweep.home.ledger import Ledger
-from stillhouse.teachers.definition import TeacherDefinition
-from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.service import TeacherService
 from stillhouse.teachers.ticket import TeacherTicket
 
 MakeTrial = Callable[..., Trial]
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load_dataset("digits", options={"limit": 200}, validation=40)
-
-
-@pytest.fixture(scope="module")
-def views(digits: ImageData) -> Views:
-    return Views(("crop",), 2, digits.input_shape, len(digits.train))
 
 
 @pytest.fixture
@@ -62,24 +47,8 @@ def environment(tmp_path: Path, views: Views) -> TrialEnvironment:
 
 
 @pytest.fixture(scope="module")
-def ticket(tmp_path_factory: pytest.TempPathFactory, digits: ImageData, views: Views) -> TeacherTicket:
-    """A teacher whose logits are sealed in all views, so that no actor is called."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "knowledge").mkdir()
-    definition = TeacherDefinition(name="big", model="lenet", epochs=2, num_classes=10, input_shape=(1, 8, 8))
-    teacher = TeacherLibrary(home / "teachers").obtain(definition, digits, views)
-    service = TeacherService(teacher, digits, views, KnowledgeStore(home / "knowledge"))
-    for view in range(views.count):
-        service.fill(view, [logits()])
-    return TeacherTicket(
-        definition=definition,
-        weights_path=str(teacher.path),
-        weights_hash=teacher.weights_hash,
-        base=service.base,
-        home=HomeAddress(path=str(home)),
-        actor="never-asked",
-        modes={logits().id: "cached"},
-    )
+def ticket(sealed_teacher: Callable[..., TeacherTicket]) -> TeacherTicket:
+    return sealed_teacher("lenet")
 
 
 def ledger_of(environment: TrialEnvironment) -> Ledger:

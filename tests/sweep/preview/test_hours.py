@@ -75,6 +75,21 @@ def test_a_trial_that_needs_gradients_pays_for_the_backward_pass_wherever_the_te
     assert found.inside_hours == pytest.approx(3 * 400 * (trials["kd"] * 3 + trials["gradient_attention"] * 7) / 3600)
 
 
+def test_a_trial_without_data_takes_as_long_as_its_generator_steps(
+    make_sweep: MakeSweep, measured_spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, {"mlp 16": Speed(train=1, forward=0.5), "lenet": Speed(train=8, forward=3, teach=4)})
+    own = {"generator_steps": 10, "generated_batch": 32, "student_steps": 5}
+    search = {"trials_per_method": 1, "max_epochs": 3, "start": "defaults"}
+    sweep = make_sweep(methods={"data_free_adversarial": own}, students=[measured_spec["students"][0]], search=search)
+    found = estimate(sweep.plan(), sweep.data())
+    # Scratch as ever; the other trial passes 4 steps of 6 batches of 32 in each epoch, recomputes no statistics and evaluates.
+    samples = 3 * 4 * 6 * 32
+    assert found.trial_hours == pytest.approx((3 * (400 + 500 * 0.5) + samples + 3 * 100 * 0.5) / 3600)
+    assert found.teacher_hours == pytest.approx(samples * 3 / 3600)
+    assert found.inside_hours == pytest.approx(samples * 3 / 3600)
+
+
 def test_students_that_are_not_measured_are_scaled_by_their_macs(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
             curve[entry["epoch"]] = entry
         if "epoch" in result:
             self._epochs[key] = result["epoch"]
-            self._progress.trial_epoch(key, result["epoch"], result[self._column])
+            self._progress.trial_epoch(key, result["epoch"], result.get(self._column))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         key = key_of(trial.config[TRIAL_CONFIG])
@@ -155,7 +155,7 @@ class TrialWatch(tune.Callback):  # type: ignore[misc]  # ray is not typed
         curve = [entry for _, entry in sorted(self._curves.get(key, {}).items())]
         metrics = {"parameters": float(self._parameters(self._trials[key]))}
         if curve:
-            metrics[self._column] = curve[-1][self._column]
+            metrics |= {name: value for name, value in curve[-1].items() if name == self._column}
             metrics["train_seconds"] = sum(entry["seconds"] for entry in curve)
         return TrialRecord(
             trial=self._trials[key],

@@ -160,7 +160,7 @@ class TrialSession:
         result: dict[str, Any] = {"key": self._trial.key, "status": status, "done": status != "running"}
         if entry is not None and runner is not None:
             column = tasks.of(self._data).metric.column("validation")
-            result |= {"epoch": entry["epoch"], column: entry[column]}
+            result |= {name: entry[name] for name in ("epoch", column) if name in entry}
             result |= {"comparable": runner.comparable, "entry": json.dumps(entry)}
         if curve is not None:
             result["curve"] = json.dumps(curve)

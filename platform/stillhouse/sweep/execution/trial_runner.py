@@ -205,10 +205,10 @@ class TrialRunner:
         """Evaluates on the test split, stores the student's weights, writes the record, removes the checkpoint."""
         task = self._trainer.task
         metric = task.metric
-        validation = self._trainer.curve[-1][metric.column("validation")]
+        validation = {name: value for name, value in self._trainer.curve[-1].items() if name == metric.column("validation")}
         if self._chain:
             self._trainer.finalise()
-            validation = self._trainer.evaluate(self._data.validation)
+            validation = {name: self._trainer.evaluate(self._data.validation) for name in validation}
         student = self._trainer.classifier
         weights = Path("students") / f"{self.trial.key}.safetensors"
         stored = packed_state(self._chain, self._conversion or {}, self._trainer.student, student) if self._chain else None
@@ -220,7 +220,7 @@ class TrialRunner:
             **size_metrics(measure_size(student, self._data.input_shape)),
             **self._operator_metrics(student, stored),
             **self._environment.latencies.get(student_key(self.trial.student), {}),
-            metric.column("validation"): validation,
+            **validation,
             metric.column("test"): value,
             "train_seconds": self._trainer.train_seconds,
             **evidence.numbers,
@@ -232,8 +232,9 @@ class TrialRunner:
         for name, peer in self._trainer.peers().items():
             metrics[f"{metric.column('test')}_{name}"] = self._trainer.evaluate(self._data.test, peer)
         metrics |= self._environment.against_teachers(metrics, self.trial, metric)
-        trivial = task.trivial_value(self._data.validation.labels)
-        collapsed = no_better(metrics[metric.column("validation")], trivial, metric, len(self._data.validation))
+        # The mark chooses nothing, so without a validation split the test split decides it.
+        split, judged = ("validation", self._data.validation) if validation else ("test", self._data.test)
+        collapsed = no_better(metrics[metric.column(split)], task.trivial_value(judged.labels), metric, len(judged))
         return self._write(
             "finished",
             metrics=metrics,

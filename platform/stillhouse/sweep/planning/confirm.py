@@ -27,7 +27,7 @@ def confirm_trials(
         searched: the trials of the search phase.
         records: of any trials. Of equal results the one that was confirmed before is chosen again, then the simplest
             (`spec.preference`), then the earlier one in `searched`.
-        metric: decides which trial is best, by its value on the validation split.
+        metric: decides which trial is best, by its value on the validation split. Without such a split each is alone.
     """
     winners, controls = _winners(searched, records, metric)
     wanted: list[Trial] = []
@@ -73,11 +73,12 @@ def _winners(
     searched: Sequence[Trial], records: Iterable[TrialRecord], metric: Metric
 ) -> tuple[dict[tuple[str, str], Trial], dict[str, Trial]]:
     """The best trial of each (method, student label) in the order of `searched`, and the best baseline of each student."""
-    column, baseline = metric.column("validation"), methods.baseline()
+    baseline = methods.baseline()
     order = {trial.key: number for number, trial in enumerate(searched)}
-    found = [record for record in records if column in record.metrics]
-    finished = [record for record in found if record.status == "finished" and record.trial.key in order]
-    confirmed = {_settings(record.trial) for record in found if record.trial.phase == "confirm"}
+    known = list(records)
+    # Without a validation split no trial has a value there, and the plan holds one trial of each method and student.
+    finished = [record for record in known if record.status == "finished" and record.trial.key in order]
+    confirmed = {_settings(each.trial) for each in known if each.trial.phase == "confirm" and each.status == "finished"}
 
     def place(record: TrialRecord) -> tuple[float, bool, Preference, int]:
         preferred = record_preference(record, metric, baseline)

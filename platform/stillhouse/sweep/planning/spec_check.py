@@ -150,6 +150,7 @@ class _Surveyor:
         partial = resolved.model_copy(update={"methods": settings, "students": tuple(students), "teachers": teachers})
         if self._check_grid(partial) and self._num_classes is not None and self._input_shape is not None:
             left_out = self._check_draws(partial, self._num_classes, self._input_shape)
+            self._check_choice()
             resolved = resolved.model_copy(
                 update={"methods": {name: value for name, value in settings.items() if name not in left_out}}
             )
@@ -313,6 +314,22 @@ class _Surveyor:
                 unmet.add(draw.method)
         self._survey.skipped = [Skipped(*where, trials=trials) for where, trials in skipped.items()]
         return self._left_out(unmet)
+
+    def _check_choice(self) -> None:
+        """Without a validation split nothing is chosen, so each method may have one trial with each student."""
+        if self._spec.dataset.validation != 0 or not self._sound("dataset.validation"):
+            return
+        settings: dict[tuple[str, str], list[Draw]] = {}
+        for draw in self._survey.draws:
+            known = settings.setdefault((draw.method, draw.student.name), [])
+            known += [] if draw in known else [draw]
+        several = [(method, student, len(known)) for (method, student), known in settings.items() if len(known) > 1]
+        for method, student, count in several[:1]:
+            self._survey.add(
+                "dataset.validation",
+                f"must be > 0 to choose between settings, got 0: {method} has {count} with {student}; give each method one "
+                f"setting (methods: {{{method}: defaults}}), each student fixed options, and the sweep one teacher",
+            )
 
     def _left_out(self, unmet: set[str]) -> set[str]:
         """Reports the methods without any trial; those that the spec names are problems."""

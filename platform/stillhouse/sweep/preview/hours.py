@@ -16,6 +16,7 @@ from stillhouse.sweep.planning.cost import PlannedStudent
 from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.trial_keys import make_views
+from stillhouse.sweep.preview.generated import generated_samples
 from stillhouse.sweep.preview.speed import Job, Speed, measure_here, measure_on_cluster, one_worker
 
 _MAX_STUDENTS = 16
@@ -31,7 +32,8 @@ class Estimate:
         measured: how many distinct students were measured; the others are scaled by their MACs from the nearest one.
         trial_hours: of the trials without their teachers.
         gpu_hours: of trials and teachers, each times its share of a GPU; 0 without GPUs.
-        teacher_hours: one pass of each teacher over the views that the trials read, for all kinds of knowledge together.
+        teacher_hours: one pass of each teacher over the views that the trials read, for all kinds of knowledge together, and
+            over what methods that see no data generate.
         teacher_training_hours: training the teachers without given weights, if they are not trained yet.
         inside_hours: the teachers' passes if a teacher ran inside every trial.
         confirm_hours: of the confirm phase and of the trials with untrained teachers, at most.
@@ -98,7 +100,17 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
     known = sum(planned.trials for planned in plan.students)
     # An adaptive search chooses most of its students later: the known ones represent them.
     scale = plan.num_trials / known if known else 0.0
-    trials_s = scale * sum(planned.trials * trial_s[key] for key, planned in students.items())
+    generated = generated_samples(plan, data)
+    again = _samples_again(spec.training, samples)
+    # What these trials take more, or less, than trials that see the data set.
+    differ_s = sum(
+        (each.samples - each.epochs * samples) * of_student[key].train - each.epochs * again * of_student[key].forward
+        for each in generated
+        for key in (student_key(each.trial.student),)
+    )
+    trials_s = scale * (
+        sum(planned.trials * trial_s[key] for key, planned in students.items()) + differ_s / spec.trial_resources.num_workers
+    )
     gpu_s = trials_s * spec.trial_resources.gpu
 
     views = make_views(spec, data)
@@ -117,9 +129,12 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
         training = recipe.train.epochs * _epoch_s(speed, recipe.train, samples, validation) if teacher.trains else 0.0
         # Inline, a trial pays for a backward pass only if it needs input gradients, and almost nothing for its reductions.
         back = min(1.0, sum(each.trials for each in needed if each.kind.of_input) / max(1, taught[teacher.name]))
-        passes_s = (seen if teacher.trials else 0) * speed.teach
+        own = [each for each in generated if teacher.name in each.trial.teachers]
+        called_s = scale * sum(each.samples for each in own) * speed.forward
+        passes_s = (seen if teacher.trials > len(own) else 0) * speed.teach + called_s
         shared_s += passes_s
-        inside_s += scale * teacher.trials * samples * epochs * (speed.forward + back * max(0.0, speed.teach - speed.forward))
+        of_data = teacher.trials * epochs - sum(each.epochs for each in own)
+        inside_s += scale * of_data * samples * (speed.forward + back * max(0.0, speed.teach - speed.forward)) + called_s
         training_s += training
         gpu_s += (training + passes_s) * recipe.resources.gpu
     mean_s = trials_s / plan.num_trials if plan.num_trials else 0.0
@@ -139,8 +154,12 @@ def estimate(plan: Plan, data: ImageData, *, remote: bool = False) -> Estimate:
 
 def _epoch_s(speed: Speed, training: Training, samples: int, validation: int) -> float:
     """Seconds of an epoch: its steps, its evaluation, and the passes that recompute the statistics of BatchNorm."""
-    again = min(samples, NUM_SAMPLES) if training.batchnorm_statistics == "recomputed" else 0
-    return samples * speed.train + (validation + again) * speed.forward
+    return samples * speed.train + (validation + _samples_again(training, samples)) * speed.forward
+
+
+def _samples_again(training: Training, samples: int) -> int:
+    """How many samples pass once more after an epoch, for the statistics of BatchNorm."""
+    return min(samples, NUM_SAMPLES) if training.batchnorm_statistics == "recomputed" else 0
 
 
 def _spread(students: Sequence[PlannedStudent]) -> list[PlannedStudent]:

@@ -115,9 +115,9 @@ def _speed(job: Job, data: ImageData, training: Training, policy: tuple[Any, ...
     )
 
     def evaluate() -> None:
-        evaluate_model(trainer.student, data, data.validation, device)
+        evaluate_model(trainer.student, data, data.for_checks, device)
 
-    forward = _median_s(evaluate, SECONDS_EACH / 2) / len(data.validation.labels)
+    forward = _median_s(evaluate, SECONDS_EACH / 2) / len(data.for_checks.labels)
     whole = _median_s(trainer.run_epoch, SECONDS_EACH)
     return Speed(
         train=max(0.0, whole - forward * len(data.validation.labels)) / len(data.train.labels),

@@ -55,7 +55,7 @@ def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data
     assert record.weights is not None
     return TrainedStudent(
         model=load_student(results.sweep_home, spec, record, data),
-        example=tasks.of(data).first_inputs(data, data.validation, _EXAMPLE_IMAGES).numpy(),
+        example=tasks.of(data).first_inputs(data, data.for_checks, _EXAMPLE_IMAGES).numpy(),
         files={WEIGHTS_NAME: results.sweep_home.folder / record.weights},
     )
 

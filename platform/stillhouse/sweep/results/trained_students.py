@@ -77,6 +77,10 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
 def _best(results: Results) -> TrialRecord:
     best = results.best()
     if best is None:
+        if results.facts.dataset.get("validation_samples") == 0:
+            raise UsageError(
+                f"sweep '{results.facts.name}' has no validation split, so it chose no best student; name a trial by its key"
+            )
         why = " that did not collapse" if results.collapsed else ""
         raise UsageError(f"sweep '{results.facts.name}' has no finished trial to export{why}")
     return find_trial(results, best.key)
