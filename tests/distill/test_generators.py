@@ -32,7 +32,7 @@ def test_the_training_has_the_requested_generator_steps_whatever_the_size_of_the
     for samples in (10, 60000):
         setup = Setup(teacher=NET, student=NET, new_student=torch.nn.Identity, num_samples=samples, epochs=epochs)
         stages = DataFreeMethod(generator_steps=100).stages(setup)
-        assert list(stages) == [Stage(epochs=epochs, data_free=True, steps_per_epoch=per_epoch)]
+        assert list(stages) == [Stage(epochs=epochs, data_free=True, steps_per_epoch=per_epoch, samples_per_step=128)]
 
 
 def test_a_generated_batch_has_its_own_size() -> None:
