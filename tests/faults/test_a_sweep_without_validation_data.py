@@ -63,7 +63,7 @@ def test_all_images_train_and_none_validate() -> None:
     assert len(whole.validation) == 0
     # 1,797 digits, of which the last 360 are the test split.
     assert len(whole.train) == 1_437
-    assert whole.mean, whole.std == channel_statistics(whole.train.images.numpy())
+    assert (whole.mean, whole.std) == channel_statistics(whole.train.images.numpy())
     assert whole.for_checks is whole.train
 
 

@@ -451,7 +451,7 @@ class Killer(Progress):
         super().trial_started(trial)
         self._once("teacher", "TeacherActor")
 
-    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, accuracy: float | None) -> None:
         super().trial_epoch(key, epoch, accuracy)
         if epoch == 1:
             self._once("trial", "DistillTrial")

@@ -153,7 +153,7 @@ class Watch(Progress):
         self.notes: list[str] = []
         self.ends: Counter[str] = Counter()
 
-    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, accuracy: float | None) -> None:
         super().trial_epoch(key, epoch, accuracy)
         self.epochs += 1
         self._on_epoch(self.epochs)

@@ -137,7 +137,7 @@ class Events(Progress):
             self._event("again")
         self.started.append(trial.key)
 
-    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, accuracy: float | None) -> None:
         super().trial_epoch(key, epoch, accuracy)
         self._event("epoch")
 

@@ -91,7 +91,7 @@ class Events(Progress):
     def __post_init__(self) -> None:
         super().__init__("packed", quiet=True)
 
-    def trial_epoch(self, key: str, epoch: int, value: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, value: float | None) -> None:
         super().trial_epoch(key, epoch, value)
         self.epochs.setdefault(key, []).append(epoch)
         if not self.acted and len(self.epochs) >= 2:

@@ -48,7 +48,7 @@ class Killer(Progress):
         super().__init__("calling", quiet=True)
         self.killed = 0
 
-    def trial_epoch(self, key: str, epoch: int, accuracy: float) -> None:
+    def trial_epoch(self, key: str, epoch: int, accuracy: float | None) -> None:
         super().trial_epoch(key, epoch, accuracy)
         if epoch == 1 and "scratch" not in key and not self.killed:
             (name,) = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]

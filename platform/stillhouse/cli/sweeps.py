@@ -298,10 +298,12 @@ def _print_collapsed(results: "Results") -> None:
     from stillhouse.spec.collapse import collapse_remedy, collapse_words, trivial_value
 
     metric = results.facts.metric
+    validation, test = metric.column("validation"), metric.column("test")
     for record in results.collapsed:
-        split = "validation" if metric.column("validation") in record.metrics else "test"
         who = f"{record.trial.key} {record.trial.method} {record.trial.student.name}"
-        print(f"collapsed: {who}: {split} {metric.label} {record.metrics[metric.column(split)]:.4f}")
+        values = {split: record.metrics.get(column) for split, column in (("validation", validation), ("test", test))}
+        split, value = next((split, value) for split, value in values.items() if value is not None)
+        print(f"collapsed: {who}: {split} {metric.label} {value:.4f}")
     words = collapse_words(metric, trivial_value(results.facts, "validation"))
     count = len(results.collapsed)
     print(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
+from stillhouse.errors import UsageError
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 
@@ -42,4 +43,6 @@ def prepare(
     )
     views = Views((), 1, data.input_shape, len(data.train))
     loaded = library.obtain(definition, replace(data, task=None), views, device=device, progress=progress, ending=ending)
+    if loaded.validation_value is None:
+        raise UsageError(f"dataset.validation must be > 0 for task {task.name}, whose judge is tested on that split, got 0")
     data.prepared = dict(task.prepare(data, loaded.model, loaded.validation_value))

@@ -233,8 +233,10 @@ class TrialRunner:
             metrics[f"{metric.column('test')}_{name}"] = self._trainer.evaluate(self._data.test, peer)
         metrics |= self._environment.against_teachers(metrics, self.trial, metric)
         # The mark chooses nothing, so without a validation split the test split decides it.
-        split, judged = ("validation", self._data.validation) if validation else ("test", self._data.test)
-        collapsed = no_better(metrics[metric.column(split)], task.trivial_value(judged.labels), metric, len(judged))
+        column, judged = metric.column("test"), self._data.test
+        if validation:
+            column, judged = metric.column("validation"), self._data.validation
+        collapsed = no_better(metrics[column], task.trivial_value(judged.labels), metric, len(judged))
         return self._write(
             "finished",
             metrics=metrics,
