@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import MapMethod, make_connector, meeting_size, shrink
+from stillhouse.distill.maps import ChannelMethod, channels_of_teacher, make_connector, meeting_size, shrink
 from stillhouse.distill.method import Card, Helper, Setup, Stage, Step, hyperparameter
 from stillhouse.distill.stages import epochs_of_first_stage
 from stillhouse.knowledge.kinds import Knowledge, logits, reduced
@@ -52,7 +52,7 @@ def boundary_loss(student: Tensor, active: Tensor, margin: float = 1.0) -> Tenso
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationBoundaries(MapMethod):
+class ActivationBoundaries(ChannelMethod):
     """The student's neurons first learn where the teacher's neurons are active, then its soft targets."""
 
     card: ClassVar[Card] = Card(
@@ -125,8 +125,9 @@ class ActivationBoundaries(MapMethod):
         maps = [
             shrink(features, *theirs.shape[2:]) for features, theirs in zip(step.student_features.values(), active, strict=True)
         ]
+        connectors = step.modules["connectors"]
         losses = [
             boundary_loss(ours, theirs, self.margin) / 2 ** (len(active) - 1 - depth)
-            for depth, (ours, theirs) in enumerate(zip(step.modules["connectors"](maps), active, strict=True))
+            for depth, (ours, theirs) in enumerate(zip(connectors(maps), channels_of_teacher(connectors, active), strict=True))
         ]
         return {"boundaries": self.boundary_weight * torch.stack(losses).sum()}

@@ -32,6 +32,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.distill.maps import KnownChannels, known_channels
 from stillhouse.distill.method import (
     Card,
     Helper,
@@ -125,6 +126,12 @@ class FitNets(Method):
     num_stages: int = hyperparameter(
         2, choices=(1, 2), added_later=True, help="2: the paper; 1: labels and hint together, as the CRD benchmark"
     )
+    regressor: Literal["where_needed", "always"] = hyperparameter(
+        "where_needed",
+        choices=("where_needed", "always"),
+        added_later=True,
+        help="r; where_needed: not in a student that began as its teacher (`from`), whose channels are the teacher's",
+    )
 
     def serves(self, task: str) -> bool:
         """Any task if stage 2 has no soft targets, which need logits."""
@@ -139,7 +146,8 @@ class FitNets(Method):
         """
         has_maps = bool(student.stages) if self.guided_layer is None else len(student.shape(self.guided_layer)) == 3
         hint = self.hint_layer or _middle(teacher, of_maps=has_maps)
-        guided = self.guided_layer or _nearest(student, teacher.shape(hint))
+        began_as_teacher = student.kept_channels is not None and hint in student.shapes
+        guided = self.guided_layer or (hint if began_as_teacher else _nearest(student, teacher.shape(hint)))
         make_regressor(student.shape(guided), teacher.shape(hint))
         return hint, guided
 
@@ -179,6 +187,9 @@ class FitNets(Method):
             return {}
         assert setup.teacher is not None, "hints come from a teacher"
         hint, guided = self.layers(setup.teacher, setup.student)
+        channels = known_channels(setup.student, setup.teacher, guided, hint)
+        if channels is not None and self.regressor == "where_needed":
+            return {"regressor": Helper(module=KnownChannels(channels), trainable=False)}
         regressor = make_regressor(setup.student.shape(guided), setup.teacher.shape(hint))
         if self.num_stages == 1:
             return {"regressor": Helper(module=_normalised(regressor, setup.teacher.shape(hint)))}
@@ -186,18 +197,22 @@ class FitNets(Method):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         if step.stage.name == "hint":
-            (guided,) = step.student_features.values()
-            regressed = step.modules["regressor"](guided)
-            return {"hint": self.hint_weight * hint_loss(regressed, step.teacher["hint"], self.positions)}
+            return {"hint": self.hint_weight * hint_loss(*_regressed(step), self.positions)}
         if self.num_stages == 1 and self.hint_weight:
-            (guided,) = step.student_features.values()
-            hint = F.mse_loss(step.modules["regressor"](guided), step.teacher["hint"])
+            hint = F.mse_loss(*_regressed(step))
             return {"cross_entropy": step.supervised(), "hint": self.hint_weight * hint}
         if not self._is_soft:
             return super().loss(step)
         weight = self.kd_weight + (self.final_kd_weight - self.kd_weight) * step.stage_progress
         soft = softened_cross_entropy(step.logits, step.teacher["logits"], self.temperature)
         return {"cross_entropy": step.supervised(), "soft_cross_entropy": weight * soft}
+
+
+def _regressed(step: Step) -> tuple[Tensor, Tensor]:
+    """r(guided), and the hint with as many channels."""
+    (guided,) = step.student_features.values()
+    regressor, hint = step.modules["regressor"], step.teacher["hint"]
+    return regressor(guided), regressor.of_teacher(hint) if isinstance(regressor, KnownChannels) else hint
 
 
 def _normalised(regressor: nn.Module, hint: tuple[int, ...]) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.distill.maps import MapMethod, make_connector
+from stillhouse.distill.maps import ChannelMethod, channels_of_teacher, make_connector
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature, reduced
 from stillhouse.models.architecture import Architecture
@@ -38,7 +38,7 @@ def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterChannel(MapMethod):
+class InterChannel(ChannelMethod):
     """The student's channels correlate with each other as the teacher's do."""
 
     card: ClassVar[Card] = Card(
@@ -80,11 +80,17 @@ class InterChannel(MapMethod):
         terms = super().loss(step)
         if not self.active:
             return terms
-        connected = step.modules["connectors"](list(step.student_features.values()))
-        losses = []
-        for layer, maps in zip(step.student_features, connected, strict=True):
-            teacher = step.teacher.get(f"correlation.{layer}")
-            if teacher is None:
-                teacher = channel_correlation(step.teacher[f"map.{layer}"])
-            losses.append(correlation_loss(channel_correlation(maps), teacher))
+        connectors = step.modules["connectors"]
+        connected = connectors(list(step.student_features.values()))
+        teachers = [self._of_teacher(step, layer) for layer in step.student_features]
+        chosen = channels_of_teacher(connectors, teachers, 1, 2)
+        losses = [
+            # The length of a row counts the channels that remain.
+            correlation_loss(channel_correlation(maps), theirs if theirs.shape == whole.shape else F.normalize(theirs, dim=2))
+            for maps, theirs, whole in zip(connected, chosen, teachers, strict=True)
+        ]
         return terms | {"correlation": self.correlation_weight * torch.stack(losses).sum()}
+
+    def _of_teacher(self, step: Step, layer: str) -> Tensor:
+        teacher = step.teacher.get(f"correlation.{layer}")
+        return channel_correlation(step.teacher[f"map.{layer}"]) if teacher is None else teacher

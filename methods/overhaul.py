@@ -28,7 +28,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stillhouse.distill.maps import MapMethod, make_connector, meeting_size, shrink
+from stillhouse.distill.maps import ChannelMethod, channels_of_teacher, make_connector, meeting_size, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, MethodError, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
@@ -70,7 +70,7 @@ def partial_l2(student: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overhaul(MapMethod):
+class Overhaul(ChannelMethod):
     """The student's pre-activations match the teacher's positive ones, and stay below the negative ones."""
 
     card: ClassVar[Card] = Card(
@@ -124,9 +124,10 @@ class Overhaul(MapMethod):
         maps = [shrink(maps, *target.shape[2:]) for maps, target in zip(step.student_features.values(), targets, strict=True)]
         if self.margins == "data":
             targets = [torch.maximum(target, data_margin(target)) for target in targets]
+        connectors = step.modules["connectors"]
         losses = [
             partial_l2(ours, target) / 2 ** (len(targets) - 1 - depth)
-            for depth, (ours, target) in enumerate(zip(step.modules["connectors"](maps), targets, strict=True))
+            for depth, (ours, target) in enumerate(zip(connectors(maps), channels_of_teacher(connectors, targets), strict=True))
         ]
         return terms | {"features": self.feature_weight * torch.stack(losses).sum()}
 

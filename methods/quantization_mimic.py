@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distill.maps import MapMethod, meeting_size, shrink
+from stillhouse.distill.maps import ChannelMethod, channels_of_teacher, meeting_size, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
 from stillhouse.models.architecture import Architecture
@@ -52,7 +52,7 @@ def map_at_size(features: Tensor, *, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationMimic(MapMethod):
+class QuantizationMimic(ChannelMethod):
     """The student's maps, quantized, match the teacher's quantized maps."""
 
     card: ClassVar[Card] = Card(
@@ -101,7 +101,8 @@ class QuantizationMimic(MapMethod):
             shrink(features, *teacher.shape[2:])
             for features, teacher in zip(step.student_features.values(), teachers, strict=True)
         ]
-        mapped = step.modules["connectors"](shrunk)
+        connectors = step.modules["connectors"]
+        mapped, teachers = connectors(shrunk), channels_of_teacher(connectors, teachers)
         losses = [
             mimic_loss(ours, theirs, self.quantization_step, self.form) for ours, theirs in zip(mapped, teachers, strict=True)
         ]

@@ -12,7 +12,8 @@ from typing import Any
 
 from stillhouse.errors import UsageError, UserCodeExit, describe_error, first_line
 
-_LIBRARY = "torchvision:"
+_LIBRARIES = ("torchvision:", "timm:")
+"""What begins the names of models that libraries have."""
 _SEPARATE = "put its file beside the spec, or put the folder of its file on PYTHONPATH"
 
 
@@ -74,8 +75,13 @@ def is_standard_library(module: str) -> bool:
 
 def modules_of(names: Iterable[str | None]) -> list[str]:
     """The modules of those names that are `module:function`, each once."""
-    found = (name.partition(":")[0] for name in names if name and ":" in name and not name.startswith(_LIBRARY))
+    found = (name.partition(":")[0] for name in names if name and ":" in name and not is_of_library(name))
     return list(dict.fromkeys(found))
+
+
+def is_of_library(name: str) -> bool:
+    """Whether the name is that of a library's model, `timm:resnet18`, and no user-defined `module:function`."""
+    return name.startswith(_LIBRARIES)
 
 
 def make_importable(folder: Path) -> None:

@@ -120,3 +120,27 @@ def test_conversions_leave_torchs_random_numbers_alone() -> None:
     before = torch.random.get_rng_state()
     chain(Cut()).convert(model, CONTEXT)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Without(Operator):
+    """Reports that the first layer's outputs lost one channel, whose place `Without` knows."""
+
+    place: int = option(0, minimum=0)
+
+    def convert(self, model: nn.Module, context: Context) -> Conversion:
+        assert isinstance(model, nn.Sequential)
+        first, last = model
+        weight, bias = first.get_parameter("weight"), first.get_parameter("bias")
+        kept = [channel for channel in range(len(weight)) if channel != self.place]
+        first.weight, first.bias = nn.Parameter(weight[kept]), nn.Parameter(bias[kept])
+        last.weight = nn.Parameter(last.get_parameter("weight")[:, kept])
+        return Conversion(model=model, kept_channels={"0": kept})
+
+
+def test_channels_that_remain_are_those_of_the_first_network() -> None:
+    whole = network()
+    converted = chain(Without(place=1), Halve(), Without(place=2), Without(place=0)).convert(copy.deepcopy(whole), CONTEXT)
+    # Without 1: 0 2 3 4 5. Without the third of these, 3: 0 2 4 5. Without the first: 2 4 5.
+    assert dict(converted.kept_channels) == {"0": [2, 4, 5]}
+    assert torch.equal(converted.model.get_parameter("0.weight"), whole.get_parameter("0.weight")[[2, 4, 5]])

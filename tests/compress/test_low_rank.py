@@ -118,3 +118,32 @@ def test_values_out_of_their_range_are_refused(options: dict[str, Any]) -> None:
 def test_energy_and_ratio_together_are_refused() -> None:
     with pytest.raises(ValueError, match="energy must not be given together with ratio"):
         LowRank(energy=0.9, ratio=0.5)
+
+
+def with_singular_values(model: nn.Module, *, equal: bool) -> nn.Module:
+    """Every weight, as the matrix [O, I kh kw] that `channel` decomposes, with equal singular values or with one."""
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                matrix = layer.weight.flatten(1)
+                matrix.copy_(torch.eye(*matrix.shape) if equal else torch.ones(matrix.shape))
+    return model
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.8, 0.9, 1.0])
+def test_the_plan_names_the_fewest_and_the_most_parameters_that_any_weights_give(energy: float) -> None:
+    def converted(model: nn.Module) -> tuple[int, str]:
+        conversion = LowRank(energy=energy).convert(model, CONTEXT)
+        return sum(weight.numel() for weight in conversion.model.parameters()), conversion.notes[0]
+
+    fewest, most = (converted(with_singular_values(network(), equal=equal))[0] for equal in (False, True))
+    number, note = converted(network())
+    assert note == f"with energy {energy:g}, {fewest:,} to {most:,} parameters, as the weights decide"
+    assert fewest <= number <= most
+
+
+@pytest.mark.parametrize("form", ["spatial", "tucker2"])
+def test_other_forms_stay_within_the_sizes_that_the_plan_names(form: Form) -> None:
+    conversion = LowRank(energy=0.7, form=form).convert(network(), CONTEXT)
+    least, most = (int(number.replace(",", "")) for number in conversion.notes[0].split(", ", 1)[1].split()[:3:2])
+    assert least <= sum(weight.numel() for weight in conversion.model.parameters()) <= most

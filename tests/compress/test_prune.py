@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.compress.operator import Calibration, Context, Level, Moment, OperatorError
+from stillhouse.compress.parts import channels
 from stillhouse.compress.prune import Prune
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import build_model, sketch_model
-from stillhouse.models.size import measure_size
+from stillhouse.models.size import ModelSize, measure_size
 from stillhouse.testing import OperatorTrial, check_operator
 from stillhouse.testing.operators import check_conversions_are_equal, check_shapes_without_values_are_the_real_ones
 
@@ -103,6 +105,20 @@ def test_a_replayed_pruning_gives_bit_equal_outputs() -> None:
     again = Prune(ratio=0.4).replay(network("mobilenet_v2", seed=9), history, CONTEXT).eval()
     again.load_state_dict(converted.model.state_dict())
     assert torch.equal(again(images()), converted.model.eval()(images()))
+
+
+def test_the_network_is_measured_a_few_times_only_until_the_share_of_macs_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    macs: list[int] = []
+
+    def measured(model: nn.Module, shape: Shape) -> ModelSize:
+        size = measure_size(model, shape)
+        macs.append(size.macs)
+        return size
+
+    monkeypatch.setattr(channels, "measure_size", measured)
+    Prune(ratio=0.7, of="macs").convert(network(), CONTEXT)
+    assert macs[-1] <= 0.3 * macs[0] < macs[-2]
+    assert len(macs) <= 16
 
 
 @pytest.mark.parametrize("of", ["macs", "parameters"])

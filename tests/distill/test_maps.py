@@ -1,10 +1,19 @@
+import dataclasses
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from stillhouse.distill.maps import Connectors, make_connector, meeting_size, paired_maps, shrink
+from stillhouse.distill.maps import (
+    Connectors,
+    KnownChannels,
+    channels_of_teacher,
+    make_connector,
+    meeting_size,
+    paired_maps,
+    shrink,
+)
 from stillhouse.distill.method import MethodError, Unsuitable
 from stillhouse.models.architecture import Architecture, UnknownLayer
 
@@ -41,6 +50,31 @@ def test_maps_before_the_relu_are_taken_of_networks_that_have_them() -> None:
     assert paired_maps(with_layers, with_layers, teacher_before_relu=True) == {"stage0": "before0"}
     assert paired_maps(with_layers, with_layers, student_before_relu=True) == {"before0": "stage0"}
     assert paired_maps(with_layers, without) == {"stage0": "stage0"}
+
+
+def test_a_student_that_began_as_its_teacher_has_the_layers_of_the_list_that_is_given() -> None:
+    teacher = architecture((16, 8, 8), (32, 4, 4), (64, 2, 2))
+    student = dataclasses.replace(architecture((9, 8, 8), (20, 4, 4), (64, 2, 2)), kept_channels={"stage0": tuple(range(9))})
+    assert paired_maps(teacher, student, teacher_maps="stage0, stage1") == {"stage0": "stage0", "stage1": "stage1"}
+    assert paired_maps(teacher, student, student_maps="stage1") == {"stage1": "stage1"}
+    assert paired_maps(teacher, student) == {f"stage{number}": f"stage{number}" for number in range(3)}
+    # Other students' layers are counted from the last.
+    assert paired_maps(teacher, dataclasses.replace(student, kept_channels=None), teacher_maps="stage0") == {"stage2": "stage0"}
+    assert paired_maps(teacher, student, teacher_maps="stage0", student_maps="stage2") == {"stage2": "stage0"}
+
+
+def test_the_channels_of_a_student_that_began_as_its_teacher_are_known_where_it_is_certain() -> None:
+    teacher = architecture((4, 8, 8), (6, 4, 4), (6, 2, 2))
+    kept = {"stage0": (1, 3), "stage1": (0, 2)}
+    student = dataclasses.replace(architecture((2, 8, 8), (5, 4, 4), (6, 2, 2)), kept_channels=kept)
+    assert student.channels_of(teacher, "stage0") == (1, 3)
+    assert student.channels_of(teacher, "stage1") is None, "five channels, of which two are known"
+    assert student.channels_of(teacher, "stage2") == (0, 1, 2, 3, 4, 5), "none was removed"
+    assert dataclasses.replace(student, kept_channels=None).channels_of(teacher, "stage2") is None
+    smaller = architecture((2, 4, 4))
+    assert dataclasses.replace(smaller, kept_channels=kept).channels_of(teacher, "stage0") is None, "another size of maps"
+    with pytest.raises(UnknownLayer):
+        student.channels_of(teacher, "stage7")
 
 
 def test_maps_of_one_pixel_are_left_out() -> None:
@@ -81,3 +115,15 @@ def test_connectors_are_applied_in_order() -> None:
     first, second = connectors([torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)])
     assert (first.shape, second.shape) == ((2, 7, 4, 4), (2, 5, 2, 2))
     torch.testing.assert_close(first.mean(dim=(0, 2, 3)), torch.zeros(7), rtol=0, atol=1e-5)
+
+
+def test_known_channels_are_chosen_from_the_teachers_and_nothing_is_trained() -> None:
+    connectors = Connectors([KnownChannels([2, 0]), nn.Conv2d(3, 5, 1)])
+    ours, theirs = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
+    assert connectors([ours, theirs])[0] is ours
+    chosen, whole = channels_of_teacher(connectors, [theirs, theirs])
+    assert torch.equal(chosen, torch.stack([theirs[:, 2], theirs[:, 0]], dim=1))
+    assert whole is theirs
+    matrix = torch.arange(9.0).reshape(1, 3, 3)
+    assert channels_of_teacher(connectors[:1], [matrix], 1, 2)[0].tolist() == [[[8.0, 6.0], [2.0, 0.0]]]
+    assert not list(connectors[0].parameters())

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from stillhouse.models.registry import build_model, sketch_model
 from stillhouse.models.size import measure_latency, measure_size, peak_memory
@@ -101,3 +102,26 @@ def test_memory_that_is_freed_and_taken_again_counts_once() -> None:
 def test_a_weight_that_two_layers_share_counts_once_and_an_operation_in_place_adds_nothing() -> None:
     first = nn.Linear(10, 10, bias=False)
     assert peak_memory(nn.Sequential(first, nn.ReLU(inplace=True), first), (10,)) == 4 * (100 + 10 + 10 + 10)
+
+
+class _Attention(nn.Module):
+    """One head on 4 tokens of width 8, by torch's fused function or its module."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.module = None if fused else nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2).mT
+        if self.module is None:
+            return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+        mixed: Tensor = self.module(tokens, tokens, tokens, need_weights=False)[0]
+        return mixed.flatten(1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_is_counted_on_every_device(device: str, fused: bool) -> None:
+    # Scores and mixture: 2 x 4 x 4 x 8; the module's four projections: 4 x 4 x 8 x 8.
+    expected = 2 * 4 * 4 * 8 + (0 if fused else 4 * 4 * 8 * 8)
+    assert measure_size(_Attention(fused).to(device), (8, 2, 2)).macs == expected

@@ -61,3 +61,29 @@ def test_unknown_weights_are_a_usage_error() -> None:
         torchvision_weights("resnet18", "IMAGENET1K_V3")
     with pytest.raises(UsageError, match="torchvision has no model 'resnet17'; did you mean 'resnet18'"):
         torchvision_weights("resnet17", "DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("model", "maps"),
+    [
+        # Channels at strides 4 to 32: Swin-T (arXiv 2103.14030), ConvNeXt-T (2201.03545), MaxViT-T (2204.01697).
+        ("swin_t", [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]),
+        ("convnext_tiny", [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]),
+        ("maxvit_t", [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]),
+        ("vit_b_16", [(768, 14, 14)] * 3),
+    ],
+)
+def test_stages_of_models_with_attention_are_maps(model: str, maps: list[tuple[int, int, int]]) -> None:
+    architecture = describe(
+        sketch_model(f"torchvision:{model}", num_classes=10, input_shape=(3, 224, 224)), name=model, input_shape=(3, 224, 224)
+    )
+    assert [architecture.shape(stage) for stage in architecture.stages] == maps
+
+
+@pytest.mark.parametrize(("model", "width"), [("mobilenet_v2", 1280), ("convnext_tiny", 768), ("vgg11_bn", 4096)])
+def test_the_embedding_is_the_vector_before_the_logits(model: str, width: int) -> None:
+    architecture = describe(
+        sketch_model(f"torchvision:{model}", num_classes=10, input_shape=(3, 64, 64)), name=model, input_shape=(3, 64, 64)
+    )
+    assert architecture.pooled is not None
+    assert architecture.shape(architecture.pooled) == (width,)

@@ -98,13 +98,14 @@ class Chain:
                 raise ChainError(place, self.names[place], OperatorError(message))
 
     def convert(self, model: nn.Module, context: Context) -> Conversion:
-        """The network after all operators; its history is {"operators": [each one's]}.
+        """The network after all operators; its history is {"operators": [each one's]}, and channels kept are those of `model`.
 
         Raises:
             ChainError: an operator cannot change the network, or its code raises an error.
         """
         histories: list[History] = []
         notes: list[str] = []
+        kept: dict[str, Sequence[int]] = {}
         for place, (name, operator) in enumerate(zip(self.names, self.operators, strict=True)):
             try:
                 with user_code(), torch.random.fork_rng(devices=[]):
@@ -118,7 +119,10 @@ class Chain:
             # What a record will hold: a history that JSON would change must not work until it is read back.
             histories.append(json.loads(json.dumps(converted.history)))
             notes += [f"{name}: {note}" for note in converted.notes]
-        return Conversion(model=model, history={"operators": histories}, notes=notes)
+            for layer, indices in converted.kept_channels.items():
+                before = kept.get(layer)
+                kept[layer] = [index if before is None else before[index] for index in indices]
+        return Conversion(model=model, history={"operators": histories}, notes=notes, kept_channels=kept)
 
     def replay(self, model: nn.Module, history: History, context: Context) -> nn.Module:
         """The network that `convert` made, without the values of its weights."""

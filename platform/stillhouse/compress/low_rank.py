@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from stillhouse.compress.operator import Card, Context, Conversion, History, Operator, OperatorError, option
 from stillhouse.compress.parts.factorisation import (
     LayerRanks,
+    extreme_ranks_by_energy,
     factored_convolution,
     factored_linear,
     ranks_by_energy,
     ranks_by_ratio,
-    saves,
+    saved_weights,
 )
 from stillhouse.compress.parts.layer_replacement import listed, plain_layers, replace_layers
 
@@ -84,6 +85,7 @@ class LowRank(Operator):
         layers = plain_layers(model, nn.Conv2d, nn.Linear)
         if not layers:
             raise OperatorError("needs a convolution or a linear layer, and this network has none that can be replaced")
+        total = sum(weight.numel() for weight in model.parameters())
         chosen: dict[str, LayerRanks] = {}
         grouped, unhelpful = [], []
         for name, layer in layers.items():
@@ -91,12 +93,13 @@ class LowRank(Operator):
                 grouped.append(name)
                 continue
             ranks = self._ranks(layer)
-            if saves(tuple(_weight(layer).shape), self.form, ranks.ranks):
+            if saved_weights(tuple(_weight(layer).shape), self.form, ranks.ranks):
                 chosen[name] = ranks
             else:
                 unhelpful.append(name)
         self._replace(model, layers, {name: ranks.ranks for name, ranks in chosen.items()})
         notes = [
+            *([] if self.ratio is not None else [self._size_note(total, layers)]),
             *([f"left as they are, since their factors would have no fewer weights: {listed(unhelpful)}"] if unhelpful else []),
             *([f"left as they are, since their channels are in groups: {listed(grouped)}"] if grouped else []),
         ]
@@ -107,6 +110,18 @@ class LowRank(Operator):
     def replay(self, model: nn.Module, history: History, context: Context) -> nn.Module:
         self._replace(model, plain_layers(model, nn.Conv2d, nn.Linear), history["ranks"])
         return model
+
+    def _size_note(self, total: int, layers: Mapping[str, nn.Module]) -> str:
+        """Between which numbers of parameters the network has, whatever its weights are; `total` before the conversion."""
+        least = most = total
+        for layer in layers.values():
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                continue
+            shape = tuple(_weight(layer).shape)
+            smallest, largest = extreme_ranks_by_energy(shape, self.form, self._energy)
+            least -= saved_weights(shape, self.form, smallest.ranks)
+            most -= saved_weights(shape, self.form, largest.ranks)
+        return f"with energy {self._energy:g}, {least:,} to {most:,} parameters, as the weights decide"
 
     def _ranks(self, layer: nn.Module) -> LayerRanks:
         weight = _weight(layer)

@@ -137,11 +137,14 @@ class Conversion:
         model: the network that was passed in, changed in place, or another one.
         history: what was decided, so that `replay` can build the same network again; {} if the options tell everything.
         notes: sentences for the reader, such as which layers were left as they are and why.
+        kept_channels: of each layer with weights that lost channels of its output, the indices of those that remain,
+            ascending. Methods then compare a student with the teacher that it began as, channel by channel.
     """
 
     model: nn.Module
     history: History = field(default_factory=dict)
     notes: Sequence[str] = ()
+    kept_channels: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,14 +135,14 @@ class Prune(Operator):
             set_gradients(model, context, _SAMPLES)
         importance = "l2" if self.importance == "taylor" and not taylor else self.importance
         cut = Cut(ratio=self.ratio, of=self.of, importance=importance, is_global=self.scope == "global", round_to=self.round_to)
-        removed, whole = remove_channels(model, context, cut)
+        removed, whole, kept = remove_channels(model, context, cut)
         model.zero_grad(set_to_none=True)
         if context.trained:
             measure_statistics(model, context, _SAMPLES)
         if sketched:
             model.to("meta")
         notes = [f"{name} keeps all its channels, since all of them would go" for name in whole]
-        return Conversion(model=model, history={"removed": removed}, notes=notes)
+        return Conversion(model=model, history={"removed": removed}, notes=notes, kept_channels=kept)
 
     def replay(self, model: nn.Module, history: History, context: Context) -> nn.Module:
         if "removed" in history:

@@ -3,7 +3,7 @@
 import copy
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,13 +13,14 @@ from torch import nn
 
 from stillhouse.compress.chain import Chain
 from stillhouse.compress.operator import Calibration, Context, Conversion, History
+from stillhouse.compress.parts.kept_channels import followed_channels
 from stillhouse.durable import canonical_json
-from stillhouse.models.architecture import describe
+from stillhouse.models.architecture import Architecture, describe
 from stillhouse.models.blueprint import Blueprint, blueprint
 from stillhouse.models.layers import Shape
 from stillhouse.models.registry import build_model, sketch_model
 from stillhouse.models.size import measure_size
-from stillhouse.spec.records import StudentChoice
+from stillhouse.spec.records import StudentChoice, trained_name
 
 _KEPT = 20_000
 
@@ -45,6 +46,42 @@ def student_blueprint(student: StudentChoice, num_classes: int, input_shape: Sha
         return blueprint(student.model, student.options, num_classes, input_shape)
     key = _Key.of(student, num_classes, input_shape)
     return _blueprint(key)
+
+
+def student_architecture(student: StudentChoice, teachers: Sequence[str], num_classes: int, input_shape: Shape) -> Architecture:
+    """The student's layers as a method sees them that trains it with these teachers.
+
+    Args:
+        teachers: their names in the spec; methods compare a student with the first one.
+
+    Raises:
+        UsageError: the model cannot be built.
+        ChainError: an operator cannot change it.
+    """
+    architecture = student_blueprint(student, num_classes, input_shape).architecture
+    if not begins_as_teacher(student, teachers):
+        return replace(architecture, kept_channels=None)
+    return architecture if student.compress else replace(architecture, kept_channels={})
+
+
+def begins_as_teacher(student: StudentChoice, teachers: Sequence[str]) -> bool:
+    """Whether the student began with the weights of the first of these teachers, or of its trained counterpart."""
+    return bool(teachers) and student.derived_from == trained_name(teachers[0])
+
+
+def describe_student(
+    model: nn.Module, kept_channels: Mapping[str, Sequence[int]], *, name: str, input_shape: Shape
+) -> Architecture:
+    """The layers of a converted network that began as its teacher.
+
+    Args:
+        kept_channels: of its conversion.
+    """
+    architecture = describe(model, name=name, input_shape=input_shape)
+    if not kept_channels:
+        return replace(architecture, kept_channels={})
+    images = Context(num_classes=architecture.num_classes, input_shape=input_shape).example(model, 2)
+    return replace(architecture, kept_channels=followed_channels(model, kept_channels, images))
 
 
 def sketch_student(student: StudentChoice, num_classes: int, input_shape: Shape) -> nn.Module:
@@ -144,7 +181,7 @@ def _sketch(key: _Key) -> Conversion:
 def _blueprint(key: _Key) -> Blueprint:
     chain, converted = key.chain, _sketch(key)
     model = copy.deepcopy(converted.model)
-    architecture = describe(model, name=key.model, input_shape=key.input_shape)
+    architecture = describe_student(model, converted.kept_channels, name=key.model, input_shape=key.input_shape)
     with torch.no_grad():
         chain.finalise(model)
     size = replace(measure_size(model, key.input_shape), size_bytes=chain.stored_bytes(model, converted.history))

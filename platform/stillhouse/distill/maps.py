@@ -5,8 +5,9 @@ B batch, K channels, H and W height and width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,14 +76,41 @@ class MapMethod(Method):
             return {}
         assert setup.teacher is not None, "feature maps come from a teacher"
         pairs = self.pairs(setup.teacher, setup.student).items()
-        layers = (connect(setup.student.shape(ours)[0], setup.teacher.shape(theirs)[0]) for ours, theirs in pairs)
+        layers = (self._connector(setup.student, setup.teacher, ours, theirs, connect) for ours, theirs in pairs)
         return {"connectors": Helper(module=Connectors(layers))}
+
+    def _connector(
+        self, student: Architecture, teacher: Architecture, ours: str, theirs: str, connect: Callable[[int, int], nn.Module]
+    ) -> nn.Module:
+        return connect(student.shape(ours)[0], teacher.shape(theirs)[0])
 
     def student_layers(self, teacher: Architecture | None, student: Architecture) -> Sequence[str]:
         if not self.active:
             return ()
         assert teacher is not None, "feature maps come from a teacher"
         return list(self.pairs(teacher, student))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMethod(MapMethod):
+    """Base class of methods that compare a student's maps with the teacher's, channel by channel.
+
+    Where the channels are others, a layer maps the student's to the teacher's. A student that began as its teacher has some of
+    the teacher's own channels: it is compared with these, without a layer between.
+    """
+
+    regressor: Literal["where_needed", "always"] = hyperparameter(
+        "where_needed",
+        choices=("where_needed", "always"),
+        added_later=True,
+        help="a trained layer between the maps; where_needed: not in a student that began as its teacher (`from`)",
+    )
+
+    def _connector(
+        self, student: Architecture, teacher: Architecture, ours: str, theirs: str, connect: Callable[[int, int], nn.Module]
+    ) -> nn.Module:
+        channels = None if self.regressor == "always" else known_channels(student, teacher, ours, theirs)
+        return super()._connector(student, teacher, ours, theirs, connect) if channels is None else KnownChannels(channels)
 
 
 def paired_maps(
@@ -97,7 +125,8 @@ def paired_maps(
 ) -> dict[str, str]:
     """{student's layer: teacher's layer} in the order of the student's layers, paired from the last backwards.
 
-    Maps of one pixel are not among the defaults.
+    Of a student that began as its teacher, whose layers have the teacher's names, a list that is given is also that of the
+    other network. Maps of one pixel are not among the defaults.
 
     Args:
         teacher_maps: names of layers, separated by commas; None for the stages.
@@ -111,6 +140,10 @@ def paired_maps(
         MethodError: the teacher has none, a named layer returns no map, or the lists differ in length.
         UnknownLayer: a network has no layer of that name.
     """
+    if student.kept_channels is not None and bool(teacher_maps) != bool(student_maps):
+        given = teacher_maps or student_maps or ""
+        if all(name in network.shapes for name in _names(given) for network in (student, teacher)):
+            teacher_maps = student_maps = given
     of_student, of_teacher = (
         _chosen(network, named, before_relu=before_relu, embeddings=embeddings)
         for network, named, before_relu in (
@@ -156,6 +189,29 @@ def widen(num_inputs: int, num_outputs: int) -> nn.Module:
     return nn.Identity() if num_inputs == num_outputs else nn.Conv2d(num_inputs, num_outputs, 1)
 
 
+class KnownChannels(nn.Module):
+    """In place of a layer between two maps: channel i of the student's is channel indices[i] of the teacher's.
+
+    Args:
+        indices: of the teacher's channels, one for each of the student's.
+    """
+
+    indices: Tensor
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps
+
+    def of_teacher(self, maps: Tensor, *dimensions: int) -> Tensor:
+        """The student's channels of the teacher's tensor, along each of the dimensions that count channels; by default 1."""
+        for dimension in dimensions or (1,):
+            maps = maps.index_select(dimension, self.indices)
+        return maps
+
+
 class Connectors(nn.ModuleList):
     """One layer for each pair of maps, in the order of `MapMethod.pairs`."""
 
@@ -163,9 +219,30 @@ class Connectors(nn.ModuleList):
         return [connector(features) for connector, features in zip(self, maps, strict=True)]
 
 
+def known_channels(student: Architecture, teacher: Architecture, ours: str, theirs: str) -> tuple[int, ...] | None:
+    """Which of the teacher's channels the student's layer has, if it began as the teacher's layer of the same name."""
+    return student.channels_of(teacher, ours) if ours == theirs else None
+
+
+def channels_of_teacher(connectors: nn.Module, maps: Sequence[Tensor], *dimensions: int) -> list[Tensor]:
+    """The teacher's tensors, one for each pair, with the channels that the connectors return.
+
+    Args:
+        connectors: `Connectors`, or a module that does the same without known channels.
+        dimensions: those that count channels; by default 1.
+    """
+    layers = connectors if isinstance(connectors, Connectors) else [connectors] * len(maps)
+    pairs = zip(layers, maps, strict=True)
+    return [each.of_teacher(theirs, *dimensions) if isinstance(each, KnownChannels) else theirs for each, theirs in pairs]
+
+
+def _names(named: str) -> list[str]:
+    return [name.strip() for name in named.split(",")]
+
+
 def _chosen(network: Architecture, named: str | None, *, before_relu: bool, embeddings: bool) -> list[str]:
     if named:
-        layers = [name.strip() for name in named.split(",")]
+        layers = _names(named)
         for layer in layers:
             if len(network.shape(layer)) not in ((1, 3) if embeddings else (3,)):
                 got = f"layer '{layer}' of {network.name} returns {network.shape(layer)}"

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Trainer:
         teacher_architecture: the layers and shapes that the method may know of the teacher.
         teacher_weights: returns the teacher's weights by name; called only by methods that reuse a part of the teacher.
         student_name: the name used in messages.
+        describe_student: the layers of the student as a method may know them; by default, what its own network tells.
         workers: the processes that train this student together, each with a trainer of equal arguments but its own rank.
         micro_batch: the largest number of samples of a forward pass; the gradients of a batch are their sum. By default that
             of `training`.
@@ -77,6 +79,7 @@ class Trainer:
         teacher_architecture: Architecture | None = None,
         teacher_weights: Callable[[], Mapping[str, Tensor]] | None = None,
         student_name: str = "student",
+        describe_student: Callable[[nn.Module], Architecture] | None = None,
         device: str = "cpu",
         workers: Workers = ALONE,
         micro_batch: int | None = None,
@@ -111,7 +114,8 @@ class Trainer:
         self._validation = data.validation if device == "cpu" else split_for(data.validation, device, resident=images_on_device)
         self._new_student = StudentFactory(new_student, seed=seed, device=device, memory_format=self._memory_format)
         self.student = self._new_student()
-        architecture = describe(self.student, name=student_name, input_shape=data.input_shape)
+        describe_student = describe_student or partial(describe, name=student_name, input_shape=data.input_shape)
+        architecture = describe_student(self.student)
         layers = list(method.student_layers(teacher_architecture, architecture))
         self._setup = Setup(
             teacher=teacher_architecture,

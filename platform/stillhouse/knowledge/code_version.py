@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-_LIBRARIES = ("torch", "torchvision", "numpy")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 """Packages whose functions are identified by the package's version."""
 
 _Place = tuple[str, str]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.errors import did_you_mean
 from stillhouse.models.example_input import example_input
@@ -39,6 +39,8 @@ class Architecture:
         batch_norms: the BatchNorm layers with weights, in the order in which they run.
         reads: the shape of what it reads of one sample.
         returns: the shape of the tensor that it returns for one sample; empty if it returns anything else.
+        kept_channels: of a student that began as its teacher, by layer, the teacher's channels that remain, where some were
+            removed; None for every other network.
     """
 
     name: str
@@ -51,6 +53,22 @@ class Architecture:
     batch_norms: tuple[str, ...] = ()
     reads: Shape = ()
     returns: Shape = ()
+    kept_channels: Mapping[str, tuple[int, ...]] | None = None
+
+    def channels_of(self, teacher: "Architecture", layer: str) -> tuple[int, ...] | None:
+        """The channels of the teacher's layer of the same name that this student's layer has, as it began as that teacher.
+
+        None if it did not, if the teacher has no such layer, or if it is not known which channels remain.
+
+        Raises:
+            UnknownLayer: the student has no such layer.
+        """
+        channels, *positions = self.shape(layer)
+        if self.kept_channels is None or layer not in teacher.shapes:
+            return None
+        of_teacher, *of_its_positions = teacher.shapes[layer]
+        kept = self.kept_channels.get(layer, tuple(range(of_teacher)))
+        return kept if positions == of_its_positions and len(kept) == channels and max(kept) < of_teacher else None
 
     def shape(self, layer: str) -> tuple[int, ...]:
         """Output shape of `layer` without the batch dimension: (K,) or (K, H, W).
@@ -105,6 +123,7 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         ValueError: the model does not return one tensor [B, num_classes], and has no `num_outputs`.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    outputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
     handles = []
     for layer, module in modules.items():
@@ -114,6 +133,8 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         def note(_module: nn.Module, _inputs: object, output: object, layer: str = layer) -> None:
             if isinstance(output, torch.Tensor) and output.ndim >= 2:
                 shapes[layer] = tuple(output.shape[1:])
+                if output.ndim == 2:
+                    outputs[layer] = output
 
         handles.append(module.register_forward_hook(note))
     try:
@@ -136,7 +157,7 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         input_shape=input_shape,
         shapes=shapes,
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
-        pooled=pooled if pooled is not None else _pooled(shapes),
+        pooled=pooled if pooled is not None else _pooled(outputs, logits),
         preactivations=tuple(layer for layer in preactivations if not _is_point(shapes.get(layer))),
         batch_norms=tuple(layer for layer in shapes if _is_affine_norm(modules[layer])),
         reads=tuple(example.shape[1:]),
@@ -161,6 +182,7 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _pooled(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    vectors = [layer for layer, shape in shapes.items() if len(shape) == 1]
-    return vectors[-2] if len(vectors) > 1 else None
+def _pooled(vectors: Mapping[str, Tensor], logits: Tensor) -> str | None:
+    """The last vector before the logits, which the last layer and those that contain it return."""
+    before = [layer for layer, vector in vectors.items() if vector is not logits]
+    return before[-1] if before and len(before) < len(vectors) else (before[-2] if len(before) > 1 else None)

@@ -17,7 +17,7 @@ def given_content(model: str, options: Mapping[str, Any], num_classes: int, inpu
     """Hash of the initial weights that no seed changes, constant ones apart; empty where there are none.
 
     The text of the function does not tell when a file that it reads is replaced; these weights do. Shipped models and
-    torchvision's have none.
+    those of libraries have none.
     """
     if not is_user_defined(model):
         return ""

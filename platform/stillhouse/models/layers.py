@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
@@ -30,6 +31,18 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean(dim=(2, 3))
+
+
+class Resize:
+    """A forward pre-hook that scales images to `side` x `side`, bilinearly."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, _model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        images, *rest = inputs
+        scaled = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        return (scaled, *rest)
 
 
 def hidden_layers(num_inputs: int, sizes: Sequence[int], dropout: float) -> nn.Sequential:

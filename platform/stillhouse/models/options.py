@@ -31,6 +31,10 @@ def _hidden(value: Any) -> str | None:
     return None if good else "must be a list of layer sizes >= 1, as in [256, 128]"
 
 
+def _rate(value: Any) -> str | None:
+    return None if value is None else _dropout(value)
+
+
 def _resize(value: Any) -> str | None:
     return None if value is None or _positive(value) else "must be an image side >= 1 or null"
 
@@ -57,6 +61,7 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "dropout": _dropout,
     "hidden": _hidden,
     "resize": _resize,
+    "drop_path": _rate,
     "ratio": _ratio,
     "dw_size": _kernel,
     "primary_kernel": _kernel,

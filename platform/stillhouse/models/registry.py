@@ -1,4 +1,4 @@
-"""Models by name: shipped ones, torchvision's, and user-defined functions."""
+"""Models by name: shipped ones, torchvision's, timm's, and user-defined functions."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -30,6 +30,7 @@ from stillhouse.models import (
     resnet,
     shufflenet_v1,
     shufflenet_v2,
+    timm_models,
     torchvision_models,
     vgg,
     vit,
@@ -39,7 +40,7 @@ from stillhouse.models.architecture import describe
 from stillhouse.models.layer_limit import TooManyLayersError, bounded_building, check_layers
 from stillhouse.models.layers import Shape
 from stillhouse.models.options import broken_rule
-from stillhouse.user_code import check_origin, import_user_module, user_code
+from stillhouse.user_code import check_origin, import_user_module, is_of_library, user_code
 
 Builder = Callable[..., nn.Module]
 
@@ -63,7 +64,7 @@ _OTHER_FAMILIES = (gan,)
 _SHIPPED: dict[str, Builder] = {
     name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES) for name, builder in family.MODELS.items()
 }
-_TORCHVISION = "torchvision"
+_TORCHVISION, _TIMM = "torchvision", "timm"
 _GIVEN = ("num_classes", "input_shape")
 
 
@@ -90,7 +91,7 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     """A model with new weights from torch's global generator, which the caller seeds; its `forward` returns logits.
 
     Args:
-        model: a shipped name, `torchvision:<name>` (or the bare name if no shipped model has it), or
+        model: a shipped name, `torchvision:<name>` (or the bare name if no shipped model has it), `timm:<name>`, or
             `package.module:function` for a user-defined one, called with `num_classes`, `input_shape` and the options.
         num_classes: number of logits.
         input_shape: (channels, height, width).
@@ -171,16 +172,17 @@ def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
 
 def is_user_defined(model: str) -> bool:
     """Whether the model is a user's `package.module:function`."""
-    prefix, colon, _ = model.partition(":")
-    return bool(colon) and prefix != _TORCHVISION
+    return ":" in model and not is_of_library(model)
 
 
 def _builder(model: str) -> Builder:
     if model in _SHIPPED:
         return _SHIPPED[model]
     prefix, colon, rest = model.partition(":")
-    if colon and prefix != _TORCHVISION:
+    if is_user_defined(model):
         return _imported(model, prefix, rest)
+    if colon and prefix == _TIMM:
+        return partial(timm_models.build_timm, timm_models.timm_name(rest))
     name = rest if colon else model
     known = torchvision_models.torchvision_names()
     if name in known:
@@ -188,7 +190,8 @@ def _builder(model: str) -> Builder:
     if colon:
         raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, known)}")
     hint = did_you_mean(model, _SHIPPED)
-    raise UnknownNameError(f"no model '{model}'{hint}; or torchvision:<name>, or package.module:function of your own")
+    others = "torchvision:<name>, timm:<name>, or package.module:function of your own"
+    raise UnknownNameError(f"no model '{model}'{hint}; or {others}")
 
 
 def _imported(model: str, module_name: str, function_name: str) -> Builder:
@@ -233,7 +236,7 @@ def _option_problems(model: str, builder: Builder, options: Mapping[str, Any]) -
 
 
 def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
-    """The rules are those of the shipped models and torchvision's: a user-defined `width` may mean something else."""
+    """The rules are those of the shipped models and those of libraries: a user-defined `width` may mean something else."""
     ours = builder in _SHIPPED.values() or isinstance(builder, partial)
     return broken_rule(option, value) if ours else None
 

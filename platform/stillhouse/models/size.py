@@ -3,13 +3,15 @@
 import copy
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,7 +47,7 @@ class Latency:
 
 def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
     """The size of `model` for one sample of `input_shape`; the model may be on the meta device and is not changed."""
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
         model(example_input(model, 1, input_shape))
     parameters = list(model.parameters())
     return ModelSize(
@@ -54,6 +56,18 @@ def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
         size_bytes=stored_bytes(model),
         macs=counter.get_total_flops() // 2,
     )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as matrix products: the counter knows only some of the fused kernels, and each device has others."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _LiveBytes(TorchDispatchMode):

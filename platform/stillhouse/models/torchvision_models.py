@@ -1,25 +1,36 @@
 """Torchvision's classification models by name, and their published weights.
 
-They are unchanged except for four things: the first convolution has the data's channels; activations do not work in place,
+They are unchanged except for five things: the first convolution has the data's channels; activations do not work in place,
 which would overwrite the outputs that hooks read; the pooling of models with `avgpool` and `fc` returns [B, K], so that the
-embedding has a layer name; and `resize` scales images to the side that an architecture requires (224 for the transformers).
+embedding has a layer name; models with attention have layers that return maps (`models.stage_maps`); and `resize` scales images
+to the side that an architecture requires (224 for the transformers).
 """
 
 import importlib
 from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
-from stillhouse.models.layers import Shape
+from stillhouse.models.layers import Resize, Shape
+from stillhouse.models.stage_maps import Stage, add_stage_maps, output_shapes
 
 # Models whose auxiliary classifiers would return more than logits in training.
 _AUXILIARY = {"googlenet", "inception_v3"}
 # Models that are built for one image size.
 _SIZED = ("vit_",)
+# The layers that end the stages of models with attention, whose other layers return tokens, windows or channels last.
+_STAGES: Mapping[str, tuple[str, ...] | str] = {
+    "swin_": tuple(f"features.{number}" for number in (1, 3, 5, 7)),
+    "convnext_": tuple(f"features.{number}" for number in (1, 3, 5, 7)),
+    "maxvit_": tuple(f"blocks.{number}" for number in range(4)),
+    "vit_": "encoder.layers",
+}
+_CHANNELS_LAST = ("swin_", "vit_")
 
 
 def _library() -> ModuleType:
@@ -30,18 +41,6 @@ def _library() -> ModuleType:
 def torchvision_names() -> list[str]:
     names: list[str] = _library().list_models(module=_library())
     return names
-
-
-class Resize:
-    """A forward pre-hook that scales images to `side` x `side`, bilinearly."""
-
-    def __init__(self, side: int) -> None:
-        self.side = side
-
-    def __call__(self, _model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        images, *rest = inputs
-        scaled = F.interpolate(images, size=(self.side, self.side), mode="bilinear", align_corners=False)
-        return (scaled, *rest)
 
 
 def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize: int | None = None) -> nn.Module:
@@ -68,9 +67,32 @@ def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize
     if isinstance(pool, nn.Module) and hasattr(model, "fc"):
         model.avgpool = nn.Sequential(pool, nn.Flatten())
         model.pooled_layer = "avgpool"  # type: ignore[assignment]
+    inside = input_shape if resize is None else (input_shape[0], resize, resize)
+    if (layers := _ends_of_stages(name, model)) is not None:
+        shapes, last = _shapes(name, tuple(sorted(options.items())), inside), -1 if name.startswith(_CHANNELS_LAST) else 0
+        reduction = int(getattr(model, "patch_size", 1))  # only where layers return tokens, as in vit
+        add_stage_maps(model, [Stage(layer, shapes[layer][last], reduction) for layer in layers], shapes, inside)
     if resize is not None:
         model.register_forward_pre_hook(Resize(resize))
     return model
+
+
+def _ends_of_stages(name: str, model: nn.Module) -> tuple[str, ...] | None:
+    """The layers that end the stages of a model whose layers do not all return maps; None for others."""
+    known = next((layers for prefix, layers in _STAGES.items() if name.startswith(prefix)), None)
+    if isinstance(known, str):
+        return tuple(f"{known}.{layer}" for layer, _ in model.get_submodule(known).named_children())
+    return known
+
+
+@lru_cache(maxsize=256)
+def _shapes(name: str, options: tuple[tuple[str, Any], ...], inside: Shape) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of all layers' outputs for images of one shape, from a pass without storage."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model: nn.Module = _library().get_model(name, weights=None, **dict(options))
+        if inside[0] != 3:
+            _change_input_channels(model, inside[0])
+        return output_shapes(model, inside)
 
 
 def _change_input_channels(model: nn.Module, channels: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.models.layers import Shape, scaled
+from stillhouse.models.stage_maps import TokenMap
 
 _CHANNELS = 192
 _EPSILON = 1e-6
@@ -72,18 +73,6 @@ class Block(nn.Module):
         return result
 
 
-class PatchMap(nn.Module):
-    """The patches' tokens as a map: [B, first + H * W, D] to [B, D, H, W]; the first tokens are left out."""
-
-    def __init__(self, first: int, height: int, width: int) -> None:
-        super().__init__()
-        self.first, self.height, self.width = first, height, width
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        maps: Tensor = tokens[:, self.first :].mT.unflatten(2, (self.height, self.width))
-        return maps
-
-
 class Token(nn.Module):
     """One of the tokens: [B, N, D] to [B, D]."""
 
@@ -119,7 +108,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, first + height * width, channels))
         self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(depth))
         ends = sorted({-(-depth * number // _STAGES) - 1 for number in range(1, _STAGES + 1)})
-        self.maps = nn.ModuleDict({str(block): PatchMap(first, height, width) for block in ends})
+        self.maps = nn.ModuleDict({str(block): TokenMap(first, height, width) for block in ends})
         self.stage_layers = tuple(f"maps.{block}" for block in ends)
         self.norm = nn.LayerNorm(channels, eps=_EPSILON)
         self.embedding = Token(0)

@@ -14,6 +14,7 @@ from stillhouse.compress.students import chain_of, rebuilt_student
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.evaluation import evaluate
+from stillhouse.distill.maps import KnownChannels
 from stillhouse.knowledge import feature
 from stillhouse.models.weights import state_bytes
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
@@ -130,6 +131,27 @@ def test_methods_that_make_more_students_or_replace_layers_store_what_is_judged(
     assert any(name.endswith(".nonzero") for name in tensors)
     helpers = [name for name in tensors if name.startswith("helpers/")]
     assert bool(helpers) is (method == "simkd"), "only there the classifier has more than the student"
+
+
+def test_a_pruned_student_is_compared_with_the_channels_of_its_teacher_that_remain(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, ticket: TeacherTicket
+) -> None:
+    kind = feature("layer3").id
+    environment = dataclasses.replace(
+        environment, tickets={"big": dataclasses.replace(ticket, modes={**ticket.modes, kind: "inline"})}
+    )
+    trial = make_trial(
+        student=derived(PRUNED, SPARSE), method="fitnets", teacher="big", hyperparameters={"hint_layer": "layer3"}, epochs=4
+    )
+    runner = TrialRunner(trial, environment, digits)
+    began = make_student(trial.student, digits, seed=trial.seed, source=safetensors.torch.load_file(ticket.weights_path))
+    regressor = runner._trainer._modules["regressor"]
+    assert isinstance(regressor, KnownChannels)
+    assert regressor.indices.tolist() == list(began.kept_channels["layer3.0.bn2"])
+    runner.run_epoch()
+    again = TrialRunner(trial, environment, digits)
+    assert torch.equal(again._trainer._modules["regressor"].get_buffer("indices"), regressor.indices)
+    assert run_to_end(trial, environment, digits).status == "finished"
 
 
 def test_an_interrupted_trial_ends_with_the_same_bits(

@@ -1,5 +1,6 @@
 """A trial has a teacher exactly when its method needs one: every method, under every search algorithm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def draw_of(method: str, teacher: str | None = "big", **hyperparameters: Any) ->
     return Draw(method, StudentChoice(name="resnet8", model="resnet8"), teacher, hyperparameters)
 
 
-def describe(network: StudentChoice) -> Architecture:
+def describe(network: StudentChoice, teachers: Sequence[str]) -> Architecture:
     return blueprint(network.model, network.options, *SMALL).architecture
 
 

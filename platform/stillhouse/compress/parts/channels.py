@@ -4,6 +4,7 @@ Torch-Pruning is an extra of this package and is imported when channels are remo
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,8 +43,11 @@ class Cut:
     round_to: int
 
 
-def remove_channels(model: nn.Module, context: Context, cut: Cut) -> tuple[list[Any], list[str]]:
-    """Removes channels from `model`, in place, on the CPU; returns what was removed, and the layers that had to stay whole.
+def remove_channels(model: nn.Module, context: Context, cut: Cut) -> tuple[list[Any], list[str], dict[str, list[int]]]:
+    """Removes channels from `model`, in place, on the CPU.
+
+    Returns:
+        What was removed; the layers that had to stay whole; by layer that lost channels of its output, those that remain.
 
     Raises:
         OperatorError: the network cannot be traced, or a layer would lose all its channels.
@@ -53,21 +57,57 @@ def remove_channels(model: nn.Module, context: Context, cut: Cut) -> tuple[list[
     with _tracing(model):
         pruner = _pruner(model, context, cut, steps)
         whole = _note_whole_layers(pruner)
-        for _ in range(steps):
-            pruner.step()
-            if steps > 1 and _amount(model, context, cut.of) <= target:
-                break
+        kept = _Kept(pruner)
+        step, amount = 0, _amount(model, context, cut.of)
+        while step < steps and (steps == 1 or amount > target):
+            step = _next_step(step, steps, target / amount) if steps > 1 else 1
+            pruner.current_step = step - 1
+            for group in pruner.step(interactive=True):
+                kept.note(group)
+                group.prune()
+            amount = _amount(model, context, cut.of)
         removed = [
             [name, bool(is_output), [int(index) for index in indices]] for name, is_output, indices in pruner.pruning_history()
         ]
     if whole and steps == 1 and not cut.is_global:
         raise OperatorError(f"leaves no channel of {whole[0]}; lower ratio or round_to, or set scope to global", option="ratio")
-    if steps > 1 and _amount(model, context, cut.of) > target:
+    if steps > 1 and amount > target:
         raise OperatorError(f"cannot remove {cut.ratio:g} of the {cut.of}; lower ratio", option="ratio")
     if not removed:
         raise OperatorError("finds no layer before the last one whose channels can be removed")
     _check_outputs(model, context)
-    return removed, whole
+    return removed, whole, kept.by_layer
+
+
+def _next_step(step: int, steps: int, share: float) -> int:
+    """The part after which the amount is measured next, when it must still fall to the share `share` of the present one.
+
+    With the channels of all layers, parameters and MACs fall by the square at most. Half of the way to there is safe: numbers
+    of channels are rounded down, and a layer that has several never loses all of them at once.
+    """
+    reached = steps - (steps - step) * math.sqrt(share)
+    return max(step + 1, step + int((reached - step) / 2))
+
+
+class _Kept:
+    """The channels of each layer's output that remain of those before the first group was removed, by the layer's name."""
+
+    def __init__(self, pruner: Any) -> None:
+        self.by_layer: dict[str, list[int]] = {}
+        self._graph = pruner.DG
+        self._names = {module: name for name, module in pruner.model.named_modules()}
+
+    def note(self, group: Any) -> None:
+        """Called with each group of coupled layers before it is removed."""
+        lost: dict[nn.Module, set[int]] = {}
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer in self._names and self._graph.is_out_channel_pruning_fn(dependency.handler):
+                lost.setdefault(layer, set()).update(int(index) for index in indices)
+        for layer, indices in lost.items():
+            name = self._names[layer]
+            before = self.by_layer.get(name, list(range(self._graph.get_out_channels(layer))))
+            self.by_layer[name] = [channel for place, channel in enumerate(before) if place not in indices]
 
 
 def remove_again(model: nn.Module, context: Context, removed: Removed) -> None:
@@ -190,10 +230,9 @@ def _note_whole_layers(pruner: Any) -> list[str]:
 
 
 def _amount(model: nn.Module, context: Context, of: str) -> int:
-    if of == "channels":
-        return 0
-    size = measure_size(model, context.input_shape)
-    return size.macs if of == "macs" else size.parameters
+    if of == "macs":
+        return measure_size(model, context.input_shape).macs
+    return sum(weight.numel() for weight in model.parameters()) if of == "parameters" else 0
 
 
 def _check_outputs(model: nn.Module, context: Context) -> None:

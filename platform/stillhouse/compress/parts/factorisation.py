@@ -80,6 +80,18 @@ def ranks_by_energy(weight: Tensor, form: Form, energy: float) -> LayerRanks:
     return LayerRanks(_feasible(tuple(weight.shape), tuple(rank_of_energy(matrix, energy) for matrix in matrices)), full)
 
 
+def extreme_ranks_by_energy(shape: tuple[int, ...], form: Form, energy: float) -> tuple[LayerRanks, LayerRanks]:
+    """The smallest and the largest ranks that `ranks_by_energy` gives any weight of this shape.
+
+    One singular value may have all the energy; if all of n are equal, the share `energy` of it takes energy x n of them.
+    """
+    full = full_ranks(shape, form)
+    if energy >= 1:
+        return LayerRanks(full, full), LayerRanks(full, full)
+    most = tuple(math.ceil((energy - _SLACK) * rank) for rank in full)
+    return LayerRanks((1,) * len(full), full), LayerRanks(_feasible(shape, most), full)
+
+
 def _feasible(shape: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, ...]:
     """Tucker-2 ranks of which neither is larger than the unfolding of the core allows: a larger one would add only zeros."""
     if len(ranks) == 1:
@@ -237,6 +249,6 @@ def _copy(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None = No
         layer.bias.copy_(bias)
 
 
-def saves(shape: tuple[int, ...], form: Form, ranks: tuple[int, ...]) -> bool:
-    """Whether the factors have fewer weights than the layer."""
-    return factor_sizes(shape, form, ranks) < math.prod(shape)
+def saved_weights(shape: tuple[int, ...], form: Form, ranks: tuple[int, ...]) -> int:
+    """By how many weights the factors are smaller than the layer; 0 if they are not, and the layer is left as it is."""
+    return max(0, math.prod(shape) - factor_sizes(shape, form, ranks))

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillhouse.compress.storage import nonzero_parameters, packed_state
-from stillhouse.compress.students import chain_of, student_blueprint
+from stillhouse.compress.students import begins_as_teacher, chain_of, describe_student, student_architecture
 from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory, is_out_of_memory
 from stillhouse.distill.ddp import ALONE, Workers, split_problem
@@ -22,6 +22,7 @@ from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged
 from stillhouse.errors import InfrastructureError
+from stillhouse.models.architecture import Architecture
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.given_content import given_content
 from stillhouse.models.size import measure_size
@@ -66,6 +67,7 @@ class TrialRunner:
         self._teachers: list[TrialTeacher] = []
         self._chain = chain_of(trial.student)
         self._conversion: dict[str, Any] | None = None
+        self._kept_channels: Mapping[str, Sequence[int]] = {}
         self._source: Mapping[str, Tensor] | None = None
         # Now, not at the end: a file that the model's function reads may be replaced meanwhile.
         student = trial.student
@@ -311,7 +313,7 @@ class TrialRunner:
         tickets = [self._environment.tickets[name] for name in trial.teachers]
         facts = self._data.num_classes, self._data.input_shape
         architectures = [blueprint(each.definition.model, each.definition.options, *facts).architecture for each in tickets]
-        student = student_blueprint(trial.student, *facts).architecture
+        student = student_architecture(trial.student, trial.teachers, *facts)
         self._teachers = []
         for ticket, architecture in zip(tickets, architectures, strict=True):
             prefix = f"{ticket.definition.name}/" if len(tickets) > 1 else ""
@@ -332,6 +334,7 @@ class TrialRunner:
             teacher_architecture=architectures[0] if architectures else None,
             teacher_weights=(lambda: load_file(weights_here(tickets[0]))) if tickets else None,
             student_name=trial.student.name,
+            describe_student=self._describe_student if begins_as_teacher(trial.student, trial.teachers) else None,
             device=self._device,
             workers=self._workers,
             micro_batch=micro_batch,
@@ -348,7 +351,12 @@ class TrialRunner:
         if self._chain and self._conversion is None:
             # The trained one is the first; methods may make others.
             self._conversion = dict(converted.history)
+            self._kept_channels = converted.kept_channels
         return converted.model
+
+    def _describe_student(self, student: nn.Module) -> Architecture:
+        name, shape = self.trial.student.name, self._data.input_shape
+        return describe_student(student, self._kept_channels, name=name, input_shape=shape)
 
 
 def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> TrialRecord:

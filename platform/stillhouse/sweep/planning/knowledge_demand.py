@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillhouse.compress.students import sketch_student, student_blueprint
+from stillhouse.compress.students import sketch_student, student_architecture
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.hyperparameters import make_method
@@ -52,7 +52,7 @@ def knowledge_demand(
         if not trial.teachers:
             continue
         seeds = range(trial.seed, trial.seed + spec.search.confirm_seeds + 1)
-        student = student_blueprint(trial.student, data.num_classes, data.input_shape).architecture
+        student = student_architecture(trial.student, trial.teachers, data.num_classes, data.input_shape)
         taught_by = [teacher_spec(spec, name) for name in trial.teachers]
         teachers = [_describe(each.model, each.options, data) for each in taught_by]
         fit = fit_method(make_method(trial.method, trial.hyperparameters), student, teachers)

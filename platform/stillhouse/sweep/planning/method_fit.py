@@ -25,7 +25,7 @@ from stillhouse.sweep.search.draws import Draw
 from stillhouse.tasks import Task
 from stillhouse.user_code import user_code
 
-Describe = Callable[[StudentChoice], Architecture]
+Describe = Callable[[StudentChoice, Sequence[str]], Architecture]
 
 NEEDS_TEACHER = "needs a teacher"
 _ASSUMED_SAMPLES = 1000
@@ -84,13 +84,13 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
     """The draw as its trial runs; None when it cannot run.
 
     Args:
-        describe: the architecture of a network.
+        describe: the architecture of a network, and for a student the names of its teachers.
     """
     names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
     try:
-        student = describe(draw.student)
+        student = describe(draw.student, names)
         networks = [(name, spec.teachers[name]) for name in names]
-        teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options)) for name, each in networks]
+        teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options), ()) for name, each in networks]
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
             if not method.serves(tasks.find(spec.task).name) or method.recipe_problem(spec.training):

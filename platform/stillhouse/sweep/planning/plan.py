@@ -1,12 +1,12 @@
 """The plan: the trials that a spec implies, each student's size before it is trained, and what the teachers will cost."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from stillhouse.compress.students import student_blueprint
+from stillhouse.compress.students import student_architecture
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.description import training_notes
 from stillhouse.errors import Problem, SpecError
@@ -306,8 +306,8 @@ def _excess(spec: SweepSpec, choice: StudentChoice, data: ImageData) -> str | No
 def _adaptive_search(
     spec: SweepSpec, draws: Iterable[Draw], samples: Iterable[Trial], keys: TrialKeys, data: ImageData
 ) -> AdaptiveSearch:
-    def describe(student: StudentChoice) -> Architecture:
-        return student_blueprint(student, data.num_classes, data.input_shape).architecture
+    def describe(student: StudentChoice, teachers: Sequence[str]) -> Architecture:
+        return student_architecture(student, teachers, data.num_classes, data.input_shape)
 
     def make_trial(draw: Draw) -> Trial | None:
         settled = settle(draw, spec, describe)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import methods, tasks
-from stillhouse.compress.students import student_blueprint
+from stillhouse.compress.students import student_architecture
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems
 from stillhouse.data.views import policy_mixes, policy_problems
 from stillhouse.errors import Problem, SpecError, UsageError, describe_error
@@ -291,15 +291,15 @@ class _Surveyor:
         for draw in shown_after(draw_trials(spec), "trials checked"):
             if draw.method in unmet:
                 continue
+            names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
             try:
-                student = student_blueprint(draw.student, num_classes, input_shape).architecture
+                student = student_architecture(draw.student, names, num_classes, input_shape)
             except Exception as error:
                 place = self._places[draw.student.name]
                 self._survey.add(
                     f"students[{place}]", f"cannot be built with {show(draw.student.settings)}: {describe_error(error)}"
                 )
                 continue
-            names = draw.teacher.split(TEACHER_JOINT) if draw.teacher else []
             outcome, cautions = checker.check(draw, student, [teachers[name] for name in names])
             self._survey.note(*(f"methods.{draw.method}: {caution}" for caution in cautions))
             if isinstance(outcome, Draw):
