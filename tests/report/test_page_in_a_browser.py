@@ -1,5 +1,6 @@
 """The page as a real browser sees it, with mouse and keyboard. Screenshots go to `.artifacts/`."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,34 @@ def test_several_sweeps_are_drawn_in_one_scatter(browser: Any, facts: Facts, swe
     browser.wait(f"document.querySelectorAll('#tradeoff .yerror').length === {len(pairs(list(sources[1].records)))}")
     assert browser.console == []
     browser.screenshot("report-comparison")
+
+
+def test_a_click_colours_the_points_by_route(browser: Any, facts: Facts, sweep: Sweep, tmp_path: Path) -> None:
+    def of_a_route(record: TrialRecord) -> TrialRecord:
+        compress = [{"cut": {"ratio": 0.5}}] if record.trial.student.name == "lenet" else []
+        student = record.trial.student.model_copy(update={"compress": compress})
+        return record.model_copy(update={"trial": record.trial.model_copy(update={"student": student})})
+
+    records = [of_a_route(record) for record in sweep(trials_per_pair=1)]
+    browser.open(write_report(facts(), records, tmp_path / "out").page.as_uri())
+    browser.wait(READY)
+    colours = (
+        "JSON.stringify([...new Set(document.querySelector('#tradeoff').data"
+        ".filter((t) => t.error_y).map((t) => t.marker.color + ' ' + t.error_y.color))])"
+    )
+    by_method = json.loads(browser.run(colours))
+    browser.run("document.querySelector('input[name=colours][value=route]').click()")
+    browser.wait(f"JSON.parse({colours}).length === 2")
+    by_route = json.loads(browser.run(colours))
+    assert len(by_method) == len({method for method, _ in pairs(records)})
+    assert all(point == error for point, error in (each.split() for each in by_route))
+    visible = "getComputedStyle(document.querySelector('.swatch.of-{kind}')).display"
+    assert browser.run(visible.format(kind="route")) == "inline-block"
+    assert browser.run(visible.format(kind="style")) == "none"
+    browser.run("document.querySelector('input[data-kind=route][value=cut]').click()")
+    browser.wait(f"document.querySelectorAll('#tradeoff .yerror').length < {len(pairs(records))}")
+    assert browser.console == []
+    browser.screenshot("report-routes")
 
 
 def test_a_page_of_ten_thousand_trials_draws_scrolls_and_filters(

@@ -8,6 +8,7 @@ import pytest
 from stillhouse.report.page import render_page
 from stillhouse.report.report_data import ReportData
 from stillhouse.report.routes import PLAIN, compare_routes, route_of, route_verdict
+from stillhouse.report.tradeoff_figure import tradeoff_figure
 from stillhouse.spec.records import StudentChoice, SweepFacts, TrialRecord
 
 Make = Callable[..., TrialRecord]
@@ -72,10 +73,31 @@ def test_the_verdict_says_what_can_be_concluded(
     assert words.lower() in route_verdict(comparison).lower()
 
 
+def test_the_scatter_can_be_coloured_by_route(facts: Facts, record: Make) -> None:
+    data = ReportData.of(facts(), sweep_of(record, [0.80, 0.81, 0.82], [0.90, 0.912, 0.921]))
+    figure = tradeoff_figure(data.tradeoff)
+    assert figure is not None
+    switch, traces = figure.figure["switch"], figure.figure["figure"]["data"]
+    by_route: dict[str | None, set[str | None]] = {}
+    for route, colour in zip(switch["kinds"]["route"], switch["colours"]["route"], strict=True):
+        by_route.setdefault(route, set()).add(colour)
+    assert by_route.keys() == {PLAIN, "cut of large", None}, "None: the fronts and the teacher"
+    assert by_route.pop(None) == {None}
+    assert len(set.union(*by_route.values())) == 2 == sum(map(len, by_route.values())), "one colour for each route"
+    drawn = [trace["marker"]["color"] for trace, route in zip(traces, switch["kinds"]["route"], strict=True) if route]
+    assert [colour for colour in switch["colours"]["style"] if colour] == drawn, "at first, the colours of methods"
+    page = render_page(data, b"")
+    assert page.count('type="radio" name="colours"') == 2
+    assert '<input type="checkbox" data-kind="route" value="cut of large" checked>' in page
+
+
 def test_a_sweep_of_one_route_has_no_comparison(facts: Facts, sweep: Callable[..., list[TrialRecord]]) -> None:
     data = ReportData.of(facts(), sweep())
     assert compare_routes(data.tradeoff.winners) == []
-    assert "Which route?" not in render_page(data, b"")
+    page = render_page(data, b"")
+    assert "Which route?" not in page
+    assert 'type="radio" name="colours"' not in page
+    assert '<input type="checkbox" data-kind="route"' not in page
 
 
 def test_the_page_has_a_row_for_each_route(facts: Facts, record: Make) -> None:

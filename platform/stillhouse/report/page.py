@@ -22,7 +22,7 @@ from stillhouse.report.page_tables import MAX_REASONS, heat, reasons, trial_rows
 from stillhouse.report.plotly_figure import themes
 from stillhouse.report.png_figure import tradeoff_png
 from stillhouse.report.report_data import ReportData, TradeoffData
-from stillhouse.report.routes import RouteComparison, compare_routes
+from stillhouse.report.routes import RouteComparison, compare_routes, route_colours
 from stillhouse.report.sensitivity_figures import sensitivity_figures
 from stillhouse.report.tradeoff_figure import TradeoffFigure, tradeoff_figure
 from stillhouse.spec.collapse import collapse_words, trivial_value
@@ -110,10 +110,14 @@ def chips(data: TradeoffData) -> list[tuple[str, list[dict[str, Any]]]]:
     style, found = data.style, data.configurations
     coloured = [{"name": name, "colour": style.colours[name], "fill": style.fills[name]} for name in style.groups(found)]
     shaped = [{"name": name, "shape": style.shapes[name][2]} for name in dict.fromkeys(each.student for each in found)]
+    of_routes = route_colours(found)
+    by_route = (
+        [("route", [{"name": name, "colour": colour, "fill": 0} for name, colour in of_routes.items()])] if of_routes else []
+    )
     if not style.by_sweep:
-        return [("method", coloured), ("student", shaped)]
+        return [("method", coloured), ("student", shaped), *by_route]
     methods = [{"name": name} for name in sorted({each.method for each in found})]
-    return [("sweep", coloured), ("student", shaped), ("method", methods)]
+    return [("sweep", coloured), ("student", shaped), ("method", methods), *by_route]
 
 
 def section_context(data: ReportData) -> dict[str, Any]:

@@ -51,11 +51,11 @@ class PlotStyle:
     @classmethod
     def of(cls, facts: SweepFacts, records: Sequence[TrialRecord]) -> "PlotStyle":
         methods = sorted({record.trial.method for record in records} - {facts.baseline})
-        return cls({facts.baseline: GREY} | _colours(methods), _shapes(records), {facts.baseline: 0} | _fills(methods))
+        return cls({facts.baseline: GREY} | colours(methods), _shapes(records), {facts.baseline: 0} | _fills(methods))
 
     @classmethod
     def of_sweeps(cls, names: Sequence[str], records: Sequence[TrialRecord]) -> "PlotStyle":
-        return cls(_colours(names), _shapes(records), _fills(names), by_sweep=True)
+        return cls(colours(names), _shapes(records), _fills(names), by_sweep=True)
 
     def symbol(self, group: str, student: str) -> str:
         """Plotly's symbol for a student of a group."""
@@ -88,7 +88,8 @@ def _fills(names: Sequence[str]) -> dict[str, int]:
     return {name: index // len(_COLOURS) % len(_FILLS) for index, name in enumerate(names)}
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each of these names, in their order."""
     return {name: _colour(index) for index, name in enumerate(names)}
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from stillhouse.report.configurations import Configuration, compare, grouped, preferred
 from stillhouse.report.estimates import Estimate
 from stillhouse.report.formatting import difference, listed, score, unit, without_interval
+from stillhouse.report.plot_style import colours
 from stillhouse.spec.records import StudentChoice
 from stillhouse.spec.size_bound import Budget
 
@@ -62,6 +63,17 @@ def route_of(student: StudentChoice) -> str:
     return f"{' + '.join(names) or 'weights'}{origin}" if names or origin else PLAIN
 
 
+def configuration_route(each: Configuration) -> str:
+    """The route of a configuration's student."""
+    return route_of(each.records[0].trial.student)
+
+
+def route_colours(found: Iterable[Configuration]) -> dict[str, str]:
+    """The colour of each route of these configurations, in their order; {} if all took the same one."""
+    routes = list(dict.fromkeys(map(configuration_route, found)))
+    return colours(routes) if len(routes) > 1 else {}
+
+
 def compare_routes(winners: Sequence[Configuration]) -> list[RouteComparison]:
     """The routes within each of `MEASURES` that all of them have; none if the sweep has one route only.
 
@@ -69,7 +81,7 @@ def compare_routes(winners: Sequence[Configuration]) -> list[RouteComparison]:
         winners: of every method and concrete student.
     """
     sound = [each for each in winners if not each.collapsed]
-    routes = grouped(sound, lambda each: route_of(each.records[0].trial.student))
+    routes = grouped(sound, configuration_route)
     if len(routes) < 2:
         return []
     found = []

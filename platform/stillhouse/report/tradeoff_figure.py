@@ -25,11 +25,12 @@ from stillhouse.report.formatting import (
 from stillhouse.report.plot_style import FRONT_COLOUR, TEACHER_COLOUR, PlotStyle
 from stillhouse.report.plotly_figure import escaped, plain_figure, shortened
 from stillhouse.report.report_data import TradeoffData
+from stillhouse.report.routes import configuration_route, route_colours
 from stillhouse.spec.metric import Metric, Split
 from stillhouse.spec.records import TeacherFacts
 
 _SPLITS: Mapping[Split, str] = {"test": "reported", "validation": "chosen by"}
-_KINDS = ("sweep", "method", "student")
+_KINDS = ("sweep", "method", "student", "route")
 _COUNTED = ("parameters", "size_bytes", "macs")
 _MAX_POINTS = 1_500
 _NARROW = {"height": 420, "margin": {"l": 48, "r": 8, "t": 34, "b": 48}}
@@ -67,7 +68,7 @@ def tradeoff_figure(data: TradeoffData) -> TradeoffFigure | None:
     spreads = {axis: Spread(data.winners, axis, data.style) for axis in AXES}
     traces: list[dict[str, Any]] = []
     for is_large, group in ((False, others), (True, chosen)):
-        parts = grouped(group, lambda each: (each.sweep, each.method, each.student)).values()
+        parts = grouped(group, lambda each: (each.sweep, each.method, each.student, configuration_route(each))).values()
         traces += [_point_trace(points, data, spreads, large=is_large) for points in parts]
     traces += [_front_trace(axis, front, spreads[axis]) for axis, front in data.fronts.items()]
     traces += [_teacher_trace(teacher, data.metric) for teacher in data.teachers]
@@ -75,6 +76,7 @@ def tradeoff_figure(data: TradeoffData) -> TradeoffFigure | None:
         "axes": {axis: _axis_switch(axis, traces) for axis in AXES},
         "scores": {split: _score_switch(split, traces, data) for split in _SPLITS},
         "kinds": {kind: [trace[kind] for trace in traces] for kind in _KINDS},
+        "colours": _colour_switch(traces, data),
         "links": [trace.get("links") for trace in traces],
         "fronts": [trace["front"] for trace in traces],
         "line": _TEACHER_LINE,
@@ -96,6 +98,15 @@ def _axis_switch(axis: str, traces: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tickformat": "~s" if axis in _COUNTED else "~g",
         "x": [trace["x"][axis] for trace in traces],
         "spread": [trace.get("spread", trace["x"])[axis] for trace in traces],
+    }
+
+
+def _colour_switch(traces: Sequence[dict[str, Any]], data: TradeoffData) -> dict[str, Any]:
+    """The colour of each trace's points by what a user chooses; of a trace without a route, such as a teacher's, None."""
+    of_routes = route_colours(data.configurations)
+    return {
+        "style": [trace["trace"]["marker"]["color"] if trace["route"] else None for trace in traces],
+        "route": [of_routes.get(trace["route"]) for trace in traces],
     }
 
 
@@ -176,6 +187,7 @@ def _point_trace(
         "sweep": first.sweep,
         "method": first.method,
         "student": first.student,
+        "route": configuration_route(first),
         "links": links if any(links) else None,
         "front": None,
     }

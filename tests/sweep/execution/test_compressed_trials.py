@@ -154,6 +154,15 @@ def test_a_pruned_student_is_compared_with_the_channels_of_its_teacher_that_rema
     assert run_to_end(trial, environment, digits).status == "finished"
 
 
+def test_a_method_takes_the_students_model_from_its_entry_and_not_its_label_in_the_spec(
+    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+) -> None:
+    low_bit = StudentChoice(name="two-bits", model="resnet8", compress=[LOW_BIT])
+    trial = make_trial(student=low_bit, method="apprentice", hyperparameters={"scheme": "joint"}, epochs=1)
+    record = run_to_end(trial, environment, digits)
+    assert record.status == "finished", record.reason
+
+
 def test_an_interrupted_trial_ends_with_the_same_bits(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
 ) -> None:

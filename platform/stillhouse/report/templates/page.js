@@ -95,6 +95,10 @@
     const show = () => {
       const axis = picked("size-axis");
       const score = options.scores[picked("score-axis")];
+      // Where all students took the same route, nothing is to be chosen.
+      const coloured = document.querySelector('input[name="colours"]:checked')?.value ?? "style";
+      byId("tradeoff-controls").dataset.colours = coloured;
+      const colours = options.colours[coloured];
       const unchecked = [...document.querySelectorAll("input[data-kind]:not(:checked)")];
       const hidden = new Set(unchecked.map((input) => JSON.stringify([input.dataset.kind, input.value])));
       const kinds = Object.entries(options.kinds);
@@ -105,7 +109,10 @@
         ...trace,
         x: options.axes[axis][log ? "spread" : "x"][index],
         y: score.y[index],
-        ...(trace.error_y ? { error_y: { ...trace.error_y, array: score.errors[index] } } : {}),
+        ...(colours[index] ? { marker: { ...trace.marker, color: colours[index] } } : {}),
+        ...(trace.error_y
+          ? { error_y: { ...trace.error_y, array: score.errors[index], color: colours[index] ?? trace.error_y.color } }
+          : {}),
         visible: options.fronts[index]
           ? options.fronts[index] === axis
           : !kinds.some(([kind, names]) => hidden.has(JSON.stringify([kind, names[index]]))),

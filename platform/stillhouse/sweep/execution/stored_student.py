@@ -64,7 +64,7 @@ def _whole_classifier(spec: SweepSpec, record: TrialRecord, data: ImageData, stu
     architectures = [blueprint(each.model, each.options, data.num_classes, shape).architecture for each in teachers]
     setup = Setup(
         teacher=architectures[0] if architectures else None,
-        student=describe(student, name=trial.student.name, input_shape=shape),
+        student=describe(student, name=trial.student.model, input_shape=shape),
         new_student=lambda: rebuilt_student(trial.student, record.conversion, data.num_classes, data.input_shape),
         num_samples=len(data.train),
         epochs=trial.epochs,

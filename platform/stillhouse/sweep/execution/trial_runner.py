@@ -333,7 +333,7 @@ class TrialRunner:
             callable_teacher=self._teachers[0].callable if self._teachers else None,
             teacher_architecture=architectures[0] if architectures else None,
             teacher_weights=(lambda: load_file(weights_here(tickets[0]))) if tickets else None,
-            student_name=trial.student.name,
+            student_name=trial.student.model,
             describe_student=self._describe_student if begins_as_teacher(trial.student, trial.teachers) else None,
             device=self._device,
             workers=self._workers,
@@ -355,8 +355,8 @@ class TrialRunner:
         return converted.model
 
     def _describe_student(self, student: nn.Module) -> Architecture:
-        name, shape = self.trial.student.name, self._data.input_shape
-        return describe_student(student, self._kept_channels, name=name, input_shape=shape)
+        model, shape = self.trial.student.model, self._data.input_shape
+        return describe_student(student, self._kept_channels, name=model, input_shape=shape)
 
 
 def run_to_end(trial: Trial, environment: TrialEnvironment, data: ImageData, *, device: str = "cpu") -> TrialRecord:
