@@ -61,7 +61,7 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.key)
 def test_every_key_says_what_it_means(entry: Entry) -> None:
-    assert len(entry.meaning.split()) >= 2, f"describe {entry.key} under `Attributes` of its section in spec/schema.py"
+    assert len(entry.meaning.split()) >= 2, f"describe {entry.key} under `Attributes` of its section"
     assert entry.values
 
 
