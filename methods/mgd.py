@@ -27,7 +27,6 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from stillhouse.distill.counters import Counters
@@ -64,6 +63,9 @@ def match_channels(cost: Tensor, groups: int) -> Tensor:
         cost: [Ks, Kt], Kt >= groups * Ks.
         groups: teacher channels per student channel.
     """
+    # Here, since it takes half a second, which a list of methods need not wait for.
+    from scipy.optimize import linear_sum_assignment
+
     finite = torch.nan_to_num(cost, nan=4.0).double().cpu().numpy()
     _, channels = linear_sum_assignment(torch.from_numpy(finite).repeat(groups, 1).numpy())
     return torch.from_numpy(channels).reshape(groups, len(cost)).to(cost.device)

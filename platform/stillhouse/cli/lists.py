@@ -1,8 +1,9 @@
 """The commands that list sweeps, methods, operators and models."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,7 @@ from stillhouse.cli import completion
 from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json
 from stillhouse.cli.output import make_console, make_table, print_json
+from stillhouse.cli.stored_facts import stored_or_computed
 
 
 @app.command(name="ls")
@@ -57,17 +59,18 @@ def list_methods(
     debug: Debug = False,
 ) -> int:
     """List the distillation methods, or show one with its hyper-parameters."""
-    from stillhouse import methods
-    from stillhouse.cli.catalogue import method_facts, methods_page, print_method
-
-    for folder in folders or ():
-        methods.add_folder(folder)
-    facts = [method_facts(each) for each in ([name] if name is not None else methods.names())]
+    facts = stored_or_computed("methods", lambda: _facts_of_methods(folders or ()), folders=folders or ())
+    if name is not None:
+        facts = [each for each in facts if each["name"] == name] or _facts_of_methods(folders or (), name)
     if as_json:
         print_json(facts[0] if name is not None else facts)
     elif markdown:
+        from stillhouse.cli.catalogue import methods_page
+
         print(methods_page(facts), end="")
     elif name is not None:
+        from stillhouse.cli.catalogue import print_method
+
         print_method(facts[0])
     else:
         table = make_table("method", "family", "arXiv", "needs from teacher", "title")
@@ -76,6 +79,20 @@ def list_methods(
             table.add_row(each["name"], each["family"], each["arxiv"] or "", knowledge, each["title"])
         table.print(make_console())
     return OK
+
+
+def _facts_of_methods(folders: Sequence[Path], name: str | None = None) -> list[dict[str, Any]]:
+    """What the catalogue has about one method, or about all.
+
+    Raises:
+        UsageError: a folder does not exist or repeats a method, or there is no method of this name.
+    """
+    from stillhouse import methods
+    from stillhouse.cli.catalogue import method_facts
+
+    for folder in folders:
+        methods.add_folder(folder)
+    return [method_facts(each) for each in ([name] if name is not None else methods.names())]
 
 
 @app.command(name="operators")
@@ -118,10 +135,7 @@ def list_models(
     debug: Debug = False,
 ) -> int:
     """List the models with their sizes for 100 classes on 3x32x32 images, or show one."""
-    from stillhouse.cli.catalogue import model_facts
-    from stillhouse.models.registry import all_model_names
-
-    facts = [model_facts(each, full=name is not None) for each in ([name] if name is not None else all_model_names())]
+    facts = stored_or_computed("models", _facts_of_models) if name is None else _facts_of_models(name)
     if as_json:
         print_json(facts[0] if name is not None else facts)
         return OK
@@ -134,3 +148,15 @@ def list_models(
         table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
     table.print(make_console())
     return OK
+
+
+def _facts_of_models(name: str | None = None) -> list[dict[str, Any]]:
+    """What the catalogue has about one model, in full, or about all.
+
+    Raises:
+        UsageError: there is no model of this name.
+    """
+    from stillhouse.cli.catalogue import model_facts
+    from stillhouse.models.registry import all_model_names
+
+    return [model_facts(each, full=name is not None) for each in ([name] if name is not None else all_model_names())]

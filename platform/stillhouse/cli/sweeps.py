@@ -38,7 +38,9 @@ def sweep(
         bool,
         typer.Option("--measure", help="With --dry-run: time each teacher and student for one second and estimate the hours."),
     ] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the spec with all defaults, as YAML; models are not built.")
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="First recompute a random sample of the sealed views and compare."),
@@ -57,9 +59,9 @@ def sweep(
     """Run a sweep. The same command again continues it and runs only the missing trials."""
     from stillhouse.sweep.planning.spec_check import check_file
 
-    checked = check_file(spec, overrides or ())
     if print_config:
-        return _print_spec(checked, as_json)
+        return _print_spec(check_file(spec, overrides or (), build=False), as_json)
+    checked = check_file(spec, overrides or ())
     from stillhouse.sweep.sweep import Sweep
 
     if dry_run:

@@ -16,7 +16,8 @@ from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.calls import CallableTeacher, Procedure
 from stillhouse.distill.draws import DeviceDraws
 from stillhouse.distill.precision import Precision, run_network
-from stillhouse.knowledge.kinds import LOGITS, Knowledge
+from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.knowledge.output_names import LOGITS
 from stillhouse.models.architecture import Architecture
 from stillhouse.models.registry import build_model, model_problems
 from stillhouse.spec.hyperparameter import Configured

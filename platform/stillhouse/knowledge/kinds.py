@@ -8,11 +8,10 @@ from torch import Tensor
 
 from stillhouse.durable import canonical_json
 from stillhouse.knowledge.code_version import code_version
+from stillhouse.knowledge.output_names import LOGITS as LOGITS
 from stillhouse.spec.priors import Scalar
 
 Reduction = Callable[..., Tensor]
-LOGITS = "logits"
-"""The output that kinds of knowledge read by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.durable import Damaged, canonical_json, content_hash
-from stillhouse.knowledge.layout import LAYOUT, MANIFEST, STORE_VERSION, Layout
+from stillhouse.knowledge.layout import MANIFEST, STORE_VERSION, Layout
+from stillhouse.knowledge.stored_views import stored_views
 from stillhouse.knowledge.view import View, distrust, open_growing, open_sealed
 from stillhouse.knowledge.writer import ViewWriter, hold, unseal
 
@@ -106,25 +107,7 @@ class KnowledgeStore:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The stored views: `key`, `bytes`, `sealed`, `last_used` (seconds since the epoch) and the identity of each."""
-        for folder in sorted(each for each in self.root.iterdir() if each.is_dir()) if self.root.is_dir() else []:
-            try:
-                files = _files_in(folder)
-                latest = max((file.st_mtime for file in files.values()), default=folder.stat().st_mtime)
-            except (FileNotFoundError, NotADirectoryError):
-                # Not a view, or one that is being removed.
-                continue
-            used = files.get(MANIFEST)
-            entry: dict[str, Any] = {
-                "key": folder.name,
-                "bytes": sum(file.st_size for file in files.values()),
-                "last_used": used.st_mtime if used else latest,
-                "sealed": False,
-                "identity": {},
-            }
-            for name in (LAYOUT, MANIFEST):
-                with suppress(FileNotFoundError, Damaged):
-                    entry |= {"identity": dict(Layout.read(folder / name)[0].identity), "sealed": name == MANIFEST}
-            yield entry
+        return stored_views(self.root)
 
     def budget(self, max_bytes: int | None) -> int:
         """Disk space for all views together: at most `max_bytes`, and what the disk has; None means a share of the disk."""
@@ -155,16 +138,6 @@ class KnowledgeStore:
                 total -= entry["bytes"]
                 removed.append(entry)
         return removed
-
-
-def _files_in(folder: Path) -> dict[str, os.stat_result]:
-    """The files of a view, without those that vanish meanwhile because others fill it."""
-    files = {}
-    for file in folder.iterdir():
-        if not file.name.startswith("."):
-            with suppress(FileNotFoundError):
-                files[file.name] = file.lstat()
-    return files
 
 
 def _of(identity: Mapping[str, Any], view: View, folder: Path) -> View:

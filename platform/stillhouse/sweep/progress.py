@@ -16,7 +16,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stillhouse import methods
 from stillhouse.models.size_brackets import bracket_name, size_bracket
 from stillhouse.spec.collapse import collapse_words, is_collapsed
 from stillhouse.spec.display import show_seconds
@@ -59,11 +58,13 @@ class Tally:
     Args:
         metric: decides which student is the best, by its value on the validation split.
         trivial: the metric's value on the validation split of a model that ignores the image, if it is known.
+        baseline: the method that gains are measured against; looked up among the methods when it is needed, unless it is given.
     """
 
-    def __init__(self, metric: Metric = ACCURACY, trivial: float | None = None) -> None:
+    def __init__(self, metric: Metric = ACCURACY, trivial: float | None = None, baseline: str | None = None) -> None:
         self.metric = metric
         self.trivial = trivial
+        self._baseline = baseline
         self.collapsed = 0
         self.counts = {"finished": 0, "stopped": 0, "failed": 0}
         self.train_seconds = 0.0
@@ -98,8 +99,12 @@ class Tally:
         value, held = comparable(record.metrics[column]), comparable(other.metrics[column])
         if value != held:
             return self.metric.better(value, held)
-        # The baseline is known only after all method files are loaded.
-        keys = [(record_preference(each, self.metric, methods.baseline()), each.trial.key) for each in (record, other)]
+        if self._baseline is None:
+            # Methods need torch, for which `ls` and `status` should not wait.
+            from stillhouse import methods
+
+            self._baseline = methods.baseline()
+        keys = [(record_preference(each, self.metric, self._baseline), each.trial.key) for each in (record, other)]
         return keys[0] < keys[1]
 
     def best(self) -> list[dict[str, Any]]:

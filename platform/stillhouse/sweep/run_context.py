@@ -2,17 +2,20 @@
 
 import shlex
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.spec.schema import SweepSpec
-from stillhouse.sweep.cluster.cluster import Cluster
 from stillhouse.sweep.home.sweep_home import SweepHome
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.teachers.definition import TeacherDefinition
+
+if TYPE_CHECKING:
+    from stillhouse.sweep.cluster.cluster import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,15 @@ class RunContext:
         """Those that all trials share."""
         return make_views(self.spec, self.data)
 
-    def connect(self) -> Cluster:
+    def connect(self) -> "Cluster":
         """The sweep's connection to Ray; to be entered.
 
         Raises:
             InfrastructureError: as for `Cluster`.
         """
+        # Ray, which a plan and the sentences about a failure do not need.
+        from stillhouse.sweep.cluster.cluster import Cluster
+
         return Cluster(
             self.spec,
             address=self.address,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.errors import Interrupted, SpecError, UsageError
@@ -11,8 +11,6 @@ from stillhouse.spec.load import draft_of, in_recipe, spec_to_dict
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec, find_code_in
-from stillhouse.sweep.cluster.cluster import Cluster
-from stillhouse.sweep.cluster.teacher_actors import call_actor
 from stillhouse.sweep.failures import (
     check_folder,
     check_teacher_folders,
@@ -24,19 +22,18 @@ from stillhouse.sweep.failures import (
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
 from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
-from stillhouse.sweep.planning.knowledge_demand import plan_demand
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file, metric_of
 from stillhouse.sweep.planning.trial_keys import make_views
 from stillhouse.sweep.progress import Progress
-from stillhouse.sweep.results.results import Results
-from stillhouse.sweep.run import run_sweep
-from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
-from stillhouse.sweep.teacher_setup import teacher_definition, trained_teacher
-from stillhouse.teachers import judges
-from stillhouse.teachers.library import TeacherLibrary
+
+if TYPE_CHECKING:
+    from stillhouse.sweep.results.results import Results
+    from stillhouse.sweep.run_context import RunContext
+
+# A plan is shown without Ray, MLflow and what draws figures: what only a run needs is imported when it begins.
 
 VERIFIED_PAIRS = 1024
 
@@ -149,7 +146,7 @@ class Sweep:
             self._plan = make_plan(with_teachers_as_begun(self.spec, self._as_begun()), self.data())
         return self._plan
 
-    def run(self, *, again: Collection[str] = ()) -> Results:
+    def run(self, *, again: Collection[str] = ()) -> "Results":
         """Runs what the ledger lacks, writes report and tracking, and returns the results.
 
         In the main thread it handles Ctrl-C and SIGTERM: the first ends it gracefully, the second at once.
@@ -163,6 +160,8 @@ class Sweep:
             Interrupted: by Ctrl-C, SIGTERM or `stillhouse stop`; finished trials are stored.
         """
         started = time.perf_counter()
+        from stillhouse.sweep.run import run_sweep
+
         with user_errors(self.sweep_home):
             context = self._context()
             # Another process that sees the lock may request the sweep to end.
@@ -187,6 +186,10 @@ class Sweep:
             `compared`, and `differences` with the `teacher` and what `verify_sealed` reports of each; a view that differs is
             removed.
         """
+        from stillhouse.sweep.cluster.teacher_actors import call_actor
+        from stillhouse.sweep.planning.knowledge_demand import plan_demand
+        from stillhouse.sweep.teacher_setup import teacher_definition
+
         context = self._context()
         demand = plan_demand(context.plan, context.data)
         names = [name for name in context.spec.teachers if demand.get(name)]
@@ -216,6 +219,9 @@ class Sweep:
             InfrastructureError: as for `run`.
             Interrupted: after the current epoch; the same command continues from there.
         """
+        from stillhouse.sweep.cluster.cluster import Cluster
+        from stillhouse.sweep.teacher_setup import teacher_definition, trained_teacher
+
         if not self.spec.teachers:
             raise UsageError("the spec has no teachers; name one under teachers, such as {big: {model: resnet56}}")
         home, data = self.sweep_home.home, self.data()
@@ -239,6 +245,9 @@ class Sweep:
 
     def _prepare_judge(self) -> None:
         """Trains or finds what the task's metric needs, before any model is judged."""
+        from stillhouse.teachers import judges
+        from stillhouse.teachers.library import TeacherLibrary
+
         judges.prepare(
             self.data(),
             TeacherLibrary(self.sweep_home.home / "teachers"),
@@ -250,7 +259,9 @@ class Sweep:
         """The teachers that keep the normalisation with which an earlier release began the sweep."""
         return teachers_as_begun(self.spec, self.sweep_home.spec_as_begun())
 
-    def _context(self) -> RunContext:
+    def _context(self) -> "RunContext":
+        from stillhouse.sweep.run_context import RunContext
+
         return RunContext(
             plan=self.plan(),
             data=self.data(),

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.knowledge.kinds import LOGITS
-from stillhouse.knowledge.store import KnowledgeStore
-from stillhouse.teachers.library import TeacherLibrary
+from stillhouse.knowledge.output_names import LOGITS
+from stillhouse.knowledge.stored_views import stored_views
+from stillhouse.teachers.cards import stored_cards
 
 
 def stored_teachers(home: Path) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def stored_teachers(home: Path) -> list[dict[str, Any]]:
     epoch). Views of a teacher whose card is gone are listed under a teacher with an empty key.
     """
     by_weights: dict[str, dict[str, dict[str, Any]]] = {}
-    for entry in KnowledgeStore(home / "knowledge").entries():
+    for entry in stored_views(home / "knowledge"):
         identity = entry["identity"]
         weights = identity.get("teacher", {}).get("weights", "")
         name = describe_kind(identity.get("knowledge", {}))
@@ -30,7 +30,7 @@ def stored_teachers(home: Path) -> list[dict[str, Any]]:
         kind["last_used"] = max(kind["last_used"], entry["last_used"])
         kind.setdefault("model", identity.get("teacher", {}).get("model", "unknown"))
     teachers = []
-    for card in TeacherLibrary(home / "teachers").entries():
+    for card in stored_cards(home / "teachers"):
         kinds = by_weights.pop(card["weights_hash"], {})
         for kind in kinds.values():
             kind["dataset"] = card.get("dataset", kind["dataset"])

@@ -1,7 +1,6 @@
 """The library of teachers: trained once, then found by their content; or loaded from weights."""
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from stillhouse.device import free_memory
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.method import Method
 from stillhouse.distill.trainer import Trainer
-from stillhouse.durable import Damaged, canonical_json, make_folder, read_checked, set_aside, write_checked
+from stillhouse.durable import Damaged, canonical_json, make_folder, set_aside, write_checked
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
 from stillhouse.models.checkpoint_files import read_checkpoint
@@ -29,12 +28,11 @@ from stillhouse.models.given_content import given_content
 from stillhouse.models.reset import reset_weights
 from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
+from stillhouse.teachers.cards import WEIGHTS, read_card, stored_cards
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.given_checks import doubts, unfit_outputs
 
 CHECKPOINT_INTERVAL_S = 10.0
-_CARD = {"model", "options", "dataset", "weights_hash", "train_seconds", "made"}
-"""What every card has besides its metric."""
 _TORCHVISION = "torchvision:"
 
 
@@ -101,9 +99,9 @@ class TeacherLibrary:
         folder = self.root / key
         make_folder(folder)
         with _locked(folder / "lock"):
-            self._pull(folder / "weights.safetensors", folder / "card")
-            model, card = _build(definition), _read_card(folder)
-            if card is not None and not _restore(model, folder / "weights.safetensors", card["weights_hash"]):
+            self._pull(folder / WEIGHTS, folder / "card")
+            model, card = _build(definition), read_card(folder)
+            if card is not None and not _restore(model, folder / WEIGHTS, card["weights_hash"]):
                 # Damaged since: knowledge sealed under the card's hash must not come from other weights.
                 card = None
             if card is not None and not _starts_from(card, given):
@@ -130,7 +128,7 @@ class TeacherLibrary:
             definition=definition,
             model=model,
             key=key,
-            path=folder / "weights.safetensors",
+            path=folder / WEIGHTS,
             weights_hash=card["weights_hash"],
             validation_value=value,
             train_seconds=card["train_seconds"],
@@ -147,7 +145,7 @@ class TeacherLibrary:
         Raises:
             UsageError: weights that cannot be read or do not fit the model.
         """
-        card = _read_card(self.root / definition.key(data, views))
+        card = read_card(self.root / definition.key(data, views))
         if card is not None:
             given = definition.given()
             return str(card["weights_hash"]) if _starts_from(card, given) else f"trained from {given}"
@@ -161,8 +159,8 @@ class TeacherLibrary:
 
     def _store(self, folder: Path, definition: TeacherDefinition, model: nn.Module, card: Mapping[str, Any]) -> None:
         """Writes the weights, then the card, so that no card exists without its weights; removes the checkpoint."""
-        save_weights(model, folder / "weights.safetensors", {"model": definition.model})
-        self._push(folder / "weights.safetensors")
+        save_weights(model, folder / WEIGHTS, {"model": definition.model})
+        self._push(folder / WEIGHTS)
         self._store_card(folder, card)
         (folder / "checkpoint").unlink(missing_ok=True)
         if self._home is not None:
@@ -184,10 +182,7 @@ class TeacherLibrary:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The cards of all stored teachers, with their `key` and `bytes`."""
-        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            card = _read_card(folder)
-            if card is not None:
-                yield {"key": folder.name, "bytes": (folder / "weights.safetensors").stat().st_size, **card}
+        return stored_cards(self.root)
 
     def _train(
         self,
@@ -323,16 +318,6 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
     except OSError as error:
         raise UsageError(f"torchvision could not fetch the weights '{name}': {error}") from error
     return state
-
-
-def _read_card(folder: Path) -> dict[str, Any] | None:
-    try:
-        card: dict[str, Any] = json.loads(read_checked(folder / "card"))
-        if not (folder / "weights.safetensors").is_file() or not card.keys() >= _CARD:
-            return None
-    except (FileNotFoundError, Damaged, ValueError, AttributeError):
-        return None
-    return card
 
 
 @contextmanager

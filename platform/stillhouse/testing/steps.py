@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.method import Stage, Step
-from stillhouse.knowledge.kinds import LOGITS
+from stillhouse.knowledge.output_names import LOGITS
 
 
 def make_step(

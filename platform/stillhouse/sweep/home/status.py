@@ -67,7 +67,10 @@ class StatusReader:
         known = self.sweep_home.read_facts()
         facts = known if "planned" not in written else None
         metric = metric_of_state(written) if facts is None else facts.metric
-        tally = Tally(metric, None if known is None else trivial_value(known, "validation"))
+        # The controls of a stored spec begin with the baseline; the first release stored none.
+        controls = known.spec.get("controls") if known is not None else None
+        trivial = None if known is None else trivial_value(known, "validation")
+        tally = Tally(metric, trivial, controls[0] if controls else None)
         for key in sorted(self._records):
             tally.add(self._records[key])
         planned = facts.planned if facts is not None else written.get("planned")

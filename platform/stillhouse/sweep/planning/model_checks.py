@@ -33,6 +33,7 @@ class ModelChecker:
         data: the data set if it has been read.
         dataset: its name.
         num_classes: None if the name does not tell it; so is `input_shape`.
+        builds: whether models are built, which finds more than the names of their options.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class ModelChecker:
         dataset: str,
         num_classes: int | None,
         input_shape: Shape | None,
+        builds: bool,
     ) -> None:
         self._survey = survey
         self._task = task
         self._data = data
         self._dataset = dataset
         self._num_classes = num_classes
+        self._builds = builds
         self._facts = None if num_classes is None or input_shape is None else (num_classes, input_shape)
 
     def check_teacher(self, name: str, teacher: TeacherSpec) -> bool:
@@ -103,7 +106,7 @@ class ModelChecker:
             self._survey.problems.append(Problem.caused_by(error, f"{key}.model"))
         if len(self._survey.problems) > before:
             return False
-        for candidate in prior_corners(options):
+        for candidate in prior_corners(options) if self._builds else ():
             for problem in build_problems(model, candidate, *(self._facts or _SOME_IMAGES)):
                 if problem.key:
                     self._survey.problems.append(problem.under(key))

@@ -40,10 +40,16 @@ from stillhouse.user_code import is_standard_library, user_code
 from stillhouse.user_paths import expand_user
 
 
-def check_file(path: str | Path, overrides: Sequence[str] = (), data: ImageData | None = None) -> SweepSpec:
+def check_file(
+    path: str | Path, overrides: Sequence[str] = (), data: ImageData | None = None, *, build: bool = True
+) -> SweepSpec:
     """The spec in a YAML file, checked, with every method and hyper-parameter spelled out.
 
     User-defined code that the spec names is found in the folder of the file.
+
+    Args:
+        build: whether models are built; without it, only the keys, the values and the names in the spec are checked, except
+            where the spec names no methods: which of all methods fit is known only with the models.
 
     Raises:
         SpecError: with every problem.
@@ -51,31 +57,32 @@ def check_file(path: str | Path, overrides: Sequence[str] = (), data: ImageData 
     draft = read_draft(path, overrides)
     if draft.spec is not None:
         find_code_in(expand_user(path, "the spec").absolute().parent, draft.spec)
-    return check(draft, data)
+    return check(draft, data, build=build)
 
 
-def check(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None) -> SweepSpec:
+def check(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None, *, build: bool = True) -> SweepSpec:
     """`spec`, checked, with every method and hyper-parameter spelled out.
 
     Args:
         spec: validated or as plain data.
         data: the data set if it has been read; None checks with what is known of its name.
+        build: as for `check_file`.
 
     Raises:
         SpecError: with every problem.
     """
-    found = survey(spec, data)
+    found = survey(spec, data, build=build)
     if found.problems or found.spec is None:
         raise SpecError(found.problems)
     return found.spec
 
 
-def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None) -> Survey:
+def survey(spec: SweepSpec | Draft | Mapping[str, Any], data: ImageData | None = None, *, build: bool = True) -> Survey:
     """Everything that is known about `spec` without training; see `check`."""
     draft = _as_draft(spec)
     if draft.spec is None:
         return Survey(None, list(draft.problems))
-    return _Surveyor(draft, draft.spec, data).run()
+    return _Surveyor(draft, draft.spec, data, build=build).run()
 
 
 def metric_of(data: ImageData) -> Metric:
@@ -94,7 +101,7 @@ def _as_draft(spec: SweepSpec | Draft | Mapping[str, Any]) -> Draft:
 class _Surveyor:
     """Checks a spec step by step; each step adds to the survey what it found."""
 
-    def __init__(self, draft: Draft, spec: SweepSpec, data: ImageData | None) -> None:
+    def __init__(self, draft: Draft, spec: SweepSpec, data: ImageData | None, *, build: bool) -> None:
         self._spec = spec
         self._data = data
         self._sound = Soundness(draft.broken)
@@ -103,6 +110,7 @@ class _Surveyor:
         self._read_problems = draft.problems
         self._survey = Survey(spec, list(draft.problems), notes=idle_settings(spec))
         self._names_methods = spec.methods is not None
+        self._builds = build or not self._names_methods
         self._num_classes: int | None = None
         self._input_shape: Shape | None = None
         self._task = tasks.find()
@@ -114,6 +122,8 @@ class _Surveyor:
         self._resolve_task()
         self._check_dataset()
         self._check_views()
+        if not self._builds:
+            self._num_classes = self._input_shape = None
         models = ModelChecker(
             self._survey,
             self._task,
@@ -121,6 +131,7 @@ class _Surveyor:
             dataset=self._spec.dataset.name,
             num_classes=self._num_classes,
             input_shape=self._input_shape,
+            builds=self._builds,
         )
         sized = self._data if self._sound("trial_resources", "training") else None
         self._survey.problems += [] if sized is None else last_batch_problems(self._spec, len(sized.train))
