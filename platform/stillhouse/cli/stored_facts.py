@@ -54,7 +54,7 @@ def _code_version(folders: Sequence[Path]) -> str:
     named = [each for each in os.environ.get(_METHOD_FOLDERS, "").split(os.pathsep) if each]
     # Folders that this process added before.
     added = getattr(sys.modules.get("stillhouse.methods"), "__path__", ())
-    mine = [resolve_path(each, "method folder") for each in (*named, *folders)]
+    mine = [resolve_path(each, "method folder") for each in [*map(Path, named), *folders]]
     files = [
         [str(path), status.st_size, status.st_mtime_ns]
         for folder in (_PACKAGE, _CHECKOUT_METHODS, *added, *mine)
