@@ -7,7 +7,6 @@ images; the simulation in PyTorch does not round them, so both agree up to `TOLE
 """
 
 import copy
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from stillhouse.export import onnx, program
 from stillhouse.export.agreement import Answer, Answering, latency_of
 from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
+from stillhouse.temporary_folders import temporary_folder
 
 TOLERANCE = 0.02
 """How far the metric by onnxruntime may be from the simulated one, as a share of the metric or, below 1, as it is."""
@@ -93,8 +93,8 @@ def latency_ms(model: nn.Module, input_shape: Shape) -> float:
         UsageError: the packages of the extra are not installed, or the network has no int8 file.
     """
     onnx.require_packages()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE
+    with temporary_folder("int8") as folder:
+        path = folder / FILE
         save_int8(model, input_shape, torch.zeros(2, *input_shape), path, "output")
         return latency_of(onnx.load_answer(path), input_shape, model)[1].p50_ms
 

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import nn
 
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import TrialRecord
+from stillhouse.temporary_folders import temporary_folder
 from stillhouse.tracking.entries import clean_params, clean_tags
 from stillhouse.tracking.external import is_external, model_name
 from stillhouse.tracking.locations import Location, home_identity, locate
@@ -263,9 +263,9 @@ class _Registry:
         )
 
     def _add_files(self, model_id: str, files: Mapping[str, Path]) -> None:
-        with tempfile.TemporaryDirectory(prefix="stillhouse-model-") as folder:
-            _copy(files, Path(folder))
-            self._client.log_model_artifacts(model_id, folder, _EXTRA)
+        with temporary_folder("model") as folder:
+            _copy(files, folder)
+            self._client.log_model_artifacts(model_id, str(folder), _EXTRA)
 
     def _log(self, run: Any, record: TrialRecord, tags: Mapping[str, str], student: TrainedStudent) -> Any:
         """Logs the model with its trial's run. The run is unchanged: `mlflow.pytorch.log_model` would open and end it again."""
@@ -283,8 +283,8 @@ class _Registry:
             model_type=_MODEL_TYPE,
         )
         try:
-            with tempfile.TemporaryDirectory(prefix="stillhouse-model-") as folder:
-                path = Path(folder) / "model"
+            with temporary_folder("model") as folder:
+                path = folder / "model"
                 _save(model, path, run.info.run_id, student)
                 self._client.log_model_artifacts(model.model_id, str(path))
         except BaseException:

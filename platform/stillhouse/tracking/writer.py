@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import yaml
 from stillhouse.spec.late_metrics import is_late
 from stillhouse.spec.records import TEACHER_JOINT, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.secret_masking import mask_data, mask_text
+from stillhouse.temporary_folders import temporary_folder
 from stillhouse.tracking.entries import (
     Point,
     RunEntry,
@@ -323,8 +323,7 @@ class SweepWriter:
 
     def _log_files(self, facts: SweepFacts, artifacts: Mapping[str, Path]) -> list[str]:
         missing = []
-        with tempfile.TemporaryDirectory(prefix="stillhouse-tracking-") as folder:
-            staging = Path(folder)
+        with temporary_folder("tracking") as staging:
             (staging / "spec.yaml").write_text(yaml.safe_dump(_plain(mask_data(facts.spec)), sort_keys=False), encoding="utf-8")
             for name, path in artifacts.items():
                 if not path.exists():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
@@ -54,6 +53,7 @@ from stillhouse.sweep.progress import Progress
 from stillhouse.sweep.search.trial_queue import TrialQueue
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.teachers.definition import TeacherDefinition
+from stillhouse.temporary_folders import temporary_folder
 from stillhouse.workers import driver_import_paths
 
 _MAX_CONCURRENT_REMOTE = 256
@@ -282,7 +282,7 @@ class Cluster:
         # The watch reports in one sentence why a trial was lost; Tune would print a traceback for each attempt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         with ExitStack() as stack:
-            scratch = stack.enter_context(TemporaryDirectory(prefix="stillhouse-tune-", ignore_cleanup_errors=True))
+            scratch = stack.enter_context(temporary_folder("tune"))
             packed = self._packed_workers(queue.expected, environment)
             if packed is not None:
                 stack.enter_context(packed)
@@ -296,7 +296,7 @@ class Cluster:
                 num_trials=queue.expected,
                 max_concurrent=self._concurrent(queue.expected),
                 should_stop=lambda: self._shutdown.requested or watch.fatal_error is not None or give_up(),
-                scratch=scratch,
+                scratch=str(scratch),
                 packed_workers=() if packed is None else packed.handles,
             )
             with self._shutdown.deferred():

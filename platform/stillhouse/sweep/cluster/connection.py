@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from stillhouse.sweep.cluster.ray_internals import (
     make_private_token,
     on_loopback,
 )
+from stillhouse.temporary_folders import temporary_folder
 from stillhouse.user_code import modules_of
 from stillhouse.workers import COMMIT_VARIABLE, environment_of_workers, stage_code
 
@@ -61,10 +61,10 @@ def connect(address: str | None, spec: SweepSpec | None = None) -> None:
         return
     _check_reachable(address)
     with (
-        TemporaryDirectory(prefix="stillhouse-code-") as folder,
+        temporary_folder("code") as folder,
         _infrastructure_errors(f"cannot join the cluster at {address}"),
     ):
-        ray.init(**options, address=address, runtime_env=_runtime_env(Path(folder), spec))
+        ray.init(**options, address=address, runtime_env=_runtime_env(folder, spec))
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Latency of what `export` writes of a network, measured where the latency of the network itself was."""
 
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from stillhouse.provenance import place_of
 from stillhouse.spec.late_metrics import ONNX_LATENCY, ONNX_LATENCY_64, PROGRAM_LATENCY, PROGRAM_LATENCY_64
 from stillhouse.spec.records import StudentChoice
 from stillhouse.sweep.execution.trial_records import failure_reason
+from stillhouse.temporary_folders import temporary_folder
 from stillhouse.user_code import user_code
 from stillhouse.workers import prepare_worker
 
@@ -85,8 +84,8 @@ def _of_onnx(network: nn.Module, input_shape: Shape) -> dict[str, float]:
 
     if onnx.missing_packages():
         return {}
-    with tempfile.TemporaryDirectory(prefix="stillhouse-latency-") as folder:
-        path = Path(folder) / "student.onnx"
+    with temporary_folder("latency") as folder:
+        path = folder / "student.onnx"
         onnx.save_onnx(program.make_program(network.cpu(), input_shape), path, "output")
         measured = measure_latency(Answering(onnx.load_answer(path), network), input_shape, budget_s=_BUDGET_S)
     return {ONNX_LATENCY: measured[1].p50_ms, ONNX_LATENCY_64: measured[64].p50_ms}
