@@ -25,11 +25,17 @@ from stillhouse.knowledge.kinds import Knowledge, feature, reduced
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
+_SHORTEST = 1e-12
+"""A row that is not longer counts as zero."""
+
 
 def channel_correlation(maps: Tensor) -> Tensor:
     """F F^T of [B, K, H, W] with rows of length 1: [B, K, K]. The row of a dead channel stays zero."""
     flat = maps.flatten(2)
-    return F.normalize(flat @ flat.transpose(1, 2), dim=2)
+    products = flat @ flat.transpose(1, 2)
+    lengths = torch.linalg.vector_norm(products, dim=2, keepdim=True)
+    # Divided by their length or a bound of it, rows of zeros would have gradients of any size.
+    return products / torch.where(lengths > _SHORTEST, lengths, 1.0)
 
 
 def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
     Q(f) = s max(ceil(f / s - 1/2), 0)                 the nearest of 0, s, 2 s, ...; ties go down, negative values to 0
     L = 1 / 2N sum_n |Q(t_n) - Q(r(s_n))|^2
+    R = 1 / NK sum_n |G(Q(t_n)) - G(Q(r(s_n)))|^2      G(F) = F F^T of [K, HW], its rows of length 1; with `relation_weight`
 
 r is a 1x1 convolution to the teacher's channels; the gradient of Q is that of the values themselves (straight-through). The
-student's search for the teacher's values becomes one in a small, discrete set.
+student's search for the teacher's values becomes one in a small, discrete set. R compares how the quantized maps of a layer
+relate to each other, not their values.
 
 Deviations: the paper mimics the features of detected regions, and N is the number of regions; here maps of whole images are
 compared, N is the number of images, and the sum over a map is divided by its elements, so that one weight suits all sizes
-(`form: mean`; `paper` is the sum). The larger of two maps is averaged to the size of the smaller one first.
+(`form: mean`; `paper` is the sum). The larger of two maps is averaged to the size of the smaller one first. R is not the
+paper's; G is that of `inter_channel`.
 
-Verified against the formula in float64, with values on ties.
+Verified against the formula in float64, with values on ties; R against its formula.
 """
 
 from collections.abc import Mapping
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from stillhouse.distill.maps import ChannelMethod, channels_of_teacher, meeting_size, shrink
 from stillhouse.distill.method import ANY_TASK, Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, reduced
+from stillhouse.methods.inter_channel import channel_correlation, correlation_loss
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
 
@@ -41,9 +45,26 @@ def mimic_loss(student: Tensor, teacher: Tensor, step: float, form: str = "paper
         step: s.
         form: "paper" sums over a map's elements, "mean" averages over them.
     """
-    through = student + (quantized(student, step) - student).detach()
-    summed = (through - quantized(teacher, step)).square().sum() / (2 * len(student))
+    summed = (_straight_through(student, step) - quantized(teacher, step)).square().sum() / (2 * len(student))
     return summed if form == "paper" else summed / student[0].numel()
+
+
+def relation_loss(student: Tensor, teacher: Tensor, step: float) -> Tensor:
+    """1 / NK sum_n |G(Q(teacher_n)) - G(Q(student_n))|^2, G the correlations of the K maps of an image. At most 4.
+
+    Args:
+        student: r(s), [N, K, H, W].
+        teacher: of the same shape.
+        step: s.
+    """
+    ours, theirs = _straight_through(student, step), quantized(teacher, step)
+    loss: Tensor = correlation_loss(channel_correlation(ours), channel_correlation(theirs))
+    return loss
+
+
+def _straight_through(maps: Tensor, step: float) -> Tensor:
+    """Q(f), with the gradient of f."""
+    return maps + (quantized(maps, step) - maps).detach()
 
 
 def map_at_size(features: Tensor, *, height: int, width: int) -> Tensor:
@@ -75,9 +96,13 @@ class QuantizationMimic(ChannelMethod):
         "mean", choices=("mean", "paper"), help="mean or sum over the elements of a map"
     )
 
+    relation_weight: float = hyperparameter(
+        0.0, minimum=0, added_later=True, help="weight of the relations between the quantized maps of a layer"
+    )
+
     @property
     def active(self) -> bool:
-        return self.mimic_weight > 0
+        return self.mimic_weight > 0 or self.relation_weight > 0
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
         if not self.active:
@@ -103,7 +128,11 @@ class QuantizationMimic(ChannelMethod):
         ]
         connectors = step.modules["connectors"]
         mapped, teachers = connectors(shrunk), channels_of_teacher(connectors, teachers)
-        losses = [
-            mimic_loss(ours, theirs, self.quantization_step, self.form) for ours, theirs in zip(mapped, teachers, strict=True)
-        ]
-        return terms | {"mimic": self.mimic_weight * torch.stack(losses).sum()}
+        pairs = list(zip(mapped, teachers, strict=True))
+        if self.mimic_weight:
+            losses = [mimic_loss(ours, theirs, self.quantization_step, self.form) for ours, theirs in pairs]
+            terms["mimic"] = self.mimic_weight * torch.stack(losses).sum()
+        if self.relation_weight:
+            losses = [relation_loss(ours, theirs, self.quantization_step) for ours, theirs in pairs]
+            terms["relations"] = self.relation_weight * torch.stack(losses).sum()
+        return terms

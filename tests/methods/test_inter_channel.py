@@ -109,3 +109,13 @@ def test_with_weight_0_nothing_is_needed_and_only_the_labels_are_used() -> None:
 def test_a_student_without_maps_does_not_suit() -> None:
     with pytest.raises(Unsuitable, match="needs feature maps"):
         InterChannel().knowledge(architecture((16, 8, 8)), architecture())
+
+
+def test_a_dead_channel_has_a_correlation_of_zero_and_a_small_gradient() -> None:
+    maps = torch.rand(2, 3, 4, 4)
+    maps[:, 1] = 0
+    maps.requires_grad_()
+    correlation = channel_correlation(maps)
+    assert float(correlation[:, 1].detach().abs().max()) == 0
+    (gradient,) = torch.autograd.grad(correlation_loss(correlation, channel_correlation(torch.rand(2, 3, 4, 4))), maps)
+    assert float(gradient.abs().max()) < 10
