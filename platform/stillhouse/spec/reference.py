@@ -69,6 +69,7 @@ _EXAMPLES: dict[str, Any] = {
     "batch_size": 256,
     "learning_rate": 0.1,
     "momentum": 0.95,
+    "adam_beta1": 0.5,
     "weight_decay": 0.0001,
     "milestones": [0.5, 0.75],
     "gamma": 0.2,
