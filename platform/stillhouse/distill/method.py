@@ -53,6 +53,10 @@ class Unsuitable(MethodError):
     """The student does not fit the method's defaults; the plan skips the pair and reports why."""
 
 
+class WrongReturnError(ValueError):
+    """A hook that returns something of another type than its contract; the message names the hook and the remedy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a user should know of a method before using it.
@@ -351,7 +355,20 @@ class Step:
 
 
 def sum_of_terms(terms: Mapping[str, Tensor]) -> Tensor:
-    """The loss that is minimised: the sum of its scalar terms."""
+    """The loss that is minimised: the sum of its scalar terms.
+
+    Raises:
+        WrongReturnError: they are not a mapping of names to tensors.
+    """
+    if not isinstance(terms, Mapping) or not terms:
+        got = "an empty mapping" if isinstance(terms, Mapping) else f"an object of type {type(terms).__name__}"
+        raise WrongReturnError(f"a loss must return its terms by name, such as {{'kd': loss}}, got {got}")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor):
+            got = f"an object of type {type(term).__name__} for '{name}'"
+            raise WrongReturnError(
+                f"each term of a loss must be a scalar tensor, got {got}; compute it from the step's tensors"
+            )
     return torch.stack(list(terms.values())).sum() if len(terms) > 1 else next(iter(terms.values()))
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.ddp import Workers, share_statistics
+from stillhouse.distill.hook_returns import helpers_of
 from stillhouse.distill.method import Helper, Method, Setup
 from stillhouse.tasks import Task
 
@@ -63,7 +64,7 @@ def make_helpers(
     """
     with torch.random.fork_rng(devices=rng_devices(device)):
         torch.manual_seed(derive_seed(seed, "helpers"))
-        helpers = dict(method.modules(setup))
+        helpers = helpers_of(method, setup)
         if method.uses_supervised_loss:
             torch.manual_seed(derive_seed(seed, "helpers of the task"))
             of_task = task.helpers(setup.student.num_classes, setup.student.input_shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from stillhouse.distill.hook_returns import knowledge_of, stages_of
 from stillhouse.distill.method import Method, MethodError, Setup, Stage
 from stillhouse.errors import did_you_mean
 from stillhouse.spec.training import Training
@@ -58,7 +59,7 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
         ValueError: they do not, a stage has no epoch, its rate factor or bound of gradients is not positive, or it names
             knowledge that `knowledge` does not return.
     """
-    stages = list(method.stages(setup))
+    stages = stages_of(method, setup)
     if any(stage.epochs < 1 for stage in stages):
         raise ValueError(f"needs at least one epoch for each of its {len(stages)} stages, has {setup.epochs} in all")
     total = sum(stage.epochs for stage in stages)
@@ -71,7 +72,7 @@ def check_stages(method: Method, setup: Setup) -> Sequence[Stage]:
             raise ValueError(f"stage '{stage.name}' may have steps_per_epoch only if it is data_free, and then at least 1")
     needed = dict.fromkeys(name for stage in stages for name in stage.knowledge or ())
     if needed and setup.teacher is not None:
-        known = method.knowledge(setup.teacher, setup.student)
+        known = knowledge_of(method, setup.teacher, setup.student)
         for name in needed:
             if name not in known:
                 raise ValueError(f"a stage names knowledge '{name}', which the method does not need{did_you_mean(name, known)}")

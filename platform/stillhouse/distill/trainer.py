@@ -22,6 +22,7 @@ from stillhouse.distill.calls import CallableTeacher
 from stillhouse.distill.checkpoint import load_checkpoint, save_checkpoint
 from stillhouse.distill.ddp import ALONE, Workers, share_statistics, split_problem, sync_batchnorm_problem
 from stillhouse.distill.evaluation import NoNumbersError, evaluate, has_finite_weights, split_outputs
+from stillhouse.distill.hook_returns import classifiers_of, student_layers_of
 from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.method import Helper, Method, MethodError, Setup, Stage, StageStart
 from stillhouse.distill.networks import StudentFactory, make_helpers, rng_devices
@@ -116,7 +117,7 @@ class Trainer:
         self.student = self._new_student()
         describe_student = describe_student or partial(describe, name=student_name, input_shape=data.input_shape)
         architecture = describe_student(self.student)
-        layers = list(method.student_layers(teacher_architecture, architecture))
+        layers = student_layers_of(method, teacher_architecture, architecture)
         self._setup = Setup(
             teacher=teacher_architecture,
             student=architecture,
@@ -151,7 +152,7 @@ class Trainer:
 
     def _name_classifiers(self) -> None:
         helpers = self._ingredients.helpers
-        self._classifiers = dict(self.method.classifiers(self.student, self._modules))
+        self._classifiers = classifiers_of(self.method, self.student, self._modules)
         self._classifiers |= {name: helper.module for name, helper in helpers.items() if helper.evaluate}
 
     def _make_helpers(self) -> dict[str, Helper]:

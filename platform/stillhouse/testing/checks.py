@@ -11,19 +11,23 @@ from stillhouse.spec.hyperparameter import Configured, HyperParameter
 Trial = TypeVar("Trial")
 
 
-def run_checks(checks: Mapping[str, Callable[[Trial], None]], trial: Trial, subject: str) -> None:
+def run_checks(
+    checks: Mapping[str, Callable[[Trial], None]], trial: Trial, subject: str, tell: Callable[[str], None] = lambda _text: None
+) -> None:
     """Runs every check on the trial.
 
     Args:
         checks: by name; the first line of a check's docstring is what it requires.
         subject: what is checked, for messages.
+        tell: called before each check with its number and name.
 
     Raises:
         AssertionError: at least one check fails. The message lists every failed check, what it requires and what was found.
             Any other exception of a check is raised as it is, with a note that names the check.
     """
     failures = []
-    for name, check in checks.items():
+    for number, (name, check) in enumerate(checks.items(), start=1):
+        tell(f"[{number}/{len(checks)}] {name.replace('_', ' ')}")
         requirement = (check.__doc__ or name).partition("\n")[0]
         try:
             check(trial)

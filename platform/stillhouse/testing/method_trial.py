@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.calls import CallableTeacher, InlineTeacher, Procedure, pull_back, run_procedure, run_teacher
+from stillhouse.distill.hook_returns import knowledge_of, student_layers_of
 from stillhouse.distill.method import Method, Unsuitable
 from stillhouse.distill.sources import CachedKnowledge, InlineKnowledge, KnowledgeSource, compute_knowledge, is_named, layers_of
 from stillhouse.distill.trainer import Trainer
+from stillhouse.errors import UsageError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.store import KnowledgeStore
 from stillhouse.knowledge.view import View
@@ -75,6 +77,7 @@ class MethodTrial:
     Attributes:
         method: an instance with the hyper-parameters to try; its class must be importable by name, as on a worker.
         teacher: name of a shipped model.
+        other_teachers: names of further shipped models, for a method that learns from `every_teacher`.
         student: name of a shipped model that suits the method.
         epochs: at least one for each of the method's stages.
         device: of student, helpers and teacher.
@@ -85,6 +88,16 @@ class MethodTrial:
     student: str = "lenet"
     epochs: int = 4
     device: str = "cpu"
+    other_teachers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({*self.teachers}) < len(self.teachers):
+            raise UsageError(f"the teachers must be different models, got {', '.join(self.teachers)}")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of all teachers."""
+        return (self.teacher, *self.other_teachers)
 
     @property
     def teacher_model(self) -> nn.Module:
@@ -98,15 +111,24 @@ class MethodTrial:
 
     @property
     def teacher_architecture(self) -> Architecture:
-        return describe(trained_teacher(self.teacher), name=self.teacher, input_shape=digits().input_shape)
+        return _architecture_of(self.teacher)
 
     @property
     def student_architecture(self) -> Architecture:
         return describe(build_student(self.student), name=self.student, input_shape=digits().input_shape)
 
     def knowledge(self) -> dict[str, Knowledge]:
-        """What the method needs from this teacher for this student, by name."""
-        return dict(self.method.knowledge(self.teacher_architecture, self.student_architecture))
+        """What the method needs from its teachers for this student, by the names that steps have."""
+        return {name: kind for each in self.knowledge_by_teacher().values() for name, kind in each.items()}
+
+    def knowledge_by_teacher(self) -> dict[str, dict[str, Knowledge]]:
+        """What the method needs from each teacher; with several, names begin with the teacher's, as in a sweep."""
+        needed = {}
+        for teacher in self.teachers:
+            prefix = f"{teacher}/" if self.other_teachers else ""
+            found = knowledge_of(self.method, _architecture_of(teacher), self.student_architecture)
+            needed[teacher] = {f"{prefix}{name}": kind for name, kind in found.items()}
+        return needed
 
     def trainer(
         self,
@@ -122,16 +144,16 @@ class MethodTrial:
             cached_in: a folder for sealed views; None computes the teacher's knowledge inline.
             callable_teacher: for a method that calls the teacher; None calls it in the same process.
         """
+        # It needs Ray, which the other parts of a check do not wait for.
+        from stillhouse.teachers.trial_teacher import join_sources
+
         data = digits()
         views = Views(tuple(policy), 2, data.input_shape, NUM_TRAINING)
-        knowledge = self.knowledge()
-        source: KnowledgeSource | None = None
-        if knowledge and cached_in is None:
-            source = InlineKnowledge(self.teacher_model, knowledge, data.train.labels)
-        elif knowledge and cached_in is not None:
-            source = CachedKnowledge(
-                functools.partial(_sealed, KnowledgeStore(cached_in), self.teacher_model, knowledge, views, self.device)
-            )
+        sources = [
+            self._source(teacher, knowledge, views, cached_in)
+            for teacher, knowledge in self.knowledge_by_teacher().items()
+            if knowledge
+        ]
         if self.method.calls_teacher and callable_teacher is None:
             callable_teacher = InlineTeacher(self.teacher_model)
         return Trainer(
@@ -142,13 +164,26 @@ class MethodTrial:
             training=TRAINING,
             epochs=self.epochs,
             seed=1,
-            teacher=source,
+            teacher=join_sources(sources),
             callable_teacher=callable_teacher,
             teacher_architecture=self.teacher_architecture,
             teacher_weights=trained_teacher(self.teacher).state_dict,
             student_name=self.student,
             device=self.device,
         )
+
+    def _source(
+        self, teacher: str, knowledge: Mapping[str, Knowledge], views: Views, cached_in: Path | None
+    ) -> KnowledgeSource:
+        model = trained_teacher(teacher, self.device)
+        if cached_in is None:
+            return InlineKnowledge(model, knowledge, digits().train.labels)
+        store = KnowledgeStore(cached_in / teacher)
+        return CachedKnowledge(functools.partial(_sealed, store, model, knowledge, views, self.device))
+
+
+def _architecture_of(teacher: str) -> Architecture:
+    return describe(trained_teacher(teacher), name=teacher, input_shape=digits().input_shape)
 
 
 def suiting_trial(method: Method, **fields: Any) -> MethodTrial:
@@ -157,7 +192,7 @@ def suiting_trial(method: Method, **fields: Any) -> MethodTrial:
         trial = MethodTrial(method, student=student, **fields)
         try:
             trial.knowledge()
-            method.student_layers(trial.teacher_architecture, trial.student_architecture)
+            student_layers_of(method, trial.teacher_architecture, trial.student_architecture)
         except Unsuitable:
             continue
         return trial

@@ -17,19 +17,23 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillhouse import tasks
 from stillhouse.distill.calls import ServedTeacher
 from stillhouse.distill.checkpoint import load_checkpoint
 from stillhouse.distill.ddp import split_problem
+from stillhouse.distill.hook_returns import helpers_of
 from stillhouse.distill.method import ANY_TASK, Method, Setup, Unsuitable
 from stillhouse.distill.sources import layers_of
+from stillhouse.errors import UsageError
+from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
 from stillhouse.testing.checks import check_configured, run_checks, train_resumed
 from stillhouse.testing.method_trial import (
@@ -40,13 +44,21 @@ from stillhouse.testing.method_trial import (
     compute_in_batches,
     digits,
     suiting_trial,
+    trained_teacher,
 )
 from stillhouse.testing.tolerance import Tolerance
 from stillhouse.testing.watched_method import UnlabelledMethod, WatchedMethod
+from stillhouse.text_table import log_line
 
 
 def check_method(
-    method: Method, *, teacher: str = "resnet8", student: str | None = None, epochs: int = 4, device: str = "cpu"
+    method: Method,
+    *,
+    teacher: str | Sequence[str] = "resnet8",
+    student: str | None = None,
+    epochs: int = 4,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> None:
     """Runs every check of `CHECKS`; takes a few seconds.
 
@@ -54,18 +66,29 @@ def check_method(
 
     Args:
         method: an instance with the hyper-parameters to try.
-        teacher: name of a shipped model.
+        teacher: name of a shipped model; several different ones for a method that learns from `every_teacher`.
         student: name of a shipped model that suits the method; by default the first of lenet and resnet8 that does.
         epochs: at least one for each of the method's stages.
         device: of student, helpers and teacher, such as `cuda`.
+        progress: whether each check is named on stderr when it begins.
 
     Raises:
+        UsageError: several teachers for a method that learns from one.
+        WrongReturnError: a hook returns something of another type than its contract.
         AssertionError: the method fails a check. The message lists every failed check, what it requires and what was found.
             Any other exception of the method is raised as it is, with a note that names the check.
     """
-    fields: dict[str, Any] = {"teacher": teacher, "epochs": epochs, "device": device}
+    first, *others = [teacher] if isinstance(teacher, str) else teacher
+    if others and not method.every_teacher:
+        raise UsageError(f"{type(method).__name__} learns from one teacher; several need a method with every_teacher = True")
+    fields: dict[str, Any] = {"teacher": first, "other_teachers": tuple(others), "epochs": epochs, "device": device}
     trial = suiting_trial(method, **fields) if student is None else MethodTrial(method, student=student, **fields)
-    run_checks(CHECKS, trial, type(method).__name__)
+    tell = partial(print, file=sys.stderr, flush=True) if progress else _silent
+    run_checks(CHECKS, trial, type(method).__name__, lambda text: tell(log_line(text)))
+
+
+def _silent(_text: str) -> None:
+    """Shows nothing."""
 
 
 def check_card(trial: MethodTrial) -> None:
@@ -112,11 +135,17 @@ def check_a_method_for_any_task_reads_no_labels(trial: MethodTrial) -> None:
 
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
     """Each sample has one finite row, which does not depend on the other samples of its batch, so that it can be cached."""
-    knowledge, data = trial.knowledge(), digits()
+    data = digits()
     images = tasks.of(data).first_inputs(data, data.train, 128, trial.device)
+    for teacher, knowledge in trial.knowledge_by_teacher().items():
+        _check_rows(trial, trained_teacher(teacher, trial.device), knowledge, images)
+
+
+def _check_rows(trial: MethodTrial, teacher: nn.Module, knowledge: Mapping[str, Knowledge], images: Tensor) -> None:
+    data = digits()
     labels = data.train.labels[:128].to(trial.device)
     shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0)).to(trial.device)
-    with FeatureReader(trial.teacher_model, layers_of(knowledge)) as reader:
+    with FeatureReader(teacher, layers_of(knowledge)) as reader:
         in_order = compute_in_batches(reader, knowledge, images, labels)
         mixed = compute_in_batches(reader, knowledge, images[shuffled], labels[shuffled])
     for name, rows in in_order.items():
@@ -163,9 +192,14 @@ def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Te
 
 def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
     """Training changes neither the teacher's weights, buffers and mode, nor does it leave gradients there."""
-    teacher = trial.teacher_model
-    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    teachers = {name: trained_teacher(name, trial.device) for name in trial.teachers}
+    before = {each: {name: tensor.clone() for name, tensor in model.state_dict().items()} for each, model in teachers.items()}
     trial.trainer().fit()
+    for each, teacher in teachers.items():
+        _check_untouched(teacher, before[each])
+
+
+def _check_untouched(teacher: nn.Module, before: Mapping[str, Tensor]) -> None:
     assert not any(module.training for module in teacher.modules()), (
         "the teacher is no longer in evaluation mode after the training"
     )
@@ -190,7 +224,7 @@ def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
         num_samples=NUM_TRAINING,
         epochs=trial.epochs,
     )
-    first, second = trial.method.modules(setup), trial.method.modules(setup)
+    first, second = helpers_of(trial.method, setup), helpers_of(trial.method, setup)
     for name, helper in first.items():
         assert name != "student", "a helper must not be called 'student'"
         shared = {id(weight) for weight in helper.module.parameters()} & {id(w) for w in second[name].module.parameters()}

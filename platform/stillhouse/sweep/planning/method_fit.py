@@ -10,8 +10,9 @@ from torch import nn
 from stillhouse import methods, tasks
 from stillhouse.compress.students import sketch_student
 from stillhouse.distill.ddp import split_problem, sync_batchnorm_problem
+from stillhouse.distill.hook_returns import helpers_of, knowledge_of, student_layers_of
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable
+from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable, WrongReturnError
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, describe_error
@@ -62,11 +63,13 @@ def fit_method(method: Method, student: Architecture, teachers: Sequence[Archite
         Exception: whatever the method raises about the combination; a user-defined one can raise anything.
     """
     if teachers:
-        knowledge = tuple(method.knowledge(teacher, student) for teacher in teachers)
+        knowledge = tuple(knowledge_of(method, teacher, student) for teacher in teachers)
         return MethodFit(method=method, knowledge=knowledge, needs_teacher=any(knowledge) or method.calls_teacher)
     try:
         # The student stands in for the missing teacher, only to learn whether the method needs anything of one.
-        needed = bool(method.knowledge(student, student))
+        needed = bool(knowledge_of(method, student, student))
+    except WrongReturnError:
+        raise
     except ValueError as error:
         raise NeedsTeacherError(NEEDS_TEACHER) from error
     if needed or method.calls_teacher:
@@ -157,7 +160,7 @@ class DrawChecker:
                         self._check_kind(kind, teacher)
                 with torch.device("meta"):
                     for partner in teachers if taught else [None]:
-                        for layer in method.student_layers(partner, student):
+                        for layer in student_layers_of(method, partner, student):
                             student.shape(layer)
                         self._check_setup(method, draw, partner, student)
         except NeedsTeacherError as error:
@@ -234,7 +237,7 @@ class DrawChecker:
         seen = canonical_json([draw.method, shaping, draw.student.name, options, draw.teacher])
         if seen not in self._modules_checked:
             self._modules_checked.add(seen)
-            method.modules(setup)
+            helpers_of(method, setup)
 
 
 def _named_hyperparameter(draw: Draw, error: BaseException) -> str | None:
