@@ -3,7 +3,9 @@
 from stillhouse import Sweep
 
 results = Sweep.from_yaml("spec.yaml").run()
-results.table(), results.pareto()
+results.table(), results.pareto(), results.best_numbers()
+
+In a notebook, a sweep shows its progress, and `Sweep` and `Results` are shown as tables.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Results", "Sweep", "__version__"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

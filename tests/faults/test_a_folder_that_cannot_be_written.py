@@ -113,8 +113,7 @@ def test_a_sweep_with_teachers_names_it_before_a_cluster_starts(tmp_path: Path, 
         "search": {"trials_per_method": 1, "max_epochs": 1},
     }
     started: list[str] = []
-    monkeypatch.setattr("stillhouse.sweep.run_context.Cluster", lambda *_arguments, **_options: started.append("cluster"))
-    monkeypatch.setattr("stillhouse.sweep.sweep.Cluster", lambda *_arguments, **_options: started.append("cluster"))
+    monkeypatch.setattr("stillhouse.sweep.cluster.cluster.Cluster", lambda *_arguments, **_options: started.append("cluster"))
     for action in (Sweep(check(spec), home=tmp_path).run, Sweep(check(spec), home=tmp_path).train_teachers):
         with pytest.raises(InfrastructureError, match="knowledge cannot be written, and the teachers' sealed views"):
             action()

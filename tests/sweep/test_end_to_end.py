@@ -244,7 +244,7 @@ def test_a_second_run_trains_nothing_forwards_nothing_and_needs_no_cluster(
     def no_cluster(*_arguments: Any, **_options: Any) -> None:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr("stillhouse.sweep.run_context.Cluster", no_cluster)
+    monkeypatch.setattr("stillhouse.sweep.cluster.cluster.Cluster", no_cluster)
     before = stamps(undisturbed.results.sweep_home)
     again = Sweep.from_yaml(undisturbed.spec, home=undisturbed.home).run()
     assert stamps(again.sweep_home) == before

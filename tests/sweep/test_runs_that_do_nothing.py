@@ -52,7 +52,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> None:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr("stillhouse.sweep.run_context.Cluster", refuse)
+    monkeypatch.setattr("stillhouse.sweep.cluster.cluster.Cluster", refuse)
 
 
 @pytest.fixture

@@ -86,6 +86,6 @@ def test_where_nothing_is_sealed_there_is_nothing_to_verify(tmp_path: Path) -> N
 def test_a_request_to_end_that_comes_before_the_first_trial_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(check(SPEC), home=tmp_path)
     monkeypatch.setattr(sweep.sweep_home, "write_spec", lambda *_spec, **_options: sweep.sweep_home.stop_request.touch())
-    monkeypatch.setattr("stillhouse.sweep.sweep.run_sweep", lambda *_arguments, **_options: time.sleep(60))
+    monkeypatch.setattr("stillhouse.sweep.run.run_sweep", lambda *_arguments, **_options: time.sleep(60))
     with pytest.raises(Interrupted):
         sweep.run()

@@ -1,5 +1,6 @@
 """What a user sees while a sweep runs: a live table on a terminal, else one line per event. All of it on stderr."""
 
+import importlib.util
 import os
 import sys
 import threading
@@ -124,7 +125,7 @@ class Tally:
 
 
 class Progress:
-    """Shows the events of a sweep. Safe to call from several threads.
+    """Shows the events of a sweep while its context is entered, which may be nested. Safe to call from several threads.
 
     Args:
         quiet: whether nothing is shown at all.
@@ -144,9 +145,11 @@ class Progress:
         self._claims = {"cpu": 1.0, "gpu": 0.0}
         self._lock = threading.RLock()
         self._live: Live | None = None
+        self._depth = 0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._quiet:
+        self._depth += 1
+        if self._depth == 1 and not self._quiet and _can_redraw(self._console):
             self._live = Live(
                 console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True, redirect_stdout=False
             )
@@ -154,7 +157,8 @@ class Progress:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        if self._live is not None:
+        self._depth -= 1
+        if self._live is not None and self._depth == 0:
             self._live.stop()
             self._live = None
 
@@ -260,6 +264,18 @@ class Progress:
 
     def _render(self) -> RenderableType:
         return render_status(self.snapshot())
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return Console(stderr=True).is_jupyter
+
+
+def _can_redraw(console: Console) -> bool:
+    """Whether a table can be replaced by a newer one: on a terminal, and in a notebook with `ipywidgets`."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
 
 
 def render_status(state: Mapping[str, Any]) -> RenderableType:

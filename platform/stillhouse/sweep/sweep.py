@@ -11,6 +11,7 @@ from stillhouse.spec.load import draft_of, in_recipe, spec_to_dict
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.recipes import recipe_of
 from stillhouse.spec.schema import SweepSpec, find_code_in
+from stillhouse.sweep.display_tables import rows_as_html, rows_as_text, sweep_rows
 from stillhouse.sweep.failures import (
     check_folder,
     check_teacher_folders,
@@ -25,7 +26,7 @@ from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teac
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file, metric_of
 from stillhouse.sweep.planning.trial_keys import make_views
-from stillhouse.sweep.progress import Progress
+from stillhouse.sweep.progress import Progress, in_notebook
 from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
 
@@ -46,7 +47,7 @@ class Sweep:
         home: the folder that stores sweeps, teachers and knowledge; see `resolve_home`.
         address: of a Ray cluster; None starts Ray on this machine.
         command: the command line that started the sweep, for the report.
-        progress: shows events; None shows nothing.
+        progress: shows events; True shows them on stderr, None only in a notebook, and False shows nothing.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class Sweep:
         home: str | Path | None = None,
         address: str | None = None,
         command: str = "",
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> None:
         self.sweep_home = SweepHome(resolve_home(home), spec.name)
         self.spec = _in_recipe_of(self.sweep_home, spec)
         self._address = address
         self._command = command
-        self._progress = Progress(spec.name, quiet=True) if progress is None else progress
+        if not isinstance(progress, Progress):
+            progress = Progress(spec.name, quiet=not (in_notebook() if progress is None else progress))
+        self._progress = progress
         self._data: ImageData | None = None
         self._plan: Plan | None = None
         self._may_change: frozenset[str] = frozenset()
@@ -121,6 +124,12 @@ class Sweep:
         sweep._origin = origin
         return sweep
 
+    def __repr__(self) -> str:
+        return rows_as_text(sweep_rows(self.spec, self.sweep_home))
+
+    def _repr_html_(self) -> str:
+        return rows_as_html(sweep_rows(self.spec, self.sweep_home))
+
     def data(self) -> ImageData:
         """The data set, loaded once.
 
@@ -162,7 +171,7 @@ class Sweep:
         started = time.perf_counter()
         from stillhouse.sweep.run import run_sweep
 
-        with user_errors(self.sweep_home):
+        with self._progress, user_errors(self.sweep_home):
             context = self._context()
             # Another process that sees the lock may request the sweep to end.
             with self.sweep_home.locked(), self._shutdown:
@@ -197,7 +206,7 @@ class Sweep:
         compared, differences = 0, []
         if definitions:
             self._prepare_judge()
-            with context.connect() as cluster:
+            with self._progress, context.connect() as cluster:
                 cluster.share(context.data)
                 for running in cluster.start_teachers(definitions, context.data, context.views):
                     name = running.definition.name
@@ -231,6 +240,7 @@ class Sweep:
         self._shutdown.remedy = "the same command continues the training"
         try:
             with (
+                self._progress,
                 self._shutdown,
                 Cluster(
                     self.spec, address=self._address, home=home, progress=self._progress, shutdown=self._shutdown

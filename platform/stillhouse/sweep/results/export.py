@@ -14,7 +14,7 @@ from stillhouse.tracking import parse_registration, register_student
 
 
 def export_trial(
-    home: Path,
+    home: str | Path,
     name: str,
     trial: str,
     folder: str | Path,

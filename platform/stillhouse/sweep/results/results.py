@@ -27,8 +27,10 @@ from stillhouse.report import (
 )
 from stillhouse.spec.collapse import is_collapsed, trivial_value
 from stillhouse.spec.late_metrics import EXPORTED_LATENCIES
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import SweepFacts, TrialRecord
-from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep
+from stillhouse.sweep.display_tables import results_as_html, results_as_text
+from stillhouse.sweep.home.sweep_home import SweepHome, find_sweep, resolve_home
 from stillhouse.user_paths import resolve_path
 
 _COST_KEYS = (
@@ -38,7 +40,7 @@ _COST_KEYS = (
 _FRONT_KEYS = ("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Results:
     """The results of a sweep.
 
@@ -63,12 +65,17 @@ class Results:
     seconds: float = 0.0
 
     @classmethod
-    def read(cls, home: Path, name: str) -> Self:
+    def read(cls, home: str | Path, name: str) -> Self:
         """The results of a sweep as they are stored.
+
+        Args:
+            home: the folder that stores sweeps.
+            name: the sweep's.
 
         Raises:
             UsageError: there is no such sweep, or it has no facts yet.
         """
+        home = resolve_home(home)
         sweep_home = find_sweep(home, name)
         facts = sweep_home.read_facts()
         if facts is None:
@@ -90,9 +97,20 @@ class Results:
             tracking=facts.tracking,
         )
 
+    def __repr__(self) -> str:
+        return results_as_text(self)
+
+    def _repr_html_(self) -> str:
+        return results_as_html(self)
+
     @property
     def home(self) -> Path:
         return self.sweep_home.home
+
+    @property
+    def metric(self) -> Metric:
+        """What students are judged by; `metric.column("test")` is its column in the tables."""
+        return self.facts.metric
 
     @property
     def failed(self) -> list[TrialRecord]:
