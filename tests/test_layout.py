@@ -61,6 +61,9 @@ def test_the_core_never_names_a_method(path: Path) -> None:
     assert not named
 
 
+OF_TASKS = (CORE / "tasks", CORE / "data" / "sets", CORE / "testing" / "grounds")
+
+
 def test_there_is_a_task() -> None:
     assert TASK_NAMES
 
@@ -69,9 +72,10 @@ def test_there_is_a_task() -> None:
 def test_the_core_never_names_a_task(path: Path) -> None:
     """What depends on the task is a hook of the task protocol; which task is the default is a flag of its class.
 
-    A task may build on another one, and a data set with a file of its own declares its task.
+    A task may build on another one, a data set with a file of its own declares its task, and methods are checked on the
+    ground of their task.
     """
-    if path.parent in (CORE / "tasks", CORE / "data" / "sets") and path.name != "__init__.py":
+    if path.parent in OF_TASKS and path.name != "__init__.py":
         return
     named = [f"line {line}: {word}" for word, line in words_of(ast.parse(path.read_text())) if word in TASK_NAMES]
     assert not named

@@ -27,7 +27,7 @@ class Agreement:
     Attributes:
         largest_difference: of any two logits.
         largest_logit: of the student, by magnitude; the difference is judged against it.
-        same_class: images with the same largest logit in both.
+        same_class: samples with the same largest output in both.
     """
 
     images: int
@@ -51,7 +51,7 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
             raise UsageError(f"{what} returns {list(got.shape)} where the student returns {list(expected.shape)}")
         difference = max(difference, _largest(got - expected))
         logit = max(logit, _largest(expected))
-        same += int((got.argmax(dim=1) == expected.argmax(dim=1)).sum())
+        same += int((got.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).sum())
     if not math.isfinite(logit):
         raise UsageError("the student's logits are not finite on images of the data set; choose another trial")
     if not difference <= _TOLERANCE * max(1.0, logit):

@@ -34,6 +34,8 @@ def render_card(document: dict[str, Any]) -> str:
             "compression": "",
             "derived_from": None,
             "int8": None,
+            "input": "images",
+            "drawn": False,
             **document,
             "metric": metric,
             "test_split_interval": of_split,

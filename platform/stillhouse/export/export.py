@@ -14,7 +14,7 @@ from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.durable import write_json
 from stillhouse.errors import UsageError
-from stillhouse.export import example, int8, onnx, program
+from stillhouse.export import drawn_example, example, int8, onnx, program
 from stillhouse.export.agreement import Answer, agreement, latency_of
 from stillhouse.export.card import render_card
 from stillhouse.export.folder import MARK, check_target, filled
@@ -89,7 +89,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     traced = program.make_program(student.model, data.input_shape)
     program.save_program(traced, place / PROGRAM)
     tell("writing ONNX")
-    onnx.save_onnx(traced, place / ONNX, tasks.of(data).output)
+    onnx.save_onnx(traced, place / ONNX, tasks.of(data).output, tasks.of(data).input_name)
     onnx.check_onnx(place / ONNX)
     tell(f"comparing on {'validation' if len(data.validation) else 'training'} images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
@@ -104,7 +104,8 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     tell("measuring latency")
     latency = _latencies(student, answers)
     write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized))
-    (place / EXAMPLE).write_text(Path(example.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    script = example if tasks.of(data).drawn_input(data) is None else drawn_example
+    (place / EXAMPLE).write_text(Path(str(script.__file__)).read_text(encoding="utf-8"), encoding="utf-8")
     document = _document(student, agreements, latency) | {"int8": by_int8}
     (place / CARD).write_text(render_card(document), encoding="utf-8")
     document["files"] = {name: _file_facts(place / name) for name in (*FILES, INT8) if name != MARK and (place / name).exists()}
@@ -134,6 +135,8 @@ def _write_int8(student: Student, place: Path, tell: Callable[[str], None]) -> d
 
 def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
     """How to prepare pixels for the student, and what its outputs mean."""
+    if (drawn := tasks.of(data).drawn_input(data)) is not None:
+        return _of_drawn_input(data, drawn)
     channels, height, width = data.input_shape
     output = tasks.of(data).output
     return {
@@ -147,6 +150,18 @@ def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
         "ground": list(data.ground) if channels in (1, 3) else None,
         "mean": list(data.mean),
         "std": list(data.std),
+        "class_names": list(data.class_names),
+    }
+
+
+def _of_drawn_input(data: ImageData, drawn: Mapping[str, int]) -> dict[str, Any]:
+    """How to draw an input for the student, and what it returns."""
+    task = tasks.of(data)
+    shape = ["batch", *task.output_shapes(data.num_classes, data.input_shape)[task.output]]
+    return {
+        "input": {"name": task.input_name, "dtype": "float32", "shape": ["batch", sum(drawn.values())], "drawn": dict(drawn)},
+        "output": {"name": task.output, "dtype": "float32", "shape": shape, "what": task.output},
+        "range": [-1, 1],
         "class_names": list(data.class_names),
     }
 
@@ -181,6 +196,8 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
         "compression": record.compression,
         "derived_from": trial.student.derived_from,
         "output": tasks.of(student.data).output,
+        "input": tasks.of(student.data).input_name,
+        "drawn": tasks.of(student.data).drawn_input(student.data) is not None,
         "metric": facts.metric.model_dump(),
         "metrics": record.metrics,
         "teachers": [_teacher(teacher, facts.metric) for teacher in student.teachers],

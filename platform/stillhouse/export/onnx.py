@@ -29,11 +29,12 @@ def missing_packages() -> list[str]:
     return [name for name in _PACKAGES if find_spec(name) is None]
 
 
-def save_onnx(program: ExportedProgram, path: Path, output: str) -> None:
-    """Writes one self-contained file with the input `images` [batch, C, H, W] and one output [batch, K].
+def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str = INPUT) -> None:
+    """Writes one self-contained file with one input, [batch, C, H, W] for images, and one output, [batch, K] for logits.
 
     Args:
         output: what the output is called, such as `logits`.
+        input_name: what the input is called.
 
     Raises:
         UsageError: the program uses an operation that ONNX lacks.
@@ -43,7 +44,7 @@ def save_onnx(program: ExportedProgram, path: Path, output: str) -> None:
             program,
             (),
             dynamo=True,
-            input_names=[INPUT],
+            input_names=[input_name],
             output_names=[output],
             dynamic_shapes=({0: "batch"},),
             external_data=False,
@@ -77,7 +78,9 @@ def load_answer(path: Path) -> Answer:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def answer(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    (read,) = session.get_inputs()
+
+    def answer(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {read.name: inputs.numpy()})[0])
 
     return answer

@@ -5,11 +5,12 @@ draws those that it knows:
 
 - `calibration`: for each bin of the largest probability its samples, the sum of these probabilities, the right ones;
 - `class_samples` and `class_right`: for each class its test samples and how many are classified rightly;
-- `confusions`: [class, predicted class, samples], most frequent first.
+- `confusions`: [class, predicted class, samples], most frequent first;
+- `pictures`: [`student` or `teacher`, PNG file in base64]: what each made of the same inputs.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,6 +77,14 @@ class Mistake:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What one network made of inputs that are the same for all; `file` is a PNG file in base64."""
+
+    maker: str
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Examination:
     """What is known of the student chosen besides its metric and its size.
 
@@ -85,6 +94,7 @@ class Examination:
         classes: worst first.
         matrix: for each class the shares of each predicted class; empty where there are many classes.
         mistakes: the most frequent ones, as shares of their class.
+        pictures: of the teacher, the student chosen and the control, each of one seed.
     """
 
     best: Configuration
@@ -95,6 +105,7 @@ class Examination:
     classes: tuple[ClassRow, ...]
     matrix: tuple[tuple[str, tuple[float, ...]], ...]
     mistakes: tuple[Mistake, ...]
+    pictures: tuple[Picture, ...] = ()
 
 
 def examination(data: ReportData) -> Examination | None:
@@ -118,6 +129,7 @@ def examination(data: ReportData) -> Examination | None:
         classes=tuple(sorted(classes, key=lambda row: (row.best, row.name))),
         matrix=tuple(_matrix(best, names)),
         mistakes=tuple(_mistakes(best, names)[:_MAX_ROWS]),
+        pictures=tuple(_pictures(best, control)),
     )
 
 
@@ -240,6 +252,24 @@ def _matrix(of: Configuration, names: Sequence[str]) -> list[tuple[str, tuple[fl
         )
         for place, actual in enumerate(labels)
     ]
+
+
+def _pictures(best: Configuration, control: Configuration | None) -> Iterator[Picture]:
+    """The teacher's from the first student that was compared with one, then each student's."""
+    drawn = [(each.method, _drawings(each)) for each in (best, control) if each is not None]
+    if (teacher := next((found["teacher"] for _, found in drawn if "teacher" in found), None)) is not None:
+        yield Picture(maker="the teacher", file=teacher)
+    for method, found in drawn:
+        if "student" in found:
+            yield Picture(maker=method, file=found["student"])
+
+
+def _drawings(of: Configuration) -> dict[str, str]:
+    """The pictures of its first reported seed that has some, by what made them."""
+    for record in of.reported:
+        if pictures := record.details.get("pictures"):
+            return {str(what): str(file) for what, file in pictures}
+    return {}
 
 
 def _name(place: int, names: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ def examined(data: ReportData) -> dict[str, Any] | None:
         "matrix": found.matrix,
         "mistakes": found.mistakes,
         "mistake_words": _mistake_words(found),
+        "pictures": [(each.maker, each.file, f"What {each.maker} makes of the inputs shown") for each in found.pictures],
     }
 
 

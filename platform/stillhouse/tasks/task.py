@@ -141,6 +141,7 @@ class Task(ABC):
         separable: whether the loss of a batch is the mean of its samples' own losses. If not, batches are not divided among
             workers or micro-batches, and no sample has a gradient of its own.
         measures: what `evidence` finds; a task without any is not asked.
+        input_name: what the input of an exported model is called.
     """
 
     default: ClassVar[bool] = False
@@ -151,6 +152,7 @@ class Task(ABC):
     draws: ClassVar[bool] = False
     separable: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = ()
+    input_name: ClassVar[str] = "images"
 
     @property
     def name(self) -> str:
@@ -286,6 +288,13 @@ class Task(ABC):
         """The loss of each helper on this batch, a scalar; minimised before the student's step."""
         return {}
 
+    def drawn_input(self, data: ImageData) -> dict[str, int] | None:
+        """Of which numbers a drawn input is made, in their order, by name; None for a task whose inputs are samples.
+
+        `noise` are normal; `classes` are 0 but for the class wanted, which is 1.
+        """
+        return None
+
     @abstractmethod
     def evaluator(self) -> Evaluator:
         """A new evaluator that has seen nothing."""
@@ -294,12 +303,12 @@ class Task(ABC):
         """As `evaluator`, for a task whose metric needs the data set, such as what `prepare` made of it."""
         return self.evaluator()
 
-    def judge(self, data: ImageData) -> Judge | None:
-        """The classifier that the metric needs; None if it needs none.
+    def split_problem(self, data: ImageData, split: Split) -> str | None:
+        """Why the metric cannot be computed on a split of the data set, such as too few samples, with the remedy."""
+        return None
 
-        Raises:
-            UsageError: the data set cannot be judged, such as one with too few samples.
-        """
+    def judge(self, data: ImageData) -> Judge | None:
+        """The classifier that the metric needs; None if it needs none."""
         return None
 
     def prepare(self, data: ImageData, judge: nn.Module, score: float) -> Mapping[str, NDArray[Any]]:

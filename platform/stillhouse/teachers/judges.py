@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.data.views import Views
 from stillhouse.errors import UsageError
+from stillhouse.tasks import Judge, Task
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import TeacherLibrary
 
@@ -31,7 +34,28 @@ def prepare(
     judge = None if data.prepared else task.judge(data)
     if judge is None:
         return
-    definition = TeacherDefinition(
+    if (problem := task.split_problem(data, data.test)) is not None:
+        raise UsageError(problem)
+    definition = _definition(judge, task, data)
+    views = Views((), 1, data.input_shape, len(data.train))
+    loaded = library.obtain(definition, replace(data, task=None), views, device=device, progress=progress, ending=ending)
+    if loaded.validation_value is None:
+        raise UsageError(f"dataset.validation must be > 0 for task {task.name}, whose judge is tested on that split, got 0")
+    data.prepared = dict(task.prepare(data, loaded.model, loaded.validation_value))
+
+
+def prepare_untrained(data: ImageData) -> None:
+    """As `prepare`, with a judge that is not trained: to measure how long evaluating takes, not how good a model is."""
+    task = tasks.of(data)
+    judge = task.judge(data)
+    if judge is not None:
+        with torch.random.fork_rng(devices=[]):
+            network = _definition(judge, task, data).build().eval()
+        data.prepared = dict(task.prepare(data, network, 0.0))
+
+
+def _definition(judge: Judge, task: Task, data: ImageData) -> TeacherDefinition:
+    return TeacherDefinition(
         name=f"judge of {task.name}",
         model=judge.model,
         options=judge.options,
@@ -41,8 +65,3 @@ def prepare(
         num_classes=data.num_classes,
         input_shape=data.input_shape,
     )
-    views = Views((), 1, data.input_shape, len(data.train))
-    loaded = library.obtain(definition, replace(data, task=None), views, device=device, progress=progress, ending=ending)
-    if loaded.validation_value is None:
-        raise UsageError(f"dataset.validation must be > 0 for task {task.name}, whose judge is tested on that split, got 0")
-    data.prepared = dict(task.prepare(data, loaded.model, loaded.validation_value))

@@ -13,8 +13,8 @@ import math
 import pickle
 import re
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,14 @@ from stillhouse.data.datasets import ImageData, load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method, sum_of_terms
 from stillhouse.distill.trainer import Trainer
-from stillhouse.models.registry import build_model, model_names, model_problems, sketch_model
+from stillhouse.models.architecture import describe
+from stillhouse.models.blueprint import blueprint, build_problems
+from stillhouse.models.registry import all_model_names, build_model, sketch_model
 from stillhouse.models.size import measure_size
 from stillhouse.spec.training import Training
 from stillhouse.tasks import Evaluator, Task
+from stillhouse.teachers import judges
+from stillhouse.teachers.library import TeacherLibrary
 from stillhouse.testing.checks import run_checks, train_resumed
 from stillhouse.testing.tolerance import tolerance_on
 
@@ -44,26 +48,39 @@ class TaskTrial:
     """A task with data of its own.
 
     Attributes:
-        model: name of a shipped model that takes the images.
+        model: name of a shipped model of the task.
         device: of the models, their outputs and the targets.
+        options: of the model.
     """
 
     task: Task
     data: ImageData
     model: str = "lenet"
     device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def new_model(self) -> nn.Module:
-        return build_model(self.model, **self.task.model_arguments(self.data))
+        return build_model(self.model, **self.task.model_arguments(self.data), **self.options)
+
+    def sketch(self, model: str) -> nn.Module | None:
+        """A shipped model without storage; None if it does not suit the task."""
+        arguments, options = self.task.model_arguments(self.data), self.options if model == self.model else {}
+        if build_problems(model, options, **arguments):
+            return None
+        known = blueprint(model, options, **arguments).architecture
+        return sketch_model(model, **arguments, **options) if self.task.model_problem(known) is None else None
+
+    def views(self, policy: Sequence[Any] = ({"crop": {"padding": 1}},)) -> Views:
+        """Two views of the training split."""
+        return Views(tuple(policy), 2, self.data.input_shape, len(self.data.train), drawn=self.task.draws)
 
     def trainer(self, epochs: int = 3) -> Trainer:
         """Supervised training of the model, before its first epoch."""
-        views = Views(({"crop": {"padding": 1}},), 2, self.data.input_shape, len(self.data.train))
         return Trainer(
             new_student=self.new_model,
             method=Method(),
             data=self.data,
-            views=views,
+            views=self.views(),
             training=_TRAINING,
             epochs=epochs,
             seed=1,
@@ -76,9 +93,10 @@ class TaskTrial:
         return self.data.train.labels[:_ROWS].to(self.device)
 
     def raw(self, seed: int = 0) -> Tensor:
-        """Numbers [B, K] as a model could return them for `targets`."""
+        """Numbers [B, ...] as a model could return them for `targets`."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(len(self.targets), self.data.num_classes, generator=generator).to(self.device)
+        returned = describe(self.new_model(), name=self.model, input_shape=self.data.input_shape).returns
+        return torch.randn(len(self.targets), *returned, generator=generator).to(self.device)
 
     def loss(self, raw: Tensor, targets: Tensor, reduction: tasks.Reduction = "mean") -> Tensor:
         """The supervised loss of what a model returned."""
@@ -88,9 +106,41 @@ class TaskTrial:
         """One evaluator for each part of the targets."""
         evaluators = []
         for part in parts:
-            evaluators.append(self.task.evaluator())
-            evaluators[-1].update(self.task.outputs(raw[part]), self.targets[part])
+            evaluators.append(self.task.evaluator_for(self.data))
+            evaluators[-1].update(self.judged(raw, part), self.targets[part])
         return evaluators
+
+    def judged(self, raw: Tensor, part: slice) -> Mapping[str, Tensor]:
+        """What an evaluator reads of a part of what a model returned for `targets`."""
+        return self.task.judged(self.data, self.task.outputs(raw[part]), part.start or 0)
+
+    def step(self, raw: Tensor) -> "TaskStep":
+        """A training step in which a model returned this for `targets`; helpers are in evaluation mode."""
+        places = torch.arange(len(raw), device=self.device)
+        images, views = self.data.train.images.to(self.device), self.views(())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            helpers = self.task.helpers(self.data.num_classes, self.data.input_shape)
+        return TaskStep(
+            images=self.task.inputs(self.data, views, images, places, 0),
+            labels=self.targets,
+            targets=self.task.training_targets(self.data, views, images, places, 0, self.targets),
+            student=self.new_model(),
+            outputs=self.task.outputs(raw),
+            modules={name: helper.to(self.device).eval() for name, helper in helpers.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStep:
+    """What a task sees of a training step; see `tasks.SupervisedStep`."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    student: nn.Module
+    outputs: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module]
 
 
 def check_task(
@@ -111,6 +161,8 @@ def check_task(
     """
     found = tasks.find(task)
     data = load_dataset(dataset, options=options, task=tasks.name_of(task), targets=found.targets)
+    with tempfile.TemporaryDirectory() as folder:
+        judges.prepare(data, TeacherLibrary(Path(folder)))
     run_checks(TASK_CHECKS, TaskTrial(found, data, model, device), f"task {found.name}")
 
 
@@ -148,13 +200,12 @@ def check_targets(trial: TaskTrial) -> None:
 def check_models(trial: TaskTrial) -> None:
     """Shipped models are built with the task's arguments, without storage too, and return outputs of the promised shapes."""
     arguments = trial.task.model_arguments(trial.data)
-    fitting = [name for name in model_names() if not model_problems(name, {}, **arguments)]
+    fitting = {name: sketched for name in all_model_names() if (sketched := trial.sketch(name)) is not None}
     assert trial.model in fitting, f"{trial.model} cannot be built with {arguments}"
     promised = trial.task.output_shapes(trial.data.num_classes, trial.data.input_shape)
-    for name in fitting:
+    for name, sketched in fitting.items():
         with torch.no_grad():
-            sketched = sketch_model(name, **arguments).eval()
-            raw = sketched(trial.task.example_input(trial.data, 2, "meta"))
+            raw = sketched.eval()(trial.task.example_input(trial.data, 2, "meta"))
         shapes = {output: tuple(value.shape) for output, value in trial.task.outputs(raw).items()}
         for output, shape in promised.items():
             assert shapes.get(output) == (2, *shape), (
@@ -164,7 +215,7 @@ def check_models(trial: TaskTrial) -> None:
 
 def check_example_input(trial: TaskTrial) -> None:
     """The example input has the shape and the type of what models are trained on."""
-    views = Views((), 1, trial.data.input_shape, len(trial.data.train))
+    views = trial.views(())
     images, places = trial.data.train.images.to(trial.device), torch.arange(3, device=trial.device)
     real = trial.task.inputs(trial.data, views, images, places, 0)
     example = trial.task.example_input(trial.data, 3, trial.device)
@@ -175,7 +226,7 @@ def check_example_input(trial: TaskTrial) -> None:
 
 def check_inputs_are_a_function_of_the_sample_and_the_view(trial: TaskTrial) -> None:
     """Student and teacher, on any device and in batches of any order, read the same bits of a sample."""
-    views = Views(({"crop": {"padding": 1}},), 2, trial.data.input_shape, len(trial.data.train))
+    views = trial.views()
     images = trial.data.train.images
     read = functools.partial(trial.task.inputs, trial.data, views, images.to(trial.device))
     places = torch.arange(8, device=trial.device)
@@ -189,7 +240,8 @@ def check_inputs_are_a_function_of_the_sample_and_the_view(trial: TaskTrial) -> 
 def check_losses_are_finite_and_have_gradients(trial: TaskTrial) -> None:
     """The loss is made of named scalars, finite, and depends on what the model returned."""
     raw = trial.raw().requires_grad_()
-    terms = trial.task.losses(trial.task.outputs(raw), trial.targets)
+    step = trial.step(raw)
+    terms = trial.task.step_terms(step)
     assert terms, "losses must name at least one term"
     for name, term in terms.items():
         assert term.ndim == 0, f"loss '{name}' must be a scalar, got shape {list(term.shape)}"
@@ -197,10 +249,21 @@ def check_losses_are_finite_and_have_gradients(trial: TaskTrial) -> None:
     (gradient,) = torch.autograd.grad(sum_of_terms(terms), raw)
     assert bool(gradient.isfinite().all()), "the loss has a gradient that is not finite"
     assert bool(gradient.any()), "the loss does not depend on what the model returned"
+    losses = trial.task.helper_terms(step)
+    assert losses.keys() <= step.modules.keys(), f"helper_terms names {', '.join(losses)}, helpers {', '.join(step.modules)}"
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss, list(step.modules[name].parameters()))
+        assert bool(loss.isfinite()), f"the loss of helper '{name}' is {loss.item()}"
+        assert any(bool(each.any()) for each in gradients), f"the loss of helper '{name}' has no gradient for its weights"
 
 
 def check_the_loss_is_a_mean_over_samples(trial: TaskTrial) -> None:
-    """The loss of a batch is the mean of those of its parts by their samples, and the sum is that of the samples' own."""
+    """The loss of a batch is the mean of those of its parts by their samples, and the sum is that of the samples' own.
+
+    Unless the task is not `separable`.
+    """
+    if not trial.task.separable:
+        return
     raw, targets = trial.raw().double(), _double(trial.targets)
     whole, cut = trial.loss(raw, targets), 7
     parts = trial.loss(raw[:cut], targets[:cut]) * cut + trial.loss(raw[cut:], targets[cut:]) * (len(raw) - cut)
@@ -214,13 +277,14 @@ def check_parts_are_evaluated_as_the_whole(trial: TaskTrial) -> None:
     """Batches of any size, and evaluators that are merged in any order, give the value of the whole split."""
     raw = trial.raw()
     (whole,) = trial.evaluated(raw, slice(None))
-    batches = trial.task.evaluator()
+    batches = trial.task.evaluator_for(trial.data)
     for start in range(0, len(raw), 7):
-        batches.update(trial.task.outputs(raw[start : start + 7]), trial.targets[start : start + 7])
+        part = slice(start, start + 7)
+        batches.update(trial.judged(raw, part), trial.targets[part])
     _assert_close(batches.result(), whole.result(), "the value over batches")
     cuts = (slice(0, 5), slice(5, 30), slice(30, None))
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
-        merged, states = trial.task.evaluator(), [each.state() for each in trial.evaluated(raw, *cuts)]
+        merged, states = trial.task.evaluator_for(trial.data), [each.state() for each in trial.evaluated(raw, *cuts)]
         for place in order:
             merged.merge(states[place])
         _assert_close(merged.result(), whole.result(), f"the value of parts merged in the order {order}")
@@ -229,7 +293,12 @@ def check_parts_are_evaluated_as_the_whole(trial: TaskTrial) -> None:
 
 
 def check_a_lower_loss_is_a_better_metric(trial: TaskTrial) -> None:
-    """Outputs that minimise the loss are better by the metric, in its direction, than random ones."""
+    """Outputs that minimise the loss are better by the metric, in its direction, than random ones.
+
+    Unless the loss depends on helpers, which outputs can mislead.
+    """
+    if not trial.task.separable:
+        return
     raw = trial.raw().requires_grad_()
     (before,) = trial.evaluated(raw.detach(), slice(None))
     optimiser = torch.optim.Adam([raw], lr=_RATE)

@@ -219,6 +219,9 @@ class _Surveyor:
         spec = self._spec.dataset
         if self._data is not None:
             self._num_classes, self._input_shape = self._data.num_classes, self._data.input_shape
+            for split in (self._data.train, self._data.validation):
+                if (problem := self._task.split_problem(self._data, split)) is not None:
+                    self._survey.add("dataset.validation", problem)
             return
         if not self._sound("dataset", "dataset.name"):
             return

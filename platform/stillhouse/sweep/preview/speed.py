@@ -23,6 +23,7 @@ from stillhouse.spec.records import StudentChoice
 from stillhouse.spec.schema import Resources, SweepSpec, TrialResources
 from stillhouse.spec.training import Training
 from stillhouse.sweep.cluster.placement import ray_options
+from stillhouse.teachers.judges import prepare_untrained
 from stillhouse.workers import prepare_worker
 
 SECONDS_EACH = 1.0
@@ -159,7 +160,7 @@ def _excerpt(data: ImageData, batch_size: int) -> ImageData:
         return Split(split.images[:count], split.labels[:count], split.name)
 
     few = first(data.train, _FEW_BATCHES * batch_size)
-    return ImageData(
+    small = ImageData(
         name=data.name,
         num_classes=data.num_classes,
         input_shape=data.input_shape,
@@ -172,6 +173,8 @@ def _excerpt(data: ImageData, batch_size: int) -> ImageData:
         read_test=lambda: few,
         task=data.task,
     )
+    prepare_untrained(small)
+    return small
 
 
 def one_worker(claim: TrialResources) -> TrialResources:
