@@ -79,7 +79,7 @@ def test_models_are_listed_with_their_sizes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_one_model_is_shown_with_its_layers() -> None:
     document = json.loads(run("models", "resnet8", "--json").stdout)
-    assert document["options"] == {"width": 1.0}
+    assert document["options"] == {"width": 1.0, "shortcut": "projection"}
     # Three stages of a CIFAR ResNet: 16, 32 and 64 channels at full, half and quarter resolution.
     assert list(document["stages"].values()) == [[16, 32, 32], [32, 16, 16], [64, 8, 8]]
     shown = run("models", "resnet8").stdout

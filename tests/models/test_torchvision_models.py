@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
 from stillhouse.models.features import FeatureReader
 from stillhouse.models.registry import build_model, model_problems, sketch_model
 from stillhouse.models.size import measure_size
-from stillhouse.models.torchvision_models import torchvision_weights
 
 
 def test_resnet18_has_its_published_size() -> None:
@@ -54,13 +52,6 @@ def test_the_embedding_of_a_resnet_has_a_layer_name() -> None:
         logits, features = read(torch.randn(2, 3, 32, 32))
     assert isinstance(net.fc, nn.Linear)
     torch.testing.assert_close(net.fc(features["avgpool"]), logits)
-
-
-def test_unknown_weights_are_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="no weights 'IMAGENET1K_V3' for resnet18; did you mean 'IMAGENET1K_V1'"):
-        torchvision_weights("resnet18", "IMAGENET1K_V3")
-    with pytest.raises(UsageError, match="torchvision has no model 'resnet17'; did you mean 'resnet18'"):
-        torchvision_weights("resnet17", "DEFAULT")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def notes(**sections: Any) -> list[str]:
         ),
         (
             {"teachers": {"big": {"model": "mlp", "weights": "torchvision:X", "train": {"epochs": 3}}}},
-            "teachers.big.train has no effect with teachers.big.weights",
+            "teachers.big.train has no effect with teachers.big.weights; to train them further, write teachers.big.head: kept",
         ),
     ],
 )

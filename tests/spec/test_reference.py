@@ -40,6 +40,9 @@ def without_value(key: str) -> dict[str, Any]:
     if key == "students[].from":
         return spec | {"teachers": {"big": {"model": "mlp"}}, "students": [{"name": "small", "model": "mlp"}]}
     own: dict[str, Any] = {"model": "mlp", **(SGD if key.endswith((".momentum", ".nesterov")) else {})}
+    if key.endswith((".rename", ".head")):
+        own["weights"] = "teacher.safetensors"
+        spec["students"] = [copy.deepcopy(own)]
     return spec | {"teachers": {NAME: copy.deepcopy(own)}} if key.startswith("teachers") or key == "methods" else spec
 
 

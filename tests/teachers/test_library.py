@@ -15,14 +15,17 @@ from torch import nn
 
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.hashing import derive_seed
+from stillhouse.data.normalisation import Normalisation
 from stillhouse.data.views import Views
 from stillhouse.distill.trainer import Trainer
 from stillhouse.errors import UsageError
+from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights, weights_hash
 from stillhouse.spec.training import Training
 from stillhouse.teachers import library as library_module
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.library import LoadedTeacher, TeacherLibrary, score
+from stillhouse.teachers.own_normalisation import OwnNormalisation
 
 MakeDefinition = Callable[..., TeacherDefinition]
 Trained = tuple[Path, LoadedTeacher]
@@ -312,3 +315,45 @@ def test_an_untrained_teacher_keeps_no_weight_that_a_users_function_brings(
     layer = teachers[0].model.get_submodule("1")
     assert isinstance(layer, nn.Linear)
     assert not torch.equal(layer.weight, nn.init.eye_(torch.empty_like(layer.weight)))
+
+
+@pytest.mark.parametrize("head", ["new", "kept"])
+def test_given_weights_are_trained_further(
+    trained: Trained, make_definition: MakeDefinition, digits: ImageData, views: Views, tmp_path: Path, head: str
+) -> None:
+    source = build_model("lenet", num_classes=7 if head == "new" else 10, input_shape=digits.input_shape)
+    torch.save(source.state_dict(), tmp_path / "given.pth")
+    definition = make_definition(weights=str(tmp_path / "given.pth"), head=head, epochs=1)
+    library = TeacherLibrary(tmp_path / "library")
+    assert library.content(definition, digits, views) is None
+    teacher = library.obtain(definition, digits, views)
+    assert teacher.trained_now
+    assert teacher.train_seconds > 0
+    assert teacher.model(digits.normalise(digits.validation.images[:2])).shape == (2, 10)
+    again = TeacherLibrary(tmp_path / "library").obtain(definition, digits, views)
+    assert (again.trained_now, again.weights_hash) == (False, teacher.weights_hash)
+    fresh = make_definition(epochs=1)
+    assert library.obtain(fresh, digits, views).weights_hash != teacher.weights_hash
+
+
+def test_training_further_begins_with_the_weights_and_their_normalisation(
+    trained: Trained, make_definition: MakeDefinition, digits: ImageData, views: Views, tmp_path: Path
+) -> None:
+    # One step of rate 0: what is stored is what was given, and the value is that under the own normalisation.
+    own = OwnNormalisation(Normalisation((0.5,), (0.5,)), Normalisation.of(digits), "the spec")
+    recipe = Training(batch_size=64, optimizer="sgd", learning_rate=1e-30, momentum=0.0, weight_decay=0.0)
+    given = {"weights": str(trained[1].path), "normalisation": own}
+    as_given = TeacherLibrary(tmp_path / "one").obtain(make_definition(**given), digits, views)
+    further = make_definition(**given, head="kept", training=recipe, epochs=1)
+    teacher = TeacherLibrary(tmp_path / "two").obtain(further, digits, views)
+    assert teacher.weights_hash == as_given.weights_hash
+    assert teacher.validation_value == as_given.validation_value
+
+
+@pytest.mark.parametrize("change", [{"head": "kept"}, {"rename": {"^fc": "fc"}}, {"head": "kept", "epochs": 9}], ids=str)
+def test_how_weights_are_used_decides_the_key(
+    trained: Trained, make_definition: MakeDefinition, digits: ImageData, views: Views, change: dict[str, Any]
+) -> None:
+    weights = str(trained[1].path)
+    keys = {make_definition(weights=weights, **each).key(digits, views) for each in ({}, {"head": "kept"}, change)}
+    assert len(keys) == len({str(each) for each in ({}, {"head": "kept"}, change)})

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from stillhouse.data.datasets import ImageData, load_dataset
-from stillhouse.data.normalisation import Normalisation, beside, chosen, named, stated_by_torchvision
+from stillhouse.data.normalisation import Normalisation, beside, chosen, named, stated_in
 from stillhouse.data.views import Views
 from stillhouse.distill.sources import CachedKnowledge
 from stillhouse.errors import UsageError
 from stillhouse.knowledge import logits
 from stillhouse.knowledge.store import KnowledgeStore
+from stillhouse.models.given_weights import stated_by_weights
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import save_weights
 from stillhouse.spec.schema import TeacherSpec
@@ -131,7 +132,7 @@ def test_files_that_state_nothing_are_passed_over(weights: Path) -> None:
     for text in ("{", "[]", '{"mean": [1, 2], "std": [1, 2]}', '{"pretrained_cfg": 3}', '{"mean": "a", "std": null}'):
         (weights.parent / "config.json").write_text(text)
         assert beside(weights, colours()) is None
-    assert stated_by_torchvision("no such weights", colours()) is None
+    assert stated_in(stated_by_weights("torchvision:no such weights"), colours()) is None
 
 
 def test_channels_must_agree() -> None:

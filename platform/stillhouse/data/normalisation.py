@@ -92,34 +92,27 @@ def beside(weights: Path, data: ImageData) -> tuple[Normalisation, str] | None:
     None where there is none, or where it does not fit the channels.
     """
     for name in (OWN_EXPORT, TIMM_CONFIG):
-        try:
-            content = json.loads((weights.parent / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-        if name == TIMM_CONFIG and isinstance(content, dict):
-            content = content.get("pretrained_cfg", content)
-        if (found := _stated(content, data)) is not None:
+        if (found := stated_in(configuration_beside(weights, name), data)) is not None:
             return found, name
     return None
 
 
-def stated_by_torchvision(name: str, data: ImageData) -> Normalisation | None:
-    """What torchvision's weights enum `name` was trained with; None where it does not tell."""
-    from torchvision.models import get_weight
-
+def configuration_beside(weights: Path, name: str = TIMM_CONFIG) -> Any:
+    """The content of a file beside the weights; of timm's, the part on published weights. None where there is none."""
     try:
-        transforms = get_weight(name).transforms()
-    except (KeyError, ValueError, AttributeError, TypeError):
+        content = json.loads((weights.parent / name).read_bytes())
+    except (OSError, ValueError):
         return None
-    return _stated({"mean": getattr(transforms, "mean", None), "std": getattr(transforms, "std", None)}, data)
+    return content.get("pretrained_cfg", content) if name == TIMM_CONFIG and isinstance(content, dict) else content
 
 
 def stated_by_model(model: object, data: ImageData) -> Normalisation | None:
     """What a network of timm, or one that has such an attribute, was trained with; None where it does not tell."""
-    return _stated(getattr(model, TIMM_ATTRIBUTE, None), data)
+    return stated_in(getattr(model, TIMM_ATTRIBUTE, None), data)
 
 
-def _stated(content: Any, data: ImageData) -> Normalisation | None:
+def stated_in(content: Any, data: ImageData) -> Normalisation | None:
+    """The entries `mean` and `std` of a configuration; None where it has none, or where they do not fit the channels."""
     if not isinstance(content, Mapping):
         return None
     try:

@@ -24,6 +24,9 @@ from stillhouse.user_paths import check_regular
 MAX_CHECKPOINT_BYTES = 16 * 1000**3
 """The largest checkpoint file that is read, and the most that its parts may take together."""
 
+_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder that `timm.models.save_for_hf` writes, the safe form first."""
+
 # Keys under which training scripts store the model's weights, next to epoch, optimiser and more.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 # A dictionary can contain itself.
@@ -126,11 +129,16 @@ def _choose(content: Any, file: Path, key: str) -> tuple[str, dict[str, Tensor]]
 
 
 def checkpoint_file(path: str | Path) -> tuple[Path, str]:
-    """The file that a checkpoint's address names, and the key in it after `#`; "" where it names none."""
+    """The file that a checkpoint's address names, and the key in it after `#`; "" where it names none.
+
+    Of a folder as timm and Hugging Face write it, the file of weights in it.
+    """
     # A file whose name contains the sign comes first.
     whole = Path(path)
     name, sign, key = str(path).rpartition("#")
-    return (Path(name), key) if sign and name and "/" not in key and not whole.exists() else (whole, "")
+    file, key = (Path(name), key) if sign and name and "/" not in key and not whole.exists() else (whole, "")
+    inside = [file / each for each in _IN_FOLDER] if file.is_dir() else []
+    return next((each for each in inside if each.is_file()), file), key
 
 
 def without_prefixes(weights: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:

@@ -56,6 +56,15 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be true or false"
 
 
+SHORTCUTS = ("projection", "padding")
+CHOICES: Mapping[str, tuple[Any, ...]] = {"distilled": (False, True), "shortcut": SHORTCUTS}
+"""The options that have few values."""
+
+
+def _shortcut(value: Any) -> str | None:
+    return None if value in SHORTCUTS else f"must be {' or '.join(SHORTCUTS)}"
+
+
 RULES: Mapping[str, Callable[[Any], str | None]] = {
     "width": _width,
     "dropout": _dropout,
@@ -69,6 +78,7 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "heads": _ratio,
     "depth": _depth,
     "distilled": _flag,
+    "shortcut": _shortcut,
 }
 
 

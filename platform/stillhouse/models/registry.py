@@ -39,7 +39,7 @@ from stillhouse.models import (
 from stillhouse.models.architecture import describe
 from stillhouse.models.layer_limit import TooManyLayersError, bounded_building, check_layers
 from stillhouse.models.layers import Shape
-from stillhouse.models.options import broken_rule
+from stillhouse.models.options import CHOICES, broken_rule
 from stillhouse.user_code import check_origin, import_user_module, is_of_library, user_code
 
 Builder = Callable[..., nn.Module]
@@ -168,6 +168,14 @@ def unknown_options(model: str, options: Collection[str]) -> list[Problem]:
     """
     builder = _builder(model)
     return [_unknown_option(model, builder, option) for option in options if not _takes(builder, option)]
+
+
+def choices_of(model: str) -> dict[str, tuple[Any, ...]]:
+    """The options of a shipped model that have few values, with those values besides the default."""
+    if model not in _SHIPPED:
+        return {}
+    defaults = model_options(model)
+    return {name: tuple(each for each in CHOICES[name] if each != defaults[name]) for name in defaults if name in CHOICES}
 
 
 def is_user_defined(model: str) -> bool:

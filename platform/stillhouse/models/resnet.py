@@ -1,16 +1,20 @@
 """ResNets for small images (He et al., arXiv 1512.03385, section 4.2), in the variant of the distillation literature.
 
 `resnet8` to `resnet110` have channels 16-16-32-64 (stem and three stages), `resnet8x4` and `resnet32x4` 32-64-128-256; a stage
-that changes the shape has a 1x1 convolution in its first shortcut (the paper's option B). `resnet50` is the ImageNet network
-with a 3x3 stem of stride 1 and no max-pooling. Parameter counts, MACs and the names of the weights are those of RepDistiller's
-models, whose checkpoints can be loaded.
+that changes the shape has a 1x1 convolution in its first shortcut (the paper's option B). `shortcut: padding` takes every
+second pixel and pads the channels with zeros instead (option A, the paper's networks for CIFAR-10). `resnet50` is the ImageNet
+network with a 3x3 stem of stride 1 and no max-pooling. Parameter counts, MACs and the names of the weights are those of
+RepDistiller's models, whose checkpoints can be loaded.
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.models.layers import Add, GlobalAveragePool, Shape, initialise_convolutions, scaled
+from stillhouse.models.options import SHORTCUTS
 
 NewBlock = Callable[[int, int, int], nn.Module]
 
@@ -18,14 +22,14 @@ NewBlock = Callable[[int, int, int], nn.Module]
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; `add` is the map before the last ReLU."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, stride: int, *, padded: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_inputs, num_outputs, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(num_outputs)
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(num_outputs, num_outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(num_outputs)
-        self.downsample = projection(num_inputs, num_outputs, stride)
+        self.downsample = (PaddedShortcut if padded else projection)(num_inputs, num_outputs, stride)
         self.add = Add()
         self.relu2 = nn.ReLU()
 
@@ -33,6 +37,19 @@ class BasicBlock(nn.Module):
         branch = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(maps)))))
         output: Tensor = self.relu2(self.add(branch, self.downsample(maps)))
         return output
+
+
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th pixel, with channels of zeros before and after: [B, K, H, W] to [B, num_outputs, H', W']."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
+        super().__init__()
+        added = num_outputs - num_inputs
+        self.stride, self.before, self.after = stride, added // 2, added - added // 2
+
+    def forward(self, maps: Tensor) -> Tensor:
+        picked = maps[:, :, :: self.stride, :: self.stride]
+        return F.pad(picked, (0, 0, 0, 0, self.before, self.after))
 
 
 class Bottleneck(nn.Module):
@@ -147,13 +164,14 @@ def _bottleneck_stage(num_inputs: int, channels: int, num_blocks: int, *, stride
 
 
 def _builder(depth: int, channels: tuple[int, int, int, int]) -> Callable[..., nn.Module]:
-    def build(*, num_classes: int, input_shape: Shape, width: float = 1.0) -> CifarResNet:
+    def build(*, num_classes: int, input_shape: Shape, width: float = 1.0, shortcut: str = SHORTCUTS[0]) -> CifarResNet:
         stem, first, second, third = (scaled(number, width) for number in channels)
         return CifarResNet(
             num_classes=num_classes,
             input_shape=input_shape,
             num_blocks=(depth - 2) // 6,
             channels=(stem, first, second, third),
+            new_block=partial(BasicBlock, padded=shortcut != SHORTCUTS[0]),
         )
 
     return build

@@ -1,4 +1,4 @@
-"""Torchvision's classification models by name, and their published weights.
+"""Torchvision's classification models by name, with random weights.
 
 They are unchanged except for five things: the first convolution has the data's channels; activations do not work in place,
 which would overwrite the outputs that hooks read; the pooling of models with `avgpool` and `fc` returns [B, K], so that the
@@ -13,9 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stillhouse.errors import InfrastructureError, UsageError, did_you_mean
 from stillhouse.models.layers import Resize, Shape
 from stillhouse.models.stage_maps import Stage, add_stage_maps, output_shapes
 
@@ -110,25 +109,3 @@ def _change_input_channels(model: nn.Module, channels: int) -> None:
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, replacement)
             return
-
-
-def torchvision_weights(name: str, weights: str) -> Mapping[str, Tensor]:
-    """The published weights `weights` (an enum member as in torchvision's documentation, `IMAGENET1K_V2`) of model `name`.
-
-    They are downloaded once, into torch's own cache, and checked against their hash.
-
-    Raises:
-        UsageError: torchvision has no such model or no such weights for it.
-        InfrastructureError: the download fails.
-    """
-    if name not in torchvision_names():
-        raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, torchvision_names())}")
-    members = _library().get_model_weights(name).__members__
-    member = weights.rpartition(".")[2]
-    if member not in members:
-        raise UsageError(f"torchvision has no weights '{weights}' for {name}{did_you_mean(member, members)}")
-    try:
-        state: Mapping[str, Tensor] = members[member].get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise InfrastructureError(f"the weights {member} of {name} cannot be downloaded: {error}") from error
-    return state

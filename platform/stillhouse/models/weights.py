@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from stillhouse.durable import write_atomic
 from stillhouse.errors import UsageError
 from stillhouse.models.checkpoint_files import PREFIXES, read_checkpoint, shared_prefixes, without_prefixes
+from stillhouse.models.weight_names import listed, suggested_rename
 
 # Counters of batch normalisation that checkpoints from before torch 0.4.1 lack.
 _OPTIONAL = "num_batches_tracked"
@@ -72,13 +74,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     load_state(model, read_checkpoint(path), source=str(path))
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, left_as_is: Collection[str] = frozenset()
+) -> None:
     """Copies `state` into `model`, all of it or nothing; devices, dtypes and memory formats stay the model's.
 
     Args:
         model: receives the weights.
         state: weights by name; a prefix that all names share, such as Lightning's `model.`, is ignored.
         source: the origin of the weights, for the error.
+        left_as_is: names of the model's weights that keep their values, such as those of a new head; `state` may have them.
 
     Raises:
         UsageError: names or shapes are not the model's.
@@ -86,20 +91,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     own = without_prefixes(_tensors(model), PREFIXES)
     state = without_prefixes(state, PREFIXES)
     if own.keys() != state.keys():
-        own, state = _common_prefix_removed(own, state)
-    missing = [name for name in own if name not in state and not name.endswith(_OPTIONAL)]
-    if missing:
-        raise UsageError(
-            f"{source} lacks the weight '{missing[0]}' of the model{_and_more(missing)}; is it another architecture?"
-        )
-    unexpected = sorted(name for name in state if name not in own)
-    if unexpected:
-        raise UsageError(
-            f"{source} has the weight '{unexpected[0]}', which the model lacks{_and_more(unexpected)}; "
-            "is it another architecture?"
-        )
+        own, state = _common_prefix_removed(own, state, left_as_is)
+    required = [name for name in own if name not in left_as_is and not name.endswith(_OPTIONAL)]
+    if any(name not in state for name in required) or any(name not in own for name in state):
+        raise UsageError(_mismatch(own, state, required, source))
     # In the model's order: the order in a safetensors file is arbitrary.
-    for name, value in ((name, state[name]) for name in own if name in state):
+    copied = [name for name in own if name in state and name not in left_as_is]
+    for name in copied:
+        value = state[name]
         if value.shape != own[name].shape:
             raise UsageError(
                 f"'{name}' is {list(value.shape)} in {source} and {list(own[name].shape)} in the model; "
@@ -108,8 +107,25 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         if value.is_floating_point() != own[name].is_floating_point() or value.is_complex() != own[name].is_complex():
             raise UsageError(f"'{name}' is {value.dtype} in {source} and {own[name].dtype} in the model")
     with torch.no_grad():
-        for name, value in state.items():
-            own[name].copy_(value)
+        for name in copied:
+            own[name].copy_(state[name])
+
+
+def _mismatch(own: Mapping[str, Tensor], state: Mapping[str, Tensor], required: Sequence[str], source: str) -> str:
+    """Which names differ, and the `rename` under which more of them agree."""
+    missing = [name for name in required if name not in state]
+    extra = sorted(name for name in state if name not in own)
+    facts = [f"lacks {listed(missing)} of the model"] * bool(missing)
+    facts += [f"has {listed(extra)}, which the model lacks"] * bool(extra)
+    shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (state, own)]
+    if found := suggested_rename(shapes[0], shapes[1], required):
+        entries = ", ".join(f"'{pattern}': '{replacement}'" for pattern, replacement in found.items())
+        remedy = f"more of them agree with rename: {{{entries}}}"
+    elif missing:
+        remedy = "is it another architecture? rename: {regular expression: replacement} beside weights maps names"
+    else:
+        remedy = f"is it another architecture? rename: {{'^{re.escape(extra[0])}$': null}} beside weights leaves one out"
+    return f"{source} {' and '.join(facts)}; {remedy}"
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -167,17 +183,23 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return without_prefixes(state, ("_orig_mod.",))
 
 
-def _common_prefix_removed(own: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _common_prefix_removed(
+    own: dict[str, Tensor], state: dict[str, Tensor], left_as_is: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Both without the prefix that all their names share, if that brings the names together; else both as they are.
 
     Training frameworks put the model below an attribute: Lightning's is often `model.` or `net.`.
     """
     *_, longest = shared_prefixes(own)
-    bare = {name.removeprefix(longest): value for name, value in own.items()}
-    for names in (own, bare):
+    for removed in ("", longest):
+        names = {name.removeprefix(removed): value for name, value in own.items()}
+        # The caller names the weights that stay as they are by their names in the model.
+        if removed and left_as_is:
+            break
+        needed = {name for name in names if not name.endswith(_OPTIONAL) and name not in left_as_is}
         for prefix in shared_prefixes(state):
             cut = {name.removeprefix(prefix): value for name, value in state.items()}
-            if {name for name in names if not name.endswith(_OPTIONAL)} <= cut.keys() <= names.keys():
+            if needed <= cut.keys() <= names.keys():
                 return names, cut
     return own, state
 
@@ -185,7 +207,3 @@ def _common_prefix_removed(own: dict[str, Tensor], state: dict[str, Tensor]) -> 
 def _detached(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights as safetensors requires them: contiguous, on the CPU, without shared memory."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

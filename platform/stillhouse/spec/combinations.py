@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from stillhouse.errors import Problem, did_you_mean
 from stillhouse.spec.metric import ACCURACY, Metric
-from stillhouse.spec.schema import ADAPTIVE, SearchSpec, SweepSpec
+from stillhouse.spec.schema import ADAPTIVE, SearchSpec, StudentSpec, SweepSpec, TeacherSpec
 from stillhouse.spec.training import Training
 
 SIZE_OBJECTIVES = {
@@ -31,6 +31,8 @@ def combination_problems(
         )
     problems += _labels(spec, student_places or range(len(spec.students)))
     problems += _sources(spec, student_places or range(len(spec.students)), sound)
+    for place, student in zip(student_places or range(len(spec.students)), spec.students, strict=True):
+        problems += _idle_with_weights(f"students[{place}]", student)
     if sound("objectives"):
         problems += _objectives(spec, empty=not sound.touched("objectives"))
     if sound("search.scheduler", "search.grace_epochs", "search.max_epochs"):
@@ -43,7 +45,8 @@ def combination_problems(
     if sound("training.warmup_epochs", "search.max_epochs"):
         problems += _warmup("training", spec.training, spec.search.max_epochs)
     for name, teacher in spec.teachers.items():
-        if teacher.weights is None:
+        problems += _idle_with_weights(f"teachers.{name}", teacher)
+        if teacher.is_trained:
             key = f"teachers.{name}"
             problems += _training(f"{key}.train", teacher.train, f"{key}.resources.gpu", teacher.resources.gpu, sound)
             if teacher.train.sync_batchnorm:
@@ -150,10 +153,11 @@ def idle_settings(spec: SweepSpec) -> list[str]:
         notes.append("search.trials_per_method has no effect with search.algorithm: grid, which runs every combination")
     notes += _idle_training("training", spec.training)
     for name, teacher in spec.teachers.items():
-        if teacher.weights is None:
+        if teacher.is_trained:
             notes += _idle_training(f"teachers.{name}.train", teacher.train)
         elif teacher.train != type(teacher.train)():
-            notes.append(f"teachers.{name}.train has no effect with teachers.{name}.weights")
+            key = f"teachers.{name}"
+            notes.append(f"{key}.train has no effect with {key}.weights; to train them further, write {key}.head: kept")
     return notes
 
 
@@ -176,6 +180,13 @@ def _sources(spec: SweepSpec, places: Sequence[int], sound: Soundness) -> Iterat
         if sound("teachers") and sound(f"teachers.{student.source}"):
             hint = did_you_mean(student.source, spec.teachers) if spec.teachers else "; the spec has none"
             yield Problem(f"students[{place}].from", f"must name a teacher of the spec, got '{student.source}'{hint}")
+
+
+def _idle_with_weights(key: str, entry: TeacherSpec | StudentSpec) -> Iterator[Problem]:
+    """Keys that say how given weights are read, where none are given."""
+    for name in ("rename", "head") if entry.weights is None else ():
+        if value := getattr(entry, name):
+            yield Problem(f"{key}.{name}", f"needs {key}.weights, got {value}; name the weights or remove it")
 
 
 def _objectives(spec: SweepSpec, *, empty: bool) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """From YAML text to a validated spec and back. All problems are reported at once, in one `SpecError`.
 
-Relative paths (`dataset.root`, `teachers.*.weights`, `method_paths`) are relative to the folder of the spec file; `~` and
-`$NAME` are expanded.
+Relative paths (`dataset.root`, `teachers.*.weights`, `students[*].weights`, `method_paths`) are relative to the folder of the
+spec file; `~` and `$NAME` are expanded.
 """
 
 import json
@@ -136,7 +136,7 @@ def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     def resolve(container: Any, key: Any) -> None:
         text = container[key]
-        if isinstance(text, str) and text and not text.startswith(("torchvision:", "mlflow:")):
+        if isinstance(text, str) and text and not text.startswith(("torchvision:", "timm:", "mlflow:")):
             container[key] = os.path.normpath(folder / os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111
 
     if isinstance(dataset := changed.get("dataset"), dict) and "root" in dataset:
@@ -145,6 +145,10 @@ def resolve_paths(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for teacher in teachers.values():
             if isinstance(teacher, dict) and "weights" in teacher:
                 resolve(teacher, "weights")
+    if isinstance(students := changed.get("students"), list):
+        for student in students:
+            if isinstance(student, dict) and "weights" in StudentSpec.from_entry(student):
+                resolve(student, "weights")
     if isinstance(paths := changed.get("method_paths"), list):
         for number in range(len(paths)):
             resolve(paths, number)

@@ -47,6 +47,10 @@ _SEARCH: Mapping[int, Mapping[str, Any]] = {
 _Section = dict[str, Any]
 
 
+HEADS = ("kept", "new")
+"""Values of `teachers.NAME.head`, each of which trains given weights further."""
+
+
 def recipe_defaults(recipe: int = NEWEST, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The defaults of a recipe that a training section needs, by field of `Training`.
 
@@ -70,7 +74,8 @@ def recipe_defaults(recipe: int = NEWEST, given: Mapping[str, Any] | None = None
 def with_recipe(raw: Mapping[str, Any], recipe: int) -> tuple[dict[str, Any], frozenset[str]]:
     """A spec as plain data whose missing keys have the values of a recipe, and the dotted keys that were added.
 
-    A recipe that the spec names itself comes first. Teachers with given weights are not trained, and stay as they are.
+    A recipe that the spec names itself comes first. Teachers that are not trained, since they have given weights and no `head`,
+    stay as they are.
     """
     filled: dict[str, Any] = copy.deepcopy(dict(raw))
     named = filled.get(RECIPE)
@@ -115,7 +120,7 @@ def _sections(spec: dict[str, Any]) -> list[tuple[str, _Section, Callable[[int, 
     found = [("training", spec["training"], recipe_defaults), ("search", spec["search"], _search_defaults)]
     teachers = spec.get("teachers")
     for name, teacher in teachers.items() if isinstance(teachers, dict) else ():
-        if isinstance(teacher, dict) and not teacher.get("weights"):
+        if isinstance(teacher, dict) and (not teacher.get("weights") or teacher.get("head") in HEADS):
             if teacher.get("train") is None:
                 teacher["train"] = {}
             found.append((f"teachers.{name}.train", teacher["train"], recipe_defaults))

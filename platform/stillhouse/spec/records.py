@@ -60,20 +60,23 @@ class StudentChoice(_Record):
     Attributes:
         compress: the operators in order, each as {name: options}.
         derived_from: the teacher whose trained weights the student begins with; None for fresh weights.
+        start: the weights that it starts with: `weights`, with `rename` and `head` as in the spec; empty for fresh weights.
     """
 
-    omitted: ClassVar[tuple[str, ...]] = ("compress", "derived_from")
+    omitted: ClassVar[tuple[str, ...]] = ("compress", "derived_from", "start")
     name: str
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
     compress: list[dict[str, dict[str, Any]]] = Field(default_factory=list)
     derived_from: str | None = None
+    start: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def variant(self) -> str:
         """Text that is equal if and only if label, model, options, operators and origin are."""
         changed = [self.compress, self.derived_from] if self.compress or self.derived_from else []
-        return canonical_json([self.name, self.model, self.options, *changed])
+        started = [self.start] if self.start else []
+        return canonical_json([self.name, self.model, self.options, *changed, *started])
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -64,6 +64,8 @@ _EXAMPLES: dict[str, Any] = {
     "students[].compress": [{"OPERATOR": {"ratio": {"choice": [0.3, 0.5]}}}],
     "students[].options": {"width": {"choice": [0.5, 1.0]}},
     "weights": "teacher.safetensors",
+    "rename": {"^linear": "fc"},
+    "head": "new",
     "normalization": "imagenet",
     "num_classes": 10,
     "batch_size": 256,

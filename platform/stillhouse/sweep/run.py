@@ -31,6 +31,7 @@ from stillhouse.sweep.run_context import RunContext
 from stillhouse.sweep.search.budget import BudgetTracker
 from stillhouse.sweep.search.trial_queue import TrialQueue
 from stillhouse.sweep.shutdown import TIMEOUT_S
+from stillhouse.sweep.student_starts import prepare_starts
 from stillhouse.sweep.teacher_accounting import TeacherAccounts, TeacherUse, teacher_warnings
 from stillhouse.sweep.teacher_setup import ReadyTeacher, start_filling, start_teachers
 from stillhouse.sweep.trial_retries import run_phase
@@ -278,6 +279,7 @@ def _trial_environment(
             for name, teacher in teachers.items()
         },
         latencies=latencies,
+        starts=prepare_starts(spec, context.sweep_home.home),
         evaluation=evaluation,
         threads=cluster.threads,
         workers=claim.num_workers,

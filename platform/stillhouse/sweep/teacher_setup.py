@@ -12,6 +12,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse.knowledge.kinds import logits
 from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
+from stillhouse.models.given_weights import local_weights
 from stillhouse.spec.controls import all_teachers, teacher_spec
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial, is_untrained
@@ -26,7 +27,7 @@ from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.delivery_choice import DeliveryChoice, choose_calling_mode
 from stillhouse.teachers.given_checks import check_outputs
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.own_normalisation import is_stated, own_normalisation
+from stillhouse.teachers.own_normalisation import is_stated, own_normalisation, with_own_size
 from stillhouse.teachers.ticket import FillPlan, TeacherTicket
 from stillhouse.tracking import fetch_weights
 
@@ -59,12 +60,14 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     Raises:
         UsageError: MLflow has no such weights.
     """
-    teacher, untrained = teacher_spec(spec, name), is_untrained(name)
+    teacher, untrained = with_own_size(teacher_spec(spec, name), data.input_shape), is_untrained(name)
     weights = None if untrained else teacher.weights
     if weights is not None and weights.startswith(_MLFLOW):
         weights = str(fetch_weights(weights.removeprefix(_MLFLOW), spec.tracking.uri, home=home))
+    elif weights is not None:
+        weights = local_weights(weights)
     # An untrained network expects no normalisation of its own: it sees that of the data set.
-    expecting = teacher.model_copy(update={"normalization": None, "weights": None}) if untrained else teacher
+    expecting = teacher.model_copy(update={"normalization": None, "weights": None, "head": None}) if untrained else teacher
     own = own_normalisation(expecting, data, weights)
     recipe = teacher.train.model_dump(exclude={"epochs", "seed"})
     return TeacherDefinition(
@@ -72,6 +75,8 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
         model=teacher.model,
         options=teacher.options,
         weights=weights,
+        rename={} if untrained else teacher.rename,
+        head=None if untrained else teacher.head,
         training=Training.model_validate(recipe),
         epochs=teacher.train.epochs,
         seed=teacher.train.seed,

@@ -25,6 +25,7 @@ from stillhouse.home_access.leases import EXPIRE_S, Leased
 from stillhouse.home_access.node_home import NodeHome, node_home
 from stillhouse.home_access.ray_process import NAMESPACE, NoActorError, find_actor, own_device
 from stillhouse.knowledge.kinds import Knowledge
+from stillhouse.models.checkpoint_files import checkpoint_file
 from stillhouse.provenance import code_facts
 from stillhouse.teachers.actor_registry import PREFIX
 from stillhouse.teachers.call_queue import MAX_WAITING, QueueFull, unless_full
@@ -238,11 +239,13 @@ class TeacherActor(Leased):
 
     def _definition_here(self, home: NodeHome) -> TeacherDefinition:
         """The definition with the path that given weights have on this node."""
-        weights = self._definition.weights
-        if weights is None or (path := home.here(weights)) == Path(weights):
+        if self._definition.weights is None:
+            return self._definition
+        file, key = checkpoint_file(self._definition.weights)
+        if (path := home.here(file)) == file:
             return self._definition
         home.pull(path)
-        return replace(self._definition, weights=str(path))
+        return replace(self._definition, weights=f"{path}#{key}" if key else str(path))
 
     def _obtain_data(self) -> ImageData:
         """The data set, from any driver that still lives.

@@ -25,7 +25,8 @@ def doubts(definition: TeacherDefinition, model: nn.Module, data: ImageData, dev
     """Sentences on what looks wrong about a loaded teacher, each with its remedy; empty if nothing does."""
     found = [*_other_outputs(definition, model, data, device)]
     reads_images = not tasks.of(data).draws
-    if definition.weights is not None and not definition.normalisation_is_stated and reads_images:
+    given = definition.weights is not None and not definition.is_trained
+    if given and not definition.normalisation_is_stated and reads_images:
         found += _better_normalisation(definition, model, data, device)
     return found
 

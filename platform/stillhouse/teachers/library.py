@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
@@ -23,17 +23,16 @@ from stillhouse.distill.trainer import Trainer
 from stillhouse.durable import Damaged, canonical_json, make_folder, set_aside, write_checked
 from stillhouse.errors import Interrupted, UsageError
 from stillhouse.home_access.node_home import NodeHome
-from stillhouse.models.checkpoint_files import read_checkpoint
+from stillhouse.models.checkpoint_files import checkpoint_file
 from stillhouse.models.given_content import given_content
 from stillhouse.models.reset import reset_weights
-from stillhouse.models.weights import load_state, load_weights, save_weights, weights_hash
+from stillhouse.models.weights import load_weights, save_weights, weights_hash
 from stillhouse.spec.metric import ACCURACY
 from stillhouse.teachers.cards import WEIGHTS, read_card, stored_cards
 from stillhouse.teachers.definition import TeacherDefinition
 from stillhouse.teachers.given_checks import doubts, unfit_outputs
 
 CHECKPOINT_INTERVAL_S = 10.0
-_TORCHVISION = "torchvision:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +106,14 @@ class TeacherLibrary:
             if card is not None and not _starts_from(card, given):
                 model, card = _build(definition), None
             is_new, seconds = card is None, 0.0
-            if is_new and definition.weights is not None:
-                _load_given(model, definition)
-            elif is_new and not definition.untrained:
+            if is_new and definition.is_trained:
                 progress(f"teacher {definition.name}: training {definition.model} for {definition.epochs} epochs")
                 model, seconds = self._train(definition, data, views, folder, given, device, progress, ending)
                 # What the training held beside the model: the data set's copy, the optimiser, gradients, activations.
                 model.zero_grad(set_to_none=True)
                 free_memory()
+            elif is_new and definition.weights is not None:
+                definition.load_given(model)
             model = definition.adapt(model).to(device).eval().requires_grad_(False)
             if card is None:
                 card = _make_card(definition, data, model, seconds, device) | {"given": given}
@@ -132,7 +131,7 @@ class TeacherLibrary:
             weights_hash=card["weights_hash"],
             validation_value=value,
             train_seconds=card["train_seconds"],
-            trained_now=is_new and definition.weights is None and not definition.untrained,
+            trained_now=is_new and definition.is_trained,
             doubts=tuple(doubts(definition, model, data, device)),
             unfit_outputs=unfit_outputs(model, data, device),
         )
@@ -151,10 +150,10 @@ class TeacherLibrary:
             return str(card["weights_hash"]) if _starts_from(card, given) else f"trained from {given}"
         if definition.untrained:
             return weights_hash(_build(definition))
-        if definition.weights is None or not Path(definition.weights).is_file():
+        if definition.weights is None or definition.is_trained or not checkpoint_file(definition.weights)[0].is_file():
             return None
         model = _build(definition)
-        _load_given(model, definition)
+        definition.load_given(model)
         return weights_hash(model)
 
     def _store(self, folder: Path, definition: TeacherDefinition, model: nn.Module, card: Mapping[str, Any]) -> None:
@@ -197,7 +196,7 @@ class TeacherLibrary:
     ) -> tuple[nn.Module, float]:
         def make() -> Trainer:
             return Trainer(
-                new_student=definition.build,
+                new_student=lambda: _begun(definition),
                 method=Method(),
                 data=data,
                 views=replace(views, count=definition.epochs),
@@ -236,7 +235,12 @@ class TeacherLibrary:
                 saved = time.monotonic()
             if interrupted:
                 raise Interrupted(f"teacher {definition.name}: interrupted after epoch {entry['epoch']}")
-        return trainer.student, trainer.train_seconds
+        trained: nn.Module = trainer.student
+        if definition.weights is not None:
+            # Without the conversion of pixels, which every loaded teacher gets.
+            trained = _build(definition).to(device)
+            trained.load_state_dict(trainer.student.state_dict())
+        return trained, trainer.train_seconds
 
 
 def score(model: nn.Module, data: ImageData, split: str, device: str) -> float:
@@ -295,29 +299,13 @@ def _restore(model: nn.Module, path: Path, digest: str) -> bool:
     return weights_hash(model) == digest
 
 
-def _load_given(model: nn.Module, definition: TeacherDefinition) -> None:
-    weights = definition.weights
-    assert weights is not None
-    try:
-        if weights.startswith(_TORCHVISION):
-            state = _torchvision_state(weights.removeprefix(_TORCHVISION))
-        else:
-            state = read_checkpoint(weights)
-        load_state(model, state, source=weights)
-    except UsageError as error:
-        raise UsageError(f"teachers.{definition.name}.weights cannot be used: {error}") from error
-
-
-def _torchvision_state(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_weight
-
-    try:
-        state: dict[str, Tensor] = get_weight(name).get_state_dict(progress=False, check_hash=True)
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"torchvision has no weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
-    except OSError as error:
-        raise UsageError(f"torchvision could not fetch the weights '{name}': {error}") from error
-    return state
+def _begun(definition: TeacherDefinition) -> nn.Module:
+    """The model as its training begins: with given weights if there are some, which see the pixels that they expect."""
+    model = definition.build()
+    if definition.weights is None:
+        return model
+    definition.load_given(model)
+    return definition.adapt(model)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """A given teacher's own normalisation: where it is known from, and how the network gets it from the pixels of a student."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,18 @@ from stillhouse.data.normalisation import (
     Normalisation,
     beside,
     chosen,
+    configuration_beside,
     stated_by_model,
-    stated_by_torchvision,
+    stated_in,
 )
+from stillhouse.errors import UsageError
 from stillhouse.models.blueprint import sketch
+from stillhouse.models.checkpoint_files import checkpoint_file
+from stillhouse.models.given_weights import TIMM, stated_by_weights
+from stillhouse.models.layers import Shape
 from stillhouse.models.registry import is_user_defined
 from stillhouse.spec.schema import TeacherSpec
-
-_TORCHVISION = "torchvision:"
+from stillhouse.user_code import is_of_library
 
 
 @dataclass(frozen=True)
@@ -80,15 +86,49 @@ def is_stated(teacher: TeacherSpec, data: ImageData, weights: str | None = None)
 
 
 def _found(teacher: TeacherSpec, data: ImageData, weights: str | None) -> tuple[Normalisation | None, str]:
-    if weights is None:
+    if weights is None or teacher.weights is None:
         return None, ""
     if teacher.normalization is not None:
         return chosen(teacher.normalization, data), "the spec"
-    if weights.startswith(_TORCHVISION):
-        return stated_by_torchvision(weights.removeprefix(_TORCHVISION), data), "torchvision"
-    if (stated := beside(Path(weights), data)) is not None:
+    if is_of_library(teacher.weights):
+        return stated_in(stated_by_weights(teacher.weights), data), teacher.weights.partition(":")[0]
+    if (stated := beside(checkpoint_file(weights)[0], data)) is not None:
         return stated
     if is_user_defined(teacher.model):
         network = sketch(teacher.model, teacher.options, data.num_classes, data.input_shape)
         return stated_by_model(network, data), f"{TIMM_ATTRIBUTE} of {teacher.model}"
+    if _has_tag(teacher.model):
+        return stated_in(stated_by_weights(teacher.model), data), teacher.model
     return None, ""
+
+
+def with_own_size(teacher: TeacherSpec, input_shape: Shape) -> TeacherSpec:
+    """The teacher with the option `resize`, where its weights state another image size and its model is timm's.
+
+    A spec that gives the option decides.
+    """
+    if not teacher.model.startswith(TIMM) or teacher.weights is None or "resize" in teacher.options:
+        return teacher
+    side = stated_side(teacher)
+    if side is None or tuple(input_shape[1:]) == (side, side):
+        return teacher
+    return teacher.model_copy(update={"options": {**teacher.options, "resize": side}})
+
+
+def stated_side(teacher: TeacherSpec) -> int | None:
+    """The side of the images with which given weights were trained; None where nothing states it."""
+    stated: Any = None
+    if teacher.weights is not None:
+        with suppress(UsageError):  # reported where weights are checked
+            if is_of_library(teacher.weights):
+                stated = stated_by_weights(teacher.weights)
+            else:
+                stated = configuration_beside(checkpoint_file(teacher.weights)[0])
+                stated = stated_by_weights(teacher.model) if not stated and _has_tag(teacher.model) else stated
+    size = stated.get("input_size") if isinstance(stated, Mapping) else None
+    return size[1] if isinstance(size, list | tuple) and len(size) == 3 and isinstance(size[1], int) else None
+
+
+def _has_tag(model: str) -> bool:
+    """Whether the model's name is that of published weights, `timm:resnet18.a1_in1k`."""
+    return model.startswith(TIMM) and "." in model

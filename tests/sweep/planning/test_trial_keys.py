@@ -207,3 +207,21 @@ def test_the_text_of_ones_own_method_and_student_decides_the_keys_of_their_trial
         # What was measured of the student is known by the same text.
         assert (student_key(StudentChoice(name="own", model=student)) != measured) == (name == "student")
         path.write_text(text)
+
+
+def test_weights_of_a_student_count_by_their_content_and_use(data: ImageData, tmp_path: Path, spec_with: MakeSpec) -> None:
+    torch.manual_seed(0)
+    model = build_model("lenet", num_classes=10, input_shape=(1, 8, 8))
+    for name in ("a", "b"):
+        save_weights(model, tmp_path / name)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    save_weights(model, tmp_path / "c")
+
+    def keys(name: str, **more: Any) -> list[str]:
+        student = {"model": "lenet", "weights": str(tmp_path / name), **more}
+        return keys_of(make_plan(spec_with("students", [student]), data))
+
+    plain = keys_of(make_plan(spec_with("students", ["lenet"]), data))
+    assert keys("a") == keys("b")
+    assert len({tuple(each) for each in (plain, keys("a"), keys("c"), keys("a", head="new"))}) == 4

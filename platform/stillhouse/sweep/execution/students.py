@@ -14,6 +14,7 @@ from stillhouse.data.hashing import reading_order
 from stillhouse.distill.method import sum_of_terms
 from stillhouse.durable import canonical_json
 from stillhouse.knowledge.code_version import named_version
+from stillhouse.models.given_weights import load_start
 from stillhouse.models.registry import build_model
 from stillhouse.models.size import ModelSize
 from stillhouse.models.weights import load_state
@@ -33,13 +34,16 @@ def make_student(student: StudentChoice, data: ImageData, *, seed: int, source: 
 
     Args:
         seed: of the trial.
-        source: the weights of the teacher that the student is derived from.
+        source: the weights of the teacher that the student is derived from, or with which it starts.
 
     Raises:
         ChainError: an operator cannot change the network.
     """
     model = build_student(student, data)
-    if source is not None:
+    if source is not None and student.start:
+        named = (student.model, student.options, data.num_classes, data.input_shape)
+        load_start(model, student.start, named=named, weights=source)
+    elif source is not None:
         load_state(model, source, source=f"teacher '{student.derived_from}'")
     return convert_student(
         model,

@@ -1,11 +1,18 @@
 """What all trials of a sweep share, as plain data that is sent to each worker once."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from stillhouse.data.views import Views
+from stillhouse.errors import InfrastructureError
 from stillhouse.home_access.home_address import HomeAddress
 from stillhouse.home_access.node_home import NodeHome, node_home
+from stillhouse.models.weights import state_hash
 from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import Basis, Trial
 from stillhouse.spec.teacher_comparison import against_teacher
@@ -35,6 +42,19 @@ class TeacherScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartFile:
+    """The weights with which a student starts, under the names of its model.
+
+    Attributes:
+        path: in the home, as the driver sees it.
+        weights_hash: of its content, as `state_hash`.
+    """
+
+    path: str
+    weights_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialEnvironment:
     """What all trials of a sweep share. Plain data, sent to each worker once.
 
@@ -42,6 +62,7 @@ class TrialEnvironment:
         folder: the sweep's absolute folder.
         home: which contains the folder; None where every process can access it.
         latencies: the measured latency metrics, by `student_key`.
+        starts: the weights of students that start with given ones, by the student's name.
         evaluation: what the values on the test split depend on besides the student, as `evaluation_identity`.
         checkpoint_interval_s: the shortest time between two checkpoints of a trial.
         threads: for each worker of a trial.
@@ -55,6 +76,7 @@ class TrialEnvironment:
     tickets: Mapping[str, TeacherTicket] = field(default_factory=dict)
     teachers: Mapping[str, TeacherScore] = field(default_factory=dict)
     latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    starts: Mapping[str, StartFile] = field(default_factory=dict)
     evaluation: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
     workers: int = 1
@@ -98,6 +120,23 @@ class TrialEnvironment:
 
     def _best_teacher(self, names: Iterable[str], metric: Metric) -> TeacherScore:
         return max((self.teachers[name] for name in names), key=lambda each: metric.sign * each.test_value)
+
+    def start_weights(self, student: str) -> dict[str, Tensor]:
+        """The weights with which a student starts, copied from the home if necessary.
+
+        Raises:
+            InfrastructureError: neither this node nor the home has them.
+        """
+        start, home = self.starts[student], self.own_home
+        path = home.here(start.path)
+        for attempt in range(2):
+            with suppress(OSError, SafetensorError):
+                state = load_file(path)
+                if state_hash(state) == start.weights_hash:
+                    return state
+            if attempt == 0:
+                home.pull(path)
+        raise InfrastructureError(f"{path} lacks the weights with which student '{student}' starts; run the same command again")
 
     @property
     def own_home(self) -> NodeHome:

@@ -347,6 +347,8 @@ class TrialRunner:
         student = self.trial.student
         if student.derived_from is not None and self._source is None:
             self._source = load_file(weights_here(self._environment.tickets[student.derived_from]))
+        if student.start and self._source is None:
+            self._source = self._environment.start_weights(student.name)
         converted = make_student(student, self._data, seed=self.trial.seed, source=self._source)
         if self._chain and self._conversion is None:
             # The trained one is the first; methods may make others.

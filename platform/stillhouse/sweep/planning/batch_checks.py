@@ -37,7 +37,7 @@ def lone_sample_problems(
     checked: list[tuple[str, Training, int, StudentSpec | TeacherSpec]] = [
         ("training", spec.training, spec.trial_resources.num_workers, student) for student in students
     ]
-    checked += [(f"teachers.{name}.train", each.train, 1, each) for name, each in teachers.items() if not each.weights]
+    checked += [(f"teachers.{name}.train", each.train, 1, each) for name, each in teachers.items() if each.is_trained]
     return [
         _lone_sample_problem(key, training, workers, entry.model, data)
         for key, training, workers, entry in checked

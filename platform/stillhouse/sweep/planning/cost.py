@@ -10,6 +10,7 @@ from stillhouse.compress.students import chain_of, student_blueprint
 from stillhouse.data.datasets import ImageData
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.size import ModelSize
+from stillhouse.spec.networks import start_words
 from stillhouse.spec.records import StudentChoice, Trial
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.planning.trial_keys import make_views
@@ -39,6 +40,8 @@ class PlannedStudent:
     def changes(self) -> list[str]:
         """Where the student's weights come from, and its operators; empty for a new model as it is."""
         source = self.student.derived_from
+        if self.student.start:
+            return [start_words(self.student.start), *([self.compression] if self.compression else [])]
         return [*([f"from {source}"] if source else []), *([self.compression] if self.compression else [])]
 
 
@@ -48,6 +51,7 @@ class PlannedTeacher:
 
     Attributes:
         derived: how many trials train a student that begins with its weights.
+        start: the given weights from which its training begins, readable; empty for new weights, and if it is not trained.
     """
 
     name: str
@@ -57,6 +61,7 @@ class PlannedTeacher:
     trials: int
     trains: bool
     derived: int = 0
+    start: str = ""
 
     @property
     def is_needed(self) -> bool:
@@ -71,7 +76,7 @@ class Cost:
         teacher_shared: one forward pass of each teacher over the views that the trials read; calls on generated inputs are
             not counted.
         teacher_inside: the same knowledge with the teacher inside every trial.
-        teacher_training: training the teachers without given weights, if that was never done.
+        teacher_training: training the teachers that are trained, if that was never done.
     """
 
     students: int
@@ -128,7 +133,8 @@ def planned_teachers(spec: SweepSpec, trials: Iterable[Trial], data: ImageData) 
             options=teacher.options,
             size=blueprint(teacher.model, teacher.options, data.num_classes, data.input_shape).size,
             trials=counts[name],
-            trains=teacher.weights is None,
+            trains=teacher.is_trained,
+            start=teacher.start,
             derived=derived[name],
         )
         for name, teacher in spec.teachers.items()

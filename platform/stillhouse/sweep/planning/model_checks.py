@@ -1,26 +1,37 @@
 """Whether the models of a spec can be built on its data, and given weights fit them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.normalisation import chosen
-from stillhouse.errors import Problem, UnknownNameError, UsageError
+from stillhouse.errors import Problem, UsageError
 from stillhouse.models.blueprint import blueprint, build_problems, sketch
-from stillhouse.models.checkpoint_files import open_checkpoint
+from stillhouse.models.given_weights import (
+    MLFLOW,
+    TORCHVISION,
+    Named,
+    is_here,
+    load_start,
+    open_given,
+    torchvision_enum,
+)
 from stillhouse.models.layers import Shape
-from stillhouse.models.registry import unknown_options
-from stillhouse.models.weights import load_state
+from stillhouse.models.registry import choices_of, model_options, unknown_options
+from stillhouse.models.weight_names import RenameError, renamed
 from stillhouse.spec.schema import StudentSpec, TeacherSpec, TeacherTraining
 from stillhouse.sweep.planning.method_settings import prior_corners
 from stillhouse.sweep.planning.operator_check import check_operators, source_problem
 from stillhouse.sweep.planning.student_outputs import student_output_problem
 from stillhouse.sweep.planning.survey import Survey
 from stillhouse.tasks import Task
+from stillhouse.teachers.own_normalisation import own_normalisation, stated_side
 
-TORCHVISION = "torchvision:"
-MLFLOW = "mlflow:"
+NEW_HEAD = "new"
 
 # Classes and shape in place of those of an unknown data set, so that options can be checked without it.
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
@@ -64,12 +75,32 @@ class ModelChecker:
         if stated is not None and classes is not None and stated != classes:
             self._survey.add(f"{key}.num_classes", f"must be {classes}, the classes of {self._dataset}, got {stated}")
         if sound and teacher.weights is not None:
-            try:
-                note = _check_weights(teacher, teacher.weights, self._facts)
-                self._survey.note(*([f"{key}: {note}"] if note else []))
-            except UsageError as error:
-                self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
+            start = {"weights": teacher.weights, "rename": teacher.rename, "head": teacher.head}
+            self._check_start(key, start, teacher.model, [teacher.options])
+            self._note_image_size(key, teacher)
         return sound
+
+    def _check_start(self, key: str, start: Mapping[str, Any], model: str, candidates: Iterable[Mapping[str, Any]]) -> None:
+        """Checks given weights, and notes which of several in the file are taken."""
+        try:
+            note = _check_weights(start, model, candidates, self._facts)
+            self._survey.note(*([f"{key}: {note}"] if note else []))
+        except RenameError as error:
+            self._survey.problems.append(Problem.caused_by(error, f"{key}.rename"))
+        except UsageError as error:
+            self._survey.problems.append(Problem.caused_by(error, f"{key}.weights"))
+
+    def _note_image_size(self, key: str, teacher: TeacherSpec) -> None:
+        """Says so where given weights were trained with images of another size than the network gets."""
+        side = stated_side(teacher)
+        if side is None or self._facts is None or "resize" not in model_options(teacher.model):
+            return
+        own = teacher.options.get("resize") or self._facts[1][1]
+        if own != side:
+            self._survey.note(
+                f"{key}: its weights were trained with images of {side}x{side} and it gets {own}x{own}; "
+                f"{key}.resize: {side} scales them inside the network"
+            )
 
     def check_student(
         self, key: str, student: StudentSpec, teachers: Mapping[str, TeacherSpec], *, fixed: bool
@@ -91,10 +122,24 @@ class ModelChecker:
             key, student.model, student.options
         ):
             return None
+        if student.start:
+            self._check_start(key, student.start, student.model, prior_corners(student.options))
+            self._note_normalisation(key, student)
         found = check_operators(student, key, self._facts, fixed=fixed)
         self._survey.problems += found.problems
         self._survey.note(*(f"{key} ({student.name}): {note}" for note in found.notes))
         return None if found.problems else found.student
+
+    def _note_normalisation(self, key: str, student: StudentSpec) -> None:
+        """Says so where the weights of a start were trained with another normalisation than the students'."""
+        if self._data is None:
+            return
+        as_teacher = TeacherSpec(model=student.model, options=student.options, weights=student.weights)
+        if (own := own_normalisation(as_teacher, self._data)) is not None:
+            self._survey.note(
+                f"{key} ({student.name}): its weights were trained with {own.own}; it sees the data set's normalisation, "
+                f"{own.data}, which training has to make up for"
+            )
 
     def _check_model(self, key: str, model: str, options: Mapping[str, Any]) -> bool:
         """Whether the model can be built at every end of the options' priors."""
@@ -153,8 +198,14 @@ def _pointed_to_section(problem: Problem, key: str) -> Problem:
     return problem
 
 
-def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] | None) -> str | None:
-    """Checks that given weights can be read and, if classes and images are known, that they fit the teacher's model.
+def _check_weights(
+    start: Mapping[str, Any], model: str, candidates: Iterable[Mapping[str, Any]], facts: tuple[int, Shape] | None
+) -> str | None:
+    """Checks that given weights can be read and, if classes and images are known, that they fit the model.
+
+    Args:
+        start: `weights`, `rename` and `head`.
+        candidates: options of the model.
 
     Returns:
         which of several weights in the file are taken, if there is a choice.
@@ -162,23 +213,42 @@ def _check_weights(teacher: TeacherSpec, weights: str, facts: tuple[int, Shape] 
     Raises:
         UsageError: they cannot be read or do not fit.
     """
-    if weights.startswith(MLFLOW):
+    reference = str(start["weights"])
+    if reference.startswith(MLFLOW):
         return None
-    if weights.startswith(TORCHVISION):
-        _check_torchvision(weights.removeprefix(TORCHVISION), facts[0] if facts else None)
-        return None
-    checkpoint = open_checkpoint(weights)
-    if facts is not None:
-        load_state(sketch(teacher.model, teacher.options, *facts).to("meta"), checkpoint.weights, source=weights)
-    return checkpoint.note(weights)
+    if reference.startswith(TORCHVISION):
+        _check_classes(reference, facts[0] if facts else None, start.get("head"))
+        if not is_here(reference):
+            return f"{reference} is downloaded when the sweep starts; that it fits {model} is known then"
+    checkpoint = open_given(reference)
+    weights = renamed(checkpoint.weights, start.get("rename") or {}, reference)
+    for options in candidates if facts is not None else ():
+        assert facts is not None
+        named = (model, options, *facts)
+        try:
+            load_start(sketch(*named).to("meta"), start, named=named, weights=weights)
+        except UsageError as error:
+            raise UsageError(f"{error}{_fitting_option(start, named, weights)}") from error
+    return checkpoint.note(reference)
 
 
-def _check_torchvision(name: str, num_classes: int | None) -> None:
-    from torchvision.models import get_weight
+def _fitting_option(start: Mapping[str, Any], named: Named, weights: Mapping[str, Tensor]) -> str:
+    """The value of another option of the model with which the weights fit, as a remedy; "" if there is none."""
+    model, options, *facts = named
+    for option, values in choices_of(model).items():
+        for value in values:
+            changed: Named = (model, {**options, option: value}, facts[0], facts[1])  # type: ignore[assignment]
+            with suppress(UsageError):
+                load_start(sketch(*changed).to("meta"), start, named=changed, weights=weights)
+                return f"; they fit with {option}: {value}"
+    return ""
 
-    try:
-        categories = get_weight(name).meta.get("categories")
-    except (KeyError, ValueError, AttributeError) as error:
-        raise UnknownNameError(f"no torchvision weights '{name}'; write them as ResNet18_Weights.IMAGENET1K_V1") from error
-    if None not in (categories, num_classes) and len(categories) != num_classes:
-        raise UsageError(f"{name} has {len(categories)} classes, the data set has {num_classes}")
+
+def _check_classes(reference: str, num_classes: int | None, head: str | None) -> None:
+    categories = torchvision_enum(reference).meta.get("categories")
+    if head != NEW_HEAD and None not in (categories, num_classes) and len(categories) != num_classes:
+        name = reference.removeprefix(TORCHVISION)
+        raise UsageError(
+            f"{name} has {len(categories)} classes, the data set has {num_classes}; head: {NEW_HEAD} trains it further "
+            "with a new last layer"
+        )

@@ -35,6 +35,7 @@ from stillhouse.sweep.planning.method_settings import resolve_methods
 from stillhouse.sweep.planning.model_checks import ModelChecker
 from stillhouse.sweep.planning.survey import Skipped, Survey
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, draws_at_least, enumerable, grid_size
+from stillhouse.teachers.own_normalisation import with_own_size
 from stillhouse.text_table import shown_after
 from stillhouse.user_code import is_standard_library, user_code
 from stillhouse.user_paths import expand_user
@@ -135,6 +136,7 @@ class _Surveyor:
         )
         sized = self._data if self._sound("trial_resources", "training") else None
         self._survey.problems += [] if sized is None else last_batch_problems(self._spec, len(sized.train))
+        self._scale_for_teachers()
         teachers = {name: spec for name, spec in self._spec.teachers.items() if models.check_teacher(name, spec)}
         fixed = self._spec.search.algorithm == "grid"
         checked = [
@@ -253,6 +255,17 @@ class _Surveyor:
             there = False
         if not there:
             self._survey.add(key, f"must name a module that can be imported, got {show(name)}; put its file beside the spec")
+
+    def _scale_for_teachers(self) -> None:
+        """Spells out the size to which images are scaled in networks whose weights state one."""
+        if self._input_shape is None:
+            return
+        teachers = {name: with_own_size(teacher, self._input_shape) for name, teacher in self._spec.teachers.items()}
+        students = tuple(
+            student.model_copy(update={"options": teachers[student.source].options}) if student.source in teachers else student
+            for student in self._spec.students
+        )
+        self._spec = self._spec.model_copy(update={"teachers": teachers, "students": students})
 
     def _check_views(self) -> None:
         if self._spec.views.count > 1 and not self._spec.views.policy and not self._task.draws:

@@ -6,15 +6,14 @@ from typing import Any
 from stillhouse import compress, methods, tasks
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
-from stillhouse.durable import bytes_hash, content_hash
+from stillhouse.durable import content_hash
 from stillhouse.knowledge.code_version import named_version
-from stillhouse.models.checkpoint_files import checkpoint_file
+from stillhouse.models.given_weights import content_of
 from stillhouse.models.registry import model_options
 from stillhouse.spec.controls import teacher_spec
 from stillhouse.spec.hyperparameter import plain
 from stillhouse.spec.records import TEACHER_JOINT, Phase, StudentChoice, Trial, untrained_name
 from stillhouse.spec.schema import SweepSpec, TeacherSpec
-from stillhouse.sweep.planning.model_checks import MLFLOW, TORCHVISION
 from stillhouse.sweep.search.draws import Draw
 from stillhouse.teachers.own_normalisation import own_normalisation
 
@@ -45,6 +44,8 @@ class TrialKeys:
         self._dtype = spec.knowledge.dtype
         self._top_k = [spec.knowledge.top_k, spec.knowledge.tail_draws] if spec.knowledge.top_k else None
         self._teachers = {name: teacher_identity(teacher, data) for name, teacher in spec.teachers.items()}
+        self._starts = {student.name: student.start for student in spec.students if student.start}
+        self._contents: dict[str, dict[str, str]] = {}
         self._methods = frozenset(spec.methods or ())
         self._own_code: dict[tuple[tuple[str, ...], tuple[str, ...], str | None], str] = {}
         self._teachers |= {untrained_name(name): _untrained_identity(teacher) for name, teacher in spec.teachers.items()}
@@ -74,7 +75,16 @@ class TrialKeys:
             identity["compress"] = student.compress
         if student.derived_from is not None:
             identity["from"] = self._teachers[student.derived_from]
+        if student.start:
+            identity["start"] = {**student.start, **self._start_content(student)}
         return identity
+
+    def _start_content(self, student: StudentChoice) -> dict[str, str]:
+        """The content of the weights that a student starts with; an earlier run may have named them by another path."""
+        reference = self._starts.get(student.name, student.start)["weights"]
+        if reference not in self._contents:
+            self._contents[reference] = content_of(reference)
+        return self._contents[reference]
 
     def is_of_other_code(self, trial: Trial) -> bool:
         """Whether user-defined code or the method's revision has changed since the trial was made."""
@@ -85,7 +95,8 @@ class TrialKeys:
     def _knows(self, trial: Trial) -> bool:
         """Whether the spec still names the trial's method and its teachers, that of its student's weights included."""
         needed = {*trial.teachers, *([trial.student.derived_from] if trial.student.derived_from else [])}
-        return trial.method in self._methods and self._teacher_models.keys() >= needed
+        started = not trial.student.start or trial.student.name in self._starts
+        return started and trial.method in self._methods and self._teacher_models.keys() >= needed
 
     def stands_for(self, trial: Trial) -> bool:
         """Whether the trial has the key that its settings give now: not if data, code or a teacher's file have changed since.
@@ -149,10 +160,9 @@ def teacher_identity(teacher: TeacherSpec, data: ImageData) -> dict[str, Any]:
         identity["normalization"] = stated.own.to_json()
     if teacher.weights is None:
         return {**identity, "train": teacher.train.identity()}
-    if teacher.weights.startswith((TORCHVISION, MLFLOW)):
-        return {**identity, "weights": teacher.weights}
-    file, key = checkpoint_file(teacher.weights)
-    return {**identity, "weights": bytes_hash(file.read_bytes()), **({"weights_key": key} if key else {})}
+    identity |= content_of(teacher.weights)
+    identity |= {"rename": teacher.rename} if teacher.rename else {}
+    return identity if teacher.head is None else {**identity, "head": teacher.head, "train": teacher.train.identity()}
 
 
 def _untrained_identity(teacher: TeacherSpec) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stillhouse.spec.schema import DEFAULTS
+from stillhouse.sweep.planning.cost import PlannedTeacher
 from stillhouse.sweep.planning.plan import Plan
 from stillhouse.sweep.planning.size_ranges import size_ranges
 from stillhouse.text_table import TextTable
@@ -35,7 +36,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             size = teacher.size
             used = f"{teacher.trials} + {teacher.derived} derived" if teacher.derived else str(teacher.trials)
             cells = (f"{size.parameters:,}", f"{size.macs:,}", f"{size.size_bytes:,}", used)
-            teachers.add_row(teacher.name, teacher.model, *cells, "trained once" if teacher.trains else "given")
+            teachers.add_row(teacher.name, teacher.model, *cells, _weights(teacher))
         teachers.print(console)
     cost = plan.cost
     for line in (
@@ -50,6 +51,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         *(f"note: {note}" for note in plan.notes),
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _weights(teacher: PlannedTeacher) -> str:
+    if not teacher.trains:
+        return "given"
+    return f"{teacher.start}, trained once" if teacher.start else "trained once"
 
 
 def _print_ranges(plan: Plan, console: Console) -> None:
