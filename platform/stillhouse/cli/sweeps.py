@@ -32,7 +32,11 @@ def sweep(
     address: Address = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the plan and start nothing; with --address, also where the sweep would run."),
+        typer.Option(
+            "--dry-run",
+            help="Print the plan, and how far a sweep is that has run before; start nothing. With --address, also where it "
+            "would run.",
+        ),
     ] = False,
     measure: Annotated[
         bool,
@@ -361,7 +365,7 @@ def _print_dry_run(sweep: "Sweep", as_json: bool, *, measure: bool, address: str
     from stillhouse.sweep.preview.disk_usage import measure_disk_usage
     from stillhouse.sweep.preview.terminal import print_lines, print_plan
 
-    plan = sweep.plan()
+    plan, standing = sweep.plan(), sweep.standing()
     usage = measure_disk_usage(plan, sweep.data(), sweep.sweep_home.home)
     forecast = None
     if measure or address:
@@ -372,10 +376,16 @@ def _print_dry_run(sweep: "Sweep", as_json: bool, *, measure: bool, address: str
             forecast = make_forecast(plan, sweep.data(), measure=measure, address=address)
     if as_json:
         document: dict[str, Any] = {**plan.to_dict(), "knowledge": usage.to_dict(), **(forecast.to_dict() if forecast else {})}
+        for each in document["trials"]:
+            found = None if standing is None else standing.of(each["key"])
+            each |= {"status": "missing", "why": None} if found is None else {"status": found.status, "why": found.why}
+        document["standing"] = None if standing is None else standing.to_dict(each["key"] for each in document["trials"])
         print_json(document)
     else:
         print_plan(plan, make_console())
         print_lines(usage.lines(), make_console())
+        if standing is not None:
+            print_lines(standing.lines(), make_console())
         if forecast is not None:
             print_lines(forecast.lines(), make_console())
     return InfrastructureError.exit_code if forecast is not None and forecast.impossible else OK

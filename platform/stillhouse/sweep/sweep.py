@@ -31,6 +31,7 @@ from stillhouse.sweep.shutdown import ShutdownRequest
 from stillhouse.sweep.sweep_data import load_sweep_data
 
 if TYPE_CHECKING:
+    from stillhouse.sweep.preview.standing import Standing
     from stillhouse.sweep.results.results import Results
     from stillhouse.sweep.run_context import RunContext
 
@@ -154,6 +155,20 @@ class Sweep:
         if self._plan is None:
             self._plan = make_plan(with_teachers_as_begun(self.spec, self._as_begun()), self.data())
         return self._plan
+
+    def standing(self) -> "Standing | None":
+        """How far the sweep is: what is done, what runs again and why, and what is left; None if it has not run.
+
+        Nothing is written or started.
+
+        Raises:
+            SpecError: with every problem of the spec.
+        """
+        if next(iter(self.sweep_home.ledger.keys()), None) is None:
+            return None
+        from stillhouse.sweep.preview.standing import find_standing
+
+        return find_standing(self._context())
 
     def run(self, *, again: Collection[str] = ()) -> "Results":
         """Runs what the ledger lacks, writes report and tracking, and returns the results.
