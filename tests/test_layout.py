@@ -94,7 +94,7 @@ def test_the_core_never_names_an_operator() -> None:
 
 
 def words_of(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Every string literal, every part of an imported path and every attribute of `methods`, with its line."""
+    """Every string literal, every part of a path that is imported from here and every attribute of `methods`, with its line."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         match node:
@@ -103,7 +103,10 @@ def words_of(tree: ast.Module) -> Iterator[tuple[str, int]]:
             case ast.Attribute(value=ast.Name(id="methods"), attr=name):
                 yield name, line
             case ast.Import(names=names):
-                yield from ((part, line) for alias in names for part in alias.name.split("."))
+                own = [alias.name.split(".") for alias in names if alias.name.split(".")[0] == CORE.name]
+                yield from ((part, line) for parts in own for part in parts)
+            case ast.ImportFrom(module=str(module)) if module.split(".")[0] != CORE.name:
+                continue  # torchvision has a module of the name of a task
             case ast.ImportFrom(module=module, names=names):
                 yield from ((part, line) for part in [*(module or "").split("."), *(alias.name for alias in names)])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stillhouse import methods
 from stillhouse.distill.method import Method, Step, Update
 from stillhouse.distill.optimiser import Optimisers
-from stillhouse.testing import method_trial, suiting_trial
+from stillhouse.testing import suiting_trial
 from stillhouse.testing.waits import counted
 
 ALLOWED = {"kd_svd": {"aten._linalg_eigh.default"}}
@@ -60,13 +60,14 @@ class Observed:
 
     waits: Mapping[tuple[int, int], list[str]]
     passes: Sequence[bool]
+    steps_per_epoch: int
 
 
 @functools.cache
 def _observe(name: str, settings: str) -> Observed:
     """A training in bfloat16, as on a GPU; no setting makes it diverge at this rate."""
     method = methods.find(name).shortened(**json.loads(settings))
-    method_trial.trained_teacher(suiting_trial(method).teacher)  # which other tests have too, with its usual recipe
+    trial = suiting_trial(method)
     waits: dict[tuple[int, int], list[str]] = {}
     passes: list[bool] = []
     step, apply = type(method).step, Optimisers.apply
@@ -89,21 +90,20 @@ def _observe(name: str, settings: str) -> Observed:
 
     recipe = {"learning_rate": 1e-4, "mixed_precision": "bfloat16", "mixed_passes": "all"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method_trial, "TRAINING", method_trial.TRAINING.model_copy(update=recipe))
         patch.setattr(type(method), "step", counted_step)
         patch.setattr(Optimisers, "apply", uncounted)
-        trainer = suiting_trial(method).trainer()
+        trainer = trial.trainer(training=trial.ground.training.model_copy(update=recipe))
         for network in (trainer.student, *trainer.peers().values()):
             network.register_forward_pre_hook(note)
         trainer.fit()
-    return Observed(waits, passes)
+    return Observed(waits, passes, trainer.split.batches_per_epoch)
 
 
 @pytest.mark.parametrize(("name", "settings"), _variants())
 def test_no_step_of_a_method_waits_for_the_device(name: str, settings: str) -> None:
     """Except in the first epoch, and in the first step of a later one: some methods look at a whole epoch and change course."""
     waits = _observe(name, settings).waits
-    assert len(waits) == 4 * 4
+    assert len(waits) == 4 * _observe(name, settings).steps_per_epoch
     found = {place: set(noted) - ALLOWED.get(name, set()) for place, noted in waits.items() if place[0] > 0 and place[1] > 0}
     assert {place: noted for place, noted in found.items() if noted} == {}
 

@@ -102,6 +102,13 @@ class Operation:
         """The changed images, uint8 [B, C, H, W]; parameters are int64 [B]."""
         raise NotImplementedError
 
+    def move_boxes(self, boxes: Tensor, parameters: Parameters, shape: Shape) -> Tensor:
+        """Where boxes (x1, y1, x2, y2) [B, M, 4] are after `apply`, in pixels; they may reach beyond the image.
+
+        Operations that move no pixel need not define it.
+        """
+        return boxes
+
 
 class Mixing(Operation):
     """An operation that mixes each sample with a partner; the operations before it were applied to both."""
@@ -152,6 +159,11 @@ class Crop(Operation):
         starts = lines * columns + parameters["left"].view(-1, 1, 1)
         return padded.view(-1).unfold(0, width, 1).index_select(0, starts.view(-1)).view(images.shape)
 
+    def move_boxes(self, boxes: Tensor, parameters: Parameters, shape: Shape) -> Tensor:
+        edge = self._edge(*shape[1:])
+        x, y = edge - parameters["left"].view(-1, 1), edge - parameters["top"].view(-1, 1)
+        return boxes + torch.stack((x, y, x, y), -1).to(boxes.dtype)
+
     def _padded(self, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         edge = self._edge(height, width)
@@ -179,6 +191,11 @@ class Flip(Operation):
         # Bit masks instead of torch.where, which is 6 times slower with one flag per image.
         mask = (parameters["flipped"] * 255).to(torch.uint8).view(-1, 1, 1, 1)
         return images.flip(3).bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
+
+    def move_boxes(self, boxes: Tensor, parameters: Parameters, shape: Shape) -> Tensor:
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        mirrored = torch.stack((shape[2] - x2, y1, shape[2] - x1, y2), -1)
+        return torch.where(parameters["flipped"].view(-1, 1, 1) == 1, mirrored, boxes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +301,11 @@ class RandomResizedCrop(Operation):
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         stretched = _stretch_rows(images, parameters["top"], parameters["rows"]).transpose(2, 3)
         return _stretch_rows(stretched, parameters["left"], parameters["columns"]).transpose(2, 3).contiguous()
+
+    def move_boxes(self, boxes: Tensor, parameters: Parameters, shape: Shape) -> Tensor:
+        left, top, columns, rows = (parameters[name].view(-1, 1).to(boxes.dtype) for name in ("left", "top", "columns", "rows"))
+        right, down = shape[2] / columns, shape[1] / rows
+        return (boxes - torch.stack((left, top, left, top), -1)) * torch.stack((right, down, right, down), -1)
 
     def _ratios(self) -> NDArray[np.float64]:
         """Log-uniform quantiles of the ratio, in steps of 2^-16, so that the last bit of exp() does not matter."""

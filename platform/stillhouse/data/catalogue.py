@@ -7,7 +7,7 @@ from typing import Any
 from stillhouse.data import sets
 from stillhouse.data.decode import parse_ground
 from stillhouse.data.published import declared_task
-from stillhouse.data.shipped import DatasetFacts
+from stillhouse.data.shipped import DatasetFacts, Size
 from stillhouse.errors import Problem, UnknownNameError, did_you_mean, suggestion
 from stillhouse.user_paths import is_folder, show_path
 
@@ -45,7 +45,7 @@ def dataset_options(name: str) -> tuple[str, ...]:
     return _OPTIONS.get(name, _LIMITS)
 
 
-def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, Any] | None = None) -> DatasetFacts:
+def dataset_facts(name: str, *, size: Size | None = None, options: Mapping[str, Any] | None = None) -> DatasetFacts:
     """What is known of data set `name` without reading it, after resizing to `size`.
 
     Raises:
@@ -60,6 +60,8 @@ def dataset_facts(name: str, *, size: int | None = None, options: Mapping[str, A
     facts = _FACTS[name]
     if size is None:
         return facts
+    if isinstance(size, tuple):
+        return DatasetFacts(facts.num_classes, None)
     if name in ("image_folder", "pack"):
         return DatasetFacts(None, (1 if (options or {}).get("grey") else 3, size, size))
     return DatasetFacts(facts.num_classes, (facts.input_shape[0], size, size) if facts.input_shape else None)
@@ -71,7 +73,7 @@ def dataset_problems(
     root: str | Path | None = None,
     validation: float = 0.1,
     download: bool = False,
-    size: int | None = None,
+    size: Size | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """What is wrong with the arguments of `load_dataset`, without reading any data; keys begin with `dataset`."""
@@ -91,8 +93,8 @@ def dataset_problems(
         problems.append(Problem("dataset.validation", "must be a count >= 0 or a share in (0, 1)", repr(validation)))
     if size is not None and own is not None and not own.has_size:
         problems.append(Problem("dataset.size", f"has no effect on {name}", _shown(size), "remove it"))
-    elif size is not None and not (_is_count(size) and size <= MAX_SIZE):
-        problems.append(Problem("dataset.size", f"must be a whole number of pixels in 1..{MAX_SIZE}", _shown(size)))
+    elif size is not None and (rule := _broken_size(size, two=own is not None and own.has_two_sizes)) is not None:
+        problems.append(Problem("dataset.size", rule, _shown(size)))
     return [*problems, *_option_problems(name, options or {})]
 
 
@@ -116,6 +118,14 @@ def _option_problems(name: str, options: Mapping[str, Any]) -> Iterator[Problem]
             yield Problem(key, "must be white, black, a grey value in 0..255, or [red, green, blue]", repr(value))
         elif known and option == "test_share" and not (isinstance(value, float) and 0 < value < 1):
             yield Problem(key, "must be in (0, 1)", repr(value))
+
+
+def _broken_size(size: Any, *, two: bool) -> str | None:
+    """The rule that a size breaks; with `two`, it may be height and width."""
+    sides = size if two and isinstance(size, list | tuple) and len(size) == 2 else (size,)
+    if all(_is_count(side) and side <= MAX_SIZE for side in sides):
+        return None
+    return f"must be a whole number of pixels in 1..{MAX_SIZE}" + (", or [height, width]" if two else "")
 
 
 def _shown(value: Any) -> str:

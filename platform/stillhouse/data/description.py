@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from stillhouse.data.boxes import presence
 from stillhouse.data.duplicates import in_two_classes, shared_with_training
 from stillhouse.data.images import ImageData, Split
 
@@ -32,6 +34,7 @@ def describe_data(data: ImageData) -> dict[str, Any]:
     }
     if data.class_names:
         described["class_names"] = list(data.class_names)
+    if data.class_names and _has_one_class_each(data.train):
         described["majority"] = {name: _majority(split, data.class_names) for name, split in splits.items() if len(split)}
     return described
 
@@ -41,7 +44,7 @@ def training_notes(data: ImageData) -> Iterator[str]:
     yield from data.notes
     if data.class_names:
         yield from _rare_classes(data)
-        if count := in_two_classes(data):
+        if _has_one_class_each(data.train) and (count := in_two_classes(data)):
             yield f"{_counted(data, count, len(data.train), 'training')} the same as one of another class."
     if count := shared_with_training(data, data.validation):
         counted = _counted(data, count, len(data.validation), "validation")
@@ -54,12 +57,23 @@ def notes_on_test(data: ImageData) -> Iterator[str]:
     split = data.test
     yield from data.notes[before:]
     if data.class_names:
-        counts = np.bincount(split.labels.numpy(), minlength=len(data.class_names))
+        counts = _counts(split, len(data.class_names))
         if missing := [name for name, count in zip(data.class_names, counts, strict=True) if not count]:
             yield f"The test split has no {data.sample} of {_named(missing)}."
     if count := shared_with_training(data, split):
         counted = _counted(data, count, len(split), "test")
         yield f"{counted} among the training {data.sample}s too, so test results are too good."
+
+
+def _has_one_class_each(split: Split) -> bool:
+    """Whether targets are classes, not boxes of several ones."""
+    return split.labels.ndim == 1
+
+
+def _counts(split: Split, classes: int) -> NDArray[np.int64]:
+    """How many samples have each class, or a box of it."""
+    labels = split.labels.numpy()
+    return np.bincount(labels, minlength=classes) if _has_one_class_each(split) else presence(labels, classes).sum(0)
 
 
 def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +85,7 @@ def _majority(split: Split, class_names: tuple[str, ...]) -> dict[str, Any]:
 def _rare_classes(data: ImageData) -> Iterator[str]:
     """Classes with one training sample, and classes that the validation split, if there is one, lacks."""
     names = data.class_names
-    trained, judged = (np.bincount(each.labels.numpy(), minlength=len(names)) for each in (data.train, data.validation))
+    trained, judged = (_counts(each, len(names)) for each in (data.train, data.validation))
     if single := [name for name, count in zip(names, trained, strict=True) if count == 1]:
         yield f"Only one training {data.sample} has {_named(single)}."
     if len(data.validation) and (missing := [name for name, count in zip(names, judged, strict=True) if not count]):

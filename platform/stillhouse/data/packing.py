@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from stillhouse.data.decode import ImageTraits, probe_image, scan_image
-from stillhouse.data.folders import name_problems
+from stillhouse.data.decoded_files import name_problems
 from stillhouse.data.listing import SPLITS, Listing, list_folder
 from stillhouse.data.packs import PACK_VERSION, SOURCE, MappedShard, PackShard, PackTraits, read_manifest
 from stillhouse.durable import Damaged, bytes_hash, canonical_json, content_hash, write_atomic, write_checked

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 from stillhouse.data.images import ImageData
 from stillhouse.data.splitting import Splitting
 
+Size = int | tuple[int, int]
+"""Of images: one number for height and width, or both."""
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -42,7 +45,7 @@ class Request:
     root: Path
     limits: tuple[int | None, int | None]
     splitting: Splitting
-    size: int | None
+    size: Size | None
     options: Mapping[str, Any]
     cache: Path | None
     task: str | None
@@ -56,14 +59,16 @@ class ShippedData(ABC):
         options: the keys that `dataset.options` may have besides `limit` and `limit_test`.
         sample: what one sample is called in messages, such as `image`.
         has_size: whether `dataset.size` has an effect.
+        has_two_sizes: whether it may be `[height, width]`.
     """
 
     task: ClassVar[str | None] = None
     options: ClassVar[tuple[str, ...]] = ()
     sample: ClassVar[str] = "image"
     has_size: ClassVar[bool] = True
+    has_two_sizes: ClassVar[bool] = False
 
-    def facts(self, size: int | None, options: Mapping[str, Any]) -> DatasetFacts:
+    def facts(self, size: Size | None, options: Mapping[str, Any]) -> DatasetFacts:
         """What is known before the files are read."""
         return DatasetFacts(None, None, self.task)
 

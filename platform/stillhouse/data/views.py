@@ -96,6 +96,27 @@ class Views:
             return last.mix(pair[: len(places)], pair[len(places) :], parameters[-1])
         return self._changed(images, indices, parameters)
 
+    def move_boxes(self, boxes: Tensor, indices: Tensor, view: int) -> tuple[Tensor, Tensor]:
+        """Where boxes of the samples are in the view, and how much of each is still visible.
+
+        Args:
+            boxes: (x1, y1, x2, y2) in pixels of the images, [B, M, 4].
+            indices: int64 [B], on the boxes' device.
+
+        Returns:
+            The boxes [B, M, 4], cut at the border of the image after each operation, and the share of each box's area that
+            is left [B, M], from 0 to 1; 1 for boxes without an area.
+        """
+        whole = seen = boxes
+        _, height, width = self.input_shape
+        limit = boxes.new_tensor([width, height, width, height])
+        parameters = self._parameters(indices, view) if self._operations else ()
+        for operation, values in zip(self._operations, parameters, strict=True):
+            whole = operation.move_boxes(whole, values, self.input_shape)
+            seen = operation.move_boxes(seen, values, self.input_shape).clamp(min=0).minimum(limit)
+        area = _area(whole)
+        return seen, torch.where(area > 0, _area(seen) / area.clamp(min=torch.finfo(area.dtype).tiny), 1.0)
+
     def mixing(self, indices: Tensor, view: int) -> tuple[Tensor, Tensor] | None:
         """With which samples the samples are mixed: (partner int64 [B], own share float32 [B]); None without mixing.
 
@@ -177,6 +198,11 @@ class Views:
 
     def __reduce__(self) -> tuple[type["Views"], tuple[Any, ...]]:
         return Views, (self.policy, self.count, self.input_shape, self.num_samples, self.seed, self.drawn)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
 
 
 _Table = tuple[list[tuple[int, str]], Tensor]

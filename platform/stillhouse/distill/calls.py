@@ -17,7 +17,8 @@ from stillhouse.models.features import FeatureReader
 Procedure = Callable[..., tuple[Tensor, ...]]
 """A module-level function `procedure(teacher, images, *tensors, **options)` that calls `teacher(images)` as often as it needs.
 
-`teacher` returns logits [B, C] through which gradients flow to the images. Inputs and results are tensors [B, ...], and a row
+`teacher` returns what the model returns, logits [B, C] of a classifier, through which gradients flow to the images; a model
+that takes more than images gets what else the procedure gives it. Inputs and results are tensors [B, ...], and a row
 of a result depends on that row of the inputs alone. It is sent to another process by its import path.
 """
 
@@ -54,7 +55,7 @@ def pull_back(outputs: Sequence[Tensor], images: Tensor, gradients: Sequence[Ten
 
 
 def run_procedure(
-    teacher: Callable[[Tensor], Tensor], procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]
+    teacher: Callable[..., Any], procedure: Procedure, tensors: Sequence[Tensor], options: Mapping[str, Any]
 ) -> tuple[Tensor, ...]:
     """The results of a procedure in IEEE float32 and without a graph.
 

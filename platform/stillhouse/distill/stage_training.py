@@ -226,6 +226,8 @@ class StageTraining:
     def gradients_by_parts(self, ends: Sequence[int], *, view: int) -> dict[str, Tensor]:
         """The summed gradients of the parts [ends[i], ends[i+1]) of the first rows of the first batch; see the trainer's."""
         self.set_mode(training=False)
+        # Layers that treat a batch as a whole are in evaluation mode; the network itself returns what training needs.
+        self._given.student.training = True
         batch = next(self._given.split.batches(0))[: ends[-1]]
         at = EpochPlace(epoch=0, stage_epoch=0, view=view)
         if (teacher := self.teacher) is not None:

@@ -11,6 +11,9 @@ from stillhouse.models.example_input import example_input
 from stillhouse.models.layers import Shape
 from stillhouse.models.modes import evaluating
 
+_SAMPLES = 2
+"""Of the batch by which a model is described."""
+
 
 class UnknownLayer(ValueError):
     """A layer name that the model does not have.
@@ -31,7 +34,7 @@ class Architecture:
     Attributes:
         name: the model's name in the spec.
         input_shape: of one sample of the data set, (channels, height, width) for images.
-        shapes: output shape without the batch dimension of every layer that returns one tensor, by module name.
+        shapes: output shape without the batch dimension of every layer that returns one tensor [B, ...], by module name.
         stages: layers whose outputs are the model's feature maps, shallow to deep, one per resolution; of a model with a single
             resolution, some that divide its depth evenly.
         pooled: the layer whose output is the embedding [K] before the classifier, if there is one.
@@ -108,9 +111,9 @@ def needs_two_samples(architecture: Architecture) -> bool:
 def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture:
     """Runs one batch of zeros through `model` and records the output shape of every layer.
 
-    `stages` and `pooled` come from the model's attributes `stage_layers` and `pooled_layer` if it has them; stages whose map is
-    1x1 on these images are left out, since they have no spatial extent. Otherwise both follow from the shapes: the last map at
-    each resolution, and the last vector before the output.
+    `stages` and `pooled` come from the model's attributes `stage_layers` and `pooled_layer` if it has them; a `pooled_layer` of
+    None says that there is none. Stages whose map is 1x1 on these images are left out, since they have no spatial extent.
+    Otherwise both follow from the shapes: the last map at each resolution, and the last vector before the output.
 
     Args:
         model: takes what `example_input` makes, and returns [B, num_classes]; a model that returns anything else, such as an
@@ -131,7 +134,8 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
             continue
 
         def note(_module: nn.Module, _inputs: object, output: object, layer: str = layer) -> None:
-            if isinstance(output, torch.Tensor) and output.ndim >= 2:
+            # A layer that runs on something else than samples, such as regions of images, has no shape for one sample.
+            if isinstance(output, torch.Tensor) and output.ndim >= 2 and len(output) == _SAMPLES:
                 shapes[layer] = tuple(output.shape[1:])
                 if output.ndim == 2:
                     outputs[layer] = output
@@ -139,7 +143,7 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         handles.append(module.register_forward_hook(note))
     try:
         with evaluating(model), torch.no_grad():
-            example = example_input(model, 2, input_shape)
+            example = example_input(model, _SAMPLES, input_shape)
             logits = model(example)
     finally:
         for handle in handles:
@@ -150,14 +154,14 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         raise ValueError(f"{name} must return logits [batch, classes], got {got} for a batch of 2")
     stages = getattr(model, "stage_layers", None)
     preactivations = getattr(model, "preactivation_layers", ())
-    pooled = getattr(model, "pooled_layer", None)
+    has_pooled = hasattr(model, "pooled_layer")
     return Architecture(
         name=name,
         num_classes=int(logits.shape[1]) if num_outputs is None else num_outputs,
         input_shape=input_shape,
         shapes=shapes,
         stages=_stages(shapes) if stages is None else tuple(layer for layer in stages if not _is_point(shapes.get(layer))),
-        pooled=pooled if pooled is not None else _pooled(outputs, logits),
+        pooled=model.pooled_layer if has_pooled else _pooled(outputs, logits),  # type: ignore[arg-type]
         preactivations=tuple(layer for layer in preactivations if not _is_point(shapes.get(layer))),
         batch_norms=tuple(layer for layer in shapes if _is_affine_norm(modules[layer])),
         reads=tuple(example.shape[1:]),

@@ -65,6 +65,14 @@ def _shortcut(value: Any) -> str | None:
     return None if value in SHORTCUTS else f"must be {' or '.join(SHORTCUTS)}"
 
 
+def _power(value: Any) -> str | None:
+    return None if _positive(value) and value & (value - 1) == 0 else "must be a power of two >= 1"
+
+
+def _name(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "must be the name of a model"
+
+
 RULES: Mapping[str, Callable[[Any], str | None]] = {
     "width": _width,
     "dropout": _dropout,
@@ -79,6 +87,11 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "depth": _depth,
     "distilled": _flag,
     "shortcut": _shortcut,
+    "backbone": _name,
+    "neck_channels": _ratio,
+    "hidden_units": _ratio,
+    "proposals": _ratio,
+    "stride": _power,
 }
 
 

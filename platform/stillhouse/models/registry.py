@@ -20,6 +20,7 @@ from stillhouse.errors import (
 )
 from stillhouse.models import (
     cnn,
+    faster_rcnn,
     gan,
     ghost,
     ghost_cifar,
@@ -31,6 +32,7 @@ from stillhouse.models import (
     shufflenet_v1,
     shufflenet_v2,
     timm_models,
+    torchvision_detectors,
     torchvision_models,
     vgg,
     vit,
@@ -59,7 +61,7 @@ _FAMILIES = (
     ghost,
     ghost_cifar,
 )
-_OTHER_FAMILIES = (gan,)
+_OTHER_FAMILIES = (gan, faster_rcnn)
 """Of networks that do not classify images."""
 _SHIPPED: dict[str, Builder] = {
     name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES) for name, builder in family.MODELS.items()
@@ -195,8 +197,10 @@ def _builder(model: str) -> Builder:
     known = torchvision_models.torchvision_names()
     if name in known:
         return partial(torchvision_models.build_torchvision, name)
+    if name in torchvision_detectors.NAMES:
+        return partial(torchvision_detectors.build_torchvision_detector, name)
     if colon:
-        raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, known)}")
+        raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, [*known, *torchvision_detectors.NAMES])}")
     hint = did_you_mean(model, _SHIPPED)
     others = "torchvision:<name>, timm:<name>, or package.module:function of your own"
     raise UnknownNameError(f"no model '{model}'{hint}; or {others}")

@@ -8,11 +8,21 @@ from pydantic import Field, PlainValidator
 from stillhouse.spec.display import show
 from stillhouse.spec.values import Section, invalid, parse_plain
 
+_LARGEST_SIDE = 4096
+
 
 def _parse_validation(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or (isinstance(value, float) and value >= 1):
         raise invalid(f"must be a number of samples >= 0 or a fraction between 0 and 1, got {show(value)}")
     return value or 0
+
+
+def _parse_size(value: Any) -> int | tuple[int, int] | None:
+    sides = list(value) if isinstance(value, list | tuple) else [value]
+    good = all(isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST_SIDE for side in sides)
+    if value is not None and not (good and len(sides) in (1, 2)):
+        raise invalid(f"must be a number of pixels in 1..{_LARGEST_SIDE}, [height, width], or null, got {show(value)}")
+    return value if value is None or isinstance(value, int) else (sides[0], sides[-1])
 
 
 def _parse_policy_entry(value: Any) -> Any:
@@ -34,7 +44,7 @@ class DatasetSpec(Section):
         validation: how many samples of the training split, or which fraction, become the validation split. 0 makes none, as to
             repeat a published result: students see all training samples, and nothing is chosen.
         download: whether missing files may be downloaded.
-        size: height and width to which images are resized.
+        size: height and width to which images are resized: one number for both, or `[height, width]` for images with boxes.
         options: further arguments of the data set, such as `limit` and `limit_test`, which take a part of it.
     """
 
@@ -42,7 +52,7 @@ class DatasetSpec(Section):
     root: str | None = None
     validation: Annotated[int | float, PlainValidator(_parse_validation)] = 0.1
     download: bool = False
-    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    size: Annotated[int | tuple[int, int] | None, PlainValidator(_parse_size)] = None
     options: dict[str, Annotated[Any, PlainValidator(parse_plain)]] = Field(default_factory=dict)
 
 

@@ -182,7 +182,8 @@ class Task(ABC):
         """Why a model cannot be trained for the task, as words that follow its name; None if nothing is known."""
         given = self.sample_shape(model.num_classes, model.input_shape)
         if model.reads == given:
-            return None
+            several = not model.returns and type(self).outputs is Task.outputs
+            return f"returns more than one tensor, task {self.name} reads one" if several else None
         return f"reads {in_words(model.reads)} of each sample, task {self.name} gives {in_words(given)}"
 
     def inputs(self, data: ImageData, views: Views, images: Images, indices: Tensor, view: int) -> Tensor:

@@ -244,10 +244,9 @@ class ModelServer:
         self.samples_differentiated += len(images)
         return [pull_back(run_teacher(self._model, images, task[1]), images, tensors[1:])]
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, *others: Tensor) -> Any:
         self.samples_forwarded += len(images)
-        logits: Tensor = self._model(images)
-        return logits
+        return self._model(images, *others)
 
     def _bytes_per_sample(self, task: tuple[Any, ...], images: Tensor) -> float:
         """The bytes that a forward pass stores for its gradient, measured once per form of input on one sample."""

@@ -37,12 +37,9 @@ from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
 from stillhouse.testing.checks import check_configured, run_checks, train_resumed
 from stillhouse.testing.method_trial import (
-    NUM_TRAINING,
     MethodTrial,
     RemoteModel,
-    build_student,
     compute_in_batches,
-    digits,
     suiting_trial,
     trained_teacher,
 )
@@ -54,7 +51,7 @@ from stillhouse.text_table import log_line
 def check_method(
     method: Method,
     *,
-    teacher: str | Sequence[str] = "resnet8",
+    teacher: str | Sequence[str] = "",
     student: str | None = None,
     epochs: int = 4,
     device: str = "cpu",
@@ -66,8 +63,10 @@ def check_method(
 
     Args:
         method: an instance with the hyper-parameters to try.
-        teacher: name of a shipped model; several different ones for a method that learns from `every_teacher`.
-        student: name of a shipped model that suits the method; by default the first of lenet and resnet8 that does.
+        teacher: name of a shipped model; several different ones for a method that learns from `every_teacher`. By default that
+            of the ground of the method's task, resnet8 for classification.
+        student: name of a shipped model that suits the method; by default the first of the ground's that does, of lenet and
+            resnet8 for classification.
         epochs: at least one for each of the method's stages.
         device: of student, helpers and teacher, such as `cuda`.
         progress: whether each check is named on stderr when it begins.
@@ -135,19 +134,19 @@ def check_a_method_for_any_task_reads_no_labels(trial: MethodTrial) -> None:
 
 def check_knowledge_of_a_sample_depends_on_it_alone(trial: MethodTrial) -> None:
     """Each sample has one finite row, which does not depend on the other samples of its batch, so that it can be cached."""
-    data = digits()
-    images = tasks.of(data).first_inputs(data, data.train, 128, trial.device)
+    data = trial.data
+    images = tasks.of(data).first_inputs(data, data.train, min(128, len(data.train)), trial.device)
     for teacher, knowledge in trial.knowledge_by_teacher().items():
-        _check_rows(trial, trained_teacher(teacher, trial.device), knowledge, images)
+        _check_rows(trial, trained_teacher(teacher, trial.device, trial.ground), knowledge, images)
 
 
 def _check_rows(trial: MethodTrial, teacher: nn.Module, knowledge: Mapping[str, Knowledge], images: Tensor) -> None:
-    data = digits()
-    labels = data.train.labels[:128].to(trial.device)
-    shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(0)).to(trial.device)
+    count = len(images)
+    labels = trial.data.train.labels[:count].to(trial.device)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(trial.device)
     with FeatureReader(teacher, layers_of(knowledge)) as reader:
-        in_order = compute_in_batches(reader, knowledge, images, labels)
-        mixed = compute_in_batches(reader, knowledge, images[shuffled], labels[shuffled])
+        in_order = compute_in_batches(reader, knowledge, images, labels, trial.ground)
+        mixed = compute_in_batches(reader, knowledge, images[shuffled], labels[shuffled], trial.ground)
     for name, rows in in_order.items():
         assert len(rows) == len(images), f"knowledge '{name}' must have one row per sample, got {tuple(rows.shape)}"
         assert bool(rows.isfinite().all()), f"knowledge '{name}' is not finite"
@@ -162,17 +161,21 @@ def _check_rows(trial: MethodTrial, teacher: nn.Module, knowledge: Mapping[str, 
 
 
 def check_losses_and_gradients_are_finite(trial: MethodTrial) -> None:
-    """In all stages, with plain and with mixed labels, losses and gradients are finite; the step's tensors are not modified."""
-    for policy in ((), ("mixup",)):
+    """In all stages, with plain and with mixed labels, losses and gradients are finite; the step's tensors are not modified.
+
+    Mixed labels are those of classification; other grounds have other policies.
+    """
+    for policy in trial.ground.policies:
         dataclasses.replace(trial, method=WatchedMethod(inner=trial.method)).trainer(policy=policy).fit()
 
 
 def check_a_batch_is_the_mean_of_its_parts_or_is_needed_whole(trial: MethodTrial) -> None:
     """Unless `needs_whole_batch` is True, parts of a batch give the gradients of the whole batch, so workers may share it."""
-    if split_problem(trial.method, tasks.of(digits())) is not None:
+    if split_problem(trial.method, tasks.of(trial.data)) is not None:
         return
+    size = trial.ground.training.batch_size // 2
     for stage in range(len(trial.trainer().stages)):
-        whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, 32), (0, 12, 32)))
+        whole, parted = (trial.trainer().gradients_by_parts(stage, ends) for ends in ((0, size), (0, size * 3 // 8, size)))
         _assert_close_gradients(whole, parted, trial.tolerance.regrouped)
 
 
@@ -192,7 +195,7 @@ def _assert_close_gradients(whole: Mapping[str, Tensor], parted: Mapping[str, Te
 
 def check_the_teacher_stays_untouched(trial: MethodTrial) -> None:
     """Training changes neither the teacher's weights, buffers and mode, nor does it leave gradients there."""
-    teachers = {name: trained_teacher(name, trial.device) for name in trial.teachers}
+    teachers = {name: trained_teacher(name, trial.device, trial.ground) for name in trial.teachers}
     before = {each: {name: tensor.clone() for name, tensor in model.state_dict().items()} for each, model in teachers.items()}
     trial.trainer().fit()
     for each, teacher in teachers.items():
@@ -212,7 +215,7 @@ def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
     """A trained student has the parameters of a new one by name and shape; each trial makes its own helpers."""
     trainer = trial.trainer()
     trainer.fit()
-    fresh = {name: tensor.shape for name, tensor in build_student(trial.student).state_dict().items()}
+    fresh = {name: tensor.shape for name, tensor in trial.ground.build(trial.student).state_dict().items()}
     trained = {name: tensor.shape for name, tensor in trainer.student.state_dict().items()}
     assert trained == fresh, (
         f"the trained student must have the weights of a new one, these differ: {sorted(trained.items() ^ fresh.items())}"
@@ -220,8 +223,8 @@ def check_helpers_are_not_part_of_the_student(trial: MethodTrial) -> None:
     setup = Setup(
         teacher=trial.teacher_architecture,
         student=trial.student_architecture,
-        new_student=functools.partial(build_student, trial.student),
-        num_samples=NUM_TRAINING,
+        new_student=functools.partial(trial.ground.build, trial.student),
+        num_samples=len(trial.data.train),
         epochs=trial.epochs,
     )
     first, second = helpers_of(trial.method, setup), helpers_of(trial.method, setup)
@@ -273,7 +276,7 @@ def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
         return
     # Only what the student trains on: the data set also has the images by which it is evaluated.
     other.split.images = 255 - other.split.images
-    other.split.labels = (other.split.labels + 1) % digits().num_classes
+    other.split.labels = (other.split.labels + 1) % trial.data.num_classes
     one.fit()
     other.fit()
     _assert_same(one.student.state_dict(), other.student.state_dict(), "student", trial.tolerance)
@@ -281,8 +284,10 @@ def check_a_data_free_training_reads_no_image(trial: MethodTrial) -> None:
 
 def check_a_student_without_feature_maps_works_or_does_not_suit(trial: MethodTrial) -> None:
     """A multilayer perceptron can be trained, or the method raises `Unsuitable`."""
+    if (student := trial.ground.without_maps) is None:
+        return
     with contextlib.suppress(Unsuitable):
-        dataclasses.replace(trial, method=WatchedMethod(inner=trial.method), student="mlp").trainer(policy=()).fit()
+        dataclasses.replace(trial, method=WatchedMethod(inner=trial.method), student=student).trainer(policy=()).fit()
 
 
 Check = Callable[[MethodTrial], None]
