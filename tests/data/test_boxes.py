@@ -27,7 +27,7 @@ def test_images_with_fewer_boxes_have_rows_without_one() -> None:
         (np.array([[[3.0, 2, 3, 8, 0]]]), "must be boxes with an area, got [3.0, 2.0, 3.0, 8.0]"),
     ],
 )
-def test_other_targets_are_refused(given: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
+def test_other_targets_are_refused(given: np.ndarray, message: str) -> None:
     with pytest.raises(UsageError) as error:
         BOXES.convert(given, "labels of train")
     assert message in str(error.value)

@@ -67,7 +67,7 @@ def _terms(method: DetectionHints) -> dict[str, Tensor]:
         original = type(method).loss
 
         def note(self: DetectionHints, step: object) -> dict[str, Tensor]:
-            terms = original(self, step)
+            terms: dict[str, Tensor] = original(self, step)
             if not found:
                 found.update({name: term.detach() for name, term in terms.items()})
                 found["supervised"] = sum_of_terms(step.supervised_terms()).detach()  # type: ignore[attr-defined]

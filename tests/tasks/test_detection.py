@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stillhouse import tasks
+from stillhouse.data.images import ImageData, Split
 from stillhouse.data.views import Views
 from stillhouse.distill.evaluation import evaluate, split_outputs
 from stillhouse.distill.method import Method
@@ -36,7 +37,7 @@ def test_the_sum_of_the_loss_is_the_mean_times_the_batch() -> None:
     images = torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     outputs, targets = student(images), data().train.labels[:4]
     task = Detection()
-    mean, total = (task.supervised_terms(student, outputs, targets, each) for each in ("mean", "sum"))  # type: ignore[arg-type]
+    mean, total = (task.supervised_terms(student, outputs, targets, each) for each in ("mean", "sum"))
     for name, term in mean.items():
         torch.testing.assert_close(4 * term, total[name])
 
@@ -72,7 +73,7 @@ def test_a_detector_learns_eight_images_by_heart() -> None:
     assert evaluate(trainer.student, eight, eight.train, "cpu") == pytest.approx(trainer.curve[-1]["validation_map"])
 
 
-def _first(split):  # type: ignore[no-untyped-def]
+def _first(split: ImageData) -> Split:
     return dataclasses.replace(split.train, images=split.train.images[:8], labels=split.train.labels[:8])
 
 
