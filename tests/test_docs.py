@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_model
@@ -113,6 +114,42 @@ def test_a_teachers_weights_come_from_a_file_as_the_page_says(beside: Path) -> N
     spec = SPEC | {"teachers": {"ours": ours | {"weights": str(path)}}}
     (teacher,) = planned(spec, beside / "home")["teachers"]
     assert teacher["model"] == "resnet56"
+
+
+def entry(page: str, name: str, section: str = "teachers") -> dict[str, Any]:
+    """What a page's YAML has for a teacher or student of that name."""
+    for block in blocks(page, "yaml"):
+        part = yaml.safe_load(block).get(section) or {}
+        entries = part if isinstance(part, dict) else {each.get("name"): each for each in part if isinstance(each, dict)}
+        if name in entries:
+            return dict(entries[name])
+    raise AssertionError(f"{page} shows no {name}")
+
+
+def test_weights_under_other_names_are_planned_as_the_page_says(beside: Path) -> None:
+    public = entry("your-own-teacher.md", "public")
+    net = build_model("resnet20", num_classes=10, input_shape=(1, 8, 8), shortcut=public["shortcut"])
+    state = {f"module.{name.replace('fc.', 'linear.')}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state | {"module.criterion.weight": torch.ones(10)}}, beside / "resnet20.th")
+    spec = SPEC | {"teachers": {"public": public | {"weights": str(beside / "resnet20.th")}}}
+    assert [each["trains"] for each in planned(spec, beside / "home")["teachers"]] == [False]
+
+
+def test_weights_of_other_classes_are_planned_as_the_page_says(beside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    tuned, started = entry("your-own-teacher.md", "tuned"), entry("your-own-teacher.md", "started", "students")
+    torch.save(build_model("resnet20", num_classes=100, input_shape=(1, 8, 8)).state_dict(), beside / "other.pth")
+    cached = beside / "torch" / "hub" / "checkpoints" / "resnet18_a1_0-d63eafa0.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save(build_model("timm:resnet18", num_classes=1000, input_shape=(1, 8, 8)).state_dict(), cached)
+    monkeypatch.setenv("TORCH_HOME", str(beside / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(beside / "hub"))
+    started["weights"] = str(beside / "other.pth")
+    plan = planned(SPEC | {"teachers": {"tuned": tuned}, "students": [started]}, beside / "home")
+    (teacher,) = plan["teachers"]
+    assert (teacher["trains"], teacher["start"]) == (True, "starts with timm:resnet18.a1_in1k, new head")
+    assert teacher["options"] == {"resize": 224}
+    assert [each["start"] for each in plan["students"]] == [{"weights": started["weights"], "head": "new"}]
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)

@@ -14,6 +14,8 @@ from stillhouse.errors import UsageError, UserCodeExit, describe_error, first_li
 
 _LIBRARIES = ("torchvision:", "timm:")
 """What begins the names of models that libraries have."""
+OTHER_MODELS = "torchvision:<name>, timm:<name>, or package.module:function of your own"
+"""How models that are not shipped are named."""
 _SEPARATE = "put its file beside the spec, or put the folder of its file on PYTHONPATH"
 
 

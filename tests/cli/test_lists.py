@@ -67,10 +67,12 @@ def test_methods_of_a_users_folder_are_listed_too(tmp_path: Path, monkeypatch: p
     methods.find.cache_clear()
 
 
-def test_models_are_listed_with_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillhouse.models.registry.model_names", lambda: ["mlp", "resnet20"])
-    heading, *rows = run("models").stdout.splitlines()
+def test_models_are_listed_with_their_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no facts are stored there
+    monkeypatch.setattr("stillhouse.models.registry.all_model_names", lambda: ["mlp", "resnet20"])
+    heading, *rows, others = run("models").stdout.splitlines()
     assert heading.split() == ["model", "parameters", "MACs", "bytes"]
+    assert others == "further models by name: torchvision:<name>, timm:<name>, or package.module:function of your own"
     assert [row.split()[0] for row in rows] == ["mlp", "resnet20"]
     sizes = {each["name"]: each["parameters"] for each in json.loads(run("models", "--json").stdout)}
     # CIFAR-100: the convolutions and BatchNorms of a ResNet-20 have 271,824 weights, its classifier 64 · 100 + 100.

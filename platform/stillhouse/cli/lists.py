@@ -12,6 +12,7 @@ from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Home, Json
 from stillhouse.cli.output import make_console, make_table, print_json
 from stillhouse.cli.stored_facts import stored_or_computed
+from stillhouse.user_code import OTHER_MODELS
 
 
 @app.command(name="ls")
@@ -147,6 +148,7 @@ def list_models(
     for each in facts:
         table.add_row(each["name"], *(f"{each[key]:,}" for key in ("parameters", "macs", "size_bytes")))
     table.print(make_console())
+    print(f"further models by name: {OTHER_MODELS}")
     return OK
 
 

@@ -42,7 +42,7 @@ from stillhouse.models.architecture import describe
 from stillhouse.models.layer_limit import TooManyLayersError, bounded_building, check_layers
 from stillhouse.models.layers import Shape
 from stillhouse.models.options import CHOICES, broken_rule
-from stillhouse.user_code import check_origin, import_user_module, is_of_library, user_code
+from stillhouse.user_code import OTHER_MODELS, check_origin, import_user_module, is_of_library, user_code
 
 Builder = Callable[..., nn.Module]
 
@@ -202,8 +202,7 @@ def _builder(model: str) -> Builder:
     if colon:
         raise UsageError(f"torchvision has no model '{name}'{did_you_mean(name, [*known, *torchvision_detectors.NAMES])}")
     hint = did_you_mean(model, _SHIPPED)
-    others = "torchvision:<name>, timm:<name>, or package.module:function of your own"
-    raise UnknownNameError(f"no model '{model}'{hint}; or {others}")
+    raise UnknownNameError(f"no model '{model}'{hint}; or {OTHER_MODELS}")
 
 
 def _imported(model: str, module_name: str, function_name: str) -> Builder:

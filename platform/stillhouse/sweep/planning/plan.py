@@ -173,6 +173,7 @@ class Plan:
                     "trials": teacher.trials,
                     "trains": teacher.trains,
                     "derived": teacher.derived,
+                    "start": teacher.start,
                 }
                 for teacher in self.teachers
             ],
