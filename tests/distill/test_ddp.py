@@ -27,6 +27,8 @@ SCRIPT = """
 import json, sys
 import torch, torch.distributed as dist
 from torch import nn
+from stillhouse.compress.chain import Chain
+from stillhouse.compress.operator import Context
 from stillhouse.data.datasets import load_dataset
 from stillhouse.data.views import Views
 from stillhouse.distill.method import Method
@@ -68,6 +70,9 @@ def trainer(make, method=None, recipe=(), **fields):
     return Trainer(new_student=make, method=method, data=data, views=Views(("crop", "mixup"), 2, data.input_shape, 160),
                    training=training, epochs=3, seed=1, workers=workers, **taught_by, **fields)
 
+operators = Chain.of([{"prune": {"ratio": 0.5, "pattern": "unstructured"}}, {"share_weights": {"k": 8, "share_at": 0.4}},
+                      {"quantize": {"weight_bits": 4, "activation_bits": 32, "exempt": "none"}}])
+context = Context(num_classes=10, input_shape=data.input_shape)
 cases = {
     "plain": trainer(build("mlp", hidden=[16])),
     "batch norm": trainer(normed),
@@ -75,6 +80,7 @@ cases = {
     "hints with a helper and a stage": trainer(build("lenet"), find("fitnets")()),
     "noise of its own": trainer(build("mlp", hidden=[16]), find("noisy_teacher")()),
     "micro-batches besides": trainer(build("mlp", hidden=[16]), recipe={"micro_batch": 7}),
+    "operators": trainer(lambda: operators.convert(normed(), context).model, operators=operators),
 }
 results = {}
 for name, one in cases.items():
@@ -99,7 +105,7 @@ if rank == 0:
 
 CASES = (
     *("plain", "batch norm", "recomputed statistics", "hints with a helper and a stage", "noise of its own"),
-    "micro-batches besides",
+    *("micro-batches besides", "operators"),
 )
 
 

@@ -60,7 +60,7 @@ def test_routes_are_compared_within_the_size_that_all_of_them_can_meet(facts: Fa
 @pytest.mark.parametrize(
     ("small", "cut", "state", "words"),
     [
-        ([0.80, 0.81, 0.82], [0.900, 0.912, 0.921], "clear", "Cut of large is the best route at this size"),
+        ([0.80, 0.81, 0.82], [0.900, 0.912, 0.921], "clear", "The best route at this size is cut of large"),
         ([0.80, 0.90, 0.85], [0.90, 0.81, 0.87], "tied", "cut of large cannot be told apart from a network without operators"),
         ([0.80], [0.90], "single", "Nothing can be concluded"),
     ],

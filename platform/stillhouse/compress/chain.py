@@ -182,6 +182,12 @@ class Chain:
         each: Sequence[History] = history["operators"]
         return each
 
+    @property
+    def whole_batch_operator(self) -> str | None:
+        """The name of an operator whose network notes something of each training batch; None if there is none."""
+        pairs = zip(self.names, self.operators, strict=True)
+        return next((name for name, operator in pairs if operator.needs_whole_batch), None)
+
     @cached_property
     def needs_hooks(self) -> bool:
         """Whether any operator acts during training."""

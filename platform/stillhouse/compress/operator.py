@@ -204,6 +204,14 @@ class Operator(Configured):
         return False
 
     @property
+    def needs_whole_batch(self) -> bool:
+        """Whether the network notes something of each training batch, such as the range of its values.
+
+        Its students are then trained neither by micro-batches nor by several workers, which see parts of it.
+        """
+        return False
+
+    @property
     def weight_bits(self) -> int:
         """Bits of a stored weight, in the layers that the operator changes."""
         return 32

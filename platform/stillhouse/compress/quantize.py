@@ -114,6 +114,10 @@ class Quantize(Operator):
         return Level.PRECISION
 
     @property
+    def needs_whole_batch(self) -> bool:
+        return self.train and self.activation_bits != _FULL
+
+    @property
     def readable(self) -> str:
         others = {name: value for name, value in self.changed_options().items() if name not in _IN_SHORT}
         shown = [f"{self.weight_bits}/{self.activation_bits}", *([] if self.train else ["after training"])]

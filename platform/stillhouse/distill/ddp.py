@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stillhouse.compress.chain import Chain
 from stillhouse.distill.method import Method
 from stillhouse.tasks import Task
 
@@ -64,16 +65,19 @@ class Workers:
 
 
 ALONE = Workers()
+_NO_OPERATORS = Chain()
 
 
-def split_problem(method: Method, task: Task) -> str | None:
-    """Why the method cannot train on a part of each batch; None when it can."""
+def split_problem(method: Method, task: Task, operators: Chain = _NO_OPERATORS) -> str | None:
+    """Why the method cannot train a student with these operators on a part of each batch; None when it can."""
     if not task.separable and method.uses_supervised_loss:
         return f"has the loss of task {task.name}, which must see each batch whole"
     if type(method).step is not Method.step:
         return "has its own training step, which must see each batch whole"
     if method.needs_whole_batch:
         return "relates the samples of a batch to each other, so that it must see each batch whole"
+    if (name := operators.whole_batch_operator) is not None:
+        return f"trains a student with {name}, which must see each batch whole"
     return None
 
 

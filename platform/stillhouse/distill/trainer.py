@@ -155,9 +155,14 @@ class Trainer:
         self._classifiers = classifiers_of(self.method, self.student, self._modules)
         self._classifiers |= {name: helper.module for name, helper in helpers.items() if helper.evaluate}
 
+    @property
+    def split_problem(self) -> str | None:
+        """Why this student cannot be trained on a part of each batch; None when it can."""
+        return split_problem(self.method, self.task, self.operators)
+
     def _make_helpers(self) -> dict[str, Helper]:
         in_parts = in_several_parts(self._workers, self.micro_batch)
-        if in_parts and (problem := split_problem(self.method, self.task)):
+        if in_parts and (problem := self.split_problem):
             raise MethodError(f"{problem}: set training.micro_batch to null and trial_resources.workers to 1")
         if unsuited := self.method.recipe_problem(self._training):
             raise MethodError(unsuited)

@@ -157,7 +157,7 @@ def card_facts(answer: Answer, baseline: str) -> list[tuple[str, str]]:
     """Terms and their words: against the teacher, over the baseline, from how many it was chosen."""
     rows = []
     if answer.teacher is not None and (compared := against_teacher(answer)):
-        rows.append(("Against teacher", f"{', '.join(compared)} than {answer.teacher.name}"))
+        rows.append((f"Against {answer.teacher.name}", ", ".join(compared)))
     if answer.gain is not None:
         rows.append((f"Gain over {baseline}", _gain_words(answer.gain, answer.gain_kind, answer.metric)))
     elif answer.control is not None and answer.control.num_collapsed:

@@ -113,8 +113,8 @@ def route_verdict(comparison: RouteComparison) -> str:
             "contains zero"
         )
     if not words:
-        return f"{_first_up(leader.route)} is the best route at this size: the 95% interval of each difference lies above zero."
-    return f"{_first_up('; '.join(words))}."
+        return f"The best route at this size is {leader.route}: the 95% interval of each difference lies above zero."
+    return f"There is no best route at this size: {'; '.join(words)}."
 
 
 def behind_words(result: RouteResult) -> str:
@@ -142,10 +142,6 @@ def _difference_words(estimate: Estimate, kind: Pairing, best: Configuration, *,
     spread = "" if estimate.half_width is None else f" ± {difference(estimate.half_width, best.metric)}"
     seeds = without_interval(estimate.n) if estimate.half_width is None else f"n = {estimate.n}"
     return f"{difference(estimate.mean, best.metric, signed=signed)}{spread}{unit(best.metric)} ({kind}, {seeds})"
-
-
-def _first_up(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _smallest(configurations: Iterable[Configuration], measure: str) -> float | None:

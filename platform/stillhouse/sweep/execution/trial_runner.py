@@ -16,7 +16,7 @@ from stillhouse.compress.storage import nonzero_parameters, packed_state
 from stillhouse.compress.students import begins_as_teacher, chain_of, describe_student, student_architecture
 from stillhouse.data.datasets import ImageData
 from stillhouse.device import check_device, free_memory, is_out_of_memory
-from stillhouse.distill.ddp import ALONE, Workers, split_problem
+from stillhouse.distill.ddp import ALONE, Workers
 from stillhouse.distill.hyperparameters import make_method
 from stillhouse.distill.interleaver import run_out
 from stillhouse.distill.trainer import Trainer
@@ -129,7 +129,7 @@ class TrialRunner:
             if not is_out_of_memory(error):
                 raise
             allowed = self._environment.training.micro_batch == "auto" and self._workers.size == 1
-            if not allowed or split_problem(self._trainer.method, self._trainer.task) is not None or self._micro_batch == 1:
+            if not allowed or self._trainer.split_problem is not None or self._micro_batch == 1:
                 raise
         return None
 

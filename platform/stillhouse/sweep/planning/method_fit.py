@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stillhouse import methods, tasks
-from stillhouse.compress.students import sketch_student
+from stillhouse.compress.students import chain_of, sketch_student
 from stillhouse.distill.ddp import split_problem, sync_batchnorm_problem
 from stillhouse.distill.hook_returns import helpers_of, knowledge_of, student_layers_of
 from stillhouse.distill.hyperparameters import make_method
@@ -96,12 +96,20 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
         teachers = [describe(StudentChoice(name=name, model=each.model, options=each.options), ()) for name, each in networks]
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
-            if not method.serves(tasks.find(spec.task).name) or method.recipe_problem(spec.training):
+            task = tasks.find(spec.task)
+            if not method.serves(task.name) or method.recipe_problem(spec.training):
+                return None
+            if _is_divided(spec) and split_problem(method, task, chain_of(draw.student)):
                 return None
             fit = fit_method(method, student, teachers)
     except Exception:  # a user's method can raise anything about a combination of values
         return None
     return runnable_draw(draw, fit)
+
+
+def _is_divided(spec: SweepSpec) -> bool:
+    """Whether trials train on a part of each batch at a time."""
+    return spec.trial_resources.num_workers > 1 or isinstance(spec.training.micro_batch, int)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,9 @@ class DrawChecker:
         try:
             with user_code():
                 method = make_method(draw.method, draw.hyperparameters)
-                if (divided := self._divided_batches()) and (problem := split_problem(method, self._task)):
+                if (divided := self._divided_batches()) and (
+                    problem := split_problem(method, self._task, chain_of(draw.student))
+                ):
                     return PassedOver(f"{problem}, and {divided}")
                 if self._spec.training.sync_batchnorm and (problem := sync_batchnorm_problem(method)):
                     return PassedOver(f"{problem}; training.sync_batchnorm is true")
