@@ -76,7 +76,7 @@ def test_the_summary_of_a_run_names_them_with_what_to_change(results: Results, c
 
 
 def test_mlflow_has_a_tag_for_them_alone() -> None:
-    tags = {each.trial.key: trial_entry(each, sweep="signs").tags.get("collapsed") for each in RECORDS}
+    tags = {each.trial.key: trial_entry(each, FACTS).tags.get("collapsed") for each in RECORDS}
     assert tags == {"good": None, "noise": "true", "old": None, "oldgood": None}
 
 

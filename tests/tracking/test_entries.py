@@ -12,6 +12,7 @@ from stillhouse.tracking.entries import (
     comparison,
     milliseconds,
     record_digest,
+    sweep_note,
     sweep_points,
     sweep_tags,
     trial_entry,
@@ -19,10 +20,11 @@ from stillhouse.tracking.entries import (
 
 RecordMaker = Callable[..., TrialRecord]
 FactsMaker = Callable[..., SweepFacts]
+FACTS = SweepFacts(name="s", spec={}, dataset={}, baseline="scratch", planned=1)
 
 
 def test_the_end_state_and_the_curve_have_names_of_their_own(make_record: RecordMaker) -> None:
-    points = trial_entry(make_record(epochs=3), sweep="s").points
+    points = trial_entry(make_record(epochs=3), FACTS).points
     end = {point.name: point.value for point in points if point.step == 0}
     curves = {point.name for point in points if point.step > 0}
     assert end["validation_accuracy"] == 0.5
@@ -32,12 +34,12 @@ def test_the_end_state_and_the_curve_have_names_of_their_own(make_record: Record
 
 def test_stages_that_count_their_epochs_again_do_not_write_over_each_other(make_record: RecordMaker) -> None:
     curve = [{"epoch": epoch, "stage": stage, "train_loss": 1.0} for stage in ("hint", "distil") for epoch in (1, 2)]
-    points = trial_entry(make_record(curve=curve), sweep="s").points
+    points = trial_entry(make_record(curve=curve), FACTS).points
     assert [point.step for point in points if point.name == "epoch_train_loss"] == [1, 2, 3, 4]
 
 
 def test_tags_say_what_a_trial_is(make_record: RecordMaker) -> None:
-    tags = trial_entry(make_record(7), sweep="tiny").tags
+    tags = trial_entry(make_record(7), FACTS.model_copy(update={"name": "tiny"})).tags
     expected = {
         "sweep": "tiny",
         "role": "trial",
@@ -53,16 +55,16 @@ def test_tags_say_what_a_trial_is(make_record: RecordMaker) -> None:
 
 
 def test_a_failed_trial_is_a_failed_run_with_its_reason(make_record: RecordMaker) -> None:
-    entry = trial_entry(make_record(status="failed", reason="the loss became NaN in epoch 2"), sweep="s")
+    entry = trial_entry(make_record(status="failed", reason="the loss became NaN in epoch 2"), FACTS)
     assert (entry.status, entry.tags["reason"]) == ("FAILED", "the loss became NaN in epoch 2")
 
 
 def test_a_trial_stopped_by_the_scheduler_did_not_fail(make_record: RecordMaker) -> None:
-    assert trial_entry(make_record(status="stopped"), sweep="s").status == "FINISHED"
+    assert trial_entry(make_record(status="stopped"), FACTS).status == "FINISHED"
 
 
 def test_params_are_hyperparameters_and_student_options(make_record: RecordMaker) -> None:
-    params = trial_entry(make_record(2), sweep="s").params
+    params = trial_entry(make_record(2), FACTS).params
     assert params == {
         "temperature": "4.0",
         "kd_weight": "0.9",
@@ -78,7 +80,7 @@ def test_params_are_hyperparameters_and_student_options(make_record: RecordMaker
 def test_a_hyperparameter_named_like_one_of_ours_keeps_its_value(make_record: RecordMaker) -> None:
     record = make_record()
     trial = record.trial.model_copy(update={"hyperparameters": {"seed": 99}})
-    params = trial_entry(record.model_copy(update={"trial": trial}), sweep="s").params
+    params = trial_entry(record.model_copy(update={"trial": trial}), FACTS).params
     assert (params["seed"], params["kd.seed"]) == ("0", "99")
 
 
@@ -161,7 +163,7 @@ def test_a_run_of_another_metric_has_its_drop(make_record: RecordMaker, make_fac
     record = make_record().model_copy(update={"metrics": {"parameters": 100.0, "validation_mae": 2.5, "test_mae": 2.75}})
     points = {
         point.name: point.value
-        for point in trial_entry(record, sweep="s", teachers=[teacher], metric=metric).points
+        for point in trial_entry(record, make_facts("s", teachers=[teacher], metric=metric)).points
         if point.step == 0
     }
     assert (points["test_mae"], points["mae_drop"]) == (2.75, 0.75)
@@ -196,11 +198,61 @@ def test_a_student_with_operators_has_their_numbers_and_its_origin(make_record: 
             "metrics": {**plain.metrics, "weight_bits": 4.0, "activation_bits": 8.0, "nonzero_parameters": 500.0},
         }
     )
-    entry = trial_entry(record, sweep="s")
+    entry = trial_entry(record, FACTS)
     assert entry.params["compression"] == "cut(ratio=0.5)"
     assert entry.params["student.from"] == "big"
     points = {point.name: point.value for point in entry.points if point.step == 0}
     assert (points["weight_bits"], points["activation_bits"], points["nonzero_parameters"]) == (4, 8, 500)
-    points = {point.name: point.value for point in trial_entry(plain, sweep="s").points}
+    points = {point.name: point.value for point in trial_entry(plain, FACTS).points}
     assert (points["weight_bits"], points["activation_bits"]) == (32, 32)
     assert "nonzero_parameters" not in points
+
+
+def test_params_have_the_training_settings_and_the_data(make_record: RecordMaker, make_facts: FactsMaker) -> None:
+    spec = {"dataset": {"name": "digits", "root": "/data/digits"}, "training": {"optimizer": "sgd", "learning_rate": 0.05}}
+    dataset = {"name": "digits", "fingerprint": "0123", "test_samples": 360}
+    params = trial_entry(make_record(), make_facts(spec=spec, dataset=dataset)).params
+    expected = {"training.optimizer": "sgd", "training.learning_rate": "0.05"}
+    expected |= {"dataset.name": "digits", "dataset.root": "/data/digits", "dataset.test_samples": "360"}
+    assert {name: value for name, value in params.items() if name.startswith(("training.", "dataset."))} == expected
+    tags = sweep_tags(make_facts(spec=spec, dataset=dataset), home_id="h")
+    assert (tags["dataset_root"], tags["dataset_test_samples"]) == ("/data/digits", "360")
+
+
+def test_a_secret_in_the_address_of_the_data_is_hidden(make_record: RecordMaker, make_facts: FactsMaker) -> None:
+    spec = {"dataset": {"name": "digits", "root": "s3://reader:hunter2@bucket/digits"}, "training": {}}
+    facts = make_facts(spec=spec)
+    texts = [str(trial_entry(make_record(), facts)), str(sweep_tags(facts, home_id="h")), sweep_note(facts)]
+    assert not any("hunter2" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ending"),
+    [
+        ({}, "seed 0, 3 of 3 epochs: test accuracy 75.00 %, validation accuracy 50.00 %."),
+        ({"status": "failed", "reason": "out of memory"}, "seed 0, 3 of 3 epochs: failed, out of memory"),
+        ({"status": "stopped"}, "seed 0, 3 of 3 epochs: stopped"),
+    ],
+)
+def test_a_run_describes_what_was_trained_and_what_came_out(
+    changes: dict[str, Any], ending: str, make_record: RecordMaker, make_facts: FactsMaker
+) -> None:
+    note = trial_entry(make_record(**changes), make_facts()).tags["mlflow.note.content"]
+    assert note == f"**small** (1,000 parameters) trained with **kd** by big on digits, {ending}"
+
+
+def test_samples_of_the_machine_are_system_metrics_with_their_own_times(make_record: RecordMaker) -> None:
+    samples = [{"time_ms": 1000.0 * second, "process_cpu_percentage": 50.0 + second} for second in (10, 20)]
+    record = make_record(system=samples)
+    points = [point for point in trial_entry(record, FACTS).points if point.name.startswith("system/")]
+    assert [(point.name, point.step, point.value, point.when_ms) for point in points] == [
+        ("system/process_cpu_percentage", 1, 60.0, 10_000),
+        ("system/process_cpu_percentage", 2, 70.0, 20_000),
+    ]
+    # A record without samples keeps the digest by which its run is known.
+    assert "system" not in make_record().model_dump(mode="json")
+
+
+def test_a_note_leads_to_the_trials(make_facts: FactsMaker) -> None:
+    assert "(http://127.0.0.1:5000/#/x)" in sweep_note(make_facts(), "http://127.0.0.1:5000/#/x")
+    assert "http" not in sweep_note(make_facts())

@@ -92,3 +92,53 @@ def test_numbers_that_were_measured_later_are_added_to_the_run_that_is_there(
     assert after.info.run_id == before.info.run_id
     assert after.data.metrics == before.data.metrics | {"onnx_latency_ms": 0.125, "robustness_blur": 0.5}
     assert [(result.created, result.skipped) for result in results] == [(1, 0), (0, 1)]
+
+
+def test_a_teacher_that_was_evaluated_anew_does_not_spoil_the_runs_of_its_students(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    """The record holds the comparison with the teacher as the trial knew it: a model takes one value of a name and time."""
+    metrics = make_record(0).metrics | {"accuracy_drop": 0.120, "compression_ratio": 9.0}
+    result = sync(None, home, "tests", make_facts(), [make_record(0, metrics=metrics)], {})
+    assert (result.created, result.failed, result.reasons) == (1, 0, ())
+    (run,) = runs_in(locate(None, home))
+    # The teacher has 10,000 parameters and 0.875, the student 1,000 and 0.75.
+    assert (run.data.metrics["accuracy_drop"], run.data.metrics["compression_ratio"]) == (0.125, 10.0)
+
+
+def test_an_incomplete_run_whose_data_were_moved_is_completed(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    from stillhouse.tracking.store import open_client, settings
+
+    def facts(root: str) -> SweepFacts:
+        return make_facts(spec={"name": "tiny", "dataset": {"name": "digits", "root": root}})
+
+    sync(None, home, "tests", facts("/before"), [make_record(0)], {})
+    (run,) = runs_in(locate(None, home))
+    with settings():
+        open_client(locate(None, home)).update_run(run.info.run_id, status="RUNNING")
+    result = sync(None, home, "tests", facts("/after"), [make_record(0)], {})
+    assert (result.created, result.reasons) == (1, ())
+    (run,) = runs_in(locate(None, home))
+    assert (run.info.status, run.data.params["dataset.root"]) == ("FINISHED", "/before")
+
+
+def test_a_student_that_was_stored_keeps_its_model_when_its_run_is_completed(
+    home: Path, make_record: RecordMaker, make_facts: FactsMaker, runs_in: RunReader
+) -> None:
+    from stillhouse.tracking.external import EXTERNAL_TAG
+    from stillhouse.tracking.store import open_client, settings
+
+    sync(None, home, "tests", make_facts(), [make_record(0)], {})
+    (run,) = runs_in(locate(None, home))
+    with settings():
+        client = open_client(locate(None, home))
+        (model,) = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'")
+        client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
+        client.update_run(run.info.run_id, status="RUNNING")
+    sync(None, home, "tests", make_facts(), [make_record(0)], {})
+    with settings():
+        condition = f"source_run_id = '{run.info.run_id}'"
+        found = open_client(locate(None, home)).search_logged_models([run.info.experiment_id], filter_string=condition)
+    assert [each.model_id for each in found] == [model.model_id]

@@ -8,9 +8,9 @@ from stillhouse.spec.late_metrics import ONNX_LATENCY, ONNX_LATENCY_64, PROGRAM_
 
 _FORMS = (
     ("PyTorch", "latency_ms", "latency_batch64_ms"),
-    ("torch.export program", PROGRAM_LATENCY, PROGRAM_LATENCY_64),
-    ("ONNX, by onnxruntime on the CPU", ONNX_LATENCY, ONNX_LATENCY_64),
-    ("int8, by onnxruntime on the CPU", "int8_latency_ms", ""),
+    ("Exported program", PROGRAM_LATENCY, PROGRAM_LATENCY_64),
+    ("ONNX (onnxruntime, CPU)", ONNX_LATENCY, ONNX_LATENCY_64),
+    ("int8 (onnxruntime, CPU)", "int8_latency_ms", ""),
 )
 
 

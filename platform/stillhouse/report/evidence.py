@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from stillhouse.report.configurations import Configuration
 from stillhouse.report.estimates import Estimate, difference_of_means, mean_with_interval
-from stillhouse.report.late_columns import robustness_names
+from stillhouse.report.late_columns import degradation_of, robustness_names
 from stillhouse.report.report_data import ReportData
-from stillhouse.spec.late_metrics import ROBUSTNESS_PREFIX
 from stillhouse.spec.measure import Measure
 
 _MAX_MATRIX = 12
@@ -159,7 +158,7 @@ def _row(measure: Measure, best: Configuration, control: Configuration | None) -
 
 def _robustness(best: Configuration, control: Configuration | None) -> list[MeasureRow]:
     metric = best.metric
-    degraded = {name: name.removeprefix(ROBUSTNESS_PREFIX) for name in robustness_names(best.reported)}
+    degraded = {name: degradation_of(name) for name in robustness_names(best.reported)}
     labels = {metric.column("test"): "as they are", **degraded} if degraded else {}
     measures = [
         Measure(

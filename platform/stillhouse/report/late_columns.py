@@ -6,6 +6,7 @@ from stillhouse.report.columns import Column
 from stillhouse.spec.late_metrics import EXPORTED_LATENCIES, ROBUSTNESS_PREFIX, is_late
 from stillhouse.spec.records import SweepFacts, TrialRecord
 
+_SPELLED = {"jpeg": "JPEG"}
 _FORMS = {"program": "the torch.export program", "onnx": "the ONNX file, run by onnxruntime on the CPU"}
 
 
@@ -20,8 +21,7 @@ def late_columns(facts: SweepFacts, records: Sequence[TrialRecord]) -> Iterator[
         )
     kind = "fraction" if facts.metric.percent else ""
     for name in robustness_names(records):
-        degradation = name.removeprefix(ROBUSTNESS_PREFIX)
-        words = f"test {facts.metric.label} on images with the degradation {degradation}; only of winners"
+        words = f"test {facts.metric.label} on images with the degradation {degradation_of(name)}; only of winners"
         yield Column(name, "float64", kind, words), [record.metrics.get(name) for record in records]
 
 
@@ -29,3 +29,9 @@ def robustness_names(records: Sequence[TrialRecord]) -> list[str]:
     """The metrics on degraded images that any record has."""
     names = {name: None for record in records for name in record.metrics if is_late(name)}
     return [name for name in names if name.startswith(ROBUSTNESS_PREFIX)]
+
+
+def degradation_of(name: str) -> str:
+    """The degradation of such a metric, for readers: `noise`, `JPEG`."""
+    plain = name.removeprefix(ROBUSTNESS_PREFIX)
+    return _SPELLED.get(plain, plain)

@@ -186,9 +186,10 @@ class TrialRecord(_Record):
             release.
         conversion: what the student's operators decided (`Conversion.history`), from which its network is built again.
         compression: the student's operators, readable: `prune(ratio=0.5)`; empty without operators.
+        system: samples of processor and memory while it trained, each with `time_ms`; empty for a short trial.
     """
 
-    omitted: ClassVar[tuple[str, ...]] = ("conversion", "compression")
+    omitted: ClassVar[tuple[str, ...]] = ("conversion", "compression", "system")
     trial: Trial
     status: Literal["finished", "stopped", "failed"]
     reason: str | None = None
@@ -207,6 +208,7 @@ class TrialRecord(_Record):
     details: dict[str, list[Any]] = Field(default_factory=dict)
     conversion: dict[str, Any] = Field(default_factory=dict)
     compression: str = ""
+    system: list[dict[str, float]] = Field(default_factory=list)
 
 
 class KnowledgeFacts(_Record):

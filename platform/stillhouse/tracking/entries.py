@@ -11,7 +11,7 @@ from typing import Any
 
 from stillhouse.durable import content_hash
 from stillhouse.spec.late_metrics import is_late
-from stillhouse.spec.metric import ACCURACY, Metric
+from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import FULL_BITS, SweepFacts, TeacherFacts, TrialRecord
 from stillhouse.spec.schema import RANDOM_TEACHER
 from stillhouse.spec.secret_masking import mask_data, mask_text
@@ -23,15 +23,22 @@ _MAX_PARAM = 6000
 _MAX_TAG = 8000
 
 CURVE_PREFIX = "epoch_"
+SYSTEM_PREFIX = "system/"
+"""By this MLflow's page knows what belongs under "System metrics"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One value of a metric."""
+    """One value of a metric.
+
+    Attributes:
+        when_ms: Unix time; None for that of the run's other points.
+    """
 
     name: str
     value: float
     step: int = 0
+    when_ms: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +74,9 @@ def record_digest(record: TrialRecord) -> str:
     return content_hash(content)
 
 
-def trial_entry(
-    record: TrialRecord, *, sweep: str, teachers: Sequence[TeacherFacts] = (), metric: Metric = ACCURACY
-) -> RunEntry:
-    """The child run of one trial.
-
-    Args:
-        teachers: of the sweep, as far as they are known; the trial is compared with one of them.
-        metric: by which the sweep's task judges students.
-    """
-    trial = record.trial
+def trial_entry(record: TrialRecord, facts: SweepFacts) -> RunEntry:
+    """The child run of one trial, which is compared with one of the sweep's teachers as far as they are known."""
+    trial, sweep = record.trial, facts.name
     tags = {
         "sweep": sweep,
         "role": "trial",
@@ -97,6 +97,7 @@ def trial_entry(
         "weights_hash": record.weights_hash,
         "mlflow.source.name": "stillhouse",
         "mlflow.source.git.commit": record.code.get("commit"),
+        "mlflow.note.content": trial_note(record, facts),
     }
     params: dict[str, Any] = {f"student.{name}": value for name, value in trial.student.settings.items()}
     if record.compression:
@@ -108,6 +109,8 @@ def trial_entry(
         own["teacher"] = trial.teacher
     for name, value in trial.hyperparameters.items():
         params[f"{trial.method}.{name}" if name in own else name] = value
+    settings = {f"training.{name}": value for name, value in facts.spec.get("training", {}).items()}
+    data = {f"dataset.{name}": value for name, value in data_facts(facts).items()}
     finished_ms = milliseconds(record.finished)
     return RunEntry(
         key=trial.key,
@@ -115,14 +118,41 @@ def trial_entry(
         status="FAILED" if record.status == "failed" else "FINISHED",
         digest=record_digest(record),
         tags=clean_tags(tags),
-        params=clean_params(own | params),
-        points=list(_points(record, teachers, metric)),
+        params=clean_params(settings | data | own | params),
+        points=list({(point.name, point.step): point for point in _points(record, facts.teachers, facts.metric)}.values()),
         started_ms=milliseconds(record.started) or finished_ms,
         finished_ms=finished_ms,
     )
 
 
+def data_facts(facts: SweepFacts) -> dict[str, Any]:
+    """The name and the path of the data set and the size of its test split, as far as they are known."""
+    spec = facts.spec.get("dataset")
+    root = spec.get("root") if isinstance(spec, Mapping) else None
+    known = {"name": facts.dataset.get("name"), "root": root, "test_samples": facts.test_samples}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def trial_note(record: TrialRecord, facts: SweepFacts) -> str:
+    """Markdown shown on the run's page: what was trained, and what came out."""
+    trial, metric = record.trial, facts.metric
+    taught = f" by {', '.join(trial.teachers)}" if trial.teachers else " without a teacher"
+    size = record.metrics.get("parameters")
+    words = f"**{trial.student.name}**" + (f" ({size:,.0f} parameters)" if size is not None else "")
+    words += f" trained with **{trial.method}**{taught} on {facts.dataset_label}, seed {trial.seed}, "
+    words += f"{record.epochs_run} of {trial.epochs} epochs"
+    if record.status != "finished":
+        return clip(mask_text(f"{words}: {record.status}" + (f", {record.reason}" if record.reason else "")), _MAX_TAG)
+    scores = {split: record.metrics.get(metric.column(split)) for split in ("test", "validation")}
+    known = [f"{split} {metric.label} {metric.format(value)}" for split, value in scores.items() if value is not None]
+    return clip(mask_text(f"{words}: {', '.join(known)}." if known else f"{words}."), _MAX_TAG)
+
+
 def _points(record: TrialRecord, teachers: Sequence[TeacherFacts], metric: Metric) -> Iterator[Point]:
+    """In the order of their weight: of two points of one name and step the later one counts.
+
+    A trial is compared with its teacher when it ends, and again when it is written; the teacher may have been evaluated anew.
+    """
     full = {} if record.trial.student.compress else {"weight_bits": FULL_BITS, "activation_bits": FULL_BITS}
     yield from _numbers(full | record.metrics)
     yield Point(name="epochs_run", value=float(record.epochs_run))
@@ -132,6 +162,11 @@ def _points(record: TrialRecord, teachers: Sequence[TeacherFacts], metric: Metri
     for step, entry in zip(_steps(record.curve), record.curve, strict=True):
         named = {f"{CURVE_PREFIX}{name}": value for name, value in entry.items() if name not in ("epoch", "comparable")}
         yield from _numbers(named, step=step)
+    for step, sample in enumerate(record.system, 1):
+        when_ms = int(sample["time_ms"])
+        for name, value in sample.items():
+            if name != "time_ms":
+                yield Point(name=f"{SYSTEM_PREFIX}{name}", value=value, step=step, when_ms=when_ms)
 
 
 def _steps(curve: Sequence[Mapping[str, Any]]) -> Sequence[int]:
@@ -174,6 +209,7 @@ def sweep_tags(facts: SweepFacts, *, home_id: str) -> dict[str, str]:
             "role": "sweep",
             "home_id": home_id,
             "dataset": facts.dataset.get("name"),
+            **{f"dataset_{name}": value for name, value in data_facts(facts).items() if name != "name"},
             "baseline": facts.baseline,
             "latency_place": facts.latency_place or None,
             "planned": facts.planned,
@@ -212,9 +248,15 @@ def teacher_numbers(teacher: TeacherFacts, metric: Metric) -> dict[str, float]:
     return {name: float(value) for name, value in (sizes | scores).items() if value is not None}
 
 
-def sweep_note(facts: SweepFacts) -> str:
-    """Markdown shown on the parent run's page."""
+def sweep_note(facts: SweepFacts, trials: str | None = None) -> str:
+    """Markdown shown on the parent run's page.
+
+    Args:
+        trials: the address of the page that shows the sweep's trials.
+    """
     lines = [f"Sweep **{facts.name}** on {facts.dataset_label}: {facts.planned} trials planned."]
+    if trials is not None:
+        lines.append(f"- [All trials of this sweep, with charts]({trials})")
     lines += [
         f"- teacher **{teacher.name}** ({teacher.model}): {teacher.parameters:,} parameters, delivery mode {teacher.way}"
         for teacher in facts.teachers

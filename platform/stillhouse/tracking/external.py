@@ -11,7 +11,8 @@ from stillhouse.spec.metric import Metric
 from stillhouse.spec.records import TeacherFacts
 from stillhouse.tracking.entries import Point, RunEntry, clean_name, clean_tags, teacher_numbers
 
-_EXTERNAL = {"mlflow.model.isExternal": "true"}
+EXTERNAL_TAG = "mlflow.model.isExternal"
+_EXTERNAL = {EXTERNAL_TAG: "true"}
 _STUDENT_TAGS = ("sweep", "trial_key", "student", "model", "method", "seed", "teacher", "weights", "weights_hash")
 
 
@@ -32,7 +33,8 @@ class ExternalModels:
             return None
         tags = {name: entry.tags[name] for name in _STUDENT_TAGS if name in entry.tags}
         name = model_name(f"{entry.tags['student']}-{entry.key}")
-        known = {} if fresh else self._of_run(run_id)
+        # Of a run whose student is stored, that model is the student's.
+        known = {} if fresh else {model.name: model.model_id for model in self._search(run_id)}
         return self._ensure(known, run_id, name, "student", tags, entry.params)
 
     def teacher(self, run_id: str, sweep: str, teacher: TeacherFacts, metric: Metric) -> tuple[str, list[Point]]:

@@ -22,7 +22,7 @@ from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.spec.records import TrialRecord
 from stillhouse.temporary_folders import temporary_folder
 from stillhouse.tracking.entries import clean_params, clean_tags
-from stillhouse.tracking.external import is_external, model_name
+from stillhouse.tracking.external import EXTERNAL_TAG, is_external, model_name
 from stillhouse.tracking.locations import Location, home_identity, locate
 from stillhouse.tracking.store import RejectedError, UnreachableError, attempt, open_client, settings
 
@@ -268,28 +268,52 @@ class _Registry:
             self._client.log_model_artifacts(model_id, str(folder), _EXTRA)
 
     def _log(self, run: Any, record: TrialRecord, tags: Mapping[str, str], student: TrainedStudent) -> Any:
-        """Logs the model with its trial's run. The run is unchanged: `mlflow.pytorch.log_model` would open and end it again."""
-        from mlflow.entities import LoggedModelOutput, Metric
+        """Stores the model with its trial's run, in the run's own model where it has one.
 
-        trial = record.trial
-        model = self._client.create_logged_model(
-            run.info.experiment_id,
-            name=model_name(f"{trial.student.name}-{trial.key}"),
-            source_run_id=run.info.run_id,
-            tags=dict(tags),
-            params=clean_params(
-                {f"student.{key}": value for key, value in trial.student.settings.items()} | trial.hyperparameters
-            ),
-            model_type=_MODEL_TYPE,
-        )
+        The run is unchanged: `mlflow.pytorch.log_model` would open and end it again.
+        """
+        model, fresh = self._external_model(run, tags), False
+        if model is None:
+            model, fresh = self._new_model(run, record, tags), True
         try:
             with temporary_folder("model") as folder:
                 path = folder / "model"
                 _save(model, path, run.info.run_id, student)
                 self._client.log_model_artifacts(model.model_id, str(path))
         except BaseException:
-            attempt(partial(self._client.finalize_logged_model, model.model_id, "FAILED"))
+            if fresh:
+                attempt(partial(self._client.finalize_logged_model, model.model_id, "FAILED"))
             raise
+        if fresh:
+            self._link(run, record, model)
+        else:
+            self._client.set_logged_model_tags(model.model_id, dict(tags))
+            self._client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
+        return self._client.get_logged_model(model.model_id)
+
+    def _external_model(self, run: Any, tags: Mapping[str, str]) -> Any:
+        """The model that the writer made for the run, whose weights are those of the tags; it becomes the stored one."""
+        condition = f"source_run_id = '{run.info.run_id}'"
+        found = self._client.search_logged_models([run.info.experiment_id], filter_string=condition)
+        same = (model for model in found if is_external(model) and str(model.status) == "READY")
+        return next((model for model in same if model.tags.get("weights_hash") == tags.get("weights_hash")), None)
+
+    def _new_model(self, run: Any, record: TrialRecord, tags: Mapping[str, str]) -> Any:
+        trial = record.trial
+        settings = {f"student.{key}": value for key, value in trial.student.settings.items()} | trial.hyperparameters
+        return self._client.create_logged_model(
+            run.info.experiment_id,
+            name=model_name(f"{trial.student.name}-{trial.key}"),
+            source_run_id=run.info.run_id,
+            tags=dict(tags),
+            params=clean_params(settings),
+            model_type=_MODEL_TYPE,
+        )
+
+    def _link(self, run: Any, record: TrialRecord, model: Any) -> None:
+        """Shows a new model with its run and the run's numbers."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
         self._client.finalize_logged_model(model.model_id, "READY")
         self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
         when = run.info.end_time or run.info.start_time or 0
@@ -299,7 +323,6 @@ class _Registry:
             if run.data.metrics.get(key) == value
         ]
         self._client.log_batch(run.info.run_id, metrics=numbers)
-        return model
 
     def _add_version(self, name: str, model: Any, run: Any, tags: Mapping[str, str]) -> Any:
         from mlflow.exceptions import MlflowException

@@ -21,6 +21,7 @@ from stillhouse.tracking.entries import (
     RunEntry,
     clip,
     comparison,
+    data_facts,
     milliseconds,
     sweep_note,
     sweep_points,
@@ -30,7 +31,7 @@ from stillhouse.tracking.entries import (
 from stillhouse.tracking.external import ExternalModels
 from stillhouse.tracking.locations import Location, home_identity
 from stillhouse.tracking.store import RejectedError, attempt, open_client
-from stillhouse.tracking.view import experiment_view, run_address, sweep_view
+from stillhouse.tracking.view import experiment_view, run_address, sweep_view, sweep_view_id, view_address
 
 # MLflow takes 1000 metrics, 100 params and 1 MB in a batch; 25 params of 6000 characters in UTF-8 stay under it.
 _METRICS_PER_BATCH = 500
@@ -51,6 +52,7 @@ class _Child:
 
     Attributes:
         complete: whether the run has ended, which is the last thing to be written.
+        params: that the run had when the store was opened. They cannot be changed.
     """
 
     run_id: str
@@ -59,6 +61,7 @@ class _Child:
     status: str
     complete: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 class SweepWriter:
@@ -87,8 +90,7 @@ class SweepWriter:
 
     def write_trial(self, record: TrialRecord) -> Outcome:
         """Writes the child run of `record`, unless it is in the store with the same content."""
-        facts = self._facts
-        entry = trial_entry(record, sweep=facts.name, teachers=facts.teachers, metric=facts.metric)
+        entry = trial_entry(record, self._facts)
         if self._uncertain == entry.key:
             # The answer to the request that creates it was lost: the run may exist.
             attempt(lambda: self._read_children(entry.key))
@@ -185,7 +187,9 @@ class SweepWriter:
     def _tag_parent(self, facts: SweepFacts, run_id: str | None = None) -> None:
         from mlflow.entities import RunTag
 
-        tags = sweep_tags(facts, home_id=home_identity(self.location.home)) | {"mlflow.note.content": sweep_note(facts)}
+        pages = self.location.pages
+        trials = view_address(pages, self.experiment_id, sweep_view_id(facts.name)) if pages else None
+        tags = sweep_tags(facts, home_id=home_identity(self.location.home)) | {"mlflow.note.content": sweep_note(facts, trials)}
         listed = [RunTag(name, value) for name, value in tags.items()]
         self._client.log_batch(run_id or self.run_id, tags=listed)
 
@@ -203,6 +207,7 @@ class SweepWriter:
                 status=tags.get("status", "failed"),
                 complete=run.info.status in _ENDED,
                 metrics=dict(run.data.metrics),
+                params=run.data.params,
             )
             known = self._children.get(tags["trial_key"])
             if known is not None and known.run_id != child.run_id:
@@ -248,7 +253,9 @@ class SweepWriter:
             self._client.log_inputs(child.run_id, self._dataset_inputs())
         model_id = self._models.student(child.run_id, entry, fresh=fresh)
         known = self._models.numbers(model_id) if model_id is not None and not fresh else {}
-        self._log(child.run_id, entry.points, entry.params, entry.finished_ms, model_id, known)
+        # The folder of the data may have been moved since the run was begun.
+        params = {name: value for name, value in entry.params.items() if name not in child.params}
+        self._log(child.run_id, entry.points, params, entry.finished_ms, model_id, known)
         self._client.set_terminated(child.run_id, entry.status, end_time=entry.finished_ms or None)
         child.complete = True
         child.metrics = {point.name: point.value for point in entry.points if point.step == 0}
@@ -275,7 +282,8 @@ class SweepWriter:
             new = point.name not in known
             changed = point.step == 0 and not new and known[point.name] != point.value
             owner = model_id if point.step == 0 and (new or changed) else None
-            return Metric(point.name, point.value, _now() if changed else when_ms, point.step, model_id=owner, run_id=run_id)
+            when = _now() if changed else when_ms if point.when_ms is None else point.when_ms
+            return Metric(point.name, point.value, when, point.step, model_id=owner, run_id=run_id)
 
         metrics = [metric(point) for point in points]
         listed = [Param(name, value) for name, value in params.items()]
@@ -312,7 +320,7 @@ class SweepWriter:
         digest = str(facts.get("fingerprint") or "")[:36]
         if not facts.get("name") or not digest:
             return []
-        source = json.dumps({name: facts[name] for name in ("name", "root") if facts.get(name)}, default=str)
+        source = json.dumps(mask_data(data_facts(self._facts)), default=str)
         profile = json.dumps(facts, default=str)
         dataset = Dataset(name=str(facts["name"])[:500], digest=digest, source_type="local", source=source, profile=profile)
         return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]

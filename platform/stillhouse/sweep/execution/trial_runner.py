@@ -32,6 +32,7 @@ from stillhouse.spec.collapse import no_better
 from stillhouse.spec.records import Trial, TrialRecord
 from stillhouse.sweep.execution.examination import examine
 from stillhouse.sweep.execution.students import make_student, size_metrics, student_key
+from stillhouse.sweep.execution.system_metrics import SystemSampler
 from stillhouse.sweep.execution.trial_environment import TrialEnvironment
 from stillhouse.sweep.execution.trial_records import failure_reason, store_record
 from stillhouse.sweep.home.ledger import now
@@ -60,6 +61,7 @@ class TrialRunner:
         self._data = data
         self._device = device
         self._started = now()
+        self._system = SystemSampler(device)
         self._home = environment.own_home
         self._sweep = self._home.here(environment.folder)
         self._folder = self._sweep / "trials" / trial.key
@@ -111,6 +113,7 @@ class TrialRunner:
         """`run_epoch` in parts, as `Trainer.epoch_steps`."""
         while (entry := (yield from self._try_epoch())) is None:
             self._start_smaller()
+        self._system.sample()
         if self._workers.size > 1:
             self._count_others()
         if not self.comparable:
@@ -290,6 +293,7 @@ class TrialRunner:
                 "basis": self._environment.basis(self.trial, self._given),
                 "conversion": self._conversion or {},
                 "compression": self._chain.readable,
+                "system": self._system.samples,
                 "started": self._started,
                 "finished": now(),
                 **fields,
