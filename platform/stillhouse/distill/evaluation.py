@@ -75,7 +75,7 @@ def split_outputs(
 
 def can_degrade(data: ImageData) -> bool:
     """Whether there are images, uint8 [N, C, H, W], from which the task's models read what `degraded` changes."""
-    images = data.validation.images[:2]
+    images = data.for_checks.images[:2]
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         return False
     task, places = of(data), torch.arange(len(images))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from stillhouse.sweep.execution import system_metrics
 from stillhouse.sweep.execution.system_metrics import SystemSampler
 
 
@@ -14,8 +13,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall_s, self.process_s = 100.0, 7.0
-        monkeypatch.setattr(system_metrics.time, "monotonic", lambda: self.wall_s)
-        monkeypatch.setattr(system_metrics.time, "process_time", lambda: self.process_s)
+        monkeypatch.setattr("stillhouse.sweep.execution.system_metrics.time.monotonic", lambda: self.wall_s)
+        monkeypatch.setattr("stillhouse.sweep.execution.system_metrics.time.process_time", lambda: self.process_s)
 
     def spend(self, wall_s: float, process_s: float) -> None:
         self.wall_s += wall_s
@@ -57,7 +56,7 @@ def test_memory_is_that_of_the_machine_and_of_the_process(monkeypatch: pytest.Mo
 def test_a_long_trial_has_fewer_than_two_hundred_samples_over_its_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     moments = iter(range(10_000))
-    monkeypatch.setattr(system_metrics.time, "time", lambda: float(next(moments)))
+    monkeypatch.setattr("stillhouse.sweep.execution.system_metrics.time.time", lambda: float(next(moments)))
     sampler = SystemSampler("cpu")
     for _ in range(5000):
         clock.spend(10, 1)
@@ -71,7 +70,7 @@ def test_a_system_without_proc_tells_what_python_knows(monkeypatch: pytest.Monke
     def refuse(*_arguments: Any, **_options: Any) -> str:
         raise OSError("no such file")
 
-    monkeypatch.setattr(system_metrics.Path, "read_text", refuse)
+    monkeypatch.setattr("stillhouse.sweep.execution.system_metrics.Path.read_text", refuse)
     clock = Clock(monkeypatch)
     sampler = SystemSampler("cpu")
     clock.spend(10, 1)
