@@ -23,6 +23,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec, for example search.max_epochs=5. Repeatable."),
 ]
+StoredOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the stored spec, for example dataset.root=DIR for data that have moved. Repeatable.",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 
 from stillhouse.cli import completion
 from stillhouse.cli.app import OK, app, as_exit_code
-from stillhouse.cli.options import Debug, Home, Json, SweepArgument
+from stillhouse.cli.options import Debug, Home, Json, StoredOverrides, SweepArgument
 from stillhouse.cli.output import answer_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.text_table import log_line
@@ -84,6 +84,7 @@ def export(
         str | None,
         typer.Option("--register", metavar="MODEL@ALIAS", help="Also register the student in the sweep's MLflow store."),
     ] = None,
+    overrides: StoredOverrides = None,
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -93,7 +94,13 @@ def export(
     from stillhouse.sweep.results.export import export_trial
 
     document = export_trial(
-        resolve_home(home), name, trial, to, register=register, tell=lambda event: print(log_line(event), file=sys.stderr)
+        resolve_home(home),
+        name,
+        trial,
+        to,
+        register=register,
+        overrides=overrides or (),
+        tell=lambda event: print(log_line(event), file=sys.stderr),
     )
     if as_json:
         print_json(document)

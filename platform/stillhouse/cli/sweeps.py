@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from stillhouse.cli.app import OK, TRIALS_FAILED, app, as_exit_code
-from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument
+from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, StoredOverrides, SweepArgument
 from stillhouse.cli.output import command_line, difference_line, make_console, make_table, print_json
 from stillhouse.errors import InfrastructureError, UsageError
 from stillhouse.text_table import log_line
@@ -92,6 +92,7 @@ def sweep(
 @as_exit_code
 def resume(
     name: SweepArgument,
+    overrides: StoredOverrides = None,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
@@ -100,8 +101,9 @@ def resume(
     """Continue a sweep by its name, with its stored spec."""
     from stillhouse.sweep.sweep import Sweep
 
+    options: dict[str, Any] = {"overrides": overrides or (), "address": address, "command": command_line()}
     return _run(
-        lambda progress: Sweep.named(name, home=home, address=address, command=command_line(), progress=progress),
+        lambda progress: Sweep.named(name, home=home, **options, progress=progress),
         name,
         home,
         as_json,
@@ -116,6 +118,7 @@ def extend(
         int,
         typer.Option("--trials", metavar="N", min=1, help="The total number of trials of each method, existing ones included."),
     ],
+    overrides: StoredOverrides = None,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
@@ -124,8 +127,9 @@ def extend(
     """Continue a sweep with more trials of each method. Existing trials are reused."""
     from stillhouse.sweep.sweep import Sweep
 
+    options: dict[str, Any] = {"overrides": overrides or (), "address": address, "command": command_line()}
     return _run(
-        lambda progress: Sweep.extended(name, trials, home=home, address=address, command=command_line(), progress=progress),
+        lambda progress: Sweep.extended(name, trials, home=home, **options, progress=progress),
         name,
         home,
         as_json,
@@ -138,6 +142,7 @@ def retry(
     name: SweepArgument,
     failed: Annotated[bool, typer.Option("--failed", help="Run failed trials again; the default.")] = False,
     stopped: Annotated[bool, typer.Option("--stopped", help="Run trials again that were stopped early.")] = False,
+    overrides: StoredOverrides = None,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
@@ -147,8 +152,9 @@ def retry(
     from stillhouse.sweep.sweep import Sweep
 
     again = [status for status, wanted in (("failed", failed or not stopped), ("stopped", stopped)) if wanted]
+    options: dict[str, Any] = {"overrides": overrides or (), "address": address, "command": command_line()}
     return _run(
-        lambda progress: Sweep.named(name, home=home, address=address, command=command_line(), progress=progress),
+        lambda progress: Sweep.named(name, home=home, **options, progress=progress),
         name,
         home,
         as_json,

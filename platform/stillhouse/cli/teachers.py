@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.cli.app import OK, TRIALS_FAILED, as_exit_code, teachers_app
-from stillhouse.cli.options import Address, Debug, Home, Json, Overrides, SpecArgument, SweepArgument, parse_size
+from stillhouse.cli.options import (
+    Address,
+    Debug,
+    Home,
+    Json,
+    Overrides,
+    SpecArgument,
+    StoredOverrides,
+    SweepArgument,
+    parse_size,
+)
 from stillhouse.cli.output import difference_line, make_console, make_table, metric_on, print_json
 from stillhouse.errors import UsageError
 
@@ -151,6 +161,7 @@ def teachers_verify(
     pairs: Annotated[
         int, typer.Option("--pairs", min=1, help="How many pairs of a view and a sample are compared for each teacher.")
     ] = 1024,
+    overrides: StoredOverrides = None,
     home: Home = None,
     address: Address = None,
     as_json: Json = False,
@@ -162,7 +173,7 @@ def teachers_verify(
     from stillhouse.sweep.sweep import Sweep
 
     with native_stderr_in(resolve_home(home) / "driver.log"), Progress(name) as progress:
-        found = Sweep.named(name, home=home, address=address, progress=progress).verify(pairs)
+        found = Sweep.named(name, home=home, overrides=overrides or (), address=address, progress=progress).verify(pairs)
     if as_json:
         print_json(found)
     else:

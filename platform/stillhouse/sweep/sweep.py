@@ -22,6 +22,7 @@ from stillhouse.sweep.failures import (
 )
 from stillhouse.sweep.home.status import publish_status
 from stillhouse.sweep.home.sweep_home import TRIALS_PER_METHOD, SweepHome, extended_spec, find_sweep, resolve_home
+from stillhouse.sweep.moved_paths import check_moved, check_same_data, moved_paths, with_overrides, with_paths_of
 from stillhouse.sweep.planning.first_release import teachers_as_begun, with_teachers_as_begun, without_key
 from stillhouse.sweep.planning.plan import Plan, make_plan
 from stillhouse.sweep.planning.spec_check import check, check_file, metric_of
@@ -88,24 +89,37 @@ class Sweep:
         return cls(check_file(path, overrides), **options)
 
     @classmethod
-    def named(cls, name: str, *, home: str | Path | None = None, **options: Any) -> Self:
+    def named(cls, name: str, *, home: str | Path | None = None, overrides: Sequence[str] = (), **options: Any) -> Self:
         """The sweep that was started before under this name.
+
+        Args:
+            overrides: `KEY=VALUE` for keys that may change, such as `dataset.root=/new/place` of the same data.
 
         Raises:
             UsageError: there is none.
         """
         sweep_home = find_sweep(resolve_home(home), name)
-        return cls(_checked(sweep_home.read_spec_dict()), home=sweep_home.home, **options)
+        stored = with_overrides(sweep_home.read_spec_dict(), overrides)
+        return cls(_checked(stored), home=sweep_home.home, **options)
 
     @classmethod
-    def extended(cls, name: str, trials_per_method: int, *, home: str | Path | None = None, **options: Any) -> Self:
-        """The sweep that was started before under this name, with more trials of each method.
+    def extended(
+        cls,
+        name: str,
+        trials_per_method: int,
+        *,
+        home: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        **options: Any,
+    ) -> Self:
+        """The sweep that was started before under this name, with more trials of each method; overrides as for `named`.
 
         Raises:
             UsageError: there is none, its algorithm has no number of trials, or it has more than that already.
         """
         sweep_home = find_sweep(resolve_home(home), name)
-        sweep = cls(_checked(extended_spec(sweep_home.read_spec_dict(), trials_per_method)), home=sweep_home.home, **options)
+        stored = with_overrides(sweep_home.read_spec_dict(), overrides)
+        sweep = cls(_checked(extended_spec(stored, trials_per_method)), home=sweep_home.home, **options)
         sweep._may_change = frozenset({TRIALS_PER_METHOD})
         return sweep
 
@@ -194,8 +208,12 @@ class Sweep:
                 self._prepare_judge()
                 kept = self._as_begun()
                 spec = without_key(spec_to_dict(context.spec, secrets=True), kept)
+
+                self._check_moved(context, spec)
                 self.sweep_home.write_spec(
-                    spec, may_change=self._may_change, complete=lambda stored: without_key(_with_defaults(stored), kept)
+                    spec,
+                    may_change=self._may_change,
+                    complete=lambda stored: without_key(_with_defaults(with_paths_of(stored, spec)), kept),
                 )
                 with folder_errors(self.sweep_home), publish_status(self._progress, self.sweep_home):
                     return run_sweep(context, started=started, again=again, origin=self._origin, command=self._command)
@@ -215,6 +233,7 @@ class Sweep:
         from stillhouse.sweep.teacher_setup import teacher_definition
 
         context = self._context()
+        check_same_data(self.sweep_home.name, self.sweep_home.read_facts(), context.data)
         demand = plan_demand(context.plan, context.data)
         names = [name for name in context.spec.teachers if demand.get(name)]
         definitions = [teacher_definition(name, context.spec, context.data, self.sweep_home.home) for name in names]
@@ -267,6 +286,24 @@ class Sweep:
                 return [trained_teacher(running, self.metric) for running in teachers]
         except (KeyboardInterrupt, Interrupted) as interrupt:
             raise Interrupted("interrupted; the same command continues the training") from interrupt
+
+    def _check_moved(self, context: "RunContext", spec: dict[str, Any]) -> None:
+        """Checks data and weights that are at another path than when the sweep began.
+
+        Raises:
+            UsageError: their content is not the same.
+        """
+        moved = moved_paths(self.sweep_home.spec_as_begun(), spec)
+        records = self.sweep_home.read_records() if moved else []
+        if records:
+            check_moved(
+                moved,
+                sweep=self.spec.name,
+                keys=context.plan.keys,
+                data=context.data,
+                facts=self.sweep_home.read_facts(),
+                records=records,
+            )
 
     def _prepare_judge(self) -> None:
         """Trains or finds what the task's metric needs, before any model is judged."""

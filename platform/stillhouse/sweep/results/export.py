@@ -1,6 +1,6 @@
 """Exports one student of a sweep, and registers it in MLflow on request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ def export_trial(
     folder: str | Path,
     *,
     register: str | None = None,
+    overrides: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the student of a trial into a folder; see `stillhouse.export`.
@@ -28,6 +29,7 @@ def export_trial(
         trial: a key, the beginning of one, or `best`.
         folder: does not exist, is empty, or holds an earlier export.
         register: `MODEL@ALIAS` registers the student in the sweep's MLflow store under this name and alias.
+        overrides: `KEY=VALUE` for the stored spec, such as `dataset.root=/new/place` of the same data.
         tell: called with a line for each step.
 
     Returns:
@@ -42,7 +44,7 @@ def export_trial(
     check_target(folder, FILES)
     results = Results.read(home, name)
     record = find_trial(results, trial)
-    spec = read_spec(results.sweep_home)
+    spec = read_spec(results.sweep_home, overrides)
     tell(f"trial {record.trial.key}: {record.trial.method} {record.trial.student.name}")
     data = load_data(results, spec)
     trained = trained_student(results, spec, record, data)

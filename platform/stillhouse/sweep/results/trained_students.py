@@ -1,5 +1,6 @@
 """A trial of a sweep found by its key, with the spec and the data that its student was trained with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stillhouse.data.datasets import ImageData
@@ -9,6 +10,7 @@ from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec, find_code_in
 from stillhouse.sweep.execution.stored_student import how_to_resume
 from stillhouse.sweep.home.sweep_home import SweepHome
+from stillhouse.sweep.moved_paths import check_same_data, with_overrides
 from stillhouse.sweep.results.results import Results
 from stillhouse.sweep.sweep_data import load_sweep_data
 
@@ -44,8 +46,11 @@ def find_trial(results: Results, wanted: str) -> TrialRecord:
     return record
 
 
-def read_spec(sweep_home: SweepHome) -> SweepSpec:
+def read_spec(sweep_home: SweepHome, overrides: Sequence[str] = ()) -> SweepSpec:
     """The spec that the sweep was started with.
+
+    Args:
+        overrides: `KEY=VALUE`, such as `dataset.root=/new/place` of the same data.
 
     Raises:
         UsageError: it is missing or damaged.
@@ -53,7 +58,7 @@ def read_spec(sweep_home: SweepHome) -> SweepSpec:
     stored = sweep_home.read_spec()
     if stored is None:
         raise UsageError(f"sweep '{sweep_home.name}' has no spec under {sweep_home.folder}")
-    spec = validate_stored(stored)
+    spec = validate_stored(with_overrides(stored, overrides))
     find_code_in(Path.cwd(), spec)
     return spec
 
@@ -65,12 +70,7 @@ def load_data(results: Results, spec: SweepSpec) -> ImageData:
         UsageError: its files are missing, damaged or have changed.
     """
     data = load_sweep_data(spec, results.home, download=False)
-    known = results.facts.dataset.get("fingerprint")
-    if known and known != data.fingerprint:
-        raise UsageError(
-            f"data set {data.name} is not the one that sweep '{spec.name}' was trained on: its fingerprint was {known} "
-            f"and is {data.fingerprint}; restore the earlier files"
-        )
+    check_same_data(spec.name, results.facts, data)
     return data
 
 
