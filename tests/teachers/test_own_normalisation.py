@@ -26,7 +26,7 @@ from stillhouse.models.weights import save_weights
 from stillhouse.spec.schema import TeacherSpec
 from stillhouse.teachers.definition import TeacherDefinition, base_identity, view_identity
 from stillhouse.teachers.library import TeacherLibrary
-from stillhouse.teachers.own_normalisation import OwnNormalisation, own_normalisation
+from stillhouse.teachers.own_normalisation import OwnNormalisation, own_normalisation, stated_side, with_own_size
 from stillhouse.teachers.service import TeacherService
 
 RANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -227,3 +227,47 @@ def test_the_spec_and_a_file_beside_the_weights_come_before_the_networks_attribu
     beside_it = own_normalisation(spec_of(weights, model=of_timm), colours())
     assert beside_it is not None
     assert (beside_it.own.mean, beside_it.source) == ((0.1, 0.2, 0.3), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "mean"),
+    [
+        ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k", 0.5),
+        ("torchvision:resnet18", "torchvision:ResNet18_Weights.IMAGENET1K_V1", 0.485),
+        ("timm:resnet18.a1_in1k", "some/file.pth", 0.485),
+        ("timm:resnet18", "some/file.pth", None),
+    ],
+)
+def test_published_weights_and_the_tag_of_a_model_state_it(model: str, weights: str, mean: float | None) -> None:
+    pytest.importorskip("timm")
+    found = own_normalisation(spec_of(weights, model=model), colours())
+    assert (None if found is None else found.own.mean[0]) == mean
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "options", "resize"),
+    [
+        ("timm:resnet18", "timm:resnet18.a1_in1k", {}, 224),
+        ("timm:resnet18.a1_in1k", "net.pth", {}, 224),
+        ("timm:resnet18", "folder/model.safetensors", {}, 96),
+        ("timm:resnet18", "timm:resnet18.a1_in1k", {"resize": 64}, 64),
+        ("timm:resnet18", "timm:resnet18.a1_in1k", {"resize": None}, None),
+        ("timm:resnet18", "net.pth", {}, None),
+        ("torchvision:resnet18", "torchvision:ResNet18_Weights.IMAGENET1K_V1", {}, None),
+    ],
+)
+def test_images_are_scaled_to_the_size_that_weights_of_timm_state(
+    model: str, weights: str, options: dict[str, Any], resize: int | None, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 96, 96]}}))
+    named = weights if ":" in weights else str(tmp_path / weights)
+    teacher = TeacherSpec.model_validate({"model": model, "weights": named, "options": options})
+    assert with_own_size(teacher, (3, 32, 32)).options.get("resize") == resize
+    assert with_own_size(teacher, (3, 224, 224)).options.get("resize") == (resize if resize != 224 else None)
+
+
+def test_the_side_that_weights_state_is_known_for_every_model() -> None:
+    teacher = spec_of("torchvision:EfficientNet_B1_Weights.IMAGENET1K_V2", model="torchvision:efficientnet_b1")
+    assert stated_side(teacher) == 240
