@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import torch
 
 from stillhouse import methods
 from stillhouse.distill.calls import InlineTeacher, ServedTeacher
-from stillhouse.testing import MethodTrial, method_trial, suiting_trial
+from stillhouse.testing import MethodTrial, grounds, method_trial, suiting_trial
 from stillhouse.testing.method_trial import NUM_TRAINING, TRAINING, RemoteModel, digits, trained_teacher
 
 
@@ -61,7 +62,9 @@ def test_knowledge_is_computed_on_the_device_of_the_trial(monkeypatch: pytest.Mo
     made: dict[str, Any] = {}
     devices: list[torch.device] = []
 
-    def compute(_reader: Any, knowledge: Any, images: torch.Tensor, _labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compute(
+        _reader: Any, knowledge: Any, images: torch.Tensor, _labels: torch.Tensor, _ground: Any
+    ) -> dict[str, torch.Tensor]:
         devices.append(images.device)
         return {name: torch.zeros(len(images), 10) for name in knowledge}
 
@@ -79,6 +82,7 @@ def test_the_student_of_a_suiting_trial_is_the_first_that_suits_the_method() -> 
 
 
 def test_a_method_that_no_student_suits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method_trial, "STUDENTS", ("mlp",))
+    ground = dataclasses.replace(method_trial.GROUND, students=("mlp",))
+    monkeypatch.setattr(grounds, "of_method", lambda _method: ground)
     with pytest.raises(AssertionError, match="none of mlp suits AttentionTransfer; name the student that does"):
         suiting_trial(methods.find("attention_transfer")())

@@ -12,13 +12,12 @@ from stillhouse.distill.method import ANY_TASK, Method
 from stillhouse.errors import UsageError
 from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint
-from stillhouse.models.registry import build_model, model_names, model_options, model_problems
+from stillhouse.models.registry import all_model_names, build_model, model_options, model_problems, usual_shape
 from stillhouse.models.size import measure_size
 from stillhouse.spec.hyperparameter import Configured
 
 _NUM_CLASSES = 100
-_INPUT_SHAPE = (3, 32, 32)
-"""Sizes in the catalogue are those for CIFAR-100."""
+"""Sizes in the catalogue are those for CIFAR-100; of models of texts, those for 64 tokens."""
 
 _FAMILIES = {
     "control": "Controls",
@@ -63,9 +62,9 @@ def needed_by_default(method: type[Method]) -> list[str]:
         UsageError: no shipped model suits the method.
     """
     problem: Exception | None = None
-    for name in model_names():
-        architecture = blueprint(name, {}, _NUM_CLASSES, _INPUT_SHAPE).architecture
-        if len(architecture.stages) < 2:
+    for name in all_model_names():
+        architecture = blueprint(name, {}, _NUM_CLASSES, usual_shape(name)).architecture
+        if len(architecture.stages) < 2 and not architecture.attention_layers:
             continue
         try:
             needed = method().knowledge(architecture, architecture)
@@ -189,12 +188,13 @@ def model_facts(name: str, *, full: bool) -> dict[str, Any]:
     Raises:
         UsageError: there is no such model.
     """
-    problems = model_problems(name, {}, _NUM_CLASSES, _INPUT_SHAPE)
+    shape = usual_shape(name)
+    problems = model_problems(name, {}, _NUM_CLASSES, shape)
     if problems:
         raise UsageError(str(problems[0]))
     with torch.device("meta"):
-        model = build_model(name, num_classes=_NUM_CLASSES, input_shape=_INPUT_SHAPE)
-    size = measure_size(model, _INPUT_SHAPE)
+        model = build_model(name, num_classes=_NUM_CLASSES, input_shape=shape)
+    size = measure_size(model, shape)
     facts: dict[str, Any] = {
         "name": name,
         "parameters": size.parameters,
@@ -202,7 +202,7 @@ def model_facts(name: str, *, full: bool) -> dict[str, Any]:
         "size_bytes": size.size_bytes,
     }
     if full:
-        architecture = describe(model, name=name, input_shape=_INPUT_SHAPE)
+        architecture = describe(model, name=name, input_shape=shape)
         facts |= {
             "options": dict(model_options(name)),
             "stages": {layer: list(architecture.shapes[layer]) for layer in architecture.stages},

@@ -22,12 +22,10 @@ class HostImages:
         device: where batches are put.
     """
 
-    dtype = torch.uint8
-
     def __init__(self, images: Tensor, device: str | torch.device) -> None:
         self._images = images
         self.device = torch.device(device)
-        self.shape = images.shape
+        self.shape, self.dtype = images.shape, images.dtype
         self._ahead = ReadAhead(self._read)
 
     def __len__(self) -> int:

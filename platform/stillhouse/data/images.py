@@ -217,7 +217,7 @@ class ImageData:
         return facts
 
 
-def split_of(arrays: Arrays) -> Split:
+def split_of(arrays: tuple[NDArray[Any], NDArray[Any]]) -> Split:
     """A `Split` over the arrays' own memory."""
     images, labels = arrays
     return Split(_tensor_over(images), _tensor_over(labels))

@@ -25,13 +25,29 @@ def check_memory(shape: Sequence[int], *, what: str, copies: int = 1) -> None:
     Raises:
         UsageError: they do not.
     """
-    needed, room = copies * math.prod(shape), memory_bytes()
+    num_images, channels, height, width = shape
+    check_room(
+        copies * math.prod(shape),
+        samples=f"{num_images:,} images of {channels}x{height}x{width}",
+        what=what,
+        remedy="lower dataset.size, set dataset.options.limit, or pack an image folder (stillhouse data pack)",
+    )
+
+
+def check_room(needed: int, *, samples: str, what: str, remedy: str) -> None:
+    """Checks before `needed` bytes are taken that they fit into memory.
+
+    Args:
+        samples: how many samples of which size they are for, in messages.
+        what: whose samples these are.
+        remedy: what to change.
+
+    Raises:
+        UsageError: they do not.
+    """
+    room = memory_bytes()
     if needed > room:
-        num_images, channels, height, width = shape
-        raise UsageError(
-            f"{num_images:,} images of {channels}x{height}x{width} need {_gib(needed)} GiB of memory ({what}), and there are "
-            f"{_gib(room)} GiB; lower dataset.size, set dataset.options.limit, or pack an image folder (stillhouse data pack)"
-        )
+        raise UsageError(f"{samples} need {_gib(needed)} GiB of memory ({what}), and there are {_gib(room)} GiB; {remedy}")
 
 
 def _limits() -> Iterator[int]:

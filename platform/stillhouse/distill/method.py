@@ -16,10 +16,11 @@ from stillhouse.data.hashing import derive_seed
 from stillhouse.distill.calls import CallableTeacher, Procedure
 from stillhouse.distill.draws import DeviceDraws
 from stillhouse.distill.precision import Precision, run_network
+from stillhouse.errors import UsageError
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.knowledge.output_names import LOGITS
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.registry import build_model, model_problems
+from stillhouse.models.registry import build_model, model_problems, with_data_options
 from stillhouse.spec.hyperparameter import Configured
 from stillhouse.spec.hyperparameter import HyperParameter as HyperParameter
 from stillhouse.spec.hyperparameter import hyperparameter as hyperparameter
@@ -144,6 +145,10 @@ class Setup:
         Raises:
             MethodError: there is no such model, or it does not take the options or the images.
         """
+        try:
+            options = with_data_options(model, options, self.student.data_options)
+        except UsageError as error:
+            raise MethodError(f"model '{model}' cannot be used: {error}", names=[model]) from error
         problems = model_problems(model, options, self.student.num_classes, self.student.input_shape)
         if problems:
             raise MethodError(f"model '{model}' cannot be used: {'; '.join(map(str, problems))}", names=[model])
@@ -352,6 +357,15 @@ class Step:
         if self._on_device:
             return draw(*shape, first=first)
         return draw(whole, *shape[1:])[first : first + shape[0]]
+
+
+def serves_task(method: "Method", task: Task) -> bool:
+    """Whether the method can train a student of the task, or of a task that this one is a kind of.
+
+    A method that differentiates or generates inputs needs a task whose inputs are differentiable.
+    """
+    reads_gradients = method.calls_teacher or method.differentiates_images
+    return any(method.serves(name) for name in task.kinds) and (task.differentiable or not reads_gradients)
 
 
 def sum_of_terms(terms: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """What is known about a network before it is trained: its layers, their shapes, and which are useful to methods."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class Architecture:
         returns: the shape of the tensor that it returns for one sample; empty if it returns anything else.
         kept_channels: of a student that began as its teacher, by layer, the teacher's channels that remain, where some were
             removed; None for every other network.
+        token_layers: layers that return a vector for each token of a text, (L, K), shallow to deep; the first one is the
+            embedding.
+        attention_layers: layers that return the attention before the softmax, (heads, L, L): that of each of `token_layers` but
+            the first one, or none.
+        data_options: what every model for the same data is built with, such as the number of tokens.
     """
 
     name: str
@@ -57,6 +63,9 @@ class Architecture:
     reads: Shape = ()
     returns: Shape = ()
     kept_channels: Mapping[str, tuple[int, ...]] | None = None
+    token_layers: tuple[str, ...] = ()
+    attention_layers: tuple[str, ...] = ()
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
     def channels_of(self, teacher: "Architecture", layer: str) -> tuple[int, ...] | None:
         """The channels of the teacher's layer of the same name that this student's layer has, as it began as that teacher.
@@ -166,6 +175,9 @@ def describe(model: nn.Module, *, name: str, input_shape: Shape) -> Architecture
         batch_norms=tuple(layer for layer in shapes if _is_affine_norm(modules[layer])),
         reads=tuple(example.shape[1:]),
         returns=tuple(logits.shape[1:]) if isinstance(logits, torch.Tensor) else (),
+        token_layers=tuple(getattr(model, "token_layers", ())),
+        attention_layers=tuple(getattr(model, "attention_layers", ())),
+        data_options=getattr(model, "data_options", {}),
     )
 
 

@@ -84,6 +84,7 @@ RULES: Mapping[str, Callable[[Any], str | None]] = {
     "primary_kernel": _kernel,
     "patch": _ratio,
     "heads": _ratio,
+    "vocabulary": _ratio,
     "depth": _depth,
     "distilled": _flag,
     "shortcut": _shortcut,

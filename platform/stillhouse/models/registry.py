@@ -19,6 +19,7 @@ from stillhouse.errors import (
     suggestion,
 )
 from stillhouse.models import (
+    bilstm,
     cnn,
     faster_rcnn,
     gan,
@@ -31,6 +32,8 @@ from stillhouse.models import (
     resnet,
     shufflenet_v1,
     shufflenet_v2,
+    text_cnn,
+    text_transformer,
     timm_models,
     torchvision_detectors,
     torchvision_models,
@@ -63,9 +66,11 @@ _FAMILIES = (
 )
 _OTHER_FAMILIES = (gan, faster_rcnn)
 """Of networks that do not classify images."""
+_TEXT_FAMILIES = (text_cnn, bilstm, text_transformer)
 _SHIPPED: dict[str, Builder] = {
-    name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES) for name, builder in family.MODELS.items()
+    name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES, *_TEXT_FAMILIES) for name, builder in family.MODELS.items()
 }
+_READ_TEXTS = frozenset(name for family in _TEXT_FAMILIES for name in family.MODELS)
 _TORCHVISION, _TIMM = "torchvision", "timm"
 _GIVEN = ("num_classes", "input_shape")
 
@@ -78,6 +83,11 @@ def model_names() -> list[str]:
 def all_model_names() -> list[str]:
     """The names of all shipped models: those of `model_names`, then those of other tasks."""
     return list(_SHIPPED)
+
+
+def usual_shape(model: str) -> Shape:
+    """The shape of samples for which the model's size is shown where there is no data set: an image of CIFAR, or 64 tokens."""
+    return (64,) if model in _READ_TEXTS else (3, 32, 32)
 
 
 def model_options(model: str) -> dict[str, Any]:
@@ -107,6 +117,7 @@ def build_model(model: str, *, num_classes: int, input_shape: Shape, **options: 
     problems = _option_problems(model, builder, options)
     if problems:
         raise UsageError("; ".join(map(str, problems)))
+    _check_samples(model, builder, input_shape)
     try:
         with user_code(), bounded_building(model):
             built = builder(num_classes=num_classes, input_shape=input_shape, **options)
@@ -178,6 +189,19 @@ def choices_of(model: str) -> dict[str, tuple[Any, ...]]:
         return {}
     defaults = model_options(model)
     return {name: tuple(each for each in CHOICES[name] if each != defaults[name]) for name in defaults if name in CHOICES}
+
+
+def with_data_options(model: str, options: Mapping[str, Any], data_options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, and those of `data_options` that the model has and `options` does not name.
+
+    Args:
+        data_options: what every model of a data set is built with, such as the number of tokens.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    known = _parameters(_builder(model)) if data_options else {}
+    return {**options, **{name: value for name, value in data_options.items() if name in known and name not in options}}
 
 
 def is_user_defined(model: str) -> bool:
@@ -252,5 +276,21 @@ def _broken_rule(builder: Builder, option: str, value: Any) -> str | None:
     return broken_rule(option, value) if ours else None
 
 
+def _check_samples(model: str, builder: Builder, input_shape: Shape) -> None:
+    """Checks that a shipped or a library's model reads such samples: images of three dimensions, or texts of one.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if model in _READ_TEXTS:
+        wanted, reads, given = 1, "texts", "images"
+    elif builder in _SHIPPED.values() or isinstance(builder, partial):
+        wanted, reads, given = 3, "images", "texts"
+    else:
+        return
+    if len(input_shape) != wanted:
+        raise UsageError(f"{model} reads {reads}, and the samples of this data set are {given}; choose another model")
+
+
 def _images(input_shape: Shape) -> str:
-    return f"{'x'.join(map(str, input_shape))} images"
+    return f"{'x'.join(map(str, input_shape))} images" if len(input_shape) == 3 else f"samples of {list(input_shape)}"

@@ -47,7 +47,8 @@ class Latency:
 
 def measure_size(model: nn.Module, input_shape: Shape) -> ModelSize:
     """The size of `model` for one sample of `input_shape`; the model may be on the meta device and is not changed."""
-    with evaluating(model), torch.no_grad(), _plain_attention(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_RECURRENT)
+    with evaluating(model), torch.no_grad(), _plain_attention(), counter:
         model(example_input(model, 1, input_shape))
     parameters = list(model.parameters())
     return ModelSize(
@@ -68,6 +69,23 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _layer_on_cpu(inputs: Sequence[int], first: Sequence[int], second: Sequence[int], *_others: Any, **_more: Any) -> int:
+    """Of one recurrent layer: input [L, B, K] and the weights for the input and for the state; each is used at every place."""
+    return 2 * inputs[0] * inputs[1] * (first[0] * first[1] + second[0] * second[1])
+
+
+def _layers_on_gpu(inputs: Sequence[int], weights: Sequence[Sequence[int]], *_others: Any, **_more: Any) -> int:
+    """As `_layer_on_cpu`, of all layers and directions."""
+    return 2 * inputs[0] * inputs[1] * sum(each[0] * each[1] for each in weights if len(each) == 2)
+
+
+# Recurrent layers are one operation there, which the counter does not know; on the meta device they are matrix products.
+_RECURRENT: dict[Any, Any] = {
+    torch.ops.aten.mkldnn_rnn_layer: _layer_on_cpu,
+    torch.ops.aten._cudnn_rnn: _layers_on_gpu,
+}
 
 
 class _LiveBytes(TorchDispatchMode):

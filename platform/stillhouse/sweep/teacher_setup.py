@@ -13,6 +13,7 @@ from stillhouse.knowledge.kinds import logits
 from stillhouse.knowledge.number_format import check_range
 from stillhouse.models.blueprint import blueprint
 from stillhouse.models.given_weights import local_weights
+from stillhouse.models.registry import with_data_options
 from stillhouse.spec.controls import all_teachers, teacher_spec
 from stillhouse.spec.metric import ACCURACY, Metric
 from stillhouse.spec.records import KnowledgeFacts, StudentChoice, TeacherFacts, Trial, is_untrained
@@ -73,7 +74,7 @@ def teacher_definition(name: str, spec: SweepSpec, data: ImageData, home: Path) 
     return TeacherDefinition(
         name=name,
         model=teacher.model,
-        options=teacher.options,
+        options=with_data_options(teacher.model, teacher.options, data.model_options),
         weights=weights,
         rename={} if untrained else teacher.rename,
         head=None if untrained else teacher.head,

@@ -142,6 +142,8 @@ class Task(ABC):
             workers or micro-batches, and no sample has a gradient of its own.
         measures: what `evidence` finds; a task without any is not asked.
         input_name: what the input of an exported model is called.
+        differentiable: whether gradients can flow to what models read, so that methods may differentiate or generate it.
+        any_length: whether a batch is read only as far as its longest sample, so that the inputs' second dimension varies.
     """
 
     default: ClassVar[bool] = False
@@ -153,13 +155,19 @@ class Task(ABC):
     separable: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = ()
     input_name: ClassVar[str] = "images"
+    differentiable: ClassVar[bool] = True
+    any_length: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """As a spec names the task: its file's name for a shipped one, `module:Class` for a user-defined one."""
-        kind = type(self)
-        package, _, file = kind.__module__.rpartition(".")
-        return file if package == SHIPPED else f"{kind.__module__}:{kind.__qualname__}"
+        return _name_of(type(self))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The task's name, and those of the tasks that its class derives from: their methods serve it too."""
+        kinds = (each for each in type(self).__mro__ if issubclass(each, Task) and not each.__abstractmethods__)
+        return tuple(_name_of(each) for each in kinds)
 
     def model_arguments(self, data: ImageData) -> dict[str, Any]:
         """What every model of this data set is built with: `num_classes`, how many numbers it returns, and `input_shape`."""
@@ -359,3 +367,8 @@ class Task(ABC):
 def in_words(shape: Shape) -> str:
     """`1x28x28 numbers`, `100 numbers`."""
     return f"{'x'.join(map(str, shape))} numbers"
+
+
+def _name_of(kind: type[Task]) -> str:
+    package, _, file = kind.__module__.rpartition(".")
+    return file if package == SHIPPED else f"{kind.__module__}:{kind.__qualname__}"

@@ -3,6 +3,7 @@
 Where to find what:
     methods           `check_method` and `CHECKS`: what every method must satisfy.
     method_trial      `MethodTrial`: the data, the teacher and the student that a method is checked on.
+    grounds           the small data set of each task, with the models that fit it.
     watched_method    the wrapper that inspects every step of a method while it trains.
     reference_cases   `ReferenceCase`: numbers of a published implementation.
     tasks             `check_task` and `TASK_CHECKS`: what every task must satisfy.

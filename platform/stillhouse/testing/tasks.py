@@ -29,7 +29,7 @@ from stillhouse.distill.method import Method, sum_of_terms
 from stillhouse.distill.trainer import Trainer
 from stillhouse.models.architecture import describe
 from stillhouse.models.blueprint import blueprint, build_problems
-from stillhouse.models.registry import all_model_names, build_model, sketch_model
+from stillhouse.models.registry import all_model_names, build_model, sketch_model, with_data_options
 from stillhouse.models.size import measure_size
 from stillhouse.spec.training import Training
 from stillhouse.tasks import Evaluator, Task
@@ -60,19 +60,24 @@ class TaskTrial:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def new_model(self) -> nn.Module:
-        return build_model(self.model, **self.task.model_arguments(self.data), **self.options)
+        return build_model(self.model, **self.task.model_arguments(self.data), **self.options_of(self.model))
+
+    def options_of(self, model: str) -> dict[str, Any]:
+        """The options of a model of this data set."""
+        return with_data_options(model, self.options if model == self.model else {}, self.data.model_options)
 
     def sketch(self, model: str) -> nn.Module | None:
         """A shipped model without storage; None if it does not suit the task."""
-        arguments, options = self.task.model_arguments(self.data), self.options if model == self.model else {}
+        arguments, options = self.task.model_arguments(self.data), self.options_of(model)
         if build_problems(model, options, **arguments):
             return None
         known = blueprint(model, options, **arguments).architecture
         return sketch_model(model, **arguments, **options) if self.task.model_problem(known) is None else None
 
     def views(self, policy: Sequence[Any] = ({"crop": {"padding": 1}},)) -> Views:
-        """Two views of the training split."""
-        return Views(tuple(policy), 2, self.data.input_shape, len(self.data.train), drawn=self.task.draws)
+        """Two views of the training split; of samples that are no images, one without changes."""
+        images = len(self.data.input_shape) == 3
+        return Views(tuple(policy) if images else (), 2, self.data.input_shape, len(self.data.train), drawn=self.task.draws)
 
     def trainer(self, epochs: int = 3) -> Trainer:
         """Supervised training of the model, before its first epoch."""
@@ -144,7 +149,13 @@ class TaskStep:
 
 
 def check_task(
-    task: str, dataset: str, *, model: str = "lenet", options: Mapping[str, Any] | None = None, device: str = "cpu"
+    task: str,
+    dataset: str,
+    *,
+    model: str = "lenet",
+    root: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> None:
     """Runs every check of `TASK_CHECKS`; takes a few seconds.
 
@@ -152,6 +163,7 @@ def check_task(
         task: as a spec names it.
         dataset: a data set of the task, of at least 100 images, as a spec names it.
         model: name of a shipped model that takes the images.
+        root: the folder of the data set, if it has one.
         options: of the data set.
         device: of the models, their outputs and the targets, such as `cuda`.
 
@@ -160,7 +172,7 @@ def check_task(
             Any other exception of the task is raised as it is, with a note that names the check.
     """
     found = tasks.find(task)
-    data = load_dataset(dataset, options=options, task=tasks.name_of(task), targets=found.targets)
+    data = load_dataset(dataset, root=root, options=options, task=tasks.name_of(task), targets=found.targets)
     with tempfile.TemporaryDirectory() as folder:
         judges.prepare(data, TeacherLibrary(Path(folder)))
     run_checks(TASK_CHECKS, TaskTrial(found, data, model, device), f"task {found.name}")
@@ -219,7 +231,10 @@ def check_example_input(trial: TaskTrial) -> None:
     images, places = trial.data.train.images.to(trial.device), torch.arange(3, device=trial.device)
     real = trial.task.inputs(trial.data, views, images, places, 0)
     example = trial.task.example_input(trial.data, 3, trial.device)
-    assert example.shape == real.shape, f"example_input must be {list(real.shape)}, got {list(example.shape)}"
+    # Where batches differ in length, the example is a longest one.
+    longest = max(real.shape[1], example.shape[1]) if trial.task.any_length else real.shape[1]
+    expected = [len(real), longest, *real.shape[2:]]
+    assert list(example.shape) == expected, f"example_input must be {expected}, got {list(example.shape)}"
     assert example.dtype == real.dtype, f"example_input must be {real.dtype}, got {example.dtype}"
     assert example.device == real.device, f"example_input must be on {real.device}, got {example.device}"
 
@@ -231,9 +246,10 @@ def check_inputs_are_a_function_of_the_sample_and_the_view(trial: TaskTrial) -> 
     read = functools.partial(trial.task.inputs, trial.data, views, images.to(trial.device))
     places = torch.arange(8, device=trial.device)
     order = places.flip(0)
-    in_order = read(places, 1)
-    assert torch.equal(in_order[order], read(order, 1)), "inputs depend on the order of the batch"
-    on_cpu = trial.task.inputs(trial.data, views, images, torch.arange(8), 1)
+    view = views.count - 1
+    in_order = read(places, view)
+    assert torch.equal(in_order[order], read(order, view)), "inputs depend on the order of the batch"
+    on_cpu = trial.task.inputs(trial.data, views, images, torch.arange(8), view)
     assert torch.equal(in_order.cpu(), on_cpu), f"inputs on {trial.device} differ from those on the CPU"
 
 

@@ -12,7 +12,7 @@ from stillhouse.compress.students import chain_of, sketch_student
 from stillhouse.distill.ddp import split_problem, sync_batchnorm_problem
 from stillhouse.distill.hook_returns import helpers_of, knowledge_of, student_layers_of
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable, WrongReturnError
+from stillhouse.distill.method import Method, MethodError, Setup, Unsuitable, WrongReturnError, serves_task
 from stillhouse.distill.stages import check_stages
 from stillhouse.durable import canonical_json
 from stillhouse.errors import Problem, describe_error
@@ -97,7 +97,7 @@ def settle(draw: Draw, spec: SweepSpec, describe: Describe) -> Draw | None:
         with user_code():
             method = make_method(draw.method, draw.hyperparameters)
             task = tasks.find(spec.task)
-            if not method.serves(task.name) or method.recipe_problem(spec.training):
+            if not serves_task(method, task) or method.recipe_problem(spec.training):
                 return None
             if _is_divided(spec) and split_problem(method, task, chain_of(draw.student)):
                 return None
@@ -161,7 +161,7 @@ class DrawChecker:
                     return PassedOver(f"{problem}; training.sync_batchnorm is true")
                 if self._sound("training") and (unsuited := method.recipe_problem(self._spec.training)):
                     return PassedOver(unsuited)
-                if not method.serves(self._task.name):
+                if not serves_task(method, self._task):
                     return PassedOver(f"does not serve task {self._task.name} with these hyper-parameters")
                 fit = fit_method(method, student, teachers)
                 taught = fit.needs_teacher

@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse import methods
 from stillhouse.distill.hyperparameters import make_method
-from stillhouse.distill.method import Method
+from stillhouse.distill.method import Method, serves_task
 from stillhouse.errors import Problem, UsageError, describe_error, did_you_mean
 from stillhouse.spec.combinations import Soundness
 from stillhouse.spec.hyperparameter import plain, setting_problem, typed
@@ -78,7 +78,7 @@ def can_serve(name: str, settings: Mapping[str, Any], task: Task) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with user_code():
-                return any(make_method(name, values).serves(task.name) for values in prior_corners(settings))
+                return any(serves_task(make_method(name, values), task) for values in prior_corners(settings))
     except Exception:  # a user-defined method can raise anything
         return True
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from stillhouse.data.datasets import ImageData
 from stillhouse.data.normalisation import chosen
 from stillhouse.errors import Problem, UsageError
+from stillhouse.models import registry
 from stillhouse.models.blueprint import blueprint, build_problems, sketch
 from stillhouse.models.given_weights import (
     MLFLOW,
@@ -23,7 +24,7 @@ from stillhouse.models.given_weights import (
 from stillhouse.models.layers import Shape
 from stillhouse.models.registry import choices_of, model_options, unknown_options
 from stillhouse.models.weight_names import RenameError, renamed
-from stillhouse.spec.schema import StudentSpec, TeacherSpec, TeacherTraining
+from stillhouse.spec.schema import StudentSpec, SweepSpec, TeacherSpec, TeacherTraining
 from stillhouse.sweep.planning.method_settings import prior_corners
 from stillhouse.sweep.planning.operator_check import check_operators, source_problem
 from stillhouse.sweep.planning.student_outputs import student_output_problem
@@ -35,6 +36,33 @@ NEW_HEAD = "new"
 
 # Classes and shape in place of those of an unknown data set, so that options can be checked without it.
 _SOME_IMAGES: tuple[int, Shape] = (10, (3, 32, 32))
+
+
+def with_data_options(spec: SweepSpec, data_options: Mapping[str, Any]) -> SweepSpec:
+    """The spec with what the data set decides about its models, such as the number of tokens, where it names no other value.
+
+    A model that does not exist stays as it is; its check reports it.
+    """
+
+    def completed(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return registry.with_data_options(model, options, data_options)
+        except UsageError:
+            return dict(options)
+
+    if not data_options:
+        return spec
+    teachers = {
+        name: teacher.model_copy(update={"options": completed(teacher.model, teacher.options)})
+        for name, teacher in spec.teachers.items()
+    }
+    students = tuple(
+        student
+        if student.source is not None
+        else student.model_copy(update={"options": completed(student.model, student.options)})
+        for student in spec.students
+    )
+    return spec.model_copy(update={"teachers": teachers, "students": students})
 
 
 class ModelChecker:

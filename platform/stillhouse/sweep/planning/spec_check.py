@@ -32,7 +32,7 @@ from stillhouse.sweep.planning.batch_checks import last_batch_problems, lone_sam
 from stillhouse.sweep.planning.control_checks import with_controls
 from stillhouse.sweep.planning.method_fit import NEEDS_TEACHER, DrawChecker
 from stillhouse.sweep.planning.method_settings import resolve_methods
-from stillhouse.sweep.planning.model_checks import ModelChecker
+from stillhouse.sweep.planning.model_checks import ModelChecker, with_data_options
 from stillhouse.sweep.planning.survey import Skipped, Survey
 from stillhouse.sweep.search.draws import MAX_TRIALS, Draw, draw_trials, draws_at_least, enumerable, grid_size
 from stillhouse.teachers.own_normalisation import with_own_size
@@ -122,6 +122,8 @@ class _Surveyor:
         self._add_folders()
         self._resolve_task()
         self._check_dataset()
+        if self._data is not None:
+            self._spec = with_data_options(self._spec, self._data.model_options)
         self._check_views()
         if not self._builds:
             self._num_classes = self._input_shape = None

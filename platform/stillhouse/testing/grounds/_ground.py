@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from stillhouse.data.images import ImageData
-from stillhouse.models.registry import build_model
+from stillhouse.models.registry import build_model, with_data_options
 from stillhouse.spec.training import Training
 
 Policy = tuple[Any, ...]
@@ -43,5 +43,5 @@ class Ground:
     def build(self, model: str) -> nn.Module:
         """A new model for the data set."""
         data = self.load()
-        options = self.options.get(model, {})
+        options = with_data_options(model, self.options.get(model, {}), data.model_options)
         return build_model(model, num_classes=data.num_classes, input_shape=data.input_shape, **options)
