@@ -136,3 +136,19 @@ def test_how_weights_are_read_needs_weights(key: str) -> None:
 
 def test_a_head_is_new_or_kept(public: tuple[PublicResNet8, str]) -> None:
     assert list(problems(weights=public[1], head="fresh")) == ["teachers.big.head"]
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        ("torchvision:resnet18", "'conv1.weight' is [64, 3, 7, 7] in torchvision:ResNet18_Weights.DEFAULT and [64, 1, 7, 7]"),
+        ("torchvision:resnet34", "torchvision:ResNet18_Weights.DEFAULT lacks 'layer1.2.conv1.weight'"),
+    ],
+)
+def test_published_weights_that_do_not_fit_are_refused_before_they_are_downloaded(
+    model: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    teacher = {"model": model, "weights": "torchvision:ResNet18_Weights.DEFAULT", "head": "new"}
+    found = {each.key: each.message for each in survey({**BASE, "teachers": {"big": teacher}}).problems}
+    assert part in found["teachers.big.weights"]

@@ -11,6 +11,7 @@ from torch import nn
 from stillhouse.errors import UnknownNameError, UsageError
 from stillhouse.models.given_weights import (
     content_of,
+    foreseen,
     is_here,
     load_start,
     open_given,
@@ -78,6 +79,15 @@ def test_torchvisions_weights_come_from_the_cache(caches: Path) -> None:
     assert is_here(RESNET18)
     assert state_hash(open_given(RESNET18).weights) == state_hash(net.state_dict())
     assert content_of(RESNET18) == {"weights": RESNET18}
+
+
+def test_names_and_shapes_of_torchvisions_weights_are_known_without_a_download(caches: Path) -> None:
+    found = foreseen("torchvision:MobileNet_V3_Small_Weights.IMAGENET1K_V1")
+    whole = make("torchvision:mobilenet_v3_small", 1000).state_dict()
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in whole.items()}
+    with pytest.raises(UsageError, match="are weights of no classification model"):
+        foreseen("torchvision:FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1")
+    assert not (caches / "torch").exists()
 
 
 def test_classifiers_that_only_training_uses_are_left_out(caches: Path) -> None:

@@ -14,12 +14,15 @@ from stillhouse.errors import InfrastructureError, UnknownNameError, UsageError
 from stillhouse.models.checkpoint_files import Checkpoint, checkpoint_file, open_checkpoint
 from stillhouse.models.heads import head_weights
 from stillhouse.models.layers import Shape
+from stillhouse.models.registry import sketch_model
 from stillhouse.models.timm_models import stated_configuration, timm_name
+from stillhouse.models.torchvision_models import model_of_weights
 from stillhouse.models.weight_names import renamed
 from stillhouse.models.weights import load_state
 
 TORCHVISION, TIMM, MLFLOW = "torchvision:", "timm:", "mlflow:"
 Named = tuple[str, Mapping[str, Any], int, Shape]
+_CLASSES_OF_IMAGENET = 1000
 _TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 # Of classifiers that are used in training only, and that our models leave out.
 _AUXILIARY = re.compile(r"^(aux1|aux2|AuxLogits)\.")
@@ -79,6 +82,20 @@ def load_start(
 def is_here(reference: str) -> bool:
     """Whether the weights can be read without a download; True for those that are never downloaded."""
     return not reference.startswith(TORCHVISION) or torchvision_file(reference).is_file()
+
+
+def foreseen(reference: str) -> dict[str, Tensor]:
+    """Torchvision's weights without storage, before they are downloaded: their names and shapes.
+
+    Raises:
+        UsageError: torchvision has no such weights, or they are of no model for classification.
+    """
+    published = torchvision_enum(reference)
+    model = model_of_weights(type(published))
+    if model is None:
+        raise UsageError(f"{reference} are weights of no classification model")
+    classes = len(published.meta.get("categories") or ()) or _CLASSES_OF_IMAGENET
+    return dict(sketch_model(f"{TORCHVISION}{model}", num_classes=classes, input_shape=(3, 224, 224)).state_dict())
 
 
 def local_weights(reference: str) -> str:

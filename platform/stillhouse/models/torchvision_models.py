@@ -42,6 +42,11 @@ def torchvision_names() -> list[str]:
     return names
 
 
+def model_of_weights(kind: type) -> str | None:
+    """The model whose published weights are members of the enum `kind`; None if it is none of `torchvision_names()`."""
+    return next((name for name in torchvision_names() if _library().get_model_weights(name) is kind), None)
+
+
 def build_torchvision(name: str, *, num_classes: int, input_shape: Shape, resize: int | None = None) -> nn.Module:
     """Torchvision's model `name` with random weights.
 

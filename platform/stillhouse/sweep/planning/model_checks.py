@@ -12,10 +12,12 @@ from stillhouse.data.normalisation import chosen
 from stillhouse.errors import Problem, UsageError
 from stillhouse.models import registry
 from stillhouse.models.blueprint import blueprint, build_problems, sketch
+from stillhouse.models.checkpoint_files import Checkpoint
 from stillhouse.models.given_weights import (
     MLFLOW,
     TORCHVISION,
     Named,
+    foreseen,
     is_here,
     load_start,
     open_given,
@@ -246,9 +248,8 @@ def _check_weights(
         return None
     if reference.startswith(TORCHVISION):
         _check_classes(reference, facts[0] if facts else None, start.get("head"))
-        if not is_here(reference):
-            return f"{reference} is downloaded when the sweep starts; that it fits {model} is known then"
-    checkpoint = open_given(reference)
+    here = is_here(reference)
+    checkpoint = open_given(reference) if here else Checkpoint(foreseen(reference), "", ())
     weights = renamed(checkpoint.weights, start.get("rename") or {}, reference)
     for options in candidates if facts is not None else ():
         assert facts is not None
@@ -257,7 +258,7 @@ def _check_weights(
             load_start(sketch(*named).to("meta"), start, named=named, weights=weights)
         except UsageError as error:
             raise UsageError(f"{error}{_fitting_option(start, named, weights)}") from error
-    return checkpoint.note(reference)
+    return checkpoint.note(reference) if here else f"{reference} is downloaded when the sweep starts"
 
 
 def _fitting_option(start: Mapping[str, Any], named: Named, weights: Mapping[str, Tensor]) -> str:
