@@ -81,6 +81,7 @@ class ImageData:
         sample: what one sample is called in messages.
         model_options: options that every model of this data set is built with, if it has them, such as the number of tokens.
         files: what a user of a trained model needs besides it, by file name, such as a tokenizer.
+        preparation: how to prepare a sample with these files, as plain JSON data.
         notes: what a user should know of the data, as sentences; reading the test split may add some.
         prepared: what the task's metric needs of the data set (`Task.prepare`), by name; travels to every process.
         test_reads: how often the test split was loaded: 0 before its first use, 1 after.
@@ -102,6 +103,7 @@ class ImageData:
     sample: str = "image"
     model_options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    preparation: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     prepared: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     test_reads: int = 0

@@ -37,6 +37,8 @@ def render_card(document: dict[str, Any]) -> str:
             "input": "images",
             "drawn": False,
             **document,
+            "any_length": document.get("any_length", False),
+            "dataset": {"sample": "image", **document["dataset"]},
             "metric": metric,
             "test_split_interval": of_split,
         }

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.durable import write_json
 from stillhouse.errors import UsageError
-from stillhouse.export import drawn_example, example, int8, onnx, program
+from stillhouse.export import drawn_example, example, int8, onnx, program, text_example
 from stillhouse.export.agreement import Answer, agreement, latency_of
 from stillhouse.export.card import render_card
 from stillhouse.export.folder import MARK, check_target, filled
@@ -72,7 +73,7 @@ def export_student(student: Student, folder: str | Path, *, tell: Callable[[str]
         InfrastructureError: the folder cannot be written.
     """
     onnx.require_packages()
-    target = check_target(folder, (*FILES, INT8))
+    target = check_target(folder, (*FILES, INT8, *student.data.files))
     with filled(target) as place:
         document = _fill(student, place, tell)
     return {**document, "folder": str(target)}
@@ -93,7 +94,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     onnx.check_onnx(place / ONNX)
     tell(f"comparing on {'validation' if len(data.validation) else 'training'} images")
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
-    images = tasks.of(data).first_inputs(data, data.for_checks, _MAX_IMAGES)
+    images = _whole(tasks.of(data).first_inputs(data, data.for_checks, _MAX_IMAGES), student)
     agreements = {
         form: asdict(agreement(student.model, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)
@@ -103,12 +104,17 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
         answers["int8"] = onnx.load_answer(place / INT8)
     tell("measuring latency")
     latency = _latencies(student, answers)
-    write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized))
+    any_length = getattr(student.model, "any_length", False)
+    write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized, any_length=any_length))
     script = example if tasks.of(data).drawn_input(data) is None else drawn_example
+    for name, content in data.files.items():
+        script = text_example
+        (place / name).write_text(content, encoding="utf-8")
     (place / EXAMPLE).write_text(Path(str(script.__file__)).read_text(encoding="utf-8"), encoding="utf-8")
     document = _document(student, agreements, latency) | {"int8": by_int8}
     (place / CARD).write_text(render_card(document), encoding="utf-8")
-    document["files"] = {name: _file_facts(place / name) for name in (*FILES, INT8) if name != MARK and (place / name).exists()}
+    files = (*FILES, INT8, *data.files)
+    document["files"] = {name: _file_facts(place / name) for name in files if name != MARK and (place / name).exists()}
     write_json(place / MARK, document)
     return document
 
@@ -133,8 +139,22 @@ def _write_int8(student: Student, place: Path, tell: Callable[[str], None]) -> d
     return int8.compare(student.model, onnx.load_answer(place / INT8), data)
 
 
-def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
-    """How to prepare pixels for the student, and what its outputs mean."""
+def _whole(inputs: Tensor, student: Student) -> Tensor:
+    """Inputs that are cut to the longest sample of their batch, at full length for a model of one length only."""
+    if getattr(student.model, "any_length", True) or not tasks.of(student.data).any_length:
+        return inputs
+    return F.pad(inputs, (0, student.data.input_shape[0] - inputs.shape[1]))
+
+
+def preprocessing(data: ImageData, *, resized: bool, any_length: bool = False) -> dict[str, Any]:
+    """How to prepare pixels or texts for the student, and what its outputs mean.
+
+    Args:
+        resized: whether images were resized.
+        any_length: whether the student reads texts of any length; otherwise they are padded.
+    """
+    if data.files:
+        return _of_texts(data, any_length)
     if (drawn := tasks.of(data).drawn_input(data)) is not None:
         return _of_drawn_input(data, drawn)
     channels, height, width = data.input_shape
@@ -150,6 +170,20 @@ def preprocessing(data: ImageData, *, resized: bool) -> dict[str, Any]:
         "ground": list(data.ground) if channels in (1, 3) else None,
         "mean": list(data.mean),
         "std": list(data.std),
+        "class_names": list(data.class_names),
+    }
+
+
+def _of_texts(data: ImageData, any_length: bool) -> dict[str, Any]:
+    """How to turn texts into token ids for the student, and what its outputs mean."""
+    task, (length,) = tasks.of(data), data.input_shape
+    shape = ["batch", "length" if any_length else length]
+    return {
+        "input": {"name": task.input_name, "dtype": "int64", "shape": shape},
+        "output": {"name": task.output, "dtype": "float32", "shape": ["batch", data.num_classes], "what": task.output},
+        "input_shape": [length],
+        "any_length": any_length,
+        **data.preparation,
         "class_names": list(data.class_names),
     }
 
@@ -197,6 +231,7 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
         "derived_from": trial.student.derived_from,
         "output": tasks.of(student.data).output,
         "input": tasks.of(student.data).input_name,
+        "any_length": getattr(student.model, "any_length", False),
         "drawn": tasks.of(student.data).drawn_input(student.data) is not None,
         "metric": facts.metric.model_dump(),
         "metrics": record.metrics,
@@ -206,6 +241,7 @@ def _document(student: Student, agreements: Mapping[str, Any], latency: Mapping[
             "fingerprint": student.data.fingerprint,
             "input_shape": list(student.data.input_shape),
             "num_classes": student.data.num_classes,
+            "sample": student.data.sample,
             "train_samples": len(student.data.train),
             "validation_samples": len(student.data.validation),
             "test_samples": facts.test_samples,

@@ -46,7 +46,7 @@ def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str
             dynamo=True,
             input_names=[input_name],
             output_names=[output],
-            dynamic_shapes=({0: "batch"},),
+            dynamic_shapes=({0: "batch", 1: "length"},) if _any_length(program) else ({0: "batch"},),
             external_data=False,
             verbose=False,
         )
@@ -54,6 +54,12 @@ def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str
         raise UsageError(f"the student cannot be written as ONNX: {describe_error(error)}") from error
     assert converted is not None
     converted.save(path)
+
+
+def _any_length(program: ExportedProgram) -> bool:
+    """Whether the second dimension of the input may have any size."""
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    return any(not isinstance(size, int) for value in inputs for size in value.shape[1:2])
 
 
 def check_onnx(path: Path) -> None:

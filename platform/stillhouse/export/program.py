@@ -1,6 +1,8 @@
 """A student as a `torch.export` program, which runs without the code of its model."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +17,28 @@ from stillhouse.models.layers import Shape
 _EXAMPLE_BATCH = 2
 
 
+def varying_sizes(model: nn.Module, input_shape: Shape) -> dict[int, Any]:
+    """Which dimensions of the input may have any size: that of the batch and, of a model with `any_length`, the next one too.
+
+    Its samples may then be shorter than `input_shape`, but not longer.
+    """
+    sizes = {0: Dim("batch")}
+    if getattr(model, "any_length", False) and input_shape[0] > 1:
+        sizes[1] = Dim("length", max=input_shape[0])
+    return sizes
+
+
 def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
-    """The program of a model in evaluation mode, on its device, for batches of any size.
+    """The program of a model in evaluation mode, on its device, for batches of any size; see `varying_sizes`.
 
     Raises:
         UsageError: torch cannot trace the model, for example because its control flow depends on the pixels.
     """
     example = example_input(model, _EXAMPLE_BATCH, input_shape)
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch")},))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the lists of weights that recurrent layers keep beside them
+            return torch.export.export(model, (example,), dynamic_shapes=(varying_sizes(model, input_shape),))
     except Exception as error:
         raise UsageError(
             f"torch.export cannot trace {type(model).__name__} with a batch of any size: {describe_error(error)}; "

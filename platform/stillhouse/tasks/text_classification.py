@@ -33,6 +33,7 @@ class TextClassification(Classification):
     mixes: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     any_length: ClassVar[bool] = True
+    input_name: ClassVar[str] = "ids"
 
     def example_input(self, data: ImageData, count: int = 1, device: str | torch.device = "cpu") -> Tensor:
         """Texts of full length, int64 [count, L]."""

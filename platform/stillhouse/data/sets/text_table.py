@@ -145,6 +145,7 @@ class _Reading:
             task=self._request.task,
             model_options={"vocabulary": found.size},
             files={tokens.FILE: found.text},
+            preparation={"tokenizer": tokens.FILE, "tokenizer_padding": found.padding},
             notes=self._notes,
         )
 
