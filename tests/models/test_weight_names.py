@@ -43,11 +43,12 @@ def shapes(*names: str) -> dict[str, tuple[int, ...]]:
         (("l.0.shortcut.w", "l.1.shortcut.w"), ("l.0.downsample.w", "l.1.downsample.w"), {r"\.shortcut\.": ".downsample."}),
         (("encoder.a.w", "encoder.b.w", "x.w"), ("a.w", "b.w", "x.w"), {r"^encoder\.": ""}),
         (("a.w",), ("b.bias",), {}),
-        (("a.w", "c.w"), ("a.w",), {}),
+        (("a.w", "c.w"), ("a.w",), {r"^c\b": None}),
+        (("a.w", "a.u"), ("a.w",), {}),
     ],
 )
 def test_a_mapping_is_suggested_where_names_differ_in_one_part(
-    given: tuple[str, ...], model: tuple[str, ...], rename: dict[str, str]
+    given: tuple[str, ...], model: tuple[str, ...], rename: dict[str, str | None]
 ) -> None:
     assert suggested_rename(shapes(*given), shapes(*model), model) == rename
 

@@ -49,8 +49,10 @@ def renamed(weights: Mapping[str, Tensor], rename: Rename, source: str) -> dict[
     return result
 
 
-def suggested_rename(weights: Shapes, model: Shapes, required: Iterable[str]) -> dict[str, str]:
+def suggested_rename(weights: Shapes, model: Shapes, required: Iterable[str]) -> dict[str, str | None]:
     """Entries of `rename` that give the weights more of the model's names, each by one part of a name or by its beginning.
+
+    If they have all of the names then, further entries leave out the parts that the model lacks.
 
     Args:
         weights: the shapes of a checkpoint's weights.
@@ -58,7 +60,7 @@ def suggested_rename(weights: Shapes, model: Shapes, required: Iterable[str]) ->
         required: names of the model that the checkpoint must have.
     """
     names = {name: name for name in weights}
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     needed = set(required)
     for _ in range(_MAX_RULES):
         taken = set(names.values())
@@ -73,6 +75,10 @@ def suggested_rename(weights: Shapes, model: Shapes, required: Iterable[str]) ->
             break
         found[best[0]] = best[1]
         names = {name: new if new in model else re.sub(best[0], best[1], new) for name, new in names.items()}
+    if needed <= set(names.values()):
+        parts = dict.fromkeys(new.partition(".")[0] for new in names.values() if new not in model)
+        own = {name.partition(".")[0] for name in model}
+        found |= {rf"^{re.escape(part)}\b": None for part in list(parts)[:_MAX_RULES] if part not in own}
     return found
 
 

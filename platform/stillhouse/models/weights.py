@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -119,12 +118,12 @@ def _mismatch(own: Mapping[str, Tensor], state: Mapping[str, Tensor], required: 
     facts += [f"has {listed(extra)}, which the model lacks"] * bool(extra)
     shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (state, own)]
     if found := suggested_rename(shapes[0], shapes[1], required):
-        entries = ", ".join(f"'{pattern}': '{replacement}'" for pattern, replacement in found.items())
+        entries = ", ".join(f"'{pattern}': {'null' if new is None else repr(new)}" for pattern, new in found.items())
         remedy = f"more of them agree with rename: {{{entries}}}"
-    elif missing:
-        remedy = "is it another architecture? rename: {regular expression: replacement} beside weights maps names"
+        if not missing:
+            remedy = f"is it another architecture? rename: {{{entries}}} beside weights leaves them out"
     else:
-        remedy = f"is it another architecture? rename: {{'^{re.escape(extra[0])}$': null}} beside weights leaves one out"
+        remedy = "is it another architecture? rename: {regular expression: replacement} beside weights maps names"
     return f"{source} {' and '.join(facts)}; {remedy}"
 
 
