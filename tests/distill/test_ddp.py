@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillhouse.compress.chain import Chain
 from stillhouse.distill import ddp
 from stillhouse.distill.ddp import Workers, split_problem
 from stillhouse.distill.method import Method, MethodError, Step
@@ -279,6 +280,14 @@ def test_methods_that_need_the_whole_batch_refuse_a_part(make_trainer: MakeTrain
     with pytest.raises(MethodError, match=reason):
         make_trainer(method, recipe={"micro_batch": 8})
     make_trainer(method, recipe={"micro_batch": "auto"})
+
+
+def test_a_student_that_notes_ranges_of_whole_batches_refuses_a_part(make_trainer: MakeTrainer) -> None:
+    reason = "trains a student with quantize, which must see each batch whole"
+    with pytest.raises(MethodError, match=reason):
+        make_trainer(recipe={"micro_batch": 8}, operators=Chain.of([{"quantize": {"weight_bits": 8}}]))
+    assert make_trainer(operators=Chain.of([{"quantize": {"weight_bits": 8}}])).split_problem == reason
+    make_trainer(recipe={"micro_batch": 8}, operators=Chain.of([{"quantize": {"weight_bits": 8, "activation_bits": 32}}]))
 
 
 def test_a_checkpoint_keeps_the_micro_batch_that_memory_allowed(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from stillhouse.data.datasets import ImageData
 from stillhouse.data.views import Views
 from stillhouse.distill.evaluation import evaluate
 from stillhouse.distill.maps import KnownChannels
-from stillhouse.knowledge import feature
+from stillhouse.knowledge import feature, logits
 from stillhouse.models.weights import state_bytes
 from stillhouse.spec.records import StudentChoice, Trial, TrialRecord
 from stillhouse.spec.training import Training
@@ -28,6 +28,14 @@ MakeTrial = Callable[..., Trial]
 PRUNED = {"prune": {"ratio": 0.5, "importance": "taylor"}}
 LOW_BIT = {"quantize": {"weight_bits": 4}}
 SPARSE = {"prune": {"ratio": 0.75, "pattern": "unstructured"}}
+
+
+FACTORED = {"low_rank": {"ratio": 0.5}}
+ROUTES: tuple[tuple[dict[str, Any], ...], ...] = (
+    (PRUNED, SPARSE),
+    (FACTORED, {"share_weights": {"k": 8, "share_at": 0.5}}, LOW_BIT),
+    ({"compact": {}},),
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +141,24 @@ def test_methods_that_make_more_students_or_replace_layers_store_what_is_judged(
     assert bool(helpers) is (method == "simkd"), "only there the classifier has more than the student"
 
 
+@pytest.mark.parametrize("operators", ROUTES, ids=["pruned and sparse", "factored, shared and in low precision", "compact"])
+def test_the_delivery_mode_changes_no_bit_of_the_student(
+    operators: tuple[dict[str, Any], ...],
+    environment: TrialEnvironment,
+    digits: ImageData,
+    make_trial: MakeTrial,
+    ticket: TeacherTicket,
+) -> None:
+    trial = make_trial("cached", student=derived(*operators), method="kd", teacher="big")
+    cached = run_to_end(trial, environment, digits)
+    modes = {**ticket.modes, logits().id: "inline"}
+    inside = dataclasses.replace(environment, tickets={"big": dataclasses.replace(ticket, modes=modes)})
+    inline = run_to_end(trial.model_copy(update={"key": "inline"}), inside, digits)
+    assert (cached.teaching["way"], inline.teaching["way"]) == ("cached", "inline")
+    assert inline.weights_hash == cached.weights_hash
+    assert inline.metrics["test_accuracy"] == cached.metrics["test_accuracy"]
+
+
 def test_a_pruned_student_is_compared_with_the_channels_of_its_teacher_that_remain(
     environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial, ticket: TeacherTicket
 ) -> None:
@@ -163,10 +189,11 @@ def test_a_method_takes_the_students_model_from_its_entry_and_not_its_label_in_t
     assert record.status == "finished", record.reason
 
 
+@pytest.mark.parametrize("operators", ROUTES, ids=["pruned and sparse", "factored, shared and in low precision", "compact"])
 def test_an_interrupted_trial_ends_with_the_same_bits(
-    environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
+    operators: tuple[dict[str, Any], ...], environment: TrialEnvironment, digits: ImageData, make_trial: MakeTrial
 ) -> None:
-    trial = make_trial("straight", student=derived(PRUNED, SPARSE), epochs=3)
+    trial = make_trial("straight", student=derived(*operators), epochs=3)
     straight = run_to_end(trial, environment, digits)
     for _ in range(3):
         runner = TrialRunner(trial.model_copy(update={"key": "resumed"}), environment, digits)
