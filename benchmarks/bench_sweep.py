@@ -2,6 +2,7 @@
 
     python benchmarks/bench_sweep.py --pair mnist --root DIR        # LeNet teaches an MLP on MNIST
     python benchmarks/bench_sweep.py --pair cifar --root DIR        # a CIFAR ResNet teaches a narrower one
+    python benchmarks/bench_sweep.py --pair generation --root DIR   # a generator teaches a narrower one on MNIST
     python benchmarks/bench_sweep.py --pair cifar --root DIR --curve 1,2,4,8,16 --picture curve.png
     python benchmarks/bench_sweep.py --pair cifar --root DIR --torchdistill PYTHON_OF_ITS_ENVIRONMENT
 
@@ -26,13 +27,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import ray
+from safetensors import safe_open
 
 from stillhouse.spec.recipes import NEWEST
 from stillhouse.spec.records import Trial, TrialRecord
@@ -47,9 +49,18 @@ HERE = Path(__file__).resolve().parent
 CONTENDERS = ("student only", "shared, cold", "shared, warm", "inside each trial")
 
 
+Methods = tuple[str, Mapping[str, Any]]
+"""A method and its settings, of which one prior does not change how long a training takes: it tells trials apart."""
+
+
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, its student and their data set."""
+    """A teacher, its student and their data set.
+
+    Attributes:
+        taught: the method of the trials with a teacher.
+        alone: that of the trials without: the same training apart from the knowledge.
+    """
 
     dataset: Mapping[str, Any]
     shape: tuple[int, int, int]
@@ -59,6 +70,10 @@ class Pair:
     views: int
     epochs: int
     batch_size: int
+    taught: Methods = ("kd", {"temperature": {"uniform": [2.0, 6.0]}})
+    alone: Methods = ("scratch", {"label_smoothing": {"uniform": [0.0, 0.1]}})
+    task: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 PAIRS = {
@@ -81,6 +96,27 @@ PAIRS = {
         4,
         4,
         64,
+    ),
+    "generation": Pair(
+        {"name": "mnist", "validation": 1000, "options": {"limit": 6000, "limit_test": 1000}},
+        (1, 28, 28),
+        {"model": "dcgan", "width": 1.0},
+        {"model": "dcgan", "width": 0.125},
+        (),
+        4,
+        4,
+        64,
+        taught=("gan_compression", {"image_weight": 1.0, "adversarial_weight": {"uniform": [0.02, 0.04]}}),
+        alone=("gan_compression", {"image_weight": 0.0, "adversarial_weight": {"uniform": [0.9, 1.1]}}),
+        task="generation",
+        training={
+            "optimizer": "adam",
+            "learning_rate": 0.0005,
+            "adam_beta1": 0.5,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "batchnorm_statistics": "running",
+        },
     ),
 }
 
@@ -176,6 +212,7 @@ class Bench:
         self._dataset = {**pair.dataset, "root": root} if root else self._random_images()
         self._homes = 0
         self._weights: str | None = None
+        self._judge: Path | None = None
         self.train_samples = 0
 
     def _random_images(self) -> dict[str, Any]:
@@ -183,26 +220,23 @@ class Bench:
         options["count"] = options.pop("limit")  # the test split takes `limit_test` as it is
         return {"name": "random_images:load", "validation": self.pair.dataset["validation"], "options": options}
 
-    def _spec(self, method: str, way: str, trials: int) -> dict[str, Any]:
-        pair = self.pair
-        # The number of the trial is in a hyper-parameter that does not change the training.
-        settings: dict[str, Any] = {"label_smoothing": {"uniform": [0.0, 0.1]}}
-        if method == "kd":
-            settings = {"temperature": {"uniform": [2.0, 6.0]}}
-        teacher = {**pair.teacher, "train": {"epochs": 1, "batch_size": 128}}
+    def _spec(self, methods: Methods, way: str, trials: int) -> dict[str, Any]:
+        pair, (method, settings) = self.pair, methods
+        teacher = {**pair.teacher, "train": {"epochs": 1, "batch_size": 128, **pair.training}}
         if self._weights:
             teacher = {**pair.teacher, "weights": self._weights}
         teacher["resources"] = {"gpu": self._shares.teacher}
         return {
             "name": "benchmark",
             "recipe": self._recipe,
+            **({} if pair.task is None else {"task": pair.task}),
             "dataset": self._dataset,
             "views": {"policy": list(pair.policy), "count": pair.views},
             "teachers": {"teacher": teacher},
             "students": [dict(pair.student)],
-            "methods": {method: settings},
+            "methods": {method: dict(settings)},
             "search": {"trials_per_method": trials, "max_epochs": pair.epochs},
-            "training": {"batch_size": pair.batch_size},
+            "training": {"batch_size": pair.batch_size, **pair.training},
             "trial_resources": {"gpu": self._shares.trial},
             "max_concurrent_trials": self._concurrent,
             "knowledge": {"way": way},
@@ -211,10 +245,15 @@ class Bench:
     def prepare(self) -> None:
         """Trains the teacher, once for all variants, and warms up Ray's workers."""
         home = self._home()
-        self._sweep("kd", "cached", home, 1)
-        found = next((home / "teachers").rglob("*.safetensors"))
+        self._sweep(self.pair.taught, "cached", home, 1)
         kept = self._folder / "teacher.safetensors"
-        shutil.copy(found, kept)
+        for found in (home / "teachers").rglob("*.safetensors"):
+            with safe_open(found, "np") as file:
+                own = file.metadata()["model"] == self.pair.teacher["model"]
+            if own:
+                shutil.copy(found, kept)
+            else:
+                self._judge = found.parent
         self._weights = str(kept)
 
     def run(self, contender: str, trials: int | None = None) -> Run:
@@ -223,15 +262,15 @@ class Bench:
         home = self._home()
         match contender:
             case "student only":
-                run = self._sweep("scratch", "auto", home, trials)
+                run = self._sweep(self.pair.alone, "auto", home, trials)
             case "inside each trial":
-                run = self._sweep("kd", "inline", home, trials)
+                run = self._sweep(self.pair.taught, "inline", home, trials)
             case "shared, cold":
-                run = self._sweep("kd", "cached", home, trials)
+                run = self._sweep(self.pair.taught, "cached", home, trials)
             case "shared, warm":
-                self._sweep("kd", "cached", home, 1)
+                self._sweep(self.pair.taught, "cached", home, 1)
                 shutil.rmtree(home / "sweeps")
-                run = self._sweep("kd", "cached", home, trials)
+                run = self._sweep(self.pair.taught, "cached", home, trials)
             case _:
                 raise AssertionError(contender)
         shutil.rmtree(home)
@@ -239,11 +278,14 @@ class Bench:
 
     def _home(self) -> Path:
         self._homes += 1
-        return self._folder / f"home-{self._homes}"
+        home = self._folder / f"home-{self._homes}"
+        if self._judge is not None:
+            shutil.copytree(self._judge, home / "teachers" / self._judge.name)
+        return home
 
-    def _sweep(self, method: str, way: str, home: Path, trials: int) -> Run:
+    def _sweep(self, methods: Methods, way: str, home: Path, trials: int) -> Run:
         watch = Stopwatch()
-        sweep = Only(check(self._spec(method, way, trials)), home=home, progress=watch, method=method)
+        sweep = Only(check(self._spec(methods, way, trials)), home=home, progress=watch, method=methods[0])
         started = time.perf_counter()
         results = sweep.run()
         whole = time.perf_counter() - started

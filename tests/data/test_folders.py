@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,13 +191,3 @@ class TestCache:
         (root.parent / "cache").write_text("a file where a folder should be")
         with pytest.warns(UserWarning, match="decoded images cannot be stored in"):
             assert len(self.load(root)) == 9
-
-
-@pytest.mark.parametrize("train", ["Train", "training", "learn"])
-def test_folders_named_as_splits_are_not_taken_for_classes(root: Path, train: str) -> None:
-    (root / "train").rename(root / train)
-    (root / "val").mkdir()
-    if train == "learn":
-        shutil.rmtree(root / train)
-    with pytest.raises(UsageError, match=r"named as splits .* and none named train"):
-        load_dataset("image_folder", root=root, validation=3)

@@ -147,3 +147,16 @@ def test_without_degraded_images_nothing_is_said_of_them(data: ReportData) -> No
     words = examined(data)
     assert words is not None
     assert (words["robustness"], words["robustness_words"]) == ([], "")
+
+
+def test_pictures_of_teacher_student_and_control_are_shown_in_that_order(data: ReportData) -> None:
+    made = {"soft_targets": [["teacher", "dGVhY2hlcg=="], ["student", "bWluZQ=="]], "control": [["student", "dGhlaXJz"]]}
+    records = [each.model_copy(update={"details": {"pictures": made[each.trial.method]}}) for each in data.records]
+    shown_now = examined(ReportData.of(data.facts, records))
+    assert shown_now is not None
+    assert [(maker, file) for maker, file, _ in shown_now["pictures"]] == [
+        ("the teacher", "dGVhY2hlcg=="),
+        ("soft_targets", "bWluZQ=="),
+        ("control", "dGhlaXJz"),
+    ]
+    assert all("makes of the inputs shown" in words for _, _, words in shown_now["pictures"])

@@ -71,11 +71,6 @@ def list_folder(root: Path, test_share: float) -> FolderListing:
         search.note_unused(root, {folder.name for folder in folders.values()})
     else:
         names = search.class_folders(root)
-        if not {name.lower() for name in names} - {*SPLITS, *_VALIDATION_FOLDERS, "training", "testing"}:
-            raise UsageError(
-                f"{root} has folders that are named as splits ({printable(', '.join(names))}) and none named {TRAIN}; name the "
-                f"folder with the training images {TRAIN}"
-            )
         everything = search.listing(root, names)
         search.check()
         size = round(test_share * len(everything.files))
