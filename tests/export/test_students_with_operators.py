@@ -21,12 +21,14 @@ from stillhouse.sweep.results.export import export_trial
 
 PRUNED: dict[str, Any] = {"prune": {"ratio": 0.5}}
 SPARSE: dict[str, Any] = {"prune": {"ratio": 0.75, "pattern": "unstructured"}}
+FACTORED: dict[str, Any] = {"low_rank": {"ratio": 0.25}}
 SPEC: dict[str, Any] = {
     "name": "routes",
     "dataset": {"name": "digits", "validation": 100, "options": {"limit": 300}},
     "students": [
         {"name": "pruned", "model": "resnet8", "compress": [PRUNED]},
         {"name": "sparse", "model": "resnet8", "compress": [SPARSE]},
+        {"name": "factored", "model": "resnet8", "compress": [FACTORED]},
     ],
     "methods": {"scratch": {}},
     "search": {"max_epochs": 1},
@@ -44,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep_home, data = SweepHome(home, "routes"), digits()
     views = Views((), 1, data.input_shape, len(data.train))
     environment = TrialEnvironment(folder=str(sweep_home.folder), views=views, training=Training(batch_size=32))
-    for name, operator in (("pruned", PRUNED), ("sparse", SPARSE)):
+    for name, operator in (("pruned", PRUNED), ("sparse", SPARSE), ("factored", FACTORED)):
         student = StudentChoice(name=name, model="resnet8", compress=[operator])
         record = run_to_end(Trial(key=f"{name:0<16}", student=student, method="scratch", epochs=1), environment, data)
         assert record.status == "finished", record.reason
@@ -55,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec=spec,
         dataset={"name": data.name, "fingerprint": data.fingerprint},
         baseline="scratch",
-        planned=2,
+        planned=3,
         objectives={"validation_accuracy": "max", "parameters": "min"},
     )
     sweep_home.write_facts(facts)
@@ -75,7 +77,12 @@ def answers(folder: Path, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "done"), [("pruned", "prune(ratio=0.5)"), ("sparse", "prune(ratio=0.75, pattern=unstructured)")]
+    ("name", "done"),
+    [
+        ("pruned", "prune(ratio=0.5)"),
+        ("sparse", "prune(ratio=0.75, pattern=unstructured)"),
+        ("factored", "low_rank(ratio=0.25)"),
+    ],
 )
 def test_the_export_is_a_plain_network_that_reaches_the_recorded_accuracy(
     home: Path, name: str, done: str, tmp_path: Path

@@ -153,6 +153,18 @@ def test_the_teacher_of_derived_students_is_needed_by_trials_that_it_does_not_te
             {"name": "shuffled", "model": "shufflenet_v1", "compress": [{"prune": {"ratio": 0.5}}]},
             r"students\[0\]\.compress\[0\]\.prune cannot follow the channels of this network",
         ),
+        (
+            pruned({"quantize": {"weight_bits": 1}}),
+            r"students\[0\]\.compress\[0\]\.quantize\.weight_bits must be one of 2, 3, 4, 5, 6, 7, 8, 32, got 1",
+        ),
+        (
+            pruned({"quantize": {}}, {"prune": {"ratio": 0.5}}),
+            r"students\[0\]\.compress\[1\]\.prune must come before quantize: it changes the layers, quantize the",
+        ),
+        (
+            {"name": "flat", "model": "mlp", "compress": [{"compact": {}}]},
+            r"students\[0\]\.compress\[0\]\.compact needs a convolution, and this network has none",
+        ),
         (pruned(width=2), r"students\[0\]\.width must not be given with from: big"),
         (pruned(model="resnet8"), r"students\[0\]\.model must not be given with from: big"),
         ({"from": "big"}, r"students\[0\]\.name must be given to a student with from"),
