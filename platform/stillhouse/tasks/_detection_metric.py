@@ -114,7 +114,7 @@ def _of_curves(precision: NDArray[np.float64]) -> Precision:
 
 def _evaluated(found: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
     require_package()
-    from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
+    from faster_coco_eval import COCO, COCOeval_faster
 
     classes = int(max(true[..., 4].max(initial=-1), found[..., 5].max(initial=-1))) + 1
     frame = {"images": [{"id": place} for place in range(len(true))], "categories": [{"id": place} for place in range(classes)]}
