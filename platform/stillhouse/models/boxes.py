@@ -102,13 +102,13 @@ def _survivors(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) 
     with torch.no_grad():
         images, number = scores.shape
         # Boxes of different groups are moved apart, so that they do not overlap.
-        span = boxes.amax() + 1
+        span = boxes.max() + 1
         apart = boxes + (groups.to(boxes.dtype) * span).unsqueeze(-1)
         kept = torch.zeros(images * number, dtype=torch.bool, device=boxes.device)
         if torch.compiler.is_exporting():
             # All images at once, since their number is not known while a program is traced.
             rows = torch.arange(images, device=boxes.device).view(-1, 1, 1)
-            apart = apart + rows * (span * (groups.amax() + 1))
+            apart = apart + rows * (span * (groups.max() + 1))
             return kept.index_fill(0, nms(apart.reshape(-1, 4), scores.reshape(-1), threshold), True).view(images, number)
         for row in range(images):
             kept.index_fill_(0, nms(apart[row], scores[row], threshold) + row * number, True)
