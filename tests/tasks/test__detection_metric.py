@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision as Reference
 
-from stillhouse.tasks._detection_metric import MeanAveragePrecision, average_precision, interval, packed
+from stillhouse.models.detector import packed
+from stillhouse.tasks._detection_metric import MeanAveragePrecision, average_precision, interval
 
 NO_BOX = [0.0, 0, 0, 0, -1]
 
@@ -78,7 +79,7 @@ def test_the_precision_of_images_without_any_box_is_not_a_number() -> None:
 
 def test_parts_that_are_merged_in_any_order_are_the_whole() -> None:
     found, true = _random()
-    outputs = {"boxes": found[..., :4], "scores": found[..., 4], "labels": found[..., 5].long()}
+    outputs = {"detections": found}
     whole = MeanAveragePrecision()
     whole.update(outputs, true)
     for cuts in (((0, 5), (5, 12)), ((5, 12), (0, 5))):

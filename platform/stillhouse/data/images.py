@@ -78,6 +78,7 @@ class ImageData:
         mean: of each channel over the training split, with pixels in [0, 1].
         std: likewise, the standard deviation.
         ground: the colour on which transparent images are laid.
+        fit: how images of another ratio are resized: `crop` to the middle, `stretch`, or `letterbox`.
         sample: what one sample is called in messages.
         model_options: options that every model of this data set is built with, if it has them, such as the number of tokens.
         files: what a user of a trained model needs besides it, by file name, such as a tokenizer.
@@ -100,6 +101,7 @@ class ImageData:
     task: str | None = None
     folder: str | None = None
     ground: Ground = WHITE
+    fit: str = "crop"
     sample: str = "image"
     model_options: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parent
+SURE = 0.3  # detections of a lower score are not printed
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -26,11 +27,24 @@ def prepare(path: str, facts: dict[str, Any]) -> NDArray[np.float32]:
     planes = image.convert(MODES[channels]).split()
     if image.size != (width, height):
         # Plane by plane, since Pillow weights colours by the alpha channel when it resizes all of them at once.
-        planes = tuple(ImageOps.fit(plane, (width, height), Image.Resampling.BILINEAR) for plane in planes)
+        planes = tuple(resize(plane, (width, height), facts.get("fit", "crop")) for plane in planes)
     pixels = np.stack([np.asarray(plane, np.float32) for plane in planes])
     mean, std = (np.array([255.0 * value for value in facts[key]], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     prepared: NDArray[np.float32] = (pixels - mean) / std
     return prepared
+
+
+def resize(plane: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
+    """One channel of an image in the student's width and height."""
+    if fit == "crop":
+        return ImageOps.fit(plane, size, Image.Resampling.BILINEAR)
+    if fit == "stretch":
+        return plane.resize(size, Image.Resampling.BILINEAR)
+    scale = min(size[0] / plane.width, size[1] / plane.height)
+    framed = Image.new("L", size)
+    inner = (max(1, round(plane.width * scale)), max(1, round(plane.height * scale)))
+    framed.paste(plane.resize(inner, Image.Resampling.BILINEAR))
+    return framed
 
 
 def run_program(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,7 +67,15 @@ def run_onnx(images: NDArray[np.float32], name: str = "student.onnx") -> NDArray
 
 
 def describe(outputs: NDArray[np.float32], facts: dict[str, Any]) -> str:
-    """The likeliest class and its probability, if the outputs [K] of one image are logits; otherwise the numbers."""
+    """The likeliest class and its probability, if the outputs [K] of one image are logits; boxes; otherwise the numbers.
+
+    Boxes are (x1, y1, x2, y2) in pixels of the resized image.
+    """
+    if facts["output"]["what"] == "detections":
+        found = [row for row in outputs if row[4] >= SURE]
+        places = ("{:.0f} {:.0f} {:.0f} {:.0f}".format(*row[:4]) for row in found)
+        names = (f"{facts['class_names'][int(row[5])]} ({row[4]:.3f}) at" for row in found)
+        return "; ".join(map(" ".join, zip(names, places, strict=True))) or "nothing"
     if facts["output"]["what"] != "logits":
         return " ".join(f"{value:.6g}" for value in outputs)
     odds = np.exp(outputs - outputs.max())

@@ -19,6 +19,7 @@ from stillhouse.export import drawn_example, example, int8, onnx, program, text_
 from stillhouse.export.agreement import Answer, agreement, latency_of
 from stillhouse.export.card import render_card
 from stillhouse.export.folder import MARK, check_target, filled
+from stillhouse.models.exported_form import exported_form
 from stillhouse.models.size import Latency, measure_latency
 from stillhouse.models.weights import save_weights
 from stillhouse.provenance import environment_facts
@@ -32,6 +33,11 @@ INT8 = int8.FILE
 """Of a student of 8 bits only."""
 
 _FORMAT = 1
+_RESIZES = {
+    "crop": "cut to a square in the middle, then bilinear with antialiasing (PIL.ImageOps.fit)",
+    "stretch": "height and width each to the student's, bilinear with antialiasing",
+    "letterbox": "bilinear with antialiasing, the ratio kept, the rest black on the right or below",
+}
 _MAX_IMAGES = 512
 _VERSIONS = ("torch", "onnx", "onnxruntime")
 
@@ -87,7 +93,8 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     if not trial.student.compress and digest != student.record.weights_hash:
         raise UsageError(f"the weights of trial {trial.key} are not those of its record ({digest})")
     tell("tracing the student")
-    traced = program.make_program(student.model, data.input_shape)
+    network = exported_form(student.model)
+    traced = program.make_program(network, data.input_shape)
     program.save_program(traced, place / PROGRAM)
     tell("writing ONNX")
     onnx.save_onnx(traced, place / ONNX, tasks.of(data).output, tasks.of(data).input_name)
@@ -96,7 +103,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     answers = {"program": program.load_answer(place / PROGRAM), "onnx": onnx.load_answer(place / ONNX)}
     images = _whole(tasks.of(data).first_inputs(data, data.for_checks, _MAX_IMAGES), student)
     agreements = {
-        form: asdict(agreement(student.model, answer, images, what=file))
+        form: asdict(agreement(network, answer, images, what=file))
         for (form, answer), file in zip(answers.items(), (PROGRAM, ONNX), strict=True)
     }
     by_int8 = _write_int8(student, place, tell)
@@ -158,12 +165,14 @@ def preprocessing(data: ImageData, *, resized: bool, any_length: bool = False) -
     if (drawn := tasks.of(data).drawn_input(data)) is not None:
         return _of_drawn_input(data, drawn)
     channels, height, width = data.input_shape
-    output = tasks.of(data).output
+    task = tasks.of(data)
+    shape = ["batch", *task.output_shapes(data.num_classes, data.input_shape)[task.output]]
     return {
         "input": {"name": onnx.INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
-        "output": {"name": output, "dtype": "float32", "shape": ["batch", data.num_classes], "what": output},
+        "output": {"name": task.output, "dtype": "float32", "shape": shape, "what": task.output},
         "input_shape": list(data.input_shape),
-        "resize": "cut to a square in the middle, then bilinear with antialiasing (PIL.ImageOps.fit)" if resized else None,
+        "resize": _RESIZES[data.fit] if resized else None,
+        "fit": data.fit,
         "normalisation": "(pixel - 255 mean) / (255 std) for each channel, pixels from 0 to 255",
         "orientation": "turned upright by the EXIF orientation",
         # With two or four channels, transparency is one of them.

@@ -199,6 +199,10 @@ class FasterRCNN(nn.Module):
         logits, deltas = self.look_at(maps, boxes)
         return torch.cat((boxes, logits, deltas.flatten(2)), 2)
 
+    def exported_form(self) -> nn.Module:
+        """The detector as its users run it; see `models/exported_form.py`."""
+        return PackedDetector(self)
+
     def look_at(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [B, N, C + 1], background first, and deltas [B, N, C + 1, 4] of boxes [B, N, 4] on the neck's maps."""
         logits, deltas = self.roi_heads(maps, boxes)
@@ -218,6 +222,23 @@ class FasterRCNN(nn.Module):
             "scores": scores.gather(1, places) * found,
             "labels": torch.where(found, labels.gather(1, places), -1),
         }
+
+
+class PackedDetector(nn.Module):
+    """A detector in evaluation mode that returns its detections as one tensor, [B, 100, 6] as `packed`."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        return packed(self.detector(images))
+
+
+def packed(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Detections as one tensor [B, K, 6]: (x1, y1, x2, y2, score, label)."""
+    boxes = outputs["boxes"]
+    return torch.cat((boxes, *(outputs[name].to(boxes.dtype).unsqueeze(2) for name in ("scores", "labels"))), 2)
 
 
 def unpacked(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,7 +44,7 @@ class MeanAveragePrecision:
         self._true: list[Tensor] = []
 
     def update(self, outputs: Mapping[str, Tensor], targets: Tensor) -> None:
-        self._found.append(packed(outputs))
+        self._found.append(outputs["detections"])
         self._true.append(targets)
 
     def state(self) -> dict[str, Tensor]:
@@ -61,12 +61,6 @@ class MeanAveragePrecision:
     def result(self) -> float:
         state = self.state()
         return average_precision(state["found"], state["true"]).mean
-
-
-def packed(outputs: Mapping[str, Tensor]) -> Tensor:
-    """Detections as one tensor [B, K, 6]: (x1, y1, x2, y2, score, label)."""
-    boxes = outputs["boxes"]
-    return torch.cat((boxes, *(outputs[name].to(boxes.dtype).unsqueeze(2) for name in ("scores", "labels"))), 2)
 
 
 def average_precision(found: Tensor, true: Tensor) -> Precision:

@@ -17,7 +17,7 @@ from stillhouse.data.targets import TargetRule
 from stillhouse.data.views import Views
 from stillhouse.models import detector_losses as parts
 from stillhouse.models.architecture import Architecture
-from stillhouse.models.detector import BOX_OUTPUT, DETECTIONS, PROPOSAL_OUTPUT, FasterRCNN, maps_of
+from stillhouse.models.detector import BOX_OUTPUT, DETECTIONS, PROPOSAL_OUTPUT, FasterRCNN, maps_of, packed
 from stillhouse.models.layers import Shape
 from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import Metric
@@ -63,13 +63,13 @@ MEASURES = (
 class Detection(Task):
     """Where the objects of an image are, and of which class.
 
-    Targets are float32 [B, M, 5]; in evaluation mode models return `boxes` [B, K, 4], `scores` [B, K] and `labels` [B, K],
-    in training mode what the loss needs.
+    Targets are float32 [B, M, 5]. Outputs are `detections` [B, 100, 6]: (x1, y1, x2, y2, score, class), the best first, with the
+    score 0 and the class -1 in rows without a box; in training mode what the loss needs.
     """
 
     metric: ClassVar[Metric] = MAP
     targets: ClassVar[TargetRule] = BOXES
-    output: ClassVar[str] = "boxes"
+    output: ClassVar[str] = "detections"
     measures: ClassVar[tuple[Measure, ...]] = MEASURES
 
     def training_targets(
@@ -82,8 +82,8 @@ class Detection(Task):
         return torch.cat((boxes * real.unsqueeze(2), classes), 2)
 
     def outputs(self, raw: Any) -> dict[str, Tensor]:
-        """Those of the model, by its own names."""
-        return dict(raw)
+        """In evaluation mode `detections` [B, 100, 6]; in training mode those of the model, by its own names."""
+        return {self.output: packed(raw)} if "scores" in raw else dict(raw)
 
     def model_problem(self, model: Architecture) -> str | None:
         if (problem := super().model_problem(model)) is not None:
@@ -93,7 +93,7 @@ class Detection(Task):
         return f"detects nothing; use fasterrcnn with backbone: {model.name}"
 
     def output_shapes(self, num_outputs: int, input_shape: Shape) -> dict[str, tuple[int, ...]]:
-        return {"boxes": (DETECTIONS, 4), "scores": (DETECTIONS,), "labels": (DETECTIONS,)}
+        return {self.output: (DETECTIONS, 6)}
 
     def losses(self, outputs: Mapping[str, Tensor], targets: Tensor, reduction: Reduction = "mean") -> dict[str, Tensor]:
         raise NotImplementedError("the loss of a detector needs its box head; supervised_terms has it")
@@ -121,7 +121,7 @@ class Detection(Task):
 
     def evidence(self, validation: SplitOutputs, test: SplitOutputs, teacher: SplitOutputs | None) -> Evidence:
         """Precision at the overlap 0.5 and of single classes, and how much the choice of test images matters."""
-        found = coco.packed(test.outputs)
+        found = test.outputs[self.output]
         precision = coco.average_precision(found, test.targets)
         known = [value for value in precision.by_class if not math.isnan(value)]
         low, high = coco.interval(found, test.targets, draws=_DRAWS)

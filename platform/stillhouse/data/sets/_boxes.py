@@ -52,7 +52,7 @@ class BoxData(ShippedData):
         )
         name = type(self).__module__.rpartition(".")[2]
         data = in_memory(name, folder.find(), request.limits, request.splitting, None, request.task)
-        data.ground = ground
+        data.ground, data.fit = ground, folder.fit
         return data
 
 

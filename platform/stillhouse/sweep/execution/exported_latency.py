@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stillhouse.compress.students import finalised_student
 from stillhouse.home_access.ray_process import own_device
+from stillhouse.models.exported_form import exported_form
 from stillhouse.models.layers import Shape
 from stillhouse.models.size import measure_latency
 from stillhouse.provenance import place_of
@@ -53,7 +54,7 @@ def measure_exported(
         found[name] = {}
         try:
             with user_code():
-                built = finalised_student(network, num_classes, input_shape).eval()
+                built = exported_form(finalised_student(network, num_classes, input_shape))
                 found[name] |= _of_program(built, input_shape, device)
                 found[name] |= _of_onnx(built, input_shape)
         except Exception as error:  # a user's model can raise anything, and not every network can be exported

@@ -4,6 +4,7 @@ from functools import cache
 
 from stillhouse import tasks
 from stillhouse.data.datasets import ImageData
+from stillhouse.models.exported_form import exported_form
 from stillhouse.spec.records import TrialRecord
 from stillhouse.spec.schema import SweepSpec
 from stillhouse.sweep.execution.stored_student import load_student
@@ -54,7 +55,7 @@ def trained_student(results: Results, spec: SweepSpec, record: TrialRecord, data
     """
     assert record.weights is not None
     return TrainedStudent(
-        model=load_student(results.sweep_home, spec, record, data),
+        model=exported_form(load_student(results.sweep_home, spec, record, data)),
         example=tasks.of(data).first_inputs(data, data.for_checks, _EXAMPLE_IMAGES).numpy(),
         files={WEIGHTS_NAME: results.sweep_home.folder / record.weights},
     )
