@@ -42,21 +42,31 @@ def test_the_sum_of_the_loss_is_the_mean_times_the_batch() -> None:
         torch.testing.assert_close(4 * term, total[name])
 
 
+@pytest.mark.slow
 def test_a_detector_learns_eight_images_by_heart() -> None:
     split = data()
     eight = dataclasses.replace(split, train=_first(split), validation=_first(split))
     torch.manual_seed(0)
     trainer = Trainer(
         new_student=lambda: build_model(
-            "fasterrcnn", num_classes=2, input_shape=split.input_shape, neck_channels=16, hidden_units=32, proposals=16
+            "fasterrcnn",
+            num_classes=2,
+            input_shape=split.input_shape,
+            width=0.5,
+            neck_channels=16,
+            hidden_units=64,
+            proposals=12,
+            stride=2,
         ),
         method=Method(),
         data=eight,
         views=Views((), 1, split.input_shape, 8),
-        training=Training(batch_size=8, optimizer="adamw", learning_rate=0.004, batchnorm_statistics="recomputed"),
-        epochs=90,
+        training=Training(
+            batch_size=8, optimizer="adamw", learning_rate=0.005, batchnorm_statistics="recomputed", gradient_clip=5.0
+        ),
+        epochs=180,
     )
-    for _ in range(90):
+    for _ in range(180):
         trainer.run_epoch()
     assert trainer.curve[-1]["validation_map"] > 0.95
     evidence = Detection().evidence(

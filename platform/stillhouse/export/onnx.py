@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
+from stillhouse.export.program import tracing
 
 INPUT = "images"
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -40,16 +41,17 @@ def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str
         UsageError: the program uses an operation that ONNX lacks.
     """
     try:
-        converted = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            input_names=[input_name],
-            output_names=[output],
-            dynamic_shapes=({0: "batch", 1: "length"},) if _any_length(program) else ({0: "batch"},),
-            external_data=False,
-            verbose=False,
-        )
+        with tracing():
+            converted = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=[input_name],
+                output_names=[output],
+                dynamic_shapes=({0: "batch", 1: "length"},) if _any_length(program) else ({0: "batch"},),
+                external_data=False,
+                verbose=False,
+            )
     except Exception as error:
         raise UsageError(f"the student cannot be written as ONNX: {describe_error(error)}") from error
     assert converted is not None

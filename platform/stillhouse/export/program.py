@@ -1,6 +1,8 @@
 """A student as a `torch.export` program, which runs without the code of its model."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,25 @@ def make_program(model: nn.Module, input_shape: Shape) -> ExportedProgram:
     """
     example = example_input(model, _EXAMPLE_BATCH, input_shape)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of the lists of weights that recurrent layers keep beside them
+        with tracing():
             return torch.export.export(model, (example,), dynamic_shapes=(varying_sizes(model, input_shape),))
     except Exception as error:
         raise UsageError(
             f"torch.export cannot trace {type(model).__name__} with a batch of any size: {describe_error(error)}; "
             "its forward must not depend on the values or the number of the images in its control flow"
         ) from error
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """A context without warnings of libraries about how they describe their own operations to the tracer.
+
+    They are those of the lists of weights that recurrent layers keep beside them, and of torchvision's non-maximum suppression.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.filterwarnings("ignore", message="`create_unbacked_symint`", category=FutureWarning)
+        yield
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

@@ -63,8 +63,8 @@ MEASURES = (
 class Detection(Task):
     """Where the objects of an image are, and of which class.
 
-    Targets are float32 [B, M, 5]. Outputs are `detections` [B, 100, 6]: (x1, y1, x2, y2, score, class), the best first, with the
-    score 0 and the class -1 in rows without a box; in training mode what the loss needs.
+    Targets are float32 [B, M, 5]. Outputs are `detections` [B, 100, 6]: (x1, y1, x2, y2, score, class), the best
+    first, with the score 0 and the class -1 in rows without a box; in training mode what the loss needs.
     """
 
     metric: ClassVar[Metric] = MAP
