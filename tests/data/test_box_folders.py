@@ -160,7 +160,15 @@ def _without_image(root: Path) -> None:
 
 
 def _write(text: str) -> Callable[[Path], None]:
-    return lambda root: (root / "Annotations" / "b.xml").write_text(text) and None
+    def change(root: Path) -> None:
+        (root / "Annotations" / "b.xml").write_text(text)
+
+    return change
+
+
+def _with_dust(root: Path) -> None:
+    file = root / "Annotations" / "d.xml"
+    file.write_text(file.read_text().replace("red", "dust"))
 
 
 @pytest.mark.parametrize(
@@ -178,13 +186,7 @@ def _write(text: str) -> Callable[[Path], None]:
             "b.xml has a box that is not four numbers: ['x', None, None, None]",
         ),
         (_write('<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'), "b.xml declares XML entities"),
-        (
-            lambda root: (
-                (root / "Annotations" / "d.xml").write_text((root / "Annotations" / "d.xml").read_text().replace("red", "dust"))
-                and None
-            ),
-            "d.xml has a box of class 'dust', which no training image has",
-        ),
+        (_with_dust, "d.xml has a box of class 'dust', which no training image has"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_file(change: Callable[[Path], None], message: str, tmp_path: Path) -> None:
