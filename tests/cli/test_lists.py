@@ -88,6 +88,14 @@ def test_one_model_is_shown_with_its_layers() -> None:
     assert shown.splitlines()[0].split() == ["name", "resnet8"]
 
 
+def test_a_model_of_timm_is_shown_with_its_stages() -> None:
+    pytest.importorskip("timm")
+    document = json.loads(run("models", "timm:convnext_atto", "--json").stdout)
+    # ConvNeXt (arXiv 2201.03545): four stages at strides 4 to 32; the last one is a point on the catalogue's images.
+    assert document["stages"] == {"stages.0": [40, 8, 8], "stages.1": [80, 4, 4], "stages.2": [160, 2, 2]}
+    assert document["options"] == {"resize": None, "dropout": None, "drop_path": None}
+
+
 def test_an_unknown_model_is_wrong_usage() -> None:
     done = CliRunner().invoke(app, ["models", "resnet9"])
     assert done.exit_code == 2
