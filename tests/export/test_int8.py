@@ -2,7 +2,10 @@
 
 import collections
 import functools
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import onnx as library
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from stillhouse.compress.parts.quantized_layers import quantized_layers
@@ -157,3 +161,16 @@ def test_an_exported_student_of_8_bits_has_its_int8_file_and_both_metrics(first_
     card = (tmp_path / "student" / "README.md").read_text()
     assert "int8 ONNX, by onnxruntime" in card
     assert "quantize(8/8)" in card
+    _check_a_raw_image(tmp_path / "student", data)
+
+
+def _check_a_raw_image(folder: Path, data: ImageData) -> None:
+    """The script of the folder gives an image file the class that onnxruntime gives the prepared image."""
+    Image.fromarray(data.test.images[0, 0].numpy()).save(folder / "image.png")
+    session = onnxruntime.InferenceSession(folder / "student.int8.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: data.normalise(data.test.images[:1]).numpy()})
+    command = [sys.executable, "example.py", "--int8", "image.png"]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    name = json.loads((folder / "preprocessing.json").read_text())["class_names"][int(logits.argmax())]
+    assert ran.stdout.startswith(f"image.png: {name} (")
