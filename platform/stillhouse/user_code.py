@@ -12,9 +12,9 @@ from typing import Any
 
 from stillhouse.errors import UsageError, UserCodeExit, describe_error, first_line
 
-_LIBRARIES = ("torchvision:", "timm:")
+_LIBRARIES = ("torchvision:", "timm:", "hf:")
 """What begins the names of models that libraries have."""
-OTHER_MODELS = "torchvision:<name>, timm:<name>, or package.module:function of your own"
+OTHER_MODELS = "torchvision:<name>, timm:<name>, hf:<folder>, or package.module:function of your own"
 """How models that are not shipped are named."""
 _SEPARATE = "put its file beside the spec, or put the folder of its file on PYTHONPATH"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.models.layers import Shape
-from stillhouse.models.registry import build_model, is_user_defined
+from stillhouse.models.registry import brings_weights, build_model
 from stillhouse.models.weights import state_hash
 
 _SEEDS = (0, 1)
@@ -17,9 +17,9 @@ def given_content(model: str, options: Mapping[str, Any], num_classes: int, inpu
     """Hash of the initial weights that no seed changes, constant ones apart; empty where there are none.
 
     The text of the function does not tell when a file that it reads is replaced; these weights do. Shipped models and
-    those of libraries have none.
+    those of libraries have none, but for those that come from a folder.
     """
-    if not is_user_defined(model):
+    if not brings_weights(model):
         return ""
     first, second = (_initial(model, options, num_classes, input_shape, seed) for seed in _SEEDS)
     given = {

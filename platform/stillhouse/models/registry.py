@@ -25,6 +25,7 @@ from stillhouse.models import (
     gan,
     ghost,
     ghost_cifar,
+    hf_models,
     lenet,
     mlp,
     mobilenet_v2,
@@ -71,7 +72,7 @@ _SHIPPED: dict[str, Builder] = {
     name: builder for family in (*_FAMILIES, *_OTHER_FAMILIES, *_TEXT_FAMILIES) for name, builder in family.MODELS.items()
 }
 _READ_TEXTS = frozenset(name for family in _TEXT_FAMILIES for name in family.MODELS)
-_TORCHVISION, _TIMM = "torchvision", "timm"
+_TORCHVISION, _TIMM, _HF = "torchvision", "timm", "hf"
 _GIVEN = ("num_classes", "input_shape")
 
 
@@ -87,7 +88,16 @@ def all_model_names() -> list[str]:
 
 def usual_shape(model: str) -> Shape:
     """The shape of samples for which the model's size is shown where there is no data set: an image of CIFAR, or 64 tokens."""
-    return (64,) if model in _READ_TEXTS else (3, 32, 32)
+    return (64,) if _reads_texts(model) else (3, 32, 32)
+
+
+def _reads_texts(model: str) -> bool:
+    return model in _READ_TEXTS or model.partition(":")[0] == _HF
+
+
+def brings_weights(model: str) -> bool:
+    """Whether the model may have weights of its own before any training: a user-defined one, or one from a folder."""
+    return is_user_defined(model) or model.partition(":")[0] == _HF
 
 
 def model_options(model: str) -> dict[str, Any]:
@@ -217,6 +227,8 @@ def _builder(model: str) -> Builder:
         return _imported(model, prefix, rest)
     if colon and prefix == _TIMM:
         return partial(timm_models.build_timm, timm_models.timm_name(rest))
+    if colon and prefix == _HF:
+        return partial(hf_models.build_hf, hf_models.hf_folder(rest))
     name = rest if colon else model
     known = torchvision_models.torchvision_names()
     if name in known:
@@ -282,7 +294,7 @@ def _check_samples(model: str, builder: Builder, input_shape: Shape) -> None:
     Raises:
         UsageError: it does not.
     """
-    if model in _READ_TEXTS:
+    if _reads_texts(model):
         wanted, reads, given = 1, "texts", "images"
     elif builder in _SHIPPED.values() or isinstance(builder, partial):
         wanted, reads, given = 3, "images", "texts"
