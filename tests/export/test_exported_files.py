@@ -162,3 +162,41 @@ def test_the_example_classifies_an_image_file_without_this_package(exported: Exp
     )
     assert done.stdout == f"digit.png: {int(likeliest.indices)} ({float(likeliest.values):.3f})\n"
     assert "stillhouse" not in "".join(re.findall(r"^(?:import|from) .*", (folder / "example.py").read_text(), re.MULTILINE))
+
+
+def test_on_request_there_is_a_file_for_raw_images_and_all_files_name_trial_classes_and_licence(
+    exported: Exported, tmp_path: Path
+) -> None:
+    swept, _, _ = exported
+    folder = tmp_path / "raw"
+    for _ in range(2):
+        # The second export replaces the first one with all its files.
+        document = swept.export(swept.record().trial.key, folder, with_preprocessing=True, licence="CC BY 4.0")
+    images = swept.data().test.images[:4]
+    session = onnxruntime.InferenceSession(folder / "student.raw.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": images.permute(0, 2, 3, 1).contiguous().numpy()})[0]
+    assert np.abs(found - swept.logits(images).numpy()).max() < 1e-3
+    assert document["agreement"]["raw"]["largest_difference"] < 1e-3
+    extra = {"metadata.json": ""}
+    torch.export.load(folder / "student.pt2", extra_files=extra)
+    models = [onnx.load(folder / name) for name in ("student.onnx", "student.raw.onnx")]
+    metadata = [
+        json.loads(extra["metadata.json"]),
+        *({each.key: each.value for each in model.metadata_props} for model in models),
+    ]
+    for facts in metadata:
+        assert (facts["trial"], facts["licence"]) == (swept.record().trial.key, "CC BY 4.0")
+        assert json.loads(facts["classes"]) == [str(digit) for digit in range(10)]
+        assert json.loads(facts["mean"]) == list(swept.data().mean)
+    card = (folder / "README.md").read_text()
+    assert numbers_of(card)["licence"] == "CC BY 4.0"
+    assert "`student.raw.onnx` takes raw images, uint8 [batch, height, width, 1]" in card
+    assert "they must have the size 8x8" in card
+
+
+def test_the_load_of_the_machine_stands_beside_the_latencies(exported: Exported) -> None:
+    _, folder, document = exported
+    load = document["measured_on"]
+    assert load["cores"] == os.cpu_count()
+    assert 1 <= load["rounds"] <= 3
+    assert (folder / "README.md").read_text().count(f"The load average before it was {load['load_average']:.2f}.") == 1

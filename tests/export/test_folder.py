@@ -1,6 +1,7 @@
 """The folder of an export: foreign files stay, an earlier export is replaced as a whole."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import InfrastructureError, UsageError
+from stillhouse.export import FILES, check_target
 
 LENET, MLP = "aa00000000000001", "ab00000000000002"
 Refusal = Callable[..., str]
@@ -79,3 +81,16 @@ def test_an_earlier_export_is_replaced_whole(exported: Exported, tmp_path: Path)
     swept.export(MLP, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["trial"] == MLP
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_with_more_files_than_the_next_one_is_replaced(exported: Exported, tmp_path: Path) -> None:
+    """As after `--with-preprocessing`, or of a text student, which has its vocabulary."""
+    _, folder, _ = exported
+    shutil.copytree(folder, tmp_path / "out")
+    mark = json.loads((tmp_path / "out" / "export.json").read_text())
+    (tmp_path / "out" / "vocabulary.txt").write_text("words")
+    with pytest.raises(UsageError, match=re.escape("is not empty (vocabulary.txt)")):
+        check_target(tmp_path / "out", FILES)
+    mark["files"]["vocabulary.txt"] = {"bytes": 5}
+    (tmp_path / "out" / "export.json").write_text(json.dumps(mark))
+    assert check_target(tmp_path / "out", FILES) == tmp_path / "out"

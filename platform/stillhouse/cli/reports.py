@@ -85,6 +85,15 @@ def export(
         typer.Option("--register", metavar="MODEL@ALIAS", help="Also register the student in the sweep's MLflow store."),
     ] = None,
     overrides: StoredOverrides = None,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing", help="Also write student.raw.onnx, which takes raw images (uint8) and prepares them."
+        ),
+    ] = False,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="NAME", help="The student's licence, noted in its files, such as 'CC BY 4.0'.")
+    ] = "",
     home: Home = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -100,6 +109,8 @@ def export(
         to,
         register=register,
         overrides=overrides or (),
+        with_preprocessing=with_preprocessing,
+        licence=licence,
         tell=lambda event: print(log_line(event), file=sys.stderr),
     )
     if as_json:
@@ -109,14 +120,26 @@ def export(
     return OK
 
 
+def _load_words(measured_on: Mapping[str, Any]) -> str:
+    """Under which load the latencies were measured."""
+    average, cores, rounds = measured_on["load_average"], measured_on["cores"], measured_on["rounds"]
+    words = f"measured    {measured_on['threads']} of {cores} cores"
+    if average is not None:
+        words += f", load average {average:.2f}"
+    if rounds > 1:
+        words += f", {rounds} times, the fastest of each" + (": the machine was busy all the time" * measured_on["busy"])
+    return words
+
+
 def _print_export(document: Mapping[str, Any]) -> None:
     """Prints the student's numbers, how far the exported files agree with it, their latency, and where they are."""
     metrics = document["metrics"]
     reached = metric_on("test", metrics)
     quality = f", test {reached[0]} {reached[1]:.4f}" if reached else ""
     print(f"{document['student']['name']} of trial {document['trial']}: {metrics['parameters']:,.0f} parameters{quality}")
-    for form, file in (("program", "student.pt2"), ("onnx", "student.onnx")):
-        compared = document["agreement"][form]
+    for form, file in (("program", "student.pt2"), ("onnx", "student.onnx"), ("raw", "student.raw.onnx")):
+        if (compared := document["agreement"].get(form)) is None:
+            continue
         print(
             f"{file} on {compared['images']} validation images: largest difference {compared['largest_difference']:.3g}, "
             f"same class {compared['same_class']} of {compared['images']}"
@@ -126,6 +149,7 @@ def _print_export(document: Mapping[str, Any]) -> None:
     for form, by_size in document["latency_ms"].items():
         table.add_row(form, *(f"{by_size[size][part]:.3f}" for size in ("1", "64") for part in ("p50", "p95")))
     table.print(make_console())
+    print(_load_words(document["measured_on"]))
     print(f"written     {document['folder']}")
     registered = document["registered"]
     if registered:

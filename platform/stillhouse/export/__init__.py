@@ -4,8 +4,8 @@ Every file is loaded again and compared with the student on real images of the d
 the packages of the extra `export`; they are imported when something is exported, not before.
 """
 
-from stillhouse.export.export import FILES, Student, export_student
+from stillhouse.export.export import FILES, MAY_WRITE, Student, export_student
 from stillhouse.export.folder import check_target
 from stillhouse.export.onnx import require_packages
 
-__all__ = ["FILES", "Student", "check_target", "export_student", "require_packages"]
+__all__ = ["FILES", "MAY_WRITE", "Student", "check_target", "export_student", "require_packages"]

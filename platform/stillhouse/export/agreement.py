@@ -35,9 +35,22 @@ class Agreement:
     largest_logit: float
     same_class: int
 
+    def joined(self, other: "Agreement") -> "Agreement":
+        """Both comparisons as one."""
+        return Agreement(
+            images=self.images + other.images,
+            largest_difference=max(self.largest_difference, other.largest_difference),
+            largest_logit=max(self.largest_logit, other.largest_logit),
+            same_class=self.same_class + other.same_class,
+        )
 
-def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) -> Agreement:
-    """Compares both on `images` [N, C, H, W]: the first image alone, the others in batches.
+
+def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str, tolerance: float = _TOLERANCE) -> Agreement:
+    """Compares both on `images` [N, ...]: the first image alone, the others in batches.
+
+    Args:
+        what: the file, for errors.
+        tolerance: of the largest output's magnitude.
 
     Raises:
         UsageError: the outputs differ by more than rounding, or the student's are not finite.
@@ -54,7 +67,7 @@ def agreement(student: nn.Module, answer: Answer, images: Tensor, *, what: str) 
         same += int((got.flatten(1).argmax(1) == expected.flatten(1).argmax(1)).sum())
     if not math.isfinite(logit):
         raise UsageError("the student's logits are not finite on images of the data set; choose another trial")
-    if not difference <= _TOLERANCE * max(1.0, logit):
+    if not difference <= tolerance * max(1.0, logit):
         raise UsageError(
             f"{what} does not return the student's outputs: logits differ by {difference:.3g}; "
             "does its forward pass depend on more than the image?"

@@ -34,6 +34,8 @@ def render_card(document: dict[str, Any]) -> str:
             "compression": "",
             "derived_from": None,
             "int8": None,
+            "licence": None,
+            "preprocessing_resizes": False,
             "input": "images",
             "drawn": False,
             **document,

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from stillhouse import tasks
 from stillhouse.data.images import ImageData
 from stillhouse.durable import write_json
 from stillhouse.errors import UsageError
-from stillhouse.export import drawn_example, example, int8, onnx, program, text_example
-from stillhouse.export.agreement import Answer, agreement, latency_of
+from stillhouse.export import drawn_example, example, int8, onnx, program, raw_input, text_example
+from stillhouse.export.agreement import Agreement, Answer, agreement, latency_of
 from stillhouse.export.card import render_card
 from stillhouse.export.folder import MARK, check_target, filled
+from stillhouse.export.quiet import measured_quietly
 from stillhouse.models.exported_form import exported_form
 from stillhouse.models.size import Latency, measure_latency
 from stillhouse.models.weights import save_weights
@@ -31,6 +33,9 @@ PREPROCESSING, EXAMPLE, CARD = "preprocessing.json", "example.py", "README.md"
 FILES = (WEIGHTS, PROGRAM, ONNX, PREPROCESSING, EXAMPLE, CARD, MARK)
 INT8 = int8.FILE
 """Of a student of 8 bits only."""
+RAW = raw_input.FILE
+"""On request: with the preprocessing inside."""
+MAY_WRITE = (*FILES, INT8, RAW)
 
 _FORMAT = 1
 _RESIZES = {
@@ -51,6 +56,8 @@ class Student:
         resized: whether the data set was resized; then users of the student must resize their images too.
         command: the one that began the sweep, without secrets.
         later_commands: those that continued it and trained something, without secrets.
+        licence: of the student, as its user states it; empty if not stated.
+        with_preprocessing: whether it is also written with its preprocessing inside.
     """
 
     facts: SweepFacts
@@ -60,6 +67,8 @@ class Student:
     resized: bool
     command: str = ""
     later_commands: tuple[str, ...] = ()
+    licence: str = ""
+    with_preprocessing: bool = False
 
     @property
     def teachers(self) -> list[TeacherFacts]:
@@ -79,7 +88,7 @@ def export_student(student: Student, folder: str | Path, *, tell: Callable[[str]
         InfrastructureError: the folder cannot be written.
     """
     onnx.require_packages()
-    target = check_target(folder, (*FILES, INT8, *student.data.files))
+    target = check_target(folder, (*MAY_WRITE, *student.data.files))
     with filled(target) as place:
         document = _fill(student, place, tell)
     return {**document, "folder": str(target)}
@@ -95,7 +104,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     tell("tracing the student")
     network = exported_form(student.model)
     traced = program.make_program(network, data.input_shape)
-    program.save_program(traced, place / PROGRAM)
+    program.save_program(traced, place / PROGRAM, described(student))
     tell("writing ONNX")
     onnx.save_onnx(traced, place / ONNX, tasks.of(data).output, tasks.of(data).input_name)
     onnx.check_onnx(place / ONNX)
@@ -109,8 +118,14 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
     by_int8 = _write_int8(student, place, tell)
     if by_int8 is not None:
         answers["int8"] = onnx.load_answer(place / INT8)
+    if student.with_preprocessing:
+        tell("writing ONNX with the preprocessing")
+        agreements["raw"] = asdict(_write_raw(student, place))
+    for file in (ONNX, INT8, RAW):
+        if (place / file).exists():
+            onnx.add_metadata(place / file, described(student))
     tell("measuring latency")
-    latency = _latencies(student, answers)
+    latency, load = measured_quietly(lambda: _latencies(student, answers))
     any_length = getattr(student.model, "any_length", False)
     write_json(place / PREPROCESSING, preprocessing(data, resized=student.resized, any_length=any_length))
     script = example if tasks.of(data).drawn_input(data) is None else drawn_example
@@ -118,12 +133,51 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
         script = text_example
         (place / name).write_text(content, encoding="utf-8")
     (place / EXAMPLE).write_text(Path(str(script.__file__)).read_text(encoding="utf-8"), encoding="utf-8")
-    document = _document(student, agreements, latency) | {"int8": by_int8}
+    in_ms = {form: {str(size): _milliseconds(one) for size, one in by_size.items()} for form, by_size in latency.items()}
+    document = _document(student, agreements, in_ms) | {"int8": by_int8, "licence": student.licence or None}
+    document["preprocessing_resizes"] = student.resized
+    document["measured_on"] |= {"load_average": load.average, "cores": load.cores, "rounds": load.rounds, "busy": load.busy}
     (place / CARD).write_text(render_card(document), encoding="utf-8")
-    files = (*FILES, INT8, *data.files)
+    files = (*MAY_WRITE, *data.files)
     document["files"] = {name: _file_facts(place / name) for name in files if name != MARK and (place / name).exists()}
     write_json(place / MARK, document)
     return document
+
+
+def described(student: Student) -> dict[str, str]:
+    """What a file says of itself to programs that find it without its folder: lists are JSON."""
+    data, record = student.data, student.record
+    return {
+        "sweep": student.facts.name,
+        "trial": record.trial.key,
+        "model": record.trial.student.model,
+        "method": record.trial.method,
+        "weights_hash": record.weights_hash or "",
+        "dataset": data.name,
+        "input_shape": json.dumps(list(data.input_shape)),
+        "classes": json.dumps(list(data.class_names), ensure_ascii=False),
+        "mean": json.dumps(list(data.mean)),
+        "std": json.dumps(list(data.std)),
+        "licence": student.licence or "not stated",
+    }
+
+
+def _write_raw(student: Student, place: Path) -> Agreement:
+    """Writes the student with its preprocessing; returns how well it agrees.
+
+    Raises:
+        UsageError: its inputs are no images that are normalised, or the file computes something else.
+    """
+    data, task = student.data, tasks.of(student.data)
+    images = data.for_checks.images[:2]
+    plain = images.dtype == torch.uint8 and images.ndim == 4
+    if not plain or not torch.equal(task.first_inputs(data, data.for_checks, 2), data.normalise(images)):
+        raise UsageError(f"--with-preprocessing needs a student that reads images; the task {task.name} reads something else")
+    if student.resized and data.fit != "crop":
+        raise UsageError(
+            f"--with-preprocessing cannot resize as dataset.options.fit: {data.fit} does; only crop can be written"
+        )
+    return raw_input.save_raw_onnx(exported_form(student.model), data, place / RAW, task.output, resized=student.resized)
 
 
 def _write_int8(student: Student, place: Path, tell: Callable[[str], None]) -> dict[str, float] | None:
@@ -209,13 +263,12 @@ def _of_drawn_input(data: ImageData, drawn: Mapping[str, int]) -> dict[str, Any]
     }
 
 
-def _latencies(student: Student, answers: Mapping[str, Answer]) -> dict[str, dict[str, dict[str, float]]]:
+def _latencies(student: Student, answers: Mapping[str, Answer]) -> dict[str, dict[int, Latency]]:
     shape = student.data.input_shape
-    measured = {
+    return {
         "eager": measure_latency(student.model, shape, budget_s=2.0),
         **{form: latency_of(answer, shape, student.model) for form, answer in answers.items()},
     }
-    return {form: {str(size): _milliseconds(one) for size, one in by_size.items()} for form, by_size in measured.items()}
 
 
 def _milliseconds(latency: Latency) -> dict[str, float]:

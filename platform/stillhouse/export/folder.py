@@ -32,7 +32,7 @@ def check_target(folder: str | Path, files: Collection[str]) -> Path:
         held = sorted(path.name for path in target.iterdir())
     except OSError as error:
         raise UsageError(f"{target} cannot be read: {error.strerror}; name another folder") from error
-    foreign = [name for name in held if name not in files]
+    foreign = [name for name in held if name not in {*files, *_files_of_export(target)}]
     if foreign or (held and not _is_export(target)):
         raise UsageError(
             f"{target} is not empty ({(foreign or held)[0]}) and is no earlier export; name a folder that does not exist yet"
@@ -86,3 +86,11 @@ def _is_export(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and "stillhouse_export" in document
+
+
+def _files_of_export(folder: Path) -> list[str]:
+    """What the mark of an earlier export lists, which may be more than the next one writes; nothing without a mark."""
+    try:
+        return list(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,5 +1,6 @@
 """A student as an ONNX file, checked and run by onnxruntime."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from stillhouse.durable import write_atomic
 from stillhouse.errors import UsageError, describe_error
 from stillhouse.export.agreement import Answer
 from stillhouse.export.program import tracing
@@ -30,12 +32,15 @@ def missing_packages() -> list[str]:
     return [name for name in _PACKAGES if find_spec(name) is None]
 
 
-def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str = INPUT) -> None:
+def save_onnx(
+    program: ExportedProgram, path: Path, output: str, input_name: str = INPUT, sizes: Mapping[int, str] | None = None
+) -> None:
     """Writes one self-contained file with one input, [batch, C, H, W] for images, and one output, [batch, K] for logits.
 
     Args:
         output: what the output is called, such as `logits`.
         input_name: what the input is called.
+        sizes: the names of the input's axes that may have any length, by axis; None for the program's own.
 
     Raises:
         UsageError: the program uses an operation that ONNX lacks.
@@ -48,7 +53,7 @@ def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str
                 dynamo=True,
                 input_names=[input_name],
                 output_names=[output],
-                dynamic_shapes=({0: "batch", 1: "length"},) if _any_length(program) else ({0: "batch"},),
+                dynamic_shapes=(_sizes(program) if sizes is None else dict(sizes),),
                 external_data=False,
                 verbose=False,
             )
@@ -58,10 +63,21 @@ def save_onnx(program: ExportedProgram, path: Path, output: str, input_name: str
     converted.save(path)
 
 
-def _any_length(program: ExportedProgram) -> bool:
-    """Whether the second dimension of the input may have any size."""
+def _sizes(program: ExportedProgram) -> dict[int, str]:
+    """The names of the input's axes that may have any length: the first one, and where it may the second one."""
     inputs = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    return any(not isinstance(size, int) for value in inputs for size in value.shape[1:2])
+    any_length = any(not isinstance(size, int) for value in inputs for size in value.shape[1:2])
+    return {0: "batch", 1: "length"} if any_length else {0: "batch"}
+
+
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes text by name into the file, which keeps what it had."""
+    import onnx
+
+    model = onnx.load(path)
+    known = {each.key: each.value for each in model.metadata_props}
+    onnx.helper.set_model_props(model, known | dict(metadata))
+    write_atomic(path, model.SerializeToString())
 
 
 def check_onnx(path: Path) -> None:

@@ -1,7 +1,8 @@
 """A student as a `torch.export` program, which runs without the code of its model."""
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from stillhouse.export.agreement import Answer
 from stillhouse.models.example_input import example_input
 from stillhouse.models.layers import Shape
 
+METADATA = "metadata.json"
 # torch.export takes a size of 0 or 1 for a constant.
 _EXAMPLE_BATCH = 2
 
@@ -59,8 +61,9 @@ def tracing() -> Iterator[None]:
         yield
 
 
-def save_program(program: ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
+def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the program, with `metadata` as JSON in its extra file `metadata.json`."""
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata))} if metadata else None)
 
 
 def load_answer(path: Path) -> Answer:

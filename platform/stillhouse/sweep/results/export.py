@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.export import FILES, Student, check_target, export_student, require_packages
+from stillhouse.export import MAY_WRITE, Student, check_target, export_student, require_packages
 from stillhouse.spec.secret_masking import mask_text
 from stillhouse.sweep.results.mlflow_sync import experiment_of, trained_student
 from stillhouse.sweep.results.results import Results
@@ -21,6 +21,8 @@ def export_trial(
     *,
     register: str | None = None,
     overrides: Sequence[str] = (),
+    with_preprocessing: bool = False,
+    licence: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the student of a trial into a folder; see `stillhouse.export`.
@@ -30,6 +32,8 @@ def export_trial(
         folder: does not exist, is empty, or holds an earlier export.
         register: `MODEL@ALIAS` registers the student in the sweep's MLflow store under this name and alias.
         overrides: `KEY=VALUE` for the stored spec, such as `dataset.root=/new/place` of the same data.
+        with_preprocessing: also writes ONNX that takes raw images.
+        licence: of the student, noted in its files; empty if not stated.
         tell: called with a line for each step.
 
     Returns:
@@ -41,7 +45,7 @@ def export_trial(
     """
     wanted = None if register is None else parse_registration(register)
     require_packages()
-    check_target(folder, FILES)
+    check_target(folder, MAY_WRITE)
     results = Results.read(home, name)
     record = find_trial(results, trial)
     spec = read_spec(results.sweep_home, overrides)
@@ -56,6 +60,8 @@ def export_trial(
         resized=spec.dataset.size is not None,
         command=mask_text(results.facts.command),
         later_commands=tuple(mask_text(run.command) for run in results.facts.later_runs if run.command),
+        licence=licence,
+        with_preprocessing=with_preprocessing,
     )
     document = export_student(student, folder, tell=tell)
     if wanted is None:
