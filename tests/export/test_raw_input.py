@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -16,9 +17,12 @@ from stillhouse.export.raw_input import WithPreprocessing, fit, save_raw_onnx
 from stillhouse.models.registry import build_model
 
 
-def picture(height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def picture(height: int, width: int) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[0:height, 0:width]
-    return (128 + 70 * np.sin(rows / 5 + columns / 9) + 50 * np.cos(columns / 3)).clip(0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = (
+        (128 + 70 * np.sin(rows / 5 + columns / 9) + 50 * np.cos(columns / 3)).clip(0, 255).astype(np.uint8)
+    )
+    return grey
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (50, 33), (20, 31), (224, 300), (333, 500), (32, 24), (7, 9)])
@@ -59,7 +63,7 @@ def network() -> nn.Module:
     return build_model("lenet", num_classes=10, input_shape=(1, 8, 8)).eval()
 
 
-def answers(path: Path, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+def answers(path: Path, images: NDArray[np.uint8]) -> Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"images": images})[0])
 
