@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from stillhouse.compress.students import finalised_student
 from stillhouse.home_access.ray_process import own_device
 from stillhouse.models.exported_form import exported_form
-from stillhouse.models.exported_form import exported_form
 from stillhouse.models.layers import Shape
 from stillhouse.models.size import measure_latency
 from stillhouse.provenance import place_of
