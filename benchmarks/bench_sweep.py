@@ -2,6 +2,7 @@
 
     python benchmarks/bench_sweep.py --pair mnist --root DIR        # LeNet teaches an MLP on MNIST
     python benchmarks/bench_sweep.py --pair cifar --root DIR        # a CIFAR ResNet teaches a narrower one
+    python benchmarks/bench_sweep.py --pair text --root DIR         # a Transformer teaches a TextCNN on train.csv and test.csv
     python benchmarks/bench_sweep.py --pair generation --root DIR   # a generator teaches a narrower one on MNIST
     python benchmarks/bench_sweep.py --pair cifar --root DIR --curve 1,2,4,8,16 --picture curve.png
     python benchmarks/bench_sweep.py --pair cifar --root DIR --torchdistill PYTHON_OF_ITS_ENVIRONMENT
@@ -14,6 +15,7 @@ teacher runs cold (no sealed view exists) and warm (all exist).
 R is T_t / T_s: the teacher's forward pass over the student's forward pass, backward pass and step, per sample, both measured
 in this run. With v = V / E, the ideal ratio over student-only time is 1 + v R / N cold, 1 warm, and 1 + R with the teacher
 inside. Prints one table and one JSON line. Without `--root` the images are random; no result depends on their content.
+Texts need `--root`.
 """
 
 import argparse
@@ -63,7 +65,7 @@ class Pair:
     """
 
     dataset: Mapping[str, Any]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     policy: tuple[str, ...]
@@ -94,6 +96,16 @@ PAIRS = {
         {"model": "resnet8", "width": 0.5},
         ("crop", "flip"),
         4,
+        4,
+        64,
+    ),
+    "text": Pair(
+        {"name": "text_table", "validation": 500, "options": {"limit": 4000, "limit_test": 500, "length": 64}},
+        (64,),
+        {"model": "text_transformer"},
+        {"model": "text_cnn", "width": 0.25},
+        (),
+        1,
         4,
         64,
     ),
@@ -216,6 +228,8 @@ class Bench:
         self.train_samples = 0
 
     def _random_images(self) -> dict[str, Any]:
+        if len(self.pair.shape) != 3:
+            raise SystemExit("this pair needs --root: there are no random texts")
         options: dict[str, Any] = {**self.pair.dataset["options"], "shape": list(self.pair.shape)}
         options["count"] = options.pop("limit")  # the test split takes `limit_test` as it is
         return {"name": "random_images:load", "validation": self.pair.dataset["validation"], "options": options}

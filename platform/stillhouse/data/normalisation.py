@@ -76,6 +76,8 @@ def chosen(setting: str | Mapping[str, Any], data: ImageData) -> Normalisation:
     Raises:
         UsageError: it does not fit the data's channels.
     """
+    if not data.mean:
+        raise UsageError(f"normalization is of pixels, and {data.sample}s have none; remove it")
     if isinstance(setting, str):
         return named(setting, data)
     return Normalisation.from_values(setting["mean"], setting["std"], data.input_shape[0])

@@ -66,6 +66,8 @@ def _other_outputs(definition: TeacherDefinition, model: nn.Module, data: ImageD
 
 def _better_normalisation(definition: TeacherDefinition, model: nn.Module, data: ImageData, device: str) -> Iterator[str]:
     """Compares the usual normalisations on validation images, or on training images where there are none."""
+    if not data.mean:  # samples without pixels, such as texts
+        return
     judged = data.for_checks
     metric, count = tasks.of(data).metric, min(_IMAGES, len(judged))
     some = Split(judged.images[:count], judged.labels[:count], judged.name)

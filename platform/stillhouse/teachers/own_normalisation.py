@@ -88,6 +88,8 @@ def is_stated(teacher: TeacherSpec, data: ImageData, weights: str | None = None)
 def _found(teacher: TeacherSpec, data: ImageData, weights: str | None) -> tuple[Normalisation | None, str]:
     if weights is None or teacher.weights is None:
         return None, ""
+    if not data.mean and teacher.normalization is None:  # samples without pixels, such as texts
+        return None, ""
     if teacher.normalization is not None:
         return chosen(teacher.normalization, data), "the spec"
     if is_of_library(teacher.weights):
