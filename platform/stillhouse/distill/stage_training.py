@@ -104,7 +104,9 @@ class StageTraining:
         for name, helper in ingredients.helpers.items():
             if helper.trainable:
                 groups[name] = helper.module
-                own = Training.model_validate(training.model_dump() | dict(helper.training))
+                # The recipe of a teacher has its length and seed too, which are none of a helper's settings.
+                common = training.model_dump(include=set(Training.model_fields))
+                own = Training.model_validate(common | dict(helper.training))
                 recipes[name] = training_of(stage, own)
         self.optimisers = Optimisers(
             groups,

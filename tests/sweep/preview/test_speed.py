@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from stillhouse.data.datasets import load_dataset
+from stillhouse.data.targets import CLASS_LABELS
 from stillhouse.distill.sources import compute_knowledge
-from stillhouse.knowledge import input_gradient
+from stillhouse.knowledge import input_gradient, output
 from stillhouse.knowledge.kinds import Knowledge
 from stillhouse.models.features import FeatureReader
 from stillhouse.spec.records import StudentChoice
+from stillhouse.spec.schema import TeacherTraining
 from stillhouse.spec.training import Training
 from stillhouse.sweep.preview import speed
 from stillhouse.sweep.preview.speed import Job, measure_speeds
@@ -39,3 +41,18 @@ def test_a_network_of_many_times_the_work_takes_longer(monkeypatch: pytest.Monke
     assert teacher.teach >= teacher.forward
     assert measured, "the backward pass was measured"
     assert all(kinds == [input_gradient()] for kinds in measured), "and for this network alone"
+
+
+def test_a_generator_with_a_teachers_recipe_is_measured_on_an_excerpt_that_nothing_judged_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe has a length and a seed too, and the excerpt fewer samples than the metric needs."""
+    monkeypatch.setattr(speed, "SECONDS_EACH", 0.05)
+    data = load_dataset("digits", validation=100, options={"limit": 400}, task="generation", targets=CLASS_LABELS)
+    small = speed._excerpt(data, 64)
+    teacher = StudentChoice(name="big", model="dcgan", options={"width": 0.125})
+    images = pickle.dumps([output("image")])
+    _, (measured,) = measure_speeds([Job(teacher, images)], small, TeacherTraining(), ())
+    assert measured.train > 0
+    assert measured.teach >= measured.forward > 0
+    assert small.prepared
