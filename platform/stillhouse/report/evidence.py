@@ -6,7 +6,9 @@ draws those that it knows:
 - `calibration`: for each bin of the largest probability its samples, the sum of these probabilities, the right ones;
 - `class_samples` and `class_right`: for each class its test samples and how many are classified rightly;
 - `confusions`: [class, predicted class, samples], most frequent first;
-- `pictures`: [`student` or `teacher`, PNG file in base64]: what each made of the same inputs.
+- `class_boxes`, `class_precision`: for each class its test boxes and the average precision, null where it has none;
+- `pictures`: [`truth`, `teacher` or `student`, PNG file in base64, words for it]: what each made of the same inputs; the words
+  may be missing.
 """
 
 from collections import Counter
@@ -81,6 +83,7 @@ class Picture:
 
     maker: str
     file: str
+    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +210,8 @@ def _counts(of: Configuration, name: str) -> list[int]:
 
 
 def _classes(best: Configuration, control: Configuration | None, names: Sequence[str]) -> list[ClassRow]:
+    if any("class_precision" in record.details for record in best.reported):
+        return _classes_of_boxes(best, control, names)
     samples, right = _counts(best, "class_samples"), _counts(best, "class_right")
     others: list[float | None] = [None] * len(samples)
     if control is not None:
@@ -218,6 +223,25 @@ def _classes(best: Configuration, control: Configuration | None, names: Sequence
         for place, (count, hits, other) in enumerate(zip(samples, right, others, strict=True))
         if count
     ]
+
+
+def _classes_of_boxes(best: Configuration, control: Configuration | None, names: Sequence[str]) -> list[ClassRow]:
+    """The average precision of each class that has a test box, the mean over the reported seeds."""
+    boxes = next(record.details["class_boxes"] for record in best.reported if "class_boxes" in record.details)
+    mine, theirs = _precisions(best), [] if control is None else _precisions(control)
+    return [
+        ClassRow(
+            name=_name(place, names), samples=round(count), best=value, control=theirs[place] if place < len(theirs) else None
+        )
+        for place, (count, value) in enumerate(zip(boxes, mine, strict=False))
+        if count and value is not None
+    ]
+
+
+def _precisions(of: Configuration) -> list[float | None]:
+    lists = [record.details["class_precision"] for record in of.reported if "class_precision" in record.details]
+    known = ([value for value in each if value is not None] for each in zip(*lists, strict=False))
+    return [sum(each) / len(each) if each else None for each in known]
 
 
 def _mistakes(of: Configuration, names: Sequence[str]) -> list[Mistake]:
@@ -256,18 +280,19 @@ def _matrix(of: Configuration, names: Sequence[str]) -> list[tuple[str, tuple[fl
 def _pictures(best: Configuration, control: Configuration | None) -> Iterator[Picture]:
     """The teacher's from the first student that was compared with one, then each student's."""
     drawn = [(each.method, _drawings(each)) for each in (best, control) if each is not None]
-    if (teacher := next((found["teacher"] for _, found in drawn if "teacher" in found), None)) is not None:
-        yield Picture(maker="the teacher", file=teacher)
+    for what, maker in (("truth", "the data"), ("teacher", "the teacher")):
+        if (shared := next((found[what] for _, found in drawn if what in found), None)) is not None:
+            yield Picture(maker=maker, file=shared[0], words=shared[1])
     for method, found in drawn:
         if "student" in found:
-            yield Picture(maker=method, file=found["student"])
+            yield Picture(maker=method, file=found["student"][0], words=found["student"][1])
 
 
-def _drawings(of: Configuration) -> dict[str, str]:
+def _drawings(of: Configuration) -> dict[str, tuple[str, str]]:
     """The pictures of its first reported seed that has some, by what made them."""
     for record in of.reported:
         if pictures := record.details.get("pictures"):
-            return {str(what): str(file) for what, file in pictures}
+            return {str(what): (str(file), str(words[0]) if words else "") for what, file, *words in pictures}
     return {}
 
 

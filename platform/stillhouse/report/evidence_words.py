@@ -31,10 +31,13 @@ def examined(data: ReportData) -> dict[str, Any] | None:
         "reliability_words": _reliability(found.bins),
         "classes": found.classes[:_MAX_CLASSES],
         "class_words": _class_words(found),
+        "class_columns": ("Samples", "Accuracy") if _is_of_classes(found) else ("Boxes", "AP"),
         "matrix": found.matrix,
         "mistakes": found.mistakes,
         "mistake_words": _mistake_words(found),
-        "pictures": [(each.maker, each.file, f"What {each.maker} makes of the inputs shown") for each in found.pictures],
+        "pictures": [
+            (each.maker, each.file, each.words or f"What {each.maker} makes of the inputs shown") for each in found.pictures
+        ],
     }
 
 
@@ -98,6 +101,11 @@ def _reliability(bins: tuple[Bin, ...]) -> str:
     side = "too sure of itself" if sure > right else "less sure than it could be"
     words = f"On average it is {100 * sure:.1f} % sure and {100 * right:.1f} % right, so it is {side}. "
     return words + "Bars on the dashed line would be right as often as the student expects."
+
+
+def _is_of_classes(found: Examination) -> bool:
+    """Whether rows of classes are shares of samples, not precisions of boxes."""
+    return any("class_samples" in record.details for record in found.best.reported)
 
 
 def _class_words(found: Examination) -> str:

@@ -22,6 +22,7 @@ from stillhouse.models.layers import Shape
 from stillhouse.spec.measure import Measure
 from stillhouse.spec.metric import Metric
 from stillhouse.tasks import _detection_metric as coco
+from stillhouse.tasks import _detection_pictures as drawn
 from stillhouse.tasks.task import Evidence, Reduction, SplitOutputs, Task
 
 MAP = Metric(name="map", direction="max", label="mAP", digits=3)
@@ -114,6 +115,16 @@ class Detection(Task):
     def evaluator(self) -> coco.MeanAveragePrecision:
         coco.require_package()
         return coco.MeanAveragePrecision()
+
+    def pictures(self, data: ImageData, test: SplitOutputs, teacher: SplitOutputs | None) -> list[tuple[str, str, str]]:
+        """The first test images with the true boxes, and with those that the teacher and the student are sure of."""
+        images = data.test.images[: drawn.SHOWN]
+        found = [("truth", "the true boxes", drawn.real(test.targets[: drawn.SHOWN]))]
+        for what, outputs in (("teacher", teacher), ("student", test)):
+            if outputs is not None:
+                own = drawn.surely(outputs.outputs[self.output][: drawn.SHOWN])
+                found.append((what, f"the boxes that the {what} finds", own))
+        return [(what, drawn.picture(images, own), drawn.words(maker, own, data.class_names)) for what, maker, own in found]
 
     def trivial_value(self, targets: Tensor) -> float:
         """Of a model that returns the same boxes for every image, practically 0."""

@@ -342,6 +342,17 @@ class Task(ABC):
         """
         return outputs
 
+    def pictures(self, data: ImageData, test: SplitOutputs, teacher: SplitOutputs | None) -> Sequence[Sequence[str]]:
+        """Pictures of a finished student's outputs for the page, beside those that `evidence` makes of outputs alone.
+
+        Args:
+            test, teacher: as for `evidence`.
+
+        Returns:
+            lists of `truth`, `teacher` or `student`, a small PNG file in base64, and what a reader who cannot see it should know.
+        """
+        return ()
+
     def trivial_value(self, targets: Tensor) -> float | None:
         """The metric's value on these targets of the best model that ignores its input; None if that is unknown.
 

@@ -45,10 +45,14 @@ def examine(
     if not task.measures:
         return evaluate(data.test), Evidence()
     test = outputs_of(data.test)
-    found = task.evidence(outputs_of(data.validation), test, environment.teacher_outputs(trial, task.metric))
+    teacher = environment.teacher_outputs(trial, task.metric)
+    found = task.evidence(outputs_of(data.validation), test, teacher)
+    details = dict(found.details)
+    if pictures := task.pictures(data, test, teacher):
+        details["pictures"] = [list(each) for each in pictures]
     home = environment.own_home
     path = home.here(environment.folder) / outputs_file(trial.key)
     write_atomic(path, save({name: value.contiguous() for name, value in test.outputs.items()}))
     home.push(path)
     finite = {name: value for name, value in found.numbers.items() if math.isfinite(value)}
-    return value_of(test, data), Evidence(numbers=finite, details=found.details)
+    return value_of(test, data), Evidence(numbers=finite, details=details)
