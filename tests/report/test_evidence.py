@@ -160,3 +160,33 @@ def test_pictures_of_teacher_student_and_control_are_shown_in_that_order(data: R
         ("control", "dGhlaXJz"),
     ]
     assert all("makes of the inputs shown" in words for _, _, words in shown_now["pictures"])
+
+
+def test_the_precision_of_classes_of_boxes_is_the_mean_over_seeds_and_one_without_a_box_is_left_out(data: ReportData) -> None:
+    precisions = {"soft_targets": ([0.4, None], [0.2, None]), "control": ([0.1, None], [0.3, None])}
+    records = [
+        each.model_copy(
+            update={"details": {"class_boxes": [7, 0], "class_precision": precisions[each.trial.method][each.trial.seed]}}
+        )
+        for each in data.records
+    ]
+    changed = ReportData.of(data.facts, records)
+    found = examination(changed)
+    assert found is not None
+    assert [(row.name, row.samples) for row in found.classes] == [("cat", 7)]
+    assert (found.classes[0].best, found.classes[0].control) == pytest.approx((0.3, 0.2))
+    now = examined(changed)
+    assert now is not None
+    assert now["class_columns"] == ("Boxes", "AP")
+
+
+def test_pictures_begin_with_the_truth_and_have_the_words_that_the_task_gives(data: ReportData) -> None:
+    made = [["truth", "dHJ1ZQ==", "4 test images with the true boxes: 3 cat"], ["student", "b3du", "4 test images: none"]]
+    records = [each.model_copy(update={"details": {"pictures": made}}) for each in data.records]
+    now = examined(ReportData.of(data.facts, records))
+    assert now is not None
+    assert [(maker, words) for maker, _, words in now["pictures"]] == [
+        ("the data", "4 test images with the true boxes: 3 cat"),
+        ("soft_targets", "4 test images: none"),
+        ("control", "4 test images: none"),
+    ]

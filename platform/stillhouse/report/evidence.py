@@ -11,6 +11,7 @@ draws those that it knows:
   may be missing.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,12 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What one network made of inputs that are the same for all; `file` is a PNG file in base64."""
+    """What one network made of inputs that are the same for all.
+
+    Attributes:
+        file: a PNG file in base64.
+        words: what a reader who cannot see it should know; empty for what `maker` says.
+    """
 
     maker: str
     file: str
@@ -230,10 +236,8 @@ def _classes_of_boxes(best: Configuration, control: Configuration | None, names:
     boxes = next(record.details["class_boxes"] for record in best.reported if "class_boxes" in record.details)
     mine, theirs = _precisions(best), [] if control is None else _precisions(control)
     return [
-        ClassRow(
-            name=_name(place, names), samples=round(count), best=value, control=theirs[place] if place < len(theirs) else None
-        )
-        for place, (count, value) in enumerate(zip(boxes, mine, strict=False))
+        ClassRow(name=_name(place, names), samples=round(count), best=value, control=other)
+        for place, (count, value, other) in enumerate(itertools.zip_longest(boxes, mine, theirs))
         if count and value is not None
     ]
 

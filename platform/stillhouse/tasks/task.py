@@ -349,7 +349,7 @@ class Task(ABC):
             test, teacher: as for `evidence`.
 
         Returns:
-            lists of `truth`, `teacher` or `student`, a small PNG file in base64, and what a reader who cannot see it should know.
+            triples: `truth`, `teacher` or `student`; a small PNG file in base64; what a reader who cannot see it should know.
         """
         return ()
 
