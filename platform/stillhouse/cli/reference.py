@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ from stillhouse.cli.app import OK, app, as_exit_code
 from stillhouse.cli.options import Debug, Json
 from stillhouse.cli.output import make_console, make_table, print_json
 from stillhouse.errors import UsageError
-from stillhouse.spec.reference import Entry, find, json_schema, reference
+
+if TYPE_CHECKING:
+    from stillhouse.spec.reference import Entry
 
 SCHEMA_FILE = "sweep.schema.json"
 _INTRODUCTION = f"""# The keys of a spec
@@ -53,6 +55,8 @@ def explain_spec(
     debug: Debug = False,
 ) -> int:
     """Explain the keys of a spec: values, defaults, meaning."""
+    from stillhouse.spec.reference import find, json_schema, reference
+
     if sum((schema, markdown, as_json)) > 1:
         raise UsageError("use one of --json-schema, --markdown and --json")
     if schema and key is not None:
@@ -71,7 +75,7 @@ def explain_spec(
     return OK
 
 
-def _print_entry(entry: Entry) -> None:
+def _print_entry(entry: "Entry") -> None:
     print(f"{entry.key}: {entry.values}")
     print(f"default: {_default(entry)}")
     if not entry.section:
@@ -79,7 +83,7 @@ def _print_entry(entry: Entry) -> None:
     print(entry.meaning)
 
 
-def _print_table(entries: Sequence[Entry]) -> None:
+def _print_table(entries: Sequence["Entry"]) -> None:
     table = make_table("key", "default", "meaning")
     for entry in entries:
         table.add_row(entry.key, _default(entry), _brief(entry.meaning))
@@ -92,7 +96,7 @@ def _brief(meaning: str) -> str:
     return shorten(re.split(r"[;:.] |\.$", meaning)[0], width=80, placeholder=" …")
 
 
-def _default(entry: Entry) -> str:
+def _default(entry: "Entry") -> str:
     if entry.section:
         return "required" if entry.required else ""
     return "required" if entry.required else _flow(entry.default)
@@ -109,7 +113,7 @@ def _flow(value: Any) -> str:
     return json.dumps(value)
 
 
-def page(entries: Sequence[Entry]) -> str:
+def page(entries: Sequence["Entry"]) -> str:
     """The keys in Markdown, one table for each section, followed by view operations and data sets."""
     lines = [_INTRODUCTION]
     top = [entry for entry in entries if "." not in entry.key]
@@ -122,7 +126,7 @@ def page(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, *_operations(), "", *_data_sets()]) + "\n"
 
 
-def _table(entries: Sequence[Entry]) -> list[str]:
+def _table(entries: Sequence["Entry"]) -> list[str]:
     rows = ["| key | values | default | example | meaning |", "|---|---|---|---|---|"]
     for entry in entries:
         example = "" if entry.section else f"`{_flow(entry.example)}`"
