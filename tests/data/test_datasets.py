@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from stillhouse.data import sets
 from stillhouse.data.datasets import ImageData, dataset_facts, dataset_names, dataset_problems, load_dataset
 from stillhouse.errors import UsageError
 
@@ -264,7 +265,9 @@ def test_a_truncated_file_is_reported_with_its_folder(tmp_path: Path) -> None:
         load_dataset("mnist", root=tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in dataset_names() if name not in ("digits", "image_folder", "pack")])
+@pytest.mark.parametrize(
+    "name", [name for name in dataset_names() if name not in ("digits", "image_folder", "pack", *sets.names())]
+)
 def test_an_empty_root_is_reported_with_the_remedy(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"{name} cannot be read from {tmp_path}.*or set dataset.download to true") as caught:
         load_dataset(name, root=tmp_path)
