@@ -72,7 +72,9 @@ def test_models_are_listed_with_their_sizes(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("stillhouse.models.registry.all_model_names", lambda: ["mlp", "resnet20"])
     heading, *rows, others = run("models").stdout.splitlines()
     assert heading.split() == ["model", "parameters", "MACs", "bytes"]
-    assert others == "further models by name: torchvision:<name>, timm:<name>, or package.module:function of your own"
+    assert others == (
+        "further models by name: torchvision:<name>, timm:<name>, hf:<folder>, or package.module:function of your own"
+    )
     assert [row.split()[0] for row in rows] == ["mlp", "resnet20"]
     sizes = {each["name"]: each["parameters"] for each in json.loads(run("models", "--json").stdout)}
     # CIFAR-100: the convolutions and BatchNorms of a ResNet-20 have 271,824 weights, its classifier 64 · 100 + 100.
