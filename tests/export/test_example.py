@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from stillhouse.data.decode import decode_image
 from stillhouse.data.images import ImageData, channel_statistics, split_of
 from stillhouse.export import Student, export_student
-from stillhouse.export.example import describe, prepare
+from stillhouse.export.example import describe, prepare, resize
 from stillhouse.models.registry import build_model
 from stillhouse.models.weights import state_hash
 from stillhouse.spec.records import StudentChoice, SweepFacts, Trial, TrialRecord
@@ -105,3 +105,21 @@ def test_the_example_of_an_export_runs_on_image_files_with_two_channels(tmp_path
     ]
     assert answers[0] == answers[1]
     assert answers[0].startswith(f"{tmp_path / 'x.png'}: ")
+
+
+def test_detections_are_printed_as_boxes_of_classes() -> None:
+    facts = {"output": {"what": "detections"}, "class_names": ["Platelets", "RBC"]}
+    outputs = np.zeros((100, 6), np.float32)
+    outputs[:, 5] = -1
+    assert describe(outputs, facts) == "nothing"
+    outputs[:2] = [[1, 2, 30, 40, 0.91, 1], [3, 3, 9, 9, 0.5, 0]]
+    assert describe(outputs, facts) == "RBC (0.910) at 1 2 30 40; Platelets (0.500) at 3 3 9 9"
+
+
+def test_images_are_resized_as_those_of_the_data_set() -> None:
+    plane = Image.new("L", (20, 16), 255)
+    assert np.asarray(resize(plane, (30, 10), "stretch")).shape == (10, 30)
+    boxed = np.asarray(resize(plane, (40, 40), "letterbox"))
+    # 20 x 16 pixels become 40 x 32; the rest is black.
+    assert boxed[:32].min() == 255
+    assert boxed[32:].max() == 0
