@@ -122,7 +122,7 @@ def test_sketching_does_not_change_the_random_generator() -> None:
 
 def test_options_come_with_their_defaults() -> None:
     assert model_options("mlp") == {"hidden": (256, 128), "width": 1.0, "dropout": 0.0}
-    assert model_options("resnet20") == {"width": 1.0}
+    assert model_options("resnet20") == {"width": 1.0, "shortcut": "projection"}
     assert model_options("nin") == {"width": 1.0, "dropout": 0.5}
     assert model_options("torchvision:resnet18") == {"resize": None}
 
