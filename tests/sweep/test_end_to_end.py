@@ -155,6 +155,8 @@ def test_the_document_has_the_keys_that_scripts_rely_on(undisturbed: Undisturbed
     }
     assert set(document["pareto"][0]) == {
         *("trial", "method", "student", "seed", "seeds", "parameters", "size_bytes", "macs", "latency_ms"),
+        *("latency_batch64_ms", "images_per_second", "peak_memory_bytes", "peak_memory_batch64_bytes"),
+        *("program_latency_ms", "program_latency_batch64_ms", "onnx_latency_ms", "onnx_latency_batch64_ms"),
         *("validation_accuracy", "test_accuracy", "test_split_interval"),
         *("teacher_agreement", "teacher_kl", "teacher_mistakes_repeated", "nll", "ece", "ece_scaled", "worst_class_accuracy"),
     }
