@@ -71,6 +71,7 @@ class Detection(Task):
     metric: ClassVar[Metric] = MAP
     targets: ClassVar[TargetRule] = BOXES
     output: ClassVar[str] = "detections"
+    several: ClassVar[bool] = True
     measures: ClassVar[tuple[Measure, ...]] = MEASURES
 
     def training_targets(

@@ -140,6 +140,7 @@ class Task(ABC):
         draws: whether inputs are drawn anew in each view, so that views differ although nothing is augmented.
         separable: whether the loss of a batch is the mean of its samples' own losses. If not, batches are not divided among
             workers or micro-batches, and no sample has a gradient of its own.
+        several: whether `outputs` reads models that return more than one tensor.
         measures: what `evidence` finds; a task without any is not asked.
         input_name: what the input of an exported model is called.
         differentiable: whether gradients can flow to what models read, so that methods may differentiate or generate it.
@@ -153,6 +154,7 @@ class Task(ABC):
     mixes: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     separable: ClassVar[bool] = True
+    several: ClassVar[bool] = False
     measures: ClassVar[tuple[Measure, ...]] = ()
     input_name: ClassVar[str] = "images"
     differentiable: ClassVar[bool] = True
@@ -190,8 +192,8 @@ class Task(ABC):
         """Why a model cannot be trained for the task, as words that follow its name; None if nothing is known."""
         given = self.sample_shape(model.num_classes, model.input_shape)
         if model.reads == given:
-            several = not model.returns and type(self).outputs is Task.outputs
-            return f"returns more than one tensor, task {self.name} reads one" if several else None
+            unread = not model.returns and not self.several
+            return f"returns more than one tensor, task {self.name} reads one" if unread else None
         return f"reads {in_words(model.reads)} of each sample, task {self.name} gives {in_words(given)}"
 
     def inputs(self, data: ImageData, views: Views, images: Images, indices: Tensor, view: int) -> Tensor:
