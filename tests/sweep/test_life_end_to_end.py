@@ -526,7 +526,7 @@ class _Failing(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(500)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_arguments: Any) -> None:
         pass
@@ -608,7 +608,7 @@ class _Slow(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_arguments: Any) -> None:
         pass
