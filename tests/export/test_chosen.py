@@ -143,7 +143,7 @@ def test_names_that_look_like_those_of_a_parallel_model_are_kept(swept: Any, mon
     wrapper.module = inside
     record = swept.record()
     digest = save_weights(wrapper, swept.sweep_home.folder / record.weights)
-    monkeypatch.setattr("stillhouse.sweep.results.trained_students.rebuilt_student", lambda *_: wrapper)
+    monkeypatch.setattr("stillhouse.sweep.execution.stored_student.rebuilt_student", lambda *_: wrapper)
     results = Results.read(swept.home, "tiny")
     changed = record.model_copy(update={"weights_hash": digest})
     assert load_student(results.sweep_home, read_spec(results.sweep_home), changed, swept.data()) is wrapper

@@ -79,6 +79,9 @@ def _observe(name: str, settings: str) -> Observed:
 
     def uncounted(self: Optimisers, *groups: str) -> None:
         # An optimiser's step counters are on the processor, and a fused one reads nothing.
+        if not waits:  # helpers of the task are trained before the method's first step
+            apply(self, *groups)
+            return
         own = list(waits.values())[-1]
         before = len(own)
         apply(self, *groups)

@@ -20,9 +20,14 @@ def changed(record: TrialRecord, *operators: dict[str, dict[str, Any]], **fields
     return record.model_copy(update={"trial": trial, **fields})
 
 
-def test_the_columns_of_operators_come_last_and_say_nothing_of_a_plain_student(facts: Facts, record: Make) -> None:
+def test_the_columns_of_operators_come_after_all_older_ones_and_say_nothing_of_a_plain_student(
+    facts: Facts, record: Make
+) -> None:
     table = trials_table(facts(), [record()])
-    assert table.columns.tolist()[-len(LAST) :] == LAST
+    columns = table.columns.tolist()
+    first = columns.index(LAST[0])
+    assert columns[first : first + len(LAST)] == LAST
+    assert {name.split("_")[0] for name in columns[first + len(LAST) :]} == {"program", "onnx"}
     row = table.iloc[0]
     assert (row["weight_bits"], row["activation_bits"]) == (32, 32)
     assert pd.isna(row["compression"])
