@@ -169,7 +169,7 @@ class DetectionHints(MapMethod):
         return terms
 
     def judgement(self, step: Step) -> Judgement:
-        """What the teacher says of its own proposals."""
+        """The teacher's outputs for its own proposals."""
         return unpacked(step.teacher["boxes"])
 
     def _bounded(self, student: Tensor, teacher: Tensor, wanted: Tensor, assigned: Assignment) -> Tensor:

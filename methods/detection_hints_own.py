@@ -19,7 +19,7 @@ from stillhouse.models.detector import BOX_OUTPUT, unpacked
 
 
 def judge(teacher: Callable[..., Any], images: Tensor, proposals: Tensor) -> tuple[Tensor]:
-    """What the teacher's box head says of proposals [B, N, 4]: a `BOX_OUTPUT`."""
+    """The output of the teacher's box head for proposals [B, N, 4]: a `BOX_OUTPUT`."""
     return (teacher(images, proposals)["judged"],)
 
 
@@ -42,7 +42,7 @@ class DetectionHintsOwn(DetectionHints):  # type: ignore[misc]  # methods are fo
         return {}
 
     def judgement(self, step: Step) -> Judgement:
-        """What the teacher says of the student's proposals."""
+        """The teacher's outputs for the student's proposals."""
         proposals = step.output("proposals").detach()
         (packed,) = step.run_at_teacher(judge, step.images, proposals)
         return unpacked(packed)

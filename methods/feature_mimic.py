@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import MapMethod
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Step, hyperparameter
+from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.methods.detection_hints import detector_of
 from stillhouse.models.architecture import Architecture
@@ -51,15 +51,8 @@ class FeatureMimic(MapMethod):
         return self.mimic_weight > 0
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        needed = {}
-        for ours, theirs in (self.pairs(teacher, student) if self.active else {}).items():
-            if student.shape(ours)[1:] != teacher.shape(theirs)[1:]:
-                raise MethodError(
-                    f"the maps {ours} of {student.name} and {theirs} of {teacher.name} differ in size; "
-                    "give both the same stride and as many stages"
-                )
-            needed[f"map.{ours}"] = feature(theirs)
-        return needed
+        pairs = self.pairs_of_equal_size(teacher, student) if self.active else {}
+        return {f"map.{ours}": feature(theirs) for ours, theirs in pairs.items()}
 
     def modules(self, setup: Setup) -> dict[str, Helper]:
         return self.connectors(setup, lambda ours, theirs: nn.Conv2d(ours, theirs, 1))

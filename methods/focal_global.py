@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distill.maps import Connectors, MapMethod
-from stillhouse.distill.method import Card, Helper, MethodError, Setup, Step, hyperparameter
+from stillhouse.distill.method import Card, Helper, Setup, Step, hyperparameter
 from stillhouse.knowledge.kinds import Knowledge, feature
 from stillhouse.models.architecture import Architecture
 from stillhouse.spec.priors import LogUniform
@@ -114,15 +114,8 @@ class FocalGlobal(MapMethod):
         return max(self.object_weight, self.background_weight, self.attention_weight, self.global_weight) > 0
 
     def knowledge(self, teacher: Architecture, student: Architecture) -> dict[str, Knowledge]:
-        needed = {}
-        for ours, theirs in (self.pairs(teacher, student) if self.active else {}).items():
-            if student.shape(ours)[1:] != teacher.shape(theirs)[1:]:
-                raise MethodError(
-                    f"the maps {ours} of {student.name} and {theirs} of {teacher.name} differ in size; "
-                    "give both the same stride and as many stages"
-                )
-            needed[f"map.{ours}"] = feature(theirs)
-        return needed
+        pairs = self.pairs_of_equal_size(teacher, student) if self.active else {}
+        return {f"map.{ours}": feature(theirs) for ours, theirs in pairs.items()}
 
     def modules(self, setup: Setup) -> dict[str, Helper]:
         helpers = self.connectors(setup, lambda ours, theirs: nn.Conv2d(ours, theirs, 1))

@@ -47,6 +47,21 @@ class MapMethod(Method):
         """Whether the student's default maps are those before the stages' ReLU."""
         return self.before_relu
 
+    def pairs_of_equal_size(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
+        """As `pairs`, for losses that compare maps place by place.
+
+        Raises:
+            MethodError: the height or width of a pair differs.
+        """
+        pairs = self.pairs(teacher, student)
+        for ours, theirs in pairs.items():
+            if student.shape(ours)[1:] != teacher.shape(theirs)[1:]:
+                raise MethodError(
+                    f"the maps {ours} of {student.name} and {theirs} of {teacher.name} differ in size; "
+                    "give both the same stride and as many stages"
+                )
+        return pairs
+
     def pairs(self, teacher: Architecture, student: Architecture) -> dict[str, str]:
         """{student's layer: teacher's layer}, shallow to deep; see `paired_maps`.
 

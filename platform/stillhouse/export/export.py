@@ -145,7 +145,7 @@ def _fill(student: Student, place: Path, tell: Callable[[str], None]) -> dict[st
 
 
 def described(student: Student) -> dict[str, str]:
-    """What a file says of itself to programs that find it without its folder: lists are JSON."""
+    """What the file records for programs that read it without its folder; lists are JSON."""
     data, record = student.data, student.record
     return {
         "sweep": student.facts.name,

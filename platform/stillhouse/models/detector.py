@@ -144,11 +144,11 @@ class FasterRCNN(nn.Module):
     """A detector of fixed shape.
 
     In training mode it returns {`map.0`, `map.1`, ...: the neck's maps [B, K, H, W], `anchors`: [B, A, 5] as `rpn.output`,
-    `proposals`: [B, P, 4], `meant`: bool [B, P]}; what the box head says of any boxes is `look_at(maps, boxes)`.
+    `proposals`: [B, P, 4], `meant`: bool [B, P]}; the box head's outputs for other boxes are `look_at(maps, boxes)`.
 
     In evaluation mode it returns detections, the best first: {`boxes`: [B, 100, 4], `scores`: [B, 100] from 0 to 1, `labels`:
     int64 [B, 100]}; rows without a box have the score 0 and the label -1. With `judged`, boxes [B, N, 4], it also returns what
-    its box head says of them: {`judged`: [B, N, 4 + (C + 1) + 4 (C + 1)]}, as `BOX_OUTPUT`.
+    its box head returns for them: {`judged`: [B, N, 4 + (C + 1) + 4 (C + 1)]}, as `BOX_OUTPUT`.
 
     Args:
         backbone: images [B, channels, H, W] to {name: map [B, K, H, W]}, finest first.

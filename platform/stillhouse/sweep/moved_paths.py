@@ -62,7 +62,7 @@ def check_moved(
         records: of the sweep.
 
     Raises:
-        UsageError: it is not; the message says what differs.
+        UsageError: it is not; the message names what differs.
     """
     if (moved := sorted(moved)) and ROOT in moved:
         check_same_data(sweep, facts, data)
@@ -79,7 +79,7 @@ def check_same_data(sweep: str, facts: SweepFacts | None, data: ImageData) -> No
     """Checks that the data set is the one of the sweep's facts; facts without a fingerprint are of no help.
 
     Raises:
-        UsageError: it is not; the message says what differs.
+        UsageError: it is not; the message names what differs.
     """
     known = {} if facts is None else facts.dataset
     if known.get("fingerprint") in (None, data.fingerprint):
